@@ -76,7 +76,8 @@ def test_device_memory_is_freed() -> None:
             buffer.close()
             del buffer
             gc.collect()
-            device.submit([recorded(device, (v := Vectors(device, 3, 64), v[0], v[1], v[2])[1:])]).wait(10)
+            vectors = Vectors(device, 3, 64)
+            device.submit([recorded(device, (vectors[0], vectors[1], vectors[2]))]).wait(10)
             free, _ = _memory(call)
             if kept == 1:
                 before = free

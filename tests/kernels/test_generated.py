@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.kernels.spirv import parse
+from wasmetal.device.matrix_units import SUBGROUP
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import (
     ACTIVATIONS,
@@ -143,6 +144,7 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "THREADS"] == THREADS
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
+    assert found["fragments", "LANES"] == SUBGROUP
     assert found["norm_gemv", "NO_BIAS"] == NO_BIAS
     assert found["gated_gemv", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE

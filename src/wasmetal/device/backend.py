@@ -173,6 +173,10 @@ class Tier(IntEnum):
     DISCRETE = 3
 
 
+LEAST_SPEEDS = {Tier.SOFTWARE: 2e9, Tier.CPU: 2e9, Tier.INTEGRATED: 5e10, Tier.DISCRETE: 2e11}
+"""The least speed to expect of a device of each tier, in operations per second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A device that can be opened. ``find_devices()`` of a backend lists them in the driver's order."""

@@ -73,4 +73,4 @@ class MatrixUnits:
         backend = self._trials.open_with(MatrixUnits(None, kernel))
         backend.precision = "standard"
         with OpenDevice(backend) as device:
-            return find_problem(device, rounded_gemms(kernel.name.rpartition("coopmat")[2].partition("_")[2]))
+            return find_problem(device, rounded_gemms(kernel.name.split("_", 2)[2]))

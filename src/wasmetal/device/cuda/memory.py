@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from wasmetal.device.base import Bytes, HostPages
 from wasmetal.device.cuda.api import call
 from wasmetal.device.cuda.context import Context, Owned
@@ -21,7 +19,8 @@ class CudaAllocation:
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes]. Called only if the host can see them."""
-        return np.empty(0, np.uint8) if self._pages is None else self._pages
+        assert self._pages is not None
+        return self._pages
 
 
 def allocate_device(context: Context, stream: Owned, nbytes: int) -> CudaAllocation:

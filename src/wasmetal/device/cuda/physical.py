@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wasmetal.device.backend import Tier
+from wasmetal.device.backend import LEAST_SPEEDS, Tier
 from wasmetal.device.base import DeviceInfo
 from wasmetal.device.cuda.api import call, cu, start_driver
 from wasmetal.memory.pages import page_size
@@ -74,7 +74,7 @@ class PhysicalDevice:
             offset_alignment=16,
             max_binding_bytes=_BINDING_BYTES,
             subgroup_size=WARP,
-            operations_per_second=5e10 if integrated else 2e11,
+            operations_per_second=LEAST_SPEEDS[self.tier],
             gpu=True,
             fuses=True,
             features=(f"compute capability {major}.{minor}", "host page registration", "graphs"),

@@ -44,15 +44,20 @@ class CudaWork:
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
         begin = time.perf_counter()
-        done = spin(self.ended, seconds)
+        self._context.use()
+        done = spin(self._ask, seconds)
         while not done and (waited := time.perf_counter() - begin) < seconds:
             time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
-            done = self.ended()
+            done = self._ask()
         return done
 
     def ended(self) -> bool:
         """Whether the work has ended. Raises DeviceLostError."""
         self._context.use()
+        return self._ask()
+
+    def _ask(self) -> bool:
+        """The same, in a thread where the context is current."""
         (result,) = cu.cuEventQuery(self._end)
         if result == NOT_READY:
             return False

@@ -69,12 +69,14 @@ class LogicalDevice:
         """
         if number <= self._completed:
             return True
-        if seconds and self.physical.info.gpu and spin(lambda: self.wait_for(number, 0), seconds):
-            return True
         value = ffi.new("uint64_t *", number)
         fields = lib.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, NULL, 0, 1, self._semaphore, value
         info = ffi.new("VkSemaphoreWaitInfo *", fields)  # without struct(): every token waits here
-        if call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
+
+        def ended(seconds: float = 0) -> bool:
+            return call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) == int(lib.VK_SUCCESS)
+
+        if not (seconds and self.physical.info.gpu and spin(ended, seconds)) and not ended(seconds):
             return False
         self._completed = max(self._completed, number)
         return True

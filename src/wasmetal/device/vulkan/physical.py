@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from wasmetal.device.backend import Tier
+from wasmetal.device.backend import LEAST_SPEEDS, Tier
 from wasmetal.device.base import DeviceInfo
 from wasmetal.device.vulkan import features, matrices
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
@@ -22,8 +22,6 @@ _TIERS = {
     lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: Tier.INTEGRATED,
     lib.VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: Tier.INTEGRATED,
 }
-_SPEEDS = {Tier.SOFTWARE: 2e9, Tier.INTEGRATED: 5e10, Tier.DISCRETE: 2e11}
-"""The least speed to expect of each kind of device, in operations per second."""
 _COMPUTE_STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
 _UNIFIED = (lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU, lib.VK_PHYSICAL_DEVICE_TYPE_CPU)
 
@@ -95,7 +93,7 @@ class PhysicalDevice:
             offset_alignment=int(core.limits.minStorageBufferOffsetAlignment),
             max_binding_bytes=int(core.limits.maxStorageBufferRange),
             subgroup_size=int(subgroup.subgroupSize),
-            operations_per_second=_SPEEDS[self.tier],
+            operations_per_second=LEAST_SPEEDS[self.tier],
             gpu=self.tier is not Tier.SOFTWARE,
             fuses=True,
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
