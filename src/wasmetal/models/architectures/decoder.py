@@ -19,7 +19,7 @@ from wasmetal.models.architectures.feed_forward import Dense, FeedForward, Gate
 from wasmetal.models.architectures.network import Inputs, KVPools
 from wasmetal.models.architectures.normed import Normed
 from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
-from wasmetal.models.architectures.self_attention import SelfAttention
+from wasmetal.models.architectures.self_attention import SelfAttention, as_heads
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.models.weights import Matrix, Weight, Weights
@@ -305,8 +305,8 @@ class Decoder:
         valid = inputs.batch if rows > 1 else None  # A single row is always valid.
         x, normed, qkv, attended = (t.rows(0, rows) for t in (self._x, self._normed, self._qkv, self._attended))
         q_end, k_end = c.head_count * c.head_dim, (c.head_count + c.head_count_kv) * c.head_dim
-        q = _heads(qkv.columns(0, q_end), c.head_dim)
-        k = _heads(qkv.columns(q_end, k_end), c.head_dim)
+        q = as_heads(qkv.columns(0, q_end), c.head_dim)
+        k = as_heads(qkv.columns(q_end, k_end), c.head_dim)
 
         def normed_by(weight: Tensor | None) -> Normed:
             """The residual stream, normed if there is a weight for it."""
@@ -361,8 +361,3 @@ def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:
     loaded = buffers.tensor(*table.shape)
     buffers.load(loaded.buffer, 0, table.reshape(-1).view(np.uint8))
     return loaded
-
-
-def _heads(x: Tensor, head_dim: int) -> Tensor:
-    """[T, heads * head_dim] as [T, heads, head_dim]."""
-    return replace(x, shape=(x.shape[0], x.shape[1] // head_dim, head_dim))

@@ -63,7 +63,8 @@ class SelfAttention:
         [T, heads * head_dim].
         """
         rows, q_end, k_end = qkv.shape[0], self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim
-        q, k, v = (self._heads(qkv, *ends) for ends in ((0, q_end), (q_end, k_end), (k_end, qkv.shape[1])))
+        bounds = (0, q_end), (q_end, k_end), (k_end, qkv.shape[1])
+        q, k, v = (as_heads(qkv.columns(*ends), self.head_dim) for ends in bounds)
         paged = *pools, inputs.batch, inputs.sequences
         fuses = rec.info.fuses
         how: dict[str, Any] = {"window": window, "sinks": sinks}
@@ -77,18 +78,19 @@ class SelfAttention:
             rope_append(rec, q, k, v, table, *paged, interleaved=self.interleaved)
         else:
             if table:
-                rope(rec, self._heads(qkv, 0, k_end), table, inputs.batch, interleaved=self.interleaved)
+                q_and_k = as_heads(qkv.columns(0, k_end), self.head_dim)
+                rope(rec, q_and_k, table, inputs.batch, interleaved=self.interleaved)
             kv_append(rec, k, v, *paged)
         if fuses and rows <= FEW:
             split_attention(rec, q, *paged, out, self.scale, scratch=self._scratch(rows), **how)
         else:
             (prefill_attention if fuses else attention)(rec, q, *paged, out, self.scale, **how)
 
-    def _heads(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """Columns of [T, columns] as [T, heads, head_dim]."""
-        some = x.columns(begin, end)
-        return replace(some, shape=(x.shape[0], (end - begin) // self.head_dim, self.head_dim))
-
     def _scratch(self, rows: int) -> Tensor:
         shape = scratch_shape(rows, self.heads, self.kv_heads, self.head_dim)
         return self.scratch.rows(0, math.prod(shape)).reshape(*shape)
+
+
+def as_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[T, heads * head_dim] as [T, heads, head_dim]."""
+    return replace(x, shape=(x.shape[0], x.shape[1] // head_dim, head_dim))
