@@ -199,8 +199,8 @@ def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple
 
 
 def _eights(name: str, dtype: DType) -> Argument:
-    """A weight as the GEMV kernels read it."""
-    return _read(name, 4 if dtype.quantized else 16)
+    """A weight as kernels read it that take eight weights at a time."""
+    return _read(name, dtype.gemv_unit)
 
 
 def _by_eights(dtype: DType) -> tuple[tuple[str, str], ...]:
@@ -447,7 +447,7 @@ _KERNELS = (
             name=f"gemm_coopmat{tile}_{dtype.suffix}",
             source="matrices",
             # Offsets are in words all the same, as in the kernel that it takes the place of.
-            buffers=(_read("x", 16), _read("weight", 4 if dtype.quantized else 16), _update("out"), _BATCH),
+            buffers=(_read("x", 16), _eights("weight", dtype), _update("out"), _BATCH),
             fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
             defines=(("FORMAT", f"{dtype.name}Eights"), ("TILE", str(tile))),
             features=("cooperative_matrix",),

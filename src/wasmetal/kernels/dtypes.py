@@ -48,6 +48,11 @@ class DType(Enum):
         return self.block[0] > 1
 
     @property
+    def gemv_unit(self) -> int:
+        """Bytes of the unit in which the kernels of a single row read weights of the type."""
+        return 4 if self.quantized else 16
+
+    @property
     def suffix(self) -> str:
         """Suffix of the names of kernels that read this type."""
         return self.name.lower()

@@ -48,12 +48,12 @@ def copy(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
 
 def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = gate / (1 + exp(-gate)) * up."""
-    return _gated(_silu, p, gate, up, out, batch)
+    return _gated(silu, p, gate, up, out, batch)
 
 
 def gelu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = gate * (1 + tanh(sqrt(2 / pi) (gate + 0.044715 gate^3))) / 2 * up."""
-    return _gated(_gelu, p, gate, up, out, batch)
+    return _gated(gelu_tanh, p, gate, up, out, batch)
 
 
 def swiglu_oai(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
@@ -90,7 +90,7 @@ def gelu(p: SimpleNamespace, x: Bytes, out: Bytes, batch: Bytes) -> Callable[[],
     return lambda: blockwise(run, active(), source, target)
 
 
-def _silu(g: F32, scratch: F32) -> None:
+def silu(g: F32, scratch: F32) -> None:
     """scratch = g / (1 + exp(-g))."""
     np.negative(g, scratch)
     np.exp(scratch, scratch)
@@ -98,7 +98,7 @@ def _silu(g: F32, scratch: F32) -> None:
     np.divide(g, scratch, scratch)
 
 
-def _gelu(g: F32, scratch: F32) -> None:
+def gelu_tanh(g: F32, scratch: F32) -> None:
     """scratch = g / (1 + exp(-2x)), which is g (1 + tanh(x)) / 2, for x = sqrt(2 / pi) (g + 0.044715 g^3)."""
     np.multiply(g, g, scratch)
     np.multiply(scratch, np.float32(-0.044715 * _TWICE), scratch)

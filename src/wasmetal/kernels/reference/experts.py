@@ -41,9 +41,8 @@ def expert_gemv(
     dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, ids: Bytes, out: Bytes
 ) -> Callable[[], None]:
     """One row: out[s] (+)= weight[ids[s]] x[s], for the experts that are bound."""
-    unit = 4 if dtype.quantized else 16
     p.rows, p.x_stride, p.out_stride = 1, 0, 0
-    return _expert_linear(dtype, p, weight, p.weight_offset * unit, x, p.x_offset * 4, ids, out, lambda: 1)
+    return _expert_linear(dtype, p, weight, p.weight_offset * dtype.gemv_unit, x, p.x_offset * 4, ids, out, lambda: 1)
 
 
 def expert_gemm(

@@ -11,6 +11,7 @@ import numpy as np
 from wasmetal.kernels.catalog import ACTIVATIONS, NO_BIAS
 from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference.blocks import EXPAND
+from wasmetal.kernels.reference.elementwise import gelu_tanh, silu
 from wasmetal.kernels.reference.linear import expander
 from wasmetal.kernels.reference.views import F32, Bytes, array
 
@@ -20,7 +21,7 @@ def norm_gemv(
 ) -> Callable[[], None]:
     """out = weight (x / sqrt(mean(x²) + eps) * norm) + bias."""
     normed = _normed(p, x, norm)
-    product = _product(dtype, weight, p.weight_offset * _unit(dtype), p)
+    product = _product(dtype, weight, p.weight_offset * dtype.gemv_unit, p)
     added = 0.0 if p.bias_offset == NO_BIAS else array(bias, p.bias_offset * 4, (p.n,))
     result = array(out, p.out_offset * 4, (p.n,))
 
@@ -35,23 +36,18 @@ def gated_gemv(
 ) -> Callable[[], None]:
     """out = activation(gate n) * (up n), where n is x, normed as above."""
     normed = _normed(p, x, norm)
-    first = _product(dtype, gate, p.gate_offset * _unit(dtype), p)
-    second = _product(dtype, up, p.up_offset * _unit(dtype), p)
+    first = _product(dtype, gate, p.gate_offset * dtype.gemv_unit, p)
+    second = _product(dtype, up, p.up_offset * dtype.gemv_unit, p)
     result = array(out, p.out_offset * 4, (p.n,))
-    gelu = ACTIVATIONS[p.activation] == "gelu"
+    activate = {"silu": silu, "gelu": gelu_tanh}[ACTIVATIONS[p.activation]]
 
     def run() -> None:
         vector = normed()
-        z = first(vector)
         with np.errstate(over="ignore"):
-            twice = 1.5957691216 * z * (1 + 0.044715 * z * z) if gelu else z
-            np.multiply(z / (1 + np.exp(-twice)), second(vector), result)
+            activate(first(vector), result)
+        np.multiply(result, second(vector), result)
 
     return run
-
-
-def _unit(dtype: DType) -> int:
-    return 4 if dtype.quantized else 16
 
 
 def _normed(p: SimpleNamespace, x: Bytes, norm: Bytes) -> Callable[[], F32]:

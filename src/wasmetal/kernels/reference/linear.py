@@ -36,8 +36,7 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) 
 
         return run_f32
 
-    unit = 4 if dtype.quantized else 16
-    chunks = expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
+    chunks = expander(dtype, weight, p.weight_offset * dtype.gemv_unit, p.n, p.k)
 
     def run() -> None:
         for some, part, chunk in chunks():

@@ -122,68 +122,106 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, ui
     return _S12;
 }
 
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_0, uint position_0)
+{
+    uint _S13 = this_0->length_0;
+    uint _S14;
+    if(position_0 < (this_0->length_0))
+    {
+        _S14 = position_0 + 1U;
+    }
+    else
+    {
+        _S14 = _S13;
+    }
+    return _S14;
+}
+
+__device__ uint first_seen_0(uint position_1, uint window_1)
+{
+    bool _S15;
+    if(window_1 != 0U)
+    {
+        _S15 = position_1 >= window_1;
+    }
+    else
+    {
+        _S15 = false;
+    }
+    uint _S16;
+    if(_S15)
+    {
+        _S16 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S16 = 0U;
+    }
+    return _S16;
+}
+
 __device__ __shared__ FixedArray<float4 , 64>  query_0;
 
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S13 = this_0->begin_0;
-    uint _S14 = this_0->page_size_1;
-    uint _S15 = position_0 / this_0->page_size_1;
-    uint _S16 = __ldg((&(sequences_1)[_S13 + _S15]));
-    uint _S17 = (U32_min((_S16), (this_0->pages_1 - 1U))) * _S14;
-    uint _S18 = position_0 % _S14;
-    return _S17 + _S18;
+    uint _S17 = this_1->begin_0;
+    uint _S18 = this_1->page_size_1;
+    uint _S19 = position_2 / this_1->page_size_1;
+    uint _S20 = __ldg((&(sequences_1)[_S17 + _S19]));
+    uint _S21 = (U32_min((_S20), (this_1->pages_1 - 1U))) * _S18;
+    uint _S22 = position_2 % _S18;
+    return _S21 + _S22;
 }
 
 __device__ __shared__ FixedArray<uint, 128>  slots_0;
 
-__device__ uint WaveGetActiveMask_0(uint _S19)
+__device__ uint WaveGetActiveMask_0(uint _S23)
 {
-    return _S19;
+    return _S23;
 }
 
-__device__ float WaveActiveMax_0(float expr_0, uint _S20)
+__device__ float WaveActiveMax_0(float expr_0, uint _S24)
 {
-    float _S21 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S20), 0U, 0U, 0U)).x, (expr_0)));
-    return _S21;
+    float _S25 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S24), 0U, 0U, 0U)).x, (expr_0)));
+    return _S25;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S22)
+__device__ bool WaveIsFirstLane_0(uint _S26)
 {
-    uint _S23 = WaveGetActiveMask_0(_S22);
-    bool _S24 = ((((_S23) & -(_S23)) == (WarpMask(1) << _getLaneId())));
-    return _S24;
+    uint _S27 = WaveGetActiveMask_0(_S26);
+    bool _S28 = ((((_S27) & -(_S27)) == (WarpMask(1) << _getLaneId())));
+    return _S28;
 }
 
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S25)
+__device__ float group_max_0(float value_1, uint thread_0, uint _S29)
 {
-    uint _S26 = ((warpSize));
-    float _S27 = WaveActiveMax_0(value_1, _S25);
-    bool _S28 = WaveIsFirstLane_0(_S25);
-    uint _S29 = __ballot_sync(_S25, _S28);
-    if(_S28)
+    uint _S30 = ((warpSize));
+    float _S31 = WaveActiveMax_0(value_1, _S29);
+    bool _S32 = WaveIsFirstLane_0(_S29);
+    uint _S33 = __ballot_sync(_S29, _S32);
+    if(_S32)
     {
-        uint _S30 = thread_0 / _S26;
-        (*&floats_0)[_S30] = _S27;
+        uint _S34 = thread_0 / _S30;
+        (*&floats_0)[_S34] = _S31;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S31 = 128U / _S26;
-        if(wave_0 < _S31)
+        uint _S35 = 128U / _S30;
+        if(wave_0 < _S35)
         {
         }
         else
         {
             break;
         }
-        float _S32 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S36 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S32;
+        result_0 = _S36;
         wave_0 = wave_1;
     }
     __syncthreads();
@@ -192,30 +230,30 @@ __device__ float group_max_0(float value_1, uint thread_0, uint _S25)
 
 __device__ __shared__ FixedArray<float, 128>  weights_0;
 
-__device__ float WaveActiveSum_0(float expr_1, uint _S33)
+__device__ float WaveActiveSum_0(float expr_1, uint _S37)
 {
-    float _S34 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S33), 0U, 0U, 0U)).x, (expr_1)));
-    return _S34;
+    float _S38 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S37), 0U, 0U, 0U)).x, (expr_1)));
+    return _S38;
 }
 
-__device__ float group_sum_0(float value_2, uint thread_1, uint _S35)
+__device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
 {
-    uint _S36 = ((warpSize));
-    float _S37 = WaveActiveSum_0(value_2, _S35);
-    bool _S38 = WaveIsFirstLane_0(_S35);
-    uint _S39 = __ballot_sync(_S35, _S38);
-    if(_S38)
+    uint _S40 = ((warpSize));
+    float _S41 = WaveActiveSum_0(value_2, _S39);
+    bool _S42 = WaveIsFirstLane_0(_S39);
+    uint _S43 = __ballot_sync(_S39, _S42);
+    if(_S42)
     {
-        uint _S40 = thread_1 / _S36;
-        (*&floats_0)[_S40] = _S37;
+        uint _S44 = thread_1 / _S40;
+        (*&floats_0)[_S44] = _S41;
     }
     __syncthreads();
     uint wave_2 = 0U;
     float result_1 = 0.0f;
     for(;;)
     {
-        uint _S41 = 128U / _S36;
-        if(wave_2 < _S41)
+        uint _S45 = 128U / _S40;
+        if(wave_2 < _S45)
         {
         }
         else
@@ -232,421 +270,376 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S35)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S42)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S46)
 {
-    uint _S43 = 0U;
+    uint _S47 = 0U;
+    uint i_0;
     float4  sum_0;
-    uint _S44;
-    uint _S45;
-    uint _S46 = group_number_0(group_1);
-    uint _S47 = p_0->head_count_0;
-    uint _S48 = _S46 / p_0->head_count_0;
-    uint _S49 = p_0->first_head_0;
-    uint _S50 = _S46 % _S47;
-    uint _S51 = _S49 + _S50;
-    uint _S52 = p_0->batch_offset_0;
-    uint _S53 = p_0->batch_row_0;
-    bool _S54 = _S48 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
-    uint _S55 = __ballot_sync(_S42, _S54);
-    if(_S54)
+    uint _S48;
+    uint _S49;
+    uint _S50 = group_number_0(group_1);
+    uint _S51 = p_0->head_count_0;
+    uint _S52 = _S50 / p_0->head_count_0;
+    uint _S53 = p_0->first_head_0;
+    uint _S54 = _S50 % _S51;
+    uint _S55 = _S53 + _S54;
+    uint _S56 = p_0->batch_offset_0;
+    uint _S57 = p_0->batch_row_0;
+    bool _S58 = _S52 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
+    uint _S59 = __ballot_sync(_S46, _S58);
+    if(_S58)
     {
         return;
     }
     else
     {
-        uint _S56 = __ballot_sync(_S42, true);
-        _S43 = _S56;
+        uint _S60 = __ballot_sync(_S46, true);
+        _S47 = _S60;
     }
-    uint _S57 = p_0->kv_heads_0;
-    uint _S58 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S59 = _S51 / _S58;
-    uint _S60 = _S53 + _S48;
-    SequenceTable_0 _S61 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S52, _S60), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-    uint _S62 = row_position_0(batch_3, _S52, _S60);
-    bool _S63 = _S62 < (_S61.length_0);
-    uint _S64 = __ballot_sync(_S43, _S63);
+    uint _S61 = p_0->kv_heads_0;
+    uint _S62 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S63 = _S55 / _S62;
+    uint _S64 = _S57 + _S52;
+    SequenceTable_0 _S65 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S56, _S64), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S66 = row_position_0(batch_3, _S56, _S64);
+    SequenceTable_0 _S67 = _S65;
+    uint _S68 = SequenceTable_end_of_0(&_S67, _S66);
+    uint _S69 = first_seen_0(_S66, p_0->window_0);
+    uint _S70 = p_0->head_dim_0;
+    uint _S71 = p_0->head_dim_0 / 4U;
+    bool _S72 = thread_2 < _S71;
+    uint _S73 = __ballot_sync(_S47, _S72);
     uint begin_2;
-    uint j_0;
-    if(_S63)
+    if(_S72)
     {
-        uint _S65 = _S62 + 1U;
-        uint _S66 = __ballot_sync(_S43, true);
-        begin_2 = _S66;
-        j_0 = _S65;
+        uint _S74 = p_0->q_offset_0 + _S52 * p_0->q_stride_0 + _S55 * _S70 + 4U * thread_2;
+        float _S75 = p_0->scale_2;
+        float _S76 = __ldg((&(q_0)[_S74]));
+        float _S77 = __ldg((&(q_0)[_S74 + 1U]));
+        float _S78 = __ldg((&(q_0)[_S74 + 2U]));
+        float _S79 = __ldg((&(q_0)[_S74 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S75) * make_float4 (_S76, _S77, _S78, _S79);
+        uint _S80 = __ballot_sync(_S47, true);
+        begin_2 = _S80;
     }
     else
     {
-        uint _S67 = __ballot_sync(_S43, true);
-        begin_2 = _S67;
-        j_0 = _S61.length_0;
-    }
-    uint _S68 = p_0->window_0;
-    bool _S69 = (p_0->window_0) != 0U;
-    uint _S70 = __ballot_sync(begin_2, _S69);
-    bool _S71;
-    if(_S69)
-    {
-        bool _S72 = _S62 >= _S68;
-        uint _S73 = __ballot_sync(begin_2, true);
-        _S71 = _S72;
-        begin_2 = _S73;
-    }
-    else
-    {
-        uint _S74 = __ballot_sync(begin_2, true);
-        _S71 = false;
-        begin_2 = _S74;
-    }
-    uint _S75 = __ballot_sync(begin_2, _S71);
-    uint _S76;
-    if(_S71)
-    {
-        uint _S77 = _S62 - _S68 + 1U;
-        uint _S78 = __ballot_sync(begin_2, true);
-        begin_2 = _S78;
-        _S76 = _S77;
-    }
-    else
-    {
-        uint _S79 = __ballot_sync(begin_2, true);
-        begin_2 = _S79;
-        _S76 = 0U;
-    }
-    uint _S80 = p_0->head_dim_0;
-    uint _S81 = p_0->head_dim_0 / 4U;
-    bool _S82 = thread_2 < _S81;
-    uint _S83 = __ballot_sync(begin_2, _S82);
-    if(_S82)
-    {
-        uint _S84 = p_0->q_offset_0 + _S48 * p_0->q_stride_0 + _S51 * _S80 + 4U * thread_2;
-        float _S85 = p_0->scale_2;
-        float _S86 = __ldg((&(q_0)[_S84]));
-        float _S87 = __ldg((&(q_0)[_S84 + 1U]));
-        float _S88 = __ldg((&(q_0)[_S84 + 2U]));
-        float _S89 = __ldg((&(q_0)[_S84 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S85) * make_float4 (_S86, _S87, _S88, _S89);
-        uint _S90 = __ballot_sync(begin_2, true);
-        begin_2 = _S90;
-    }
-    else
-    {
-        uint _S91 = __ballot_sync(begin_2, true);
-        begin_2 = _S91;
+        uint _S81 = __ballot_sync(_S47, true);
+        begin_2 = _S81;
     }
     __syncthreads();
-    uint _S92 = 128U / _S81;
-    uint _S93 = thread_2 / _S81;
-    uint _S94 = _S57 * _S80;
-    uint _S95 = _S59 * _S80;
-    uint _S96 = thread_2 % _S81;
-    uint _S97 = _S95 + 4U * _S96;
-    uint _S98 = p_0->sinks_offset_0;
-    bool _S99 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S100 = __ballot_sync(begin_2, _S99);
+    uint _S82 = 128U / _S71;
+    uint _S83 = thread_2 / _S71;
+    uint _S84 = _S61 * _S70;
+    uint _S85 = _S63 * _S70;
+    uint _S86 = thread_2 % _S71;
+    uint _S87 = _S85 + 4U * _S86;
+    uint _S88 = p_0->sinks_offset_0;
+    bool _S89 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S90 = __ballot_sync(begin_2, _S89);
     float peak_0;
-    if(_S99)
+    if(_S89)
     {
-        float _S101 = __ldg((&(sinks_0)[_S98 + _S51]));
-        float _S102 = (F32_max((_S101), (-3.4028234663852886e+38f)));
-        uint _S103 = __ballot_sync(begin_2, true);
-        begin_2 = _S103;
-        peak_0 = _S102;
+        float _S91 = __ldg((&(sinks_0)[_S88 + _S55]));
+        float _S92 = (F32_max((_S91), (-3.4028234663852886e+38f)));
+        uint _S93 = __ballot_sync(begin_2, true);
+        begin_2 = _S93;
+        peak_0 = _S92;
     }
     else
     {
-        uint _S104 = __ballot_sync(begin_2, true);
-        begin_2 = _S104;
+        uint _S94 = __ballot_sync(begin_2, true);
+        begin_2 = _S94;
         peak_0 = -3.4028234663852886e+38f;
     }
-    uint _S105 = __ballot_sync(begin_2, _S99);
-    int _S106;
-    if(_S99)
+    uint _S95 = __ballot_sync(begin_2, _S89);
+    int _S96;
+    if(_S89)
     {
-        uint _S107 = __ballot_sync(begin_2, true);
-        _S106 = int(1);
-        begin_2 = _S107;
+        uint _S97 = __ballot_sync(begin_2, true);
+        _S96 = int(1);
+        begin_2 = _S97;
     }
     else
     {
-        uint _S108 = __ballot_sync(begin_2, true);
-        _S106 = int(0);
-        begin_2 = _S108;
+        uint _S98 = __ballot_sync(begin_2, true);
+        _S96 = int(0);
+        begin_2 = _S98;
     }
-    float _S109 = float(_S106);
-    int4  _S110 = make_int4 (int(0));
-    float4  _S111 = make_float4 ((float)_S110.x, (float)_S110.y, (float)_S110.z, (float)_S110.w);
-    uint _S112 = begin_2;
-    begin_2 = _S76;
-    uint i_0 = _S112;
-    float total_0 = _S109;
-    float4  sum_1 = _S111;
+    float _S99 = float(_S96);
+    int4  _S100 = make_int4 (int(0));
+    float4  _S101 = make_float4 ((float)_S100.x, (float)_S100.y, (float)_S100.z, (float)_S100.w);
+    uint _S102 = begin_2;
+    begin_2 = _S69;
+    uint i_1 = _S102;
+    float total_0 = _S99;
+    float4  sum_1 = _S101;
     for(;;)
     {
-        uint _S113 = 0U;
-        bool _S114 = begin_2 < j_0;
-        uint _S115 = __ballot_sync(i_0, _S114);
-        if(_S114)
+        uint _S103 = 0U;
+        bool _S104 = begin_2 < _S68;
+        uint _S105 = __ballot_sync(i_1, _S104);
+        if(_S104)
         {
-            uint _S116 = __ballot_sync(i_0, true);
-            _S113 = _S116;
+            uint _S106 = __ballot_sync(i_1, true);
+            _S103 = _S106;
         }
         else
         {
             break;
         }
-        uint _S117 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S118 = thread_2 < _S117;
-        uint _S119 = __ballot_sync(_S113, _S118);
-        uint i_1;
-        uint _S120;
+        uint _S107 = (U32_min((_S68 - begin_2), (128U)));
+        bool _S108 = thread_2 < _S107;
+        uint _S109 = __ballot_sync(_S103, _S108);
+        uint _S110;
         uint i_2;
-        uint _S121;
+        uint _S111;
         float score_0;
         float4  sum_2;
-        if(_S118)
+        if(_S108)
         {
-            uint _S122 = begin_2 + thread_2;
-            SequenceTable_0 _S123 = _S61;
-            uint _S124 = SequenceTable_slot_0(&_S123, sequences_2, _S122);
-            (*&slots_0)[thread_2] = _S124;
-            Run_0 _S125 = Float32_run_0(p_0->k_pages_offset_0, _S124, _S94, _S95);
-            i_1 = 0U;
-            _S120 = _S119;
-            sum_0 = _S111;
+            uint _S112 = begin_2 + thread_2;
+            SequenceTable_0 _S113 = _S65;
+            uint _S114 = SequenceTable_slot_0(&_S113, sequences_2, _S112);
+            (*&slots_0)[thread_2] = _S114;
+            Run_0 _S115 = Float32_run_0(p_0->k_pages_offset_0, _S114, _S84, _S85);
+            i_0 = 0U;
+            _S110 = _S109;
+            sum_0 = _S101;
             for(;;)
             {
-                uint _S126 = 0U;
-                uint _S127 = i_1 + 8U;
-                bool _S128 = _S127 <= _S81;
-                uint _S129 = __ballot_sync(_S120, _S128);
-                if(_S128)
+                uint _S116 = 0U;
+                uint _S117 = i_0 + 8U;
+                bool _S118 = _S117 <= _S71;
+                uint _S119 = __ballot_sync(_S110, _S118);
+                if(_S118)
                 {
-                    uint _S130 = __ballot_sync(_S120, true);
-                    _S126 = _S130;
+                    uint _S120 = __ballot_sync(_S110, true);
+                    _S116 = _S120;
                 }
                 else
                 {
-                    uint _S131 = __ballot_sync(_S120, false);
-                    uint _S132 = __ballot_sync(_S120, false);
-                    uint _S133 = __ballot_sync(_S119, true);
-                    _S44 = _S133;
+                    uint _S121 = __ballot_sync(_S110, false);
+                    uint _S122 = __ballot_sync(_S110, false);
+                    uint _S123 = __ballot_sync(_S109, true);
+                    _S48 = _S123;
                     break;
                 }
-                float4  _S134 = (*&query_0)[i_1];
-                uint _S135 = _S125.vector_0 + i_1;
-                float4  _S136 = __ldg((&(k_pages_0)[_S135]));
-                float4  _S137 = _S134 * Float32_expand_0(_S136);
-                float4  _S138 = (*&query_0)[i_1 + 1U];
-                float4  _S139 = __ldg((&(k_pages_0)[_S135 + 1U]));
-                float4  some_0 = _S137 + _S138 * Float32_expand_0(_S139);
-                float4  _S140 = (*&query_0)[i_1 + 2U];
-                float4  _S141 = __ldg((&(k_pages_0)[_S135 + 2U]));
-                float4  some_1 = some_0 + _S140 * Float32_expand_0(_S141);
-                float4  _S142 = (*&query_0)[i_1 + 3U];
-                float4  _S143 = __ldg((&(k_pages_0)[_S135 + 3U]));
-                float4  some_2 = some_1 + _S142 * Float32_expand_0(_S143);
-                float4  _S144 = (*&query_0)[i_1 + 4U];
-                float4  _S145 = __ldg((&(k_pages_0)[_S135 + 4U]));
-                float4  some_3 = some_2 + _S144 * Float32_expand_0(_S145);
-                float4  _S146 = (*&query_0)[i_1 + 5U];
-                float4  _S147 = __ldg((&(k_pages_0)[_S135 + 5U]));
-                float4  some_4 = some_3 + _S146 * Float32_expand_0(_S147);
-                float4  _S148 = (*&query_0)[i_1 + 6U];
-                float4  _S149 = __ldg((&(k_pages_0)[_S135 + 6U]));
-                float4  some_5 = some_4 + _S148 * Float32_expand_0(_S149);
-                float4  _S150 = (*&query_0)[i_1 + 7U];
-                float4  _S151 = __ldg((&(k_pages_0)[_S135 + 7U]));
-                float4  some_6 = some_5 + _S150 * Float32_expand_0(_S151);
-                uint _S152 = __ballot_sync(_S126, false);
-                uint _S153 = __ballot_sync(_S126, false);
-                uint _S154 = __ballot_sync(_S126, true);
-                float4  products_0 = sum_0 + make_float4 (Float32_scale_0(k_pages_0, _S125.scale_0 + i_1 / 8U)) * some_6;
-                uint _S155 = __ballot_sync(_S120, true);
-                i_1 = _S127;
-                _S120 = _S155;
+                float4  _S124 = (*&query_0)[i_0];
+                uint _S125 = _S115.vector_0 + i_0;
+                float4  _S126 = __ldg((&(k_pages_0)[_S125]));
+                float4  _S127 = _S124 * Float32_expand_0(_S126);
+                float4  _S128 = (*&query_0)[i_0 + 1U];
+                float4  _S129 = __ldg((&(k_pages_0)[_S125 + 1U]));
+                float4  some_0 = _S127 + _S128 * Float32_expand_0(_S129);
+                float4  _S130 = (*&query_0)[i_0 + 2U];
+                float4  _S131 = __ldg((&(k_pages_0)[_S125 + 2U]));
+                float4  some_1 = some_0 + _S130 * Float32_expand_0(_S131);
+                float4  _S132 = (*&query_0)[i_0 + 3U];
+                float4  _S133 = __ldg((&(k_pages_0)[_S125 + 3U]));
+                float4  some_2 = some_1 + _S132 * Float32_expand_0(_S133);
+                float4  _S134 = (*&query_0)[i_0 + 4U];
+                float4  _S135 = __ldg((&(k_pages_0)[_S125 + 4U]));
+                float4  some_3 = some_2 + _S134 * Float32_expand_0(_S135);
+                float4  _S136 = (*&query_0)[i_0 + 5U];
+                float4  _S137 = __ldg((&(k_pages_0)[_S125 + 5U]));
+                float4  some_4 = some_3 + _S136 * Float32_expand_0(_S137);
+                float4  _S138 = (*&query_0)[i_0 + 6U];
+                float4  _S139 = __ldg((&(k_pages_0)[_S125 + 6U]));
+                float4  some_5 = some_4 + _S138 * Float32_expand_0(_S139);
+                float4  _S140 = (*&query_0)[i_0 + 7U];
+                float4  _S141 = __ldg((&(k_pages_0)[_S125 + 7U]));
+                float4  some_6 = some_5 + _S140 * Float32_expand_0(_S141);
+                uint _S142 = __ballot_sync(_S116, false);
+                uint _S143 = __ballot_sync(_S116, false);
+                uint _S144 = __ballot_sync(_S116, true);
+                float4  products_0 = sum_0 + make_float4 (Float32_scale_0(k_pages_0, _S115.scale_0 + i_0 / 8U)) * some_6;
+                uint _S145 = __ballot_sync(_S110, true);
+                i_0 = _S117;
+                _S110 = _S145;
                 sum_0 = products_0;
             }
-            i_2 = i_1;
-            _S121 = _S44;
+            i_2 = i_0;
+            _S111 = _S48;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S156 = i_2 < _S81;
-                uint _S157 = __ballot_sync(_S121, _S156);
-                if(_S156)
+                bool _S146 = i_2 < _S71;
+                uint _S147 = __ballot_sync(_S111, _S146);
+                if(_S146)
                 {
-                    uint _S158 = __ballot_sync(_S121, true);
+                    uint _S148 = __ballot_sync(_S111, true);
                 }
                 else
                 {
-                    uint _S159 = __ballot_sync(_S121, false);
-                    uint _S160 = __ballot_sync(_S121, false);
-                    uint _S161 = __ballot_sync(_S44, true);
+                    uint _S149 = __ballot_sync(_S111, false);
+                    uint _S150 = __ballot_sync(_S111, false);
+                    uint _S151 = __ballot_sync(_S48, true);
                     break;
                 }
-                float4  _S162 = (*&query_0)[i_2];
-                float4  _S163 = __ldg((&(k_pages_0)[_S125.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S162 * Float32_expand_0(_S163);
-                uint _S164 = __ballot_sync(_S121, true);
+                float4  _S152 = (*&query_0)[i_2];
+                float4  _S153 = __ldg((&(k_pages_0)[_S115.vector_0 + i_2]));
+                float4  products_1 = sum_2 + _S152 * Float32_expand_0(_S153);
+                uint _S154 = __ballot_sync(_S111, true);
                 i_2 = i_2 + 1U;
-                _S121 = _S164;
+                _S111 = _S154;
                 sum_2 = products_1;
             }
-            float _S165 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S166 = __ballot_sync(_S113, true);
-            score_0 = _S165;
-            i_1 = _S166;
+            float _S155 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S156 = __ballot_sync(_S103, true);
+            score_0 = _S155;
+            i_0 = _S156;
         }
         else
         {
-            uint _S167 = __ballot_sync(_S113, true);
+            uint _S157 = __ballot_sync(_S103, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S167;
+            i_0 = _S157;
         }
-        float _S168 = group_max_0(score_0, thread_2, i_1);
-        float _S169 = (F32_max((peak_0), (_S168)));
-        uint _S170 = __ballot_sync(i_1, _S118);
-        float _S171;
-        if(_S118)
+        float _S158 = group_max_0(score_0, thread_2, i_0);
+        float _S159 = (F32_max((peak_0), (_S158)));
+        uint _S160 = __ballot_sync(i_0, _S108);
+        float _S161;
+        if(_S108)
         {
-            float _S172 = (F32_exp((score_0 - _S169)));
-            uint _S173 = __ballot_sync(i_1, true);
-            _S171 = _S172;
-            _S120 = _S173;
+            float _S162 = (F32_exp((score_0 - _S159)));
+            uint _S163 = __ballot_sync(i_0, true);
+            _S161 = _S162;
+            _S110 = _S163;
         }
         else
         {
-            uint _S174 = __ballot_sync(i_1, true);
-            _S171 = 0.0f;
-            _S120 = _S174;
+            uint _S164 = __ballot_sync(i_0, true);
+            _S161 = 0.0f;
+            _S110 = _S164;
         }
-        (*&weights_0)[thread_2] = _S171;
-        float _S175 = (F32_exp((peak_0 - _S169)));
-        float _S176 = total_0 * _S175;
-        float _S177 = group_sum_0(_S171, thread_2, _S120);
-        float _S178 = _S176 + _S177;
-        float4  sum_3 = sum_1 * make_float4 (_S175);
-        bool _S179 = _S93 < _S92;
-        uint _S180 = __ballot_sync(_S120, _S179);
-        if(_S179)
+        (*&weights_0)[thread_2] = _S161;
+        float _S165 = (F32_exp((peak_0 - _S159)));
+        float _S166 = total_0 * _S165;
+        float _S167 = group_sum_0(_S161, thread_2, _S110);
+        float _S168 = _S166 + _S167;
+        float4  sum_3 = sum_1 * make_float4 (_S165);
+        bool _S169 = _S83 < _S82;
+        uint _S170 = __ballot_sync(_S110, _S169);
+        if(_S169)
         {
-            i_2 = _S93;
-            _S121 = _S180;
+            i_2 = _S83;
+            _S111 = _S170;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S181 = 0U;
-                uint _S182 = i_2 + 7U * _S92;
-                bool _S183 = _S182 < _S117;
-                uint _S184 = __ballot_sync(_S121, _S183);
-                if(_S183)
+                uint _S171 = 0U;
+                uint _S172 = i_2 + 7U * _S82;
+                bool _S173 = _S172 < _S107;
+                uint _S174 = __ballot_sync(_S111, _S173);
+                if(_S173)
                 {
-                    uint _S185 = __ballot_sync(_S121, true);
-                    _S181 = _S185;
+                    uint _S175 = __ballot_sync(_S111, true);
+                    _S171 = _S175;
                 }
                 else
                 {
-                    uint _S186 = __ballot_sync(_S121, false);
-                    uint _S187 = __ballot_sync(_S121, false);
-                    uint _S188 = __ballot_sync(_S180, true);
-                    _S45 = _S188;
+                    uint _S176 = __ballot_sync(_S111, false);
+                    uint _S177 = __ballot_sync(_S111, false);
+                    uint _S178 = __ballot_sync(_S170, true);
+                    _S49 = _S178;
                     break;
                 }
-                uint _S189 = p_0->v_pages_offset_0;
-                uint _S190 = i_2 + _S92;
-                uint _S191 = i_2 + 2U * _S92;
-                uint _S192 = i_2 + 3U * _S92;
-                uint _S193 = i_2 + 4U * _S92;
-                uint _S194 = i_2 + 5U * _S92;
-                uint _S195 = i_2 + 6U * _S92;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S94, _S97) + make_float4 ((*&weights_0)[_S190]) * value_0(v_pages_0, _S189, (*&slots_0)[_S190], _S94, _S97) + make_float4 ((*&weights_0)[_S191]) * value_0(v_pages_0, _S189, (*&slots_0)[_S191], _S94, _S97) + make_float4 ((*&weights_0)[_S192]) * value_0(v_pages_0, _S189, (*&slots_0)[_S192], _S94, _S97) + make_float4 ((*&weights_0)[_S193]) * value_0(v_pages_0, _S189, (*&slots_0)[_S193], _S94, _S97) + make_float4 ((*&weights_0)[_S194]) * value_0(v_pages_0, _S189, (*&slots_0)[_S194], _S94, _S97) + make_float4 ((*&weights_0)[_S195]) * value_0(v_pages_0, _S189, (*&slots_0)[_S195], _S94, _S97) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S189, (*&slots_0)[_S182], _S94, _S97);
-                uint _S196 = __ballot_sync(_S181, false);
-                uint _S197 = __ballot_sync(_S181, false);
-                uint _S198 = __ballot_sync(_S181, true);
-                uint _S199 = __ballot_sync(_S121, true);
-                i_2 = i_2 + 8U * _S92;
-                _S121 = _S199;
+                uint _S179 = p_0->v_pages_offset_0;
+                uint _S180 = i_2 + _S82;
+                uint _S181 = i_2 + 2U * _S82;
+                uint _S182 = i_2 + 3U * _S82;
+                uint _S183 = i_2 + 4U * _S82;
+                uint _S184 = i_2 + 5U * _S82;
+                uint _S185 = i_2 + 6U * _S82;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S84, _S87) + make_float4 ((*&weights_0)[_S180]) * value_0(v_pages_0, _S179, (*&slots_0)[_S180], _S84, _S87) + make_float4 ((*&weights_0)[_S181]) * value_0(v_pages_0, _S179, (*&slots_0)[_S181], _S84, _S87) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S179, (*&slots_0)[_S182], _S84, _S87) + make_float4 ((*&weights_0)[_S183]) * value_0(v_pages_0, _S179, (*&slots_0)[_S183], _S84, _S87) + make_float4 ((*&weights_0)[_S184]) * value_0(v_pages_0, _S179, (*&slots_0)[_S184], _S84, _S87) + make_float4 ((*&weights_0)[_S185]) * value_0(v_pages_0, _S179, (*&slots_0)[_S185], _S84, _S87) + make_float4 ((*&weights_0)[_S172]) * value_0(v_pages_0, _S179, (*&slots_0)[_S172], _S84, _S87);
+                uint _S186 = __ballot_sync(_S171, false);
+                uint _S187 = __ballot_sync(_S171, false);
+                uint _S188 = __ballot_sync(_S171, true);
+                uint _S189 = __ballot_sync(_S111, true);
+                i_2 = i_2 + 8U * _S82;
+                _S111 = _S189;
                 sum_0 = sum_4;
             }
             uint i_3 = i_2;
-            uint _S200 = _S45;
+            uint _S190 = _S49;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S201 = i_3 < _S117;
-                uint _S202 = __ballot_sync(_S200, _S201);
-                if(_S201)
+                bool _S191 = i_3 < _S107;
+                uint _S192 = __ballot_sync(_S190, _S191);
+                if(_S191)
                 {
-                    uint _S203 = __ballot_sync(_S200, true);
+                    uint _S193 = __ballot_sync(_S190, true);
                 }
                 else
                 {
-                    uint _S204 = __ballot_sync(_S200, false);
-                    uint _S205 = __ballot_sync(_S200, false);
-                    uint _S206 = __ballot_sync(_S45, true);
+                    uint _S194 = __ballot_sync(_S190, false);
+                    uint _S195 = __ballot_sync(_S190, false);
+                    uint _S196 = __ballot_sync(_S49, true);
                     break;
                 }
-                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S94, _S97);
-                uint _S207 = __ballot_sync(_S200, true);
-                i_3 = i_3 + _S92;
-                _S200 = _S207;
+                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S84, _S87);
+                uint _S197 = __ballot_sync(_S190, true);
+                i_3 = i_3 + _S82;
+                _S190 = _S197;
                 sum_2 = sum_5;
             }
-            uint _S208 = __ballot_sync(_S120, true);
+            uint _S198 = __ballot_sync(_S110, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S209 = __ballot_sync(_S120, true);
+            uint _S199 = __ballot_sync(_S110, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S210 = __ballot_sync(i_0, true);
+        uint _S200 = __ballot_sync(i_1, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S210;
-        peak_0 = _S169;
-        total_0 = _S178;
+        i_1 = _S200;
+        peak_0 = _S159;
+        total_0 = _S168;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S82)
+    if(_S72)
     {
-        i_0 = 0U;
-        sum_0 = _S111;
+        i_1 = 0U;
+        sum_0 = _S101;
         for(;;)
         {
-            if(i_0 < _S92)
+            if(i_1 < _S82)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S81 + thread_2];
-            i_0 = i_0 + 1U;
+            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S71 + thread_2];
+            i_1 = i_1 + 1U;
             sum_0 = whole_0;
         }
-        if(_S76 >= j_0)
+        if(_S69 >= _S68)
         {
-            sum_1 = _S111;
+            sum_1 = _S101;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S211 = p_0->out_offset_0 + _S48 * p_0->out_stride_0 + _S51 * _S80 + 4U * thread_2;
-        j_0 = 0U;
+        uint _S201 = p_0->out_offset_0 + _S52 * p_0->out_stride_0 + _S55 * _S70 + 4U * thread_2;
+        i_0 = 0U;
         for(;;)
         {
-            if(j_0 < 4U)
+            if(i_0 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(&(result_3)[_S211 + j_0]) = _slang_vector_get_element(sum_1, j_0);
-            j_0 = j_0 + 1U;
+            *(&(result_3)[_S201 + i_0]) = _slang_vector_get_element(sum_1, i_0);
+            i_0 = i_0 + 1U;
         }
     }
     return;
@@ -654,9 +647,9 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S212 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S213 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S214 = p_1;
-    attend_0(blockIdx, _S212, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S214, _S213);
+    uint _S202 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S203 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S204 = p_1;
+    attend_0(blockIdx, _S202, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S204, _S203);
     return;
 }

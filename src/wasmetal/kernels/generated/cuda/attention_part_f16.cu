@@ -1226,23 +1226,61 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, ui
     return _S504;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S505;
-    if(first_1 < length_2)
+    uint _S505 = this_2->length_0;
+    uint _S506;
+    if(position_1 < (this_2->length_0))
     {
-        _S505 = length_2 - first_1;
+        _S506 = position_1 + 1U;
     }
     else
     {
-        _S505 = 0U;
+        _S506 = _S505;
     }
-    uint _S506 = parts_1 * 64U;
-    uint _S507 = (_S505 + _S506 - 1U) / _S506;
-    uint _S508 = _S507 * 64U;
-    uint _S509 = (U32_min((first_1 + part_3->number_0 * _S508), (length_2)));
-    part_3->begin_1 = _S509;
-    part_3->end_0 = (U32_min((_S509 + _S508), (length_2)));
+    return _S506;
+}
+
+__device__ uint first_seen_0(uint position_2, uint window_0)
+{
+    bool _S507;
+    if(window_0 != 0U)
+    {
+        _S507 = position_2 >= window_0;
+    }
+    else
+    {
+        _S507 = false;
+    }
+    uint _S508;
+    if(_S507)
+    {
+        _S508 = position_2 - window_0 + 1U;
+    }
+    else
+    {
+        _S508 = 0U;
+    }
+    return _S508;
+}
+
+__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+{
+    uint _S509;
+    if(first_1 < length_2)
+    {
+        _S509 = length_2 - first_1;
+    }
+    else
+    {
+        _S509 = 0U;
+    }
+    uint _S510 = parts_1 * 64U;
+    uint _S511 = (_S509 + _S510 - 1U) / _S510;
+    uint _S512 = _S511 * 64U;
+    uint _S513 = (U32_min((first_1 + part_3->number_0 * _S512), (length_2)));
+    part_3->begin_1 = _S513;
+    part_3->end_0 = (U32_min((_S513 + _S512), (length_2)));
     return;
 }
 
@@ -1250,20 +1288,20 @@ __device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer
 {
     if(thread_4 < (part_4->heads_0))
     {
-        int4  _S510 = make_int4 (int(0));
-        float4  _S511 = make_float4 ((float)_S510.x, (float)_S510.y, (float)_S510.z, (float)_S510.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S511;
+        int4  _S514 = make_int4 (int(0));
+        float4  _S515 = make_float4 ((float)_S514.x, (float)_S514.y, (float)_S514.z, (float)_S514.w);
+        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S515;
     }
     return;
 }
 
 __device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
 {
-    Start_0 _S512;
-    (&_S512)->peak_0 = peak_2;
-    (&_S512)->value_0 = value_3;
-    (&_S512)->weight_0 = weight_1;
-    return _S512;
+    Start_0 _S516;
+    (&_S516)->peak_0 = peak_2;
+    (&_S516)->value_0 = value_3;
+    (&_S516)->weight_0 = weight_1;
+    return _S516;
 }
 
 struct AttentionPartParams_0
@@ -1285,121 +1323,77 @@ struct AttentionPartParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_3;
-    uint window_0;
+    uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, AttentionPartParams_0 p_0)
 {
-    uint _S513 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S514 = __ballot_sync(4294967295U, true);
-    Part_0 _S515 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_5 = _S515;
-    bool _S516 = ((&part_5)->number_0) >= (p_0.parts_2);
-    uint _S517 = __ballot_sync(_S514, _S516);
-    bool _S518;
-    uint _S519;
-    if(_S516)
+    uint _S517 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S518 = __ballot_sync(4294967295U, true);
+    Part_0 _S519 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_5 = _S519;
+    bool _S520 = ((&part_5)->number_0) >= (p_0.parts_2);
+    uint _S521 = __ballot_sync(_S518, _S520);
+    bool _S522;
+    uint _S523;
+    if(_S520)
     {
-        uint _S520 = __ballot_sync(_S514, true);
-        _S518 = true;
-        _S519 = _S520;
+        uint _S524 = __ballot_sync(_S518, true);
+        _S522 = true;
+        _S523 = _S524;
     }
     else
     {
-        bool _S521 = ((&part_5)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-        uint _S522 = __ballot_sync(_S514, true);
-        _S518 = _S521;
-        _S519 = _S522;
+        bool _S525 = ((&part_5)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
+        uint _S526 = __ballot_sync(_S518, true);
+        _S522 = _S525;
+        _S523 = _S526;
     }
-    uint _S523 = 0U;
-    uint _S524 = __ballot_sync(_S519, _S518);
-    if(_S518)
+    uint _S527 = 0U;
+    uint _S528 = __ballot_sync(_S523, _S522);
+    if(_S522)
     {
         return;
     }
     else
     {
-        uint _S525 = __ballot_sync(_S519, true);
-        _S523 = _S525;
+        uint _S529 = __ballot_sync(_S523, true);
+        _S527 = _S529;
     }
-    SequenceTable_0 _S526 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S527 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0);
-    bool _S528 = _S527 < (_S526.length_0);
-    uint _S529 = __ballot_sync(_S523, _S528);
-    uint _S530;
-    if(_S528)
+    uint _S530 = 0U;
+    SequenceTable_0 _S531 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S532 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0);
+    SequenceTable_0 _S533 = _S531;
+    uint _S534 = SequenceTable_end_of_0(&_S533, _S532);
+    share_out_0(&part_5, first_seen_0(_S532, p_0.window_1), _S534, p_0.parts_2);
+    bool _S535 = ((&part_5)->begin_1) >= ((&part_5)->end_0);
+    uint _S536 = __ballot_sync(_S527, _S535);
+    if(_S535)
     {
-        uint _S531 = _S527 + 1U;
-        uint _S532 = __ballot_sync(_S523, true);
-        _S519 = _S531;
-        _S530 = _S532;
-    }
-    else
-    {
-        uint _S533 = __ballot_sync(_S523, true);
-        _S519 = _S526.length_0;
-        _S530 = _S533;
-    }
-    bool _S534 = (p_0.window_0) != 0U;
-    uint _S535 = __ballot_sync(_S530, _S534);
-    if(_S534)
-    {
-        bool _S536 = _S527 >= (p_0.window_0);
-        uint _S537 = __ballot_sync(_S530, true);
-        _S518 = _S536;
-        _S530 = _S537;
+        Part_0 _S537 = part_5;
+        leave_empty_0(_S517, &_S537, scratch_2);
+        return;
     }
     else
     {
-        uint _S538 = __ballot_sync(_S530, true);
-        _S518 = false;
+        uint _S538 = __ballot_sync(_S527, true);
         _S530 = _S538;
-    }
-    uint _S539 = __ballot_sync(_S530, _S518);
-    uint _S540;
-    if(_S518)
-    {
-        uint _S541 = _S527 - p_0.window_0 + 1U;
-        uint _S542 = __ballot_sync(_S530, true);
-        _S530 = _S541;
-        _S540 = _S542;
-    }
-    else
-    {
-        uint _S543 = __ballot_sync(_S530, true);
-        _S530 = 0U;
-        _S540 = _S543;
-    }
-    uint _S544 = 0U;
-    share_out_0(&part_5, _S530, _S519, p_0.parts_2);
-    bool _S545 = ((&part_5)->begin_1) >= ((&part_5)->end_0);
-    uint _S546 = __ballot_sync(_S540, _S545);
-    if(_S545)
-    {
-        Part_0 _S547 = part_5;
-        leave_empty_0(_S513, &_S547, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S548 = __ballot_sync(_S540, true);
-        _S544 = _S548;
     }
     (&part_5)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_5)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_0;
     (&queries_0)->x_3 = q_1;
     (&queries_0)->begin_2 = p_0.q_offset_0 + (&part_5)->row_0 * p_0.q_stride_0;
-    Part_0 _S549 = part_5;
-    Plain_0 _S550 = queries_0;
-    load_queries_0(_S513, &_S549, p_0.scale_3, &_S550);
-    int4  _S551 = make_int4 (int(0));
-    float4  _S552 = make_float4 ((float)_S551.x, (float)_S551.y, (float)_S551.z, (float)_S551.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S552, 0.0f);
-    SequenceTable_0 _S553 = _S526;
-    Part_0 _S554 = part_5;
-    Start_0 _S555 = start_1;
-    attend_0(_S513, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S553, &_S554, &_S555, _S544);
+    Part_0 _S539 = part_5;
+    Plain_0 _S540 = queries_0;
+    load_queries_0(_S517, &_S539, p_0.scale_3, &_S540);
+    int4  _S541 = make_int4 (int(0));
+    float4  _S542 = make_float4 ((float)_S541.x, (float)_S541.y, (float)_S541.z, (float)_S541.w);
+    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S542, 0.0f);
+    SequenceTable_0 _S543 = _S531;
+    Part_0 _S544 = part_5;
+    Start_0 _S545 = start_1;
+    attend_0(_S517, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S543, &_S544, &_S545, _S530);
     return;
 }

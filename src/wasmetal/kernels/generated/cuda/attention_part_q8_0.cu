@@ -1240,23 +1240,61 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, ui
     return _S508;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S509;
-    if(first_1 < length_2)
+    uint _S509 = this_2->length_0;
+    uint _S510;
+    if(position_1 < (this_2->length_0))
     {
-        _S509 = length_2 - first_1;
+        _S510 = position_1 + 1U;
     }
     else
     {
-        _S509 = 0U;
+        _S510 = _S509;
     }
-    uint _S510 = parts_1 * 64U;
-    uint _S511 = (_S509 + _S510 - 1U) / _S510;
-    uint _S512 = _S511 * 64U;
-    uint _S513 = (U32_min((first_1 + part_3->number_0 * _S512), (length_2)));
-    part_3->begin_1 = _S513;
-    part_3->end_0 = (U32_min((_S513 + _S512), (length_2)));
+    return _S510;
+}
+
+__device__ uint first_seen_0(uint position_2, uint window_0)
+{
+    bool _S511;
+    if(window_0 != 0U)
+    {
+        _S511 = position_2 >= window_0;
+    }
+    else
+    {
+        _S511 = false;
+    }
+    uint _S512;
+    if(_S511)
+    {
+        _S512 = position_2 - window_0 + 1U;
+    }
+    else
+    {
+        _S512 = 0U;
+    }
+    return _S512;
+}
+
+__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+{
+    uint _S513;
+    if(first_1 < length_2)
+    {
+        _S513 = length_2 - first_1;
+    }
+    else
+    {
+        _S513 = 0U;
+    }
+    uint _S514 = parts_1 * 64U;
+    uint _S515 = (_S513 + _S514 - 1U) / _S514;
+    uint _S516 = _S515 * 64U;
+    uint _S517 = (U32_min((first_1 + part_3->number_0 * _S516), (length_2)));
+    part_3->begin_1 = _S517;
+    part_3->end_0 = (U32_min((_S517 + _S516), (length_2)));
     return;
 }
 
@@ -1264,20 +1302,20 @@ __device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer
 {
     if(thread_4 < (part_4->heads_0))
     {
-        int4  _S514 = make_int4 (int(0));
-        float4  _S515 = make_float4 ((float)_S514.x, (float)_S514.y, (float)_S514.z, (float)_S514.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S515;
+        int4  _S518 = make_int4 (int(0));
+        float4  _S519 = make_float4 ((float)_S518.x, (float)_S518.y, (float)_S518.z, (float)_S518.w);
+        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S519;
     }
     return;
 }
 
 __device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
 {
-    Start_0 _S516;
-    (&_S516)->peak_0 = peak_2;
-    (&_S516)->value_0 = value_3;
-    (&_S516)->weight_0 = weight_1;
-    return _S516;
+    Start_0 _S520;
+    (&_S520)->peak_0 = peak_2;
+    (&_S520)->value_0 = value_3;
+    (&_S520)->weight_0 = weight_1;
+    return _S520;
 }
 
 struct AttentionPartParams_0
@@ -1299,121 +1337,77 @@ struct AttentionPartParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_3;
-    uint window_0;
+    uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, AttentionPartParams_0 p_0)
 {
-    uint _S517 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S518 = __ballot_sync(4294967295U, true);
-    Part_0 _S519 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_5 = _S519;
-    bool _S520 = ((&part_5)->number_0) >= (p_0.parts_2);
-    uint _S521 = __ballot_sync(_S518, _S520);
-    bool _S522;
-    uint _S523;
-    if(_S520)
+    uint _S521 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S522 = __ballot_sync(4294967295U, true);
+    Part_0 _S523 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_5 = _S523;
+    bool _S524 = ((&part_5)->number_0) >= (p_0.parts_2);
+    uint _S525 = __ballot_sync(_S522, _S524);
+    bool _S526;
+    uint _S527;
+    if(_S524)
     {
-        uint _S524 = __ballot_sync(_S518, true);
-        _S522 = true;
-        _S523 = _S524;
+        uint _S528 = __ballot_sync(_S522, true);
+        _S526 = true;
+        _S527 = _S528;
     }
     else
     {
-        bool _S525 = ((&part_5)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-        uint _S526 = __ballot_sync(_S518, true);
-        _S522 = _S525;
-        _S523 = _S526;
+        bool _S529 = ((&part_5)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
+        uint _S530 = __ballot_sync(_S522, true);
+        _S526 = _S529;
+        _S527 = _S530;
     }
-    uint _S527 = 0U;
-    uint _S528 = __ballot_sync(_S523, _S522);
-    if(_S522)
+    uint _S531 = 0U;
+    uint _S532 = __ballot_sync(_S527, _S526);
+    if(_S526)
     {
         return;
     }
     else
     {
-        uint _S529 = __ballot_sync(_S523, true);
-        _S527 = _S529;
+        uint _S533 = __ballot_sync(_S527, true);
+        _S531 = _S533;
     }
-    SequenceTable_0 _S530 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S531 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0);
-    bool _S532 = _S531 < (_S530.length_0);
-    uint _S533 = __ballot_sync(_S527, _S532);
-    uint _S534;
-    if(_S532)
+    uint _S534 = 0U;
+    SequenceTable_0 _S535 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S536 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_5)->row_0);
+    SequenceTable_0 _S537 = _S535;
+    uint _S538 = SequenceTable_end_of_0(&_S537, _S536);
+    share_out_0(&part_5, first_seen_0(_S536, p_0.window_1), _S538, p_0.parts_2);
+    bool _S539 = ((&part_5)->begin_1) >= ((&part_5)->end_0);
+    uint _S540 = __ballot_sync(_S531, _S539);
+    if(_S539)
     {
-        uint _S535 = _S531 + 1U;
-        uint _S536 = __ballot_sync(_S527, true);
-        _S523 = _S535;
-        _S534 = _S536;
-    }
-    else
-    {
-        uint _S537 = __ballot_sync(_S527, true);
-        _S523 = _S530.length_0;
-        _S534 = _S537;
-    }
-    bool _S538 = (p_0.window_0) != 0U;
-    uint _S539 = __ballot_sync(_S534, _S538);
-    if(_S538)
-    {
-        bool _S540 = _S531 >= (p_0.window_0);
-        uint _S541 = __ballot_sync(_S534, true);
-        _S522 = _S540;
-        _S534 = _S541;
+        Part_0 _S541 = part_5;
+        leave_empty_0(_S521, &_S541, scratch_2);
+        return;
     }
     else
     {
-        uint _S542 = __ballot_sync(_S534, true);
-        _S522 = false;
+        uint _S542 = __ballot_sync(_S531, true);
         _S534 = _S542;
-    }
-    uint _S543 = __ballot_sync(_S534, _S522);
-    uint _S544;
-    if(_S522)
-    {
-        uint _S545 = _S531 - p_0.window_0 + 1U;
-        uint _S546 = __ballot_sync(_S534, true);
-        _S534 = _S545;
-        _S544 = _S546;
-    }
-    else
-    {
-        uint _S547 = __ballot_sync(_S534, true);
-        _S534 = 0U;
-        _S544 = _S547;
-    }
-    uint _S548 = 0U;
-    share_out_0(&part_5, _S534, _S523, p_0.parts_2);
-    bool _S549 = ((&part_5)->begin_1) >= ((&part_5)->end_0);
-    uint _S550 = __ballot_sync(_S544, _S549);
-    if(_S549)
-    {
-        Part_0 _S551 = part_5;
-        leave_empty_0(_S517, &_S551, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S552 = __ballot_sync(_S544, true);
-        _S548 = _S552;
     }
     (&part_5)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_5)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_0;
     (&queries_0)->x_3 = q_1;
     (&queries_0)->begin_2 = p_0.q_offset_0 + (&part_5)->row_0 * p_0.q_stride_0;
-    Part_0 _S553 = part_5;
-    Plain_0 _S554 = queries_0;
-    load_queries_0(_S517, &_S553, p_0.scale_3, &_S554);
-    int4  _S555 = make_int4 (int(0));
-    float4  _S556 = make_float4 ((float)_S555.x, (float)_S555.y, (float)_S555.z, (float)_S555.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S556, 0.0f);
-    SequenceTable_0 _S557 = _S530;
-    Part_0 _S558 = part_5;
-    Start_0 _S559 = start_1;
-    attend_0(_S517, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S557, &_S558, &_S559, _S548);
+    Part_0 _S543 = part_5;
+    Plain_0 _S544 = queries_0;
+    load_queries_0(_S521, &_S543, p_0.scale_3, &_S544);
+    int4  _S545 = make_int4 (int(0));
+    float4  _S546 = make_float4 ((float)_S545.x, (float)_S545.y, (float)_S545.z, (float)_S545.w);
+    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S546, 0.0f);
+    SequenceTable_0 _S547 = _S535;
+    Part_0 _S548 = part_5;
+    Start_0 _S549 = start_1;
+    attend_0(_S521, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S547, &_S548, &_S549, _S534);
     return;
 }

@@ -141,68 +141,106 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, ui
     return _S16;
 }
 
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_0, uint position_0)
+{
+    uint _S17 = this_0->length_0;
+    uint _S18;
+    if(position_0 < (this_0->length_0))
+    {
+        _S18 = position_0 + 1U;
+    }
+    else
+    {
+        _S18 = _S17;
+    }
+    return _S18;
+}
+
+__device__ uint first_seen_0(uint position_1, uint window_1)
+{
+    bool _S19;
+    if(window_1 != 0U)
+    {
+        _S19 = position_1 >= window_1;
+    }
+    else
+    {
+        _S19 = false;
+    }
+    uint _S20;
+    if(_S19)
+    {
+        _S20 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S20 = 0U;
+    }
+    return _S20;
+}
+
 __device__ __shared__ FixedArray<float4 , 64>  query_0;
 
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S17 = this_0->begin_0;
-    uint _S18 = this_0->page_size_1;
-    uint _S19 = position_0 / this_0->page_size_1;
-    uint _S20 = __ldg((&(sequences_1)[_S17 + _S19]));
-    uint _S21 = (U32_min((_S20), (this_0->pages_1 - 1U))) * _S18;
-    uint _S22 = position_0 % _S18;
-    return _S21 + _S22;
+    uint _S21 = this_1->begin_0;
+    uint _S22 = this_1->page_size_1;
+    uint _S23 = position_2 / this_1->page_size_1;
+    uint _S24 = __ldg((&(sequences_1)[_S21 + _S23]));
+    uint _S25 = (U32_min((_S24), (this_1->pages_1 - 1U))) * _S22;
+    uint _S26 = position_2 % _S22;
+    return _S25 + _S26;
 }
 
 __device__ __shared__ FixedArray<uint, 128>  slots_0;
 
-__device__ uint WaveGetActiveMask_0(uint _S23)
+__device__ uint WaveGetActiveMask_0(uint _S27)
 {
-    return _S23;
+    return _S27;
 }
 
-__device__ float WaveActiveMax_0(float expr_0, uint _S24)
+__device__ float WaveActiveMax_0(float expr_0, uint _S28)
 {
-    float _S25 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S24), 0U, 0U, 0U)).x, (expr_0)));
-    return _S25;
+    float _S29 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S28), 0U, 0U, 0U)).x, (expr_0)));
+    return _S29;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S26)
+__device__ bool WaveIsFirstLane_0(uint _S30)
 {
-    uint _S27 = WaveGetActiveMask_0(_S26);
-    bool _S28 = ((((_S27) & -(_S27)) == (WarpMask(1) << _getLaneId())));
-    return _S28;
+    uint _S31 = WaveGetActiveMask_0(_S30);
+    bool _S32 = ((((_S31) & -(_S31)) == (WarpMask(1) << _getLaneId())));
+    return _S32;
 }
 
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S29)
+__device__ float group_max_0(float value_1, uint thread_0, uint _S33)
 {
-    uint _S30 = ((warpSize));
-    float _S31 = WaveActiveMax_0(value_1, _S29);
-    bool _S32 = WaveIsFirstLane_0(_S29);
-    uint _S33 = __ballot_sync(_S29, _S32);
-    if(_S32)
+    uint _S34 = ((warpSize));
+    float _S35 = WaveActiveMax_0(value_1, _S33);
+    bool _S36 = WaveIsFirstLane_0(_S33);
+    uint _S37 = __ballot_sync(_S33, _S36);
+    if(_S36)
     {
-        uint _S34 = thread_0 / _S30;
-        (*&floats_0)[_S34] = _S31;
+        uint _S38 = thread_0 / _S34;
+        (*&floats_0)[_S38] = _S35;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S35 = 128U / _S30;
-        if(wave_0 < _S35)
+        uint _S39 = 128U / _S34;
+        if(wave_0 < _S39)
         {
         }
         else
         {
             break;
         }
-        float _S36 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S40 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S36;
+        result_0 = _S40;
         wave_0 = wave_1;
     }
     __syncthreads();
@@ -211,30 +249,30 @@ __device__ float group_max_0(float value_1, uint thread_0, uint _S29)
 
 __device__ __shared__ FixedArray<float, 128>  weights_0;
 
-__device__ float WaveActiveSum_0(float expr_1, uint _S37)
+__device__ float WaveActiveSum_0(float expr_1, uint _S41)
 {
-    float _S38 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S37), 0U, 0U, 0U)).x, (expr_1)));
-    return _S38;
+    float _S42 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S41), 0U, 0U, 0U)).x, (expr_1)));
+    return _S42;
 }
 
-__device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
+__device__ float group_sum_0(float value_2, uint thread_1, uint _S43)
 {
-    uint _S40 = ((warpSize));
-    float _S41 = WaveActiveSum_0(value_2, _S39);
-    bool _S42 = WaveIsFirstLane_0(_S39);
-    uint _S43 = __ballot_sync(_S39, _S42);
-    if(_S42)
+    uint _S44 = ((warpSize));
+    float _S45 = WaveActiveSum_0(value_2, _S43);
+    bool _S46 = WaveIsFirstLane_0(_S43);
+    uint _S47 = __ballot_sync(_S43, _S46);
+    if(_S46)
     {
-        uint _S44 = thread_1 / _S40;
-        (*&floats_0)[_S44] = _S41;
+        uint _S48 = thread_1 / _S44;
+        (*&floats_0)[_S48] = _S45;
     }
     __syncthreads();
     uint wave_2 = 0U;
     float result_1 = 0.0f;
     for(;;)
     {
-        uint _S45 = 128U / _S40;
-        if(wave_2 < _S45)
+        uint _S49 = 128U / _S44;
+        if(wave_2 < _S49)
         {
         }
         else
@@ -251,421 +289,376 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S46)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S50)
 {
-    uint _S47 = 0U;
+    uint _S51 = 0U;
+    uint i_0;
     float4  sum_0;
-    uint _S48;
-    uint _S49;
-    uint _S50 = group_number_0(group_1);
-    uint _S51 = p_0->head_count_0;
-    uint _S52 = _S50 / p_0->head_count_0;
-    uint _S53 = p_0->first_head_0;
-    uint _S54 = _S50 % _S51;
-    uint _S55 = _S53 + _S54;
-    uint _S56 = p_0->batch_offset_0;
-    uint _S57 = p_0->batch_row_0;
-    bool _S58 = _S52 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
-    uint _S59 = __ballot_sync(_S46, _S58);
-    if(_S58)
+    uint _S52;
+    uint _S53;
+    uint _S54 = group_number_0(group_1);
+    uint _S55 = p_0->head_count_0;
+    uint _S56 = _S54 / p_0->head_count_0;
+    uint _S57 = p_0->first_head_0;
+    uint _S58 = _S54 % _S55;
+    uint _S59 = _S57 + _S58;
+    uint _S60 = p_0->batch_offset_0;
+    uint _S61 = p_0->batch_row_0;
+    bool _S62 = _S56 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
+    uint _S63 = __ballot_sync(_S50, _S62);
+    if(_S62)
     {
         return;
     }
     else
     {
-        uint _S60 = __ballot_sync(_S46, true);
-        _S47 = _S60;
+        uint _S64 = __ballot_sync(_S50, true);
+        _S51 = _S64;
     }
-    uint _S61 = p_0->kv_heads_0;
-    uint _S62 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S63 = _S55 / _S62;
-    uint _S64 = _S57 + _S52;
-    SequenceTable_0 _S65 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S56, _S64), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-    uint _S66 = row_position_0(batch_3, _S56, _S64);
-    bool _S67 = _S66 < (_S65.length_0);
-    uint _S68 = __ballot_sync(_S47, _S67);
+    uint _S65 = p_0->kv_heads_0;
+    uint _S66 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S67 = _S59 / _S66;
+    uint _S68 = _S61 + _S56;
+    SequenceTable_0 _S69 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S60, _S68), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S70 = row_position_0(batch_3, _S60, _S68);
+    SequenceTable_0 _S71 = _S69;
+    uint _S72 = SequenceTable_end_of_0(&_S71, _S70);
+    uint _S73 = first_seen_0(_S70, p_0->window_0);
+    uint _S74 = p_0->head_dim_0;
+    uint _S75 = p_0->head_dim_0 / 4U;
+    bool _S76 = thread_2 < _S75;
+    uint _S77 = __ballot_sync(_S51, _S76);
     uint begin_2;
-    uint j_0;
-    if(_S67)
+    if(_S76)
     {
-        uint _S69 = _S66 + 1U;
-        uint _S70 = __ballot_sync(_S47, true);
-        begin_2 = _S70;
-        j_0 = _S69;
+        uint _S78 = p_0->q_offset_0 + _S56 * p_0->q_stride_0 + _S59 * _S74 + 4U * thread_2;
+        float _S79 = p_0->scale_2;
+        float _S80 = __ldg((&(q_0)[_S78]));
+        float _S81 = __ldg((&(q_0)[_S78 + 1U]));
+        float _S82 = __ldg((&(q_0)[_S78 + 2U]));
+        float _S83 = __ldg((&(q_0)[_S78 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S79) * make_float4 (_S80, _S81, _S82, _S83);
+        uint _S84 = __ballot_sync(_S51, true);
+        begin_2 = _S84;
     }
     else
     {
-        uint _S71 = __ballot_sync(_S47, true);
-        begin_2 = _S71;
-        j_0 = _S65.length_0;
-    }
-    uint _S72 = p_0->window_0;
-    bool _S73 = (p_0->window_0) != 0U;
-    uint _S74 = __ballot_sync(begin_2, _S73);
-    bool _S75;
-    if(_S73)
-    {
-        bool _S76 = _S66 >= _S72;
-        uint _S77 = __ballot_sync(begin_2, true);
-        _S75 = _S76;
-        begin_2 = _S77;
-    }
-    else
-    {
-        uint _S78 = __ballot_sync(begin_2, true);
-        _S75 = false;
-        begin_2 = _S78;
-    }
-    uint _S79 = __ballot_sync(begin_2, _S75);
-    uint _S80;
-    if(_S75)
-    {
-        uint _S81 = _S66 - _S72 + 1U;
-        uint _S82 = __ballot_sync(begin_2, true);
-        begin_2 = _S82;
-        _S80 = _S81;
-    }
-    else
-    {
-        uint _S83 = __ballot_sync(begin_2, true);
-        begin_2 = _S83;
-        _S80 = 0U;
-    }
-    uint _S84 = p_0->head_dim_0;
-    uint _S85 = p_0->head_dim_0 / 4U;
-    bool _S86 = thread_2 < _S85;
-    uint _S87 = __ballot_sync(begin_2, _S86);
-    if(_S86)
-    {
-        uint _S88 = p_0->q_offset_0 + _S52 * p_0->q_stride_0 + _S55 * _S84 + 4U * thread_2;
-        float _S89 = p_0->scale_2;
-        float _S90 = __ldg((&(q_0)[_S88]));
-        float _S91 = __ldg((&(q_0)[_S88 + 1U]));
-        float _S92 = __ldg((&(q_0)[_S88 + 2U]));
-        float _S93 = __ldg((&(q_0)[_S88 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S89) * make_float4 (_S90, _S91, _S92, _S93);
-        uint _S94 = __ballot_sync(begin_2, true);
-        begin_2 = _S94;
-    }
-    else
-    {
-        uint _S95 = __ballot_sync(begin_2, true);
-        begin_2 = _S95;
+        uint _S85 = __ballot_sync(_S51, true);
+        begin_2 = _S85;
     }
     __syncthreads();
-    uint _S96 = 128U / _S85;
-    uint _S97 = thread_2 / _S85;
-    uint _S98 = _S61 * _S84;
-    uint _S99 = _S63 * _S84;
-    uint _S100 = thread_2 % _S85;
-    uint _S101 = _S99 + 4U * _S100;
-    uint _S102 = p_0->sinks_offset_0;
-    bool _S103 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S104 = __ballot_sync(begin_2, _S103);
+    uint _S86 = 128U / _S75;
+    uint _S87 = thread_2 / _S75;
+    uint _S88 = _S65 * _S74;
+    uint _S89 = _S67 * _S74;
+    uint _S90 = thread_2 % _S75;
+    uint _S91 = _S89 + 4U * _S90;
+    uint _S92 = p_0->sinks_offset_0;
+    bool _S93 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S94 = __ballot_sync(begin_2, _S93);
     float peak_0;
-    if(_S103)
+    if(_S93)
     {
-        float _S105 = __ldg((&(sinks_0)[_S102 + _S55]));
-        float _S106 = (F32_max((_S105), (-3.4028234663852886e+38f)));
-        uint _S107 = __ballot_sync(begin_2, true);
-        begin_2 = _S107;
-        peak_0 = _S106;
+        float _S95 = __ldg((&(sinks_0)[_S92 + _S59]));
+        float _S96 = (F32_max((_S95), (-3.4028234663852886e+38f)));
+        uint _S97 = __ballot_sync(begin_2, true);
+        begin_2 = _S97;
+        peak_0 = _S96;
     }
     else
     {
-        uint _S108 = __ballot_sync(begin_2, true);
-        begin_2 = _S108;
+        uint _S98 = __ballot_sync(begin_2, true);
+        begin_2 = _S98;
         peak_0 = -3.4028234663852886e+38f;
     }
-    uint _S109 = __ballot_sync(begin_2, _S103);
-    int _S110;
-    if(_S103)
+    uint _S99 = __ballot_sync(begin_2, _S93);
+    int _S100;
+    if(_S93)
     {
-        uint _S111 = __ballot_sync(begin_2, true);
-        _S110 = int(1);
-        begin_2 = _S111;
+        uint _S101 = __ballot_sync(begin_2, true);
+        _S100 = int(1);
+        begin_2 = _S101;
     }
     else
     {
-        uint _S112 = __ballot_sync(begin_2, true);
-        _S110 = int(0);
-        begin_2 = _S112;
+        uint _S102 = __ballot_sync(begin_2, true);
+        _S100 = int(0);
+        begin_2 = _S102;
     }
-    float _S113 = float(_S110);
-    int4  _S114 = make_int4 (int(0));
-    float4  _S115 = make_float4 ((float)_S114.x, (float)_S114.y, (float)_S114.z, (float)_S114.w);
-    uint _S116 = begin_2;
-    begin_2 = _S80;
-    uint i_0 = _S116;
-    float total_0 = _S113;
-    float4  sum_1 = _S115;
+    float _S103 = float(_S100);
+    int4  _S104 = make_int4 (int(0));
+    float4  _S105 = make_float4 ((float)_S104.x, (float)_S104.y, (float)_S104.z, (float)_S104.w);
+    uint _S106 = begin_2;
+    begin_2 = _S73;
+    uint i_1 = _S106;
+    float total_0 = _S103;
+    float4  sum_1 = _S105;
     for(;;)
     {
-        uint _S117 = 0U;
-        bool _S118 = begin_2 < j_0;
-        uint _S119 = __ballot_sync(i_0, _S118);
-        if(_S118)
+        uint _S107 = 0U;
+        bool _S108 = begin_2 < _S72;
+        uint _S109 = __ballot_sync(i_1, _S108);
+        if(_S108)
         {
-            uint _S120 = __ballot_sync(i_0, true);
-            _S117 = _S120;
+            uint _S110 = __ballot_sync(i_1, true);
+            _S107 = _S110;
         }
         else
         {
             break;
         }
-        uint _S121 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S122 = thread_2 < _S121;
-        uint _S123 = __ballot_sync(_S117, _S122);
-        uint i_1;
-        uint _S124;
+        uint _S111 = (U32_min((_S72 - begin_2), (128U)));
+        bool _S112 = thread_2 < _S111;
+        uint _S113 = __ballot_sync(_S107, _S112);
+        uint _S114;
         uint i_2;
-        uint _S125;
+        uint _S115;
         float score_0;
         float4  sum_2;
-        if(_S122)
+        if(_S112)
         {
-            uint _S126 = begin_2 + thread_2;
-            SequenceTable_0 _S127 = _S65;
-            uint _S128 = SequenceTable_slot_0(&_S127, sequences_2, _S126);
-            (*&slots_0)[thread_2] = _S128;
-            Run_0 _S129 = Blocks8_run_0(p_0->k_pages_offset_0, _S128, _S98, _S99);
-            i_1 = 0U;
-            _S124 = _S123;
-            sum_0 = _S115;
+            uint _S116 = begin_2 + thread_2;
+            SequenceTable_0 _S117 = _S69;
+            uint _S118 = SequenceTable_slot_0(&_S117, sequences_2, _S116);
+            (*&slots_0)[thread_2] = _S118;
+            Run_0 _S119 = Blocks8_run_0(p_0->k_pages_offset_0, _S118, _S88, _S89);
+            i_0 = 0U;
+            _S114 = _S113;
+            sum_0 = _S105;
             for(;;)
             {
-                uint _S130 = 0U;
-                uint _S131 = i_1 + 8U;
-                bool _S132 = _S131 <= _S85;
-                uint _S133 = __ballot_sync(_S124, _S132);
-                if(_S132)
+                uint _S120 = 0U;
+                uint _S121 = i_0 + 8U;
+                bool _S122 = _S121 <= _S75;
+                uint _S123 = __ballot_sync(_S114, _S122);
+                if(_S122)
                 {
-                    uint _S134 = __ballot_sync(_S124, true);
-                    _S130 = _S134;
+                    uint _S124 = __ballot_sync(_S114, true);
+                    _S120 = _S124;
                 }
                 else
                 {
-                    uint _S135 = __ballot_sync(_S124, false);
-                    uint _S136 = __ballot_sync(_S124, false);
-                    uint _S137 = __ballot_sync(_S123, true);
-                    _S48 = _S137;
+                    uint _S125 = __ballot_sync(_S114, false);
+                    uint _S126 = __ballot_sync(_S114, false);
+                    uint _S127 = __ballot_sync(_S113, true);
+                    _S52 = _S127;
                     break;
                 }
-                float4  _S138 = (*&query_0)[i_1];
-                uint _S139 = _S129.vector_0 + i_1;
-                uint _S140 = __ldg((&(k_pages_0)[_S139]));
-                float4  _S141 = _S138 * Blocks8_expand_0(_S140);
-                float4  _S142 = (*&query_0)[i_1 + 1U];
-                uint _S143 = __ldg((&(k_pages_0)[_S139 + 1U]));
-                float4  some_0 = _S141 + _S142 * Blocks8_expand_0(_S143);
-                float4  _S144 = (*&query_0)[i_1 + 2U];
-                uint _S145 = __ldg((&(k_pages_0)[_S139 + 2U]));
-                float4  some_1 = some_0 + _S144 * Blocks8_expand_0(_S145);
-                float4  _S146 = (*&query_0)[i_1 + 3U];
-                uint _S147 = __ldg((&(k_pages_0)[_S139 + 3U]));
-                float4  some_2 = some_1 + _S146 * Blocks8_expand_0(_S147);
-                float4  _S148 = (*&query_0)[i_1 + 4U];
-                uint _S149 = __ldg((&(k_pages_0)[_S139 + 4U]));
-                float4  some_3 = some_2 + _S148 * Blocks8_expand_0(_S149);
-                float4  _S150 = (*&query_0)[i_1 + 5U];
-                uint _S151 = __ldg((&(k_pages_0)[_S139 + 5U]));
-                float4  some_4 = some_3 + _S150 * Blocks8_expand_0(_S151);
-                float4  _S152 = (*&query_0)[i_1 + 6U];
-                uint _S153 = __ldg((&(k_pages_0)[_S139 + 6U]));
-                float4  some_5 = some_4 + _S152 * Blocks8_expand_0(_S153);
-                float4  _S154 = (*&query_0)[i_1 + 7U];
-                uint _S155 = __ldg((&(k_pages_0)[_S139 + 7U]));
-                float4  some_6 = some_5 + _S154 * Blocks8_expand_0(_S155);
-                uint _S156 = __ballot_sync(_S130, false);
-                uint _S157 = __ballot_sync(_S130, false);
-                uint _S158 = __ballot_sync(_S130, true);
-                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S129.scale_0 + i_1 / 8U)) * some_6;
-                uint _S159 = __ballot_sync(_S124, true);
-                i_1 = _S131;
-                _S124 = _S159;
+                float4  _S128 = (*&query_0)[i_0];
+                uint _S129 = _S119.vector_0 + i_0;
+                uint _S130 = __ldg((&(k_pages_0)[_S129]));
+                float4  _S131 = _S128 * Blocks8_expand_0(_S130);
+                float4  _S132 = (*&query_0)[i_0 + 1U];
+                uint _S133 = __ldg((&(k_pages_0)[_S129 + 1U]));
+                float4  some_0 = _S131 + _S132 * Blocks8_expand_0(_S133);
+                float4  _S134 = (*&query_0)[i_0 + 2U];
+                uint _S135 = __ldg((&(k_pages_0)[_S129 + 2U]));
+                float4  some_1 = some_0 + _S134 * Blocks8_expand_0(_S135);
+                float4  _S136 = (*&query_0)[i_0 + 3U];
+                uint _S137 = __ldg((&(k_pages_0)[_S129 + 3U]));
+                float4  some_2 = some_1 + _S136 * Blocks8_expand_0(_S137);
+                float4  _S138 = (*&query_0)[i_0 + 4U];
+                uint _S139 = __ldg((&(k_pages_0)[_S129 + 4U]));
+                float4  some_3 = some_2 + _S138 * Blocks8_expand_0(_S139);
+                float4  _S140 = (*&query_0)[i_0 + 5U];
+                uint _S141 = __ldg((&(k_pages_0)[_S129 + 5U]));
+                float4  some_4 = some_3 + _S140 * Blocks8_expand_0(_S141);
+                float4  _S142 = (*&query_0)[i_0 + 6U];
+                uint _S143 = __ldg((&(k_pages_0)[_S129 + 6U]));
+                float4  some_5 = some_4 + _S142 * Blocks8_expand_0(_S143);
+                float4  _S144 = (*&query_0)[i_0 + 7U];
+                uint _S145 = __ldg((&(k_pages_0)[_S129 + 7U]));
+                float4  some_6 = some_5 + _S144 * Blocks8_expand_0(_S145);
+                uint _S146 = __ballot_sync(_S120, false);
+                uint _S147 = __ballot_sync(_S120, false);
+                uint _S148 = __ballot_sync(_S120, true);
+                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S119.scale_0 + i_0 / 8U)) * some_6;
+                uint _S149 = __ballot_sync(_S114, true);
+                i_0 = _S121;
+                _S114 = _S149;
                 sum_0 = products_0;
             }
-            i_2 = i_1;
-            _S125 = _S48;
+            i_2 = i_0;
+            _S115 = _S52;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S160 = i_2 < _S85;
-                uint _S161 = __ballot_sync(_S125, _S160);
-                if(_S160)
+                bool _S150 = i_2 < _S75;
+                uint _S151 = __ballot_sync(_S115, _S150);
+                if(_S150)
                 {
-                    uint _S162 = __ballot_sync(_S125, true);
+                    uint _S152 = __ballot_sync(_S115, true);
                 }
                 else
                 {
-                    uint _S163 = __ballot_sync(_S125, false);
-                    uint _S164 = __ballot_sync(_S125, false);
-                    uint _S165 = __ballot_sync(_S48, true);
+                    uint _S153 = __ballot_sync(_S115, false);
+                    uint _S154 = __ballot_sync(_S115, false);
+                    uint _S155 = __ballot_sync(_S52, true);
                     break;
                 }
-                float4  _S166 = (*&query_0)[i_2];
-                uint _S167 = __ldg((&(k_pages_0)[_S129.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S166 * Blocks8_expand_0(_S167);
-                uint _S168 = __ballot_sync(_S125, true);
+                float4  _S156 = (*&query_0)[i_2];
+                uint _S157 = __ldg((&(k_pages_0)[_S119.vector_0 + i_2]));
+                float4  products_1 = sum_2 + _S156 * Blocks8_expand_0(_S157);
+                uint _S158 = __ballot_sync(_S115, true);
                 i_2 = i_2 + 1U;
-                _S125 = _S168;
+                _S115 = _S158;
                 sum_2 = products_1;
             }
-            float _S169 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S170 = __ballot_sync(_S117, true);
-            score_0 = _S169;
-            i_1 = _S170;
+            float _S159 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S160 = __ballot_sync(_S107, true);
+            score_0 = _S159;
+            i_0 = _S160;
         }
         else
         {
-            uint _S171 = __ballot_sync(_S117, true);
+            uint _S161 = __ballot_sync(_S107, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S171;
+            i_0 = _S161;
         }
-        float _S172 = group_max_0(score_0, thread_2, i_1);
-        float _S173 = (F32_max((peak_0), (_S172)));
-        uint _S174 = __ballot_sync(i_1, _S122);
-        float _S175;
-        if(_S122)
+        float _S162 = group_max_0(score_0, thread_2, i_0);
+        float _S163 = (F32_max((peak_0), (_S162)));
+        uint _S164 = __ballot_sync(i_0, _S112);
+        float _S165;
+        if(_S112)
         {
-            float _S176 = (F32_exp((score_0 - _S173)));
-            uint _S177 = __ballot_sync(i_1, true);
-            _S175 = _S176;
-            _S124 = _S177;
+            float _S166 = (F32_exp((score_0 - _S163)));
+            uint _S167 = __ballot_sync(i_0, true);
+            _S165 = _S166;
+            _S114 = _S167;
         }
         else
         {
-            uint _S178 = __ballot_sync(i_1, true);
-            _S175 = 0.0f;
-            _S124 = _S178;
+            uint _S168 = __ballot_sync(i_0, true);
+            _S165 = 0.0f;
+            _S114 = _S168;
         }
-        (*&weights_0)[thread_2] = _S175;
-        float _S179 = (F32_exp((peak_0 - _S173)));
-        float _S180 = total_0 * _S179;
-        float _S181 = group_sum_0(_S175, thread_2, _S124);
-        float _S182 = _S180 + _S181;
-        float4  sum_3 = sum_1 * make_float4 (_S179);
-        bool _S183 = _S97 < _S96;
-        uint _S184 = __ballot_sync(_S124, _S183);
-        if(_S183)
+        (*&weights_0)[thread_2] = _S165;
+        float _S169 = (F32_exp((peak_0 - _S163)));
+        float _S170 = total_0 * _S169;
+        float _S171 = group_sum_0(_S165, thread_2, _S114);
+        float _S172 = _S170 + _S171;
+        float4  sum_3 = sum_1 * make_float4 (_S169);
+        bool _S173 = _S87 < _S86;
+        uint _S174 = __ballot_sync(_S114, _S173);
+        if(_S173)
         {
-            i_2 = _S97;
-            _S125 = _S184;
+            i_2 = _S87;
+            _S115 = _S174;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S185 = 0U;
-                uint _S186 = i_2 + 7U * _S96;
-                bool _S187 = _S186 < _S121;
-                uint _S188 = __ballot_sync(_S125, _S187);
-                if(_S187)
+                uint _S175 = 0U;
+                uint _S176 = i_2 + 7U * _S86;
+                bool _S177 = _S176 < _S111;
+                uint _S178 = __ballot_sync(_S115, _S177);
+                if(_S177)
                 {
-                    uint _S189 = __ballot_sync(_S125, true);
-                    _S185 = _S189;
+                    uint _S179 = __ballot_sync(_S115, true);
+                    _S175 = _S179;
                 }
                 else
                 {
-                    uint _S190 = __ballot_sync(_S125, false);
-                    uint _S191 = __ballot_sync(_S125, false);
-                    uint _S192 = __ballot_sync(_S184, true);
-                    _S49 = _S192;
+                    uint _S180 = __ballot_sync(_S115, false);
+                    uint _S181 = __ballot_sync(_S115, false);
+                    uint _S182 = __ballot_sync(_S174, true);
+                    _S53 = _S182;
                     break;
                 }
-                uint _S193 = p_0->v_pages_offset_0;
-                uint _S194 = i_2 + _S96;
-                uint _S195 = i_2 + 2U * _S96;
-                uint _S196 = i_2 + 3U * _S96;
-                uint _S197 = i_2 + 4U * _S96;
-                uint _S198 = i_2 + 5U * _S96;
-                uint _S199 = i_2 + 6U * _S96;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S98, _S101) + make_float4 ((*&weights_0)[_S194]) * value_0(v_pages_0, _S193, (*&slots_0)[_S194], _S98, _S101) + make_float4 ((*&weights_0)[_S195]) * value_0(v_pages_0, _S193, (*&slots_0)[_S195], _S98, _S101) + make_float4 ((*&weights_0)[_S196]) * value_0(v_pages_0, _S193, (*&slots_0)[_S196], _S98, _S101) + make_float4 ((*&weights_0)[_S197]) * value_0(v_pages_0, _S193, (*&slots_0)[_S197], _S98, _S101) + make_float4 ((*&weights_0)[_S198]) * value_0(v_pages_0, _S193, (*&slots_0)[_S198], _S98, _S101) + make_float4 ((*&weights_0)[_S199]) * value_0(v_pages_0, _S193, (*&slots_0)[_S199], _S98, _S101) + make_float4 ((*&weights_0)[_S186]) * value_0(v_pages_0, _S193, (*&slots_0)[_S186], _S98, _S101);
-                uint _S200 = __ballot_sync(_S185, false);
-                uint _S201 = __ballot_sync(_S185, false);
-                uint _S202 = __ballot_sync(_S185, true);
-                uint _S203 = __ballot_sync(_S125, true);
-                i_2 = i_2 + 8U * _S96;
-                _S125 = _S203;
+                uint _S183 = p_0->v_pages_offset_0;
+                uint _S184 = i_2 + _S86;
+                uint _S185 = i_2 + 2U * _S86;
+                uint _S186 = i_2 + 3U * _S86;
+                uint _S187 = i_2 + 4U * _S86;
+                uint _S188 = i_2 + 5U * _S86;
+                uint _S189 = i_2 + 6U * _S86;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S88, _S91) + make_float4 ((*&weights_0)[_S184]) * value_0(v_pages_0, _S183, (*&slots_0)[_S184], _S88, _S91) + make_float4 ((*&weights_0)[_S185]) * value_0(v_pages_0, _S183, (*&slots_0)[_S185], _S88, _S91) + make_float4 ((*&weights_0)[_S186]) * value_0(v_pages_0, _S183, (*&slots_0)[_S186], _S88, _S91) + make_float4 ((*&weights_0)[_S187]) * value_0(v_pages_0, _S183, (*&slots_0)[_S187], _S88, _S91) + make_float4 ((*&weights_0)[_S188]) * value_0(v_pages_0, _S183, (*&slots_0)[_S188], _S88, _S91) + make_float4 ((*&weights_0)[_S189]) * value_0(v_pages_0, _S183, (*&slots_0)[_S189], _S88, _S91) + make_float4 ((*&weights_0)[_S176]) * value_0(v_pages_0, _S183, (*&slots_0)[_S176], _S88, _S91);
+                uint _S190 = __ballot_sync(_S175, false);
+                uint _S191 = __ballot_sync(_S175, false);
+                uint _S192 = __ballot_sync(_S175, true);
+                uint _S193 = __ballot_sync(_S115, true);
+                i_2 = i_2 + 8U * _S86;
+                _S115 = _S193;
                 sum_0 = sum_4;
             }
             uint i_3 = i_2;
-            uint _S204 = _S49;
+            uint _S194 = _S53;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S205 = i_3 < _S121;
-                uint _S206 = __ballot_sync(_S204, _S205);
-                if(_S205)
+                bool _S195 = i_3 < _S111;
+                uint _S196 = __ballot_sync(_S194, _S195);
+                if(_S195)
                 {
-                    uint _S207 = __ballot_sync(_S204, true);
+                    uint _S197 = __ballot_sync(_S194, true);
                 }
                 else
                 {
-                    uint _S208 = __ballot_sync(_S204, false);
-                    uint _S209 = __ballot_sync(_S204, false);
-                    uint _S210 = __ballot_sync(_S49, true);
+                    uint _S198 = __ballot_sync(_S194, false);
+                    uint _S199 = __ballot_sync(_S194, false);
+                    uint _S200 = __ballot_sync(_S53, true);
                     break;
                 }
-                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S98, _S101);
-                uint _S211 = __ballot_sync(_S204, true);
-                i_3 = i_3 + _S96;
-                _S204 = _S211;
+                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S88, _S91);
+                uint _S201 = __ballot_sync(_S194, true);
+                i_3 = i_3 + _S86;
+                _S194 = _S201;
                 sum_2 = sum_5;
             }
-            uint _S212 = __ballot_sync(_S124, true);
+            uint _S202 = __ballot_sync(_S114, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S213 = __ballot_sync(_S124, true);
+            uint _S203 = __ballot_sync(_S114, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S214 = __ballot_sync(i_0, true);
+        uint _S204 = __ballot_sync(i_1, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S214;
-        peak_0 = _S173;
-        total_0 = _S182;
+        i_1 = _S204;
+        peak_0 = _S163;
+        total_0 = _S172;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S86)
+    if(_S76)
     {
-        i_0 = 0U;
-        sum_0 = _S115;
+        i_1 = 0U;
+        sum_0 = _S105;
         for(;;)
         {
-            if(i_0 < _S96)
+            if(i_1 < _S86)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S85 + thread_2];
-            i_0 = i_0 + 1U;
+            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S75 + thread_2];
+            i_1 = i_1 + 1U;
             sum_0 = whole_0;
         }
-        if(_S80 >= j_0)
+        if(_S73 >= _S72)
         {
-            sum_1 = _S115;
+            sum_1 = _S105;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S215 = p_0->out_offset_0 + _S52 * p_0->out_stride_0 + _S55 * _S84 + 4U * thread_2;
-        j_0 = 0U;
+        uint _S205 = p_0->out_offset_0 + _S56 * p_0->out_stride_0 + _S59 * _S74 + 4U * thread_2;
+        i_0 = 0U;
         for(;;)
         {
-            if(j_0 < 4U)
+            if(i_0 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(&(result_3)[_S215 + j_0]) = _slang_vector_get_element(sum_1, j_0);
-            j_0 = j_0 + 1U;
+            *(&(result_3)[_S205 + i_0]) = _slang_vector_get_element(sum_1, i_0);
+            i_0 = i_0 + 1U;
         }
     }
     return;
@@ -673,9 +666,9 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S216 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S217 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S218 = p_1;
-    attend_0(blockIdx, _S216, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S218, _S217);
+    uint _S206 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S207 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S208 = p_1;
+    attend_0(blockIdx, _S206, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S208, _S207);
     return;
 }

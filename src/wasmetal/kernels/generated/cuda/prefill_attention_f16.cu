@@ -127,19 +127,57 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, ui
 
 __device__ __shared__ FixedArray<uint, 16>  firsts_0;
 
+__device__ uint first_seen_0(uint position_0, uint window_1)
+{
+    bool _S13;
+    if(window_1 != 0U)
+    {
+        _S13 = position_0 >= window_1;
+    }
+    else
+    {
+        _S13 = false;
+    }
+    uint _S14;
+    if(_S13)
+    {
+        _S14 = position_0 - window_1 + 1U;
+    }
+    else
+    {
+        _S14 = 0U;
+    }
+    return _S14;
+}
+
 __device__ __shared__ FixedArray<uint, 16>  lengths_0;
+
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_0, uint position_1)
+{
+    uint _S15 = this_0->length_0;
+    uint _S16;
+    if(position_1 < (this_0->length_0))
+    {
+        _S16 = position_1 + 1U;
+    }
+    else
+    {
+        _S16 = _S15;
+    }
+    return _S16;
+}
 
 __device__ __shared__ FixedArray<uint, 32>  slots_0;
 
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S13 = this_0->begin_0;
-    uint _S14 = this_0->page_size_1;
-    uint _S15 = position_0 / this_0->page_size_1;
-    uint _S16 = __ldg((&(sequences_1)[_S13 + _S15]));
-    uint _S17 = (U32_min((_S16), (this_0->pages_1 - 1U))) * _S14;
-    uint _S18 = position_0 % _S14;
-    return _S17 + _S18;
+    uint _S17 = this_1->begin_0;
+    uint _S18 = this_1->page_size_1;
+    uint _S19 = position_2 / this_1->page_size_1;
+    uint _S20 = __ldg((&(sequences_1)[_S17 + _S19]));
+    uint _S21 = (U32_min((_S20), (this_1->pages_1 - 1U))) * _S18;
+    uint _S22 = position_2 % _S18;
+    return _S21 + _S22;
 }
 
 __device__ __shared__ FixedArray<float4 , 256>  queries_0;
@@ -177,210 +215,186 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
     float most_0;
     uint row_2;
     float4  products_0;
-    uint _S19;
+    uint _S23;
     uint i_1;
     uint i_2;
     float4  a_0;
-    uint _S20;
-    uint _S21;
-    uint _S22 = p_0->kv_heads_0;
-    uint _S23 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S24 = (U32_min((_S23), (16U)));
-    uint _S25 = 16U / _S24;
-    uint _S26 = (_S23 + 16U - 1U) / 16U;
-    uint _S27 = group_number_0(group_1);
-    uint _S28 = _S22 * _S26;
-    uint _S29 = _S27 % _S28;
-    uint _S30 = _S27 / _S28;
-    uint _S31 = _S30 * _S25;
-    uint _S32 = p_0->batch_offset_0;
-    uint _S33 = p_0->batch_row_0;
-    uint _S34 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0);
-    if(_S31 >= _S34)
+    uint _S24;
+    uint _S25;
+    uint _S26 = p_0->kv_heads_0;
+    uint _S27 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S28 = (U32_min((_S27), (16U)));
+    uint _S29 = 16U / _S28;
+    uint _S30 = (_S27 + 16U - 1U) / 16U;
+    uint _S31 = group_number_0(group_1);
+    uint _S32 = _S26 * _S30;
+    uint _S33 = _S31 % _S32;
+    uint _S34 = _S31 / _S32;
+    uint _S35 = _S34 * _S29;
+    uint _S36 = p_0->batch_offset_0;
+    uint _S37 = p_0->batch_row_0;
+    uint _S38 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0);
+    if(_S35 >= _S38)
     {
         return;
     }
-    uint _S35 = (U32_min((_S31 + _S25), (_S34)));
-    uint _S36 = _S29 / _S26;
-    uint _S37 = _S36 * _S23;
-    uint _S38 = _S29 % _S26;
-    uint _S39 = _S37 + _S38 * 16U;
-    uint _S40 = (_S36 + 1U) * _S23;
-    uint _S41 = p_0->head_dim_0;
-    uint _S42 = p_0->head_dim_0 / 4U;
-    uint _S43 = _S22 * p_0->head_dim_0;
-    uint _S44 = thread_0 % 16U;
-    uint _S45 = thread_0 / 16U;
-    uint _S46 = thread_0 / 8U;
-    uint _S47 = thread_0 % 8U;
-    uint _S48 = p_0->sinks_offset_0;
-    bool _S49 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S50 = _S46 % _S24;
-    uint _S51 = _S39 + _S50;
-    bool _S52;
-    if(_S49)
+    uint _S39 = (U32_min((_S35 + _S29), (_S38)));
+    uint _S40 = _S33 / _S30;
+    uint _S41 = _S40 * _S27;
+    uint _S42 = _S33 % _S30;
+    uint _S43 = _S41 + _S42 * 16U;
+    uint _S44 = (_S40 + 1U) * _S27;
+    uint _S45 = p_0->head_dim_0;
+    uint _S46 = p_0->head_dim_0 / 4U;
+    uint _S47 = _S26 * p_0->head_dim_0;
+    uint _S48 = thread_0 % 16U;
+    uint _S49 = thread_0 / 16U;
+    uint _S50 = thread_0 / 8U;
+    uint _S51 = thread_0 % 8U;
+    uint _S52 = p_0->sinks_offset_0;
+    bool _S53 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S54 = _S50 % _S28;
+    uint _S55 = _S43 + _S54;
+    bool _S56;
+    if(_S53)
     {
-        _S52 = _S51 < _S40;
+        _S56 = _S55 < _S44;
     }
     else
     {
-        _S52 = false;
+        _S56 = false;
     }
     float peak_0;
-    if(_S52)
+    if(_S56)
     {
-        float _S53 = __ldg((&(sinks_0)[_S48 + _S51]));
-        peak_0 = (F32_max((_S53), (-3.4028234663852886e+38f)));
+        float _S57 = __ldg((&(sinks_0)[_S52 + _S55]));
+        peak_0 = (F32_max((_S57), (-3.4028234663852886e+38f)));
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    if(_S49)
+    if(_S53)
     {
-        _S52 = _S47 == 0U;
+        _S56 = _S51 == 0U;
     }
     else
     {
-        _S52 = false;
+        _S56 = false;
     }
-    int _S54;
-    if(_S52)
+    int _S58;
+    if(_S56)
     {
-        _S54 = int(1);
+        _S58 = int(1);
     }
     else
     {
-        _S54 = int(0);
+        _S58 = int(0);
     }
-    float _S55 = float(_S54);
+    float _S59 = float(_S58);
     FixedArray<float4 , 8>  sums_0;
-    int4  _S56 = make_int4 (int(0));
-    float4  _S57 = make_float4 ((float)_S56.x, (float)_S56.y, (float)_S56.z, (float)_S56.w);
-    sums_0[0U] = _S57;
-    sums_0[1U] = _S57;
-    sums_0[2U] = _S57;
-    sums_0[3U] = _S57;
-    sums_0[4U] = _S57;
-    sums_0[5U] = _S57;
-    sums_0[6U] = _S57;
-    sums_0[7U] = _S57;
-    uint row_3 = _S31;
-    float total_0 = _S55;
+    int4  _S60 = make_int4 (int(0));
+    float4  _S61 = make_float4 ((float)_S60.x, (float)_S60.y, (float)_S60.z, (float)_S60.w);
+    sums_0[0U] = _S61;
+    sums_0[1U] = _S61;
+    sums_0[2U] = _S61;
+    sums_0[3U] = _S61;
+    sums_0[4U] = _S61;
+    sums_0[5U] = _S61;
+    sums_0[6U] = _S61;
+    sums_0[7U] = _S61;
+    uint row_3 = _S35;
+    float total_0 = _S59;
     for(;;)
     {
-        if(row_3 < _S35)
+        if(row_3 < _S39)
         {
         }
         else
         {
             break;
         }
-        uint _S58 = row_sequence_0(batch_3, _S32, _S33 + row_3);
+        uint _S62 = row_sequence_0(batch_3, _S36, _S37 + row_3);
         row_2 = row_3;
         for(;;)
         {
             uint row_4 = row_2 + 1U;
-            _S19 = row_4;
-            if(row_4 < _S35)
+            _S23 = row_4;
+            if(row_4 < _S39)
             {
-                _S52 = (row_sequence_0(batch_3, _S32, _S33 + row_4)) == _S58;
+                _S56 = (row_sequence_0(batch_3, _S36, _S37 + row_4)) == _S62;
             }
             else
             {
-                _S52 = false;
+                _S56 = false;
             }
-            if(!_S52)
+            if(!_S56)
             {
                 break;
             }
             row_2 = row_4;
         }
-        SequenceTable_0 _S59 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S58, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S60;
-        bool _S61;
-        bool _S62;
-        bool _S63;
+        SequenceTable_0 _S63 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S62, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S64;
+        bool _S65;
+        bool _S66;
         uint i_3;
         uint begin_2;
-        uint end_0;
         if(thread_0 < 16U)
         {
-            uint _S64 = thread_0 / _S24;
-            uint _S65 = _S31 + _S64;
-            if(thread_0 < (_S25 * _S24))
+            uint _S67 = thread_0 / _S28;
+            uint _S68 = _S35 + _S67;
+            if(thread_0 < (_S29 * _S28))
             {
-                uint _S66 = thread_0 % _S24;
-                _S60 = (_S39 + _S66) < _S40;
+                uint _S69 = thread_0 % _S28;
+                _S64 = (_S43 + _S69) < _S44;
             }
             else
             {
-                _S60 = false;
+                _S64 = false;
             }
-            if(_S60)
+            if(_S64)
             {
-                _S61 = _S65 >= row_3;
-            }
-            else
-            {
-                _S61 = false;
-            }
-            if(_S61)
-            {
-                _S62 = _S65 < _S19;
+                _S65 = _S68 >= row_3;
             }
             else
             {
-                _S62 = false;
+                _S65 = false;
             }
-            if(_S62)
+            if(_S65)
             {
-                i_3 = _S65;
-            }
-            else
-            {
-                i_3 = _S31;
-            }
-            uint _S67 = row_position_0(batch_3, _S32, _S33 + i_3);
-            uint _S68 = p_0->window_0;
-            if((p_0->window_0) != 0U)
-            {
-                _S63 = _S67 >= _S68;
+                _S66 = _S68 < _S23;
             }
             else
             {
-                _S63 = false;
+                _S66 = false;
             }
-            if(_S63)
+            if(_S66)
             {
-                begin_2 = _S67 - _S68 + 1U;
+                i_3 = _S68;
+            }
+            else
+            {
+                i_3 = _S35;
+            }
+            uint _S70 = row_position_0(batch_3, _S36, _S37 + i_3);
+            (*&firsts_0)[thread_0] = first_seen_0(_S70, p_0->window_0);
+            if(_S66)
+            {
+                SequenceTable_0 _S71 = _S63;
+                uint _S72 = SequenceTable_end_of_0(&_S71, _S70);
+                begin_2 = _S72;
             }
             else
             {
                 begin_2 = 0U;
             }
-            (*&firsts_0)[thread_0] = begin_2;
-            if(_S62)
-            {
-                if(_S67 < (_S59.length_0))
-                {
-                    end_0 = _S67 + 1U;
-                }
-                else
-                {
-                    end_0 = _S59.length_0;
-                }
-            }
-            else
-            {
-                end_0 = 0U;
-            }
-            (*&lengths_0)[thread_0] = end_0;
+            (*&lengths_0)[thread_0] = begin_2;
         }
         __syncthreads();
         i_3 = 0U;
         begin_2 = 4294967295U;
-        end_0 = 0U;
+        uint end_0 = 0U;
         for(;;)
         {
             if(i_3 < 16U)
@@ -392,9 +406,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             if(((*&firsts_0)[i_3]) < (*&lengths_0)[i_3])
             {
-                uint _S69 = (U32_max((end_0), ((*&lengths_0)[i_3])));
+                uint _S73 = (U32_max((end_0), ((*&lengths_0)[i_3])));
                 begin_2 = (U32_min((begin_2), ((*&firsts_0)[i_3])));
-                end_0 = _S69;
+                end_0 = _S73;
             }
             i_3 = i_3 + 1U;
         }
@@ -410,17 +424,17 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             if(thread_0 < 32U)
             {
-                uint _S70 = (U32_min((at_1 + thread_0), (end_0 - 1U)));
-                SequenceTable_0 _S71 = _S59;
-                uint _S72 = SequenceTable_slot_0(&_S71, sequences_2, _S70);
-                (*&slots_0)[thread_0] = _S72;
+                uint _S74 = (U32_min((at_1 + thread_0), (end_0 - 1U)));
+                SequenceTable_0 _S75 = _S63;
+                uint _S76 = SequenceTable_slot_0(&_S75, sequences_2, _S74);
+                (*&slots_0)[thread_0] = _S76;
             }
             __syncthreads();
             uint slice_0 = 0U;
-            products_0 = _S57;
+            products_0 = _S61;
             for(;;)
             {
-                if(slice_0 < _S42)
+                if(slice_0 < _S46)
                 {
                 }
                 else
@@ -434,64 +448,64 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         if(at_1 == begin_2)
                         {
-                            _S60 = true;
+                            _S64 = true;
                         }
                         else
                         {
-                            _S60 = _S42 > 16U;
+                            _S64 = _S46 > 16U;
                         }
                     }
                     else
                     {
-                        _S60 = false;
+                        _S64 = false;
                     }
-                    if(_S60)
+                    if(_S64)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S73 = i_2 / 16U;
-                    uint _S74 = slice_0 + i_2 % 16U;
-                    uint _S75 = p_0->q_offset_0;
-                    uint _S76 = _S73 / _S24;
-                    uint _S77 = _S75 + (_S31 + _S76) * p_0->q_stride_0;
-                    uint _S78 = _S73 % _S24;
-                    uint _S79 = _S77 + (_S39 + _S78) * _S41 + 4U * _S74;
-                    if(((*&lengths_0)[_S73]) != 0U)
+                    uint _S77 = i_2 / 16U;
+                    uint _S78 = slice_0 + i_2 % 16U;
+                    uint _S79 = p_0->q_offset_0;
+                    uint _S80 = _S77 / _S28;
+                    uint _S81 = _S79 + (_S35 + _S80) * p_0->q_stride_0;
+                    uint _S82 = _S77 % _S28;
+                    uint _S83 = _S81 + (_S43 + _S82) * _S45 + 4U * _S78;
+                    if(((*&lengths_0)[_S77]) != 0U)
                     {
-                        _S61 = _S74 < _S42;
+                        _S65 = _S78 < _S46;
                     }
                     else
                     {
-                        _S61 = false;
+                        _S65 = false;
                     }
-                    if(_S61)
+                    if(_S65)
                     {
-                        float _S80 = p_0->scale_2;
-                        float _S81 = __ldg((&(q_0)[_S79]));
-                        float _S82 = __ldg((&(q_0)[_S79 + 1U]));
-                        float _S83 = __ldg((&(q_0)[_S79 + 2U]));
-                        float _S84 = __ldg((&(q_0)[_S79 + 3U]));
-                        a_0 = make_float4 (_S80) * make_float4 (_S81, _S82, _S83, _S84);
+                        float _S84 = p_0->scale_2;
+                        float _S85 = __ldg((&(q_0)[_S83]));
+                        float _S86 = __ldg((&(q_0)[_S83 + 1U]));
+                        float _S87 = __ldg((&(q_0)[_S83 + 2U]));
+                        float _S88 = __ldg((&(q_0)[_S83 + 3U]));
+                        a_0 = make_float4 (_S84) * make_float4 (_S85, _S86, _S87, _S88);
                     }
                     else
                     {
-                        a_0 = _S57;
+                        a_0 = _S61;
                     }
                     (*&queries_0)[i_2] = a_0;
                     i_2 = i_2 + 128U;
                 }
-                uint _S85 = _S36 * _S41 + 4U * (U32_min((slice_0 + _S44), (_S42 - 1U)));
-                uint _S86 = p_0->k_pages_offset_0;
-                (*&tile_0)[_S45 * 17U + _S44] = value_0(k_pages_0, p_0->k_pages_offset_0, (*&slots_0)[_S45], _S43, _S85);
-                uint _S87 = _S45 + 8U;
-                (*&tile_0)[_S87 * 17U + _S44] = value_0(k_pages_0, _S86, (*&slots_0)[_S87], _S43, _S85);
-                uint _S88 = _S45 + 16U;
-                (*&tile_0)[_S88 * 17U + _S44] = value_0(k_pages_0, _S86, (*&slots_0)[_S88], _S43, _S85);
-                uint _S89 = _S45 + 24U;
-                (*&tile_0)[_S89 * 17U + _S44] = value_0(k_pages_0, _S86, (*&slots_0)[_S89], _S43, _S85);
+                uint _S89 = _S40 * _S45 + 4U * (U32_min((slice_0 + _S48), (_S46 - 1U)));
+                uint _S90 = p_0->k_pages_offset_0;
+                (*&tile_0)[_S49 * 17U + _S48] = value_0(k_pages_0, p_0->k_pages_offset_0, (*&slots_0)[_S49], _S47, _S89);
+                uint _S91 = _S49 + 8U;
+                (*&tile_0)[_S91 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S91], _S47, _S89);
+                uint _S92 = _S49 + 16U;
+                (*&tile_0)[_S92 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S92], _S47, _S89);
+                uint _S93 = _S49 + 24U;
+                (*&tile_0)[_S93 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S93], _S47, _S89);
                 __syncthreads();
                 i_1 = 0U;
                 for(;;)
@@ -503,102 +517,103 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    uint _S90 = 2U * _S45;
-                    uint _S91 = _S90 * 16U + i_1;
-                    uint _S92 = (_S90 + 1U) * 16U + i_1;
-                    uint _S93 = _S44 * 17U + i_1;
-                    uint _S94 = (_S44 + 16U) * 17U + i_1;
-                    float4  products_1 = products_0 + make_float4 (dot_0((*&queries_0)[_S91], (*&tile_0)[_S93]), dot_0((*&queries_0)[_S91], (*&tile_0)[_S94]), dot_0((*&queries_0)[_S92], (*&tile_0)[_S93]), dot_0((*&queries_0)[_S92], (*&tile_0)[_S94])) + make_float4 (dot_0((*&queries_0)[_S91 + 1U], (*&tile_0)[_S93 + 1U]), dot_0((*&queries_0)[_S91 + 1U], (*&tile_0)[_S94 + 1U]), dot_0((*&queries_0)[_S92 + 1U], (*&tile_0)[_S93 + 1U]), dot_0((*&queries_0)[_S92 + 1U], (*&tile_0)[_S94 + 1U])) + make_float4 (dot_0((*&queries_0)[_S91 + 2U], (*&tile_0)[_S93 + 2U]), dot_0((*&queries_0)[_S91 + 2U], (*&tile_0)[_S94 + 2U]), dot_0((*&queries_0)[_S92 + 2U], (*&tile_0)[_S93 + 2U]), dot_0((*&queries_0)[_S92 + 2U], (*&tile_0)[_S94 + 2U])) + make_float4 (dot_0((*&queries_0)[_S91 + 3U], (*&tile_0)[_S93 + 3U]), dot_0((*&queries_0)[_S91 + 3U], (*&tile_0)[_S94 + 3U]), dot_0((*&queries_0)[_S92 + 3U], (*&tile_0)[_S93 + 3U]), dot_0((*&queries_0)[_S92 + 3U], (*&tile_0)[_S94 + 3U]));
+                    uint _S94 = 2U * _S49;
+                    uint _S95 = _S94 * 16U + i_1;
+                    uint _S96 = (_S94 + 1U) * 16U + i_1;
+                    uint _S97 = _S48 * 17U + i_1;
+                    uint _S98 = (_S48 + 16U) * 17U + i_1;
+                    float4  products_1 = products_0 + make_float4 (dot_0((*&queries_0)[_S95], (*&tile_0)[_S97]), dot_0((*&queries_0)[_S95], (*&tile_0)[_S98]), dot_0((*&queries_0)[_S96], (*&tile_0)[_S97]), dot_0((*&queries_0)[_S96], (*&tile_0)[_S98])) + make_float4 (dot_0((*&queries_0)[_S95 + 1U], (*&tile_0)[_S97 + 1U]), dot_0((*&queries_0)[_S95 + 1U], (*&tile_0)[_S98 + 1U]), dot_0((*&queries_0)[_S96 + 1U], (*&tile_0)[_S97 + 1U]), dot_0((*&queries_0)[_S96 + 1U], (*&tile_0)[_S98 + 1U])) + make_float4 (dot_0((*&queries_0)[_S95 + 2U], (*&tile_0)[_S97 + 2U]), dot_0((*&queries_0)[_S95 + 2U], (*&tile_0)[_S98 + 2U]), dot_0((*&queries_0)[_S96 + 2U], (*&tile_0)[_S97 + 2U]), dot_0((*&queries_0)[_S96 + 2U], (*&tile_0)[_S98 + 2U])) + make_float4 (dot_0((*&queries_0)[_S95 + 3U], (*&tile_0)[_S97 + 3U]), dot_0((*&queries_0)[_S95 + 3U], (*&tile_0)[_S98 + 3U]), dot_0((*&queries_0)[_S96 + 3U], (*&tile_0)[_S97 + 3U]), dot_0((*&queries_0)[_S96 + 3U], (*&tile_0)[_S98 + 3U]));
                     i_1 = i_1 + 4U;
                     products_0 = products_1;
                 }
                 __syncthreads();
                 slice_0 = slice_0 + 16U;
             }
-            uint _S95 = 2U * _S45;
-            uint _S96 = _S95 * 33U;
-            uint _S97 = _S96 + _S44;
-            (*&scores_0)[_S97] = products_0.x;
-            (*&scores_0)[_S97 + 16U] = products_0.y;
-            uint _S98 = _S97 + 32U + 1U;
-            (*&scores_0)[_S98] = products_0.z;
-            (*&scores_0)[_S98 + 16U] = products_0.w;
+            uint _S99 = 2U * _S49;
+            uint _S100 = _S99 * 33U;
+            uint _S101 = _S100 + _S48;
+            (*&scores_0)[_S101] = products_0.x;
+            (*&scores_0)[_S101 + 16U] = products_0.y;
+            uint _S102 = _S101 + 32U + 1U;
+            (*&scores_0)[_S102] = products_0.z;
+            (*&scores_0)[_S102 + 16U] = products_0.w;
             __syncthreads();
-            uint _S99 = (*&firsts_0)[_S46];
-            uint _S100 = (*&lengths_0)[_S46];
-            uint _S101 = at_1 + _S47;
-            bool _S102 = _S101 >= _S99;
-            if(_S102)
+            uint _S103 = (*&firsts_0)[_S50];
+            uint _S104 = (*&lengths_0)[_S50];
+            uint _S105 = at_1 + _S51;
+            bool _S106 = _S105 >= _S103;
+            if(_S106)
             {
-                _S60 = _S101 < _S100;
+                _S64 = _S105 < _S104;
             }
             else
             {
-                _S60 = false;
+                _S64 = false;
             }
-            if(_S60)
+            if(_S64)
             {
-                most_0 = (F32_max((-3.4028234663852886e+38f), ((*&scores_0)[_S46 * 33U + _S47])));
+                most_0 = (F32_max((-3.4028234663852886e+38f), ((*&scores_0)[_S50 * 33U + _S51])));
             }
             else
             {
                 most_0 = -3.4028234663852886e+38f;
             }
-            uint _S103 = 8U + _S47;
-            uint _S104 = at_1 + _S103;
-            bool _S105 = _S104 >= _S99;
-            if(_S105)
+            uint _S107 = 8U + _S51;
+            uint _S108 = at_1 + _S107;
+            bool _S109 = _S108 >= _S103;
+            if(_S109)
             {
-                _S61 = _S104 < _S100;
+                _S65 = _S108 < _S104;
             }
             else
             {
-                _S61 = false;
+                _S65 = false;
             }
             float most_1;
-            if(_S61)
+            if(_S65)
             {
-                most_1 = (F32_max((most_0), ((*&scores_0)[_S46 * 33U + _S103])));
+                most_1 = (F32_max((most_0), ((*&scores_0)[_S50 * 33U + _S107])));
             }
             else
             {
                 most_1 = most_0;
             }
-            uint _S106 = 16U + _S47;
-            uint _S107 = at_1 + _S106;
-            bool _S108 = _S107 >= _S99;
-            if(_S108)
+            uint _S110 = 16U + _S51;
+            uint _S111 = at_1 + _S110;
+            bool _S112 = _S111 >= _S103;
+            if(_S112)
             {
-                _S62 = _S107 < _S100;
+                _S66 = _S111 < _S104;
             }
             else
             {
-                _S62 = false;
+                _S66 = false;
             }
             float most_2;
-            if(_S62)
+            if(_S66)
             {
-                most_2 = (F32_max((most_1), ((*&scores_0)[_S46 * 33U + _S106])));
+                most_2 = (F32_max((most_1), ((*&scores_0)[_S50 * 33U + _S110])));
             }
             else
             {
                 most_2 = most_1;
             }
-            uint _S109 = 24U + _S47;
-            uint _S110 = at_1 + _S109;
-            bool _S111 = _S110 >= _S99;
-            if(_S111)
+            uint _S113 = 24U + _S51;
+            uint _S114 = at_1 + _S113;
+            bool _S115 = _S114 >= _S103;
+            bool _S116;
+            if(_S115)
             {
-                _S63 = _S110 < _S100;
+                _S116 = _S114 < _S104;
             }
             else
             {
-                _S63 = false;
+                _S116 = false;
             }
             float most_3;
-            if(_S63)
+            if(_S116)
             {
-                most_3 = (F32_max((most_2), ((*&scores_0)[_S46 * 33U + _S109])));
+                most_3 = (F32_max((most_2), ((*&scores_0)[_S50 * 33U + _S113])));
             }
             else
             {
@@ -606,55 +621,14 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             (*&lanes_0)[thread_0] = most_3;
             __syncthreads();
-            uint _S112 = _S46 * 8U;
-            float _S113 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((peak_0), ((*&lanes_0)[_S112])))), ((*&lanes_0)[_S112 + 1U])))), ((*&lanes_0)[_S112 + 2U])))), ((*&lanes_0)[_S112 + 3U])))), ((*&lanes_0)[_S112 + 4U])))), ((*&lanes_0)[_S112 + 5U])))), ((*&lanes_0)[_S112 + 6U])))), ((*&lanes_0)[_S112 + 7U])));
-            float _S114 = (F32_exp((peak_0 - _S113)));
-            float total_1 = total_0 * _S114;
-            bool _S115;
-            if(_S102)
-            {
-                _S115 = _S101 < _S100;
-            }
-            else
-            {
-                _S115 = false;
-            }
-            float _S116;
-            if(_S115)
-            {
-                _S116 = (F32_exp(((*&scores_0)[_S46 * 33U + _S47] - _S113)));
-            }
-            else
-            {
-                _S116 = 0.0f;
-            }
-            uint _S117 = _S46 * 33U;
-            (*&scores_0)[_S117 + _S47] = _S116;
-            float total_2 = total_1 + _S116;
-            bool _S118;
-            if(_S105)
-            {
-                _S118 = _S104 < _S100;
-            }
-            else
-            {
-                _S118 = false;
-            }
-            float _S119;
-            if(_S118)
-            {
-                _S119 = (F32_exp(((*&scores_0)[_S117 + _S103] - _S113)));
-            }
-            else
-            {
-                _S119 = 0.0f;
-            }
-            (*&scores_0)[_S117 + _S103] = _S119;
-            float total_3 = total_2 + _S119;
+            uint _S117 = _S50 * 8U;
+            float _S118 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((peak_0), ((*&lanes_0)[_S117])))), ((*&lanes_0)[_S117 + 1U])))), ((*&lanes_0)[_S117 + 2U])))), ((*&lanes_0)[_S117 + 3U])))), ((*&lanes_0)[_S117 + 4U])))), ((*&lanes_0)[_S117 + 5U])))), ((*&lanes_0)[_S117 + 6U])))), ((*&lanes_0)[_S117 + 7U])));
+            float _S119 = (F32_exp((peak_0 - _S118)));
+            float total_1 = total_0 * _S119;
             bool _S120;
-            if(_S108)
+            if(_S106)
             {
-                _S120 = _S107 < _S100;
+                _S120 = _S105 < _S104;
             }
             else
             {
@@ -663,62 +637,103 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             float _S121;
             if(_S120)
             {
-                _S121 = (F32_exp(((*&scores_0)[_S117 + _S106] - _S113)));
+                _S121 = (F32_exp(((*&scores_0)[_S50 * 33U + _S51] - _S118)));
             }
             else
             {
                 _S121 = 0.0f;
             }
-            (*&scores_0)[_S117 + _S106] = _S121;
-            float total_4 = total_3 + _S121;
-            bool _S122;
-            if(_S111)
+            uint _S122 = _S50 * 33U;
+            (*&scores_0)[_S122 + _S51] = _S121;
+            float total_2 = total_1 + _S121;
+            bool _S123;
+            if(_S109)
             {
-                _S122 = _S110 < _S100;
+                _S123 = _S108 < _S104;
             }
             else
             {
-                _S122 = false;
+                _S123 = false;
             }
-            float _S123;
-            if(_S122)
+            float _S124;
+            if(_S123)
             {
-                _S123 = (F32_exp(((*&scores_0)[_S117 + _S109] - _S113)));
+                _S124 = (F32_exp(((*&scores_0)[_S122 + _S107] - _S118)));
             }
             else
             {
-                _S123 = 0.0f;
+                _S124 = 0.0f;
             }
-            (*&scores_0)[_S117 + _S109] = _S123;
-            float total_5 = total_4 + _S123;
-            if(_S47 == 0U)
+            (*&scores_0)[_S122 + _S107] = _S124;
+            float total_3 = total_2 + _S124;
+            bool _S125;
+            if(_S112)
             {
-                (*&rescales_0)[_S46] = _S114;
+                _S125 = _S111 < _S104;
+            }
+            else
+            {
+                _S125 = false;
+            }
+            float _S126;
+            if(_S125)
+            {
+                _S126 = (F32_exp(((*&scores_0)[_S122 + _S110] - _S118)));
+            }
+            else
+            {
+                _S126 = 0.0f;
+            }
+            (*&scores_0)[_S122 + _S110] = _S126;
+            float total_4 = total_3 + _S126;
+            bool _S127;
+            if(_S115)
+            {
+                _S127 = _S114 < _S104;
+            }
+            else
+            {
+                _S127 = false;
+            }
+            float _S128;
+            if(_S127)
+            {
+                _S128 = (F32_exp(((*&scores_0)[_S122 + _S113] - _S118)));
+            }
+            else
+            {
+                _S128 = 0.0f;
+            }
+            (*&scores_0)[_S122 + _S113] = _S128;
+            float total_5 = total_4 + _S128;
+            if(_S51 == 0U)
+            {
+                (*&rescales_0)[_S50] = _S119;
             }
             i_1 = 0U;
             for(;;)
             {
-                uint _S124 = i_1 * 16U;
-                if(_S124 < _S42)
+                uint _S129 = i_1 * 16U;
+                if(_S129 < _S46)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S125 = _S36 * _S41 + 4U * (U32_min((_S124 + _S44), (_S42 - 1U)));
-                uint _S126 = p_0->v_pages_offset_0;
-                (*&tile_0)[_S45 * 17U + _S44] = value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[_S45], _S43, _S125);
-                uint _S127 = _S45 + 8U;
-                (*&tile_0)[_S127 * 17U + _S44] = value_0(v_pages_0, _S126, (*&slots_0)[_S127], _S43, _S125);
-                uint _S128 = _S45 + 16U;
-                (*&tile_0)[_S128 * 17U + _S44] = value_0(v_pages_0, _S126, (*&slots_0)[_S128], _S43, _S125);
-                uint _S129 = _S45 + 24U;
-                (*&tile_0)[_S129 * 17U + _S44] = value_0(v_pages_0, _S126, (*&slots_0)[_S129], _S43, _S125);
+                uint _S130 = _S40 * _S45 + 4U * (U32_min((_S129 + _S48), (_S46 - 1U)));
+                uint _S131 = p_0->v_pages_offset_0;
+                (*&tile_0)[_S49 * 17U + _S48] = value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[_S49], _S47, _S130);
+                uint _S132 = _S49 + 8U;
+                (*&tile_0)[_S132 * 17U + _S48] = value_0(v_pages_0, _S131, (*&slots_0)[_S132], _S47, _S130);
+                uint _S133 = _S49 + 16U;
+                (*&tile_0)[_S133 * 17U + _S48] = value_0(v_pages_0, _S131, (*&slots_0)[_S133], _S47, _S130);
+                uint _S134 = _S49 + 24U;
+                (*&tile_0)[_S134 * 17U + _S48] = value_0(v_pages_0, _S131, (*&slots_0)[_S134], _S47, _S130);
                 __syncthreads();
                 i_2 = 0U;
-                a_0 = _S57;
-                float4  b_0 = _S57;
+                a_0 = _S61;
+                float4  b_0 = _S61;
                 for(;;)
                 {
                     if(i_2 < 32U)
@@ -728,43 +743,43 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    uint _S130 = _S96 + i_2;
-                    uint _S131 = (_S95 + 1U) * 33U + i_2;
-                    float4  a_1 = a_0 + make_float4 ((*&scores_0)[_S130]) * (*&tile_0)[i_2 * 17U + _S44] + make_float4 ((*&scores_0)[_S130 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S44] + make_float4 ((*&scores_0)[_S130 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S44] + make_float4 ((*&scores_0)[_S130 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S44];
-                    float4  b_1 = b_0 + make_float4 ((*&scores_0)[_S131]) * (*&tile_0)[i_2 * 17U + _S44] + make_float4 ((*&scores_0)[_S131 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S44] + make_float4 ((*&scores_0)[_S131 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S44] + make_float4 ((*&scores_0)[_S131 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S44];
+                    uint _S135 = _S100 + i_2;
+                    uint _S136 = (_S99 + 1U) * 33U + i_2;
+                    float4  a_1 = a_0 + make_float4 ((*&scores_0)[_S135]) * (*&tile_0)[i_2 * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S48];
+                    float4  b_1 = b_0 + make_float4 ((*&scores_0)[_S136]) * (*&tile_0)[i_2 * 17U + _S48] + make_float4 ((*&scores_0)[_S136 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S48] + make_float4 ((*&scores_0)[_S136 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S48] + make_float4 ((*&scores_0)[_S136 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S48];
                     i_2 = i_2 + 4U;
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(0U == i_1)
                 {
-                    sums_0[0U] = make_float4 ((*&rescales_0)[_S95]) * sums_0[0U] + a_0;
-                    sums_0[1U] = make_float4 ((*&rescales_0)[_S95 + 1U]) * sums_0[1U] + b_0;
+                    sums_0[0U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[0U] + a_0;
+                    sums_0[1U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[1U] + b_0;
                 }
                 if(1U == i_1)
                 {
-                    sums_0[2U] = make_float4 ((*&rescales_0)[_S95]) * sums_0[2U] + a_0;
-                    sums_0[3U] = make_float4 ((*&rescales_0)[_S95 + 1U]) * sums_0[3U] + b_0;
+                    sums_0[2U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[2U] + a_0;
+                    sums_0[3U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[3U] + b_0;
                 }
                 if(2U == i_1)
                 {
-                    sums_0[4U] = make_float4 ((*&rescales_0)[_S95]) * sums_0[4U] + a_0;
-                    sums_0[5U] = make_float4 ((*&rescales_0)[_S95 + 1U]) * sums_0[5U] + b_0;
+                    sums_0[4U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[4U] + a_0;
+                    sums_0[5U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[5U] + b_0;
                 }
                 if(3U == i_1)
                 {
-                    sums_0[6U] = make_float4 ((*&rescales_0)[_S95]) * sums_0[6U] + a_0;
-                    sums_0[7U] = make_float4 ((*&rescales_0)[_S95 + 1U]) * sums_0[7U] + b_0;
+                    sums_0[6U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[6U] + a_0;
+                    sums_0[7U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[7U] + b_0;
                 }
                 __syncthreads();
                 i_1 = i_1 + 1U;
             }
             at_1 = at_1 + 32U;
-            peak_0 = _S113;
+            peak_0 = _S118;
             total_0 = total_5;
         }
         __syncthreads();
-        row_3 = _S19;
+        row_3 = _S23;
     }
     (*&lanes_0)[thread_0] = total_0;
     __syncthreads();
@@ -774,31 +789,31 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
         {
             for(;;)
             {
-                uint _S132 = 2U * _S45;
-                _S20 = _S132;
-                uint _S133 = _S132 / _S24;
-                uint _S134 = _S31 + _S133;
-                uint _S135 = _S132 % _S24;
-                uint _S136 = _S39 + _S135;
-                uint _S137 = _S25 * _S24;
-                _S21 = _S137;
-                if(_S132 >= _S137)
+                uint _S137 = 2U * _S49;
+                _S24 = _S137;
+                uint _S138 = _S137 / _S28;
+                uint _S139 = _S35 + _S138;
+                uint _S140 = _S137 % _S28;
+                uint _S141 = _S43 + _S140;
+                uint _S142 = _S29 * _S28;
+                _S25 = _S142;
+                if(_S137 >= _S142)
                 {
-                    _S52 = true;
+                    _S56 = true;
                 }
                 else
                 {
-                    _S52 = _S134 >= _S35;
+                    _S56 = _S139 >= _S39;
                 }
-                if(_S52)
+                if(_S56)
                 {
-                    _S52 = true;
+                    _S56 = true;
                 }
                 else
                 {
-                    _S52 = _S136 >= _S40;
+                    _S56 = _S141 >= _S44;
                 }
-                if(_S52)
+                if(_S56)
                 {
                     break;
                 }
@@ -813,11 +828,11 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    float whole_0 = most_0 + (*&lanes_0)[_S132 * 8U + row_2];
+                    float whole_0 = most_0 + (*&lanes_0)[_S137 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_0;
                 }
-                if(_S44 < _S42)
+                if(_S48 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -825,9 +840,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S138 = p_0->out_offset_0 + _S134 * p_0->out_stride_0 + _S136 * _S41 + 4U * _S44;
+                    uint _S143 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S141 * _S45 + 4U * _S48;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -838,12 +853,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S138 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S143 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S139 = 16U + _S44;
-                if(_S139 < _S42)
+                uint _S144 = 16U + _S48;
+                if(_S144 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -851,9 +866,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S140 = p_0->out_offset_0 + _S134 * p_0->out_stride_0 + _S136 * _S41 + 4U * _S139;
+                    uint _S145 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S141 * _S45 + 4U * _S144;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -864,12 +879,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S140 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S145 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S141 = 32U + _S44;
-                if(_S141 < _S42)
+                uint _S146 = 32U + _S48;
+                if(_S146 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -877,9 +892,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S142 = p_0->out_offset_0 + _S134 * p_0->out_stride_0 + _S136 * _S41 + 4U * _S141;
+                    uint _S147 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S141 * _S45 + 4U * _S146;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -890,12 +905,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S142 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S147 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S143 = 48U + _S44;
-                if(_S143 < _S42)
+                uint _S148 = 48U + _S48;
+                if(_S148 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -903,9 +918,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S144 = p_0->out_offset_0 + _S134 * p_0->out_stride_0 + _S136 * _S41 + 4U * _S143;
+                    uint _S149 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S141 * _S45 + 4U * _S148;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -916,7 +931,7 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S144 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S149 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -928,28 +943,28 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
         {
             for(;;)
             {
-                uint _S145 = _S20 + 1U;
-                uint _S146 = _S145 / _S24;
-                uint _S147 = _S31 + _S146;
-                uint _S148 = _S145 % _S24;
-                uint _S149 = _S39 + _S148;
-                if(_S145 >= _S21)
+                uint _S150 = _S24 + 1U;
+                uint _S151 = _S150 / _S28;
+                uint _S152 = _S35 + _S151;
+                uint _S153 = _S150 % _S28;
+                uint _S154 = _S43 + _S153;
+                if(_S150 >= _S25)
                 {
-                    _S52 = true;
+                    _S56 = true;
                 }
                 else
                 {
-                    _S52 = _S147 >= _S35;
+                    _S56 = _S152 >= _S39;
                 }
-                if(_S52)
+                if(_S56)
                 {
-                    _S52 = true;
+                    _S56 = true;
                 }
                 else
                 {
-                    _S52 = _S149 >= _S40;
+                    _S56 = _S154 >= _S44;
                 }
-                if(_S52)
+                if(_S56)
                 {
                     break;
                 }
@@ -964,11 +979,11 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    float whole_1 = most_0 + (*&lanes_0)[_S145 * 8U + row_2];
+                    float whole_1 = most_0 + (*&lanes_0)[_S150 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_1;
                 }
-                if(_S44 < _S42)
+                if(_S48 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -976,9 +991,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S150 = p_0->out_offset_0 + _S147 * p_0->out_stride_0 + _S149 * _S41 + 4U * _S44;
+                    uint _S155 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S154 * _S45 + 4U * _S48;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -989,12 +1004,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S150 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S155 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S151 = 16U + _S44;
-                if(_S151 < _S42)
+                uint _S156 = 16U + _S48;
+                if(_S156 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1002,9 +1017,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S152 = p_0->out_offset_0 + _S147 * p_0->out_stride_0 + _S149 * _S41 + 4U * _S151;
+                    uint _S157 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S154 * _S45 + 4U * _S156;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1015,12 +1030,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S152 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S157 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S153 = 32U + _S44;
-                if(_S153 < _S42)
+                uint _S158 = 32U + _S48;
+                if(_S158 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1028,9 +1043,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S154 = p_0->out_offset_0 + _S147 * p_0->out_stride_0 + _S149 * _S41 + 4U * _S153;
+                    uint _S159 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S154 * _S45 + 4U * _S158;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1041,12 +1056,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S154 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S159 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S155 = 48U + _S44;
-                if(_S155 < _S42)
+                uint _S160 = 48U + _S48;
+                if(_S160 < _S46)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1054,9 +1069,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S57;
+                        products_0 = _S61;
                     }
-                    uint _S156 = p_0->out_offset_0 + _S147 * p_0->out_stride_0 + _S149 * _S41 + 4U * _S155;
+                    uint _S161 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S154 * _S45 + 4U * _S160;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1067,7 +1082,7 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S156 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S161 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -1082,8 +1097,8 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
 
 extern "C" __global__ void prefill_attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, PrefillAttentionParams_0 p_1)
 {
-    uint _S157 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    PrefillAttentionParams_0 _S158 = p_1;
-    attend_0(blockIdx, _S157, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_3, &_S158);
+    uint _S162 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    PrefillAttentionParams_0 _S163 = p_1;
+    attend_0(blockIdx, _S162, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_3, &_S163);
     return;
 }

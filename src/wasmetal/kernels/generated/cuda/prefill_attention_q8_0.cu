@@ -141,19 +141,57 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, ui
 
 __device__ __shared__ FixedArray<uint, 16>  firsts_0;
 
+__device__ uint first_seen_0(uint position_0, uint window_1)
+{
+    bool _S17;
+    if(window_1 != 0U)
+    {
+        _S17 = position_0 >= window_1;
+    }
+    else
+    {
+        _S17 = false;
+    }
+    uint _S18;
+    if(_S17)
+    {
+        _S18 = position_0 - window_1 + 1U;
+    }
+    else
+    {
+        _S18 = 0U;
+    }
+    return _S18;
+}
+
 __device__ __shared__ FixedArray<uint, 16>  lengths_0;
+
+__device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_0, uint position_1)
+{
+    uint _S19 = this_0->length_0;
+    uint _S20;
+    if(position_1 < (this_0->length_0))
+    {
+        _S20 = position_1 + 1U;
+    }
+    else
+    {
+        _S20 = _S19;
+    }
+    return _S20;
+}
 
 __device__ __shared__ FixedArray<uint, 32>  slots_0;
 
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S17 = this_0->begin_0;
-    uint _S18 = this_0->page_size_1;
-    uint _S19 = position_0 / this_0->page_size_1;
-    uint _S20 = __ldg((&(sequences_1)[_S17 + _S19]));
-    uint _S21 = (U32_min((_S20), (this_0->pages_1 - 1U))) * _S18;
-    uint _S22 = position_0 % _S18;
-    return _S21 + _S22;
+    uint _S21 = this_1->begin_0;
+    uint _S22 = this_1->page_size_1;
+    uint _S23 = position_2 / this_1->page_size_1;
+    uint _S24 = __ldg((&(sequences_1)[_S21 + _S23]));
+    uint _S25 = (U32_min((_S24), (this_1->pages_1 - 1U))) * _S22;
+    uint _S26 = position_2 % _S22;
+    return _S25 + _S26;
 }
 
 __device__ __shared__ FixedArray<float4 , 256>  queries_0;
@@ -191,210 +229,186 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
     float most_0;
     uint row_2;
     float4  products_0;
-    uint _S23;
+    uint _S27;
     uint i_1;
     uint i_2;
     float4  a_0;
-    uint _S24;
-    uint _S25;
-    uint _S26 = p_0->kv_heads_0;
-    uint _S27 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S28 = (U32_min((_S27), (16U)));
-    uint _S29 = 16U / _S28;
-    uint _S30 = (_S27 + 16U - 1U) / 16U;
-    uint _S31 = group_number_0(group_1);
-    uint _S32 = _S26 * _S30;
-    uint _S33 = _S31 % _S32;
-    uint _S34 = _S31 / _S32;
-    uint _S35 = _S34 * _S29;
-    uint _S36 = p_0->batch_offset_0;
-    uint _S37 = p_0->batch_row_0;
-    uint _S38 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0);
-    if(_S35 >= _S38)
+    uint _S28;
+    uint _S29;
+    uint _S30 = p_0->kv_heads_0;
+    uint _S31 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S32 = (U32_min((_S31), (16U)));
+    uint _S33 = 16U / _S32;
+    uint _S34 = (_S31 + 16U - 1U) / 16U;
+    uint _S35 = group_number_0(group_1);
+    uint _S36 = _S30 * _S34;
+    uint _S37 = _S35 % _S36;
+    uint _S38 = _S35 / _S36;
+    uint _S39 = _S38 * _S33;
+    uint _S40 = p_0->batch_offset_0;
+    uint _S41 = p_0->batch_row_0;
+    uint _S42 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0);
+    if(_S39 >= _S42)
     {
         return;
     }
-    uint _S39 = (U32_min((_S35 + _S29), (_S38)));
-    uint _S40 = _S33 / _S30;
-    uint _S41 = _S40 * _S27;
-    uint _S42 = _S33 % _S30;
-    uint _S43 = _S41 + _S42 * 16U;
-    uint _S44 = (_S40 + 1U) * _S27;
-    uint _S45 = p_0->head_dim_0;
-    uint _S46 = p_0->head_dim_0 / 4U;
-    uint _S47 = _S26 * p_0->head_dim_0;
-    uint _S48 = thread_0 % 16U;
-    uint _S49 = thread_0 / 16U;
-    uint _S50 = thread_0 / 8U;
-    uint _S51 = thread_0 % 8U;
-    uint _S52 = p_0->sinks_offset_0;
-    bool _S53 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S54 = _S50 % _S28;
-    uint _S55 = _S43 + _S54;
-    bool _S56;
-    if(_S53)
+    uint _S43 = (U32_min((_S39 + _S33), (_S42)));
+    uint _S44 = _S37 / _S34;
+    uint _S45 = _S44 * _S31;
+    uint _S46 = _S37 % _S34;
+    uint _S47 = _S45 + _S46 * 16U;
+    uint _S48 = (_S44 + 1U) * _S31;
+    uint _S49 = p_0->head_dim_0;
+    uint _S50 = p_0->head_dim_0 / 4U;
+    uint _S51 = _S30 * p_0->head_dim_0;
+    uint _S52 = thread_0 % 16U;
+    uint _S53 = thread_0 / 16U;
+    uint _S54 = thread_0 / 8U;
+    uint _S55 = thread_0 % 8U;
+    uint _S56 = p_0->sinks_offset_0;
+    bool _S57 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S58 = _S54 % _S32;
+    uint _S59 = _S47 + _S58;
+    bool _S60;
+    if(_S57)
     {
-        _S56 = _S55 < _S44;
+        _S60 = _S59 < _S48;
     }
     else
     {
-        _S56 = false;
+        _S60 = false;
     }
     float peak_0;
-    if(_S56)
+    if(_S60)
     {
-        float _S57 = __ldg((&(sinks_0)[_S52 + _S55]));
-        peak_0 = (F32_max((_S57), (-3.4028234663852886e+38f)));
+        float _S61 = __ldg((&(sinks_0)[_S56 + _S59]));
+        peak_0 = (F32_max((_S61), (-3.4028234663852886e+38f)));
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    if(_S53)
+    if(_S57)
     {
-        _S56 = _S51 == 0U;
+        _S60 = _S55 == 0U;
     }
     else
     {
-        _S56 = false;
+        _S60 = false;
     }
-    int _S58;
-    if(_S56)
+    int _S62;
+    if(_S60)
     {
-        _S58 = int(1);
+        _S62 = int(1);
     }
     else
     {
-        _S58 = int(0);
+        _S62 = int(0);
     }
-    float _S59 = float(_S58);
+    float _S63 = float(_S62);
     FixedArray<float4 , 8>  sums_0;
-    int4  _S60 = make_int4 (int(0));
-    float4  _S61 = make_float4 ((float)_S60.x, (float)_S60.y, (float)_S60.z, (float)_S60.w);
-    sums_0[0U] = _S61;
-    sums_0[1U] = _S61;
-    sums_0[2U] = _S61;
-    sums_0[3U] = _S61;
-    sums_0[4U] = _S61;
-    sums_0[5U] = _S61;
-    sums_0[6U] = _S61;
-    sums_0[7U] = _S61;
-    uint row_3 = _S35;
-    float total_0 = _S59;
+    int4  _S64 = make_int4 (int(0));
+    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
+    sums_0[0U] = _S65;
+    sums_0[1U] = _S65;
+    sums_0[2U] = _S65;
+    sums_0[3U] = _S65;
+    sums_0[4U] = _S65;
+    sums_0[5U] = _S65;
+    sums_0[6U] = _S65;
+    sums_0[7U] = _S65;
+    uint row_3 = _S39;
+    float total_0 = _S63;
     for(;;)
     {
-        if(row_3 < _S39)
+        if(row_3 < _S43)
         {
         }
         else
         {
             break;
         }
-        uint _S62 = row_sequence_0(batch_3, _S36, _S37 + row_3);
+        uint _S66 = row_sequence_0(batch_3, _S40, _S41 + row_3);
         row_2 = row_3;
         for(;;)
         {
             uint row_4 = row_2 + 1U;
-            _S23 = row_4;
-            if(row_4 < _S39)
+            _S27 = row_4;
+            if(row_4 < _S43)
             {
-                _S56 = (row_sequence_0(batch_3, _S36, _S37 + row_4)) == _S62;
+                _S60 = (row_sequence_0(batch_3, _S40, _S41 + row_4)) == _S66;
             }
             else
             {
-                _S56 = false;
+                _S60 = false;
             }
-            if(!_S56)
+            if(!_S60)
             {
                 break;
             }
             row_2 = row_4;
         }
-        SequenceTable_0 _S63 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S62, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S64;
-        bool _S65;
-        bool _S66;
-        bool _S67;
+        SequenceTable_0 _S67 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S66, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S68;
+        bool _S69;
+        bool _S70;
         uint i_3;
         uint begin_2;
-        uint end_0;
         if(thread_0 < 16U)
         {
-            uint _S68 = thread_0 / _S28;
-            uint _S69 = _S35 + _S68;
-            if(thread_0 < (_S29 * _S28))
+            uint _S71 = thread_0 / _S32;
+            uint _S72 = _S39 + _S71;
+            if(thread_0 < (_S33 * _S32))
             {
-                uint _S70 = thread_0 % _S28;
-                _S64 = (_S43 + _S70) < _S44;
+                uint _S73 = thread_0 % _S32;
+                _S68 = (_S47 + _S73) < _S48;
             }
             else
             {
-                _S64 = false;
+                _S68 = false;
             }
-            if(_S64)
+            if(_S68)
             {
-                _S65 = _S69 >= row_3;
-            }
-            else
-            {
-                _S65 = false;
-            }
-            if(_S65)
-            {
-                _S66 = _S69 < _S23;
+                _S69 = _S72 >= row_3;
             }
             else
             {
-                _S66 = false;
+                _S69 = false;
             }
-            if(_S66)
+            if(_S69)
             {
-                i_3 = _S69;
-            }
-            else
-            {
-                i_3 = _S35;
-            }
-            uint _S71 = row_position_0(batch_3, _S36, _S37 + i_3);
-            uint _S72 = p_0->window_0;
-            if((p_0->window_0) != 0U)
-            {
-                _S67 = _S71 >= _S72;
+                _S70 = _S72 < _S27;
             }
             else
             {
-                _S67 = false;
+                _S70 = false;
             }
-            if(_S67)
+            if(_S70)
             {
-                begin_2 = _S71 - _S72 + 1U;
+                i_3 = _S72;
+            }
+            else
+            {
+                i_3 = _S39;
+            }
+            uint _S74 = row_position_0(batch_3, _S40, _S41 + i_3);
+            (*&firsts_0)[thread_0] = first_seen_0(_S74, p_0->window_0);
+            if(_S70)
+            {
+                SequenceTable_0 _S75 = _S67;
+                uint _S76 = SequenceTable_end_of_0(&_S75, _S74);
+                begin_2 = _S76;
             }
             else
             {
                 begin_2 = 0U;
             }
-            (*&firsts_0)[thread_0] = begin_2;
-            if(_S66)
-            {
-                if(_S71 < (_S63.length_0))
-                {
-                    end_0 = _S71 + 1U;
-                }
-                else
-                {
-                    end_0 = _S63.length_0;
-                }
-            }
-            else
-            {
-                end_0 = 0U;
-            }
-            (*&lengths_0)[thread_0] = end_0;
+            (*&lengths_0)[thread_0] = begin_2;
         }
         __syncthreads();
         i_3 = 0U;
         begin_2 = 4294967295U;
-        end_0 = 0U;
+        uint end_0 = 0U;
         for(;;)
         {
             if(i_3 < 16U)
@@ -406,9 +420,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             if(((*&firsts_0)[i_3]) < (*&lengths_0)[i_3])
             {
-                uint _S73 = (U32_max((end_0), ((*&lengths_0)[i_3])));
+                uint _S77 = (U32_max((end_0), ((*&lengths_0)[i_3])));
                 begin_2 = (U32_min((begin_2), ((*&firsts_0)[i_3])));
-                end_0 = _S73;
+                end_0 = _S77;
             }
             i_3 = i_3 + 1U;
         }
@@ -424,17 +438,17 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             if(thread_0 < 32U)
             {
-                uint _S74 = (U32_min((at_1 + thread_0), (end_0 - 1U)));
-                SequenceTable_0 _S75 = _S63;
-                uint _S76 = SequenceTable_slot_0(&_S75, sequences_2, _S74);
-                (*&slots_0)[thread_0] = _S76;
+                uint _S78 = (U32_min((at_1 + thread_0), (end_0 - 1U)));
+                SequenceTable_0 _S79 = _S67;
+                uint _S80 = SequenceTable_slot_0(&_S79, sequences_2, _S78);
+                (*&slots_0)[thread_0] = _S80;
             }
             __syncthreads();
             uint slice_0 = 0U;
-            products_0 = _S61;
+            products_0 = _S65;
             for(;;)
             {
-                if(slice_0 < _S46)
+                if(slice_0 < _S50)
                 {
                 }
                 else
@@ -448,64 +462,64 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         if(at_1 == begin_2)
                         {
-                            _S64 = true;
+                            _S68 = true;
                         }
                         else
                         {
-                            _S64 = _S46 > 16U;
+                            _S68 = _S50 > 16U;
                         }
                     }
                     else
                     {
-                        _S64 = false;
+                        _S68 = false;
                     }
-                    if(_S64)
+                    if(_S68)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S77 = i_2 / 16U;
-                    uint _S78 = slice_0 + i_2 % 16U;
-                    uint _S79 = p_0->q_offset_0;
-                    uint _S80 = _S77 / _S28;
-                    uint _S81 = _S79 + (_S35 + _S80) * p_0->q_stride_0;
-                    uint _S82 = _S77 % _S28;
-                    uint _S83 = _S81 + (_S43 + _S82) * _S45 + 4U * _S78;
-                    if(((*&lengths_0)[_S77]) != 0U)
+                    uint _S81 = i_2 / 16U;
+                    uint _S82 = slice_0 + i_2 % 16U;
+                    uint _S83 = p_0->q_offset_0;
+                    uint _S84 = _S81 / _S32;
+                    uint _S85 = _S83 + (_S39 + _S84) * p_0->q_stride_0;
+                    uint _S86 = _S81 % _S32;
+                    uint _S87 = _S85 + (_S47 + _S86) * _S49 + 4U * _S82;
+                    if(((*&lengths_0)[_S81]) != 0U)
                     {
-                        _S65 = _S78 < _S46;
+                        _S69 = _S82 < _S50;
                     }
                     else
                     {
-                        _S65 = false;
+                        _S69 = false;
                     }
-                    if(_S65)
+                    if(_S69)
                     {
-                        float _S84 = p_0->scale_2;
-                        float _S85 = __ldg((&(q_0)[_S83]));
-                        float _S86 = __ldg((&(q_0)[_S83 + 1U]));
-                        float _S87 = __ldg((&(q_0)[_S83 + 2U]));
-                        float _S88 = __ldg((&(q_0)[_S83 + 3U]));
-                        a_0 = make_float4 (_S84) * make_float4 (_S85, _S86, _S87, _S88);
+                        float _S88 = p_0->scale_2;
+                        float _S89 = __ldg((&(q_0)[_S87]));
+                        float _S90 = __ldg((&(q_0)[_S87 + 1U]));
+                        float _S91 = __ldg((&(q_0)[_S87 + 2U]));
+                        float _S92 = __ldg((&(q_0)[_S87 + 3U]));
+                        a_0 = make_float4 (_S88) * make_float4 (_S89, _S90, _S91, _S92);
                     }
                     else
                     {
-                        a_0 = _S61;
+                        a_0 = _S65;
                     }
                     (*&queries_0)[i_2] = a_0;
                     i_2 = i_2 + 128U;
                 }
-                uint _S89 = _S40 * _S45 + 4U * (U32_min((slice_0 + _S48), (_S46 - 1U)));
-                uint _S90 = p_0->k_pages_offset_0;
-                (*&tile_0)[_S49 * 17U + _S48] = value_0(k_pages_0, p_0->k_pages_offset_0, (*&slots_0)[_S49], _S47, _S89);
-                uint _S91 = _S49 + 8U;
-                (*&tile_0)[_S91 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S91], _S47, _S89);
-                uint _S92 = _S49 + 16U;
-                (*&tile_0)[_S92 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S92], _S47, _S89);
-                uint _S93 = _S49 + 24U;
-                (*&tile_0)[_S93 * 17U + _S48] = value_0(k_pages_0, _S90, (*&slots_0)[_S93], _S47, _S89);
+                uint _S93 = _S44 * _S49 + 4U * (U32_min((slice_0 + _S52), (_S50 - 1U)));
+                uint _S94 = p_0->k_pages_offset_0;
+                (*&tile_0)[_S53 * 17U + _S52] = value_0(k_pages_0, p_0->k_pages_offset_0, (*&slots_0)[_S53], _S51, _S93);
+                uint _S95 = _S53 + 8U;
+                (*&tile_0)[_S95 * 17U + _S52] = value_0(k_pages_0, _S94, (*&slots_0)[_S95], _S51, _S93);
+                uint _S96 = _S53 + 16U;
+                (*&tile_0)[_S96 * 17U + _S52] = value_0(k_pages_0, _S94, (*&slots_0)[_S96], _S51, _S93);
+                uint _S97 = _S53 + 24U;
+                (*&tile_0)[_S97 * 17U + _S52] = value_0(k_pages_0, _S94, (*&slots_0)[_S97], _S51, _S93);
                 __syncthreads();
                 i_1 = 0U;
                 for(;;)
@@ -517,102 +531,103 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    uint _S94 = 2U * _S49;
-                    uint _S95 = _S94 * 16U + i_1;
-                    uint _S96 = (_S94 + 1U) * 16U + i_1;
-                    uint _S97 = _S48 * 17U + i_1;
-                    uint _S98 = (_S48 + 16U) * 17U + i_1;
-                    float4  products_1 = products_0 + make_float4 (dot_0((*&queries_0)[_S95], (*&tile_0)[_S97]), dot_0((*&queries_0)[_S95], (*&tile_0)[_S98]), dot_0((*&queries_0)[_S96], (*&tile_0)[_S97]), dot_0((*&queries_0)[_S96], (*&tile_0)[_S98])) + make_float4 (dot_0((*&queries_0)[_S95 + 1U], (*&tile_0)[_S97 + 1U]), dot_0((*&queries_0)[_S95 + 1U], (*&tile_0)[_S98 + 1U]), dot_0((*&queries_0)[_S96 + 1U], (*&tile_0)[_S97 + 1U]), dot_0((*&queries_0)[_S96 + 1U], (*&tile_0)[_S98 + 1U])) + make_float4 (dot_0((*&queries_0)[_S95 + 2U], (*&tile_0)[_S97 + 2U]), dot_0((*&queries_0)[_S95 + 2U], (*&tile_0)[_S98 + 2U]), dot_0((*&queries_0)[_S96 + 2U], (*&tile_0)[_S97 + 2U]), dot_0((*&queries_0)[_S96 + 2U], (*&tile_0)[_S98 + 2U])) + make_float4 (dot_0((*&queries_0)[_S95 + 3U], (*&tile_0)[_S97 + 3U]), dot_0((*&queries_0)[_S95 + 3U], (*&tile_0)[_S98 + 3U]), dot_0((*&queries_0)[_S96 + 3U], (*&tile_0)[_S97 + 3U]), dot_0((*&queries_0)[_S96 + 3U], (*&tile_0)[_S98 + 3U]));
+                    uint _S98 = 2U * _S53;
+                    uint _S99 = _S98 * 16U + i_1;
+                    uint _S100 = (_S98 + 1U) * 16U + i_1;
+                    uint _S101 = _S52 * 17U + i_1;
+                    uint _S102 = (_S52 + 16U) * 17U + i_1;
+                    float4  products_1 = products_0 + make_float4 (dot_0((*&queries_0)[_S99], (*&tile_0)[_S101]), dot_0((*&queries_0)[_S99], (*&tile_0)[_S102]), dot_0((*&queries_0)[_S100], (*&tile_0)[_S101]), dot_0((*&queries_0)[_S100], (*&tile_0)[_S102])) + make_float4 (dot_0((*&queries_0)[_S99 + 1U], (*&tile_0)[_S101 + 1U]), dot_0((*&queries_0)[_S99 + 1U], (*&tile_0)[_S102 + 1U]), dot_0((*&queries_0)[_S100 + 1U], (*&tile_0)[_S101 + 1U]), dot_0((*&queries_0)[_S100 + 1U], (*&tile_0)[_S102 + 1U])) + make_float4 (dot_0((*&queries_0)[_S99 + 2U], (*&tile_0)[_S101 + 2U]), dot_0((*&queries_0)[_S99 + 2U], (*&tile_0)[_S102 + 2U]), dot_0((*&queries_0)[_S100 + 2U], (*&tile_0)[_S101 + 2U]), dot_0((*&queries_0)[_S100 + 2U], (*&tile_0)[_S102 + 2U])) + make_float4 (dot_0((*&queries_0)[_S99 + 3U], (*&tile_0)[_S101 + 3U]), dot_0((*&queries_0)[_S99 + 3U], (*&tile_0)[_S102 + 3U]), dot_0((*&queries_0)[_S100 + 3U], (*&tile_0)[_S101 + 3U]), dot_0((*&queries_0)[_S100 + 3U], (*&tile_0)[_S102 + 3U]));
                     i_1 = i_1 + 4U;
                     products_0 = products_1;
                 }
                 __syncthreads();
                 slice_0 = slice_0 + 16U;
             }
-            uint _S99 = 2U * _S49;
-            uint _S100 = _S99 * 33U;
-            uint _S101 = _S100 + _S48;
-            (*&scores_0)[_S101] = products_0.x;
-            (*&scores_0)[_S101 + 16U] = products_0.y;
-            uint _S102 = _S101 + 32U + 1U;
-            (*&scores_0)[_S102] = products_0.z;
-            (*&scores_0)[_S102 + 16U] = products_0.w;
+            uint _S103 = 2U * _S53;
+            uint _S104 = _S103 * 33U;
+            uint _S105 = _S104 + _S52;
+            (*&scores_0)[_S105] = products_0.x;
+            (*&scores_0)[_S105 + 16U] = products_0.y;
+            uint _S106 = _S105 + 32U + 1U;
+            (*&scores_0)[_S106] = products_0.z;
+            (*&scores_0)[_S106 + 16U] = products_0.w;
             __syncthreads();
-            uint _S103 = (*&firsts_0)[_S50];
-            uint _S104 = (*&lengths_0)[_S50];
-            uint _S105 = at_1 + _S51;
-            bool _S106 = _S105 >= _S103;
-            if(_S106)
+            uint _S107 = (*&firsts_0)[_S54];
+            uint _S108 = (*&lengths_0)[_S54];
+            uint _S109 = at_1 + _S55;
+            bool _S110 = _S109 >= _S107;
+            if(_S110)
             {
-                _S64 = _S105 < _S104;
+                _S68 = _S109 < _S108;
             }
             else
             {
-                _S64 = false;
+                _S68 = false;
             }
-            if(_S64)
+            if(_S68)
             {
-                most_0 = (F32_max((-3.4028234663852886e+38f), ((*&scores_0)[_S50 * 33U + _S51])));
+                most_0 = (F32_max((-3.4028234663852886e+38f), ((*&scores_0)[_S54 * 33U + _S55])));
             }
             else
             {
                 most_0 = -3.4028234663852886e+38f;
             }
-            uint _S107 = 8U + _S51;
-            uint _S108 = at_1 + _S107;
-            bool _S109 = _S108 >= _S103;
-            if(_S109)
+            uint _S111 = 8U + _S55;
+            uint _S112 = at_1 + _S111;
+            bool _S113 = _S112 >= _S107;
+            if(_S113)
             {
-                _S65 = _S108 < _S104;
+                _S69 = _S112 < _S108;
             }
             else
             {
-                _S65 = false;
+                _S69 = false;
             }
             float most_1;
-            if(_S65)
+            if(_S69)
             {
-                most_1 = (F32_max((most_0), ((*&scores_0)[_S50 * 33U + _S107])));
+                most_1 = (F32_max((most_0), ((*&scores_0)[_S54 * 33U + _S111])));
             }
             else
             {
                 most_1 = most_0;
             }
-            uint _S110 = 16U + _S51;
-            uint _S111 = at_1 + _S110;
-            bool _S112 = _S111 >= _S103;
-            if(_S112)
+            uint _S114 = 16U + _S55;
+            uint _S115 = at_1 + _S114;
+            bool _S116 = _S115 >= _S107;
+            if(_S116)
             {
-                _S66 = _S111 < _S104;
+                _S70 = _S115 < _S108;
             }
             else
             {
-                _S66 = false;
+                _S70 = false;
             }
             float most_2;
-            if(_S66)
+            if(_S70)
             {
-                most_2 = (F32_max((most_1), ((*&scores_0)[_S50 * 33U + _S110])));
+                most_2 = (F32_max((most_1), ((*&scores_0)[_S54 * 33U + _S114])));
             }
             else
             {
                 most_2 = most_1;
             }
-            uint _S113 = 24U + _S51;
-            uint _S114 = at_1 + _S113;
-            bool _S115 = _S114 >= _S103;
-            if(_S115)
+            uint _S117 = 24U + _S55;
+            uint _S118 = at_1 + _S117;
+            bool _S119 = _S118 >= _S107;
+            bool _S120;
+            if(_S119)
             {
-                _S67 = _S114 < _S104;
+                _S120 = _S118 < _S108;
             }
             else
             {
-                _S67 = false;
+                _S120 = false;
             }
             float most_3;
-            if(_S67)
+            if(_S120)
             {
-                most_3 = (F32_max((most_2), ((*&scores_0)[_S50 * 33U + _S113])));
+                most_3 = (F32_max((most_2), ((*&scores_0)[_S54 * 33U + _S117])));
             }
             else
             {
@@ -620,55 +635,14 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             }
             (*&lanes_0)[thread_0] = most_3;
             __syncthreads();
-            uint _S116 = _S50 * 8U;
-            float _S117 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((peak_0), ((*&lanes_0)[_S116])))), ((*&lanes_0)[_S116 + 1U])))), ((*&lanes_0)[_S116 + 2U])))), ((*&lanes_0)[_S116 + 3U])))), ((*&lanes_0)[_S116 + 4U])))), ((*&lanes_0)[_S116 + 5U])))), ((*&lanes_0)[_S116 + 6U])))), ((*&lanes_0)[_S116 + 7U])));
-            float _S118 = (F32_exp((peak_0 - _S117)));
-            float total_1 = total_0 * _S118;
-            bool _S119;
-            if(_S106)
-            {
-                _S119 = _S105 < _S104;
-            }
-            else
-            {
-                _S119 = false;
-            }
-            float _S120;
-            if(_S119)
-            {
-                _S120 = (F32_exp(((*&scores_0)[_S50 * 33U + _S51] - _S117)));
-            }
-            else
-            {
-                _S120 = 0.0f;
-            }
-            uint _S121 = _S50 * 33U;
-            (*&scores_0)[_S121 + _S51] = _S120;
-            float total_2 = total_1 + _S120;
-            bool _S122;
-            if(_S109)
-            {
-                _S122 = _S108 < _S104;
-            }
-            else
-            {
-                _S122 = false;
-            }
-            float _S123;
-            if(_S122)
-            {
-                _S123 = (F32_exp(((*&scores_0)[_S121 + _S107] - _S117)));
-            }
-            else
-            {
-                _S123 = 0.0f;
-            }
-            (*&scores_0)[_S121 + _S107] = _S123;
-            float total_3 = total_2 + _S123;
+            uint _S121 = _S54 * 8U;
+            float _S122 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((peak_0), ((*&lanes_0)[_S121])))), ((*&lanes_0)[_S121 + 1U])))), ((*&lanes_0)[_S121 + 2U])))), ((*&lanes_0)[_S121 + 3U])))), ((*&lanes_0)[_S121 + 4U])))), ((*&lanes_0)[_S121 + 5U])))), ((*&lanes_0)[_S121 + 6U])))), ((*&lanes_0)[_S121 + 7U])));
+            float _S123 = (F32_exp((peak_0 - _S122)));
+            float total_1 = total_0 * _S123;
             bool _S124;
-            if(_S112)
+            if(_S110)
             {
-                _S124 = _S111 < _S104;
+                _S124 = _S109 < _S108;
             }
             else
             {
@@ -677,62 +651,103 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
             float _S125;
             if(_S124)
             {
-                _S125 = (F32_exp(((*&scores_0)[_S121 + _S110] - _S117)));
+                _S125 = (F32_exp(((*&scores_0)[_S54 * 33U + _S55] - _S122)));
             }
             else
             {
                 _S125 = 0.0f;
             }
-            (*&scores_0)[_S121 + _S110] = _S125;
-            float total_4 = total_3 + _S125;
-            bool _S126;
-            if(_S115)
+            uint _S126 = _S54 * 33U;
+            (*&scores_0)[_S126 + _S55] = _S125;
+            float total_2 = total_1 + _S125;
+            bool _S127;
+            if(_S113)
             {
-                _S126 = _S114 < _S104;
+                _S127 = _S112 < _S108;
             }
             else
             {
-                _S126 = false;
+                _S127 = false;
             }
-            float _S127;
-            if(_S126)
+            float _S128;
+            if(_S127)
             {
-                _S127 = (F32_exp(((*&scores_0)[_S121 + _S113] - _S117)));
+                _S128 = (F32_exp(((*&scores_0)[_S126 + _S111] - _S122)));
             }
             else
             {
-                _S127 = 0.0f;
+                _S128 = 0.0f;
             }
-            (*&scores_0)[_S121 + _S113] = _S127;
-            float total_5 = total_4 + _S127;
-            if(_S51 == 0U)
+            (*&scores_0)[_S126 + _S111] = _S128;
+            float total_3 = total_2 + _S128;
+            bool _S129;
+            if(_S116)
             {
-                (*&rescales_0)[_S50] = _S118;
+                _S129 = _S115 < _S108;
+            }
+            else
+            {
+                _S129 = false;
+            }
+            float _S130;
+            if(_S129)
+            {
+                _S130 = (F32_exp(((*&scores_0)[_S126 + _S114] - _S122)));
+            }
+            else
+            {
+                _S130 = 0.0f;
+            }
+            (*&scores_0)[_S126 + _S114] = _S130;
+            float total_4 = total_3 + _S130;
+            bool _S131;
+            if(_S119)
+            {
+                _S131 = _S118 < _S108;
+            }
+            else
+            {
+                _S131 = false;
+            }
+            float _S132;
+            if(_S131)
+            {
+                _S132 = (F32_exp(((*&scores_0)[_S126 + _S117] - _S122)));
+            }
+            else
+            {
+                _S132 = 0.0f;
+            }
+            (*&scores_0)[_S126 + _S117] = _S132;
+            float total_5 = total_4 + _S132;
+            if(_S55 == 0U)
+            {
+                (*&rescales_0)[_S54] = _S123;
             }
             i_1 = 0U;
             for(;;)
             {
-                uint _S128 = i_1 * 16U;
-                if(_S128 < _S46)
+                uint _S133 = i_1 * 16U;
+                if(_S133 < _S50)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S129 = _S40 * _S45 + 4U * (U32_min((_S128 + _S48), (_S46 - 1U)));
-                uint _S130 = p_0->v_pages_offset_0;
-                (*&tile_0)[_S49 * 17U + _S48] = value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[_S49], _S47, _S129);
-                uint _S131 = _S49 + 8U;
-                (*&tile_0)[_S131 * 17U + _S48] = value_0(v_pages_0, _S130, (*&slots_0)[_S131], _S47, _S129);
-                uint _S132 = _S49 + 16U;
-                (*&tile_0)[_S132 * 17U + _S48] = value_0(v_pages_0, _S130, (*&slots_0)[_S132], _S47, _S129);
-                uint _S133 = _S49 + 24U;
-                (*&tile_0)[_S133 * 17U + _S48] = value_0(v_pages_0, _S130, (*&slots_0)[_S133], _S47, _S129);
+                uint _S134 = _S44 * _S49 + 4U * (U32_min((_S133 + _S52), (_S50 - 1U)));
+                uint _S135 = p_0->v_pages_offset_0;
+                (*&tile_0)[_S53 * 17U + _S52] = value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[_S53], _S51, _S134);
+                uint _S136 = _S53 + 8U;
+                (*&tile_0)[_S136 * 17U + _S52] = value_0(v_pages_0, _S135, (*&slots_0)[_S136], _S51, _S134);
+                uint _S137 = _S53 + 16U;
+                (*&tile_0)[_S137 * 17U + _S52] = value_0(v_pages_0, _S135, (*&slots_0)[_S137], _S51, _S134);
+                uint _S138 = _S53 + 24U;
+                (*&tile_0)[_S138 * 17U + _S52] = value_0(v_pages_0, _S135, (*&slots_0)[_S138], _S51, _S134);
                 __syncthreads();
                 i_2 = 0U;
-                a_0 = _S61;
-                float4  b_0 = _S61;
+                a_0 = _S65;
+                float4  b_0 = _S65;
                 for(;;)
                 {
                     if(i_2 < 32U)
@@ -742,43 +757,43 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    uint _S134 = _S100 + i_2;
-                    uint _S135 = (_S99 + 1U) * 33U + i_2;
-                    float4  a_1 = a_0 + make_float4 ((*&scores_0)[_S134]) * (*&tile_0)[i_2 * 17U + _S48] + make_float4 ((*&scores_0)[_S134 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S48] + make_float4 ((*&scores_0)[_S134 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S48] + make_float4 ((*&scores_0)[_S134 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S48];
-                    float4  b_1 = b_0 + make_float4 ((*&scores_0)[_S135]) * (*&tile_0)[i_2 * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S48] + make_float4 ((*&scores_0)[_S135 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S48];
+                    uint _S139 = _S104 + i_2;
+                    uint _S140 = (_S103 + 1U) * 33U + i_2;
+                    float4  a_1 = a_0 + make_float4 ((*&scores_0)[_S139]) * (*&tile_0)[i_2 * 17U + _S52] + make_float4 ((*&scores_0)[_S139 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S52] + make_float4 ((*&scores_0)[_S139 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S52] + make_float4 ((*&scores_0)[_S139 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S52];
+                    float4  b_1 = b_0 + make_float4 ((*&scores_0)[_S140]) * (*&tile_0)[i_2 * 17U + _S52] + make_float4 ((*&scores_0)[_S140 + 1U]) * (*&tile_0)[(i_2 + 1U) * 17U + _S52] + make_float4 ((*&scores_0)[_S140 + 2U]) * (*&tile_0)[(i_2 + 2U) * 17U + _S52] + make_float4 ((*&scores_0)[_S140 + 3U]) * (*&tile_0)[(i_2 + 3U) * 17U + _S52];
                     i_2 = i_2 + 4U;
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(0U == i_1)
                 {
-                    sums_0[0U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[0U] + a_0;
-                    sums_0[1U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[1U] + b_0;
+                    sums_0[0U] = make_float4 ((*&rescales_0)[_S103]) * sums_0[0U] + a_0;
+                    sums_0[1U] = make_float4 ((*&rescales_0)[_S103 + 1U]) * sums_0[1U] + b_0;
                 }
                 if(1U == i_1)
                 {
-                    sums_0[2U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[2U] + a_0;
-                    sums_0[3U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[3U] + b_0;
+                    sums_0[2U] = make_float4 ((*&rescales_0)[_S103]) * sums_0[2U] + a_0;
+                    sums_0[3U] = make_float4 ((*&rescales_0)[_S103 + 1U]) * sums_0[3U] + b_0;
                 }
                 if(2U == i_1)
                 {
-                    sums_0[4U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[4U] + a_0;
-                    sums_0[5U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[5U] + b_0;
+                    sums_0[4U] = make_float4 ((*&rescales_0)[_S103]) * sums_0[4U] + a_0;
+                    sums_0[5U] = make_float4 ((*&rescales_0)[_S103 + 1U]) * sums_0[5U] + b_0;
                 }
                 if(3U == i_1)
                 {
-                    sums_0[6U] = make_float4 ((*&rescales_0)[_S99]) * sums_0[6U] + a_0;
-                    sums_0[7U] = make_float4 ((*&rescales_0)[_S99 + 1U]) * sums_0[7U] + b_0;
+                    sums_0[6U] = make_float4 ((*&rescales_0)[_S103]) * sums_0[6U] + a_0;
+                    sums_0[7U] = make_float4 ((*&rescales_0)[_S103 + 1U]) * sums_0[7U] + b_0;
                 }
                 __syncthreads();
                 i_1 = i_1 + 1U;
             }
             at_1 = at_1 + 32U;
-            peak_0 = _S117;
+            peak_0 = _S122;
             total_0 = total_5;
         }
         __syncthreads();
-        row_3 = _S23;
+        row_3 = _S27;
     }
     (*&lanes_0)[thread_0] = total_0;
     __syncthreads();
@@ -788,31 +803,31 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
         {
             for(;;)
             {
-                uint _S136 = 2U * _S49;
-                _S24 = _S136;
-                uint _S137 = _S136 / _S28;
-                uint _S138 = _S35 + _S137;
-                uint _S139 = _S136 % _S28;
-                uint _S140 = _S43 + _S139;
-                uint _S141 = _S29 * _S28;
-                _S25 = _S141;
-                if(_S136 >= _S141)
+                uint _S141 = 2U * _S53;
+                _S28 = _S141;
+                uint _S142 = _S141 / _S32;
+                uint _S143 = _S39 + _S142;
+                uint _S144 = _S141 % _S32;
+                uint _S145 = _S47 + _S144;
+                uint _S146 = _S33 * _S32;
+                _S29 = _S146;
+                if(_S141 >= _S146)
                 {
-                    _S56 = true;
+                    _S60 = true;
                 }
                 else
                 {
-                    _S56 = _S138 >= _S39;
+                    _S60 = _S143 >= _S43;
                 }
-                if(_S56)
+                if(_S60)
                 {
-                    _S56 = true;
+                    _S60 = true;
                 }
                 else
                 {
-                    _S56 = _S140 >= _S44;
+                    _S60 = _S145 >= _S48;
                 }
-                if(_S56)
+                if(_S60)
                 {
                     break;
                 }
@@ -827,11 +842,11 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    float whole_0 = most_0 + (*&lanes_0)[_S136 * 8U + row_2];
+                    float whole_0 = most_0 + (*&lanes_0)[_S141 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_0;
                 }
-                if(_S48 < _S46)
+                if(_S52 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -839,9 +854,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S142 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S140 * _S45 + 4U * _S48;
+                    uint _S147 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S145 * _S49 + 4U * _S52;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -852,12 +867,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S142 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S147 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S143 = 16U + _S48;
-                if(_S143 < _S46)
+                uint _S148 = 16U + _S52;
+                if(_S148 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -865,9 +880,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S144 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S140 * _S45 + 4U * _S143;
+                    uint _S149 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S145 * _S49 + 4U * _S148;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -878,12 +893,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S144 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S149 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S145 = 32U + _S48;
-                if(_S145 < _S46)
+                uint _S150 = 32U + _S52;
+                if(_S150 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -891,9 +906,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S146 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S140 * _S45 + 4U * _S145;
+                    uint _S151 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S145 * _S49 + 4U * _S150;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -904,12 +919,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S146 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S151 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S147 = 48U + _S48;
-                if(_S147 < _S46)
+                uint _S152 = 48U + _S52;
+                if(_S152 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -917,9 +932,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S148 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S140 * _S45 + 4U * _S147;
+                    uint _S153 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S145 * _S49 + 4U * _S152;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -930,7 +945,7 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S148 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S153 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -942,28 +957,28 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
         {
             for(;;)
             {
-                uint _S149 = _S24 + 1U;
-                uint _S150 = _S149 / _S28;
-                uint _S151 = _S35 + _S150;
-                uint _S152 = _S149 % _S28;
-                uint _S153 = _S43 + _S152;
-                if(_S149 >= _S25)
+                uint _S154 = _S28 + 1U;
+                uint _S155 = _S154 / _S32;
+                uint _S156 = _S39 + _S155;
+                uint _S157 = _S154 % _S32;
+                uint _S158 = _S47 + _S157;
+                if(_S154 >= _S29)
                 {
-                    _S56 = true;
+                    _S60 = true;
                 }
                 else
                 {
-                    _S56 = _S151 >= _S39;
+                    _S60 = _S156 >= _S43;
                 }
-                if(_S56)
+                if(_S60)
                 {
-                    _S56 = true;
+                    _S60 = true;
                 }
                 else
                 {
-                    _S56 = _S153 >= _S44;
+                    _S60 = _S158 >= _S48;
                 }
-                if(_S56)
+                if(_S60)
                 {
                     break;
                 }
@@ -978,11 +993,11 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     {
                         break;
                     }
-                    float whole_1 = most_0 + (*&lanes_0)[_S149 * 8U + row_2];
+                    float whole_1 = most_0 + (*&lanes_0)[_S154 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_1;
                 }
-                if(_S48 < _S46)
+                if(_S52 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -990,9 +1005,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S154 = p_0->out_offset_0 + _S151 * p_0->out_stride_0 + _S153 * _S45 + 4U * _S48;
+                    uint _S159 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S158 * _S49 + 4U * _S52;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1003,12 +1018,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S154 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S159 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S155 = 16U + _S48;
-                if(_S155 < _S46)
+                uint _S160 = 16U + _S52;
+                if(_S160 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1016,9 +1031,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S156 = p_0->out_offset_0 + _S151 * p_0->out_stride_0 + _S153 * _S45 + 4U * _S155;
+                    uint _S161 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S158 * _S49 + 4U * _S160;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1029,12 +1044,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S156 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S161 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S157 = 32U + _S48;
-                if(_S157 < _S46)
+                uint _S162 = 32U + _S52;
+                if(_S162 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1042,9 +1057,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S158 = p_0->out_offset_0 + _S151 * p_0->out_stride_0 + _S153 * _S45 + 4U * _S157;
+                    uint _S163 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S158 * _S49 + 4U * _S162;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1055,12 +1070,12 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S158 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S163 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S159 = 48U + _S48;
-                if(_S159 < _S46)
+                uint _S164 = 48U + _S52;
+                if(_S164 < _S50)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -1068,9 +1083,9 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                     }
                     else
                     {
-                        products_0 = _S61;
+                        products_0 = _S65;
                     }
-                    uint _S160 = p_0->out_offset_0 + _S151 * p_0->out_stride_0 + _S153 * _S45 + 4U * _S159;
+                    uint _S165 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S158 * _S49 + 4U * _S164;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1081,7 +1096,7 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
                         {
                             break;
                         }
-                        *(&(result_2)[_S160 + row_2]) = _slang_vector_get_element(products_0, row_2);
+                        *(&(result_2)[_S165 + row_2]) = _slang_vector_get_element(products_0, row_2);
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -1096,8 +1111,8 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float> 
 
 extern "C" __global__ void prefill_attention_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, PrefillAttentionParams_0 p_1)
 {
-    uint _S161 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    PrefillAttentionParams_0 _S162 = p_1;
-    attend_0(blockIdx, _S161, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_3, &_S162);
+    uint _S166 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    PrefillAttentionParams_0 _S167 = p_1;
+    attend_0(blockIdx, _S166, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_3, &_S167);
     return;
 }

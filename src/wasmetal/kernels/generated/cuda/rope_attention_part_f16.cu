@@ -1455,23 +1455,46 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, ui
     return _S569;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    uint _S570;
-    if(first_1 < length_2)
+    bool _S570;
+    if(window_0 != 0U)
     {
-        _S570 = length_2 - first_1;
+        _S570 = position_1 >= window_0;
     }
     else
     {
-        _S570 = 0U;
+        _S570 = false;
     }
-    uint _S571 = parts_1 * 64U;
-    uint _S572 = (_S570 + _S571 - 1U) / _S571;
-    uint _S573 = _S572 * 64U;
-    uint _S574 = (U32_min((first_1 + part_3->number_0 * _S573), (length_2)));
-    part_3->begin_1 = _S574;
-    part_3->end_0 = (U32_min((_S574 + _S573), (length_2)));
+    uint _S571;
+    if(_S570)
+    {
+        _S571 = position_1 - window_0 + 1U;
+    }
+    else
+    {
+        _S571 = 0U;
+    }
+    return _S571;
+}
+
+__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+{
+    uint _S572;
+    if(first_1 < length_2)
+    {
+        _S572 = length_2 - first_1;
+    }
+    else
+    {
+        _S572 = 0U;
+    }
+    uint _S573 = parts_1 * 64U;
+    uint _S574 = (_S572 + _S573 - 1U) / _S573;
+    uint _S575 = _S574 * 64U;
+    uint _S576 = (U32_min((first_1 + part_3->number_0 * _S575), (length_2)));
+    part_3->begin_1 = _S576;
+    part_3->end_0 = (U32_min((_S576 + _S575), (length_2)));
     return;
 }
 
@@ -1479,67 +1502,67 @@ __device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer
 {
     if(thread_4 < (part_4->heads_0))
     {
-        int4  _S575 = make_int4 (int(0));
-        float4  _S576 = make_float4 ((float)_S575.x, (float)_S575.y, (float)_S575.z, (float)_S575.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S576;
+        int4  _S577 = make_int4 (int(0));
+        float4  _S578 = make_float4 ((float)_S577.x, (float)_S577.y, (float)_S577.z, (float)_S577.w);
+        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S578;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S577;
-    (&_S577)->angles_0 = angles_1;
-    (&_S577)->pairs_0 = pairs_1;
-    (&_S577)->interleaved_0 = interleaved_1;
-    return _S577;
+    Rotation_0 _S579;
+    (&_S579)->angles_0 = angles_1;
+    (&_S579)->pairs_0 = pairs_1;
+    (&_S579)->interleaved_0 = interleaved_1;
+    return _S579;
 }
 
-__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_1, uint positions_0, uint pairs_2, uint interleaved_2)
+__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
 {
-    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_1), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
+    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_2), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
 }
 
 __device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
 {
-    Start_0 _S578;
-    (&_S578)->peak_0 = peak_2;
-    (&_S578)->value_0 = value_3;
-    (&_S578)->weight_0 = weight_1;
-    return _S578;
+    Start_0 _S580;
+    (&_S580)->peak_0 = peak_2;
+    (&_S580)->value_0 = value_3;
+    (&_S580)->weight_0 = weight_1;
+    return _S580;
 }
 
-__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S579)
+__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S581)
 {
     __syncthreads();
-    int4  _S580 = make_int4 (int(0));
-    float4  _S581 = make_float4 ((float)_S580.x, (float)_S580.y, (float)_S580.z, (float)_S580.w);
-    float4  products_1 = _S581;
-    uint _S582 = part_5->head_dim_0;
-    bool _S583 = thread_5 < (part_5->head_dim_0 / 4U);
-    uint _S584 = __ballot_sync(_S579, _S583);
-    uint _S585;
-    if(_S583)
+    int4  _S582 = make_int4 (int(0));
+    float4  _S583 = make_float4 ((float)_S582.x, (float)_S582.y, (float)_S582.z, (float)_S582.w);
+    float4  products_1 = _S583;
+    uint _S584 = part_5->head_dim_0;
+    bool _S585 = thread_5 < (part_5->head_dim_0 / 4U);
+    uint _S586 = __ballot_sync(_S581, _S585);
+    uint _S587;
+    if(_S585)
     {
         *&((&products_1)->x) = dot_0((*&query_0)[thread_5], key_0);
-        uint _S586 = padded_vectors_0(_S582);
-        *&((&products_1)->y) = dot_0((*&query_0)[_S586 + thread_5], key_0);
-        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S586 + thread_5], key_0);
-        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S586 + thread_5], key_0);
-        uint _S587 = __ballot_sync(_S584, false);
-        uint _S588 = __ballot_sync(_S584, false);
-        uint _S589 = __ballot_sync(_S584, true);
-        uint _S590 = __ballot_sync(_S579, true);
-        _S585 = _S590;
+        uint _S588 = padded_vectors_0(_S584);
+        *&((&products_1)->y) = dot_0((*&query_0)[_S588 + thread_5], key_0);
+        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S588 + thread_5], key_0);
+        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S588 + thread_5], key_0);
+        uint _S589 = __ballot_sync(_S586, false);
+        uint _S590 = __ballot_sync(_S586, false);
+        uint _S591 = __ballot_sync(_S586, true);
+        uint _S592 = __ballot_sync(_S581, true);
+        _S587 = _S592;
     }
     else
     {
-        uint _S591 = __ballot_sync(_S579, true);
-        _S585 = _S591;
+        uint _S593 = __ballot_sync(_S581, true);
+        _S587 = _S593;
     }
-    float4  _S592 = group_total_0(products_1, thread_5, _S585);
+    float4  _S594 = group_total_0(products_1, thread_5, _S587);
     __syncthreads();
-    return _S592;
+    return _S594;
 }
 
 struct RopeAttentionPartParams_0
@@ -1566,211 +1589,181 @@ struct RopeAttentionPartParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_3;
-    uint window_0;
+    uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S593 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S594 = __ballot_sync(4294967295U, true);
-    Part_0 _S595 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S595;
-    bool _S596 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S597 = __ballot_sync(_S594, _S596);
-    bool _S598;
+    uint _S595 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S596 = __ballot_sync(4294967295U, true);
+    Part_0 _S597 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S597;
+    bool _S598 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S599 = __ballot_sync(_S596, _S598);
+    bool _S600;
     uint i_8;
-    if(_S596)
+    if(_S598)
     {
-        uint _S599 = __ballot_sync(_S594, true);
-        _S598 = true;
-        i_8 = _S599;
-    }
-    else
-    {
-        bool _S600 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S601 = __ballot_sync(_S594, true);
-        _S598 = _S600;
+        uint _S601 = __ballot_sync(_S596, true);
+        _S600 = true;
         i_8 = _S601;
     }
-    uint _S602 = 0U;
-    uint _S603 = __ballot_sync(i_8, _S598);
-    if(_S598)
+    else
+    {
+        bool _S602 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S603 = __ballot_sync(_S596, true);
+        _S600 = _S602;
+        i_8 = _S603;
+    }
+    uint _S604 = 0U;
+    uint _S605 = __ballot_sync(i_8, _S600);
+    if(_S600)
     {
         return;
     }
     else
     {
-        uint _S604 = __ballot_sync(i_8, true);
-        _S602 = _S604;
+        uint _S606 = __ballot_sync(i_8, true);
+        _S604 = _S606;
     }
-    SequenceTable_0 _S605 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S606 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S607 = _S606 < (_S605.length_0);
-    bool _S608 = (p_0.window_0) != 0U;
-    uint _S609 = __ballot_sync(_S602, _S608);
-    if(_S608)
+    SequenceTable_0 _S607 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S608 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S609 = _S608 < (_S607.length_0);
+    share_out_0(&part_6, first_seen_0(_S608, p_0.window_1), (U32_min((_S608), (_S607.length_0))), p_0.parts_2);
+    uint _S610 = __ballot_sync(_S604, _S609);
+    if(_S609)
     {
-        bool _S610 = _S606 >= (p_0.window_0);
-        uint _S611 = __ballot_sync(_S602, true);
-        _S598 = _S610;
-        i_8 = _S611;
-    }
-    else
-    {
-        uint _S612 = __ballot_sync(_S602, true);
-        _S598 = false;
+        bool _S611 = ((&part_6)->number_0) == 0U;
+        uint _S612 = __ballot_sync(_S604, true);
+        _S600 = _S611;
         i_8 = _S612;
     }
-    uint _S613 = __ballot_sync(i_8, _S598);
-    uint _S614;
-    if(_S598)
+    else
     {
-        uint _S615 = _S606 - p_0.window_0 + 1U;
-        uint _S616 = __ballot_sync(i_8, true);
-        i_8 = _S615;
-        _S614 = _S616;
+        uint _S613 = __ballot_sync(_S604, true);
+        _S600 = false;
+        i_8 = _S613;
+    }
+    bool _S614 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
+    uint _S615 = __ballot_sync(i_8, _S614);
+    bool _S616;
+    if(_S614)
+    {
+        bool _S617 = !_S600;
+        uint _S618 = __ballot_sync(i_8, true);
+        _S616 = _S617;
+        i_8 = _S618;
     }
     else
     {
-        uint _S617 = __ballot_sync(i_8, true);
-        i_8 = 0U;
-        _S614 = _S617;
+        uint _S619 = __ballot_sync(i_8, true);
+        _S616 = false;
+        i_8 = _S619;
     }
-    share_out_0(&part_6, i_8, (U32_min((_S606), (_S605.length_0))), p_0.parts_2);
-    uint _S618 = __ballot_sync(_S614, _S607);
-    if(_S607)
+    uint _S620 = 0U;
+    uint _S621 = __ballot_sync(i_8, _S616);
+    if(_S616)
     {
-        bool _S619 = ((&part_6)->number_0) == 0U;
-        uint _S620 = __ballot_sync(_S614, true);
-        _S598 = _S619;
-        i_8 = _S620;
-    }
-    else
-    {
-        uint _S621 = __ballot_sync(_S614, true);
-        _S598 = false;
-        i_8 = _S621;
-    }
-    bool _S622 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
-    uint _S623 = __ballot_sync(i_8, _S622);
-    bool _S624;
-    if(_S622)
-    {
-        bool _S625 = !_S598;
-        uint _S626 = __ballot_sync(i_8, true);
-        _S624 = _S625;
-        i_8 = _S626;
-    }
-    else
-    {
-        uint _S627 = __ballot_sync(i_8, true);
-        _S624 = false;
-        i_8 = _S627;
-    }
-    uint _S628 = 0U;
-    uint _S629 = __ballot_sync(i_8, _S624);
-    if(_S624)
-    {
-        Part_0 _S630 = part_6;
-        leave_empty_0(_S593, &_S630, scratch_2);
+        Part_0 _S622 = part_6;
+        leave_empty_0(_S595, &_S622, scratch_2);
         return;
     }
     else
     {
-        uint _S631 = __ballot_sync(i_8, true);
-        _S628 = _S631;
+        uint _S623 = __ballot_sync(i_8, true);
+        _S620 = _S623;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_0;
     (&queries_0)->x_5 = q_1;
     (&queries_0)->table_1 = table_3;
-    Rotation_0 _S632 = rotation_1(p_0.table_offset_1, _S606, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_0)->rotation_0 = _S632;
+    Rotation_0 _S624 = rotation_1(p_0.table_offset_1, _S608, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_0)->rotation_0 = _S624;
     (&queries_0)->begin_3 = p_0.q_offset_0;
     (&queries_0)->head_dim_2 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_5 = k_0;
     (&keys_1)->table_1 = table_3;
-    (&keys_1)->rotation_0 = _S632;
+    (&keys_1)->rotation_0 = _S624;
     (&keys_1)->begin_3 = p_0.k_offset_0;
     (&keys_1)->head_dim_2 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_3 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    Part_0 _S633 = part_6;
-    Turned_0 _S634 = queries_0;
-    load_queries_0(_S593, &_S633, p_0.scale_3, &_S634);
-    int4  _S635 = make_int4 (int(0));
-    float4  _S636 = make_float4 ((float)_S635.x, (float)_S635.y, (float)_S635.z, (float)_S635.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S636, 0.0f);
-    uint _S637 = __ballot_sync(_S628, _S598);
-    if(_S598)
+    Part_0 _S625 = part_6;
+    Turned_0 _S626 = queries_0;
+    load_queries_0(_S595, &_S625, p_0.scale_3, &_S626);
+    int4  _S627 = make_int4 (int(0));
+    float4  _S628 = make_float4 ((float)_S627.x, (float)_S627.y, (float)_S627.z, (float)_S627.w);
+    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S628, 0.0f);
+    uint _S629 = __ballot_sync(_S620, _S600);
+    if(_S600)
     {
-        uint _S638 = (&part_6)->kv_head_0 * p_0.head_dim_4;
-        uint _S639 = _S593 % (p_0.head_dim_4 / 4U);
-        uint _S640 = _S638 + 4U * _S639;
-        Turned_0 _S641 = keys_1;
-        float4  _S642 = Turned_four_0(&_S641, _S640);
-        Part_0 _S643 = part_6;
-        float4  _S644 = score_2(_S593, &_S643, _S642, _S637);
-        (&start_1)->peak_0 = _S644;
-        Plain_0 _S645 = values_2;
-        float4  _S646 = Plain_four_0(&_S645, _S640);
-        (&start_1)->value_0 = _S646;
+        uint _S630 = (&part_6)->kv_head_0 * p_0.head_dim_4;
+        uint _S631 = _S595 % (p_0.head_dim_4 / 4U);
+        uint _S632 = _S630 + 4U * _S631;
+        Turned_0 _S633 = keys_1;
+        float4  _S634 = Turned_four_0(&_S633, _S632);
+        Part_0 _S635 = part_6;
+        float4  _S636 = score_2(_S595, &_S635, _S634, _S629);
+        (&start_1)->peak_0 = _S636;
+        Plain_0 _S637 = values_2;
+        float4  _S638 = Plain_four_0(&_S637, _S632);
+        (&start_1)->value_0 = _S638;
         (&start_1)->weight_0 = 1.0f;
-        SequenceTable_0 _S647 = _S605;
-        uint _S648 = SequenceTable_slot_0(&_S647, sequences_3, _S606);
-        i_8 = _S593 * 4U;
-        _S614 = _S637;
+        SequenceTable_0 _S639 = _S607;
+        uint _S640 = SequenceTable_slot_0(&_S639, sequences_3, _S608);
+        i_8 = _S595 * 4U;
+        uint _S641 = _S629;
         for(;;)
         {
-            uint _S649 = 0U;
-            bool _S650 = i_8 < ((&part_6)->columns_0);
-            uint _S651 = __ballot_sync(_S614, _S650);
-            if(_S650)
+            uint _S642 = 0U;
+            bool _S643 = i_8 < ((&part_6)->columns_0);
+            uint _S644 = __ballot_sync(_S641, _S643);
+            if(_S643)
             {
-                uint _S652 = __ballot_sync(_S614, true);
-                _S649 = _S652;
+                uint _S645 = __ballot_sync(_S641, true);
+                _S642 = _S645;
             }
             else
             {
-                uint _S653 = __ballot_sync(_S614, false);
-                uint _S654 = __ballot_sync(_S614, false);
-                uint _S655 = __ballot_sync(_S637, true);
+                uint _S646 = __ballot_sync(_S641, false);
+                uint _S647 = __ballot_sync(_S641, false);
+                uint _S648 = __ballot_sync(_S629, true);
                 break;
             }
-            uint _S656 = i_8 / p_0.head_dim_4;
-            bool _S657 = _S656 == ((&part_6)->kv_head_0);
-            uint _S658 = __ballot_sync(_S649, _S657);
-            if(_S657)
+            uint _S649 = i_8 / p_0.head_dim_4;
+            bool _S650 = _S649 == ((&part_6)->kv_head_0);
+            uint _S651 = __ballot_sync(_S642, _S650);
+            if(_S650)
             {
-                Turned_0 _S659 = keys_1;
-                Float16_append_1(new_k_0, p_0.new_k_offset_0, _S648, (&part_6)->columns_0, i_8, &_S659);
-                Plain_0 _S660 = values_2;
-                Float16_append_0(new_v_0, p_0.new_v_offset_0, _S648, (&part_6)->columns_0, i_8, &_S660);
-                uint _S661 = __ballot_sync(_S649, true);
+                Turned_0 _S652 = keys_1;
+                Float16_append_1(new_k_0, p_0.new_k_offset_0, _S640, (&part_6)->columns_0, i_8, &_S652);
+                Plain_0 _S653 = values_2;
+                Float16_append_0(new_v_0, p_0.new_v_offset_0, _S640, (&part_6)->columns_0, i_8, &_S653);
+                uint _S654 = __ballot_sync(_S642, true);
             }
             else
             {
-                uint _S662 = __ballot_sync(_S649, true);
+                uint _S655 = __ballot_sync(_S642, true);
             }
-            uint _S663 = __ballot_sync(_S614, true);
+            uint _S656 = __ballot_sync(_S641, true);
             i_8 = i_8 + 512U;
-            _S614 = _S663;
+            _S641 = _S656;
         }
-        uint _S664 = __ballot_sync(_S628, true);
-        i_8 = _S664;
+        uint _S657 = __ballot_sync(_S620, true);
+        i_8 = _S657;
     }
     else
     {
-        uint _S665 = __ballot_sync(_S628, true);
-        i_8 = _S665;
+        uint _S658 = __ballot_sync(_S620, true);
+        i_8 = _S658;
     }
-    SequenceTable_0 _S666 = _S605;
-    Part_0 _S667 = part_6;
-    Start_0 _S668 = start_1;
-    attend_0(_S593, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S666, &_S667, &_S668, i_8);
+    SequenceTable_0 _S659 = _S607;
+    Part_0 _S660 = part_6;
+    Start_0 _S661 = start_1;
+    attend_0(_S595, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S659, &_S660, &_S661, i_8);
     return;
 }

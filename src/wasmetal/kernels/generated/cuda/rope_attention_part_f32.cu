@@ -1447,23 +1447,46 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, ui
     return _S571;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    uint _S572;
-    if(first_1 < length_2)
+    bool _S572;
+    if(window_0 != 0U)
     {
-        _S572 = length_2 - first_1;
+        _S572 = position_1 >= window_0;
     }
     else
     {
-        _S572 = 0U;
+        _S572 = false;
     }
-    uint _S573 = parts_1 * 64U;
-    uint _S574 = (_S572 + _S573 - 1U) / _S573;
-    uint _S575 = _S574 * 64U;
-    uint _S576 = (U32_min((first_1 + part_3->number_0 * _S575), (length_2)));
-    part_3->begin_1 = _S576;
-    part_3->end_0 = (U32_min((_S576 + _S575), (length_2)));
+    uint _S573;
+    if(_S572)
+    {
+        _S573 = position_1 - window_0 + 1U;
+    }
+    else
+    {
+        _S573 = 0U;
+    }
+    return _S573;
+}
+
+__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+{
+    uint _S574;
+    if(first_1 < length_2)
+    {
+        _S574 = length_2 - first_1;
+    }
+    else
+    {
+        _S574 = 0U;
+    }
+    uint _S575 = parts_1 * 64U;
+    uint _S576 = (_S574 + _S575 - 1U) / _S575;
+    uint _S577 = _S576 * 64U;
+    uint _S578 = (U32_min((first_1 + part_3->number_0 * _S577), (length_2)));
+    part_3->begin_1 = _S578;
+    part_3->end_0 = (U32_min((_S578 + _S577), (length_2)));
     return;
 }
 
@@ -1471,67 +1494,67 @@ __device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer
 {
     if(thread_4 < (part_4->heads_0))
     {
-        int4  _S577 = make_int4 (int(0));
-        float4  _S578 = make_float4 ((float)_S577.x, (float)_S577.y, (float)_S577.z, (float)_S577.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S578;
+        int4  _S579 = make_int4 (int(0));
+        float4  _S580 = make_float4 ((float)_S579.x, (float)_S579.y, (float)_S579.z, (float)_S579.w);
+        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S580;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S579;
-    (&_S579)->angles_0 = angles_1;
-    (&_S579)->pairs_0 = pairs_1;
-    (&_S579)->interleaved_0 = interleaved_1;
-    return _S579;
+    Rotation_0 _S581;
+    (&_S581)->angles_0 = angles_1;
+    (&_S581)->pairs_0 = pairs_1;
+    (&_S581)->interleaved_0 = interleaved_1;
+    return _S581;
 }
 
-__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_1, uint positions_0, uint pairs_2, uint interleaved_2)
+__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
 {
-    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_1), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
+    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_2), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
 }
 
 __device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
 {
-    Start_0 _S580;
-    (&_S580)->peak_0 = peak_2;
-    (&_S580)->value_0 = value_3;
-    (&_S580)->weight_0 = weight_1;
-    return _S580;
+    Start_0 _S582;
+    (&_S582)->peak_0 = peak_2;
+    (&_S582)->value_0 = value_3;
+    (&_S582)->weight_0 = weight_1;
+    return _S582;
 }
 
-__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S581)
+__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S583)
 {
     __syncthreads();
-    int4  _S582 = make_int4 (int(0));
-    float4  _S583 = make_float4 ((float)_S582.x, (float)_S582.y, (float)_S582.z, (float)_S582.w);
-    float4  products_1 = _S583;
-    uint _S584 = part_5->head_dim_0;
-    bool _S585 = thread_5 < (part_5->head_dim_0 / 4U);
-    uint _S586 = __ballot_sync(_S581, _S585);
-    uint _S587;
-    if(_S585)
+    int4  _S584 = make_int4 (int(0));
+    float4  _S585 = make_float4 ((float)_S584.x, (float)_S584.y, (float)_S584.z, (float)_S584.w);
+    float4  products_1 = _S585;
+    uint _S586 = part_5->head_dim_0;
+    bool _S587 = thread_5 < (part_5->head_dim_0 / 4U);
+    uint _S588 = __ballot_sync(_S583, _S587);
+    uint _S589;
+    if(_S587)
     {
         *&((&products_1)->x) = dot_0((*&query_0)[thread_5], key_0);
-        uint _S588 = padded_vectors_0(_S584);
-        *&((&products_1)->y) = dot_0((*&query_0)[_S588 + thread_5], key_0);
-        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S588 + thread_5], key_0);
-        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S588 + thread_5], key_0);
-        uint _S589 = __ballot_sync(_S586, false);
-        uint _S590 = __ballot_sync(_S586, false);
-        uint _S591 = __ballot_sync(_S586, true);
-        uint _S592 = __ballot_sync(_S581, true);
-        _S587 = _S592;
+        uint _S590 = padded_vectors_0(_S586);
+        *&((&products_1)->y) = dot_0((*&query_0)[_S590 + thread_5], key_0);
+        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S590 + thread_5], key_0);
+        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S590 + thread_5], key_0);
+        uint _S591 = __ballot_sync(_S588, false);
+        uint _S592 = __ballot_sync(_S588, false);
+        uint _S593 = __ballot_sync(_S588, true);
+        uint _S594 = __ballot_sync(_S583, true);
+        _S589 = _S594;
     }
     else
     {
-        uint _S593 = __ballot_sync(_S581, true);
-        _S587 = _S593;
+        uint _S595 = __ballot_sync(_S583, true);
+        _S589 = _S595;
     }
-    float4  _S594 = group_total_0(products_1, thread_5, _S587);
+    float4  _S596 = group_total_0(products_1, thread_5, _S589);
     __syncthreads();
-    return _S594;
+    return _S596;
 }
 
 struct RopeAttentionPartParams_0
@@ -1558,211 +1581,181 @@ struct RopeAttentionPartParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_3;
-    uint window_0;
+    uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S595 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S596 = __ballot_sync(4294967295U, true);
-    Part_0 _S597 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S597;
-    bool _S598 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S599 = __ballot_sync(_S596, _S598);
-    bool _S600;
+    uint _S597 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S598 = __ballot_sync(4294967295U, true);
+    Part_0 _S599 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S599;
+    bool _S600 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S601 = __ballot_sync(_S598, _S600);
+    bool _S602;
     uint i_8;
-    if(_S598)
+    if(_S600)
     {
-        uint _S601 = __ballot_sync(_S596, true);
-        _S600 = true;
-        i_8 = _S601;
-    }
-    else
-    {
-        bool _S602 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S603 = __ballot_sync(_S596, true);
-        _S600 = _S602;
+        uint _S603 = __ballot_sync(_S598, true);
+        _S602 = true;
         i_8 = _S603;
     }
-    uint _S604 = 0U;
-    uint _S605 = __ballot_sync(i_8, _S600);
-    if(_S600)
+    else
+    {
+        bool _S604 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S605 = __ballot_sync(_S598, true);
+        _S602 = _S604;
+        i_8 = _S605;
+    }
+    uint _S606 = 0U;
+    uint _S607 = __ballot_sync(i_8, _S602);
+    if(_S602)
     {
         return;
     }
     else
     {
-        uint _S606 = __ballot_sync(i_8, true);
-        _S604 = _S606;
+        uint _S608 = __ballot_sync(i_8, true);
+        _S606 = _S608;
     }
-    SequenceTable_0 _S607 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S608 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S609 = _S608 < (_S607.length_0);
-    bool _S610 = (p_0.window_0) != 0U;
-    uint _S611 = __ballot_sync(_S604, _S610);
-    if(_S610)
+    SequenceTable_0 _S609 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S610 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S611 = _S610 < (_S609.length_0);
+    share_out_0(&part_6, first_seen_0(_S610, p_0.window_1), (U32_min((_S610), (_S609.length_0))), p_0.parts_2);
+    uint _S612 = __ballot_sync(_S606, _S611);
+    if(_S611)
     {
-        bool _S612 = _S608 >= (p_0.window_0);
-        uint _S613 = __ballot_sync(_S604, true);
-        _S600 = _S612;
-        i_8 = _S613;
-    }
-    else
-    {
-        uint _S614 = __ballot_sync(_S604, true);
-        _S600 = false;
+        bool _S613 = ((&part_6)->number_0) == 0U;
+        uint _S614 = __ballot_sync(_S606, true);
+        _S602 = _S613;
         i_8 = _S614;
     }
-    uint _S615 = __ballot_sync(i_8, _S600);
-    uint _S616;
-    if(_S600)
+    else
     {
-        uint _S617 = _S608 - p_0.window_0 + 1U;
-        uint _S618 = __ballot_sync(i_8, true);
-        i_8 = _S617;
-        _S616 = _S618;
+        uint _S615 = __ballot_sync(_S606, true);
+        _S602 = false;
+        i_8 = _S615;
+    }
+    bool _S616 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
+    uint _S617 = __ballot_sync(i_8, _S616);
+    bool _S618;
+    if(_S616)
+    {
+        bool _S619 = !_S602;
+        uint _S620 = __ballot_sync(i_8, true);
+        _S618 = _S619;
+        i_8 = _S620;
     }
     else
     {
-        uint _S619 = __ballot_sync(i_8, true);
-        i_8 = 0U;
-        _S616 = _S619;
+        uint _S621 = __ballot_sync(i_8, true);
+        _S618 = false;
+        i_8 = _S621;
     }
-    share_out_0(&part_6, i_8, (U32_min((_S608), (_S607.length_0))), p_0.parts_2);
-    uint _S620 = __ballot_sync(_S616, _S609);
-    if(_S609)
+    uint _S622 = 0U;
+    uint _S623 = __ballot_sync(i_8, _S618);
+    if(_S618)
     {
-        bool _S621 = ((&part_6)->number_0) == 0U;
-        uint _S622 = __ballot_sync(_S616, true);
-        _S600 = _S621;
-        i_8 = _S622;
-    }
-    else
-    {
-        uint _S623 = __ballot_sync(_S616, true);
-        _S600 = false;
-        i_8 = _S623;
-    }
-    bool _S624 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
-    uint _S625 = __ballot_sync(i_8, _S624);
-    bool _S626;
-    if(_S624)
-    {
-        bool _S627 = !_S600;
-        uint _S628 = __ballot_sync(i_8, true);
-        _S626 = _S627;
-        i_8 = _S628;
-    }
-    else
-    {
-        uint _S629 = __ballot_sync(i_8, true);
-        _S626 = false;
-        i_8 = _S629;
-    }
-    uint _S630 = 0U;
-    uint _S631 = __ballot_sync(i_8, _S626);
-    if(_S626)
-    {
-        Part_0 _S632 = part_6;
-        leave_empty_0(_S595, &_S632, scratch_2);
+        Part_0 _S624 = part_6;
+        leave_empty_0(_S597, &_S624, scratch_2);
         return;
     }
     else
     {
-        uint _S633 = __ballot_sync(i_8, true);
-        _S630 = _S633;
+        uint _S625 = __ballot_sync(i_8, true);
+        _S622 = _S625;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_0;
     (&queries_0)->x_5 = q_1;
     (&queries_0)->table_1 = table_3;
-    Rotation_0 _S634 = rotation_1(p_0.table_offset_1, _S608, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_0)->rotation_0 = _S634;
+    Rotation_0 _S626 = rotation_1(p_0.table_offset_1, _S610, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_0)->rotation_0 = _S626;
     (&queries_0)->begin_3 = p_0.q_offset_0;
     (&queries_0)->head_dim_2 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_5 = k_0;
     (&keys_1)->table_1 = table_3;
-    (&keys_1)->rotation_0 = _S634;
+    (&keys_1)->rotation_0 = _S626;
     (&keys_1)->begin_3 = p_0.k_offset_0;
     (&keys_1)->head_dim_2 = p_0.head_dim_4;
     Plain_0 values_1;
     (&values_1)->x_3 = v_0;
     (&values_1)->begin_2 = p_0.v_offset_0;
-    Part_0 _S635 = part_6;
-    Turned_0 _S636 = queries_0;
-    load_queries_0(_S595, &_S635, p_0.scale_3, &_S636);
-    int4  _S637 = make_int4 (int(0));
-    float4  _S638 = make_float4 ((float)_S637.x, (float)_S637.y, (float)_S637.z, (float)_S637.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S638, 0.0f);
-    uint _S639 = __ballot_sync(_S630, _S600);
-    if(_S600)
+    Part_0 _S627 = part_6;
+    Turned_0 _S628 = queries_0;
+    load_queries_0(_S597, &_S627, p_0.scale_3, &_S628);
+    int4  _S629 = make_int4 (int(0));
+    float4  _S630 = make_float4 ((float)_S629.x, (float)_S629.y, (float)_S629.z, (float)_S629.w);
+    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S630, 0.0f);
+    uint _S631 = __ballot_sync(_S622, _S602);
+    if(_S602)
     {
-        uint _S640 = (&part_6)->kv_head_0 * p_0.head_dim_4;
-        uint _S641 = _S595 % (p_0.head_dim_4 / 4U);
-        uint _S642 = _S640 + 4U * _S641;
-        Turned_0 _S643 = keys_1;
-        float4  _S644 = Turned_four_0(&_S643, _S642);
-        Part_0 _S645 = part_6;
-        float4  _S646 = score_2(_S595, &_S645, _S644, _S639);
-        (&start_1)->peak_0 = _S646;
-        Plain_0 _S647 = values_1;
-        float4  _S648 = Plain_four_0(&_S647, _S642);
-        (&start_1)->value_0 = _S648;
+        uint _S632 = (&part_6)->kv_head_0 * p_0.head_dim_4;
+        uint _S633 = _S597 % (p_0.head_dim_4 / 4U);
+        uint _S634 = _S632 + 4U * _S633;
+        Turned_0 _S635 = keys_1;
+        float4  _S636 = Turned_four_0(&_S635, _S634);
+        Part_0 _S637 = part_6;
+        float4  _S638 = score_2(_S597, &_S637, _S636, _S631);
+        (&start_1)->peak_0 = _S638;
+        Plain_0 _S639 = values_1;
+        float4  _S640 = Plain_four_0(&_S639, _S634);
+        (&start_1)->value_0 = _S640;
         (&start_1)->weight_0 = 1.0f;
-        SequenceTable_0 _S649 = _S607;
-        uint _S650 = SequenceTable_slot_0(&_S649, sequences_3, _S608);
-        i_8 = _S595 * 4U;
-        _S616 = _S639;
+        SequenceTable_0 _S641 = _S609;
+        uint _S642 = SequenceTable_slot_0(&_S641, sequences_3, _S610);
+        i_8 = _S597 * 4U;
+        uint _S643 = _S631;
         for(;;)
         {
-            uint _S651 = 0U;
-            bool _S652 = i_8 < ((&part_6)->columns_0);
-            uint _S653 = __ballot_sync(_S616, _S652);
-            if(_S652)
+            uint _S644 = 0U;
+            bool _S645 = i_8 < ((&part_6)->columns_0);
+            uint _S646 = __ballot_sync(_S643, _S645);
+            if(_S645)
             {
-                uint _S654 = __ballot_sync(_S616, true);
-                _S651 = _S654;
+                uint _S647 = __ballot_sync(_S643, true);
+                _S644 = _S647;
             }
             else
             {
-                uint _S655 = __ballot_sync(_S616, false);
-                uint _S656 = __ballot_sync(_S616, false);
-                uint _S657 = __ballot_sync(_S639, true);
+                uint _S648 = __ballot_sync(_S643, false);
+                uint _S649 = __ballot_sync(_S643, false);
+                uint _S650 = __ballot_sync(_S631, true);
                 break;
             }
-            uint _S658 = i_8 / p_0.head_dim_4;
-            bool _S659 = _S658 == ((&part_6)->kv_head_0);
-            uint _S660 = __ballot_sync(_S651, _S659);
-            if(_S659)
+            uint _S651 = i_8 / p_0.head_dim_4;
+            bool _S652 = _S651 == ((&part_6)->kv_head_0);
+            uint _S653 = __ballot_sync(_S644, _S652);
+            if(_S652)
             {
-                Turned_0 _S661 = keys_1;
-                Float32_append_1(new_k_0, p_0.new_k_offset_0, _S650, (&part_6)->columns_0, i_8, &_S661);
-                Plain_0 _S662 = values_1;
-                Float32_append_0(new_v_0, p_0.new_v_offset_0, _S650, (&part_6)->columns_0, i_8, &_S662);
-                uint _S663 = __ballot_sync(_S651, true);
+                Turned_0 _S654 = keys_1;
+                Float32_append_1(new_k_0, p_0.new_k_offset_0, _S642, (&part_6)->columns_0, i_8, &_S654);
+                Plain_0 _S655 = values_1;
+                Float32_append_0(new_v_0, p_0.new_v_offset_0, _S642, (&part_6)->columns_0, i_8, &_S655);
+                uint _S656 = __ballot_sync(_S644, true);
             }
             else
             {
-                uint _S664 = __ballot_sync(_S651, true);
+                uint _S657 = __ballot_sync(_S644, true);
             }
-            uint _S665 = __ballot_sync(_S616, true);
+            uint _S658 = __ballot_sync(_S643, true);
             i_8 = i_8 + 512U;
-            _S616 = _S665;
+            _S643 = _S658;
         }
-        uint _S666 = __ballot_sync(_S630, true);
-        i_8 = _S666;
+        uint _S659 = __ballot_sync(_S622, true);
+        i_8 = _S659;
     }
     else
     {
-        uint _S667 = __ballot_sync(_S630, true);
-        i_8 = _S667;
+        uint _S660 = __ballot_sync(_S622, true);
+        i_8 = _S660;
     }
-    SequenceTable_0 _S668 = _S607;
-    Part_0 _S669 = part_6;
-    Start_0 _S670 = start_1;
-    attend_0(_S595, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S668, &_S669, &_S670, i_8);
+    SequenceTable_0 _S661 = _S609;
+    Part_0 _S662 = part_6;
+    Start_0 _S663 = start_1;
+    attend_0(_S597, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S661, &_S662, &_S663, i_8);
     return;
 }

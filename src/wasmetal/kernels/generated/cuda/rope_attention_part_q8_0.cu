@@ -1774,23 +1774,46 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, ui
     return _S611;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    uint _S612;
-    if(first_1 < length_2)
+    bool _S612;
+    if(window_0 != 0U)
     {
-        _S612 = length_2 - first_1;
+        _S612 = position_1 >= window_0;
     }
     else
     {
-        _S612 = 0U;
+        _S612 = false;
     }
-    uint _S613 = parts_1 * 64U;
-    uint _S614 = (_S612 + _S613 - 1U) / _S613;
-    uint _S615 = _S614 * 64U;
-    uint _S616 = (U32_min((first_1 + part_3->number_0 * _S615), (length_2)));
-    part_3->begin_1 = _S616;
-    part_3->end_0 = (U32_min((_S616 + _S615), (length_2)));
+    uint _S613;
+    if(_S612)
+    {
+        _S613 = position_1 - window_0 + 1U;
+    }
+    else
+    {
+        _S613 = 0U;
+    }
+    return _S613;
+}
+
+__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+{
+    uint _S614;
+    if(first_1 < length_2)
+    {
+        _S614 = length_2 - first_1;
+    }
+    else
+    {
+        _S614 = 0U;
+    }
+    uint _S615 = parts_1 * 64U;
+    uint _S616 = (_S614 + _S615 - 1U) / _S615;
+    uint _S617 = _S616 * 64U;
+    uint _S618 = (U32_min((first_1 + part_3->number_0 * _S617), (length_2)));
+    part_3->begin_1 = _S618;
+    part_3->end_0 = (U32_min((_S618 + _S617), (length_2)));
     return;
 }
 
@@ -1798,67 +1821,67 @@ __device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer
 {
     if(thread_4 < (part_4->heads_0))
     {
-        int4  _S617 = make_int4 (int(0));
-        float4  _S618 = make_float4 ((float)_S617.x, (float)_S617.y, (float)_S617.z, (float)_S617.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S618;
+        int4  _S619 = make_int4 (int(0));
+        float4  _S620 = make_float4 ((float)_S619.x, (float)_S619.y, (float)_S619.z, (float)_S619.w);
+        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S620;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S619;
-    (&_S619)->angles_0 = angles_1;
-    (&_S619)->pairs_0 = pairs_1;
-    (&_S619)->interleaved_0 = interleaved_1;
-    return _S619;
+    Rotation_0 _S621;
+    (&_S621)->angles_0 = angles_1;
+    (&_S621)->pairs_0 = pairs_1;
+    (&_S621)->interleaved_0 = interleaved_1;
+    return _S621;
 }
 
-__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_1, uint positions_0, uint pairs_2, uint interleaved_2)
+__device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
 {
-    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_1), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
+    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_2), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
 }
 
 __device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
 {
-    Start_0 _S620;
-    (&_S620)->peak_0 = peak_2;
-    (&_S620)->value_0 = value_3;
-    (&_S620)->weight_0 = weight_1;
-    return _S620;
+    Start_0 _S622;
+    (&_S622)->peak_0 = peak_2;
+    (&_S622)->value_0 = value_3;
+    (&_S622)->weight_0 = weight_1;
+    return _S622;
 }
 
-__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S621)
+__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S623)
 {
     __syncthreads();
-    int4  _S622 = make_int4 (int(0));
-    float4  _S623 = make_float4 ((float)_S622.x, (float)_S622.y, (float)_S622.z, (float)_S622.w);
-    float4  products_1 = _S623;
-    uint _S624 = part_5->head_dim_0;
-    bool _S625 = thread_5 < (part_5->head_dim_0 / 4U);
-    uint _S626 = __ballot_sync(_S621, _S625);
-    uint _S627;
-    if(_S625)
+    int4  _S624 = make_int4 (int(0));
+    float4  _S625 = make_float4 ((float)_S624.x, (float)_S624.y, (float)_S624.z, (float)_S624.w);
+    float4  products_1 = _S625;
+    uint _S626 = part_5->head_dim_0;
+    bool _S627 = thread_5 < (part_5->head_dim_0 / 4U);
+    uint _S628 = __ballot_sync(_S623, _S627);
+    uint _S629;
+    if(_S627)
     {
         *&((&products_1)->x) = dot_0((*&query_0)[thread_5], key_0);
-        uint _S628 = padded_vectors_0(_S624);
-        *&((&products_1)->y) = dot_0((*&query_0)[_S628 + thread_5], key_0);
-        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S628 + thread_5], key_0);
-        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S628 + thread_5], key_0);
-        uint _S629 = __ballot_sync(_S626, false);
-        uint _S630 = __ballot_sync(_S626, false);
-        uint _S631 = __ballot_sync(_S626, true);
-        uint _S632 = __ballot_sync(_S621, true);
-        _S627 = _S632;
+        uint _S630 = padded_vectors_0(_S626);
+        *&((&products_1)->y) = dot_0((*&query_0)[_S630 + thread_5], key_0);
+        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S630 + thread_5], key_0);
+        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S630 + thread_5], key_0);
+        uint _S631 = __ballot_sync(_S628, false);
+        uint _S632 = __ballot_sync(_S628, false);
+        uint _S633 = __ballot_sync(_S628, true);
+        uint _S634 = __ballot_sync(_S623, true);
+        _S629 = _S634;
     }
     else
     {
-        uint _S633 = __ballot_sync(_S621, true);
-        _S627 = _S633;
+        uint _S635 = __ballot_sync(_S623, true);
+        _S629 = _S635;
     }
-    float4  _S634 = group_total_0(products_1, thread_5, _S627);
+    float4  _S636 = group_total_0(products_1, thread_5, _S629);
     __syncthreads();
-    return _S634;
+    return _S636;
 }
 
 struct RopeAttentionPartParams_0
@@ -1885,211 +1908,181 @@ struct RopeAttentionPartParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_3;
-    uint window_0;
+    uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S635 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S636 = __ballot_sync(4294967295U, true);
-    Part_0 _S637 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S637;
-    bool _S638 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S639 = __ballot_sync(_S636, _S638);
-    bool _S640;
+    uint _S637 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S638 = __ballot_sync(4294967295U, true);
+    Part_0 _S639 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S639;
+    bool _S640 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S641 = __ballot_sync(_S638, _S640);
+    bool _S642;
     uint i_14;
-    if(_S638)
+    if(_S640)
     {
-        uint _S641 = __ballot_sync(_S636, true);
-        _S640 = true;
-        i_14 = _S641;
-    }
-    else
-    {
-        bool _S642 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S643 = __ballot_sync(_S636, true);
-        _S640 = _S642;
+        uint _S643 = __ballot_sync(_S638, true);
+        _S642 = true;
         i_14 = _S643;
     }
-    uint _S644 = 0U;
-    uint _S645 = __ballot_sync(i_14, _S640);
-    if(_S640)
+    else
+    {
+        bool _S644 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S645 = __ballot_sync(_S638, true);
+        _S642 = _S644;
+        i_14 = _S645;
+    }
+    uint _S646 = 0U;
+    uint _S647 = __ballot_sync(i_14, _S642);
+    if(_S642)
     {
         return;
     }
     else
     {
-        uint _S646 = __ballot_sync(i_14, true);
-        _S644 = _S646;
+        uint _S648 = __ballot_sync(i_14, true);
+        _S646 = _S648;
     }
-    SequenceTable_0 _S647 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S648 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S649 = _S648 < (_S647.length_0);
-    bool _S650 = (p_0.window_0) != 0U;
-    uint _S651 = __ballot_sync(_S644, _S650);
-    if(_S650)
+    SequenceTable_0 _S649 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S650 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S651 = _S650 < (_S649.length_0);
+    share_out_0(&part_6, first_seen_0(_S650, p_0.window_1), (U32_min((_S650), (_S649.length_0))), p_0.parts_2);
+    uint _S652 = __ballot_sync(_S646, _S651);
+    if(_S651)
     {
-        bool _S652 = _S648 >= (p_0.window_0);
-        uint _S653 = __ballot_sync(_S644, true);
-        _S640 = _S652;
-        i_14 = _S653;
-    }
-    else
-    {
-        uint _S654 = __ballot_sync(_S644, true);
-        _S640 = false;
+        bool _S653 = ((&part_6)->number_0) == 0U;
+        uint _S654 = __ballot_sync(_S646, true);
+        _S642 = _S653;
         i_14 = _S654;
     }
-    uint _S655 = __ballot_sync(i_14, _S640);
-    uint _S656;
-    if(_S640)
+    else
     {
-        uint _S657 = _S648 - p_0.window_0 + 1U;
-        uint _S658 = __ballot_sync(i_14, true);
-        i_14 = _S657;
-        _S656 = _S658;
+        uint _S655 = __ballot_sync(_S646, true);
+        _S642 = false;
+        i_14 = _S655;
+    }
+    bool _S656 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
+    uint _S657 = __ballot_sync(i_14, _S656);
+    bool _S658;
+    if(_S656)
+    {
+        bool _S659 = !_S642;
+        uint _S660 = __ballot_sync(i_14, true);
+        _S658 = _S659;
+        i_14 = _S660;
     }
     else
     {
-        uint _S659 = __ballot_sync(i_14, true);
-        i_14 = 0U;
-        _S656 = _S659;
+        uint _S661 = __ballot_sync(i_14, true);
+        _S658 = false;
+        i_14 = _S661;
     }
-    share_out_0(&part_6, i_14, (U32_min((_S648), (_S647.length_0))), p_0.parts_2);
-    uint _S660 = __ballot_sync(_S656, _S649);
-    if(_S649)
+    uint _S662 = 0U;
+    uint _S663 = __ballot_sync(i_14, _S658);
+    if(_S658)
     {
-        bool _S661 = ((&part_6)->number_0) == 0U;
-        uint _S662 = __ballot_sync(_S656, true);
-        _S640 = _S661;
-        i_14 = _S662;
-    }
-    else
-    {
-        uint _S663 = __ballot_sync(_S656, true);
-        _S640 = false;
-        i_14 = _S663;
-    }
-    bool _S664 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
-    uint _S665 = __ballot_sync(i_14, _S664);
-    bool _S666;
-    if(_S664)
-    {
-        bool _S667 = !_S640;
-        uint _S668 = __ballot_sync(i_14, true);
-        _S666 = _S667;
-        i_14 = _S668;
-    }
-    else
-    {
-        uint _S669 = __ballot_sync(i_14, true);
-        _S666 = false;
-        i_14 = _S669;
-    }
-    uint _S670 = 0U;
-    uint _S671 = __ballot_sync(i_14, _S666);
-    if(_S666)
-    {
-        Part_0 _S672 = part_6;
-        leave_empty_0(_S635, &_S672, scratch_2);
+        Part_0 _S664 = part_6;
+        leave_empty_0(_S637, &_S664, scratch_2);
         return;
     }
     else
     {
-        uint _S673 = __ballot_sync(i_14, true);
-        _S670 = _S673;
+        uint _S665 = __ballot_sync(i_14, true);
+        _S662 = _S665;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_0;
     (&queries_0)->x_8 = q_1;
     (&queries_0)->table_1 = table_3;
-    Rotation_0 _S674 = rotation_1(p_0.table_offset_1, _S648, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_0)->rotation_0 = _S674;
+    Rotation_0 _S666 = rotation_1(p_0.table_offset_1, _S650, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_0)->rotation_0 = _S666;
     (&queries_0)->begin_3 = p_0.q_offset_0;
     (&queries_0)->head_dim_2 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_8 = k_0;
     (&keys_1)->table_1 = table_3;
-    (&keys_1)->rotation_0 = _S674;
+    (&keys_1)->rotation_0 = _S666;
     (&keys_1)->begin_3 = p_0.k_offset_0;
     (&keys_1)->head_dim_2 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_4 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    Part_0 _S675 = part_6;
-    Turned_0 _S676 = queries_0;
-    load_queries_0(_S635, &_S675, p_0.scale_3, &_S676);
-    int4  _S677 = make_int4 (int(0));
-    float4  _S678 = make_float4 ((float)_S677.x, (float)_S677.y, (float)_S677.z, (float)_S677.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S678, 0.0f);
-    uint _S679 = __ballot_sync(_S670, _S640);
-    if(_S640)
+    Part_0 _S667 = part_6;
+    Turned_0 _S668 = queries_0;
+    load_queries_0(_S637, &_S667, p_0.scale_3, &_S668);
+    int4  _S669 = make_int4 (int(0));
+    float4  _S670 = make_float4 ((float)_S669.x, (float)_S669.y, (float)_S669.z, (float)_S669.w);
+    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S670, 0.0f);
+    uint _S671 = __ballot_sync(_S662, _S642);
+    if(_S642)
     {
-        uint _S680 = (&part_6)->kv_head_0 * p_0.head_dim_4;
-        uint _S681 = _S635 % (p_0.head_dim_4 / 4U);
-        uint _S682 = _S680 + 4U * _S681;
-        Turned_0 _S683 = keys_1;
-        float4  _S684 = Turned_four_0(&_S683, _S682);
-        Part_0 _S685 = part_6;
-        float4  _S686 = score_2(_S635, &_S685, _S684, _S679);
-        (&start_1)->peak_0 = _S686;
-        Plain_0 _S687 = values_2;
-        float4  _S688 = Plain_four_0(&_S687, _S682);
-        (&start_1)->value_0 = _S688;
+        uint _S672 = (&part_6)->kv_head_0 * p_0.head_dim_4;
+        uint _S673 = _S637 % (p_0.head_dim_4 / 4U);
+        uint _S674 = _S672 + 4U * _S673;
+        Turned_0 _S675 = keys_1;
+        float4  _S676 = Turned_four_0(&_S675, _S674);
+        Part_0 _S677 = part_6;
+        float4  _S678 = score_2(_S637, &_S677, _S676, _S671);
+        (&start_1)->peak_0 = _S678;
+        Plain_0 _S679 = values_2;
+        float4  _S680 = Plain_four_0(&_S679, _S674);
+        (&start_1)->value_0 = _S680;
         (&start_1)->weight_0 = 1.0f;
-        SequenceTable_0 _S689 = _S647;
-        uint _S690 = SequenceTable_slot_0(&_S689, sequences_3, _S648);
-        i_14 = _S635 * 64U;
-        _S656 = _S679;
+        SequenceTable_0 _S681 = _S649;
+        uint _S682 = SequenceTable_slot_0(&_S681, sequences_3, _S650);
+        i_14 = _S637 * 64U;
+        uint _S683 = _S671;
         for(;;)
         {
-            uint _S691 = 0U;
-            bool _S692 = i_14 < ((&part_6)->columns_0);
-            uint _S693 = __ballot_sync(_S656, _S692);
-            if(_S692)
+            uint _S684 = 0U;
+            bool _S685 = i_14 < ((&part_6)->columns_0);
+            uint _S686 = __ballot_sync(_S683, _S685);
+            if(_S685)
             {
-                uint _S694 = __ballot_sync(_S656, true);
-                _S691 = _S694;
+                uint _S687 = __ballot_sync(_S683, true);
+                _S684 = _S687;
             }
             else
             {
-                uint _S695 = __ballot_sync(_S656, false);
-                uint _S696 = __ballot_sync(_S656, false);
-                uint _S697 = __ballot_sync(_S679, true);
+                uint _S688 = __ballot_sync(_S683, false);
+                uint _S689 = __ballot_sync(_S683, false);
+                uint _S690 = __ballot_sync(_S671, true);
                 break;
             }
-            uint _S698 = i_14 / p_0.head_dim_4;
-            bool _S699 = _S698 == ((&part_6)->kv_head_0);
-            uint _S700 = __ballot_sync(_S691, _S699);
-            if(_S699)
+            uint _S691 = i_14 / p_0.head_dim_4;
+            bool _S692 = _S691 == ((&part_6)->kv_head_0);
+            uint _S693 = __ballot_sync(_S684, _S692);
+            if(_S692)
             {
-                Turned_0 _S701 = keys_1;
-                Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S690, (&part_6)->columns_0, i_14, &_S701);
-                Plain_0 _S702 = values_2;
-                Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S690, (&part_6)->columns_0, i_14, &_S702);
-                uint _S703 = __ballot_sync(_S691, true);
+                Turned_0 _S694 = keys_1;
+                Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S682, (&part_6)->columns_0, i_14, &_S694);
+                Plain_0 _S695 = values_2;
+                Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S682, (&part_6)->columns_0, i_14, &_S695);
+                uint _S696 = __ballot_sync(_S684, true);
             }
             else
             {
-                uint _S704 = __ballot_sync(_S691, true);
+                uint _S697 = __ballot_sync(_S684, true);
             }
-            uint _S705 = __ballot_sync(_S656, true);
+            uint _S698 = __ballot_sync(_S683, true);
             i_14 = i_14 + 8192U;
-            _S656 = _S705;
+            _S683 = _S698;
         }
-        uint _S706 = __ballot_sync(_S670, true);
-        i_14 = _S706;
+        uint _S699 = __ballot_sync(_S662, true);
+        i_14 = _S699;
     }
     else
     {
-        uint _S707 = __ballot_sync(_S670, true);
-        i_14 = _S707;
+        uint _S700 = __ballot_sync(_S662, true);
+        i_14 = _S700;
     }
-    SequenceTable_0 _S708 = _S647;
-    Part_0 _S709 = part_6;
-    Start_0 _S710 = start_1;
-    attend_0(_S635, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S708, &_S709, &_S710, i_14);
+    SequenceTable_0 _S701 = _S649;
+    Part_0 _S702 = part_6;
+    Start_0 _S703 = start_1;
+    attend_0(_S637, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S701, &_S702, &_S703, i_14);
     return;
 }

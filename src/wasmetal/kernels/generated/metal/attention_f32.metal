@@ -140,42 +140,80 @@ uint row_position_0(uint device* batch_2, uint offset_5, uint row_1)
     return batch_2[offset_5 + 2U + 2U * row_1];
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_0, uint position_0)
 {
-    uint _S7 = this_0->begin_0;
-    uint _S8 = this_0->page_size_1;
-    uint _S9 = position_0 / this_0->page_size_1;
-    uint _S10 = min(sequences_1[_S7 + _S9], this_0->pages_1 - 1U) * _S8;
-    uint _S11 = position_0 % _S8;
-    return _S10 + _S11;
+    uint _S7 = this_0->length_0;
+    uint _S8;
+    if(position_0 < (this_0->length_0))
+    {
+        _S8 = position_0 + 1U;
+    }
+    else
+    {
+        _S8 = _S7;
+    }
+    return _S8;
+}
+
+uint first_seen_0(uint position_1, uint window_1)
+{
+    bool _S9;
+    if(window_1 != 0U)
+    {
+        _S9 = position_1 >= window_1;
+    }
+    else
+    {
+        _S9 = false;
+    }
+    uint _S10;
+    if(_S9)
+    {
+        _S10 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S10 = 0U;
+    }
+    return _S10;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_2)
+{
+    uint _S11 = this_1->begin_0;
+    uint _S12 = this_1->page_size_1;
+    uint _S13 = position_2 / this_1->page_size_1;
+    uint _S14 = min(sequences_1[_S11 + _S13], this_1->pages_1 - 1U) * _S12;
+    uint _S15 = position_2 % _S12;
+    return _S14 + _S15;
 }
 
 float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S12 = kernelContext_0->_S3;
-    float _S13 = simd_max(value_1);
-    bool _S14 = simd_is_first();
-    if(_S14)
+    uint _S16 = kernelContext_0->_S3;
+    float _S17 = simd_max(value_1);
+    bool _S18 = simd_is_first();
+    if(_S18)
     {
-        uint _S15 = thread_0 / _S12;
-        (*kernelContext_0->floats_0)[_S15] = _S13;
+        uint _S19 = thread_0 / _S16;
+        (*kernelContext_0->floats_0)[_S19] = _S17;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S16 = 128U / _S12;
-        if(wave_0 < _S16)
+        uint _S20 = 128U / _S16;
+        if(wave_0 < _S20)
         {
         }
         else
         {
             break;
         }
-        float _S17 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S21 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S17;
+        result_0 = _S21;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -184,21 +222,21 @@ float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelCo
 
 float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S18 = kernelContext_1->_S3;
-    float _S19 = simd_sum(value_2);
-    bool _S20 = simd_is_first();
-    if(_S20)
+    uint _S22 = kernelContext_1->_S3;
+    float _S23 = simd_sum(value_2);
+    bool _S24 = simd_is_first();
+    if(_S24)
     {
-        uint _S21 = thread_1 / _S18;
-        (*kernelContext_1->floats_0)[_S21] = _S19;
+        uint _S25 = thread_1 / _S22;
+        (*kernelContext_1->floats_0)[_S25] = _S23;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S22 = 128U / _S18;
-        if(wave_2 < _S22)
+        uint _S26 = 128U / _S22;
+        if(wave_2 < _S26)
         {
         }
         else
@@ -216,143 +254,118 @@ float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelCo
 void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
+    uint i_1;
     float4 sum_0;
-    uint _S23 = group_number_0(group_1);
-    uint _S24 = p_1->head_count_0;
-    uint _S25 = _S23 / p_1->head_count_0;
-    uint _S26 = p_1->first_head_0;
-    uint _S27 = _S23 % _S24;
-    uint _S28 = _S26 + _S27;
-    uint _S29 = p_1->batch_offset_0;
-    uint _S30 = p_1->batch_row_0;
-    if(_S25 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
+    uint _S27 = group_number_0(group_1);
+    uint _S28 = p_1->head_count_0;
+    uint _S29 = _S27 / p_1->head_count_0;
+    uint _S30 = p_1->first_head_0;
+    uint _S31 = _S27 % _S28;
+    uint _S32 = _S30 + _S31;
+    uint _S33 = p_1->batch_offset_0;
+    uint _S34 = p_1->batch_row_0;
+    if(_S29 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S31 = p_1->kv_heads_0;
-    uint _S32 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S33 = _S28 / _S32;
-    uint _S34 = _S30 + _S25;
-    SequenceTable_0 _S35 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S29, _S34), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S36 = row_position_0(batch_3, _S29, _S34);
-    uint j_0;
-    if(_S36 < (_S35.length_0))
+    uint _S35 = p_1->kv_heads_0;
+    uint _S36 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S37 = _S32 / _S36;
+    uint _S38 = _S34 + _S29;
+    SequenceTable_0 _S39 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S33, _S38), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S40 = row_position_0(batch_3, _S33, _S38);
+    thread SequenceTable_0 _S41 = _S39;
+    uint _S42 = SequenceTable_end_of_0(&_S41, _S40);
+    uint _S43 = first_seen_0(_S40, p_1->window_0);
+    uint _S44 = p_1->head_dim_0;
+    uint _S45 = p_1->head_dim_0 / 4U;
+    bool _S46 = thread_2 < _S45;
+    if(_S46)
     {
-        j_0 = _S36 + 1U;
-    }
-    else
-    {
-        j_0 = _S35.length_0;
-    }
-    uint _S37 = p_1->window_0;
-    bool _S38;
-    if((p_1->window_0) != 0U)
-    {
-        _S38 = _S36 >= _S37;
-    }
-    else
-    {
-        _S38 = false;
-    }
-    uint _S39;
-    if(_S38)
-    {
-        _S39 = _S36 - _S37 + 1U;
-    }
-    else
-    {
-        _S39 = 0U;
-    }
-    uint _S40 = p_1->head_dim_0;
-    uint _S41 = p_1->head_dim_0 / 4U;
-    bool _S42 = thread_2 < _S41;
-    if(_S42)
-    {
-        uint _S43 = p_1->q_offset_0 + _S25 * p_1->q_stride_0 + _S28 * _S40 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S43], q_0[_S43 + 1U], q_0[_S43 + 2U], q_0[_S43 + 3U]);
+        uint _S47 = p_1->q_offset_0 + _S29 * p_1->q_stride_0 + _S32 * _S44 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S47], q_0[_S47 + 1U], q_0[_S47 + 2U], q_0[_S47 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S44 = 128U / _S41;
-    uint _S45 = thread_2 / _S41;
-    uint _S46 = _S31 * _S40;
-    uint _S47 = _S33 * _S40;
-    uint _S48 = thread_2 % _S41;
-    uint _S49 = _S47 + 4U * _S48;
-    uint _S50 = p_1->sinks_offset_0;
-    bool _S51 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S48 = 128U / _S45;
+    uint _S49 = thread_2 / _S45;
+    uint _S50 = _S35 * _S44;
+    uint _S51 = _S37 * _S44;
+    uint _S52 = thread_2 % _S45;
+    uint _S53 = _S51 + 4U * _S52;
+    uint _S54 = p_1->sinks_offset_0;
+    bool _S55 = (p_1->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S51)
+    if(_S55)
     {
-        peak_0 = max(sinks_0[_S50 + _S28], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S54 + _S32], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    int _S52;
-    if(_S51)
+    int _S56;
+    if(_S55)
     {
-        _S52 = int(1);
+        _S56 = int(1);
     }
     else
     {
-        _S52 = int(0);
+        _S56 = int(0);
     }
-    float _S53 = float(_S52);
-    float4 _S54 = float4(int4(int(0)) );
-    uint begin_2 = _S39;
-    float total_0 = _S53;
-    float4 sum_1 = _S54;
+    float _S57 = float(_S56);
+    float4 _S58 = float4(int4(int(0)) );
+    uint begin_2 = _S43;
+    float total_0 = _S57;
+    float4 sum_1 = _S58;
     for(;;)
     {
-        if(begin_2 < j_0)
+        if(begin_2 < _S42)
         {
         }
         else
         {
             break;
         }
-        uint _S55 = min(j_0 - begin_2, 128U);
-        bool _S56 = thread_2 < _S55;
-        uint i_1;
+        uint _S59 = min(_S42 - begin_2, 128U);
+        bool _S60 = thread_2 < _S59;
         float score_0;
         float4 sum_2;
-        if(_S56)
+        if(_S60)
         {
-            uint _S57 = begin_2 + thread_2;
-            thread SequenceTable_0 _S58 = _S35;
-            uint _S59 = SequenceTable_slot_0(&_S58, sequences_2, _S57);
-            (*kernelContext_2->slots_0)[thread_2] = _S59;
-            Run_0 _S60 = Float32_run_0(p_1->k_pages_offset_0, _S59, _S46, _S47);
+            uint _S61 = begin_2 + thread_2;
+            thread SequenceTable_0 _S62 = _S39;
+            uint _S63 = SequenceTable_slot_0(&_S62, sequences_2, _S61);
+            (*kernelContext_2->slots_0)[thread_2] = _S63;
+            Run_0 _S64 = Float32_run_0(p_1->k_pages_offset_0, _S63, _S50, _S51);
             i_0 = 0U;
-            sum_0 = _S54;
+            sum_0 = _S58;
             for(;;)
             {
-                uint _S61 = i_0 + 8U;
-                if(_S61 <= _S41)
+                uint _S65 = i_0 + 8U;
+                if(_S65 <= _S45)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S62 = _S60.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Float32_scale_0(k_pages_0, _S60.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S62)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S62 + 7U))) ));
-                i_0 = _S61;
+                uint _S66 = _S64.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Float32_scale_0(k_pages_0, _S64.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S66)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 7U))) ));
+                i_0 = _S65;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S41)
+                if(i_1 < _S45)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(_S60.vector_0 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(_S64.vector_0 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -362,61 +375,61 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S63 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S64 = max(peak_0, _S63);
-        float _S65;
-        if(_S56)
+        float _S67 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S68 = max(peak_0, _S67);
+        float _S69;
+        if(_S60)
         {
-            _S65 = exp(score_0 - _S64);
+            _S69 = exp(score_0 - _S68);
         }
         else
         {
-            _S65 = 0.0;
+            _S69 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S65;
-        float _S66 = exp(peak_0 - _S64);
-        float _S67 = total_0 * _S66;
-        float _S68 = group_sum_0(_S65, thread_2, kernelContext_2);
-        float _S69 = _S67 + _S68;
-        float4 sum_3 = sum_1 * float4(_S66) ;
-        if(_S45 < _S44)
+        (*kernelContext_2->weights_0)[thread_2] = _S69;
+        float _S70 = exp(peak_0 - _S68);
+        float _S71 = total_0 * _S70;
+        float _S72 = group_sum_0(_S69, thread_2, kernelContext_2);
+        float _S73 = _S71 + _S72;
+        float4 sum_3 = sum_1 * float4(_S70) ;
+        if(_S49 < _S48)
         {
-            i_0 = _S45;
+            i_0 = _S49;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S70 = i_0 + 7U * _S44;
-                if(_S70 < _S55)
+                uint _S74 = i_0 + 7U * _S48;
+                if(_S74 < _S59)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S71 = p_1->v_pages_offset_0;
-                uint _S72 = i_0 + _S44;
-                uint _S73 = i_0 + 2U * _S44;
-                uint _S74 = i_0 + 3U * _S44;
-                uint _S75 = i_0 + 4U * _S44;
-                uint _S76 = i_0 + 5U * _S44;
-                uint _S77 = i_0 + 6U * _S44;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S72])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S72], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S73], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S74], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S75], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S76], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S77], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S70])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S70], _S46, _S49);
-                i_0 = i_0 + 8U * _S44;
+                uint _S75 = p_1->v_pages_offset_0;
+                uint _S76 = i_0 + _S48;
+                uint _S77 = i_0 + 2U * _S48;
+                uint _S78 = i_0 + 3U * _S48;
+                uint _S79 = i_0 + 4U * _S48;
+                uint _S80 = i_0 + 5U * _S48;
+                uint _S81 = i_0 + 6U * _S48;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S76], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S77], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S78], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S79], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S80], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S81], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S74], _S50, _S53);
+                i_0 = i_0 + 8U * _S48;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S55)
+                if(i_1 < _S59)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S46, _S49);
-                i_1 = i_1 + _S44;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S50, _S53);
+                i_1 = i_1 + _S48;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -427,49 +440,49 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S64;
-        total_0 = _S69;
+        peak_0 = _S68;
+        total_0 = _S73;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S42)
+    if(_S46)
     {
         i_0 = 0U;
-        sum_0 = _S54;
+        sum_0 = _S58;
         for(;;)
         {
-            if(i_0 < _S44)
+            if(i_0 < _S48)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S41 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S45 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S39 >= j_0)
+        if(_S43 >= _S42)
         {
-            sum_1 = _S54;
+            sum_1 = _S58;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S78 = p_1->out_offset_0 + _S25 * p_1->out_stride_0 + _S28 * _S40 + 4U * thread_2;
-        j_0 = 0U;
+        uint _S82 = p_1->out_offset_0 + _S29 * p_1->out_stride_0 + _S32 * _S44 + 4U * thread_2;
+        i_1 = 0U;
         for(;;)
         {
-            if(j_0 < 4U)
+            if(i_1 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(result_3+(_S78 + j_0)) = sum_1[j_0];
-            j_0 = j_0 + 1U;
+            *(result_3+(_S82 + i_1)) = sum_1[i_1];
+            i_1 = i_1 + 1U;
         }
     }
     return;

@@ -805,23 +805,61 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
     return batch_2[offset_4 + 2U + 2U * row_2];
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_2, uint position_1)
 {
-    uint _S176;
-    if(first_1 < length_2)
+    uint _S176 = this_2->length_0;
+    uint _S177;
+    if(position_1 < (this_2->length_0))
     {
-        _S176 = length_2 - first_1;
+        _S177 = position_1 + 1U;
     }
     else
     {
-        _S176 = 0U;
+        _S177 = _S176;
     }
-    uint _S177 = parts_2 * 64U;
-    uint _S178 = (_S176 + _S177 - 1U) / _S177;
-    uint _S179 = _S178 * 64U;
-    uint _S180 = min(first_1 + part_3->number_0 * _S179, length_2);
-    part_3->begin_1 = _S180;
-    part_3->end_0 = min(_S180 + _S179, length_2);
+    return _S177;
+}
+
+uint first_seen_0(uint position_2, uint window_1)
+{
+    bool _S178;
+    if(window_1 != 0U)
+    {
+        _S178 = position_2 >= window_1;
+    }
+    else
+    {
+        _S178 = false;
+    }
+    uint _S179;
+    if(_S178)
+    {
+        _S179 = position_2 - window_1 + 1U;
+    }
+    else
+    {
+        _S179 = 0U;
+    }
+    return _S179;
+}
+
+void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+{
+    uint _S180;
+    if(first_1 < length_2)
+    {
+        _S180 = length_2 - first_1;
+    }
+    else
+    {
+        _S180 = 0U;
+    }
+    uint _S181 = parts_2 * 64U;
+    uint _S182 = (_S180 + _S181 - 1U) / _S181;
+    uint _S183 = _S182 * 64U;
+    uint _S184 = min(first_1 + part_3->number_0 * _S183, length_2);
+    part_3->begin_1 = _S184;
+    part_3->end_0 = min(_S184 + _S183, length_2);
     return;
 }
 
@@ -836,11 +874,11 @@ void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 dev
 
 Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
 {
-    thread Start_0 _S181;
-    (&_S181)->peak_0 = peak_2;
-    (&_S181)->value_0 = value_3;
-    (&_S181)->weight_0 = weight_1;
-    return _S181;
+    thread Start_0 _S185;
+    (&_S185)->peak_0 = peak_2;
+    (&_S185)->value_0 = value_3;
+    (&_S185)->weight_0 = weight_1;
+    return _S185;
 }
 
 [[kernel]] void attention_part_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
@@ -865,67 +903,43 @@ Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
     (&kernelContext_4)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_4)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S182 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_5 = _S182;
-    bool _S183;
+    Part_0 _S186 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_5 = _S186;
+    bool _S187;
     if(((&part_5)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S183 = true;
+        _S187 = true;
     }
     else
     {
-        _S183 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
+        _S187 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
     }
-    if(_S183)
+    if(_S187)
     {
         return;
     }
-    SequenceTable_0 _S184 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S185 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
-    uint _S186;
-    if(_S185 < (_S184.length_0))
-    {
-        _S186 = _S185 + 1U;
-    }
-    else
-    {
-        _S186 = _S184.length_0;
-    }
-    if((entryPointParams_1->p_0.window_0) != 0U)
-    {
-        _S183 = _S185 >= (entryPointParams_1->p_0.window_0);
-    }
-    else
-    {
-        _S183 = false;
-    }
-    uint _S187;
-    if(_S183)
-    {
-        _S187 = _S185 - entryPointParams_1->p_0.window_0 + 1U;
-    }
-    else
-    {
-        _S187 = 0U;
-    }
-    share_out_0(&part_5, _S187, _S186, entryPointParams_1->p_0.parts_0);
+    SequenceTable_0 _S188 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
+    uint _S189 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
+    thread SequenceTable_0 _S190 = _S188;
+    uint _S191 = SequenceTable_end_of_0(&_S190, _S189);
+    share_out_0(&part_5, first_seen_0(_S189, entryPointParams_1->p_0.window_0), _S191, entryPointParams_1->p_0.parts_0);
     if(((&part_5)->begin_1) >= ((&part_5)->end_0))
     {
-        thread Part_0 _S188 = part_5;
-        leave_empty_0(sv_groupindex_0, &_S188, (&kernelContext_4)->entryPointParams_scratch_0);
+        thread Part_0 _S192 = part_5;
+        leave_empty_0(sv_groupindex_0, &_S192, (&kernelContext_4)->entryPointParams_scratch_0);
         return;
     }
     (&part_5)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_5)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_0;
     (&queries_0)->begin_2 = entryPointParams_1->p_0.q_offset_0 + (&part_5)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread Part_0 _S189 = part_5;
-    thread Plain_0 _S190 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S189, entryPointParams_1->p_0.scale_0, &_S190, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
+    thread Part_0 _S193 = part_5;
+    thread Plain_0 _S194 = queries_0;
+    load_queries_0(sv_groupindex_0, &_S193, entryPointParams_1->p_0.scale_0, &_S194, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
     Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    thread SequenceTable_0 _S191 = _S184;
-    thread Part_0 _S192 = part_5;
-    thread Start_0 _S193 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S191, &_S192, &_S193, &kernelContext_4);
+    thread SequenceTable_0 _S195 = _S188;
+    thread Part_0 _S196 = part_5;
+    thread Start_0 _S197 = start_1;
+    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S195, &_S196, &_S197, &kernelContext_4);
     return;
 }

@@ -156,42 +156,80 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_1)
     return batch_2[offset_6 + 2U + 2U * row_1];
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_0, uint position_0)
 {
-    uint _S8 = this_0->begin_0;
-    uint _S9 = this_0->page_size_1;
-    uint _S10 = position_0 / this_0->page_size_1;
-    uint _S11 = min(sequences_1[_S8 + _S10], this_0->pages_1 - 1U) * _S9;
-    uint _S12 = position_0 % _S9;
-    return _S11 + _S12;
+    uint _S8 = this_0->length_0;
+    uint _S9;
+    if(position_0 < (this_0->length_0))
+    {
+        _S9 = position_0 + 1U;
+    }
+    else
+    {
+        _S9 = _S8;
+    }
+    return _S9;
+}
+
+uint first_seen_0(uint position_1, uint window_1)
+{
+    bool _S10;
+    if(window_1 != 0U)
+    {
+        _S10 = position_1 >= window_1;
+    }
+    else
+    {
+        _S10 = false;
+    }
+    uint _S11;
+    if(_S10)
+    {
+        _S11 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S11 = 0U;
+    }
+    return _S11;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_2)
+{
+    uint _S12 = this_1->begin_0;
+    uint _S13 = this_1->page_size_1;
+    uint _S14 = position_2 / this_1->page_size_1;
+    uint _S15 = min(sequences_1[_S12 + _S14], this_1->pages_1 - 1U) * _S13;
+    uint _S16 = position_2 % _S13;
+    return _S15 + _S16;
 }
 
 float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S13 = kernelContext_0->_S4;
-    float _S14 = simd_max(value_1);
-    bool _S15 = simd_is_first();
-    if(_S15)
+    uint _S17 = kernelContext_0->_S4;
+    float _S18 = simd_max(value_1);
+    bool _S19 = simd_is_first();
+    if(_S19)
     {
-        uint _S16 = thread_0 / _S13;
-        (*kernelContext_0->floats_0)[_S16] = _S14;
+        uint _S20 = thread_0 / _S17;
+        (*kernelContext_0->floats_0)[_S20] = _S18;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S17 = 128U / _S13;
-        if(wave_0 < _S17)
+        uint _S21 = 128U / _S17;
+        if(wave_0 < _S21)
         {
         }
         else
         {
             break;
         }
-        float _S18 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S22 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S18;
+        result_0 = _S22;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -200,21 +238,21 @@ float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelCo
 
 float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S19 = kernelContext_1->_S4;
-    float _S20 = simd_sum(value_2);
-    bool _S21 = simd_is_first();
-    if(_S21)
+    uint _S23 = kernelContext_1->_S4;
+    float _S24 = simd_sum(value_2);
+    bool _S25 = simd_is_first();
+    if(_S25)
     {
-        uint _S22 = thread_1 / _S19;
-        (*kernelContext_1->floats_0)[_S22] = _S20;
+        uint _S26 = thread_1 / _S23;
+        (*kernelContext_1->floats_0)[_S26] = _S24;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S23 = 128U / _S19;
-        if(wave_2 < _S23)
+        uint _S27 = 128U / _S23;
+        if(wave_2 < _S27)
         {
         }
         else
@@ -232,143 +270,118 @@ float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelCo
 void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pages_0, uint device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
+    uint i_1;
     float4 sum_0;
-    uint _S24 = group_number_0(group_1);
-    uint _S25 = p_1->head_count_0;
-    uint _S26 = _S24 / p_1->head_count_0;
-    uint _S27 = p_1->first_head_0;
-    uint _S28 = _S24 % _S25;
-    uint _S29 = _S27 + _S28;
-    uint _S30 = p_1->batch_offset_0;
-    uint _S31 = p_1->batch_row_0;
-    if(_S26 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
+    uint _S28 = group_number_0(group_1);
+    uint _S29 = p_1->head_count_0;
+    uint _S30 = _S28 / p_1->head_count_0;
+    uint _S31 = p_1->first_head_0;
+    uint _S32 = _S28 % _S29;
+    uint _S33 = _S31 + _S32;
+    uint _S34 = p_1->batch_offset_0;
+    uint _S35 = p_1->batch_row_0;
+    if(_S30 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S32 = p_1->kv_heads_0;
-    uint _S33 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S34 = _S29 / _S33;
-    uint _S35 = _S31 + _S26;
-    SequenceTable_0 _S36 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S30, _S35), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S37 = row_position_0(batch_3, _S30, _S35);
-    uint j_0;
-    if(_S37 < (_S36.length_0))
+    uint _S36 = p_1->kv_heads_0;
+    uint _S37 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S38 = _S33 / _S37;
+    uint _S39 = _S35 + _S30;
+    SequenceTable_0 _S40 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S34, _S39), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S41 = row_position_0(batch_3, _S34, _S39);
+    thread SequenceTable_0 _S42 = _S40;
+    uint _S43 = SequenceTable_end_of_0(&_S42, _S41);
+    uint _S44 = first_seen_0(_S41, p_1->window_0);
+    uint _S45 = p_1->head_dim_0;
+    uint _S46 = p_1->head_dim_0 / 4U;
+    bool _S47 = thread_2 < _S46;
+    if(_S47)
     {
-        j_0 = _S37 + 1U;
-    }
-    else
-    {
-        j_0 = _S36.length_0;
-    }
-    uint _S38 = p_1->window_0;
-    bool _S39;
-    if((p_1->window_0) != 0U)
-    {
-        _S39 = _S37 >= _S38;
-    }
-    else
-    {
-        _S39 = false;
-    }
-    uint _S40;
-    if(_S39)
-    {
-        _S40 = _S37 - _S38 + 1U;
-    }
-    else
-    {
-        _S40 = 0U;
-    }
-    uint _S41 = p_1->head_dim_0;
-    uint _S42 = p_1->head_dim_0 / 4U;
-    bool _S43 = thread_2 < _S42;
-    if(_S43)
-    {
-        uint _S44 = p_1->q_offset_0 + _S26 * p_1->q_stride_0 + _S29 * _S41 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S44], q_0[_S44 + 1U], q_0[_S44 + 2U], q_0[_S44 + 3U]);
+        uint _S48 = p_1->q_offset_0 + _S30 * p_1->q_stride_0 + _S33 * _S45 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S48], q_0[_S48 + 1U], q_0[_S48 + 2U], q_0[_S48 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S45 = 128U / _S42;
-    uint _S46 = thread_2 / _S42;
-    uint _S47 = _S32 * _S41;
-    uint _S48 = _S34 * _S41;
-    uint _S49 = thread_2 % _S42;
-    uint _S50 = _S48 + 4U * _S49;
-    uint _S51 = p_1->sinks_offset_0;
-    bool _S52 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S49 = 128U / _S46;
+    uint _S50 = thread_2 / _S46;
+    uint _S51 = _S36 * _S45;
+    uint _S52 = _S38 * _S45;
+    uint _S53 = thread_2 % _S46;
+    uint _S54 = _S52 + 4U * _S53;
+    uint _S55 = p_1->sinks_offset_0;
+    bool _S56 = (p_1->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S52)
+    if(_S56)
     {
-        peak_0 = max(sinks_0[_S51 + _S29], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S55 + _S33], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    int _S53;
-    if(_S52)
+    int _S57;
+    if(_S56)
     {
-        _S53 = int(1);
+        _S57 = int(1);
     }
     else
     {
-        _S53 = int(0);
+        _S57 = int(0);
     }
-    float _S54 = float(_S53);
-    float4 _S55 = float4(int4(int(0)) );
-    uint begin_2 = _S40;
-    float total_0 = _S54;
-    float4 sum_1 = _S55;
+    float _S58 = float(_S57);
+    float4 _S59 = float4(int4(int(0)) );
+    uint begin_2 = _S44;
+    float total_0 = _S58;
+    float4 sum_1 = _S59;
     for(;;)
     {
-        if(begin_2 < j_0)
+        if(begin_2 < _S43)
         {
         }
         else
         {
             break;
         }
-        uint _S56 = min(j_0 - begin_2, 128U);
-        bool _S57 = thread_2 < _S56;
-        uint i_1;
+        uint _S60 = min(_S43 - begin_2, 128U);
+        bool _S61 = thread_2 < _S60;
         float score_0;
         float4 sum_2;
-        if(_S57)
+        if(_S61)
         {
-            uint _S58 = begin_2 + thread_2;
-            thread SequenceTable_0 _S59 = _S36;
-            uint _S60 = SequenceTable_slot_0(&_S59, sequences_2, _S58);
-            (*kernelContext_2->slots_0)[thread_2] = _S60;
-            Run_0 _S61 = Blocks8_run_0(p_1->k_pages_offset_0, _S60, _S47, _S48);
+            uint _S62 = begin_2 + thread_2;
+            thread SequenceTable_0 _S63 = _S40;
+            uint _S64 = SequenceTable_slot_0(&_S63, sequences_2, _S62);
+            (*kernelContext_2->slots_0)[thread_2] = _S64;
+            Run_0 _S65 = Blocks8_run_0(p_1->k_pages_offset_0, _S64, _S51, _S52);
             i_0 = 0U;
-            sum_0 = _S55;
+            sum_0 = _S59;
             for(;;)
             {
-                uint _S62 = i_0 + 8U;
-                if(_S62 <= _S42)
+                uint _S66 = i_0 + 8U;
+                if(_S66 <= _S46)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S63 = _S61.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S61.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S63]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S63 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S63 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S63 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S63 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S63 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S63 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S63 + 7U]));
-                i_0 = _S62;
+                uint _S67 = _S65.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S65.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S67]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S67 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S67 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S67 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S67 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S67 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S67 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S67 + 7U]));
+                i_0 = _S66;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S42)
+                if(i_1 < _S46)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S61.vector_0 + i_1]);
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S65.vector_0 + i_1]);
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -378,61 +391,61 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S64 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S65 = max(peak_0, _S64);
-        float _S66;
-        if(_S57)
+        float _S68 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S69 = max(peak_0, _S68);
+        float _S70;
+        if(_S61)
         {
-            _S66 = exp(score_0 - _S65);
+            _S70 = exp(score_0 - _S69);
         }
         else
         {
-            _S66 = 0.0;
+            _S70 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S66;
-        float _S67 = exp(peak_0 - _S65);
-        float _S68 = total_0 * _S67;
-        float _S69 = group_sum_0(_S66, thread_2, kernelContext_2);
-        float _S70 = _S68 + _S69;
-        float4 sum_3 = sum_1 * float4(_S67) ;
-        if(_S46 < _S45)
+        (*kernelContext_2->weights_0)[thread_2] = _S70;
+        float _S71 = exp(peak_0 - _S69);
+        float _S72 = total_0 * _S71;
+        float _S73 = group_sum_0(_S70, thread_2, kernelContext_2);
+        float _S74 = _S72 + _S73;
+        float4 sum_3 = sum_1 * float4(_S71) ;
+        if(_S50 < _S49)
         {
-            i_0 = _S46;
+            i_0 = _S50;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S71 = i_0 + 7U * _S45;
-                if(_S71 < _S56)
+                uint _S75 = i_0 + 7U * _S49;
+                if(_S75 < _S60)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S72 = p_1->v_pages_offset_0;
-                uint _S73 = i_0 + _S45;
-                uint _S74 = i_0 + 2U * _S45;
-                uint _S75 = i_0 + 3U * _S45;
-                uint _S76 = i_0 + 4U * _S45;
-                uint _S77 = i_0 + 5U * _S45;
-                uint _S78 = i_0 + 6U * _S45;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S73], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S74], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S75], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S76], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S77], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S78], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S71])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S71], _S47, _S50);
-                i_0 = i_0 + 8U * _S45;
+                uint _S76 = p_1->v_pages_offset_0;
+                uint _S77 = i_0 + _S49;
+                uint _S78 = i_0 + 2U * _S49;
+                uint _S79 = i_0 + 3U * _S49;
+                uint _S80 = i_0 + 4U * _S49;
+                uint _S81 = i_0 + 5U * _S49;
+                uint _S82 = i_0 + 6U * _S49;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S77], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S78], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S79], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S80], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S81], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S82])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S82], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S75], _S51, _S54);
+                i_0 = i_0 + 8U * _S49;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S56)
+                if(i_1 < _S60)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S47, _S50);
-                i_1 = i_1 + _S45;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S51, _S54);
+                i_1 = i_1 + _S49;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -443,49 +456,49 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S65;
-        total_0 = _S70;
+        peak_0 = _S69;
+        total_0 = _S74;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S43)
+    if(_S47)
     {
         i_0 = 0U;
-        sum_0 = _S55;
+        sum_0 = _S59;
         for(;;)
         {
-            if(i_0 < _S45)
+            if(i_0 < _S49)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S42 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S46 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S40 >= j_0)
+        if(_S44 >= _S43)
         {
-            sum_1 = _S55;
+            sum_1 = _S59;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S79 = p_1->out_offset_0 + _S26 * p_1->out_stride_0 + _S29 * _S41 + 4U * thread_2;
-        j_0 = 0U;
+        uint _S83 = p_1->out_offset_0 + _S30 * p_1->out_stride_0 + _S33 * _S45 + 4U * thread_2;
+        i_1 = 0U;
         for(;;)
         {
-            if(j_0 < 4U)
+            if(i_1 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(result_3+(_S79 + j_0)) = sum_1[j_0];
-            j_0 = j_0 + 1U;
+            *(result_3+(_S83 + i_1)) = sum_1[i_1];
+            i_1 = i_1 + 1U;
         }
     }
     return;

@@ -145,14 +145,52 @@ uint row_position_0(uint device* batch_2, uint offset_5, uint row_1)
     return batch_2[offset_5 + 2U + 2U * row_1];
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+uint first_seen_0(uint position_0, uint window_1)
 {
-    uint _S6 = this_0->begin_0;
-    uint _S7 = this_0->page_size_1;
-    uint _S8 = position_0 / this_0->page_size_1;
-    uint _S9 = min(sequences_1[_S6 + _S8], this_0->pages_1 - 1U) * _S7;
-    uint _S10 = position_0 % _S7;
-    return _S9 + _S10;
+    bool _S6;
+    if(window_1 != 0U)
+    {
+        _S6 = position_0 >= window_1;
+    }
+    else
+    {
+        _S6 = false;
+    }
+    uint _S7;
+    if(_S6)
+    {
+        _S7 = position_0 - window_1 + 1U;
+    }
+    else
+    {
+        _S7 = 0U;
+    }
+    return _S7;
+}
+
+uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_0, uint position_1)
+{
+    uint _S8 = this_0->length_0;
+    uint _S9;
+    if(position_1 < (this_0->length_0))
+    {
+        _S9 = position_1 + 1U;
+    }
+    else
+    {
+        _S9 = _S8;
+    }
+    return _S9;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_2)
+{
+    uint _S10 = this_1->begin_0;
+    uint _S11 = this_1->page_size_1;
+    uint _S12 = position_2 / this_1->page_size_1;
+    uint _S13 = min(sequences_1[_S10 + _S12], this_1->pages_1 - 1U) * _S11;
+    uint _S14 = position_2 % _S11;
+    return _S13 + _S14;
 }
 
 void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_0, const PrefillAttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
@@ -160,208 +198,184 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
     float most_0;
     uint row_2;
     float4 products_0;
-    uint _S11;
+    uint _S15;
     uint i_0;
     uint i_1;
     float4 a_0;
-    uint _S12;
-    uint _S13;
-    uint _S14 = p_1->kv_heads_0;
-    uint _S15 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S16 = min(_S15, 16U);
-    uint _S17 = 16U / _S16;
-    uint _S18 = (_S15 + 16U - 1U) / 16U;
-    uint _S19 = group_number_0(group_1);
-    uint _S20 = _S14 * _S18;
-    uint _S21 = _S19 % _S20;
-    uint _S22 = _S19 / _S20;
-    uint _S23 = _S22 * _S17;
-    uint _S24 = p_1->batch_offset_0;
-    uint _S25 = p_1->batch_row_0;
-    uint _S26 = valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    if(_S23 >= _S26)
+    uint _S16;
+    uint _S17;
+    uint _S18 = p_1->kv_heads_0;
+    uint _S19 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S20 = min(_S19, 16U);
+    uint _S21 = 16U / _S20;
+    uint _S22 = (_S19 + 16U - 1U) / 16U;
+    uint _S23 = group_number_0(group_1);
+    uint _S24 = _S18 * _S22;
+    uint _S25 = _S23 % _S24;
+    uint _S26 = _S23 / _S24;
+    uint _S27 = _S26 * _S21;
+    uint _S28 = p_1->batch_offset_0;
+    uint _S29 = p_1->batch_row_0;
+    uint _S30 = valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    if(_S27 >= _S30)
     {
         return;
     }
-    uint _S27 = min(_S23 + _S17, _S26);
-    uint _S28 = _S21 / _S18;
-    uint _S29 = _S28 * _S15;
-    uint _S30 = _S21 % _S18;
-    uint _S31 = _S29 + _S30 * 16U;
-    uint _S32 = (_S28 + 1U) * _S15;
-    uint _S33 = p_1->head_dim_0;
-    uint _S34 = p_1->head_dim_0 / 4U;
-    uint _S35 = _S14 * p_1->head_dim_0;
-    uint _S36 = thread_0 % 16U;
-    uint _S37 = thread_0 / 16U;
-    uint _S38 = thread_0 / 8U;
-    uint _S39 = thread_0 % 8U;
-    uint _S40 = p_1->sinks_offset_0;
-    bool _S41 = (p_1->sinks_offset_0) != 4294967295U;
-    uint _S42 = _S38 % _S16;
-    uint _S43 = _S31 + _S42;
-    bool _S44;
-    if(_S41)
+    uint _S31 = min(_S27 + _S21, _S30);
+    uint _S32 = _S25 / _S22;
+    uint _S33 = _S32 * _S19;
+    uint _S34 = _S25 % _S22;
+    uint _S35 = _S33 + _S34 * 16U;
+    uint _S36 = (_S32 + 1U) * _S19;
+    uint _S37 = p_1->head_dim_0;
+    uint _S38 = p_1->head_dim_0 / 4U;
+    uint _S39 = _S18 * p_1->head_dim_0;
+    uint _S40 = thread_0 % 16U;
+    uint _S41 = thread_0 / 16U;
+    uint _S42 = thread_0 / 8U;
+    uint _S43 = thread_0 % 8U;
+    uint _S44 = p_1->sinks_offset_0;
+    bool _S45 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S46 = _S42 % _S20;
+    uint _S47 = _S35 + _S46;
+    bool _S48;
+    if(_S45)
     {
-        _S44 = _S43 < _S32;
+        _S48 = _S47 < _S36;
     }
     else
     {
-        _S44 = false;
+        _S48 = false;
     }
     float peak_0;
-    if(_S44)
+    if(_S48)
     {
-        peak_0 = max(sinks_0[_S40 + _S43], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S44 + _S47], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    if(_S41)
+    if(_S45)
     {
-        _S44 = _S39 == 0U;
+        _S48 = _S43 == 0U;
     }
     else
     {
-        _S44 = false;
+        _S48 = false;
     }
-    int _S45;
-    if(_S44)
+    int _S49;
+    if(_S48)
     {
-        _S45 = int(1);
+        _S49 = int(1);
     }
     else
     {
-        _S45 = int(0);
+        _S49 = int(0);
     }
-    float _S46 = float(_S45);
+    float _S50 = float(_S49);
     thread array<float4, int(8)> sums_0;
-    float4 _S47 = float4(int4(int(0)) );
-    sums_0[0U] = _S47;
-    sums_0[1U] = _S47;
-    sums_0[2U] = _S47;
-    sums_0[3U] = _S47;
-    sums_0[4U] = _S47;
-    sums_0[5U] = _S47;
-    sums_0[6U] = _S47;
-    sums_0[7U] = _S47;
-    uint row_3 = _S23;
-    float total_0 = _S46;
+    float4 _S51 = float4(int4(int(0)) );
+    sums_0[0U] = _S51;
+    sums_0[1U] = _S51;
+    sums_0[2U] = _S51;
+    sums_0[3U] = _S51;
+    sums_0[4U] = _S51;
+    sums_0[5U] = _S51;
+    sums_0[6U] = _S51;
+    sums_0[7U] = _S51;
+    uint row_3 = _S27;
+    float total_0 = _S50;
     for(;;)
     {
-        if(row_3 < _S27)
+        if(row_3 < _S31)
         {
         }
         else
         {
             break;
         }
-        uint _S48 = row_sequence_0(batch_3, _S24, _S25 + row_3);
+        uint _S52 = row_sequence_0(batch_3, _S28, _S29 + row_3);
         row_2 = row_3;
         for(;;)
         {
             uint row_4 = row_2 + 1U;
-            _S11 = row_4;
-            if(row_4 < _S27)
+            _S15 = row_4;
+            if(row_4 < _S31)
             {
-                _S44 = (row_sequence_0(batch_3, _S24, _S25 + row_4)) == _S48;
+                _S48 = (row_sequence_0(batch_3, _S28, _S29 + row_4)) == _S52;
             }
             else
             {
-                _S44 = false;
+                _S48 = false;
             }
-            if(!_S44)
+            if(!_S48)
             {
                 break;
             }
             row_2 = row_4;
         }
-        SequenceTable_0 _S49 = sequence_table_0(sequences_2, p_1->sequences_offset_0, _S48, p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-        bool _S50;
-        bool _S51;
-        bool _S52;
-        bool _S53;
+        SequenceTable_0 _S53 = sequence_table_0(sequences_2, p_1->sequences_offset_0, _S52, p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+        bool _S54;
+        bool _S55;
+        bool _S56;
         uint i_2;
         uint begin_2;
-        uint end_0;
         if(thread_0 < 16U)
         {
-            uint _S54 = thread_0 / _S16;
-            uint _S55 = _S23 + _S54;
-            if(thread_0 < (_S17 * _S16))
+            uint _S57 = thread_0 / _S20;
+            uint _S58 = _S27 + _S57;
+            if(thread_0 < (_S21 * _S20))
             {
-                uint _S56 = thread_0 % _S16;
-                _S50 = (_S31 + _S56) < _S32;
+                uint _S59 = thread_0 % _S20;
+                _S54 = (_S35 + _S59) < _S36;
             }
             else
             {
-                _S50 = false;
+                _S54 = false;
             }
-            if(_S50)
+            if(_S54)
             {
-                _S51 = _S55 >= row_3;
-            }
-            else
-            {
-                _S51 = false;
-            }
-            if(_S51)
-            {
-                _S52 = _S55 < _S11;
+                _S55 = _S58 >= row_3;
             }
             else
             {
-                _S52 = false;
+                _S55 = false;
             }
-            if(_S52)
+            if(_S55)
             {
-                i_2 = _S55;
-            }
-            else
-            {
-                i_2 = _S23;
-            }
-            uint _S57 = row_position_0(batch_3, _S24, _S25 + i_2);
-            uint _S58 = p_1->window_0;
-            if((p_1->window_0) != 0U)
-            {
-                _S53 = _S57 >= _S58;
+                _S56 = _S58 < _S15;
             }
             else
             {
-                _S53 = false;
+                _S56 = false;
             }
-            if(_S53)
+            if(_S56)
             {
-                begin_2 = _S57 - _S58 + 1U;
+                i_2 = _S58;
+            }
+            else
+            {
+                i_2 = _S27;
+            }
+            uint _S60 = row_position_0(batch_3, _S28, _S29 + i_2);
+            (*kernelContext_0->firsts_0)[thread_0] = first_seen_0(_S60, p_1->window_0);
+            if(_S56)
+            {
+                thread SequenceTable_0 _S61 = _S53;
+                uint _S62 = SequenceTable_end_of_0(&_S61, _S60);
+                begin_2 = _S62;
             }
             else
             {
                 begin_2 = 0U;
             }
-            (*kernelContext_0->firsts_0)[thread_0] = begin_2;
-            if(_S52)
-            {
-                if(_S57 < (_S49.length_0))
-                {
-                    end_0 = _S57 + 1U;
-                }
-                else
-                {
-                    end_0 = _S49.length_0;
-                }
-            }
-            else
-            {
-                end_0 = 0U;
-            }
-            (*kernelContext_0->lengths_0)[thread_0] = end_0;
+            (*kernelContext_0->lengths_0)[thread_0] = begin_2;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         i_2 = 0U;
         begin_2 = 4294967295U;
-        end_0 = 0U;
+        uint end_0 = 0U;
         for(;;)
         {
             if(i_2 < 16U)
@@ -373,9 +387,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
             }
             if(((*kernelContext_0->firsts_0)[i_2]) < (*kernelContext_0->lengths_0)[i_2])
             {
-                uint _S59 = max(end_0, (*kernelContext_0->lengths_0)[i_2]);
+                uint _S63 = max(end_0, (*kernelContext_0->lengths_0)[i_2]);
                 begin_2 = min(begin_2, (*kernelContext_0->firsts_0)[i_2]);
-                end_0 = _S59;
+                end_0 = _S63;
             }
             i_2 = i_2 + 1U;
         }
@@ -391,17 +405,17 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
             }
             if(thread_0 < 32U)
             {
-                uint _S60 = min(at_1 + thread_0, end_0 - 1U);
-                thread SequenceTable_0 _S61 = _S49;
-                uint _S62 = SequenceTable_slot_0(&_S61, sequences_2, _S60);
-                (*kernelContext_0->slots_0)[thread_0] = _S62;
+                uint _S64 = min(at_1 + thread_0, end_0 - 1U);
+                thread SequenceTable_0 _S65 = _S53;
+                uint _S66 = SequenceTable_slot_0(&_S65, sequences_2, _S64);
+                (*kernelContext_0->slots_0)[thread_0] = _S66;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             uint slice_0 = 0U;
-            products_0 = _S47;
+            products_0 = _S51;
             for(;;)
             {
-                if(slice_0 < _S34)
+                if(slice_0 < _S38)
                 {
                 }
                 else
@@ -415,59 +429,59 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     {
                         if(at_1 == begin_2)
                         {
-                            _S50 = true;
+                            _S54 = true;
                         }
                         else
                         {
-                            _S50 = _S34 > 16U;
+                            _S54 = _S38 > 16U;
                         }
                     }
                     else
                     {
-                        _S50 = false;
+                        _S54 = false;
                     }
-                    if(_S50)
+                    if(_S54)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S63 = i_1 / 16U;
-                    uint _S64 = slice_0 + i_1 % 16U;
-                    uint _S65 = p_1->q_offset_0;
-                    uint _S66 = _S63 / _S16;
-                    uint _S67 = _S65 + (_S23 + _S66) * p_1->q_stride_0;
-                    uint _S68 = _S63 % _S16;
-                    uint _S69 = _S67 + (_S31 + _S68) * _S33 + 4U * _S64;
-                    if(((*kernelContext_0->lengths_0)[_S63]) != 0U)
+                    uint _S67 = i_1 / 16U;
+                    uint _S68 = slice_0 + i_1 % 16U;
+                    uint _S69 = p_1->q_offset_0;
+                    uint _S70 = _S67 / _S20;
+                    uint _S71 = _S69 + (_S27 + _S70) * p_1->q_stride_0;
+                    uint _S72 = _S67 % _S20;
+                    uint _S73 = _S71 + (_S35 + _S72) * _S37 + 4U * _S68;
+                    if(((*kernelContext_0->lengths_0)[_S67]) != 0U)
                     {
-                        _S51 = _S64 < _S34;
+                        _S55 = _S68 < _S38;
                     }
                     else
                     {
-                        _S51 = false;
+                        _S55 = false;
                     }
-                    if(_S51)
+                    if(_S55)
                     {
-                        a_0 = float4(p_1->scale_2)  * float4(q_0[_S69], q_0[_S69 + 1U], q_0[_S69 + 2U], q_0[_S69 + 3U]);
+                        a_0 = float4(p_1->scale_2)  * float4(q_0[_S73], q_0[_S73 + 1U], q_0[_S73 + 2U], q_0[_S73 + 3U]);
                     }
                     else
                     {
-                        a_0 = _S47;
+                        a_0 = _S51;
                     }
                     (*kernelContext_0->queries_0)[i_1] = a_0;
                     i_1 = i_1 + 128U;
                 }
-                uint _S70 = _S28 * _S33 + 4U * min(slice_0 + _S36, _S34 - 1U);
-                uint _S71 = p_1->k_pages_offset_0;
-                (*kernelContext_0->tile_0)[_S37 * 17U + _S36] = value_0(k_pages_0, p_1->k_pages_offset_0, (*kernelContext_0->slots_0)[_S37], _S35, _S70);
-                uint _S72 = _S37 + 8U;
-                (*kernelContext_0->tile_0)[_S72 * 17U + _S36] = value_0(k_pages_0, _S71, (*kernelContext_0->slots_0)[_S72], _S35, _S70);
-                uint _S73 = _S37 + 16U;
-                (*kernelContext_0->tile_0)[_S73 * 17U + _S36] = value_0(k_pages_0, _S71, (*kernelContext_0->slots_0)[_S73], _S35, _S70);
-                uint _S74 = _S37 + 24U;
-                (*kernelContext_0->tile_0)[_S74 * 17U + _S36] = value_0(k_pages_0, _S71, (*kernelContext_0->slots_0)[_S74], _S35, _S70);
+                uint _S74 = _S32 * _S37 + 4U * min(slice_0 + _S40, _S38 - 1U);
+                uint _S75 = p_1->k_pages_offset_0;
+                (*kernelContext_0->tile_0)[_S41 * 17U + _S40] = value_0(k_pages_0, p_1->k_pages_offset_0, (*kernelContext_0->slots_0)[_S41], _S39, _S74);
+                uint _S76 = _S41 + 8U;
+                (*kernelContext_0->tile_0)[_S76 * 17U + _S40] = value_0(k_pages_0, _S75, (*kernelContext_0->slots_0)[_S76], _S39, _S74);
+                uint _S77 = _S41 + 16U;
+                (*kernelContext_0->tile_0)[_S77 * 17U + _S40] = value_0(k_pages_0, _S75, (*kernelContext_0->slots_0)[_S77], _S39, _S74);
+                uint _S78 = _S41 + 24U;
+                (*kernelContext_0->tile_0)[_S78 * 17U + _S40] = value_0(k_pages_0, _S75, (*kernelContext_0->slots_0)[_S78], _S39, _S74);
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_0 = 0U;
                 for(;;)
@@ -479,102 +493,103 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     {
                         break;
                     }
-                    uint _S75 = 2U * _S37;
-                    uint _S76 = _S75 * 16U + i_0;
-                    uint _S77 = (_S75 + 1U) * 16U + i_0;
-                    uint _S78 = _S36 * 17U + i_0;
-                    uint _S79 = (_S36 + 16U) * 17U + i_0;
-                    float4 products_1 = products_0 + float4(dot((*kernelContext_0->queries_0)[_S76], (*kernelContext_0->tile_0)[_S78]), dot((*kernelContext_0->queries_0)[_S76], (*kernelContext_0->tile_0)[_S79]), dot((*kernelContext_0->queries_0)[_S77], (*kernelContext_0->tile_0)[_S78]), dot((*kernelContext_0->queries_0)[_S77], (*kernelContext_0->tile_0)[_S79])) + float4(dot((*kernelContext_0->queries_0)[_S76 + 1U], (*kernelContext_0->tile_0)[_S78 + 1U]), dot((*kernelContext_0->queries_0)[_S76 + 1U], (*kernelContext_0->tile_0)[_S79 + 1U]), dot((*kernelContext_0->queries_0)[_S77 + 1U], (*kernelContext_0->tile_0)[_S78 + 1U]), dot((*kernelContext_0->queries_0)[_S77 + 1U], (*kernelContext_0->tile_0)[_S79 + 1U])) + float4(dot((*kernelContext_0->queries_0)[_S76 + 2U], (*kernelContext_0->tile_0)[_S78 + 2U]), dot((*kernelContext_0->queries_0)[_S76 + 2U], (*kernelContext_0->tile_0)[_S79 + 2U]), dot((*kernelContext_0->queries_0)[_S77 + 2U], (*kernelContext_0->tile_0)[_S78 + 2U]), dot((*kernelContext_0->queries_0)[_S77 + 2U], (*kernelContext_0->tile_0)[_S79 + 2U])) + float4(dot((*kernelContext_0->queries_0)[_S76 + 3U], (*kernelContext_0->tile_0)[_S78 + 3U]), dot((*kernelContext_0->queries_0)[_S76 + 3U], (*kernelContext_0->tile_0)[_S79 + 3U]), dot((*kernelContext_0->queries_0)[_S77 + 3U], (*kernelContext_0->tile_0)[_S78 + 3U]), dot((*kernelContext_0->queries_0)[_S77 + 3U], (*kernelContext_0->tile_0)[_S79 + 3U]));
+                    uint _S79 = 2U * _S41;
+                    uint _S80 = _S79 * 16U + i_0;
+                    uint _S81 = (_S79 + 1U) * 16U + i_0;
+                    uint _S82 = _S40 * 17U + i_0;
+                    uint _S83 = (_S40 + 16U) * 17U + i_0;
+                    float4 products_1 = products_0 + float4(dot((*kernelContext_0->queries_0)[_S80], (*kernelContext_0->tile_0)[_S82]), dot((*kernelContext_0->queries_0)[_S80], (*kernelContext_0->tile_0)[_S83]), dot((*kernelContext_0->queries_0)[_S81], (*kernelContext_0->tile_0)[_S82]), dot((*kernelContext_0->queries_0)[_S81], (*kernelContext_0->tile_0)[_S83])) + float4(dot((*kernelContext_0->queries_0)[_S80 + 1U], (*kernelContext_0->tile_0)[_S82 + 1U]), dot((*kernelContext_0->queries_0)[_S80 + 1U], (*kernelContext_0->tile_0)[_S83 + 1U]), dot((*kernelContext_0->queries_0)[_S81 + 1U], (*kernelContext_0->tile_0)[_S82 + 1U]), dot((*kernelContext_0->queries_0)[_S81 + 1U], (*kernelContext_0->tile_0)[_S83 + 1U])) + float4(dot((*kernelContext_0->queries_0)[_S80 + 2U], (*kernelContext_0->tile_0)[_S82 + 2U]), dot((*kernelContext_0->queries_0)[_S80 + 2U], (*kernelContext_0->tile_0)[_S83 + 2U]), dot((*kernelContext_0->queries_0)[_S81 + 2U], (*kernelContext_0->tile_0)[_S82 + 2U]), dot((*kernelContext_0->queries_0)[_S81 + 2U], (*kernelContext_0->tile_0)[_S83 + 2U])) + float4(dot((*kernelContext_0->queries_0)[_S80 + 3U], (*kernelContext_0->tile_0)[_S82 + 3U]), dot((*kernelContext_0->queries_0)[_S80 + 3U], (*kernelContext_0->tile_0)[_S83 + 3U]), dot((*kernelContext_0->queries_0)[_S81 + 3U], (*kernelContext_0->tile_0)[_S82 + 3U]), dot((*kernelContext_0->queries_0)[_S81 + 3U], (*kernelContext_0->tile_0)[_S83 + 3U]));
                     i_0 = i_0 + 4U;
                     products_0 = products_1;
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 slice_0 = slice_0 + 16U;
             }
-            uint _S80 = 2U * _S37;
-            uint _S81 = _S80 * 33U;
-            uint _S82 = _S81 + _S36;
-            (*kernelContext_0->scores_0)[_S82] = products_0.x;
-            (*kernelContext_0->scores_0)[_S82 + 16U] = products_0.y;
-            uint _S83 = _S82 + 32U + 1U;
-            (*kernelContext_0->scores_0)[_S83] = products_0.z;
-            (*kernelContext_0->scores_0)[_S83 + 16U] = products_0.w;
+            uint _S84 = 2U * _S41;
+            uint _S85 = _S84 * 33U;
+            uint _S86 = _S85 + _S40;
+            (*kernelContext_0->scores_0)[_S86] = products_0.x;
+            (*kernelContext_0->scores_0)[_S86 + 16U] = products_0.y;
+            uint _S87 = _S86 + 32U + 1U;
+            (*kernelContext_0->scores_0)[_S87] = products_0.z;
+            (*kernelContext_0->scores_0)[_S87 + 16U] = products_0.w;
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S84 = (*kernelContext_0->firsts_0)[_S38];
-            uint _S85 = (*kernelContext_0->lengths_0)[_S38];
-            uint _S86 = at_1 + _S39;
-            bool _S87 = _S86 >= _S84;
-            if(_S87)
+            uint _S88 = (*kernelContext_0->firsts_0)[_S42];
+            uint _S89 = (*kernelContext_0->lengths_0)[_S42];
+            uint _S90 = at_1 + _S43;
+            bool _S91 = _S90 >= _S88;
+            if(_S91)
             {
-                _S50 = _S86 < _S85;
+                _S54 = _S90 < _S89;
             }
             else
             {
-                _S50 = false;
+                _S54 = false;
             }
-            if(_S50)
+            if(_S54)
             {
-                most_0 = max(-3.4028234663852886e+38, (*kernelContext_0->scores_0)[_S38 * 33U + _S39]);
+                most_0 = max(-3.4028234663852886e+38, (*kernelContext_0->scores_0)[_S42 * 33U + _S43]);
             }
             else
             {
                 most_0 = -3.4028234663852886e+38;
             }
-            uint _S88 = 8U + _S39;
-            uint _S89 = at_1 + _S88;
-            bool _S90 = _S89 >= _S84;
-            if(_S90)
+            uint _S92 = 8U + _S43;
+            uint _S93 = at_1 + _S92;
+            bool _S94 = _S93 >= _S88;
+            if(_S94)
             {
-                _S51 = _S89 < _S85;
+                _S55 = _S93 < _S89;
             }
             else
             {
-                _S51 = false;
+                _S55 = false;
             }
             float most_1;
-            if(_S51)
+            if(_S55)
             {
-                most_1 = max(most_0, (*kernelContext_0->scores_0)[_S38 * 33U + _S88]);
+                most_1 = max(most_0, (*kernelContext_0->scores_0)[_S42 * 33U + _S92]);
             }
             else
             {
                 most_1 = most_0;
             }
-            uint _S91 = 16U + _S39;
-            uint _S92 = at_1 + _S91;
-            bool _S93 = _S92 >= _S84;
-            if(_S93)
+            uint _S95 = 16U + _S43;
+            uint _S96 = at_1 + _S95;
+            bool _S97 = _S96 >= _S88;
+            if(_S97)
             {
-                _S52 = _S92 < _S85;
+                _S56 = _S96 < _S89;
             }
             else
             {
-                _S52 = false;
+                _S56 = false;
             }
             float most_2;
-            if(_S52)
+            if(_S56)
             {
-                most_2 = max(most_1, (*kernelContext_0->scores_0)[_S38 * 33U + _S91]);
+                most_2 = max(most_1, (*kernelContext_0->scores_0)[_S42 * 33U + _S95]);
             }
             else
             {
                 most_2 = most_1;
             }
-            uint _S94 = 24U + _S39;
-            uint _S95 = at_1 + _S94;
-            bool _S96 = _S95 >= _S84;
-            if(_S96)
+            uint _S98 = 24U + _S43;
+            uint _S99 = at_1 + _S98;
+            bool _S100 = _S99 >= _S88;
+            bool _S101;
+            if(_S100)
             {
-                _S53 = _S95 < _S85;
+                _S101 = _S99 < _S89;
             }
             else
             {
-                _S53 = false;
+                _S101 = false;
             }
             float most_3;
-            if(_S53)
+            if(_S101)
             {
-                most_3 = max(most_2, (*kernelContext_0->scores_0)[_S38 * 33U + _S94]);
+                most_3 = max(most_2, (*kernelContext_0->scores_0)[_S42 * 33U + _S98]);
             }
             else
             {
@@ -582,55 +597,14 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
             }
             (*kernelContext_0->lanes_0)[thread_0] = most_3;
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S97 = _S38 * 8U;
-            float _S98 = max(max(max(max(max(max(max(max(peak_0, (*kernelContext_0->lanes_0)[_S97]), (*kernelContext_0->lanes_0)[_S97 + 1U]), (*kernelContext_0->lanes_0)[_S97 + 2U]), (*kernelContext_0->lanes_0)[_S97 + 3U]), (*kernelContext_0->lanes_0)[_S97 + 4U]), (*kernelContext_0->lanes_0)[_S97 + 5U]), (*kernelContext_0->lanes_0)[_S97 + 6U]), (*kernelContext_0->lanes_0)[_S97 + 7U]);
-            float _S99 = exp(peak_0 - _S98);
-            float total_1 = total_0 * _S99;
-            bool _S100;
-            if(_S87)
-            {
-                _S100 = _S86 < _S85;
-            }
-            else
-            {
-                _S100 = false;
-            }
-            float _S101;
-            if(_S100)
-            {
-                _S101 = exp((*kernelContext_0->scores_0)[_S38 * 33U + _S39] - _S98);
-            }
-            else
-            {
-                _S101 = 0.0;
-            }
-            uint _S102 = _S38 * 33U;
-            (*kernelContext_0->scores_0)[_S102 + _S39] = _S101;
-            float total_2 = total_1 + _S101;
-            bool _S103;
-            if(_S90)
-            {
-                _S103 = _S89 < _S85;
-            }
-            else
-            {
-                _S103 = false;
-            }
-            float _S104;
-            if(_S103)
-            {
-                _S104 = exp((*kernelContext_0->scores_0)[_S102 + _S88] - _S98);
-            }
-            else
-            {
-                _S104 = 0.0;
-            }
-            (*kernelContext_0->scores_0)[_S102 + _S88] = _S104;
-            float total_3 = total_2 + _S104;
+            uint _S102 = _S42 * 8U;
+            float _S103 = max(max(max(max(max(max(max(max(peak_0, (*kernelContext_0->lanes_0)[_S102]), (*kernelContext_0->lanes_0)[_S102 + 1U]), (*kernelContext_0->lanes_0)[_S102 + 2U]), (*kernelContext_0->lanes_0)[_S102 + 3U]), (*kernelContext_0->lanes_0)[_S102 + 4U]), (*kernelContext_0->lanes_0)[_S102 + 5U]), (*kernelContext_0->lanes_0)[_S102 + 6U]), (*kernelContext_0->lanes_0)[_S102 + 7U]);
+            float _S104 = exp(peak_0 - _S103);
+            float total_1 = total_0 * _S104;
             bool _S105;
-            if(_S93)
+            if(_S91)
             {
-                _S105 = _S92 < _S85;
+                _S105 = _S90 < _S89;
             }
             else
             {
@@ -639,62 +613,103 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
             float _S106;
             if(_S105)
             {
-                _S106 = exp((*kernelContext_0->scores_0)[_S102 + _S91] - _S98);
+                _S106 = exp((*kernelContext_0->scores_0)[_S42 * 33U + _S43] - _S103);
             }
             else
             {
                 _S106 = 0.0;
             }
-            (*kernelContext_0->scores_0)[_S102 + _S91] = _S106;
-            float total_4 = total_3 + _S106;
-            bool _S107;
-            if(_S96)
+            uint _S107 = _S42 * 33U;
+            (*kernelContext_0->scores_0)[_S107 + _S43] = _S106;
+            float total_2 = total_1 + _S106;
+            bool _S108;
+            if(_S94)
             {
-                _S107 = _S95 < _S85;
+                _S108 = _S93 < _S89;
             }
             else
             {
-                _S107 = false;
+                _S108 = false;
             }
-            float _S108;
-            if(_S107)
+            float _S109;
+            if(_S108)
             {
-                _S108 = exp((*kernelContext_0->scores_0)[_S102 + _S94] - _S98);
+                _S109 = exp((*kernelContext_0->scores_0)[_S107 + _S92] - _S103);
             }
             else
             {
-                _S108 = 0.0;
+                _S109 = 0.0;
             }
-            (*kernelContext_0->scores_0)[_S102 + _S94] = _S108;
-            float total_5 = total_4 + _S108;
-            if(_S39 == 0U)
+            (*kernelContext_0->scores_0)[_S107 + _S92] = _S109;
+            float total_3 = total_2 + _S109;
+            bool _S110;
+            if(_S97)
             {
-                (*kernelContext_0->rescales_0)[_S38] = _S99;
+                _S110 = _S96 < _S89;
+            }
+            else
+            {
+                _S110 = false;
+            }
+            float _S111;
+            if(_S110)
+            {
+                _S111 = exp((*kernelContext_0->scores_0)[_S107 + _S95] - _S103);
+            }
+            else
+            {
+                _S111 = 0.0;
+            }
+            (*kernelContext_0->scores_0)[_S107 + _S95] = _S111;
+            float total_4 = total_3 + _S111;
+            bool _S112;
+            if(_S100)
+            {
+                _S112 = _S99 < _S89;
+            }
+            else
+            {
+                _S112 = false;
+            }
+            float _S113;
+            if(_S112)
+            {
+                _S113 = exp((*kernelContext_0->scores_0)[_S107 + _S98] - _S103);
+            }
+            else
+            {
+                _S113 = 0.0;
+            }
+            (*kernelContext_0->scores_0)[_S107 + _S98] = _S113;
+            float total_5 = total_4 + _S113;
+            if(_S43 == 0U)
+            {
+                (*kernelContext_0->rescales_0)[_S42] = _S104;
             }
             i_0 = 0U;
             for(;;)
             {
-                uint _S109 = i_0 * 16U;
-                if(_S109 < _S34)
+                uint _S114 = i_0 * 16U;
+                if(_S114 < _S38)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S110 = _S28 * _S33 + 4U * min(_S109 + _S36, _S34 - 1U);
-                uint _S111 = p_1->v_pages_offset_0;
-                (*kernelContext_0->tile_0)[_S37 * 17U + _S36] = value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_0->slots_0)[_S37], _S35, _S110);
-                uint _S112 = _S37 + 8U;
-                (*kernelContext_0->tile_0)[_S112 * 17U + _S36] = value_0(v_pages_0, _S111, (*kernelContext_0->slots_0)[_S112], _S35, _S110);
-                uint _S113 = _S37 + 16U;
-                (*kernelContext_0->tile_0)[_S113 * 17U + _S36] = value_0(v_pages_0, _S111, (*kernelContext_0->slots_0)[_S113], _S35, _S110);
-                uint _S114 = _S37 + 24U;
-                (*kernelContext_0->tile_0)[_S114 * 17U + _S36] = value_0(v_pages_0, _S111, (*kernelContext_0->slots_0)[_S114], _S35, _S110);
+                uint _S115 = _S32 * _S37 + 4U * min(_S114 + _S40, _S38 - 1U);
+                uint _S116 = p_1->v_pages_offset_0;
+                (*kernelContext_0->tile_0)[_S41 * 17U + _S40] = value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_0->slots_0)[_S41], _S39, _S115);
+                uint _S117 = _S41 + 8U;
+                (*kernelContext_0->tile_0)[_S117 * 17U + _S40] = value_0(v_pages_0, _S116, (*kernelContext_0->slots_0)[_S117], _S39, _S115);
+                uint _S118 = _S41 + 16U;
+                (*kernelContext_0->tile_0)[_S118 * 17U + _S40] = value_0(v_pages_0, _S116, (*kernelContext_0->slots_0)[_S118], _S39, _S115);
+                uint _S119 = _S41 + 24U;
+                (*kernelContext_0->tile_0)[_S119 * 17U + _S40] = value_0(v_pages_0, _S116, (*kernelContext_0->slots_0)[_S119], _S39, _S115);
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_1 = 0U;
-                a_0 = _S47;
-                float4 b_0 = _S47;
+                a_0 = _S51;
+                float4 b_0 = _S51;
                 for(;;)
                 {
                     if(i_1 < 32U)
@@ -704,43 +719,43 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     {
                         break;
                     }
-                    uint _S115 = _S81 + i_1;
-                    uint _S116 = (_S80 + 1U) * 33U + i_1;
-                    float4 a_1 = a_0 + float4((*kernelContext_0->scores_0)[_S115])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S115 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S115 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S115 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S36];
-                    float4 b_1 = b_0 + float4((*kernelContext_0->scores_0)[_S116])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S116 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S116 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S36] + float4((*kernelContext_0->scores_0)[_S116 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S36];
+                    uint _S120 = _S85 + i_1;
+                    uint _S121 = (_S84 + 1U) * 33U + i_1;
+                    float4 a_1 = a_0 + float4((*kernelContext_0->scores_0)[_S120])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S120 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S120 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S120 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S40];
+                    float4 b_1 = b_0 + float4((*kernelContext_0->scores_0)[_S121])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S121 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S121 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S40] + float4((*kernelContext_0->scores_0)[_S121 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S40];
                     i_1 = i_1 + 4U;
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(0U == i_0)
                 {
-                    sums_0[0U] = float4((*kernelContext_0->rescales_0)[_S80])  * sums_0[0U] + a_0;
-                    sums_0[1U] = float4((*kernelContext_0->rescales_0)[_S80 + 1U])  * sums_0[1U] + b_0;
+                    sums_0[0U] = float4((*kernelContext_0->rescales_0)[_S84])  * sums_0[0U] + a_0;
+                    sums_0[1U] = float4((*kernelContext_0->rescales_0)[_S84 + 1U])  * sums_0[1U] + b_0;
                 }
                 if(1U == i_0)
                 {
-                    sums_0[2U] = float4((*kernelContext_0->rescales_0)[_S80])  * sums_0[2U] + a_0;
-                    sums_0[3U] = float4((*kernelContext_0->rescales_0)[_S80 + 1U])  * sums_0[3U] + b_0;
+                    sums_0[2U] = float4((*kernelContext_0->rescales_0)[_S84])  * sums_0[2U] + a_0;
+                    sums_0[3U] = float4((*kernelContext_0->rescales_0)[_S84 + 1U])  * sums_0[3U] + b_0;
                 }
                 if(2U == i_0)
                 {
-                    sums_0[4U] = float4((*kernelContext_0->rescales_0)[_S80])  * sums_0[4U] + a_0;
-                    sums_0[5U] = float4((*kernelContext_0->rescales_0)[_S80 + 1U])  * sums_0[5U] + b_0;
+                    sums_0[4U] = float4((*kernelContext_0->rescales_0)[_S84])  * sums_0[4U] + a_0;
+                    sums_0[5U] = float4((*kernelContext_0->rescales_0)[_S84 + 1U])  * sums_0[5U] + b_0;
                 }
                 if(3U == i_0)
                 {
-                    sums_0[6U] = float4((*kernelContext_0->rescales_0)[_S80])  * sums_0[6U] + a_0;
-                    sums_0[7U] = float4((*kernelContext_0->rescales_0)[_S80 + 1U])  * sums_0[7U] + b_0;
+                    sums_0[6U] = float4((*kernelContext_0->rescales_0)[_S84])  * sums_0[6U] + a_0;
+                    sums_0[7U] = float4((*kernelContext_0->rescales_0)[_S84 + 1U])  * sums_0[7U] + b_0;
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_0 = i_0 + 1U;
             }
             at_1 = at_1 + 32U;
-            peak_0 = _S98;
+            peak_0 = _S103;
             total_0 = total_5;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        row_3 = _S11;
+        row_3 = _S15;
     }
     (*kernelContext_0->lanes_0)[thread_0] = total_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -750,31 +765,31 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
         {
             for(;;)
             {
-                uint _S117 = 2U * _S37;
-                _S12 = _S117;
-                uint _S118 = _S117 / _S16;
-                uint _S119 = _S23 + _S118;
-                uint _S120 = _S117 % _S16;
-                uint _S121 = _S31 + _S120;
-                uint _S122 = _S17 * _S16;
-                _S13 = _S122;
-                if(_S117 >= _S122)
+                uint _S122 = 2U * _S41;
+                _S16 = _S122;
+                uint _S123 = _S122 / _S20;
+                uint _S124 = _S27 + _S123;
+                uint _S125 = _S122 % _S20;
+                uint _S126 = _S35 + _S125;
+                uint _S127 = _S21 * _S20;
+                _S17 = _S127;
+                if(_S122 >= _S127)
                 {
-                    _S44 = true;
+                    _S48 = true;
                 }
                 else
                 {
-                    _S44 = _S119 >= _S27;
+                    _S48 = _S124 >= _S31;
                 }
-                if(_S44)
+                if(_S48)
                 {
-                    _S44 = true;
+                    _S48 = true;
                 }
                 else
                 {
-                    _S44 = _S121 >= _S32;
+                    _S48 = _S126 >= _S36;
                 }
-                if(_S44)
+                if(_S48)
                 {
                     break;
                 }
@@ -789,11 +804,11 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     {
                         break;
                     }
-                    float whole_0 = most_0 + (*kernelContext_0->lanes_0)[_S117 * 8U + row_2];
+                    float whole_0 = most_0 + (*kernelContext_0->lanes_0)[_S122 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_0;
                 }
-                if(_S36 < _S34)
+                if(_S40 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -801,9 +816,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S123 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S121 * _S33 + 4U * _S36;
+                    uint _S128 = p_1->out_offset_0 + _S124 * p_1->out_stride_0 + _S126 * _S37 + 4U * _S40;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -814,12 +829,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S123 + row_2)) = products_0[row_2];
+                        *(result_0+(_S128 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S124 = 16U + _S36;
-                if(_S124 < _S34)
+                uint _S129 = 16U + _S40;
+                if(_S129 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -827,9 +842,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S125 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S121 * _S33 + 4U * _S124;
+                    uint _S130 = p_1->out_offset_0 + _S124 * p_1->out_stride_0 + _S126 * _S37 + 4U * _S129;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -840,12 +855,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S125 + row_2)) = products_0[row_2];
+                        *(result_0+(_S130 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S126 = 32U + _S36;
-                if(_S126 < _S34)
+                uint _S131 = 32U + _S40;
+                if(_S131 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -853,9 +868,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S127 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S121 * _S33 + 4U * _S126;
+                    uint _S132 = p_1->out_offset_0 + _S124 * p_1->out_stride_0 + _S126 * _S37 + 4U * _S131;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -866,12 +881,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S127 + row_2)) = products_0[row_2];
+                        *(result_0+(_S132 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S128 = 48U + _S36;
-                if(_S128 < _S34)
+                uint _S133 = 48U + _S40;
+                if(_S133 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -879,9 +894,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S129 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S121 * _S33 + 4U * _S128;
+                    uint _S134 = p_1->out_offset_0 + _S124 * p_1->out_stride_0 + _S126 * _S37 + 4U * _S133;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -892,7 +907,7 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S129 + row_2)) = products_0[row_2];
+                        *(result_0+(_S134 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -904,28 +919,28 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
         {
             for(;;)
             {
-                uint _S130 = _S12 + 1U;
-                uint _S131 = _S130 / _S16;
-                uint _S132 = _S23 + _S131;
-                uint _S133 = _S130 % _S16;
-                uint _S134 = _S31 + _S133;
-                if(_S130 >= _S13)
+                uint _S135 = _S16 + 1U;
+                uint _S136 = _S135 / _S20;
+                uint _S137 = _S27 + _S136;
+                uint _S138 = _S135 % _S20;
+                uint _S139 = _S35 + _S138;
+                if(_S135 >= _S17)
                 {
-                    _S44 = true;
+                    _S48 = true;
                 }
                 else
                 {
-                    _S44 = _S132 >= _S27;
+                    _S48 = _S137 >= _S31;
                 }
-                if(_S44)
+                if(_S48)
                 {
-                    _S44 = true;
+                    _S48 = true;
                 }
                 else
                 {
-                    _S44 = _S134 >= _S32;
+                    _S48 = _S139 >= _S36;
                 }
-                if(_S44)
+                if(_S48)
                 {
                     break;
                 }
@@ -940,11 +955,11 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     {
                         break;
                     }
-                    float whole_1 = most_0 + (*kernelContext_0->lanes_0)[_S130 * 8U + row_2];
+                    float whole_1 = most_0 + (*kernelContext_0->lanes_0)[_S135 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_1;
                 }
-                if(_S36 < _S34)
+                if(_S40 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -952,9 +967,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S135 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S134 * _S33 + 4U * _S36;
+                    uint _S140 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S139 * _S37 + 4U * _S40;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -965,12 +980,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S135 + row_2)) = products_0[row_2];
+                        *(result_0+(_S140 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S136 = 16U + _S36;
-                if(_S136 < _S34)
+                uint _S141 = 16U + _S40;
+                if(_S141 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -978,9 +993,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S137 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S134 * _S33 + 4U * _S136;
+                    uint _S142 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S139 * _S37 + 4U * _S141;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -991,12 +1006,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S137 + row_2)) = products_0[row_2];
+                        *(result_0+(_S142 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S138 = 32U + _S36;
-                if(_S138 < _S34)
+                uint _S143 = 32U + _S40;
+                if(_S143 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -1004,9 +1019,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S139 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S134 * _S33 + 4U * _S138;
+                    uint _S144 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S139 * _S37 + 4U * _S143;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1017,12 +1032,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S139 + row_2)) = products_0[row_2];
+                        *(result_0+(_S144 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S140 = 48U + _S36;
-                if(_S140 < _S34)
+                uint _S145 = 48U + _S40;
+                if(_S145 < _S38)
                 {
                     if(most_0 != 0.0)
                     {
@@ -1030,9 +1045,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                     }
                     else
                     {
-                        products_0 = _S47;
+                        products_0 = _S51;
                     }
-                    uint _S141 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S134 * _S33 + 4U * _S140;
+                    uint _S146 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S139 * _S37 + 4U * _S145;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1043,7 +1058,7 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, packed_uint2 devi
                         {
                             break;
                         }
-                        *(result_0+(_S141 + row_2)) = products_0[row_2];
+                        *(result_0+(_S146 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }

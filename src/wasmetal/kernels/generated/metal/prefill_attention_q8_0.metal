@@ -156,14 +156,52 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_1)
     return batch_2[offset_6 + 2U + 2U * row_1];
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+uint first_seen_0(uint position_0, uint window_1)
 {
-    uint _S7 = this_0->begin_0;
-    uint _S8 = this_0->page_size_1;
-    uint _S9 = position_0 / this_0->page_size_1;
-    uint _S10 = min(sequences_1[_S7 + _S9], this_0->pages_1 - 1U) * _S8;
-    uint _S11 = position_0 % _S8;
-    return _S10 + _S11;
+    bool _S7;
+    if(window_1 != 0U)
+    {
+        _S7 = position_0 >= window_1;
+    }
+    else
+    {
+        _S7 = false;
+    }
+    uint _S8;
+    if(_S7)
+    {
+        _S8 = position_0 - window_1 + 1U;
+    }
+    else
+    {
+        _S8 = 0U;
+    }
+    return _S8;
+}
+
+uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_0, uint position_1)
+{
+    uint _S9 = this_0->length_0;
+    uint _S10;
+    if(position_1 < (this_0->length_0))
+    {
+        _S10 = position_1 + 1U;
+    }
+    else
+    {
+        _S10 = _S9;
+    }
+    return _S10;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_2)
+{
+    uint _S11 = this_1->begin_0;
+    uint _S12 = this_1->page_size_1;
+    uint _S13 = position_2 / this_1->page_size_1;
+    uint _S14 = min(sequences_1[_S11 + _S13], this_1->pages_1 - 1U) * _S12;
+    uint _S15 = position_2 % _S12;
+    return _S14 + _S15;
 }
 
 void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pages_0, uint device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_0, const PrefillAttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
@@ -171,208 +209,184 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
     float most_0;
     uint row_2;
     float4 products_0;
-    uint _S12;
+    uint _S16;
     uint i_0;
     uint i_1;
     float4 a_0;
-    uint _S13;
-    uint _S14;
-    uint _S15 = p_1->kv_heads_0;
-    uint _S16 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S17 = min(_S16, 16U);
-    uint _S18 = 16U / _S17;
-    uint _S19 = (_S16 + 16U - 1U) / 16U;
-    uint _S20 = group_number_0(group_1);
-    uint _S21 = _S15 * _S19;
-    uint _S22 = _S20 % _S21;
-    uint _S23 = _S20 / _S21;
-    uint _S24 = _S23 * _S18;
-    uint _S25 = p_1->batch_offset_0;
-    uint _S26 = p_1->batch_row_0;
-    uint _S27 = valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    if(_S24 >= _S27)
+    uint _S17;
+    uint _S18;
+    uint _S19 = p_1->kv_heads_0;
+    uint _S20 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S21 = min(_S20, 16U);
+    uint _S22 = 16U / _S21;
+    uint _S23 = (_S20 + 16U - 1U) / 16U;
+    uint _S24 = group_number_0(group_1);
+    uint _S25 = _S19 * _S23;
+    uint _S26 = _S24 % _S25;
+    uint _S27 = _S24 / _S25;
+    uint _S28 = _S27 * _S22;
+    uint _S29 = p_1->batch_offset_0;
+    uint _S30 = p_1->batch_row_0;
+    uint _S31 = valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    if(_S28 >= _S31)
     {
         return;
     }
-    uint _S28 = min(_S24 + _S18, _S27);
-    uint _S29 = _S22 / _S19;
-    uint _S30 = _S29 * _S16;
-    uint _S31 = _S22 % _S19;
-    uint _S32 = _S30 + _S31 * 16U;
-    uint _S33 = (_S29 + 1U) * _S16;
-    uint _S34 = p_1->head_dim_0;
-    uint _S35 = p_1->head_dim_0 / 4U;
-    uint _S36 = _S15 * p_1->head_dim_0;
-    uint _S37 = thread_0 % 16U;
-    uint _S38 = thread_0 / 16U;
-    uint _S39 = thread_0 / 8U;
-    uint _S40 = thread_0 % 8U;
-    uint _S41 = p_1->sinks_offset_0;
-    bool _S42 = (p_1->sinks_offset_0) != 4294967295U;
-    uint _S43 = _S39 % _S17;
-    uint _S44 = _S32 + _S43;
-    bool _S45;
-    if(_S42)
+    uint _S32 = min(_S28 + _S22, _S31);
+    uint _S33 = _S26 / _S23;
+    uint _S34 = _S33 * _S20;
+    uint _S35 = _S26 % _S23;
+    uint _S36 = _S34 + _S35 * 16U;
+    uint _S37 = (_S33 + 1U) * _S20;
+    uint _S38 = p_1->head_dim_0;
+    uint _S39 = p_1->head_dim_0 / 4U;
+    uint _S40 = _S19 * p_1->head_dim_0;
+    uint _S41 = thread_0 % 16U;
+    uint _S42 = thread_0 / 16U;
+    uint _S43 = thread_0 / 8U;
+    uint _S44 = thread_0 % 8U;
+    uint _S45 = p_1->sinks_offset_0;
+    bool _S46 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S47 = _S43 % _S21;
+    uint _S48 = _S36 + _S47;
+    bool _S49;
+    if(_S46)
     {
-        _S45 = _S44 < _S33;
+        _S49 = _S48 < _S37;
     }
     else
     {
-        _S45 = false;
+        _S49 = false;
     }
     float peak_0;
-    if(_S45)
+    if(_S49)
     {
-        peak_0 = max(sinks_0[_S41 + _S44], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S45 + _S48], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    if(_S42)
+    if(_S46)
     {
-        _S45 = _S40 == 0U;
+        _S49 = _S44 == 0U;
     }
     else
     {
-        _S45 = false;
+        _S49 = false;
     }
-    int _S46;
-    if(_S45)
+    int _S50;
+    if(_S49)
     {
-        _S46 = int(1);
+        _S50 = int(1);
     }
     else
     {
-        _S46 = int(0);
+        _S50 = int(0);
     }
-    float _S47 = float(_S46);
+    float _S51 = float(_S50);
     thread array<float4, int(8)> sums_0;
-    float4 _S48 = float4(int4(int(0)) );
-    sums_0[0U] = _S48;
-    sums_0[1U] = _S48;
-    sums_0[2U] = _S48;
-    sums_0[3U] = _S48;
-    sums_0[4U] = _S48;
-    sums_0[5U] = _S48;
-    sums_0[6U] = _S48;
-    sums_0[7U] = _S48;
-    uint row_3 = _S24;
-    float total_0 = _S47;
+    float4 _S52 = float4(int4(int(0)) );
+    sums_0[0U] = _S52;
+    sums_0[1U] = _S52;
+    sums_0[2U] = _S52;
+    sums_0[3U] = _S52;
+    sums_0[4U] = _S52;
+    sums_0[5U] = _S52;
+    sums_0[6U] = _S52;
+    sums_0[7U] = _S52;
+    uint row_3 = _S28;
+    float total_0 = _S51;
     for(;;)
     {
-        if(row_3 < _S28)
+        if(row_3 < _S32)
         {
         }
         else
         {
             break;
         }
-        uint _S49 = row_sequence_0(batch_3, _S25, _S26 + row_3);
+        uint _S53 = row_sequence_0(batch_3, _S29, _S30 + row_3);
         row_2 = row_3;
         for(;;)
         {
             uint row_4 = row_2 + 1U;
-            _S12 = row_4;
-            if(row_4 < _S28)
+            _S16 = row_4;
+            if(row_4 < _S32)
             {
-                _S45 = (row_sequence_0(batch_3, _S25, _S26 + row_4)) == _S49;
+                _S49 = (row_sequence_0(batch_3, _S29, _S30 + row_4)) == _S53;
             }
             else
             {
-                _S45 = false;
+                _S49 = false;
             }
-            if(!_S45)
+            if(!_S49)
             {
                 break;
             }
             row_2 = row_4;
         }
-        SequenceTable_0 _S50 = sequence_table_0(sequences_2, p_1->sequences_offset_0, _S49, p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-        bool _S51;
-        bool _S52;
-        bool _S53;
-        bool _S54;
+        SequenceTable_0 _S54 = sequence_table_0(sequences_2, p_1->sequences_offset_0, _S53, p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+        bool _S55;
+        bool _S56;
+        bool _S57;
         uint i_2;
         uint begin_2;
-        uint end_0;
         if(thread_0 < 16U)
         {
-            uint _S55 = thread_0 / _S17;
-            uint _S56 = _S24 + _S55;
-            if(thread_0 < (_S18 * _S17))
+            uint _S58 = thread_0 / _S21;
+            uint _S59 = _S28 + _S58;
+            if(thread_0 < (_S22 * _S21))
             {
-                uint _S57 = thread_0 % _S17;
-                _S51 = (_S32 + _S57) < _S33;
+                uint _S60 = thread_0 % _S21;
+                _S55 = (_S36 + _S60) < _S37;
             }
             else
             {
-                _S51 = false;
+                _S55 = false;
             }
-            if(_S51)
+            if(_S55)
             {
-                _S52 = _S56 >= row_3;
-            }
-            else
-            {
-                _S52 = false;
-            }
-            if(_S52)
-            {
-                _S53 = _S56 < _S12;
+                _S56 = _S59 >= row_3;
             }
             else
             {
-                _S53 = false;
+                _S56 = false;
             }
-            if(_S53)
+            if(_S56)
             {
-                i_2 = _S56;
-            }
-            else
-            {
-                i_2 = _S24;
-            }
-            uint _S58 = row_position_0(batch_3, _S25, _S26 + i_2);
-            uint _S59 = p_1->window_0;
-            if((p_1->window_0) != 0U)
-            {
-                _S54 = _S58 >= _S59;
+                _S57 = _S59 < _S16;
             }
             else
             {
-                _S54 = false;
+                _S57 = false;
             }
-            if(_S54)
+            if(_S57)
             {
-                begin_2 = _S58 - _S59 + 1U;
+                i_2 = _S59;
+            }
+            else
+            {
+                i_2 = _S28;
+            }
+            uint _S61 = row_position_0(batch_3, _S29, _S30 + i_2);
+            (*kernelContext_0->firsts_0)[thread_0] = first_seen_0(_S61, p_1->window_0);
+            if(_S57)
+            {
+                thread SequenceTable_0 _S62 = _S54;
+                uint _S63 = SequenceTable_end_of_0(&_S62, _S61);
+                begin_2 = _S63;
             }
             else
             {
                 begin_2 = 0U;
             }
-            (*kernelContext_0->firsts_0)[thread_0] = begin_2;
-            if(_S53)
-            {
-                if(_S58 < (_S50.length_0))
-                {
-                    end_0 = _S58 + 1U;
-                }
-                else
-                {
-                    end_0 = _S50.length_0;
-                }
-            }
-            else
-            {
-                end_0 = 0U;
-            }
-            (*kernelContext_0->lengths_0)[thread_0] = end_0;
+            (*kernelContext_0->lengths_0)[thread_0] = begin_2;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         i_2 = 0U;
         begin_2 = 4294967295U;
-        end_0 = 0U;
+        uint end_0 = 0U;
         for(;;)
         {
             if(i_2 < 16U)
@@ -384,9 +398,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
             }
             if(((*kernelContext_0->firsts_0)[i_2]) < (*kernelContext_0->lengths_0)[i_2])
             {
-                uint _S60 = max(end_0, (*kernelContext_0->lengths_0)[i_2]);
+                uint _S64 = max(end_0, (*kernelContext_0->lengths_0)[i_2]);
                 begin_2 = min(begin_2, (*kernelContext_0->firsts_0)[i_2]);
-                end_0 = _S60;
+                end_0 = _S64;
             }
             i_2 = i_2 + 1U;
         }
@@ -402,17 +416,17 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
             }
             if(thread_0 < 32U)
             {
-                uint _S61 = min(at_1 + thread_0, end_0 - 1U);
-                thread SequenceTable_0 _S62 = _S50;
-                uint _S63 = SequenceTable_slot_0(&_S62, sequences_2, _S61);
-                (*kernelContext_0->slots_0)[thread_0] = _S63;
+                uint _S65 = min(at_1 + thread_0, end_0 - 1U);
+                thread SequenceTable_0 _S66 = _S54;
+                uint _S67 = SequenceTable_slot_0(&_S66, sequences_2, _S65);
+                (*kernelContext_0->slots_0)[thread_0] = _S67;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             uint slice_0 = 0U;
-            products_0 = _S48;
+            products_0 = _S52;
             for(;;)
             {
-                if(slice_0 < _S35)
+                if(slice_0 < _S39)
                 {
                 }
                 else
@@ -426,59 +440,59 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     {
                         if(at_1 == begin_2)
                         {
-                            _S51 = true;
+                            _S55 = true;
                         }
                         else
                         {
-                            _S51 = _S35 > 16U;
+                            _S55 = _S39 > 16U;
                         }
                     }
                     else
                     {
-                        _S51 = false;
+                        _S55 = false;
                     }
-                    if(_S51)
+                    if(_S55)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S64 = i_1 / 16U;
-                    uint _S65 = slice_0 + i_1 % 16U;
-                    uint _S66 = p_1->q_offset_0;
-                    uint _S67 = _S64 / _S17;
-                    uint _S68 = _S66 + (_S24 + _S67) * p_1->q_stride_0;
-                    uint _S69 = _S64 % _S17;
-                    uint _S70 = _S68 + (_S32 + _S69) * _S34 + 4U * _S65;
-                    if(((*kernelContext_0->lengths_0)[_S64]) != 0U)
+                    uint _S68 = i_1 / 16U;
+                    uint _S69 = slice_0 + i_1 % 16U;
+                    uint _S70 = p_1->q_offset_0;
+                    uint _S71 = _S68 / _S21;
+                    uint _S72 = _S70 + (_S28 + _S71) * p_1->q_stride_0;
+                    uint _S73 = _S68 % _S21;
+                    uint _S74 = _S72 + (_S36 + _S73) * _S38 + 4U * _S69;
+                    if(((*kernelContext_0->lengths_0)[_S68]) != 0U)
                     {
-                        _S52 = _S65 < _S35;
+                        _S56 = _S69 < _S39;
                     }
                     else
                     {
-                        _S52 = false;
+                        _S56 = false;
                     }
-                    if(_S52)
+                    if(_S56)
                     {
-                        a_0 = float4(p_1->scale_2)  * float4(q_0[_S70], q_0[_S70 + 1U], q_0[_S70 + 2U], q_0[_S70 + 3U]);
+                        a_0 = float4(p_1->scale_2)  * float4(q_0[_S74], q_0[_S74 + 1U], q_0[_S74 + 2U], q_0[_S74 + 3U]);
                     }
                     else
                     {
-                        a_0 = _S48;
+                        a_0 = _S52;
                     }
                     (*kernelContext_0->queries_0)[i_1] = a_0;
                     i_1 = i_1 + 128U;
                 }
-                uint _S71 = _S29 * _S34 + 4U * min(slice_0 + _S37, _S35 - 1U);
-                uint _S72 = p_1->k_pages_offset_0;
-                (*kernelContext_0->tile_0)[_S38 * 17U + _S37] = value_0(k_pages_0, p_1->k_pages_offset_0, (*kernelContext_0->slots_0)[_S38], _S36, _S71);
-                uint _S73 = _S38 + 8U;
-                (*kernelContext_0->tile_0)[_S73 * 17U + _S37] = value_0(k_pages_0, _S72, (*kernelContext_0->slots_0)[_S73], _S36, _S71);
-                uint _S74 = _S38 + 16U;
-                (*kernelContext_0->tile_0)[_S74 * 17U + _S37] = value_0(k_pages_0, _S72, (*kernelContext_0->slots_0)[_S74], _S36, _S71);
-                uint _S75 = _S38 + 24U;
-                (*kernelContext_0->tile_0)[_S75 * 17U + _S37] = value_0(k_pages_0, _S72, (*kernelContext_0->slots_0)[_S75], _S36, _S71);
+                uint _S75 = _S33 * _S38 + 4U * min(slice_0 + _S41, _S39 - 1U);
+                uint _S76 = p_1->k_pages_offset_0;
+                (*kernelContext_0->tile_0)[_S42 * 17U + _S41] = value_0(k_pages_0, p_1->k_pages_offset_0, (*kernelContext_0->slots_0)[_S42], _S40, _S75);
+                uint _S77 = _S42 + 8U;
+                (*kernelContext_0->tile_0)[_S77 * 17U + _S41] = value_0(k_pages_0, _S76, (*kernelContext_0->slots_0)[_S77], _S40, _S75);
+                uint _S78 = _S42 + 16U;
+                (*kernelContext_0->tile_0)[_S78 * 17U + _S41] = value_0(k_pages_0, _S76, (*kernelContext_0->slots_0)[_S78], _S40, _S75);
+                uint _S79 = _S42 + 24U;
+                (*kernelContext_0->tile_0)[_S79 * 17U + _S41] = value_0(k_pages_0, _S76, (*kernelContext_0->slots_0)[_S79], _S40, _S75);
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_0 = 0U;
                 for(;;)
@@ -490,102 +504,103 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     {
                         break;
                     }
-                    uint _S76 = 2U * _S38;
-                    uint _S77 = _S76 * 16U + i_0;
-                    uint _S78 = (_S76 + 1U) * 16U + i_0;
-                    uint _S79 = _S37 * 17U + i_0;
-                    uint _S80 = (_S37 + 16U) * 17U + i_0;
-                    float4 products_1 = products_0 + float4(dot((*kernelContext_0->queries_0)[_S77], (*kernelContext_0->tile_0)[_S79]), dot((*kernelContext_0->queries_0)[_S77], (*kernelContext_0->tile_0)[_S80]), dot((*kernelContext_0->queries_0)[_S78], (*kernelContext_0->tile_0)[_S79]), dot((*kernelContext_0->queries_0)[_S78], (*kernelContext_0->tile_0)[_S80])) + float4(dot((*kernelContext_0->queries_0)[_S77 + 1U], (*kernelContext_0->tile_0)[_S79 + 1U]), dot((*kernelContext_0->queries_0)[_S77 + 1U], (*kernelContext_0->tile_0)[_S80 + 1U]), dot((*kernelContext_0->queries_0)[_S78 + 1U], (*kernelContext_0->tile_0)[_S79 + 1U]), dot((*kernelContext_0->queries_0)[_S78 + 1U], (*kernelContext_0->tile_0)[_S80 + 1U])) + float4(dot((*kernelContext_0->queries_0)[_S77 + 2U], (*kernelContext_0->tile_0)[_S79 + 2U]), dot((*kernelContext_0->queries_0)[_S77 + 2U], (*kernelContext_0->tile_0)[_S80 + 2U]), dot((*kernelContext_0->queries_0)[_S78 + 2U], (*kernelContext_0->tile_0)[_S79 + 2U]), dot((*kernelContext_0->queries_0)[_S78 + 2U], (*kernelContext_0->tile_0)[_S80 + 2U])) + float4(dot((*kernelContext_0->queries_0)[_S77 + 3U], (*kernelContext_0->tile_0)[_S79 + 3U]), dot((*kernelContext_0->queries_0)[_S77 + 3U], (*kernelContext_0->tile_0)[_S80 + 3U]), dot((*kernelContext_0->queries_0)[_S78 + 3U], (*kernelContext_0->tile_0)[_S79 + 3U]), dot((*kernelContext_0->queries_0)[_S78 + 3U], (*kernelContext_0->tile_0)[_S80 + 3U]));
+                    uint _S80 = 2U * _S42;
+                    uint _S81 = _S80 * 16U + i_0;
+                    uint _S82 = (_S80 + 1U) * 16U + i_0;
+                    uint _S83 = _S41 * 17U + i_0;
+                    uint _S84 = (_S41 + 16U) * 17U + i_0;
+                    float4 products_1 = products_0 + float4(dot((*kernelContext_0->queries_0)[_S81], (*kernelContext_0->tile_0)[_S83]), dot((*kernelContext_0->queries_0)[_S81], (*kernelContext_0->tile_0)[_S84]), dot((*kernelContext_0->queries_0)[_S82], (*kernelContext_0->tile_0)[_S83]), dot((*kernelContext_0->queries_0)[_S82], (*kernelContext_0->tile_0)[_S84])) + float4(dot((*kernelContext_0->queries_0)[_S81 + 1U], (*kernelContext_0->tile_0)[_S83 + 1U]), dot((*kernelContext_0->queries_0)[_S81 + 1U], (*kernelContext_0->tile_0)[_S84 + 1U]), dot((*kernelContext_0->queries_0)[_S82 + 1U], (*kernelContext_0->tile_0)[_S83 + 1U]), dot((*kernelContext_0->queries_0)[_S82 + 1U], (*kernelContext_0->tile_0)[_S84 + 1U])) + float4(dot((*kernelContext_0->queries_0)[_S81 + 2U], (*kernelContext_0->tile_0)[_S83 + 2U]), dot((*kernelContext_0->queries_0)[_S81 + 2U], (*kernelContext_0->tile_0)[_S84 + 2U]), dot((*kernelContext_0->queries_0)[_S82 + 2U], (*kernelContext_0->tile_0)[_S83 + 2U]), dot((*kernelContext_0->queries_0)[_S82 + 2U], (*kernelContext_0->tile_0)[_S84 + 2U])) + float4(dot((*kernelContext_0->queries_0)[_S81 + 3U], (*kernelContext_0->tile_0)[_S83 + 3U]), dot((*kernelContext_0->queries_0)[_S81 + 3U], (*kernelContext_0->tile_0)[_S84 + 3U]), dot((*kernelContext_0->queries_0)[_S82 + 3U], (*kernelContext_0->tile_0)[_S83 + 3U]), dot((*kernelContext_0->queries_0)[_S82 + 3U], (*kernelContext_0->tile_0)[_S84 + 3U]));
                     i_0 = i_0 + 4U;
                     products_0 = products_1;
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 slice_0 = slice_0 + 16U;
             }
-            uint _S81 = 2U * _S38;
-            uint _S82 = _S81 * 33U;
-            uint _S83 = _S82 + _S37;
-            (*kernelContext_0->scores_0)[_S83] = products_0.x;
-            (*kernelContext_0->scores_0)[_S83 + 16U] = products_0.y;
-            uint _S84 = _S83 + 32U + 1U;
-            (*kernelContext_0->scores_0)[_S84] = products_0.z;
-            (*kernelContext_0->scores_0)[_S84 + 16U] = products_0.w;
+            uint _S85 = 2U * _S42;
+            uint _S86 = _S85 * 33U;
+            uint _S87 = _S86 + _S41;
+            (*kernelContext_0->scores_0)[_S87] = products_0.x;
+            (*kernelContext_0->scores_0)[_S87 + 16U] = products_0.y;
+            uint _S88 = _S87 + 32U + 1U;
+            (*kernelContext_0->scores_0)[_S88] = products_0.z;
+            (*kernelContext_0->scores_0)[_S88 + 16U] = products_0.w;
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S85 = (*kernelContext_0->firsts_0)[_S39];
-            uint _S86 = (*kernelContext_0->lengths_0)[_S39];
-            uint _S87 = at_1 + _S40;
-            bool _S88 = _S87 >= _S85;
-            if(_S88)
+            uint _S89 = (*kernelContext_0->firsts_0)[_S43];
+            uint _S90 = (*kernelContext_0->lengths_0)[_S43];
+            uint _S91 = at_1 + _S44;
+            bool _S92 = _S91 >= _S89;
+            if(_S92)
             {
-                _S51 = _S87 < _S86;
+                _S55 = _S91 < _S90;
             }
             else
             {
-                _S51 = false;
+                _S55 = false;
             }
-            if(_S51)
+            if(_S55)
             {
-                most_0 = max(-3.4028234663852886e+38, (*kernelContext_0->scores_0)[_S39 * 33U + _S40]);
+                most_0 = max(-3.4028234663852886e+38, (*kernelContext_0->scores_0)[_S43 * 33U + _S44]);
             }
             else
             {
                 most_0 = -3.4028234663852886e+38;
             }
-            uint _S89 = 8U + _S40;
-            uint _S90 = at_1 + _S89;
-            bool _S91 = _S90 >= _S85;
-            if(_S91)
+            uint _S93 = 8U + _S44;
+            uint _S94 = at_1 + _S93;
+            bool _S95 = _S94 >= _S89;
+            if(_S95)
             {
-                _S52 = _S90 < _S86;
+                _S56 = _S94 < _S90;
             }
             else
             {
-                _S52 = false;
+                _S56 = false;
             }
             float most_1;
-            if(_S52)
+            if(_S56)
             {
-                most_1 = max(most_0, (*kernelContext_0->scores_0)[_S39 * 33U + _S89]);
+                most_1 = max(most_0, (*kernelContext_0->scores_0)[_S43 * 33U + _S93]);
             }
             else
             {
                 most_1 = most_0;
             }
-            uint _S92 = 16U + _S40;
-            uint _S93 = at_1 + _S92;
-            bool _S94 = _S93 >= _S85;
-            if(_S94)
+            uint _S96 = 16U + _S44;
+            uint _S97 = at_1 + _S96;
+            bool _S98 = _S97 >= _S89;
+            if(_S98)
             {
-                _S53 = _S93 < _S86;
+                _S57 = _S97 < _S90;
             }
             else
             {
-                _S53 = false;
+                _S57 = false;
             }
             float most_2;
-            if(_S53)
+            if(_S57)
             {
-                most_2 = max(most_1, (*kernelContext_0->scores_0)[_S39 * 33U + _S92]);
+                most_2 = max(most_1, (*kernelContext_0->scores_0)[_S43 * 33U + _S96]);
             }
             else
             {
                 most_2 = most_1;
             }
-            uint _S95 = 24U + _S40;
-            uint _S96 = at_1 + _S95;
-            bool _S97 = _S96 >= _S85;
-            if(_S97)
+            uint _S99 = 24U + _S44;
+            uint _S100 = at_1 + _S99;
+            bool _S101 = _S100 >= _S89;
+            bool _S102;
+            if(_S101)
             {
-                _S54 = _S96 < _S86;
+                _S102 = _S100 < _S90;
             }
             else
             {
-                _S54 = false;
+                _S102 = false;
             }
             float most_3;
-            if(_S54)
+            if(_S102)
             {
-                most_3 = max(most_2, (*kernelContext_0->scores_0)[_S39 * 33U + _S95]);
+                most_3 = max(most_2, (*kernelContext_0->scores_0)[_S43 * 33U + _S99]);
             }
             else
             {
@@ -593,55 +608,14 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
             }
             (*kernelContext_0->lanes_0)[thread_0] = most_3;
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S98 = _S39 * 8U;
-            float _S99 = max(max(max(max(max(max(max(max(peak_0, (*kernelContext_0->lanes_0)[_S98]), (*kernelContext_0->lanes_0)[_S98 + 1U]), (*kernelContext_0->lanes_0)[_S98 + 2U]), (*kernelContext_0->lanes_0)[_S98 + 3U]), (*kernelContext_0->lanes_0)[_S98 + 4U]), (*kernelContext_0->lanes_0)[_S98 + 5U]), (*kernelContext_0->lanes_0)[_S98 + 6U]), (*kernelContext_0->lanes_0)[_S98 + 7U]);
-            float _S100 = exp(peak_0 - _S99);
-            float total_1 = total_0 * _S100;
-            bool _S101;
-            if(_S88)
-            {
-                _S101 = _S87 < _S86;
-            }
-            else
-            {
-                _S101 = false;
-            }
-            float _S102;
-            if(_S101)
-            {
-                _S102 = exp((*kernelContext_0->scores_0)[_S39 * 33U + _S40] - _S99);
-            }
-            else
-            {
-                _S102 = 0.0;
-            }
-            uint _S103 = _S39 * 33U;
-            (*kernelContext_0->scores_0)[_S103 + _S40] = _S102;
-            float total_2 = total_1 + _S102;
-            bool _S104;
-            if(_S91)
-            {
-                _S104 = _S90 < _S86;
-            }
-            else
-            {
-                _S104 = false;
-            }
-            float _S105;
-            if(_S104)
-            {
-                _S105 = exp((*kernelContext_0->scores_0)[_S103 + _S89] - _S99);
-            }
-            else
-            {
-                _S105 = 0.0;
-            }
-            (*kernelContext_0->scores_0)[_S103 + _S89] = _S105;
-            float total_3 = total_2 + _S105;
+            uint _S103 = _S43 * 8U;
+            float _S104 = max(max(max(max(max(max(max(max(peak_0, (*kernelContext_0->lanes_0)[_S103]), (*kernelContext_0->lanes_0)[_S103 + 1U]), (*kernelContext_0->lanes_0)[_S103 + 2U]), (*kernelContext_0->lanes_0)[_S103 + 3U]), (*kernelContext_0->lanes_0)[_S103 + 4U]), (*kernelContext_0->lanes_0)[_S103 + 5U]), (*kernelContext_0->lanes_0)[_S103 + 6U]), (*kernelContext_0->lanes_0)[_S103 + 7U]);
+            float _S105 = exp(peak_0 - _S104);
+            float total_1 = total_0 * _S105;
             bool _S106;
-            if(_S94)
+            if(_S92)
             {
-                _S106 = _S93 < _S86;
+                _S106 = _S91 < _S90;
             }
             else
             {
@@ -650,62 +624,103 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
             float _S107;
             if(_S106)
             {
-                _S107 = exp((*kernelContext_0->scores_0)[_S103 + _S92] - _S99);
+                _S107 = exp((*kernelContext_0->scores_0)[_S43 * 33U + _S44] - _S104);
             }
             else
             {
                 _S107 = 0.0;
             }
-            (*kernelContext_0->scores_0)[_S103 + _S92] = _S107;
-            float total_4 = total_3 + _S107;
-            bool _S108;
-            if(_S97)
+            uint _S108 = _S43 * 33U;
+            (*kernelContext_0->scores_0)[_S108 + _S44] = _S107;
+            float total_2 = total_1 + _S107;
+            bool _S109;
+            if(_S95)
             {
-                _S108 = _S96 < _S86;
+                _S109 = _S94 < _S90;
             }
             else
             {
-                _S108 = false;
+                _S109 = false;
             }
-            float _S109;
-            if(_S108)
+            float _S110;
+            if(_S109)
             {
-                _S109 = exp((*kernelContext_0->scores_0)[_S103 + _S95] - _S99);
+                _S110 = exp((*kernelContext_0->scores_0)[_S108 + _S93] - _S104);
             }
             else
             {
-                _S109 = 0.0;
+                _S110 = 0.0;
             }
-            (*kernelContext_0->scores_0)[_S103 + _S95] = _S109;
-            float total_5 = total_4 + _S109;
-            if(_S40 == 0U)
+            (*kernelContext_0->scores_0)[_S108 + _S93] = _S110;
+            float total_3 = total_2 + _S110;
+            bool _S111;
+            if(_S98)
             {
-                (*kernelContext_0->rescales_0)[_S39] = _S100;
+                _S111 = _S97 < _S90;
+            }
+            else
+            {
+                _S111 = false;
+            }
+            float _S112;
+            if(_S111)
+            {
+                _S112 = exp((*kernelContext_0->scores_0)[_S108 + _S96] - _S104);
+            }
+            else
+            {
+                _S112 = 0.0;
+            }
+            (*kernelContext_0->scores_0)[_S108 + _S96] = _S112;
+            float total_4 = total_3 + _S112;
+            bool _S113;
+            if(_S101)
+            {
+                _S113 = _S100 < _S90;
+            }
+            else
+            {
+                _S113 = false;
+            }
+            float _S114;
+            if(_S113)
+            {
+                _S114 = exp((*kernelContext_0->scores_0)[_S108 + _S99] - _S104);
+            }
+            else
+            {
+                _S114 = 0.0;
+            }
+            (*kernelContext_0->scores_0)[_S108 + _S99] = _S114;
+            float total_5 = total_4 + _S114;
+            if(_S44 == 0U)
+            {
+                (*kernelContext_0->rescales_0)[_S43] = _S105;
             }
             i_0 = 0U;
             for(;;)
             {
-                uint _S110 = i_0 * 16U;
-                if(_S110 < _S35)
+                uint _S115 = i_0 * 16U;
+                if(_S115 < _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S111 = _S29 * _S34 + 4U * min(_S110 + _S37, _S35 - 1U);
-                uint _S112 = p_1->v_pages_offset_0;
-                (*kernelContext_0->tile_0)[_S38 * 17U + _S37] = value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_0->slots_0)[_S38], _S36, _S111);
-                uint _S113 = _S38 + 8U;
-                (*kernelContext_0->tile_0)[_S113 * 17U + _S37] = value_0(v_pages_0, _S112, (*kernelContext_0->slots_0)[_S113], _S36, _S111);
-                uint _S114 = _S38 + 16U;
-                (*kernelContext_0->tile_0)[_S114 * 17U + _S37] = value_0(v_pages_0, _S112, (*kernelContext_0->slots_0)[_S114], _S36, _S111);
-                uint _S115 = _S38 + 24U;
-                (*kernelContext_0->tile_0)[_S115 * 17U + _S37] = value_0(v_pages_0, _S112, (*kernelContext_0->slots_0)[_S115], _S36, _S111);
+                uint _S116 = _S33 * _S38 + 4U * min(_S115 + _S41, _S39 - 1U);
+                uint _S117 = p_1->v_pages_offset_0;
+                (*kernelContext_0->tile_0)[_S42 * 17U + _S41] = value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_0->slots_0)[_S42], _S40, _S116);
+                uint _S118 = _S42 + 8U;
+                (*kernelContext_0->tile_0)[_S118 * 17U + _S41] = value_0(v_pages_0, _S117, (*kernelContext_0->slots_0)[_S118], _S40, _S116);
+                uint _S119 = _S42 + 16U;
+                (*kernelContext_0->tile_0)[_S119 * 17U + _S41] = value_0(v_pages_0, _S117, (*kernelContext_0->slots_0)[_S119], _S40, _S116);
+                uint _S120 = _S42 + 24U;
+                (*kernelContext_0->tile_0)[_S120 * 17U + _S41] = value_0(v_pages_0, _S117, (*kernelContext_0->slots_0)[_S120], _S40, _S116);
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_1 = 0U;
-                a_0 = _S48;
-                float4 b_0 = _S48;
+                a_0 = _S52;
+                float4 b_0 = _S52;
                 for(;;)
                 {
                     if(i_1 < 32U)
@@ -715,43 +730,43 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     {
                         break;
                     }
-                    uint _S116 = _S82 + i_1;
-                    uint _S117 = (_S81 + 1U) * 33U + i_1;
-                    float4 a_1 = a_0 + float4((*kernelContext_0->scores_0)[_S116])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S116 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S116 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S116 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S37];
-                    float4 b_1 = b_0 + float4((*kernelContext_0->scores_0)[_S117])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S117 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S117 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S37] + float4((*kernelContext_0->scores_0)[_S117 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S37];
+                    uint _S121 = _S86 + i_1;
+                    uint _S122 = (_S85 + 1U) * 33U + i_1;
+                    float4 a_1 = a_0 + float4((*kernelContext_0->scores_0)[_S121])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S121 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S121 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S121 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S41];
+                    float4 b_1 = b_0 + float4((*kernelContext_0->scores_0)[_S122])  * (*kernelContext_0->tile_0)[i_1 * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S122 + 1U])  * (*kernelContext_0->tile_0)[(i_1 + 1U) * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S122 + 2U])  * (*kernelContext_0->tile_0)[(i_1 + 2U) * 17U + _S41] + float4((*kernelContext_0->scores_0)[_S122 + 3U])  * (*kernelContext_0->tile_0)[(i_1 + 3U) * 17U + _S41];
                     i_1 = i_1 + 4U;
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(0U == i_0)
                 {
-                    sums_0[0U] = float4((*kernelContext_0->rescales_0)[_S81])  * sums_0[0U] + a_0;
-                    sums_0[1U] = float4((*kernelContext_0->rescales_0)[_S81 + 1U])  * sums_0[1U] + b_0;
+                    sums_0[0U] = float4((*kernelContext_0->rescales_0)[_S85])  * sums_0[0U] + a_0;
+                    sums_0[1U] = float4((*kernelContext_0->rescales_0)[_S85 + 1U])  * sums_0[1U] + b_0;
                 }
                 if(1U == i_0)
                 {
-                    sums_0[2U] = float4((*kernelContext_0->rescales_0)[_S81])  * sums_0[2U] + a_0;
-                    sums_0[3U] = float4((*kernelContext_0->rescales_0)[_S81 + 1U])  * sums_0[3U] + b_0;
+                    sums_0[2U] = float4((*kernelContext_0->rescales_0)[_S85])  * sums_0[2U] + a_0;
+                    sums_0[3U] = float4((*kernelContext_0->rescales_0)[_S85 + 1U])  * sums_0[3U] + b_0;
                 }
                 if(2U == i_0)
                 {
-                    sums_0[4U] = float4((*kernelContext_0->rescales_0)[_S81])  * sums_0[4U] + a_0;
-                    sums_0[5U] = float4((*kernelContext_0->rescales_0)[_S81 + 1U])  * sums_0[5U] + b_0;
+                    sums_0[4U] = float4((*kernelContext_0->rescales_0)[_S85])  * sums_0[4U] + a_0;
+                    sums_0[5U] = float4((*kernelContext_0->rescales_0)[_S85 + 1U])  * sums_0[5U] + b_0;
                 }
                 if(3U == i_0)
                 {
-                    sums_0[6U] = float4((*kernelContext_0->rescales_0)[_S81])  * sums_0[6U] + a_0;
-                    sums_0[7U] = float4((*kernelContext_0->rescales_0)[_S81 + 1U])  * sums_0[7U] + b_0;
+                    sums_0[6U] = float4((*kernelContext_0->rescales_0)[_S85])  * sums_0[6U] + a_0;
+                    sums_0[7U] = float4((*kernelContext_0->rescales_0)[_S85 + 1U])  * sums_0[7U] + b_0;
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 i_0 = i_0 + 1U;
             }
             at_1 = at_1 + 32U;
-            peak_0 = _S99;
+            peak_0 = _S104;
             total_0 = total_5;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        row_3 = _S12;
+        row_3 = _S16;
     }
     (*kernelContext_0->lanes_0)[thread_0] = total_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -761,31 +776,31 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
         {
             for(;;)
             {
-                uint _S118 = 2U * _S38;
-                _S13 = _S118;
-                uint _S119 = _S118 / _S17;
-                uint _S120 = _S24 + _S119;
-                uint _S121 = _S118 % _S17;
-                uint _S122 = _S32 + _S121;
-                uint _S123 = _S18 * _S17;
-                _S14 = _S123;
-                if(_S118 >= _S123)
+                uint _S123 = 2U * _S42;
+                _S17 = _S123;
+                uint _S124 = _S123 / _S21;
+                uint _S125 = _S28 + _S124;
+                uint _S126 = _S123 % _S21;
+                uint _S127 = _S36 + _S126;
+                uint _S128 = _S22 * _S21;
+                _S18 = _S128;
+                if(_S123 >= _S128)
                 {
-                    _S45 = true;
+                    _S49 = true;
                 }
                 else
                 {
-                    _S45 = _S120 >= _S28;
+                    _S49 = _S125 >= _S32;
                 }
-                if(_S45)
+                if(_S49)
                 {
-                    _S45 = true;
+                    _S49 = true;
                 }
                 else
                 {
-                    _S45 = _S122 >= _S33;
+                    _S49 = _S127 >= _S37;
                 }
-                if(_S45)
+                if(_S49)
                 {
                     break;
                 }
@@ -800,11 +815,11 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     {
                         break;
                     }
-                    float whole_0 = most_0 + (*kernelContext_0->lanes_0)[_S118 * 8U + row_2];
+                    float whole_0 = most_0 + (*kernelContext_0->lanes_0)[_S123 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_0;
                 }
-                if(_S37 < _S35)
+                if(_S41 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -812,9 +827,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S124 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S122 * _S34 + 4U * _S37;
+                    uint _S129 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S127 * _S38 + 4U * _S41;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -825,12 +840,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S124 + row_2)) = products_0[row_2];
+                        *(result_0+(_S129 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S125 = 16U + _S37;
-                if(_S125 < _S35)
+                uint _S130 = 16U + _S41;
+                if(_S130 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -838,9 +853,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S126 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S122 * _S34 + 4U * _S125;
+                    uint _S131 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S127 * _S38 + 4U * _S130;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -851,12 +866,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S126 + row_2)) = products_0[row_2];
+                        *(result_0+(_S131 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S127 = 32U + _S37;
-                if(_S127 < _S35)
+                uint _S132 = 32U + _S41;
+                if(_S132 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -864,9 +879,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S128 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S122 * _S34 + 4U * _S127;
+                    uint _S133 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S127 * _S38 + 4U * _S132;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -877,12 +892,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S128 + row_2)) = products_0[row_2];
+                        *(result_0+(_S133 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S129 = 48U + _S37;
-                if(_S129 < _S35)
+                uint _S134 = 48U + _S41;
+                if(_S134 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -890,9 +905,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S130 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S122 * _S34 + 4U * _S129;
+                    uint _S135 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S127 * _S38 + 4U * _S134;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -903,7 +918,7 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S130 + row_2)) = products_0[row_2];
+                        *(result_0+(_S135 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
@@ -915,28 +930,28 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
         {
             for(;;)
             {
-                uint _S131 = _S13 + 1U;
-                uint _S132 = _S131 / _S17;
-                uint _S133 = _S24 + _S132;
-                uint _S134 = _S131 % _S17;
-                uint _S135 = _S32 + _S134;
-                if(_S131 >= _S14)
+                uint _S136 = _S17 + 1U;
+                uint _S137 = _S136 / _S21;
+                uint _S138 = _S28 + _S137;
+                uint _S139 = _S136 % _S21;
+                uint _S140 = _S36 + _S139;
+                if(_S136 >= _S18)
                 {
-                    _S45 = true;
+                    _S49 = true;
                 }
                 else
                 {
-                    _S45 = _S133 >= _S28;
+                    _S49 = _S138 >= _S32;
                 }
-                if(_S45)
+                if(_S49)
                 {
-                    _S45 = true;
+                    _S49 = true;
                 }
                 else
                 {
-                    _S45 = _S135 >= _S33;
+                    _S49 = _S140 >= _S37;
                 }
-                if(_S45)
+                if(_S49)
                 {
                     break;
                 }
@@ -951,11 +966,11 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     {
                         break;
                     }
-                    float whole_1 = most_0 + (*kernelContext_0->lanes_0)[_S131 * 8U + row_2];
+                    float whole_1 = most_0 + (*kernelContext_0->lanes_0)[_S136 * 8U + row_2];
                     row_2 = row_2 + 1U;
                     most_0 = whole_1;
                 }
-                if(_S37 < _S35)
+                if(_S41 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -963,9 +978,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S136 = p_1->out_offset_0 + _S133 * p_1->out_stride_0 + _S135 * _S34 + 4U * _S37;
+                    uint _S141 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S140 * _S38 + 4U * _S41;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -976,12 +991,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S136 + row_2)) = products_0[row_2];
+                        *(result_0+(_S141 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S137 = 16U + _S37;
-                if(_S137 < _S35)
+                uint _S142 = 16U + _S41;
+                if(_S142 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -989,9 +1004,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S138 = p_1->out_offset_0 + _S133 * p_1->out_stride_0 + _S135 * _S34 + 4U * _S137;
+                    uint _S143 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S140 * _S38 + 4U * _S142;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1002,12 +1017,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S138 + row_2)) = products_0[row_2];
+                        *(result_0+(_S143 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S139 = 32U + _S37;
-                if(_S139 < _S35)
+                uint _S144 = 32U + _S41;
+                if(_S144 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -1015,9 +1030,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S140 = p_1->out_offset_0 + _S133 * p_1->out_stride_0 + _S135 * _S34 + 4U * _S139;
+                    uint _S145 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S140 * _S38 + 4U * _S144;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1028,12 +1043,12 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S140 + row_2)) = products_0[row_2];
+                        *(result_0+(_S145 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }
-                uint _S141 = 48U + _S37;
-                if(_S141 < _S35)
+                uint _S146 = 48U + _S41;
+                if(_S146 < _S39)
                 {
                     if(most_0 != 0.0)
                     {
@@ -1041,9 +1056,9 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                     }
                     else
                     {
-                        products_0 = _S48;
+                        products_0 = _S52;
                     }
-                    uint _S142 = p_1->out_offset_0 + _S133 * p_1->out_stride_0 + _S135 * _S34 + 4U * _S141;
+                    uint _S147 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S140 * _S38 + 4U * _S146;
                     row_2 = 0U;
                     for(;;)
                     {
@@ -1054,7 +1069,7 @@ void attend_0(uint3 group_1, uint thread_0, float device* q_0, uint device* k_pa
                         {
                             break;
                         }
-                        *(result_0+(_S142 + row_2)) = products_0[row_2];
+                        *(result_0+(_S147 + row_2)) = products_0[row_2];
                         row_2 = row_2 + 1U;
                     }
                 }

@@ -1007,23 +1007,46 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
     return batch_2[offset_6 + 2U + 2U * row_2];
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+uint first_seen_0(uint position_1, uint window_1)
 {
-    uint _S216;
-    if(first_1 < length_2)
+    bool _S216;
+    if(window_1 != 0U)
     {
-        _S216 = length_2 - first_1;
+        _S216 = position_1 >= window_1;
     }
     else
     {
-        _S216 = 0U;
+        _S216 = false;
     }
-    uint _S217 = parts_2 * 64U;
-    uint _S218 = (_S216 + _S217 - 1U) / _S217;
-    uint _S219 = _S218 * 64U;
-    uint _S220 = min(first_1 + part_3->number_0 * _S219, length_2);
-    part_3->begin_1 = _S220;
-    part_3->end_0 = min(_S220 + _S219, length_2);
+    uint _S217;
+    if(_S216)
+    {
+        _S217 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S217 = 0U;
+    }
+    return _S217;
+}
+
+void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+{
+    uint _S218;
+    if(first_1 < length_2)
+    {
+        _S218 = length_2 - first_1;
+    }
+    else
+    {
+        _S218 = 0U;
+    }
+    uint _S219 = parts_2 * 64U;
+    uint _S220 = (_S218 + _S219 - 1U) / _S219;
+    uint _S221 = _S220 * 64U;
+    uint _S222 = min(first_1 + part_3->number_0 * _S221, length_2);
+    part_3->begin_1 = _S222;
+    part_3->end_0 = min(_S222 + _S221, length_2);
     return;
 }
 
@@ -1038,43 +1061,43 @@ void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S221;
-    (&_S221)->angles_0 = angles_1;
-    (&_S221)->pairs_1 = pairs_2;
-    (&_S221)->interleaved_1 = interleaved_2;
-    return _S221;
+    thread Rotation_0 _S223;
+    (&_S223)->angles_0 = angles_1;
+    (&_S223)->pairs_1 = pairs_2;
+    (&_S223)->interleaved_1 = interleaved_2;
+    return _S223;
 }
 
-Rotation_0 rotation_1(uint table_offset_1, uint position_1, uint positions_1, uint pairs_3, uint interleaved_3)
+Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
 {
-    return Rotation_x24init_0(table_offset_1 + 2U * min(position_1, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
+    return Rotation_x24init_0(table_offset_1 + 2U * min(position_2, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
 }
 
 Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
 {
-    thread Start_0 _S222;
-    (&_S222)->peak_0 = peak_2;
-    (&_S222)->value_0 = value_3;
-    (&_S222)->weight_0 = weight_1;
-    return _S222;
+    thread Start_0 _S224;
+    (&_S224)->peak_0 = peak_2;
+    (&_S224)->value_0 = value_3;
+    (&_S224)->weight_0 = weight_1;
+    return _S224;
 }
 
 float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelContext_0 thread* kernelContext_4)
 {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread float4 products_1 = float4(int4(int(0)) );
-    uint _S223 = part_5->head_dim_0;
+    uint _S225 = part_5->head_dim_0;
     if(thread_5 < (part_5->head_dim_0 / 4U))
     {
         products_1.x = dot((*kernelContext_4->query_0)[thread_5], key_0);
-        uint _S224 = padded_vectors_0(_S223);
-        products_1.y = dot((*kernelContext_4->query_0)[_S224 + thread_5], key_0);
-        products_1.z = dot((*kernelContext_4->query_0)[2U * _S224 + thread_5], key_0);
-        products_1.w = dot((*kernelContext_4->query_0)[3U * _S224 + thread_5], key_0);
+        uint _S226 = padded_vectors_0(_S225);
+        products_1.y = dot((*kernelContext_4->query_0)[_S226 + thread_5], key_0);
+        products_1.z = dot((*kernelContext_4->query_0)[2U * _S226 + thread_5], key_0);
+        products_1.w = dot((*kernelContext_4->query_0)[3U * _S226 + thread_5], key_0);
     }
-    float4 _S225 = group_total_0(products_1, thread_5, kernelContext_4);
+    float4 _S227 = group_total_0(products_1, thread_5, kernelContext_4);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    return _S225;
+    return _S227;
 }
 
 [[kernel]] void rope_attention_part_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], float device* entryPointParams_k_1 [[buffer(2)]], float device* entryPointParams_v_1 [[buffer(3)]], float device* entryPointParams_table_1 [[buffer(4)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(5)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(6)]], packed_float4 device* entryPointParams_new_k_1 [[buffer(7)]], packed_float4 device* entryPointParams_new_v_1 [[buffer(8)]], uint device* entryPointParams_batch_1 [[buffer(9)]], uint device* entryPointParams_sequences_1 [[buffer(10)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(11)]])
@@ -1104,100 +1127,83 @@ float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelC
     (&kernelContext_5)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_5)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S226 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S226;
-    bool _S227;
+    Part_0 _S228 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S228;
+    bool _S229;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S227 = true;
+        _S229 = true;
     }
     else
     {
-        _S227 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S229 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S227)
+    if(_S229)
     {
         return;
     }
-    SequenceTable_0 _S228 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S229 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S230 = _S229 < (_S228.length_0);
-    if((entryPointParams_1->p_0.window_0) != 0U)
+    SequenceTable_0 _S230 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
+    uint _S231 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S232 = _S231 < (_S230.length_0);
+    share_out_0(&part_6, first_seen_0(_S231, entryPointParams_1->p_0.window_0), min(_S231, _S230.length_0), entryPointParams_1->p_0.parts_0);
+    if(_S232)
     {
-        _S227 = _S229 >= (entryPointParams_1->p_0.window_0);
+        _S229 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S227 = false;
+        _S229 = false;
     }
-    uint i_4;
-    if(_S227)
-    {
-        i_4 = _S229 - entryPointParams_1->p_0.window_0 + 1U;
-    }
-    else
-    {
-        i_4 = 0U;
-    }
-    share_out_0(&part_6, i_4, min(_S229, _S228.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S230)
-    {
-        _S227 = ((&part_6)->number_0) == 0U;
-    }
-    else
-    {
-        _S227 = false;
-    }
-    bool _S231;
+    bool _S233;
     if(((&part_6)->begin_1) >= ((&part_6)->end_0))
     {
-        _S231 = !_S227;
+        _S233 = !_S229;
     }
     else
     {
-        _S231 = false;
+        _S233 = false;
     }
-    if(_S231)
+    if(_S233)
     {
-        thread Part_0 _S232 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S232, (&kernelContext_5)->entryPointParams_scratch_0);
+        thread Part_0 _S234 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S234, (&kernelContext_5)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_0;
-    Rotation_0 _S233 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S229, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
-    (&queries_0)->rotation_0 = _S233;
+    Rotation_0 _S235 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S231, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
+    (&queries_0)->rotation_0 = _S235;
     (&queries_0)->begin_3 = entryPointParams_1->p_0.q_offset_0;
     (&queries_0)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S233;
+    (&keys_1)->rotation_0 = _S235;
     (&keys_1)->begin_3 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
     thread Plain_0 values_1;
     (&values_1)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread Part_0 _S234 = part_6;
-    thread Turned_0 _S235 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S234, entryPointParams_1->p_0.scale_0, &_S235, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
+    thread Part_0 _S236 = part_6;
+    thread Turned_0 _S237 = queries_0;
+    load_queries_0(sv_groupindex_0, &_S236, entryPointParams_1->p_0.scale_0, &_S237, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
     thread Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    if(_S227)
+    if(_S229)
     {
-        uint _S236 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
-        uint _S237 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
-        uint _S238 = _S236 + 4U * _S237;
-        Part_0 _S239 = part_6;
-        thread Turned_0 _S240 = keys_1;
-        float4 _S241 = Turned_four_0(&_S240, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S238);
-        thread Part_0 _S242 = _S239;
-        float4 _S243 = score_1(sv_groupindex_0, &_S242, _S241, &kernelContext_5);
-        (&start_1)->peak_0 = _S243;
-        thread Plain_0 _S244 = values_1;
-        float4 _S245 = Plain_four_0(&_S244, (&kernelContext_5)->entryPointParams_v_0, _S238);
-        (&start_1)->value_0 = _S245;
+        uint _S238 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
+        uint _S239 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
+        uint _S240 = _S238 + 4U * _S239;
+        Part_0 _S241 = part_6;
+        thread Turned_0 _S242 = keys_1;
+        float4 _S243 = Turned_four_0(&_S242, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S240);
+        thread Part_0 _S244 = _S241;
+        float4 _S245 = score_1(sv_groupindex_0, &_S244, _S243, &kernelContext_5);
+        (&start_1)->peak_0 = _S245;
+        thread Plain_0 _S246 = values_1;
+        float4 _S247 = Plain_four_0(&_S246, (&kernelContext_5)->entryPointParams_v_0, _S240);
+        (&start_1)->value_0 = _S247;
         (&start_1)->weight_0 = 1.0;
-        thread SequenceTable_0 _S246 = _S228;
-        uint _S247 = SequenceTable_slot_0(&_S246, (&kernelContext_5)->entryPointParams_sequences_0, _S229);
-        i_4 = sv_groupindex_0 * 4U;
+        thread SequenceTable_0 _S248 = _S230;
+        uint _S249 = SequenceTable_slot_0(&_S248, (&kernelContext_5)->entryPointParams_sequences_0, _S231);
+        uint i_4 = sv_groupindex_0 * 4U;
         for(;;)
         {
             if(i_4 < ((&part_6)->columns_0))
@@ -1207,20 +1213,20 @@ float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelC
             {
                 break;
             }
-            uint _S248 = i_4 / entryPointParams_1->p_0.head_dim_1;
-            if(_S248 == ((&part_6)->kv_head_0))
+            uint _S250 = i_4 / entryPointParams_1->p_0.head_dim_1;
+            if(_S250 == ((&part_6)->kv_head_0))
             {
-                thread Turned_0 _S249 = keys_1;
-                Float32_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S247, (&part_6)->columns_0, i_4, &_S249, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
-                thread Plain_0 _S250 = values_1;
-                Float32_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S247, (&part_6)->columns_0, i_4, &_S250, (&kernelContext_5)->entryPointParams_v_0);
+                thread Turned_0 _S251 = keys_1;
+                Float32_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S249, (&part_6)->columns_0, i_4, &_S251, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
+                thread Plain_0 _S252 = values_1;
+                Float32_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S249, (&part_6)->columns_0, i_4, &_S252, (&kernelContext_5)->entryPointParams_v_0);
             }
             i_4 = i_4 + 512U;
         }
     }
-    thread SequenceTable_0 _S251 = _S228;
-    thread Part_0 _S252 = part_6;
-    thread Start_0 _S253 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S251, &_S252, &_S253, &kernelContext_5);
+    thread SequenceTable_0 _S253 = _S230;
+    thread Part_0 _S254 = part_6;
+    thread Start_0 _S255 = start_1;
+    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S253, &_S254, &_S255, &kernelContext_5);
     return;
 }

@@ -1274,23 +1274,46 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
     return batch_2[offset_7 + 2U + 2U * row_2];
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+uint first_seen_0(uint position_1, uint window_1)
 {
-    uint _S239;
-    if(first_1 < length_2)
+    bool _S239;
+    if(window_1 != 0U)
     {
-        _S239 = length_2 - first_1;
+        _S239 = position_1 >= window_1;
     }
     else
     {
-        _S239 = 0U;
+        _S239 = false;
     }
-    uint _S240 = parts_2 * 64U;
-    uint _S241 = (_S239 + _S240 - 1U) / _S240;
-    uint _S242 = _S241 * 64U;
-    uint _S243 = min(first_1 + part_3->number_0 * _S242, length_2);
-    part_3->begin_1 = _S243;
-    part_3->end_0 = min(_S243 + _S242, length_2);
+    uint _S240;
+    if(_S239)
+    {
+        _S240 = position_1 - window_1 + 1U;
+    }
+    else
+    {
+        _S240 = 0U;
+    }
+    return _S240;
+}
+
+void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+{
+    uint _S241;
+    if(first_1 < length_2)
+    {
+        _S241 = length_2 - first_1;
+    }
+    else
+    {
+        _S241 = 0U;
+    }
+    uint _S242 = parts_2 * 64U;
+    uint _S243 = (_S241 + _S242 - 1U) / _S242;
+    uint _S244 = _S243 * 64U;
+    uint _S245 = min(first_1 + part_3->number_0 * _S244, length_2);
+    part_3->begin_1 = _S245;
+    part_3->end_0 = min(_S245 + _S244, length_2);
     return;
 }
 
@@ -1305,43 +1328,43 @@ void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S244;
-    (&_S244)->angles_0 = angles_1;
-    (&_S244)->pairs_1 = pairs_2;
-    (&_S244)->interleaved_1 = interleaved_2;
-    return _S244;
+    thread Rotation_0 _S246;
+    (&_S246)->angles_0 = angles_1;
+    (&_S246)->pairs_1 = pairs_2;
+    (&_S246)->interleaved_1 = interleaved_2;
+    return _S246;
 }
 
-Rotation_0 rotation_1(uint table_offset_1, uint position_1, uint positions_1, uint pairs_3, uint interleaved_3)
+Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
 {
-    return Rotation_x24init_0(table_offset_1 + 2U * min(position_1, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
+    return Rotation_x24init_0(table_offset_1 + 2U * min(position_2, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
 }
 
 Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
 {
-    thread Start_0 _S245;
-    (&_S245)->peak_0 = peak_2;
-    (&_S245)->value_0 = value_3;
-    (&_S245)->weight_0 = weight_1;
-    return _S245;
+    thread Start_0 _S247;
+    (&_S247)->peak_0 = peak_2;
+    (&_S247)->value_0 = value_3;
+    (&_S247)->weight_0 = weight_1;
+    return _S247;
 }
 
 float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelContext_0 thread* kernelContext_4)
 {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread float4 products_1 = float4(int4(int(0)) );
-    uint _S246 = part_5->head_dim_0;
+    uint _S248 = part_5->head_dim_0;
     if(thread_5 < (part_5->head_dim_0 / 4U))
     {
         products_1.x = dot((*kernelContext_4->query_0)[thread_5], key_0);
-        uint _S247 = padded_vectors_0(_S246);
-        products_1.y = dot((*kernelContext_4->query_0)[_S247 + thread_5], key_0);
-        products_1.z = dot((*kernelContext_4->query_0)[2U * _S247 + thread_5], key_0);
-        products_1.w = dot((*kernelContext_4->query_0)[3U * _S247 + thread_5], key_0);
+        uint _S249 = padded_vectors_0(_S248);
+        products_1.y = dot((*kernelContext_4->query_0)[_S249 + thread_5], key_0);
+        products_1.z = dot((*kernelContext_4->query_0)[2U * _S249 + thread_5], key_0);
+        products_1.w = dot((*kernelContext_4->query_0)[3U * _S249 + thread_5], key_0);
     }
-    float4 _S248 = group_total_0(products_1, thread_5, kernelContext_4);
+    float4 _S250 = group_total_0(products_1, thread_5, kernelContext_4);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    return _S248;
+    return _S250;
 }
 
 [[kernel]] void rope_attention_part_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], float device* entryPointParams_k_1 [[buffer(2)]], float device* entryPointParams_v_1 [[buffer(3)]], float device* entryPointParams_table_1 [[buffer(4)]], uint device* entryPointParams_k_pages_1 [[buffer(5)]], uint device* entryPointParams_v_pages_1 [[buffer(6)]], uint device* entryPointParams_new_k_1 [[buffer(7)]], uint device* entryPointParams_new_v_1 [[buffer(8)]], uint device* entryPointParams_batch_1 [[buffer(9)]], uint device* entryPointParams_sequences_1 [[buffer(10)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(11)]])
@@ -1371,100 +1394,83 @@ float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelC
     (&kernelContext_5)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_5)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S249 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S249;
-    bool _S250;
+    Part_0 _S251 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S251;
+    bool _S252;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S250 = true;
+        _S252 = true;
     }
     else
     {
-        _S250 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S252 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S250)
+    if(_S252)
     {
         return;
     }
-    SequenceTable_0 _S251 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S252 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S253 = _S252 < (_S251.length_0);
-    if((entryPointParams_1->p_0.window_0) != 0U)
+    SequenceTable_0 _S253 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
+    uint _S254 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S255 = _S254 < (_S253.length_0);
+    share_out_0(&part_6, first_seen_0(_S254, entryPointParams_1->p_0.window_0), min(_S254, _S253.length_0), entryPointParams_1->p_0.parts_0);
+    if(_S255)
     {
-        _S250 = _S252 >= (entryPointParams_1->p_0.window_0);
+        _S252 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S250 = false;
+        _S252 = false;
     }
-    uint i_8;
-    if(_S250)
-    {
-        i_8 = _S252 - entryPointParams_1->p_0.window_0 + 1U;
-    }
-    else
-    {
-        i_8 = 0U;
-    }
-    share_out_0(&part_6, i_8, min(_S252, _S251.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S253)
-    {
-        _S250 = ((&part_6)->number_0) == 0U;
-    }
-    else
-    {
-        _S250 = false;
-    }
-    bool _S254;
+    bool _S256;
     if(((&part_6)->begin_1) >= ((&part_6)->end_0))
     {
-        _S254 = !_S250;
+        _S256 = !_S252;
     }
     else
     {
-        _S254 = false;
+        _S256 = false;
     }
-    if(_S254)
+    if(_S256)
     {
-        thread Part_0 _S255 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S255, (&kernelContext_5)->entryPointParams_scratch_0);
+        thread Part_0 _S257 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S257, (&kernelContext_5)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_0;
-    Rotation_0 _S256 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S252, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
-    (&queries_0)->rotation_0 = _S256;
+    Rotation_0 _S258 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S254, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
+    (&queries_0)->rotation_0 = _S258;
     (&queries_0)->begin_3 = entryPointParams_1->p_0.q_offset_0;
     (&queries_0)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S256;
+    (&keys_1)->rotation_0 = _S258;
     (&keys_1)->begin_3 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread Part_0 _S257 = part_6;
-    thread Turned_0 _S258 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S257, entryPointParams_1->p_0.scale_0, &_S258, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
+    thread Part_0 _S259 = part_6;
+    thread Turned_0 _S260 = queries_0;
+    load_queries_0(sv_groupindex_0, &_S259, entryPointParams_1->p_0.scale_0, &_S260, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
     thread Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    if(_S250)
+    if(_S252)
     {
-        uint _S259 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
-        uint _S260 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
-        uint _S261 = _S259 + 4U * _S260;
-        Part_0 _S262 = part_6;
-        thread Turned_0 _S263 = keys_1;
-        float4 _S264 = Turned_four_0(&_S263, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S261);
-        thread Part_0 _S265 = _S262;
-        float4 _S266 = score_1(sv_groupindex_0, &_S265, _S264, &kernelContext_5);
-        (&start_1)->peak_0 = _S266;
-        thread Plain_0 _S267 = values_2;
-        float4 _S268 = Plain_four_0(&_S267, (&kernelContext_5)->entryPointParams_v_0, _S261);
-        (&start_1)->value_0 = _S268;
+        uint _S261 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
+        uint _S262 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
+        uint _S263 = _S261 + 4U * _S262;
+        Part_0 _S264 = part_6;
+        thread Turned_0 _S265 = keys_1;
+        float4 _S266 = Turned_four_0(&_S265, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S263);
+        thread Part_0 _S267 = _S264;
+        float4 _S268 = score_1(sv_groupindex_0, &_S267, _S266, &kernelContext_5);
+        (&start_1)->peak_0 = _S268;
+        thread Plain_0 _S269 = values_2;
+        float4 _S270 = Plain_four_0(&_S269, (&kernelContext_5)->entryPointParams_v_0, _S263);
+        (&start_1)->value_0 = _S270;
         (&start_1)->weight_0 = 1.0;
-        thread SequenceTable_0 _S269 = _S251;
-        uint _S270 = SequenceTable_slot_0(&_S269, (&kernelContext_5)->entryPointParams_sequences_0, _S252);
-        i_8 = sv_groupindex_0 * 64U;
+        thread SequenceTable_0 _S271 = _S253;
+        uint _S272 = SequenceTable_slot_0(&_S271, (&kernelContext_5)->entryPointParams_sequences_0, _S254);
+        uint i_8 = sv_groupindex_0 * 64U;
         for(;;)
         {
             if(i_8 < ((&part_6)->columns_0))
@@ -1474,20 +1480,20 @@ float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelC
             {
                 break;
             }
-            uint _S271 = i_8 / entryPointParams_1->p_0.head_dim_1;
-            if(_S271 == ((&part_6)->kv_head_0))
+            uint _S273 = i_8 / entryPointParams_1->p_0.head_dim_1;
+            if(_S273 == ((&part_6)->kv_head_0))
             {
-                thread Turned_0 _S272 = keys_1;
-                Blocks8_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S270, (&part_6)->columns_0, i_8, &_S272, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
-                thread Plain_0 _S273 = values_2;
-                Blocks8_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S270, (&part_6)->columns_0, i_8, &_S273, (&kernelContext_5)->entryPointParams_v_0);
+                thread Turned_0 _S274 = keys_1;
+                Blocks8_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S272, (&part_6)->columns_0, i_8, &_S274, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
+                thread Plain_0 _S275 = values_2;
+                Blocks8_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S272, (&part_6)->columns_0, i_8, &_S275, (&kernelContext_5)->entryPointParams_v_0);
             }
             i_8 = i_8 + 8192U;
         }
     }
-    thread SequenceTable_0 _S274 = _S251;
-    thread Part_0 _S275 = part_6;
-    thread Start_0 _S276 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S274, &_S275, &_S276, &kernelContext_5);
+    thread SequenceTable_0 _S276 = _S253;
+    thread Part_0 _S277 = part_6;
+    thread Start_0 _S278 = start_1;
+    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S276, &_S277, &_S278, &kernelContext_5);
     return;
 }

@@ -69,41 +69,78 @@ fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  
     return _S1;
 }
 
+fn SequenceTable_end_of_0( this_0 : SequenceTable_0,  position_0 : u32) -> u32
+{
+    var _S2 : u32;
+    if(position_0 < (this_0.length_0))
+    {
+        _S2 = position_0 + u32(1);
+    }
+    else
+    {
+        _S2 = this_0.length_0;
+    }
+    return _S2;
+}
+
+fn first_seen_0( position_1 : u32,  window_1 : u32) -> u32
+{
+    var _S3 : bool;
+    if(window_1 != u32(0))
+    {
+        _S3 = position_1 >= window_1;
+    }
+    else
+    {
+        _S3 = false;
+    }
+    var _S4 : u32;
+    if(_S3)
+    {
+        _S4 = position_1 - window_1 + u32(1);
+    }
+    else
+    {
+        _S4 = u32(0);
+    }
+    return _S4;
+}
+
 var<workgroup> query_0 : array<vec4<f32>, i32(64)>;
 
 var<workgroup> slots_0 : array<u32, i32(128)>;
 
-var<private> _S2 : u32;
+var<private> _S5 : u32;
 
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
 fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S3 : u32 = _S2;
-    var _S4 : f32 = subgroupMax(value_0);
-    var _S5 : bool = subgroupElect();
-    if(_S5)
+    var _S6 : u32 = _S5;
+    var _S7 : f32 = subgroupMax(value_0);
+    var _S8 : bool = subgroupElect();
+    if(_S8)
     {
-        var _S6 : u32 = thread_0 / _S3;
-        floats_0[_S6] = _S4;
+        var _S9 : u32 = thread_0 / _S6;
+        floats_0[_S9] = _S7;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S7 : u32 = u32(128) / _S3;
-        if(wave_0 < _S7)
+        var _S10 : u32 = u32(128) / _S6;
+        if(wave_0 < _S10)
         {
         }
         else
         {
             break;
         }
-        var _S8 : f32 = max(result_0, floats_0[wave_0]);
+        var _S11 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S8;
+        result_0 = _S11;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -115,21 +152,21 @@ var<workgroup> weights_0 : array<f32, i32(128)>;
 fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 {
     ;
-    var _S9 : u32 = _S2;
-    var _S10 : f32 = subgroupAdd(value_1);
-    var _S11 : bool = subgroupElect();
-    if(_S11)
+    var _S12 : u32 = _S5;
+    var _S13 : f32 = subgroupAdd(value_1);
+    var _S14 : bool = subgroupElect();
+    if(_S14)
     {
-        var _S12 : u32 = thread_1 / _S9;
-        floats_0[_S12] = _S10;
+        var _S15 : u32 = thread_1 / _S12;
+        floats_0[_S15] = _S13;
     }
     workgroupBarrier();
     var wave_2 : u32 = u32(0);
     var result_1 : f32 = 0.0f;
     for(;;)
     {
-        var _S13 : u32 = u32(128) / _S9;
-        if(wave_2 < _S13)
+        var _S16 : u32 = u32(128) / _S12;
+        if(wave_2 < _S16)
         {
         }
         else
@@ -146,42 +183,42 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 
 var<workgroup> sums_0 : array<vec4<f32>, i32(128)>;
 
-fn valid_rows_0( _S14 : u32,  _S15 : u32,  _S16 : u32) -> u32
+fn valid_rows_0( _S17 : u32,  _S18 : u32,  _S19 : u32) -> u32
 {
-    var _S17 : u32;
-    if(_S14 == u32(4294967295))
+    var _S20 : u32;
+    if(_S17 == u32(4294967295))
     {
-        _S17 = _S16;
+        _S20 = _S19;
     }
     else
     {
-        _S17 = min(max(entryPointParams_batch_0[_S14], _S15) - _S15, _S16);
+        _S20 = min(max(entryPointParams_batch_0[_S17], _S18) - _S18, _S19);
     }
-    return _S17;
+    return _S20;
 }
 
-fn row_sequence_0( _S18 : u32,  _S19 : u32) -> u32
+fn row_sequence_0( _S21 : u32,  _S22 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S18 + u32(3) + u32(2) * _S19];
+    return entryPointParams_batch_0[_S21 + u32(3) + u32(2) * _S22];
 }
 
-fn sequence_table_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32,  _S25 : u32) -> SequenceTable_0
+fn sequence_table_0( _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> SequenceTable_0
 {
-    var _S26 : u32 = _S20 + min(_S21, _S22 - u32(1)) * (_S23 + u32(1));
-    return SequenceTable_x24init_0(_S26 + u32(1), _S24, _S25, min(entryPointParams_sequences_0[_S26], min(_S23, _S25) * _S24));
+    var _S29 : u32 = _S23 + min(_S24, _S25 - u32(1)) * (_S26 + u32(1));
+    return SequenceTable_x24init_0(_S29 + u32(1), _S27, _S28, min(entryPointParams_sequences_0[_S29], min(_S26, _S28) * _S27));
 }
 
-fn row_position_0( _S27 : u32,  _S28 : u32) -> u32
+fn row_position_0( _S30 : u32,  _S31 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S27 + u32(2) + u32(2) * _S28];
+    return entryPointParams_batch_0[_S30 + u32(2) + u32(2) * _S31];
 }
 
-fn SequenceTable_slot_0( _S29 : SequenceTable_0,  _S30 : u32) -> u32
+fn SequenceTable_slot_0( _S32 : SequenceTable_0,  _S33 : u32) -> u32
 {
-    var _S31 : u32 = _S30 / _S29.page_size_1;
-    var _S32 : u32 = min(entryPointParams_sequences_0[_S29.begin_0 + _S31], _S29.pages_1 - u32(1)) * _S29.page_size_1;
-    var _S33 : u32 = _S30 % _S29.page_size_1;
-    return _S32 + _S33;
+    var _S34 : u32 = _S33 / _S32.page_size_1;
+    var _S35 : u32 = min(entryPointParams_sequences_0[_S32.begin_0 + _S34], _S32.pages_1 - u32(1)) * _S32.page_size_1;
+    var _S36 : u32 = _S33 % _S32.page_size_1;
+    return _S35 + _S36;
 }
 
 struct Run_0
@@ -192,10 +229,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S34 : Run_0;
-    _S34.vector_0 = vector_1;
-    _S34.scale_1 = scale_2;
-    return _S34;
+    var _S37 : Run_0;
+    _S37.vector_0 = vector_1;
+    _S37.scale_1 = scale_2;
+    return _S37;
 }
 
 fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
@@ -208,160 +245,134 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn Float32_scale_0( _S35 : u32) -> f32
+fn Float32_scale_0( _S38 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float32_scale_1( _S36 : u32) -> f32
+fn Float32_scale_1( _S39 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn value_2( _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32) -> vec4<f32>
+fn value_2( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32) -> vec4<f32>
 {
-    var _S41 : Run_0 = Float32_run_0(_S37, _S38, _S39, _S40);
-    return vec4<f32>(Float32_scale_1(_S41.scale_1)) * Float32_expand_0(entryPointParams_v_pages_0[_S41.vector_0]);
+    var _S44 : Run_0 = Float32_run_0(_S40, _S41, _S42, _S43);
+    return vec4<f32>(Float32_scale_1(_S44.scale_1)) * Float32_expand_0(entryPointParams_v_pages_0[_S44.vector_0]);
 }
 
-fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParams_std140_0>)
+fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
+    var i_1 : u32;
     var sum_0 : vec4<f32>;
-    var _S45 : u32 = group_number_0(_S42);
-    var _S46 : u32 = (*_S44).head_count_0;
-    var _S47 : u32 = _S45 / (*_S44).head_count_0;
-    var _S48 : u32 = (*_S44).first_head_0;
-    var _S49 : u32 = _S45 % _S46;
-    var _S50 : u32 = _S48 + _S49;
-    var _S51 : u32 = (*_S44).batch_offset_0;
-    var _S52 : u32 = (*_S44).batch_row_0;
-    if(_S47 >= (valid_rows_0((*_S44).batch_offset_0, (*_S44).batch_row_0, (*_S44).rows_0)))
+    var _S48 : u32 = group_number_0(_S45);
+    var _S49 : u32 = (*_S47).head_count_0;
+    var _S50 : u32 = _S48 / (*_S47).head_count_0;
+    var _S51 : u32 = (*_S47).first_head_0;
+    var _S52 : u32 = _S48 % _S49;
+    var _S53 : u32 = _S51 + _S52;
+    var _S54 : u32 = (*_S47).batch_offset_0;
+    var _S55 : u32 = (*_S47).batch_row_0;
+    if(_S50 >= (valid_rows_0((*_S47).batch_offset_0, (*_S47).batch_row_0, (*_S47).rows_0)))
     {
         return;
     }
-    var _S53 : u32 = (*_S44).kv_heads_0;
-    var _S54 : u32 = (*_S44).heads_0 / (*_S44).kv_heads_0;
-    var _S55 : u32 = _S50 / _S54;
-    var _S56 : u32 = _S52 + _S47;
-    var _S57 : SequenceTable_0 = sequence_table_0((*_S44).sequences_offset_0, row_sequence_0(_S51, _S56), (*_S44).sequence_count_0, (*_S44).table_length_0, (*_S44).page_size_0, (*_S44).pages_0);
-    var _S58 : u32 = row_position_0(_S51, _S56);
-    var j_0 : u32;
-    if(_S58 < (_S57.length_0))
+    var _S56 : u32 = (*_S47).kv_heads_0;
+    var _S57 : u32 = (*_S47).heads_0 / (*_S47).kv_heads_0;
+    var _S58 : u32 = _S53 / _S57;
+    var _S59 : u32 = _S55 + _S50;
+    var _S60 : SequenceTable_0 = sequence_table_0((*_S47).sequences_offset_0, row_sequence_0(_S54, _S59), (*_S47).sequence_count_0, (*_S47).table_length_0, (*_S47).page_size_0, (*_S47).pages_0);
+    var _S61 : u32 = row_position_0(_S54, _S59);
+    var _S62 : u32 = SequenceTable_end_of_0(_S60, _S61);
+    var _S63 : u32 = first_seen_0(_S61, (*_S47).window_0);
+    var _S64 : u32 = (*_S47).head_dim_0;
+    var _S65 : u32 = (*_S47).head_dim_0 / u32(4);
+    var _S66 : bool = _S46 < _S65;
+    if(_S66)
     {
-        j_0 = _S58 + u32(1);
-    }
-    else
-    {
-        j_0 = _S57.length_0;
-    }
-    var _S59 : u32 = (*_S44).window_0;
-    var _S60 : bool;
-    if(((*_S44).window_0) != u32(0))
-    {
-        _S60 = _S58 >= _S59;
-    }
-    else
-    {
-        _S60 = false;
-    }
-    var _S61 : u32;
-    if(_S60)
-    {
-        _S61 = _S58 - _S59 + u32(1);
-    }
-    else
-    {
-        _S61 = u32(0);
-    }
-    var _S62 : u32 = (*_S44).head_dim_0;
-    var _S63 : u32 = (*_S44).head_dim_0 / u32(4);
-    var _S64 : bool = _S43 < _S63;
-    if(_S64)
-    {
-        var _S65 : u32 = (*_S44).q_offset_0 + _S47 * (*_S44).q_stride_0 + _S50 * _S62 + u32(4) * _S43;
-        query_0[_S43] = vec4<f32>((*_S44).scale_0) * vec4<f32>(entryPointParams_q_0[_S65], entryPointParams_q_0[_S65 + u32(1)], entryPointParams_q_0[_S65 + u32(2)], entryPointParams_q_0[_S65 + u32(3)]);
+        var _S67 : u32 = (*_S47).q_offset_0 + _S50 * (*_S47).q_stride_0 + _S53 * _S64 + u32(4) * _S46;
+        query_0[_S46] = vec4<f32>((*_S47).scale_0) * vec4<f32>(entryPointParams_q_0[_S67], entryPointParams_q_0[_S67 + u32(1)], entryPointParams_q_0[_S67 + u32(2)], entryPointParams_q_0[_S67 + u32(3)]);
     }
     workgroupBarrier();
-    var _S66 : u32 = u32(128) / _S63;
-    var _S67 : u32 = _S43 / _S63;
-    var _S68 : u32 = _S53 * _S62;
-    var _S69 : u32 = _S55 * _S62;
-    var _S70 : u32 = _S43 % _S63;
-    var _S71 : u32 = _S69 + u32(4) * _S70;
-    var _S72 : u32 = (*_S44).sinks_offset_0;
-    var _S73 : bool = ((*_S44).sinks_offset_0) != u32(4294967295);
+    var _S68 : u32 = u32(128) / _S65;
+    var _S69 : u32 = _S46 / _S65;
+    var _S70 : u32 = _S56 * _S64;
+    var _S71 : u32 = _S58 * _S64;
+    var _S72 : u32 = _S46 % _S65;
+    var _S73 : u32 = _S71 + u32(4) * _S72;
+    var _S74 : u32 = (*_S47).sinks_offset_0;
+    var _S75 : bool = ((*_S47).sinks_offset_0) != u32(4294967295);
     var peak_0 : f32;
-    if(_S73)
+    if(_S75)
     {
-        peak_0 = max(entryPointParams_sinks_0[_S72 + _S50], -3.4028234663852886e+38f);
+        peak_0 = max(entryPointParams_sinks_0[_S74 + _S53], -3.4028234663852886e+38f);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    var _S74 : i32;
-    if(_S73)
+    var _S76 : i32;
+    if(_S75)
     {
-        _S74 = i32(1);
+        _S76 = i32(1);
     }
     else
     {
-        _S74 = i32(0);
+        _S76 = i32(0);
     }
-    var _S75 : f32 = f32(_S74);
-    var _S76 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var begin_2 : u32 = _S61;
-    var total_0 : f32 = _S75;
-    var sum_1 : vec4<f32> = _S76;
+    var _S77 : f32 = f32(_S76);
+    var _S78 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_2 : u32 = _S63;
+    var total_0 : f32 = _S77;
+    var sum_1 : vec4<f32> = _S78;
     for(;;)
     {
-        if(begin_2 < j_0)
+        if(begin_2 < _S62)
         {
         }
         else
         {
             break;
         }
-        var _S77 : u32 = min(j_0 - begin_2, u32(128));
-        var _S78 : bool = _S43 < _S77;
-        var i_1 : u32;
+        var _S79 : u32 = min(_S62 - begin_2, u32(128));
+        var _S80 : bool = _S46 < _S79;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S78)
+        if(_S80)
         {
-            var _S79 : u32 = SequenceTable_slot_0(_S57, begin_2 + _S43);
-            slots_0[_S43] = _S79;
-            var _S80 : Run_0 = Float32_run_0((*_S44).k_pages_offset_0, _S79, _S68, _S69);
+            var _S81 : u32 = SequenceTable_slot_0(_S60, begin_2 + _S46);
+            slots_0[_S46] = _S81;
+            var _S82 : Run_0 = Float32_run_0((*_S47).k_pages_offset_0, _S81, _S70, _S71);
             i_0 = u32(0);
-            sum_0 = _S76;
+            sum_0 = _S78;
             for(;;)
             {
-                var _S81 : u32 = i_0 + u32(8);
-                if(_S81 <= _S63)
+                var _S83 : u32 = i_0 + u32(8);
+                if(_S83 <= _S65)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S82 : u32 = _S80.vector_0 + i_0;
-                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float32_scale_0(_S80.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S82]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(7)]));
-                i_0 = _S81;
+                var _S84 : u32 = _S82.vector_0 + i_0;
+                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float32_scale_0(_S82.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S84]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S84 + u32(7)]));
+                i_0 = _S83;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S63)
+                if(i_1 < _S65)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[_S80.vector_0 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[_S82.vector_0 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -371,60 +382,60 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S83 : f32 = group_max_0(score_0, _S43);
-        var _S84 : f32 = max(peak_0, _S83);
-        var _S85 : f32;
-        if(_S78)
+        var _S85 : f32 = group_max_0(score_0, _S46);
+        var _S86 : f32 = max(peak_0, _S85);
+        var _S87 : f32;
+        if(_S80)
         {
-            _S85 = exp(score_0 - _S84);
+            _S87 = exp(score_0 - _S86);
         }
         else
         {
-            _S85 = 0.0f;
+            _S87 = 0.0f;
         }
-        weights_0[_S43] = _S85;
-        var _S86 : f32 = exp(peak_0 - _S84);
-        var _S87 : f32 = total_0 * _S86;
-        var _S88 : f32 = group_sum_0(_S85, _S43);
-        var _S89 : f32 = _S87 + _S88;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S86);
-        if(_S67 < _S66)
+        weights_0[_S46] = _S87;
+        var _S88 : f32 = exp(peak_0 - _S86);
+        var _S89 : f32 = total_0 * _S88;
+        var _S90 : f32 = group_sum_0(_S87, _S46);
+        var _S91 : f32 = _S89 + _S90;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S88);
+        if(_S69 < _S68)
         {
-            i_0 = _S67;
+            i_0 = _S69;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S90 : u32 = i_0 + u32(7) * _S66;
-                if(_S90 < _S77)
+                var _S92 : u32 = i_0 + u32(7) * _S68;
+                if(_S92 < _S79)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S91 : u32 = i_0 + _S66;
-                var _S92 : u32 = i_0 + u32(2) * _S66;
-                var _S93 : u32 = i_0 + u32(3) * _S66;
-                var _S94 : u32 = i_0 + u32(4) * _S66;
-                var _S95 : u32 = i_0 + u32(5) * _S66;
-                var _S96 : u32 = i_0 + u32(6) * _S66;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S44).v_pages_offset_0, slots_0[i_0], _S68, _S71) + vec4<f32>(weights_0[_S91]) * value_2((*_S44).v_pages_offset_0, slots_0[_S91], _S68, _S71) + vec4<f32>(weights_0[_S92]) * value_2((*_S44).v_pages_offset_0, slots_0[_S92], _S68, _S71) + vec4<f32>(weights_0[_S93]) * value_2((*_S44).v_pages_offset_0, slots_0[_S93], _S68, _S71) + vec4<f32>(weights_0[_S94]) * value_2((*_S44).v_pages_offset_0, slots_0[_S94], _S68, _S71) + vec4<f32>(weights_0[_S95]) * value_2((*_S44).v_pages_offset_0, slots_0[_S95], _S68, _S71) + vec4<f32>(weights_0[_S96]) * value_2((*_S44).v_pages_offset_0, slots_0[_S96], _S68, _S71) + vec4<f32>(weights_0[_S90]) * value_2((*_S44).v_pages_offset_0, slots_0[_S90], _S68, _S71);
-                i_0 = i_0 + u32(8) * _S66;
+                var _S93 : u32 = i_0 + _S68;
+                var _S94 : u32 = i_0 + u32(2) * _S68;
+                var _S95 : u32 = i_0 + u32(3) * _S68;
+                var _S96 : u32 = i_0 + u32(4) * _S68;
+                var _S97 : u32 = i_0 + u32(5) * _S68;
+                var _S98 : u32 = i_0 + u32(6) * _S68;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S47).v_pages_offset_0, slots_0[i_0], _S70, _S73) + vec4<f32>(weights_0[_S93]) * value_2((*_S47).v_pages_offset_0, slots_0[_S93], _S70, _S73) + vec4<f32>(weights_0[_S94]) * value_2((*_S47).v_pages_offset_0, slots_0[_S94], _S70, _S73) + vec4<f32>(weights_0[_S95]) * value_2((*_S47).v_pages_offset_0, slots_0[_S95], _S70, _S73) + vec4<f32>(weights_0[_S96]) * value_2((*_S47).v_pages_offset_0, slots_0[_S96], _S70, _S73) + vec4<f32>(weights_0[_S97]) * value_2((*_S47).v_pages_offset_0, slots_0[_S97], _S70, _S73) + vec4<f32>(weights_0[_S98]) * value_2((*_S47).v_pages_offset_0, slots_0[_S98], _S70, _S73) + vec4<f32>(weights_0[_S92]) * value_2((*_S47).v_pages_offset_0, slots_0[_S92], _S70, _S73);
+                i_0 = i_0 + u32(8) * _S68;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S77)
+                if(i_1 < _S79)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * value_2((*_S44).v_pages_offset_0, slots_0[i_1], _S68, _S71);
-                i_1 = i_1 + _S66;
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * value_2((*_S47).v_pages_offset_0, slots_0[i_1], _S70, _S73);
+                i_1 = i_1 + _S68;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -435,49 +446,49 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S84;
-        total_0 = _S89;
+        peak_0 = _S86;
+        total_0 = _S91;
     }
-    sums_0[_S43] = sum_1;
+    sums_0[_S46] = sum_1;
     workgroupBarrier();
-    if(_S64)
+    if(_S66)
     {
         i_0 = u32(0);
-        sum_0 = _S76;
+        sum_0 = _S78;
         for(;;)
         {
-            if(i_0 < _S66)
+            if(i_0 < _S68)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S63 + _S43];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S65 + _S46];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
-        if(_S61 >= j_0)
+        if(_S63 >= _S62)
         {
-            sum_1 = _S76;
+            sum_1 = _S78;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S97 : u32 = (*_S44).out_offset_0 + _S47 * (*_S44).out_stride_0 + _S50 * _S62 + u32(4) * _S43;
-        j_0 = u32(0);
+        var _S99 : u32 = (*_S47).out_offset_0 + _S50 * (*_S47).out_stride_0 + _S53 * _S64 + u32(4) * _S46;
+        i_1 = u32(0);
         for(;;)
         {
-            if(j_0 < u32(4))
+            if(i_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            entryPointParams_result_0[_S97 + j_0] = sum_1[j_0];
-            j_0 = j_0 + u32(1);
+            entryPointParams_result_0[_S99 + i_1] = sum_1[i_1];
+            i_1 = i_1 + u32(1);
         }
     }
     return;
@@ -487,8 +498,8 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
 @workgroup_size(128, 1, 1)
 fn attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S2 = _builtinWaveLaneCount_0;
-    var _S98 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S98));
+    _S5 = _builtinWaveLaneCount_0;
+    var _S100 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S100));
     return;
 }

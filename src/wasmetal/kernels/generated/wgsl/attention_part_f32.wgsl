@@ -112,23 +112,60 @@ fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  
     return _S13;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+fn SequenceTable_end_of_0( this_0 : SequenceTable_0,  position_0 : u32) -> u32
 {
     var _S14 : u32;
-    if(first_0 < length_2)
+    if(position_0 < (this_0.length_0))
     {
-        _S14 = length_2 - first_0;
+        _S14 = position_0 + u32(1);
     }
     else
     {
-        _S14 = u32(0);
+        _S14 = this_0.length_0;
     }
-    var _S15 : u32 = parts_2 * u32(64);
-    var _S16 : u32 = (_S14 + _S15 - u32(1)) / _S15;
-    var _S17 : u32 = _S16 * u32(64);
-    var _S18 : u32 = min(first_0 + (*part_1).number_0 * _S17, length_2);
-    (*part_1).begin_0 = _S18;
-    (*part_1).end_0 = min(_S18 + _S17, length_2);
+    return _S14;
+}
+
+fn first_seen_0( position_1 : u32,  window_1 : u32) -> u32
+{
+    var _S15 : bool;
+    if(window_1 != u32(0))
+    {
+        _S15 = position_1 >= window_1;
+    }
+    else
+    {
+        _S15 = false;
+    }
+    var _S16 : u32;
+    if(_S15)
+    {
+        _S16 = position_1 - window_1 + u32(1);
+    }
+    else
+    {
+        _S16 = u32(0);
+    }
+    return _S16;
+}
+
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+{
+    var _S17 : u32;
+    if(first_0 < length_2)
+    {
+        _S17 = length_2 - first_0;
+    }
+    else
+    {
+        _S17 = u32(0);
+    }
+    var _S18 : u32 = parts_2 * u32(64);
+    var _S19 : u32 = (_S17 + _S18 - u32(1)) / _S18;
+    var _S20 : u32 = _S19 * u32(64);
+    var _S21 : u32 = min(first_0 + (*part_1).number_0 * _S20, length_2);
+    (*part_1).begin_0 = _S21;
+    (*part_1).end_0 = min(_S21 + _S20, length_2);
     return;
 }
 
@@ -148,48 +185,48 @@ struct Start_0
 
 fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
 {
-    var _S19 : Start_0;
-    _S19.peak_0 = peak_1;
-    _S19.value_0 = value_1;
-    _S19.weight_0 = weight_1;
-    return _S19;
+    var _S22 : Start_0;
+    _S22.peak_0 = peak_1;
+    _S22.value_0 = value_1;
+    _S22.weight_0 = weight_1;
+    return _S22;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
 
 var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 
-var<private> _S20 : u32;
+var<private> _S23 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
 fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S21 : u32 = _S20;
-    var _S22 : vec4<f32> = subgroupMax(value_2);
-    var _S23 : bool = subgroupElect();
-    if(_S23)
+    var _S24 : u32 = _S23;
+    var _S25 : vec4<f32> = subgroupMax(value_2);
+    var _S26 : bool = subgroupElect();
+    if(_S26)
     {
-        var _S24 : u32 = thread_0 / _S21;
-        waves_0[_S24] = _S22;
+        var _S27 : u32 = thread_0 / _S24;
+        waves_0[_S27] = _S25;
     }
     workgroupBarrier();
     var result_0 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S25 : u32 = u32(128) / _S21;
-        if(wave_0 < _S25)
+        var _S28 : u32 = u32(128) / _S24;
+        if(wave_0 < _S28)
         {
         }
         else
         {
             break;
         }
-        var _S26 : vec4<f32> = max(result_0, waves_0[wave_0]);
+        var _S29 : vec4<f32> = max(result_0, waves_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S26;
+        result_0 = _S29;
         wave_0 = wave_1;
     }
     return result_0;
@@ -200,22 +237,22 @@ var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 fn group_total_0( value_3 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
 {
     ;
-    var _S27 : u32 = _S20;
-    var _S28 : vec4<f32> = subgroupAdd(value_3);
-    var _S29 : bool = subgroupElect();
-    if(_S29)
+    var _S30 : u32 = _S23;
+    var _S31 : vec4<f32> = subgroupAdd(value_3);
+    var _S32 : bool = subgroupElect();
+    if(_S32)
     {
-        var _S30 : u32 = thread_1 / _S27;
-        waves_0[_S30] = _S28;
+        var _S33 : u32 = thread_1 / _S30;
+        waves_0[_S33] = _S31;
     }
     workgroupBarrier();
-    var _S31 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S34 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_2 : u32 = u32(0);
-    var result_1 : vec4<f32> = _S31;
+    var result_1 : vec4<f32> = _S34;
     for(;;)
     {
-        var _S32 : u32 = u32(128) / _S27;
-        if(wave_2 < _S32)
+        var _S35 : u32 = u32(128) / _S30;
+        if(wave_2 < _S35)
         {
         }
         else
@@ -229,41 +266,41 @@ fn group_total_0( value_3 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
     return result_1;
 }
 
-fn valid_rows_0( _S33 : u32,  _S34 : u32,  _S35 : u32) -> u32
+fn valid_rows_0( _S36 : u32,  _S37 : u32,  _S38 : u32) -> u32
 {
-    var _S36 : u32;
-    if(_S33 == u32(4294967295))
+    var _S39 : u32;
+    if(_S36 == u32(4294967295))
     {
-        _S36 = _S35;
+        _S39 = _S38;
     }
     else
     {
-        _S36 = min(max(entryPointParams_batch_0[_S33], _S34) - _S34, _S35);
+        _S39 = min(max(entryPointParams_batch_0[_S36], _S37) - _S37, _S38);
     }
-    return _S36;
+    return _S39;
 }
 
-fn row_sequence_0( _S37 : u32,  _S38 : u32) -> u32
+fn row_sequence_0( _S40 : u32,  _S41 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S37 + u32(3) + u32(2) * _S38];
+    return entryPointParams_batch_0[_S40 + u32(3) + u32(2) * _S41];
 }
 
-fn sequence_table_0( _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32) -> SequenceTable_0
+fn sequence_table_0( _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32) -> SequenceTable_0
 {
-    var _S45 : u32 = _S39 + min(_S40, _S41 - u32(1)) * (_S42 + u32(1));
-    return SequenceTable_x24init_0(_S45 + u32(1), _S43, _S44, min(entryPointParams_sequences_0[_S45], min(_S42, _S44) * _S43));
+    var _S48 : u32 = _S42 + min(_S43, _S44 - u32(1)) * (_S45 + u32(1));
+    return SequenceTable_x24init_0(_S48 + u32(1), _S46, _S47, min(entryPointParams_sequences_0[_S48], min(_S45, _S47) * _S46));
 }
 
-fn row_position_0( _S46 : u32,  _S47 : u32) -> u32
+fn row_position_0( _S49 : u32,  _S50 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S46 + u32(2) + u32(2) * _S47];
+    return entryPointParams_batch_0[_S49 + u32(2) + u32(2) * _S50];
 }
 
-fn leave_empty_0( _S48 : u32,  _S49 : Part_0)
+fn leave_empty_0( _S51 : u32,  _S52 : Part_0)
 {
-    if(_S48 < (_S49.heads_1))
+    if(_S51 < (_S52.heads_1))
     {
-        entryPointParams_scratch_0[_S49.out_0 + _S48 * _S49.out_stride_0 + _S49.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S52.out_0 + _S51 * _S52.out_stride_0 + _S52.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -273,53 +310,53 @@ struct Plain_0
      begin_3 : u32,
 };
 
-fn Plain_four_0( _S50 : Plain_0,  _S51 : u32) -> vec4<f32>
+fn Plain_four_0( _S53 : Plain_0,  _S54 : u32) -> vec4<f32>
 {
-    var _S52 : u32 = _S50.begin_3 + _S51;
-    return vec4<f32>(entryPointParams_q_0[_S52], entryPointParams_q_0[_S52 + u32(1)], entryPointParams_q_0[_S52 + u32(2)], entryPointParams_q_0[_S52 + u32(3)]);
+    var _S55 : u32 = _S53.begin_3 + _S54;
+    return vec4<f32>(entryPointParams_q_0[_S55], entryPointParams_q_0[_S55 + u32(1)], entryPointParams_q_0[_S55 + u32(2)], entryPointParams_q_0[_S55 + u32(3)]);
 }
 
-fn load_queries_0( _S53 : u32,  _S54 : Part_0,  _S55 : f32,  _S56 : Plain_0)
+fn load_queries_0( _S56 : u32,  _S57 : Part_0,  _S58 : f32,  _S59 : Plain_0)
 {
-    var _S57 : u32 = padded_vectors_0(_S54.head_dim_1);
-    var i_0 : u32 = _S53;
+    var _S60 : u32 = padded_vectors_0(_S57.head_dim_1);
+    var i_0 : u32 = _S56;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S57))
+        if(i_0 < (u32(4) * _S60))
         {
         }
         else
         {
             break;
         }
-        var _S58 : u32 = i_0 % _S57;
-        var _S59 : u32 = i_0 / _S57;
-        var _S60 : bool;
-        if(_S59 < (_S54.heads_1))
+        var _S61 : u32 = i_0 % _S60;
+        var _S62 : u32 = i_0 / _S60;
+        var _S63 : bool;
+        if(_S62 < (_S57.heads_1))
         {
-            _S60 = _S58 < (_S54.head_dim_1 / u32(4));
+            _S63 = _S61 < (_S57.head_dim_1 / u32(4));
         }
         else
         {
-            _S60 = false;
+            _S63 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S60)
+        if(_S63)
         {
-            var _S61 : u32 = i_0 / _S57;
-            query_0[i_0] = vec4<f32>(_S55) * Plain_four_0(_S56, (_S54.head_0 + _S61) * _S54.head_dim_1 + u32(4) * _S58);
+            var _S64 : u32 = i_0 / _S60;
+            query_0[i_0] = vec4<f32>(_S58) * Plain_four_0(_S59, (_S57.head_0 + _S64) * _S57.head_dim_1 + u32(4) * _S61);
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn SequenceTable_slot_0( _S62 : SequenceTable_0,  _S63 : u32) -> u32
+fn SequenceTable_slot_0( _S65 : SequenceTable_0,  _S66 : u32) -> u32
 {
-    var _S64 : u32 = _S63 / _S62.page_size_1;
-    var _S65 : u32 = min(entryPointParams_sequences_0[_S62.begin_1 + _S64], _S62.pages_1 - u32(1)) * _S62.page_size_1;
-    var _S66 : u32 = _S63 % _S62.page_size_1;
-    return _S65 + _S66;
+    var _S67 : u32 = _S66 / _S65.page_size_1;
+    var _S68 : u32 = min(entryPointParams_sequences_0[_S65.begin_1 + _S67], _S65.pages_1 - u32(1)) * _S65.page_size_1;
+    var _S69 : u32 = _S66 % _S65.page_size_1;
+    return _S68 + _S69;
 }
 
 struct Run_0
@@ -330,10 +367,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S67 : Run_0;
-    _S67.vector_0 = vector_1;
-    _S67.scale_1 = scale_2;
-    return _S67;
+    var _S70 : Run_0;
+    _S70.vector_0 = vector_1;
+    _S70.scale_1 = scale_2;
+    return _S70;
 }
 
 fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
@@ -341,12 +378,12 @@ fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : 
     return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
 }
 
-fn Float32_scale_0( _S68 : u32) -> f32
+fn Float32_scale_0( _S71 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float32_scale_1( _S69 : u32) -> f32
+fn Float32_scale_1( _S72 : u32) -> f32
 {
     return 1.0f;
 }
@@ -356,130 +393,130 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_0)
+fn attend_0( _S73 : u32,  _S74 : SequenceTable_0,  _S75 : Part_0,  _S76 : Start_0)
 {
     var score_0 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S74 : u32;
-    var _S75 : u32 = _S72.head_dim_1 / u32(4);
-    var _S76 : u32 = padded_vectors_0(_S72.head_dim_1);
-    var _S77 : u32 = u32(128) / _S75;
-    var _S78 : u32 = _S70 / _S75;
-    var _S79 : u32 = _S72.kv_head_0 * _S72.head_dim_1;
-    var _S80 : u32 = _S70 % _S75;
-    var _S81 : u32 = _S79 + u32(4) * _S80;
-    var _S82 : f32;
-    if(_S70 == u32(0))
+    var _S77 : u32;
+    var _S78 : u32 = _S75.head_dim_1 / u32(4);
+    var _S79 : u32 = padded_vectors_0(_S75.head_dim_1);
+    var _S80 : u32 = u32(128) / _S78;
+    var _S81 : u32 = _S73 / _S78;
+    var _S82 : u32 = _S75.kv_head_0 * _S75.head_dim_1;
+    var _S83 : u32 = _S73 % _S78;
+    var _S84 : u32 = _S82 + u32(4) * _S83;
+    var _S85 : f32;
+    if(_S73 == u32(0))
     {
-        _S82 = _S73.weight_0;
+        _S85 = _S76.weight_0;
     }
     else
     {
-        _S82 = 0.0f;
+        _S85 = 0.0f;
     }
-    var _S83 : vec4<f32> = vec4<f32>(_S82);
+    var _S86 : vec4<f32> = vec4<f32>(_S85);
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S84 : bool = _S78 == u32(0);
+    var _S87 : bool = _S81 == u32(0);
     var total_0 : vec4<f32>;
-    if(_S84)
+    if(_S87)
     {
-        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(0)] = total_0;
-    if(_S84)
+    if(_S87)
     {
-        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(1)] = total_0;
-    if(_S84)
+    if(_S87)
     {
-        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(2)] = total_0;
-    if(_S84)
+    if(_S87)
     {
-        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S72.begin_0;
-    total_0 = _S83;
-    var peak_2 : vec4<f32> = _S73.peak_0;
+    var tile_0 : u32 = _S75.begin_0;
+    total_0 = _S86;
+    var peak_2 : vec4<f32> = _S76.peak_0;
     for(;;)
     {
-        if(tile_0 < (_S72.end_0))
+        if(tile_0 < (_S75.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S85 : bool = _S70 < u32(64);
-        if(_S85)
+        var _S88 : bool = _S73 < u32(64);
+        if(_S88)
         {
-            var _S86 : u32 = SequenceTable_slot_0(_S71, min(tile_0 + _S70, _S72.end_0 - u32(1)));
-            slots_0[_S70] = _S86;
+            var _S89 : u32 = SequenceTable_slot_0(_S74, min(tile_0 + _S73, _S75.end_0 - u32(1)));
+            slots_0[_S73] = _S89;
         }
         workgroupBarrier();
         var values_0 : array<vec4<f32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S87 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S87.vector_0];
-        scales_0[u32(0)] = Float32_scale_0(_S87.scale_1);
-        var _S88 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S77, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S88.vector_0];
-        scales_0[u32(1)] = Float32_scale_0(_S88.scale_1);
-        var _S89 : u32 = u32(2) * _S77;
-        var _S90 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S89, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S90.vector_0];
-        scales_0[u32(2)] = Float32_scale_0(_S90.scale_1);
-        var _S91 : u32 = u32(3) * _S77;
-        var _S92 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S91, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S92.vector_0];
-        scales_0[u32(3)] = Float32_scale_0(_S92.scale_1);
-        var _S93 : u32 = u32(4) * _S77;
-        var _S94 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S93, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S94.vector_0];
-        scales_0[u32(4)] = Float32_scale_0(_S94.scale_1);
-        var _S95 : u32 = u32(5) * _S77;
-        var _S96 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S95, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S96.vector_0];
-        scales_0[u32(5)] = Float32_scale_0(_S96.scale_1);
-        var _S97 : u32 = u32(6) * _S77;
-        var _S98 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S97, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S98.vector_0];
-        scales_0[u32(6)] = Float32_scale_0(_S98.scale_1);
-        var _S99 : u32 = u32(7) * _S77;
-        var _S100 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S99, u32(63))], _S72.columns_0, _S81);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S100.vector_0];
-        scales_0[u32(7)] = Float32_scale_0(_S100.scale_1);
+        var _S90 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S90.vector_0];
+        scales_0[u32(0)] = Float32_scale_0(_S90.scale_1);
+        var _S91 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S80, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S91.vector_0];
+        scales_0[u32(1)] = Float32_scale_0(_S91.scale_1);
+        var _S92 : u32 = u32(2) * _S80;
+        var _S93 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S92, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S93.vector_0];
+        scales_0[u32(2)] = Float32_scale_0(_S93.scale_1);
+        var _S94 : u32 = u32(3) * _S80;
+        var _S95 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S94, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S95.vector_0];
+        scales_0[u32(3)] = Float32_scale_0(_S95.scale_1);
+        var _S96 : u32 = u32(4) * _S80;
+        var _S97 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S96, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S97.vector_0];
+        scales_0[u32(4)] = Float32_scale_0(_S97.scale_1);
+        var _S98 : u32 = u32(5) * _S80;
+        var _S99 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S98, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S99.vector_0];
+        scales_0[u32(5)] = Float32_scale_0(_S99.scale_1);
+        var _S100 : u32 = u32(6) * _S80;
+        var _S101 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S100, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S101.vector_0];
+        scales_0[u32(6)] = Float32_scale_0(_S101.scale_1);
+        var _S102 : u32 = u32(7) * _S80;
+        var _S103 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S102, u32(63))], _S75.columns_0, _S84);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S103.vector_0];
+        scales_0[u32(7)] = Float32_scale_0(_S103.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float32_run_0(_S72.k_pages_offset_1, slots_0[_S70 / u32(4)], _S72.columns_0, _S79);
+        keys_0[u32(0)] = Float32_run_0(_S75.k_pages_offset_1, slots_0[_S73 / u32(4)], _S75.columns_0, _S82);
         var products_0 : array<vec4<f32>, i32(2)>;
-        var _S101 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_0[u32(0)] = _S101;
-        keys_0[u32(1)] = Float32_run_0(_S72.k_pages_offset_1, slots_0[_S70 / u32(4) + u32(32)], _S72.columns_0, _S79);
-        products_0[u32(1)] = _S101;
-        i_1 = _S70 % u32(4);
+        var _S104 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        products_0[u32(0)] = _S104;
+        keys_0[u32(1)] = Float32_run_0(_S75.k_pages_offset_1, slots_0[_S73 / u32(4) + u32(32)], _S75.columns_0, _S82);
+        products_0[u32(1)] = _S104;
+        i_1 = _S73 % u32(4);
         for(;;)
         {
-            if(i_1 < _S75)
+            if(i_1 < _S78)
             {
             }
             else
@@ -488,169 +525,154 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             var ahead_0 : array<vec4<f32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S102 : u32 = _S75 - u32(1);
-            var _S103 : u32 = min(i_1, _S102);
-            var _S104 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S103];
-            ahead_0[u32(0)] = _S104;
-            var _S105 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S103 / u32(8));
-            key_scales_0[u32(0)] = _S105;
-            var _S106 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S103];
-            ahead_0[u32(1)] = _S106;
-            var _S107 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S103 / u32(8));
-            key_scales_0[u32(1)] = _S107;
-            var _S108 : u32 = i_1 + u32(4);
-            var _S109 : u32 = min(_S108, _S102);
-            var _S110 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S109];
-            ahead_0[u32(2)] = _S110;
-            var _S111 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S109 / u32(8));
-            key_scales_0[u32(2)] = _S111;
-            var _S112 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S109];
-            ahead_0[u32(3)] = _S112;
-            var _S113 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S109 / u32(8));
-            key_scales_0[u32(3)] = _S113;
-            var _S114 : u32 = i_1 + u32(8);
-            var _S115 : u32 = min(_S114, _S102);
-            var _S116 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S115];
-            ahead_0[u32(4)] = _S116;
-            var _S117 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S115 / u32(8));
-            key_scales_0[u32(4)] = _S117;
-            var _S118 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S115];
-            ahead_0[u32(5)] = _S118;
-            var _S119 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S115 / u32(8));
-            key_scales_0[u32(5)] = _S119;
-            var _S120 : u32 = i_1 + u32(12);
-            var _S121 : u32 = min(_S120, _S102);
-            var _S122 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S121];
-            ahead_0[u32(6)] = _S122;
-            var _S123 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S121 / u32(8));
-            key_scales_0[u32(6)] = _S123;
-            var _S124 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S121];
-            ahead_0[u32(7)] = _S124;
-            var _S125 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S121 / u32(8));
-            key_scales_0[u32(7)] = _S125;
-            var _S126 : vec4<f32> = Float32_expand_0(_S104);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S105 * dot(query_0[i_1], _S126);
-            var _S127 : vec4<f32> = Float32_expand_0(_S106);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S107 * dot(query_0[i_1], _S127);
-            var _S128 : u32 = _S76 + i_1;
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S105 * dot(query_0[_S128], _S126);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S107 * dot(query_0[_S128], _S127);
-            var _S129 : u32 = u32(2) * _S76 + i_1;
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S105 * dot(query_0[_S129], _S126);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S107 * dot(query_0[_S129], _S127);
-            var _S130 : u32 = u32(3) * _S76 + i_1;
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S105 * dot(query_0[_S130], _S126);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S107 * dot(query_0[_S130], _S127);
-            var _S131 : vec4<f32> = Float32_expand_0(_S110);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S111 * dot(query_0[_S108], _S131);
-            var _S132 : vec4<f32> = Float32_expand_0(_S112);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S113 * dot(query_0[_S108], _S132);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S111 * dot(query_0[_S128 + u32(4)], _S131);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S113 * dot(query_0[_S128 + u32(4)], _S132);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S111 * dot(query_0[_S129 + u32(4)], _S131);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S113 * dot(query_0[_S129 + u32(4)], _S132);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S111 * dot(query_0[_S130 + u32(4)], _S131);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S113 * dot(query_0[_S130 + u32(4)], _S132);
-            var _S133 : vec4<f32> = Float32_expand_0(_S116);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S117 * dot(query_0[_S114], _S133);
-            var _S134 : vec4<f32> = Float32_expand_0(_S118);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S119 * dot(query_0[_S114], _S134);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S117 * dot(query_0[_S128 + u32(8)], _S133);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S119 * dot(query_0[_S128 + u32(8)], _S134);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S117 * dot(query_0[_S129 + u32(8)], _S133);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S119 * dot(query_0[_S129 + u32(8)], _S134);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S117 * dot(query_0[_S130 + u32(8)], _S133);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S119 * dot(query_0[_S130 + u32(8)], _S134);
-            var _S135 : vec4<f32> = Float32_expand_0(_S122);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S123 * dot(query_0[_S120], _S135);
-            var _S136 : vec4<f32> = Float32_expand_0(_S124);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S125 * dot(query_0[_S120], _S136);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S123 * dot(query_0[_S128 + u32(12)], _S135);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S125 * dot(query_0[_S128 + u32(12)], _S136);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S123 * dot(query_0[_S129 + u32(12)], _S135);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S125 * dot(query_0[_S129 + u32(12)], _S136);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S123 * dot(query_0[_S130 + u32(12)], _S135);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S125 * dot(query_0[_S130 + u32(12)], _S136);
+            var _S105 : u32 = _S78 - u32(1);
+            var _S106 : u32 = min(i_1, _S105);
+            var _S107 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S106];
+            ahead_0[u32(0)] = _S107;
+            var _S108 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S106 / u32(8));
+            key_scales_0[u32(0)] = _S108;
+            var _S109 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S106];
+            ahead_0[u32(1)] = _S109;
+            var _S110 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S106 / u32(8));
+            key_scales_0[u32(1)] = _S110;
+            var _S111 : u32 = i_1 + u32(4);
+            var _S112 : u32 = min(_S111, _S105);
+            var _S113 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S112];
+            ahead_0[u32(2)] = _S113;
+            var _S114 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S112 / u32(8));
+            key_scales_0[u32(2)] = _S114;
+            var _S115 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S112];
+            ahead_0[u32(3)] = _S115;
+            var _S116 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S112 / u32(8));
+            key_scales_0[u32(3)] = _S116;
+            var _S117 : u32 = i_1 + u32(8);
+            var _S118 : u32 = min(_S117, _S105);
+            var _S119 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S118];
+            ahead_0[u32(4)] = _S119;
+            var _S120 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S118 / u32(8));
+            key_scales_0[u32(4)] = _S120;
+            var _S121 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S118];
+            ahead_0[u32(5)] = _S121;
+            var _S122 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S118 / u32(8));
+            key_scales_0[u32(5)] = _S122;
+            var _S123 : u32 = i_1 + u32(12);
+            var _S124 : u32 = min(_S123, _S105);
+            var _S125 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S124];
+            ahead_0[u32(6)] = _S125;
+            var _S126 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S124 / u32(8));
+            key_scales_0[u32(6)] = _S126;
+            var _S127 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S124];
+            ahead_0[u32(7)] = _S127;
+            var _S128 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S124 / u32(8));
+            key_scales_0[u32(7)] = _S128;
+            var _S129 : vec4<f32> = Float32_expand_0(_S107);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S108 * dot(query_0[i_1], _S129);
+            var _S130 : vec4<f32> = Float32_expand_0(_S109);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S110 * dot(query_0[i_1], _S130);
+            var _S131 : u32 = _S79 + i_1;
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S108 * dot(query_0[_S131], _S129);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S110 * dot(query_0[_S131], _S130);
+            var _S132 : u32 = u32(2) * _S79 + i_1;
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S108 * dot(query_0[_S132], _S129);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S110 * dot(query_0[_S132], _S130);
+            var _S133 : u32 = u32(3) * _S79 + i_1;
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S108 * dot(query_0[_S133], _S129);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S110 * dot(query_0[_S133], _S130);
+            var _S134 : vec4<f32> = Float32_expand_0(_S113);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S114 * dot(query_0[_S111], _S134);
+            var _S135 : vec4<f32> = Float32_expand_0(_S115);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S116 * dot(query_0[_S111], _S135);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S114 * dot(query_0[_S131 + u32(4)], _S134);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S116 * dot(query_0[_S131 + u32(4)], _S135);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S114 * dot(query_0[_S132 + u32(4)], _S134);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S116 * dot(query_0[_S132 + u32(4)], _S135);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S114 * dot(query_0[_S133 + u32(4)], _S134);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S116 * dot(query_0[_S133 + u32(4)], _S135);
+            var _S136 : vec4<f32> = Float32_expand_0(_S119);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S120 * dot(query_0[_S117], _S136);
+            var _S137 : vec4<f32> = Float32_expand_0(_S121);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S122 * dot(query_0[_S117], _S137);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S120 * dot(query_0[_S131 + u32(8)], _S136);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S122 * dot(query_0[_S131 + u32(8)], _S137);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S120 * dot(query_0[_S132 + u32(8)], _S136);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S122 * dot(query_0[_S132 + u32(8)], _S137);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S120 * dot(query_0[_S133 + u32(8)], _S136);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S122 * dot(query_0[_S133 + u32(8)], _S137);
+            var _S138 : vec4<f32> = Float32_expand_0(_S125);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S126 * dot(query_0[_S123], _S138);
+            var _S139 : vec4<f32> = Float32_expand_0(_S127);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S128 * dot(query_0[_S123], _S139);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S126 * dot(query_0[_S131 + u32(12)], _S138);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S128 * dot(query_0[_S131 + u32(12)], _S139);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S126 * dot(query_0[_S132 + u32(12)], _S138);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S128 * dot(query_0[_S132 + u32(12)], _S139);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S126 * dot(query_0[_S133 + u32(12)], _S138);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S128 * dot(query_0[_S133 + u32(12)], _S139);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S70] = products_0[u32(0)];
-        exchange_0[u32(128) + _S70] = products_0[u32(1)];
+        exchange_0[_S73] = products_0[u32(0)];
+        exchange_0[u32(128) + _S73] = products_0[u32(1)];
         workgroupBarrier();
-        var _S137 : bool;
-        if(_S85)
+        var _S140 : bool;
+        if(_S88)
         {
-            _S137 = (tile_0 + _S70) < (_S72.end_0);
+            _S140 = (tile_0 + _S73) < (_S75.end_0);
         }
         else
         {
-            _S137 = false;
+            _S140 = false;
         }
-        var _S138 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S137)
+        var _S141 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+        if(_S140)
         {
-            var _S139 : u32 = _S70 * u32(4);
-            score_0 = exchange_0[_S139] + exchange_0[_S139 + u32(1)] + exchange_0[_S139 + u32(2)] + exchange_0[_S139 + u32(3)];
+            var _S142 : u32 = _S73 * u32(4);
+            score_0 = exchange_0[_S142] + exchange_0[_S142 + u32(1)] + exchange_0[_S142 + u32(2)] + exchange_0[_S142 + u32(3)];
         }
         else
         {
-            score_0 = _S138;
+            score_0 = _S141;
         }
-        var _S140 : vec4<f32> = group_peak_0(score_0, _S70);
-        var _S141 : vec4<f32> = max(peak_2, _S140);
-        var _S142 : vec4<f32>;
-        if(_S137)
+        var _S143 : vec4<f32> = group_peak_0(score_0, _S73);
+        var _S144 : vec4<f32> = max(peak_2, _S143);
+        var _S145 : vec4<f32>;
+        if(_S140)
         {
-            _S142 = exp(score_0 - _S141);
+            _S145 = exp(score_0 - _S144);
         }
         else
         {
-            _S142 = _S101;
+            _S145 = _S104;
         }
-        if(_S85)
+        if(_S88)
         {
-            weights_0[_S70] = _S142;
+            weights_0[_S73] = _S145;
         }
-        var _S143 : vec4<f32> = exp(peak_2 - _S141);
-        var _S144 : vec4<f32> = total_0 * _S143 + _S142;
+        var _S146 : vec4<f32> = exp(peak_2 - _S144);
+        var _S147 : vec4<f32> = total_0 * _S146 + _S145;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S143[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S143[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S143[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S143[u32(3)]);
-        i_2 = _S78;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S146[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S146[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S146[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S146[u32(3)]);
+        i_2 = _S81;
         for(;;)
         {
-            var _S145 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float32_expand_0(values_0[u32(0)]);
-            var _S146 : vec4<f32>;
+            var _S148 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float32_expand_0(values_0[u32(0)]);
+            var _S149 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S146 = weights_0[i_2];
+                _S149 = weights_0[i_2];
             }
             else
             {
-                _S146 = _S101;
+                _S149 = _S104;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S146[u32(0)]) * _S145;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S146[u32(1)]) * _S145;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S146[u32(2)]) * _S145;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S146[u32(3)]) * _S145;
-            var _S147 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float32_expand_0(values_0[u32(1)]);
-            var _S148 : u32 = i_2 + _S77;
-            var _S149 : vec4<f32>;
-            if(_S148 < u32(64))
-            {
-                _S149 = weights_0[_S148];
-            }
-            else
-            {
-                _S149 = _S101;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S149[u32(0)]) * _S147;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S149[u32(1)]) * _S147;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S149[u32(2)]) * _S147;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S149[u32(3)]) * _S147;
-            var _S150 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float32_expand_0(values_0[u32(2)]);
-            var _S151 : u32 = i_2 + _S89;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S149[u32(0)]) * _S148;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S149[u32(1)]) * _S148;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S149[u32(2)]) * _S148;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S149[u32(3)]) * _S148;
+            var _S150 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float32_expand_0(values_0[u32(1)]);
+            var _S151 : u32 = i_2 + _S80;
             var _S152 : vec4<f32>;
             if(_S151 < u32(64))
             {
@@ -658,14 +680,14 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S152 = _S101;
+                _S152 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S152[u32(0)]) * _S150;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S152[u32(1)]) * _S150;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S152[u32(2)]) * _S150;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S152[u32(3)]) * _S150;
-            var _S153 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float32_expand_0(values_0[u32(3)]);
-            var _S154 : u32 = i_2 + _S91;
+            var _S153 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float32_expand_0(values_0[u32(2)]);
+            var _S154 : u32 = i_2 + _S92;
             var _S155 : vec4<f32>;
             if(_S154 < u32(64))
             {
@@ -673,14 +695,14 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S155 = _S101;
+                _S155 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S155[u32(0)]) * _S153;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S155[u32(1)]) * _S153;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S155[u32(2)]) * _S153;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S155[u32(3)]) * _S153;
-            var _S156 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float32_expand_0(values_0[u32(4)]);
-            var _S157 : u32 = i_2 + _S93;
+            var _S156 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float32_expand_0(values_0[u32(3)]);
+            var _S157 : u32 = i_2 + _S94;
             var _S158 : vec4<f32>;
             if(_S157 < u32(64))
             {
@@ -688,14 +710,14 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S158 = _S101;
+                _S158 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S158[u32(0)]) * _S156;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S158[u32(1)]) * _S156;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S158[u32(2)]) * _S156;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S158[u32(3)]) * _S156;
-            var _S159 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float32_expand_0(values_0[u32(5)]);
-            var _S160 : u32 = i_2 + _S95;
+            var _S159 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float32_expand_0(values_0[u32(4)]);
+            var _S160 : u32 = i_2 + _S96;
             var _S161 : vec4<f32>;
             if(_S160 < u32(64))
             {
@@ -703,14 +725,14 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S161 = _S101;
+                _S161 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S161[u32(0)]) * _S159;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S161[u32(1)]) * _S159;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S161[u32(2)]) * _S159;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S161[u32(3)]) * _S159;
-            var _S162 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float32_expand_0(values_0[u32(6)]);
-            var _S163 : u32 = i_2 + _S97;
+            var _S162 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float32_expand_0(values_0[u32(5)]);
+            var _S163 : u32 = i_2 + _S98;
             var _S164 : vec4<f32>;
             if(_S163 < u32(64))
             {
@@ -718,14 +740,14 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S164 = _S101;
+                _S164 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S164[u32(0)]) * _S162;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S164[u32(1)]) * _S162;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S164[u32(2)]) * _S162;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S164[u32(3)]) * _S162;
-            var _S165 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float32_expand_0(values_0[u32(7)]);
-            var _S166 : u32 = i_2 + _S99;
+            var _S165 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float32_expand_0(values_0[u32(6)]);
+            var _S166 : u32 = i_2 + _S100;
             var _S167 : vec4<f32>;
             if(_S166 < u32(64))
             {
@@ -733,92 +755,107 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
             }
             else
             {
-                _S167 = _S101;
+                _S167 = _S104;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S167[u32(0)]) * _S165;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S167[u32(1)]) * _S165;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S167[u32(2)]) * _S165;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S167[u32(3)]) * _S165;
-            var i_3 : u32 = i_2 + u32(8) * _S77;
+            var _S168 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float32_expand_0(values_0[u32(7)]);
+            var _S169 : u32 = i_2 + _S102;
+            var _S170 : vec4<f32>;
+            if(_S169 < u32(64))
+            {
+                _S170 = weights_0[_S169];
+            }
+            else
+            {
+                _S170 = _S104;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S170[u32(0)]) * _S168;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S170[u32(1)]) * _S168;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S170[u32(2)]) * _S168;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S170[u32(3)]) * _S168;
+            var i_3 : u32 = i_2 + u32(8) * _S80;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S168 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(0)] = entryPointParams_v_pages_0[_S168.vector_0];
-            scales_0[u32(0)] = Float32_scale_0(_S168.scale_1);
-            var _S169 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S77, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(1)] = entryPointParams_v_pages_0[_S169.vector_0];
-            scales_0[u32(1)] = Float32_scale_0(_S169.scale_1);
-            var _S170 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S89, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(2)] = entryPointParams_v_pages_0[_S170.vector_0];
-            scales_0[u32(2)] = Float32_scale_0(_S170.scale_1);
-            var _S171 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S91, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(3)] = entryPointParams_v_pages_0[_S171.vector_0];
-            scales_0[u32(3)] = Float32_scale_0(_S171.scale_1);
-            var _S172 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S93, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(4)] = entryPointParams_v_pages_0[_S172.vector_0];
-            scales_0[u32(4)] = Float32_scale_0(_S172.scale_1);
-            var _S173 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S95, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(5)] = entryPointParams_v_pages_0[_S173.vector_0];
-            scales_0[u32(5)] = Float32_scale_0(_S173.scale_1);
-            var _S174 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S97, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(6)] = entryPointParams_v_pages_0[_S174.vector_0];
-            scales_0[u32(6)] = Float32_scale_0(_S174.scale_1);
-            var _S175 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S99, u32(63))], _S72.columns_0, _S81);
-            values_0[u32(7)] = entryPointParams_v_pages_0[_S175.vector_0];
-            scales_0[u32(7)] = Float32_scale_0(_S175.scale_1);
+            var _S171 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(0)] = entryPointParams_v_pages_0[_S171.vector_0];
+            scales_0[u32(0)] = Float32_scale_0(_S171.scale_1);
+            var _S172 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S80, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(1)] = entryPointParams_v_pages_0[_S172.vector_0];
+            scales_0[u32(1)] = Float32_scale_0(_S172.scale_1);
+            var _S173 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S92, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(2)] = entryPointParams_v_pages_0[_S173.vector_0];
+            scales_0[u32(2)] = Float32_scale_0(_S173.scale_1);
+            var _S174 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S94, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(3)] = entryPointParams_v_pages_0[_S174.vector_0];
+            scales_0[u32(3)] = Float32_scale_0(_S174.scale_1);
+            var _S175 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S96, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(4)] = entryPointParams_v_pages_0[_S175.vector_0];
+            scales_0[u32(4)] = Float32_scale_0(_S175.scale_1);
+            var _S176 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S98, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(5)] = entryPointParams_v_pages_0[_S176.vector_0];
+            scales_0[u32(5)] = Float32_scale_0(_S176.scale_1);
+            var _S177 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S100, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(6)] = entryPointParams_v_pages_0[_S177.vector_0];
+            scales_0[u32(6)] = Float32_scale_0(_S177.scale_1);
+            var _S178 : Run_0 = Float32_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S102, u32(63))], _S75.columns_0, _S84);
+            values_0[u32(7)] = entryPointParams_v_pages_0[_S178.vector_0];
+            scales_0[u32(7)] = Float32_scale_0(_S178.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S144;
-        peak_2 = _S141;
+        total_0 = _S147;
+        peak_2 = _S144;
     }
-    exchange_0[_S70] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S70] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S70] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S70] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S70);
-    i_1 = _S70;
+    exchange_0[_S73] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S73] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S73] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S73] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S73);
+    i_1 = _S73;
     for(;;)
     {
-        _S74 = _S72.heads_1;
-        if(i_1 < (_S72.heads_1 * _S75))
+        _S77 = _S75.heads_1;
+        if(i_1 < (_S75.heads_1 * _S78))
         {
         }
         else
         {
             break;
         }
-        var _S176 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        var _S179 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
         i_2 = u32(0);
-        score_0 = _S176;
+        score_0 = _S179;
         for(;;)
         {
-            if(i_2 < _S77)
+            if(i_2 < _S80)
             {
             }
             else
             {
                 break;
             }
-            var _S177 : u32 = i_1 / _S75;
-            var _S178 : u32 = _S177 * u32(128) + i_2 * _S75;
-            var _S179 : u32 = i_1 % _S75;
-            var whole_0 : vec4<f32> = score_0 + exchange_0[_S178 + _S179];
+            var _S180 : u32 = i_1 / _S78;
+            var _S181 : u32 = _S180 * u32(128) + i_2 * _S78;
+            var _S182 : u32 = i_1 % _S78;
+            var whole_0 : vec4<f32> = score_0 + exchange_0[_S181 + _S182];
             i_2 = i_2 + u32(1);
             score_0 = whole_0;
         }
-        var _S180 : u32 = i_1 / _S75;
-        var _S181 : u32 = _S72.out_0 + _S180 * _S72.out_stride_0;
-        var _S182 : u32 = i_1 % _S75;
-        entryPointParams_scratch_0[_S181 + _S182] = score_0;
+        var _S183 : u32 = i_1 / _S78;
+        var _S184 : u32 = _S75.out_0 + _S183 * _S75.out_stride_0;
+        var _S185 : u32 = i_1 % _S78;
+        entryPointParams_scratch_0[_S184 + _S185] = score_0;
         i_1 = i_1 + u32(128);
     }
-    if(_S70 < _S74)
+    if(_S73 < _S77)
     {
-        entryPointParams_scratch_0[_S72.out_0 + _S70 * _S72.out_stride_0 + _S75] = vec4<f32>(peak_2[_S70], total_1[_S70], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S75.out_0 + _S73 * _S75.out_stride_0 + _S78] = vec4<f32>(peak_2[_S73], total_1[_S73], 1.0f, 0.0f);
     }
     return;
 }
@@ -827,51 +864,25 @@ fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_
 @workgroup_size(128, 1, 1)
 fn attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S20 = _builtinWaveLaneCount_0;
-    var _S183 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_2 : Part_0 = _S183;
-    var _S184 : bool;
+    _S23 = _builtinWaveLaneCount_0;
+    var _S186 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_2 : Part_0 = _S186;
+    var _S187 : bool;
     if((part_2.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S184 = true;
+        _S187 = true;
     }
     else
     {
-        _S184 = (part_2.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
+        _S187 = (part_2.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
     }
-    if(_S184)
+    if(_S187)
     {
         return;
     }
-    var _S185 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S186 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0);
-    var _S187 : u32;
-    if(_S186 < (_S185.length_0))
-    {
-        _S187 = _S186 + u32(1);
-    }
-    else
-    {
-        _S187 = _S185.length_0;
-    }
-    if((entryPointParams_0.p_0.window_0) != u32(0))
-    {
-        _S184 = _S186 >= (entryPointParams_0.p_0.window_0);
-    }
-    else
-    {
-        _S184 = false;
-    }
-    var _S188 : u32;
-    if(_S184)
-    {
-        _S188 = _S186 - entryPointParams_0.p_0.window_0 + u32(1);
-    }
-    else
-    {
-        _S188 = u32(0);
-    }
-    share_out_0(&(part_2), _S188, _S187, entryPointParams_0.p_0.parts_0);
+    var _S188 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S189 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0);
+    share_out_0(&(part_2), first_seen_0(_S189, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S188, _S189), entryPointParams_0.p_0.parts_0);
     if((part_2.begin_0) >= (part_2.end_0))
     {
         leave_empty_0(thread_2, part_2);
@@ -882,6 +893,6 @@ fn attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local
     var queries_0 : Plain_0;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_2.row_0 * entryPointParams_0.p_0.q_stride_0;
     load_queries_0(thread_2, part_2, entryPointParams_0.p_0.scale_0, queries_0);
-    attend_0(thread_2, _S185, part_2, Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f));
+    attend_0(thread_2, _S188, part_2, Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f));
     return;
 }

@@ -68,7 +68,44 @@ fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  
 
 var<workgroup> firsts_0 : array<u32, i32(16)>;
 
+fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
+{
+    var _S2 : bool;
+    if(window_1 != u32(0))
+    {
+        _S2 = position_0 >= window_1;
+    }
+    else
+    {
+        _S2 = false;
+    }
+    var _S3 : u32;
+    if(_S2)
+    {
+        _S3 = position_0 - window_1 + u32(1);
+    }
+    else
+    {
+        _S3 = u32(0);
+    }
+    return _S3;
+}
+
 var<workgroup> lengths_0 : array<u32, i32(16)>;
+
+fn SequenceTable_end_of_0( this_0 : SequenceTable_0,  position_1 : u32) -> u32
+{
+    var _S4 : u32;
+    if(position_1 < (this_0.length_0))
+    {
+        _S4 = position_1 + u32(1);
+    }
+    else
+    {
+        _S4 = this_0.length_0;
+    }
+    return _S4;
+}
 
 var<workgroup> slots_0 : array<u32, i32(32)>;
 
@@ -82,42 +119,42 @@ var<workgroup> lanes_0 : array<f32, i32(128)>;
 
 var<workgroup> rescales_0 : array<f32, i32(16)>;
 
-fn valid_rows_0( _S2 : u32,  _S3 : u32,  _S4 : u32) -> u32
+fn valid_rows_0( _S5 : u32,  _S6 : u32,  _S7 : u32) -> u32
 {
-    var _S5 : u32;
-    if(_S2 == u32(4294967295))
+    var _S8 : u32;
+    if(_S5 == u32(4294967295))
     {
-        _S5 = _S4;
+        _S8 = _S7;
     }
     else
     {
-        _S5 = min(max(entryPointParams_batch_0[_S2], _S3) - _S3, _S4);
+        _S8 = min(max(entryPointParams_batch_0[_S5], _S6) - _S6, _S7);
     }
-    return _S5;
+    return _S8;
 }
 
-fn row_sequence_0( _S6 : u32,  _S7 : u32) -> u32
+fn row_sequence_0( _S9 : u32,  _S10 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S6 + u32(3) + u32(2) * _S7];
+    return entryPointParams_batch_0[_S9 + u32(3) + u32(2) * _S10];
 }
 
-fn sequence_table_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> SequenceTable_0
+fn sequence_table_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32) -> SequenceTable_0
 {
-    var _S14 : u32 = _S8 + min(_S9, _S10 - u32(1)) * (_S11 + u32(1));
-    return SequenceTable_x24init_0(_S14 + u32(1), _S12, _S13, min(entryPointParams_sequences_0[_S14], min(_S11, _S13) * _S12));
+    var _S17 : u32 = _S11 + min(_S12, _S13 - u32(1)) * (_S14 + u32(1));
+    return SequenceTable_x24init_0(_S17 + u32(1), _S15, _S16, min(entryPointParams_sequences_0[_S17], min(_S14, _S16) * _S15));
 }
 
-fn row_position_0( _S15 : u32,  _S16 : u32) -> u32
+fn row_position_0( _S18 : u32,  _S19 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S15 + u32(2) + u32(2) * _S16];
+    return entryPointParams_batch_0[_S18 + u32(2) + u32(2) * _S19];
 }
 
-fn SequenceTable_slot_0( _S17 : SequenceTable_0,  _S18 : u32) -> u32
+fn SequenceTable_slot_0( _S20 : SequenceTable_0,  _S21 : u32) -> u32
 {
-    var _S19 : u32 = _S18 / _S17.page_size_1;
-    var _S20 : u32 = min(entryPointParams_sequences_0[_S17.begin_0 + _S19], _S17.pages_1 - u32(1)) * _S17.page_size_1;
-    var _S21 : u32 = _S18 % _S17.page_size_1;
-    return _S20 + _S21;
+    var _S22 : u32 = _S21 / _S20.page_size_1;
+    var _S23 : u32 = min(entryPointParams_sequences_0[_S20.begin_0 + _S22], _S20.pages_1 - u32(1)) * _S20.page_size_1;
+    var _S24 : u32 = _S21 % _S20.page_size_1;
+    return _S23 + _S24;
 }
 
 struct Run_0
@@ -128,10 +165,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S22 : Run_0;
-    _S22.vector_0 = vector_1;
-    _S22.scale_1 = scale_2;
-    return _S22;
+    var _S25 : Run_0;
+    _S25.vector_0 = vector_1;
+    _S25.scale_1 = scale_2;
+    return _S25;
 }
 
 fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
@@ -139,7 +176,7 @@ fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : 
     return Run_x24init_0(offset_0 + (slot_0 * columns_0 + element_0) / u32(4), u32(0));
 }
 
-fn Float32_scale_0( _S23 : u32) -> f32
+fn Float32_scale_0( _S26 : u32) -> f32
 {
     return 1.0f;
 }
@@ -149,195 +186,159 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn value_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32) -> vec4<f32>
+fn value_0( _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> vec4<f32>
 {
-    var _S28 : Run_0 = Float32_run_0(_S24, _S25, _S26, _S27);
-    return vec4<f32>(Float32_scale_0(_S28.scale_1)) * Float32_expand_0(entryPointParams_k_pages_0[_S28.vector_0]);
+    var _S31 : Run_0 = Float32_run_0(_S27, _S28, _S29, _S30);
+    return vec4<f32>(Float32_scale_0(_S31.scale_1)) * Float32_expand_0(entryPointParams_k_pages_0[_S31.vector_0]);
 }
 
-fn Float32_scale_1( _S29 : u32) -> f32
+fn Float32_scale_1( _S32 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn value_1( _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32) -> vec4<f32>
+fn value_1( _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : u32) -> vec4<f32>
 {
-    var _S34 : Run_0 = Float32_run_0(_S30, _S31, _S32, _S33);
-    return vec4<f32>(Float32_scale_1(_S34.scale_1)) * Float32_expand_0(entryPointParams_v_pages_0[_S34.vector_0]);
+    var _S37 : Run_0 = Float32_run_0(_S33, _S34, _S35, _S36);
+    return vec4<f32>(Float32_scale_1(_S37.scale_1)) * Float32_expand_0(entryPointParams_v_pages_0[_S37.vector_0]);
 }
 
-fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttentionParams_std140_0>)
+fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, PrefillAttentionParams_std140_0>)
 {
     var most_0 : f32;
     var row_0 : u32;
     var products_0 : vec4<f32>;
-    var _S38 : u32;
+    var _S41 : u32;
     var i_0 : u32;
     var i_1 : u32;
     var a_0 : vec4<f32>;
-    var _S39 : u32;
-    var _S40 : u32;
-    var _S41 : u32 = (*_S37).kv_heads_0;
-    var _S42 : u32 = (*_S37).heads_0 / (*_S37).kv_heads_0;
-    var _S43 : u32 = min(_S42, u32(16));
-    var _S44 : u32 = u32(16) / _S43;
-    var _S45 : u32 = (_S42 + u32(16) - u32(1)) / u32(16);
-    var _S46 : u32 = group_number_0(_S35);
-    var _S47 : u32 = _S41 * _S45;
-    var _S48 : u32 = _S46 % _S47;
-    var _S49 : u32 = _S46 / _S47;
-    var _S50 : u32 = _S49 * _S44;
-    var _S51 : u32 = (*_S37).batch_offset_0;
-    var _S52 : u32 = (*_S37).batch_row_0;
-    var _S53 : u32 = valid_rows_0((*_S37).batch_offset_0, (*_S37).batch_row_0, (*_S37).rows_0);
-    if(_S50 >= _S53)
+    var _S42 : u32;
+    var _S43 : u32;
+    var _S44 : u32 = (*_S40).kv_heads_0;
+    var _S45 : u32 = (*_S40).heads_0 / (*_S40).kv_heads_0;
+    var _S46 : u32 = min(_S45, u32(16));
+    var _S47 : u32 = u32(16) / _S46;
+    var _S48 : u32 = (_S45 + u32(16) - u32(1)) / u32(16);
+    var _S49 : u32 = group_number_0(_S38);
+    var _S50 : u32 = _S44 * _S48;
+    var _S51 : u32 = _S49 % _S50;
+    var _S52 : u32 = _S49 / _S50;
+    var _S53 : u32 = _S52 * _S47;
+    var _S54 : u32 = (*_S40).batch_offset_0;
+    var _S55 : u32 = (*_S40).batch_row_0;
+    var _S56 : u32 = valid_rows_0((*_S40).batch_offset_0, (*_S40).batch_row_0, (*_S40).rows_0);
+    if(_S53 >= _S56)
     {
         return;
     }
-    var _S54 : u32 = min(_S50 + _S44, _S53);
-    var _S55 : u32 = _S48 / _S45;
-    var _S56 : u32 = _S55 * _S42;
-    var _S57 : u32 = _S48 % _S45;
-    var _S58 : u32 = _S56 + _S57 * u32(16);
-    var _S59 : u32 = (_S55 + u32(1)) * _S42;
-    var _S60 : u32 = (*_S37).head_dim_0;
-    var _S61 : u32 = (*_S37).head_dim_0 / u32(4);
-    var _S62 : u32 = _S41 * (*_S37).head_dim_0;
-    var _S63 : u32 = _S36 % u32(16);
-    var _S64 : u32 = _S36 / u32(16);
-    var _S65 : u32 = _S36 / u32(8);
-    var _S66 : u32 = _S36 % u32(8);
-    var _S67 : u32 = (*_S37).sinks_offset_0;
-    var _S68 : bool = ((*_S37).sinks_offset_0) != u32(4294967295);
-    var _S69 : u32 = _S65 % _S43;
-    var _S70 : u32 = _S58 + _S69;
-    var _S71 : bool;
-    if(_S68)
+    var _S57 : u32 = min(_S53 + _S47, _S56);
+    var _S58 : u32 = _S51 / _S48;
+    var _S59 : u32 = _S58 * _S45;
+    var _S60 : u32 = _S51 % _S48;
+    var _S61 : u32 = _S59 + _S60 * u32(16);
+    var _S62 : u32 = (_S58 + u32(1)) * _S45;
+    var _S63 : u32 = (*_S40).head_dim_0;
+    var _S64 : u32 = (*_S40).head_dim_0 / u32(4);
+    var _S65 : u32 = _S44 * (*_S40).head_dim_0;
+    var _S66 : u32 = _S39 % u32(16);
+    var _S67 : u32 = _S39 / u32(16);
+    var _S68 : u32 = _S39 / u32(8);
+    var _S69 : u32 = _S39 % u32(8);
+    var _S70 : u32 = (*_S40).sinks_offset_0;
+    var _S71 : bool = ((*_S40).sinks_offset_0) != u32(4294967295);
+    var _S72 : u32 = _S68 % _S46;
+    var _S73 : u32 = _S61 + _S72;
+    var _S74 : bool;
+    if(_S71)
     {
-        _S71 = _S70 < _S59;
+        _S74 = _S73 < _S62;
     }
     else
     {
-        _S71 = false;
+        _S74 = false;
     }
     var peak_0 : f32;
-    if(_S71)
+    if(_S74)
     {
-        peak_0 = max(entryPointParams_sinks_0[_S67 + _S70], -3.4028234663852886e+38f);
+        peak_0 = max(entryPointParams_sinks_0[_S70 + _S73], -3.4028234663852886e+38f);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    if(_S68)
-    {
-        _S71 = _S66 == u32(0);
-    }
-    else
-    {
-        _S71 = false;
-    }
-    var _S72 : i32;
     if(_S71)
     {
-        _S72 = i32(1);
+        _S74 = _S69 == u32(0);
     }
     else
     {
-        _S72 = i32(0);
+        _S74 = false;
     }
-    var _S73 : f32 = f32(_S72);
+    var _S75 : i32;
+    if(_S74)
+    {
+        _S75 = i32(1);
+    }
+    else
+    {
+        _S75 = i32(0);
+    }
+    var _S76 : f32 = f32(_S75);
     var sums_0 : array<vec4<f32>, i32(8)>;
-    var _S74 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    sums_0[u32(0)] = _S74;
-    sums_0[u32(1)] = _S74;
-    sums_0[u32(2)] = _S74;
-    sums_0[u32(3)] = _S74;
-    sums_0[u32(4)] = _S74;
-    sums_0[u32(5)] = _S74;
-    sums_0[u32(6)] = _S74;
-    sums_0[u32(7)] = _S74;
-    var row_1 : u32 = _S50;
-    var total_0 : f32 = _S73;
+    var _S77 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    sums_0[u32(0)] = _S77;
+    sums_0[u32(1)] = _S77;
+    sums_0[u32(2)] = _S77;
+    sums_0[u32(3)] = _S77;
+    sums_0[u32(4)] = _S77;
+    sums_0[u32(5)] = _S77;
+    sums_0[u32(6)] = _S77;
+    sums_0[u32(7)] = _S77;
+    var row_1 : u32 = _S53;
+    var total_0 : f32 = _S76;
     for(;;)
     {
-        if(row_1 < _S54)
+        if(row_1 < _S57)
         {
         }
         else
         {
             break;
         }
-        var _S75 : u32 = row_sequence_0(_S51, _S52 + row_1);
+        var _S78 : u32 = row_sequence_0(_S54, _S55 + row_1);
         row_0 = row_1;
         for(;;)
         {
             var row_2 : u32 = row_0 + u32(1);
-            _S38 = row_2;
-            if(row_2 < _S54)
+            _S41 = row_2;
+            if(row_2 < _S57)
             {
-                _S71 = (row_sequence_0(_S51, _S52 + row_2)) == _S75;
+                _S74 = (row_sequence_0(_S54, _S55 + row_2)) == _S78;
             }
             else
             {
-                _S71 = false;
+                _S74 = false;
             }
-            if(!_S71)
+            if(!_S74)
             {
                 break;
             }
             row_0 = row_2;
         }
-        var _S76 : SequenceTable_0 = sequence_table_0((*_S37).sequences_offset_0, _S75, (*_S37).sequence_count_0, (*_S37).table_length_0, (*_S37).page_size_0, (*_S37).pages_0);
-        var _S77 : bool;
-        var _S78 : bool;
-        var _S79 : bool;
+        var _S79 : SequenceTable_0 = sequence_table_0((*_S40).sequences_offset_0, _S78, (*_S40).sequence_count_0, (*_S40).table_length_0, (*_S40).page_size_0, (*_S40).pages_0);
         var _S80 : bool;
+        var _S81 : bool;
+        var _S82 : bool;
         var i_2 : u32;
         var begin_2 : u32;
-        var end_0 : u32;
-        if(_S36 < u32(16))
+        if(_S39 < u32(16))
         {
-            var _S81 : u32 = _S36 / _S43;
-            var _S82 : u32 = _S50 + _S81;
-            if(_S36 < (_S44 * _S43))
+            var _S83 : u32 = _S39 / _S46;
+            var _S84 : u32 = _S53 + _S83;
+            if(_S39 < (_S47 * _S46))
             {
-                var _S83 : u32 = _S36 % _S43;
-                _S77 = (_S58 + _S83) < _S59;
-            }
-            else
-            {
-                _S77 = false;
-            }
-            if(_S77)
-            {
-                _S78 = _S82 >= row_1;
-            }
-            else
-            {
-                _S78 = false;
-            }
-            if(_S78)
-            {
-                _S79 = _S82 < _S38;
-            }
-            else
-            {
-                _S79 = false;
-            }
-            if(_S79)
-            {
-                i_2 = _S82;
-            }
-            else
-            {
-                i_2 = _S50;
-            }
-            var _S84 : u32 = row_position_0(_S51, _S52 + i_2);
-            var _S85 : u32 = (*_S37).window_0;
-            if(((*_S37).window_0) != u32(0))
-            {
-                _S80 = _S84 >= _S85;
+                var _S85 : u32 = _S39 % _S46;
+                _S80 = (_S61 + _S85) < _S62;
             }
             else
             {
@@ -345,34 +346,44 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
             }
             if(_S80)
             {
-                begin_2 = _S84 - _S85 + u32(1);
+                _S81 = _S84 >= row_1;
+            }
+            else
+            {
+                _S81 = false;
+            }
+            if(_S81)
+            {
+                _S82 = _S84 < _S41;
+            }
+            else
+            {
+                _S82 = false;
+            }
+            if(_S82)
+            {
+                i_2 = _S84;
+            }
+            else
+            {
+                i_2 = _S53;
+            }
+            var _S86 : u32 = row_position_0(_S54, _S55 + i_2);
+            firsts_0[_S39] = first_seen_0(_S86, (*_S40).window_0);
+            if(_S82)
+            {
+                begin_2 = SequenceTable_end_of_0(_S79, _S86);
             }
             else
             {
                 begin_2 = u32(0);
             }
-            firsts_0[_S36] = begin_2;
-            if(_S79)
-            {
-                if(_S84 < (_S76.length_0))
-                {
-                    end_0 = _S84 + u32(1);
-                }
-                else
-                {
-                    end_0 = _S76.length_0;
-                }
-            }
-            else
-            {
-                end_0 = u32(0);
-            }
-            lengths_0[_S36] = end_0;
+            lengths_0[_S39] = begin_2;
         }
         workgroupBarrier();
         i_2 = u32(0);
         begin_2 = u32(4294967295);
-        end_0 = u32(0);
+        var end_0 : u32 = u32(0);
         for(;;)
         {
             if(i_2 < u32(16))
@@ -384,9 +395,9 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
             }
             if((firsts_0[i_2]) < (lengths_0[i_2]))
             {
-                var _S86 : u32 = max(end_0, lengths_0[i_2]);
+                var _S87 : u32 = max(end_0, lengths_0[i_2]);
                 begin_2 = min(begin_2, firsts_0[i_2]);
-                end_0 = _S86;
+                end_0 = _S87;
             }
             i_2 = i_2 + u32(1);
         }
@@ -400,83 +411,83 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
             {
                 break;
             }
-            if(_S36 < u32(32))
+            if(_S39 < u32(32))
             {
-                var _S87 : u32 = SequenceTable_slot_0(_S76, min(at_0 + _S36, end_0 - u32(1)));
-                slots_0[_S36] = _S87;
+                var _S88 : u32 = SequenceTable_slot_0(_S79, min(at_0 + _S39, end_0 - u32(1)));
+                slots_0[_S39] = _S88;
             }
             workgroupBarrier();
             var slice_0 : u32 = u32(0);
-            products_0 = _S74;
+            products_0 = _S77;
             for(;;)
             {
-                if(slice_0 < _S61)
+                if(slice_0 < _S64)
                 {
                 }
                 else
                 {
                     break;
                 }
-                i_1 = _S36;
+                i_1 = _S39;
                 for(;;)
                 {
                     if(i_1 < u32(256))
                     {
                         if(at_0 == begin_2)
                         {
-                            _S77 = true;
+                            _S80 = true;
                         }
                         else
                         {
-                            _S77 = _S61 > u32(16);
+                            _S80 = _S64 > u32(16);
                         }
                     }
                     else
                     {
-                        _S77 = false;
+                        _S80 = false;
                     }
-                    if(_S77)
+                    if(_S80)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    var _S88 : u32 = i_1 / u32(16);
-                    var _S89 : u32 = slice_0 + i_1 % u32(16);
-                    var _S90 : u32 = (*_S37).q_offset_0;
-                    var _S91 : u32 = _S88 / _S43;
-                    var _S92 : u32 = _S90 + (_S50 + _S91) * (*_S37).q_stride_0;
-                    var _S93 : u32 = _S88 % _S43;
-                    var _S94 : u32 = _S92 + (_S58 + _S93) * _S60 + u32(4) * _S89;
-                    if((lengths_0[_S88]) != u32(0))
+                    var _S89 : u32 = i_1 / u32(16);
+                    var _S90 : u32 = slice_0 + i_1 % u32(16);
+                    var _S91 : u32 = (*_S40).q_offset_0;
+                    var _S92 : u32 = _S89 / _S46;
+                    var _S93 : u32 = _S91 + (_S53 + _S92) * (*_S40).q_stride_0;
+                    var _S94 : u32 = _S89 % _S46;
+                    var _S95 : u32 = _S93 + (_S61 + _S94) * _S63 + u32(4) * _S90;
+                    if((lengths_0[_S89]) != u32(0))
                     {
-                        _S78 = _S89 < _S61;
+                        _S81 = _S90 < _S64;
                     }
                     else
                     {
-                        _S78 = false;
+                        _S81 = false;
                     }
-                    if(_S78)
+                    if(_S81)
                     {
-                        a_0 = vec4<f32>((*_S37).scale_0) * vec4<f32>(entryPointParams_q_0[_S94], entryPointParams_q_0[_S94 + u32(1)], entryPointParams_q_0[_S94 + u32(2)], entryPointParams_q_0[_S94 + u32(3)]);
+                        a_0 = vec4<f32>((*_S40).scale_0) * vec4<f32>(entryPointParams_q_0[_S95], entryPointParams_q_0[_S95 + u32(1)], entryPointParams_q_0[_S95 + u32(2)], entryPointParams_q_0[_S95 + u32(3)]);
                     }
                     else
                     {
-                        a_0 = _S74;
+                        a_0 = _S77;
                     }
                     queries_0[i_1] = a_0;
                     i_1 = i_1 + u32(128);
                 }
-                var _S95 : u32 = _S55 * _S60 + u32(4) * min(slice_0 + _S63, _S61 - u32(1));
-                var _S96 : u32 = (*_S37).k_pages_offset_0;
-                tile_0[_S64 * u32(17) + _S63] = value_0((*_S37).k_pages_offset_0, slots_0[_S64], _S62, _S95);
-                var _S97 : u32 = _S64 + u32(8);
-                tile_0[_S97 * u32(17) + _S63] = value_0(_S96, slots_0[_S97], _S62, _S95);
-                var _S98 : u32 = _S64 + u32(16);
-                tile_0[_S98 * u32(17) + _S63] = value_0(_S96, slots_0[_S98], _S62, _S95);
-                var _S99 : u32 = _S64 + u32(24);
-                tile_0[_S99 * u32(17) + _S63] = value_0(_S96, slots_0[_S99], _S62, _S95);
+                var _S96 : u32 = _S58 * _S63 + u32(4) * min(slice_0 + _S66, _S64 - u32(1));
+                var _S97 : u32 = (*_S40).k_pages_offset_0;
+                tile_0[_S67 * u32(17) + _S66] = value_0((*_S40).k_pages_offset_0, slots_0[_S67], _S65, _S96);
+                var _S98 : u32 = _S67 + u32(8);
+                tile_0[_S98 * u32(17) + _S66] = value_0(_S97, slots_0[_S98], _S65, _S96);
+                var _S99 : u32 = _S67 + u32(16);
+                tile_0[_S99 * u32(17) + _S66] = value_0(_S97, slots_0[_S99], _S65, _S96);
+                var _S100 : u32 = _S67 + u32(24);
+                tile_0[_S100 * u32(17) + _S66] = value_0(_S97, slots_0[_S100], _S65, _S96);
                 workgroupBarrier();
                 i_0 = u32(0);
                 for(;;)
@@ -488,158 +499,139 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var _S100 : u32 = u32(2) * _S64;
-                    var _S101 : u32 = _S100 * u32(16) + i_0;
-                    var _S102 : u32 = (_S100 + u32(1)) * u32(16) + i_0;
-                    var _S103 : u32 = _S63 * u32(17) + i_0;
-                    var _S104 : u32 = (_S63 + u32(16)) * u32(17) + i_0;
-                    var products_1 : vec4<f32> = products_0 + vec4<f32>(dot(queries_0[_S101], tile_0[_S103]), dot(queries_0[_S101], tile_0[_S104]), dot(queries_0[_S102], tile_0[_S103]), dot(queries_0[_S102], tile_0[_S104])) + vec4<f32>(dot(queries_0[_S101 + u32(1)], tile_0[_S103 + u32(1)]), dot(queries_0[_S101 + u32(1)], tile_0[_S104 + u32(1)]), dot(queries_0[_S102 + u32(1)], tile_0[_S103 + u32(1)]), dot(queries_0[_S102 + u32(1)], tile_0[_S104 + u32(1)])) + vec4<f32>(dot(queries_0[_S101 + u32(2)], tile_0[_S103 + u32(2)]), dot(queries_0[_S101 + u32(2)], tile_0[_S104 + u32(2)]), dot(queries_0[_S102 + u32(2)], tile_0[_S103 + u32(2)]), dot(queries_0[_S102 + u32(2)], tile_0[_S104 + u32(2)])) + vec4<f32>(dot(queries_0[_S101 + u32(3)], tile_0[_S103 + u32(3)]), dot(queries_0[_S101 + u32(3)], tile_0[_S104 + u32(3)]), dot(queries_0[_S102 + u32(3)], tile_0[_S103 + u32(3)]), dot(queries_0[_S102 + u32(3)], tile_0[_S104 + u32(3)]));
+                    var _S101 : u32 = u32(2) * _S67;
+                    var _S102 : u32 = _S101 * u32(16) + i_0;
+                    var _S103 : u32 = (_S101 + u32(1)) * u32(16) + i_0;
+                    var _S104 : u32 = _S66 * u32(17) + i_0;
+                    var _S105 : u32 = (_S66 + u32(16)) * u32(17) + i_0;
+                    var products_1 : vec4<f32> = products_0 + vec4<f32>(dot(queries_0[_S102], tile_0[_S104]), dot(queries_0[_S102], tile_0[_S105]), dot(queries_0[_S103], tile_0[_S104]), dot(queries_0[_S103], tile_0[_S105])) + vec4<f32>(dot(queries_0[_S102 + u32(1)], tile_0[_S104 + u32(1)]), dot(queries_0[_S102 + u32(1)], tile_0[_S105 + u32(1)]), dot(queries_0[_S103 + u32(1)], tile_0[_S104 + u32(1)]), dot(queries_0[_S103 + u32(1)], tile_0[_S105 + u32(1)])) + vec4<f32>(dot(queries_0[_S102 + u32(2)], tile_0[_S104 + u32(2)]), dot(queries_0[_S102 + u32(2)], tile_0[_S105 + u32(2)]), dot(queries_0[_S103 + u32(2)], tile_0[_S104 + u32(2)]), dot(queries_0[_S103 + u32(2)], tile_0[_S105 + u32(2)])) + vec4<f32>(dot(queries_0[_S102 + u32(3)], tile_0[_S104 + u32(3)]), dot(queries_0[_S102 + u32(3)], tile_0[_S105 + u32(3)]), dot(queries_0[_S103 + u32(3)], tile_0[_S104 + u32(3)]), dot(queries_0[_S103 + u32(3)], tile_0[_S105 + u32(3)]));
                     i_0 = i_0 + u32(4);
                     products_0 = products_1;
                 }
                 workgroupBarrier();
                 slice_0 = slice_0 + u32(16);
             }
-            var _S105 : u32 = u32(2) * _S64;
-            var _S106 : u32 = _S105 * u32(33);
-            var _S107 : u32 = _S106 + _S63;
-            scores_0[_S107] = products_0.x;
-            scores_0[_S107 + u32(16)] = products_0.y;
-            var _S108 : u32 = _S107 + u32(32) + u32(1);
-            scores_0[_S108] = products_0.z;
-            scores_0[_S108 + u32(16)] = products_0.w;
+            var _S106 : u32 = u32(2) * _S67;
+            var _S107 : u32 = _S106 * u32(33);
+            var _S108 : u32 = _S107 + _S66;
+            scores_0[_S108] = products_0.x;
+            scores_0[_S108 + u32(16)] = products_0.y;
+            var _S109 : u32 = _S108 + u32(32) + u32(1);
+            scores_0[_S109] = products_0.z;
+            scores_0[_S109 + u32(16)] = products_0.w;
             workgroupBarrier();
-            var _S109 : u32 = firsts_0[_S65];
-            var _S110 : u32 = lengths_0[_S65];
-            var _S111 : u32 = at_0 + _S66;
-            var _S112 : bool = _S111 >= _S109;
-            if(_S112)
+            var _S110 : u32 = firsts_0[_S68];
+            var _S111 : u32 = lengths_0[_S68];
+            var _S112 : u32 = at_0 + _S69;
+            var _S113 : bool = _S112 >= _S110;
+            if(_S113)
             {
-                _S77 = _S111 < _S110;
-            }
-            else
-            {
-                _S77 = false;
-            }
-            if(_S77)
-            {
-                most_0 = max(-3.4028234663852886e+38f, scores_0[_S65 * u32(33) + _S66]);
-            }
-            else
-            {
-                most_0 = -3.4028234663852886e+38f;
-            }
-            var _S113 : u32 = u32(8) + _S66;
-            var _S114 : u32 = at_0 + _S113;
-            var _S115 : bool = _S114 >= _S109;
-            if(_S115)
-            {
-                _S78 = _S114 < _S110;
-            }
-            else
-            {
-                _S78 = false;
-            }
-            var most_1 : f32;
-            if(_S78)
-            {
-                most_1 = max(most_0, scores_0[_S65 * u32(33) + _S113]);
-            }
-            else
-            {
-                most_1 = most_0;
-            }
-            var _S116 : u32 = u32(16) + _S66;
-            var _S117 : u32 = at_0 + _S116;
-            var _S118 : bool = _S117 >= _S109;
-            if(_S118)
-            {
-                _S79 = _S117 < _S110;
-            }
-            else
-            {
-                _S79 = false;
-            }
-            var most_2 : f32;
-            if(_S79)
-            {
-                most_2 = max(most_1, scores_0[_S65 * u32(33) + _S116]);
-            }
-            else
-            {
-                most_2 = most_1;
-            }
-            var _S119 : u32 = u32(24) + _S66;
-            var _S120 : u32 = at_0 + _S119;
-            var _S121 : bool = _S120 >= _S109;
-            if(_S121)
-            {
-                _S80 = _S120 < _S110;
+                _S80 = _S112 < _S111;
             }
             else
             {
                 _S80 = false;
             }
-            var most_3 : f32;
             if(_S80)
             {
-                most_3 = max(most_2, scores_0[_S65 * u32(33) + _S119]);
+                most_0 = max(-3.4028234663852886e+38f, scores_0[_S68 * u32(33) + _S69]);
+            }
+            else
+            {
+                most_0 = -3.4028234663852886e+38f;
+            }
+            var _S114 : u32 = u32(8) + _S69;
+            var _S115 : u32 = at_0 + _S114;
+            var _S116 : bool = _S115 >= _S110;
+            if(_S116)
+            {
+                _S81 = _S115 < _S111;
+            }
+            else
+            {
+                _S81 = false;
+            }
+            var most_1 : f32;
+            if(_S81)
+            {
+                most_1 = max(most_0, scores_0[_S68 * u32(33) + _S114]);
+            }
+            else
+            {
+                most_1 = most_0;
+            }
+            var _S117 : u32 = u32(16) + _S69;
+            var _S118 : u32 = at_0 + _S117;
+            var _S119 : bool = _S118 >= _S110;
+            if(_S119)
+            {
+                _S82 = _S118 < _S111;
+            }
+            else
+            {
+                _S82 = false;
+            }
+            var most_2 : f32;
+            if(_S82)
+            {
+                most_2 = max(most_1, scores_0[_S68 * u32(33) + _S117]);
+            }
+            else
+            {
+                most_2 = most_1;
+            }
+            var _S120 : u32 = u32(24) + _S69;
+            var _S121 : u32 = at_0 + _S120;
+            var _S122 : bool = _S121 >= _S110;
+            var _S123 : bool;
+            if(_S122)
+            {
+                _S123 = _S121 < _S111;
+            }
+            else
+            {
+                _S123 = false;
+            }
+            var most_3 : f32;
+            if(_S123)
+            {
+                most_3 = max(most_2, scores_0[_S68 * u32(33) + _S120]);
             }
             else
             {
                 most_3 = most_2;
             }
-            lanes_0[_S36] = most_3;
+            lanes_0[_S39] = most_3;
             workgroupBarrier();
-            var _S122 : u32 = _S65 * u32(8);
-            var _S123 : f32 = max(max(max(max(max(max(max(max(peak_0, lanes_0[_S122]), lanes_0[_S122 + u32(1)]), lanes_0[_S122 + u32(2)]), lanes_0[_S122 + u32(3)]), lanes_0[_S122 + u32(4)]), lanes_0[_S122 + u32(5)]), lanes_0[_S122 + u32(6)]), lanes_0[_S122 + u32(7)]);
-            var _S124 : f32 = exp(peak_0 - _S123);
-            var total_1 : f32 = total_0 * _S124;
-            var _S125 : bool;
-            if(_S112)
+            var _S124 : u32 = _S68 * u32(8);
+            var _S125 : f32 = max(max(max(max(max(max(max(max(peak_0, lanes_0[_S124]), lanes_0[_S124 + u32(1)]), lanes_0[_S124 + u32(2)]), lanes_0[_S124 + u32(3)]), lanes_0[_S124 + u32(4)]), lanes_0[_S124 + u32(5)]), lanes_0[_S124 + u32(6)]), lanes_0[_S124 + u32(7)]);
+            var _S126 : f32 = exp(peak_0 - _S125);
+            var total_1 : f32 = total_0 * _S126;
+            var _S127 : bool;
+            if(_S113)
             {
-                _S125 = _S111 < _S110;
+                _S127 = _S112 < _S111;
             }
             else
             {
-                _S125 = false;
+                _S127 = false;
             }
-            var _S126 : f32;
-            if(_S125)
+            var _S128 : f32;
+            if(_S127)
             {
-                _S126 = exp(scores_0[_S65 * u32(33) + _S66] - _S123);
+                _S128 = exp(scores_0[_S68 * u32(33) + _S69] - _S125);
             }
             else
             {
-                _S126 = 0.0f;
+                _S128 = 0.0f;
             }
-            var _S127 : u32 = _S65 * u32(33);
-            scores_0[_S127 + _S66] = _S126;
-            var total_2 : f32 = total_1 + _S126;
-            var _S128 : bool;
-            if(_S115)
-            {
-                _S128 = _S114 < _S110;
-            }
-            else
-            {
-                _S128 = false;
-            }
-            var _S129 : f32;
-            if(_S128)
-            {
-                _S129 = exp(scores_0[_S127 + _S113] - _S123);
-            }
-            else
-            {
-                _S129 = 0.0f;
-            }
-            scores_0[_S127 + _S113] = _S129;
-            var total_3 : f32 = total_2 + _S129;
+            var _S129 : u32 = _S68 * u32(33);
+            scores_0[_S129 + _S69] = _S128;
+            var total_2 : f32 = total_1 + _S128;
             var _S130 : bool;
-            if(_S118)
+            if(_S116)
             {
-                _S130 = _S117 < _S110;
+                _S130 = _S115 < _S111;
             }
             else
             {
@@ -648,18 +640,18 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
             var _S131 : f32;
             if(_S130)
             {
-                _S131 = exp(scores_0[_S127 + _S116] - _S123);
+                _S131 = exp(scores_0[_S129 + _S114] - _S125);
             }
             else
             {
                 _S131 = 0.0f;
             }
-            scores_0[_S127 + _S116] = _S131;
-            var total_4 : f32 = total_3 + _S131;
+            scores_0[_S129 + _S114] = _S131;
+            var total_3 : f32 = total_2 + _S131;
             var _S132 : bool;
-            if(_S121)
+            if(_S119)
             {
-                _S132 = _S120 < _S110;
+                _S132 = _S118 < _S111;
             }
             else
             {
@@ -668,42 +660,62 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
             var _S133 : f32;
             if(_S132)
             {
-                _S133 = exp(scores_0[_S127 + _S119] - _S123);
+                _S133 = exp(scores_0[_S129 + _S117] - _S125);
             }
             else
             {
                 _S133 = 0.0f;
             }
-            scores_0[_S127 + _S119] = _S133;
-            var total_5 : f32 = total_4 + _S133;
-            if(_S66 == u32(0))
+            scores_0[_S129 + _S117] = _S133;
+            var total_4 : f32 = total_3 + _S133;
+            var _S134 : bool;
+            if(_S122)
             {
-                rescales_0[_S65] = _S124;
+                _S134 = _S121 < _S111;
+            }
+            else
+            {
+                _S134 = false;
+            }
+            var _S135 : f32;
+            if(_S134)
+            {
+                _S135 = exp(scores_0[_S129 + _S120] - _S125);
+            }
+            else
+            {
+                _S135 = 0.0f;
+            }
+            scores_0[_S129 + _S120] = _S135;
+            var total_5 : f32 = total_4 + _S135;
+            if(_S69 == u32(0))
+            {
+                rescales_0[_S68] = _S126;
             }
             i_0 = u32(0);
             for(;;)
             {
-                var _S134 : u32 = i_0 * u32(16);
-                if(_S134 < _S61)
+                var _S136 : u32 = i_0 * u32(16);
+                if(_S136 < _S64)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S135 : u32 = _S55 * _S60 + u32(4) * min(_S134 + _S63, _S61 - u32(1));
-                var _S136 : u32 = (*_S37).v_pages_offset_0;
-                tile_0[_S64 * u32(17) + _S63] = value_1((*_S37).v_pages_offset_0, slots_0[_S64], _S62, _S135);
-                var _S137 : u32 = _S64 + u32(8);
-                tile_0[_S137 * u32(17) + _S63] = value_1(_S136, slots_0[_S137], _S62, _S135);
-                var _S138 : u32 = _S64 + u32(16);
-                tile_0[_S138 * u32(17) + _S63] = value_1(_S136, slots_0[_S138], _S62, _S135);
-                var _S139 : u32 = _S64 + u32(24);
-                tile_0[_S139 * u32(17) + _S63] = value_1(_S136, slots_0[_S139], _S62, _S135);
+                var _S137 : u32 = _S58 * _S63 + u32(4) * min(_S136 + _S66, _S64 - u32(1));
+                var _S138 : u32 = (*_S40).v_pages_offset_0;
+                tile_0[_S67 * u32(17) + _S66] = value_1((*_S40).v_pages_offset_0, slots_0[_S67], _S65, _S137);
+                var _S139 : u32 = _S67 + u32(8);
+                tile_0[_S139 * u32(17) + _S66] = value_1(_S138, slots_0[_S139], _S65, _S137);
+                var _S140 : u32 = _S67 + u32(16);
+                tile_0[_S140 * u32(17) + _S66] = value_1(_S138, slots_0[_S140], _S65, _S137);
+                var _S141 : u32 = _S67 + u32(24);
+                tile_0[_S141 * u32(17) + _S66] = value_1(_S138, slots_0[_S141], _S65, _S137);
                 workgroupBarrier();
                 i_1 = u32(0);
-                a_0 = _S74;
-                var b_0 : vec4<f32> = _S74;
+                a_0 = _S77;
+                var b_0 : vec4<f32> = _S77;
                 for(;;)
                 {
                     if(i_1 < u32(32))
@@ -713,45 +725,45 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var _S140 : u32 = _S106 + i_1;
-                    var _S141 : u32 = (_S105 + u32(1)) * u32(33) + i_1;
-                    var a_1 : vec4<f32> = a_0 + vec4<f32>(scores_0[_S140]) * tile_0[i_1 * u32(17) + _S63] + vec4<f32>(scores_0[_S140 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S63] + vec4<f32>(scores_0[_S140 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S63] + vec4<f32>(scores_0[_S140 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S63];
-                    var b_1 : vec4<f32> = b_0 + vec4<f32>(scores_0[_S141]) * tile_0[i_1 * u32(17) + _S63] + vec4<f32>(scores_0[_S141 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S63] + vec4<f32>(scores_0[_S141 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S63] + vec4<f32>(scores_0[_S141 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S63];
+                    var _S142 : u32 = _S107 + i_1;
+                    var _S143 : u32 = (_S106 + u32(1)) * u32(33) + i_1;
+                    var a_1 : vec4<f32> = a_0 + vec4<f32>(scores_0[_S142]) * tile_0[i_1 * u32(17) + _S66] + vec4<f32>(scores_0[_S142 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S66] + vec4<f32>(scores_0[_S142 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S66] + vec4<f32>(scores_0[_S142 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S66];
+                    var b_1 : vec4<f32> = b_0 + vec4<f32>(scores_0[_S143]) * tile_0[i_1 * u32(17) + _S66] + vec4<f32>(scores_0[_S143 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S66] + vec4<f32>(scores_0[_S143 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S66] + vec4<f32>(scores_0[_S143 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S66];
                     i_1 = i_1 + u32(4);
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(u32(0) == i_0)
                 {
-                    sums_0[u32(0)] = vec4<f32>(rescales_0[_S105]) * sums_0[u32(0)] + a_0;
-                    sums_0[u32(1)] = vec4<f32>(rescales_0[_S105 + u32(1)]) * sums_0[u32(1)] + b_0;
+                    sums_0[u32(0)] = vec4<f32>(rescales_0[_S106]) * sums_0[u32(0)] + a_0;
+                    sums_0[u32(1)] = vec4<f32>(rescales_0[_S106 + u32(1)]) * sums_0[u32(1)] + b_0;
                 }
                 if(u32(1) == i_0)
                 {
-                    sums_0[u32(2)] = vec4<f32>(rescales_0[_S105]) * sums_0[u32(2)] + a_0;
-                    sums_0[u32(3)] = vec4<f32>(rescales_0[_S105 + u32(1)]) * sums_0[u32(3)] + b_0;
+                    sums_0[u32(2)] = vec4<f32>(rescales_0[_S106]) * sums_0[u32(2)] + a_0;
+                    sums_0[u32(3)] = vec4<f32>(rescales_0[_S106 + u32(1)]) * sums_0[u32(3)] + b_0;
                 }
                 if(u32(2) == i_0)
                 {
-                    sums_0[u32(4)] = vec4<f32>(rescales_0[_S105]) * sums_0[u32(4)] + a_0;
-                    sums_0[u32(5)] = vec4<f32>(rescales_0[_S105 + u32(1)]) * sums_0[u32(5)] + b_0;
+                    sums_0[u32(4)] = vec4<f32>(rescales_0[_S106]) * sums_0[u32(4)] + a_0;
+                    sums_0[u32(5)] = vec4<f32>(rescales_0[_S106 + u32(1)]) * sums_0[u32(5)] + b_0;
                 }
                 if(u32(3) == i_0)
                 {
-                    sums_0[u32(6)] = vec4<f32>(rescales_0[_S105]) * sums_0[u32(6)] + a_0;
-                    sums_0[u32(7)] = vec4<f32>(rescales_0[_S105 + u32(1)]) * sums_0[u32(7)] + b_0;
+                    sums_0[u32(6)] = vec4<f32>(rescales_0[_S106]) * sums_0[u32(6)] + a_0;
+                    sums_0[u32(7)] = vec4<f32>(rescales_0[_S106 + u32(1)]) * sums_0[u32(7)] + b_0;
                 }
                 workgroupBarrier();
                 i_0 = i_0 + u32(1);
             }
             at_0 = at_0 + u32(32);
-            peak_0 = _S123;
+            peak_0 = _S125;
             total_0 = total_5;
         }
         workgroupBarrier();
-        row_1 = _S38;
+        row_1 = _S41;
     }
-    lanes_0[_S36] = total_0;
+    lanes_0[_S39] = total_0;
     workgroupBarrier();
     for(;;)
     {
@@ -759,31 +771,31 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
         {
             for(;;)
             {
-                var _S142 : u32 = u32(2) * _S64;
-                _S39 = _S142;
-                var _S143 : u32 = _S142 / _S43;
-                var _S144 : u32 = _S50 + _S143;
-                var _S145 : u32 = _S142 % _S43;
-                var _S146 : u32 = _S58 + _S145;
-                var _S147 : u32 = _S44 * _S43;
-                _S40 = _S147;
-                if(_S142 >= _S147)
+                var _S144 : u32 = u32(2) * _S67;
+                _S42 = _S144;
+                var _S145 : u32 = _S144 / _S46;
+                var _S146 : u32 = _S53 + _S145;
+                var _S147 : u32 = _S144 % _S46;
+                var _S148 : u32 = _S61 + _S147;
+                var _S149 : u32 = _S47 * _S46;
+                _S43 = _S149;
+                if(_S144 >= _S149)
                 {
-                    _S71 = true;
+                    _S74 = true;
                 }
                 else
                 {
-                    _S71 = _S144 >= _S54;
+                    _S74 = _S146 >= _S57;
                 }
-                if(_S71)
+                if(_S74)
                 {
-                    _S71 = true;
+                    _S74 = true;
                 }
                 else
                 {
-                    _S71 = _S146 >= _S59;
+                    _S74 = _S148 >= _S62;
                 }
-                if(_S71)
+                if(_S74)
                 {
                     break;
                 }
@@ -798,11 +810,11 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var whole_0 : f32 = most_0 + lanes_0[_S142 * u32(8) + row_0];
+                    var whole_0 : f32 = most_0 + lanes_0[_S144 * u32(8) + row_0];
                     row_0 = row_0 + u32(1);
                     most_0 = whole_0;
                 }
-                if(_S63 < _S61)
+                if(_S66 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -810,35 +822,9 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S148 : u32 = (*_S37).out_offset_0 + _S144 * (*_S37).out_stride_0 + _S146 * _S60 + u32(4) * _S63;
-                    row_0 = u32(0);
-                    for(;;)
-                    {
-                        if(row_0 < u32(4))
-                        {
-                        }
-                        else
-                        {
-                            break;
-                        }
-                        entryPointParams_result_0[_S148 + row_0] = products_0[row_0];
-                        row_0 = row_0 + u32(1);
-                    }
-                }
-                var _S149 : u32 = u32(16) + _S63;
-                if(_S149 < _S61)
-                {
-                    if(most_0 != 0.0f)
-                    {
-                        products_0 = sums_0[u32(2)] / vec4<f32>(most_0);
-                    }
-                    else
-                    {
-                        products_0 = _S74;
-                    }
-                    var _S150 : u32 = (*_S37).out_offset_0 + _S144 * (*_S37).out_stride_0 + _S146 * _S60 + u32(4) * _S149;
+                    var _S150 : u32 = (*_S40).out_offset_0 + _S146 * (*_S40).out_stride_0 + _S148 * _S63 + u32(4) * _S66;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -853,18 +839,18 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S151 : u32 = u32(32) + _S63;
-                if(_S151 < _S61)
+                var _S151 : u32 = u32(16) + _S66;
+                if(_S151 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(4)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(2)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S152 : u32 = (*_S37).out_offset_0 + _S144 * (*_S37).out_stride_0 + _S146 * _S60 + u32(4) * _S151;
+                    var _S152 : u32 = (*_S40).out_offset_0 + _S146 * (*_S40).out_stride_0 + _S148 * _S63 + u32(4) * _S151;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -879,18 +865,18 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S153 : u32 = u32(48) + _S63;
-                if(_S153 < _S61)
+                var _S153 : u32 = u32(32) + _S66;
+                if(_S153 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(6)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(4)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S154 : u32 = (*_S37).out_offset_0 + _S144 * (*_S37).out_stride_0 + _S146 * _S60 + u32(4) * _S153;
+                    var _S154 : u32 = (*_S40).out_offset_0 + _S146 * (*_S40).out_stride_0 + _S148 * _S63 + u32(4) * _S153;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -905,6 +891,32 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
+                var _S155 : u32 = u32(48) + _S66;
+                if(_S155 < _S64)
+                {
+                    if(most_0 != 0.0f)
+                    {
+                        products_0 = sums_0[u32(6)] / vec4<f32>(most_0);
+                    }
+                    else
+                    {
+                        products_0 = _S77;
+                    }
+                    var _S156 : u32 = (*_S40).out_offset_0 + _S146 * (*_S40).out_stride_0 + _S148 * _S63 + u32(4) * _S155;
+                    row_0 = u32(0);
+                    for(;;)
+                    {
+                        if(row_0 < u32(4))
+                        {
+                        }
+                        else
+                        {
+                            break;
+                        }
+                        entryPointParams_result_0[_S156 + row_0] = products_0[row_0];
+                        row_0 = row_0 + u32(1);
+                    }
+                }
                 break;
             }
             break;
@@ -913,28 +925,28 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
         {
             for(;;)
             {
-                var _S155 : u32 = _S39 + u32(1);
-                var _S156 : u32 = _S155 / _S43;
-                var _S157 : u32 = _S50 + _S156;
-                var _S158 : u32 = _S155 % _S43;
-                var _S159 : u32 = _S58 + _S158;
-                if(_S155 >= _S40)
+                var _S157 : u32 = _S42 + u32(1);
+                var _S158 : u32 = _S157 / _S46;
+                var _S159 : u32 = _S53 + _S158;
+                var _S160 : u32 = _S157 % _S46;
+                var _S161 : u32 = _S61 + _S160;
+                if(_S157 >= _S43)
                 {
-                    _S71 = true;
+                    _S74 = true;
                 }
                 else
                 {
-                    _S71 = _S157 >= _S54;
+                    _S74 = _S159 >= _S57;
                 }
-                if(_S71)
+                if(_S74)
                 {
-                    _S71 = true;
+                    _S74 = true;
                 }
                 else
                 {
-                    _S71 = _S159 >= _S59;
+                    _S74 = _S161 >= _S62;
                 }
-                if(_S71)
+                if(_S74)
                 {
                     break;
                 }
@@ -949,11 +961,11 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var whole_1 : f32 = most_0 + lanes_0[_S155 * u32(8) + row_0];
+                    var whole_1 : f32 = most_0 + lanes_0[_S157 * u32(8) + row_0];
                     row_0 = row_0 + u32(1);
                     most_0 = whole_1;
                 }
-                if(_S63 < _S61)
+                if(_S66 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -961,35 +973,9 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S160 : u32 = (*_S37).out_offset_0 + _S157 * (*_S37).out_stride_0 + _S159 * _S60 + u32(4) * _S63;
-                    row_0 = u32(0);
-                    for(;;)
-                    {
-                        if(row_0 < u32(4))
-                        {
-                        }
-                        else
-                        {
-                            break;
-                        }
-                        entryPointParams_result_0[_S160 + row_0] = products_0[row_0];
-                        row_0 = row_0 + u32(1);
-                    }
-                }
-                var _S161 : u32 = u32(16) + _S63;
-                if(_S161 < _S61)
-                {
-                    if(most_0 != 0.0f)
-                    {
-                        products_0 = sums_0[u32(3)] / vec4<f32>(most_0);
-                    }
-                    else
-                    {
-                        products_0 = _S74;
-                    }
-                    var _S162 : u32 = (*_S37).out_offset_0 + _S157 * (*_S37).out_stride_0 + _S159 * _S60 + u32(4) * _S161;
+                    var _S162 : u32 = (*_S40).out_offset_0 + _S159 * (*_S40).out_stride_0 + _S161 * _S63 + u32(4) * _S66;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1004,18 +990,18 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S163 : u32 = u32(32) + _S63;
-                if(_S163 < _S61)
+                var _S163 : u32 = u32(16) + _S66;
+                if(_S163 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(5)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(3)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S164 : u32 = (*_S37).out_offset_0 + _S157 * (*_S37).out_stride_0 + _S159 * _S60 + u32(4) * _S163;
+                    var _S164 : u32 = (*_S40).out_offset_0 + _S159 * (*_S40).out_stride_0 + _S161 * _S63 + u32(4) * _S163;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1030,18 +1016,18 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S165 : u32 = u32(48) + _S63;
-                if(_S165 < _S61)
+                var _S165 : u32 = u32(32) + _S66;
+                if(_S165 < _S64)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(7)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(5)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S74;
+                        products_0 = _S77;
                     }
-                    var _S166 : u32 = (*_S37).out_offset_0 + _S157 * (*_S37).out_stride_0 + _S159 * _S60 + u32(4) * _S165;
+                    var _S166 : u32 = (*_S40).out_offset_0 + _S159 * (*_S40).out_stride_0 + _S161 * _S63 + u32(4) * _S165;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1053,6 +1039,32 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
                             break;
                         }
                         entryPointParams_result_0[_S166 + row_0] = products_0[row_0];
+                        row_0 = row_0 + u32(1);
+                    }
+                }
+                var _S167 : u32 = u32(48) + _S66;
+                if(_S167 < _S64)
+                {
+                    if(most_0 != 0.0f)
+                    {
+                        products_0 = sums_0[u32(7)] / vec4<f32>(most_0);
+                    }
+                    else
+                    {
+                        products_0 = _S77;
+                    }
+                    var _S168 : u32 = (*_S40).out_offset_0 + _S159 * (*_S40).out_stride_0 + _S161 * _S63 + u32(4) * _S167;
+                    row_0 = u32(0);
+                    for(;;)
+                    {
+                        if(row_0 < u32(4))
+                        {
+                        }
+                        else
+                        {
+                            break;
+                        }
+                        entryPointParams_result_0[_S168 + row_0] = products_0[row_0];
                         row_0 = row_0 + u32(1);
                     }
                 }
@@ -1069,7 +1081,7 @@ fn attend_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, PrefillAttenti
 @workgroup_size(128, 1, 1)
 fn prefill_attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S167 : PrefillAttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_0, &(_S167));
+    var _S169 : PrefillAttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_0, &(_S169));
     return;
 }

@@ -68,7 +68,44 @@ fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  
 
 var<workgroup> firsts_0 : array<u32, i32(16)>;
 
+fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
+{
+    var _S2 : bool;
+    if(window_1 != u32(0))
+    {
+        _S2 = position_0 >= window_1;
+    }
+    else
+    {
+        _S2 = false;
+    }
+    var _S3 : u32;
+    if(_S2)
+    {
+        _S3 = position_0 - window_1 + u32(1);
+    }
+    else
+    {
+        _S3 = u32(0);
+    }
+    return _S3;
+}
+
 var<workgroup> lengths_0 : array<u32, i32(16)>;
+
+fn SequenceTable_end_of_0( this_0 : SequenceTable_0,  position_1 : u32) -> u32
+{
+    var _S4 : u32;
+    if(position_1 < (this_0.length_0))
+    {
+        _S4 = position_1 + u32(1);
+    }
+    else
+    {
+        _S4 = this_0.length_0;
+    }
+    return _S4;
+}
 
 var<workgroup> slots_0 : array<u32, i32(32)>;
 
@@ -82,42 +119,42 @@ var<workgroup> lanes_0 : array<f32, i32(128)>;
 
 var<workgroup> rescales_0 : array<f32, i32(16)>;
 
-fn valid_rows_0( _S2 : u32,  _S3 : u32,  _S4 : u32) -> u32
+fn valid_rows_0( _S5 : u32,  _S6 : u32,  _S7 : u32) -> u32
 {
-    var _S5 : u32;
-    if(_S2 == u32(4294967295))
+    var _S8 : u32;
+    if(_S5 == u32(4294967295))
     {
-        _S5 = _S4;
+        _S8 = _S7;
     }
     else
     {
-        _S5 = min(max(entryPointParams_batch_0[_S2], _S3) - _S3, _S4);
+        _S8 = min(max(entryPointParams_batch_0[_S5], _S6) - _S6, _S7);
     }
-    return _S5;
+    return _S8;
 }
 
-fn row_sequence_0( _S6 : u32,  _S7 : u32) -> u32
+fn row_sequence_0( _S9 : u32,  _S10 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S6 + u32(3) + u32(2) * _S7];
+    return entryPointParams_batch_0[_S9 + u32(3) + u32(2) * _S10];
 }
 
-fn sequence_table_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> SequenceTable_0
+fn sequence_table_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32) -> SequenceTable_0
 {
-    var _S14 : u32 = _S8 + min(_S9, _S10 - u32(1)) * (_S11 + u32(1));
-    return SequenceTable_x24init_0(_S14 + u32(1), _S12, _S13, min(entryPointParams_sequences_0[_S14], min(_S11, _S13) * _S12));
+    var _S17 : u32 = _S11 + min(_S12, _S13 - u32(1)) * (_S14 + u32(1));
+    return SequenceTable_x24init_0(_S17 + u32(1), _S15, _S16, min(entryPointParams_sequences_0[_S17], min(_S14, _S16) * _S15));
 }
 
-fn row_position_0( _S15 : u32,  _S16 : u32) -> u32
+fn row_position_0( _S18 : u32,  _S19 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S15 + u32(2) + u32(2) * _S16];
+    return entryPointParams_batch_0[_S18 + u32(2) + u32(2) * _S19];
 }
 
-fn SequenceTable_slot_0( _S17 : SequenceTable_0,  _S18 : u32) -> u32
+fn SequenceTable_slot_0( _S20 : SequenceTable_0,  _S21 : u32) -> u32
 {
-    var _S19 : u32 = _S18 / _S17.page_size_1;
-    var _S20 : u32 = min(entryPointParams_sequences_0[_S17.begin_0 + _S19], _S17.pages_1 - u32(1)) * _S17.page_size_1;
-    var _S21 : u32 = _S18 % _S17.page_size_1;
-    return _S20 + _S21;
+    var _S22 : u32 = _S21 / _S20.page_size_1;
+    var _S23 : u32 = min(entryPointParams_sequences_0[_S20.begin_0 + _S22], _S20.pages_1 - u32(1)) * _S20.page_size_1;
+    var _S24 : u32 = _S21 % _S20.page_size_1;
+    return _S23 + _S24;
 }
 
 struct Run_0
@@ -128,16 +165,16 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S22 : Run_0;
-    _S22.vector_0 = vector_1;
-    _S22.scale_1 = scale_2;
-    return _S22;
+    var _S25 : Run_0;
+    _S25.vector_0 = vector_1;
+    _S25.scale_1 = scale_2;
+    return _S25;
 }
 
 fn Blocks8_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
 {
-    var _S23 : u32 = offset_0 + slot_0 * (columns_0 / u32(64) * u32(17));
-    return Run_x24init_0(_S23 + element_0 / u32(4), u32(2) * (_S23 + columns_0 / u32(4)) + element_0 / u32(32));
+    var _S26 : u32 = offset_0 + slot_0 * (columns_0 / u32(64) * u32(17));
+    return Run_x24init_0(_S26 + element_0 / u32(4), u32(2) * (_S26 + columns_0 / u32(4)) + element_0 / u32(32));
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -145,14 +182,14 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S24 : u32,  _S25 : u32) -> f32
+fn half_at_0( _S27 : u32,  _S28 : u32) -> f32
 {
-    return halves_0((entryPointParams_k_pages_0[_S24 + _S25 / u32(2)] >> ((_S25 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_k_pages_0[_S27 + _S28 / u32(2)] >> ((_S28 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_0( _S26 : u32) -> f32
+fn Blocks8_scale_0( _S29 : u32) -> f32
 {
-    return half_at_0(u32(0), _S26);
+    return half_at_0(u32(0), _S29);
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -165,200 +202,164 @@ fn Blocks8_expand_0( four_0 : u32) -> vec4<f32>
     return bytes_0(four_0);
 }
 
-fn value_0( _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> vec4<f32>
+fn value_0( _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32) -> vec4<f32>
 {
-    var _S31 : Run_0 = Blocks8_run_0(_S27, _S28, _S29, _S30);
-    return vec4<f32>(Blocks8_scale_0(_S31.scale_1)) * Blocks8_expand_0(entryPointParams_k_pages_0[_S31.vector_0]);
+    var _S34 : Run_0 = Blocks8_run_0(_S30, _S31, _S32, _S33);
+    return vec4<f32>(Blocks8_scale_0(_S34.scale_1)) * Blocks8_expand_0(entryPointParams_k_pages_0[_S34.vector_0]);
 }
 
-fn half_at_1( _S32 : u32,  _S33 : u32) -> f32
+fn half_at_1( _S35 : u32,  _S36 : u32) -> f32
 {
-    return halves_0((entryPointParams_v_pages_0[_S32 + _S33 / u32(2)] >> ((_S33 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_v_pages_0[_S35 + _S36 / u32(2)] >> ((_S36 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_1( _S34 : u32) -> f32
+fn Blocks8_scale_1( _S37 : u32) -> f32
 {
-    return half_at_1(u32(0), _S34);
+    return half_at_1(u32(0), _S37);
 }
 
-fn value_1( _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32) -> vec4<f32>
+fn value_1( _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32) -> vec4<f32>
 {
-    var _S39 : Run_0 = Blocks8_run_0(_S35, _S36, _S37, _S38);
-    return vec4<f32>(Blocks8_scale_1(_S39.scale_1)) * Blocks8_expand_0(entryPointParams_v_pages_0[_S39.vector_0]);
+    var _S42 : Run_0 = Blocks8_run_0(_S38, _S39, _S40, _S41);
+    return vec4<f32>(Blocks8_scale_1(_S42.scale_1)) * Blocks8_expand_0(entryPointParams_v_pages_0[_S42.vector_0]);
 }
 
-fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttentionParams_std140_0>)
+fn attend_0( _S43 : vec3<u32>,  _S44 : u32,  _S45 : ptr<function, PrefillAttentionParams_std140_0>)
 {
     var most_0 : f32;
     var row_0 : u32;
     var products_0 : vec4<f32>;
-    var _S43 : u32;
+    var _S46 : u32;
     var i_0 : u32;
     var i_1 : u32;
     var a_0 : vec4<f32>;
-    var _S44 : u32;
-    var _S45 : u32;
-    var _S46 : u32 = (*_S42).kv_heads_0;
-    var _S47 : u32 = (*_S42).heads_0 / (*_S42).kv_heads_0;
-    var _S48 : u32 = min(_S47, u32(16));
-    var _S49 : u32 = u32(16) / _S48;
-    var _S50 : u32 = (_S47 + u32(16) - u32(1)) / u32(16);
-    var _S51 : u32 = group_number_0(_S40);
-    var _S52 : u32 = _S46 * _S50;
-    var _S53 : u32 = _S51 % _S52;
-    var _S54 : u32 = _S51 / _S52;
-    var _S55 : u32 = _S54 * _S49;
-    var _S56 : u32 = (*_S42).batch_offset_0;
-    var _S57 : u32 = (*_S42).batch_row_0;
-    var _S58 : u32 = valid_rows_0((*_S42).batch_offset_0, (*_S42).batch_row_0, (*_S42).rows_0);
-    if(_S55 >= _S58)
+    var _S47 : u32;
+    var _S48 : u32;
+    var _S49 : u32 = (*_S45).kv_heads_0;
+    var _S50 : u32 = (*_S45).heads_0 / (*_S45).kv_heads_0;
+    var _S51 : u32 = min(_S50, u32(16));
+    var _S52 : u32 = u32(16) / _S51;
+    var _S53 : u32 = (_S50 + u32(16) - u32(1)) / u32(16);
+    var _S54 : u32 = group_number_0(_S43);
+    var _S55 : u32 = _S49 * _S53;
+    var _S56 : u32 = _S54 % _S55;
+    var _S57 : u32 = _S54 / _S55;
+    var _S58 : u32 = _S57 * _S52;
+    var _S59 : u32 = (*_S45).batch_offset_0;
+    var _S60 : u32 = (*_S45).batch_row_0;
+    var _S61 : u32 = valid_rows_0((*_S45).batch_offset_0, (*_S45).batch_row_0, (*_S45).rows_0);
+    if(_S58 >= _S61)
     {
         return;
     }
-    var _S59 : u32 = min(_S55 + _S49, _S58);
-    var _S60 : u32 = _S53 / _S50;
-    var _S61 : u32 = _S60 * _S47;
-    var _S62 : u32 = _S53 % _S50;
-    var _S63 : u32 = _S61 + _S62 * u32(16);
-    var _S64 : u32 = (_S60 + u32(1)) * _S47;
-    var _S65 : u32 = (*_S42).head_dim_0;
-    var _S66 : u32 = (*_S42).head_dim_0 / u32(4);
-    var _S67 : u32 = _S46 * (*_S42).head_dim_0;
-    var _S68 : u32 = _S41 % u32(16);
-    var _S69 : u32 = _S41 / u32(16);
-    var _S70 : u32 = _S41 / u32(8);
-    var _S71 : u32 = _S41 % u32(8);
-    var _S72 : u32 = (*_S42).sinks_offset_0;
-    var _S73 : bool = ((*_S42).sinks_offset_0) != u32(4294967295);
-    var _S74 : u32 = _S70 % _S48;
-    var _S75 : u32 = _S63 + _S74;
-    var _S76 : bool;
-    if(_S73)
+    var _S62 : u32 = min(_S58 + _S52, _S61);
+    var _S63 : u32 = _S56 / _S53;
+    var _S64 : u32 = _S63 * _S50;
+    var _S65 : u32 = _S56 % _S53;
+    var _S66 : u32 = _S64 + _S65 * u32(16);
+    var _S67 : u32 = (_S63 + u32(1)) * _S50;
+    var _S68 : u32 = (*_S45).head_dim_0;
+    var _S69 : u32 = (*_S45).head_dim_0 / u32(4);
+    var _S70 : u32 = _S49 * (*_S45).head_dim_0;
+    var _S71 : u32 = _S44 % u32(16);
+    var _S72 : u32 = _S44 / u32(16);
+    var _S73 : u32 = _S44 / u32(8);
+    var _S74 : u32 = _S44 % u32(8);
+    var _S75 : u32 = (*_S45).sinks_offset_0;
+    var _S76 : bool = ((*_S45).sinks_offset_0) != u32(4294967295);
+    var _S77 : u32 = _S73 % _S51;
+    var _S78 : u32 = _S66 + _S77;
+    var _S79 : bool;
+    if(_S76)
     {
-        _S76 = _S75 < _S64;
+        _S79 = _S78 < _S67;
     }
     else
     {
-        _S76 = false;
+        _S79 = false;
     }
     var peak_0 : f32;
-    if(_S76)
+    if(_S79)
     {
-        peak_0 = max(entryPointParams_sinks_0[_S72 + _S75], -3.4028234663852886e+38f);
+        peak_0 = max(entryPointParams_sinks_0[_S75 + _S78], -3.4028234663852886e+38f);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    if(_S73)
-    {
-        _S76 = _S71 == u32(0);
-    }
-    else
-    {
-        _S76 = false;
-    }
-    var _S77 : i32;
     if(_S76)
     {
-        _S77 = i32(1);
+        _S79 = _S74 == u32(0);
     }
     else
     {
-        _S77 = i32(0);
+        _S79 = false;
     }
-    var _S78 : f32 = f32(_S77);
+    var _S80 : i32;
+    if(_S79)
+    {
+        _S80 = i32(1);
+    }
+    else
+    {
+        _S80 = i32(0);
+    }
+    var _S81 : f32 = f32(_S80);
     var sums_0 : array<vec4<f32>, i32(8)>;
-    var _S79 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    sums_0[u32(0)] = _S79;
-    sums_0[u32(1)] = _S79;
-    sums_0[u32(2)] = _S79;
-    sums_0[u32(3)] = _S79;
-    sums_0[u32(4)] = _S79;
-    sums_0[u32(5)] = _S79;
-    sums_0[u32(6)] = _S79;
-    sums_0[u32(7)] = _S79;
-    var row_1 : u32 = _S55;
-    var total_0 : f32 = _S78;
+    var _S82 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    sums_0[u32(0)] = _S82;
+    sums_0[u32(1)] = _S82;
+    sums_0[u32(2)] = _S82;
+    sums_0[u32(3)] = _S82;
+    sums_0[u32(4)] = _S82;
+    sums_0[u32(5)] = _S82;
+    sums_0[u32(6)] = _S82;
+    sums_0[u32(7)] = _S82;
+    var row_1 : u32 = _S58;
+    var total_0 : f32 = _S81;
     for(;;)
     {
-        if(row_1 < _S59)
+        if(row_1 < _S62)
         {
         }
         else
         {
             break;
         }
-        var _S80 : u32 = row_sequence_0(_S56, _S57 + row_1);
+        var _S83 : u32 = row_sequence_0(_S59, _S60 + row_1);
         row_0 = row_1;
         for(;;)
         {
             var row_2 : u32 = row_0 + u32(1);
-            _S43 = row_2;
-            if(row_2 < _S59)
+            _S46 = row_2;
+            if(row_2 < _S62)
             {
-                _S76 = (row_sequence_0(_S56, _S57 + row_2)) == _S80;
+                _S79 = (row_sequence_0(_S59, _S60 + row_2)) == _S83;
             }
             else
             {
-                _S76 = false;
+                _S79 = false;
             }
-            if(!_S76)
+            if(!_S79)
             {
                 break;
             }
             row_0 = row_2;
         }
-        var _S81 : SequenceTable_0 = sequence_table_0((*_S42).sequences_offset_0, _S80, (*_S42).sequence_count_0, (*_S42).table_length_0, (*_S42).page_size_0, (*_S42).pages_0);
-        var _S82 : bool;
-        var _S83 : bool;
-        var _S84 : bool;
+        var _S84 : SequenceTable_0 = sequence_table_0((*_S45).sequences_offset_0, _S83, (*_S45).sequence_count_0, (*_S45).table_length_0, (*_S45).page_size_0, (*_S45).pages_0);
         var _S85 : bool;
+        var _S86 : bool;
+        var _S87 : bool;
         var i_2 : u32;
         var begin_2 : u32;
-        var end_0 : u32;
-        if(_S41 < u32(16))
+        if(_S44 < u32(16))
         {
-            var _S86 : u32 = _S41 / _S48;
-            var _S87 : u32 = _S55 + _S86;
-            if(_S41 < (_S49 * _S48))
+            var _S88 : u32 = _S44 / _S51;
+            var _S89 : u32 = _S58 + _S88;
+            if(_S44 < (_S52 * _S51))
             {
-                var _S88 : u32 = _S41 % _S48;
-                _S82 = (_S63 + _S88) < _S64;
-            }
-            else
-            {
-                _S82 = false;
-            }
-            if(_S82)
-            {
-                _S83 = _S87 >= row_1;
-            }
-            else
-            {
-                _S83 = false;
-            }
-            if(_S83)
-            {
-                _S84 = _S87 < _S43;
-            }
-            else
-            {
-                _S84 = false;
-            }
-            if(_S84)
-            {
-                i_2 = _S87;
-            }
-            else
-            {
-                i_2 = _S55;
-            }
-            var _S89 : u32 = row_position_0(_S56, _S57 + i_2);
-            var _S90 : u32 = (*_S42).window_0;
-            if(((*_S42).window_0) != u32(0))
-            {
-                _S85 = _S89 >= _S90;
+                var _S90 : u32 = _S44 % _S51;
+                _S85 = (_S66 + _S90) < _S67;
             }
             else
             {
@@ -366,34 +367,44 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
             }
             if(_S85)
             {
-                begin_2 = _S89 - _S90 + u32(1);
+                _S86 = _S89 >= row_1;
+            }
+            else
+            {
+                _S86 = false;
+            }
+            if(_S86)
+            {
+                _S87 = _S89 < _S46;
+            }
+            else
+            {
+                _S87 = false;
+            }
+            if(_S87)
+            {
+                i_2 = _S89;
+            }
+            else
+            {
+                i_2 = _S58;
+            }
+            var _S91 : u32 = row_position_0(_S59, _S60 + i_2);
+            firsts_0[_S44] = first_seen_0(_S91, (*_S45).window_0);
+            if(_S87)
+            {
+                begin_2 = SequenceTable_end_of_0(_S84, _S91);
             }
             else
             {
                 begin_2 = u32(0);
             }
-            firsts_0[_S41] = begin_2;
-            if(_S84)
-            {
-                if(_S89 < (_S81.length_0))
-                {
-                    end_0 = _S89 + u32(1);
-                }
-                else
-                {
-                    end_0 = _S81.length_0;
-                }
-            }
-            else
-            {
-                end_0 = u32(0);
-            }
-            lengths_0[_S41] = end_0;
+            lengths_0[_S44] = begin_2;
         }
         workgroupBarrier();
         i_2 = u32(0);
         begin_2 = u32(4294967295);
-        end_0 = u32(0);
+        var end_0 : u32 = u32(0);
         for(;;)
         {
             if(i_2 < u32(16))
@@ -405,9 +416,9 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
             }
             if((firsts_0[i_2]) < (lengths_0[i_2]))
             {
-                var _S91 : u32 = max(end_0, lengths_0[i_2]);
+                var _S92 : u32 = max(end_0, lengths_0[i_2]);
                 begin_2 = min(begin_2, firsts_0[i_2]);
-                end_0 = _S91;
+                end_0 = _S92;
             }
             i_2 = i_2 + u32(1);
         }
@@ -421,83 +432,83 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
             {
                 break;
             }
-            if(_S41 < u32(32))
+            if(_S44 < u32(32))
             {
-                var _S92 : u32 = SequenceTable_slot_0(_S81, min(at_0 + _S41, end_0 - u32(1)));
-                slots_0[_S41] = _S92;
+                var _S93 : u32 = SequenceTable_slot_0(_S84, min(at_0 + _S44, end_0 - u32(1)));
+                slots_0[_S44] = _S93;
             }
             workgroupBarrier();
             var slice_0 : u32 = u32(0);
-            products_0 = _S79;
+            products_0 = _S82;
             for(;;)
             {
-                if(slice_0 < _S66)
+                if(slice_0 < _S69)
                 {
                 }
                 else
                 {
                     break;
                 }
-                i_1 = _S41;
+                i_1 = _S44;
                 for(;;)
                 {
                     if(i_1 < u32(256))
                     {
                         if(at_0 == begin_2)
                         {
-                            _S82 = true;
+                            _S85 = true;
                         }
                         else
                         {
-                            _S82 = _S66 > u32(16);
+                            _S85 = _S69 > u32(16);
                         }
                     }
                     else
                     {
-                        _S82 = false;
+                        _S85 = false;
                     }
-                    if(_S82)
+                    if(_S85)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    var _S93 : u32 = i_1 / u32(16);
-                    var _S94 : u32 = slice_0 + i_1 % u32(16);
-                    var _S95 : u32 = (*_S42).q_offset_0;
-                    var _S96 : u32 = _S93 / _S48;
-                    var _S97 : u32 = _S95 + (_S55 + _S96) * (*_S42).q_stride_0;
-                    var _S98 : u32 = _S93 % _S48;
-                    var _S99 : u32 = _S97 + (_S63 + _S98) * _S65 + u32(4) * _S94;
-                    if((lengths_0[_S93]) != u32(0))
+                    var _S94 : u32 = i_1 / u32(16);
+                    var _S95 : u32 = slice_0 + i_1 % u32(16);
+                    var _S96 : u32 = (*_S45).q_offset_0;
+                    var _S97 : u32 = _S94 / _S51;
+                    var _S98 : u32 = _S96 + (_S58 + _S97) * (*_S45).q_stride_0;
+                    var _S99 : u32 = _S94 % _S51;
+                    var _S100 : u32 = _S98 + (_S66 + _S99) * _S68 + u32(4) * _S95;
+                    if((lengths_0[_S94]) != u32(0))
                     {
-                        _S83 = _S94 < _S66;
+                        _S86 = _S95 < _S69;
                     }
                     else
                     {
-                        _S83 = false;
+                        _S86 = false;
                     }
-                    if(_S83)
+                    if(_S86)
                     {
-                        a_0 = vec4<f32>((*_S42).scale_0) * vec4<f32>(entryPointParams_q_0[_S99], entryPointParams_q_0[_S99 + u32(1)], entryPointParams_q_0[_S99 + u32(2)], entryPointParams_q_0[_S99 + u32(3)]);
+                        a_0 = vec4<f32>((*_S45).scale_0) * vec4<f32>(entryPointParams_q_0[_S100], entryPointParams_q_0[_S100 + u32(1)], entryPointParams_q_0[_S100 + u32(2)], entryPointParams_q_0[_S100 + u32(3)]);
                     }
                     else
                     {
-                        a_0 = _S79;
+                        a_0 = _S82;
                     }
                     queries_0[i_1] = a_0;
                     i_1 = i_1 + u32(128);
                 }
-                var _S100 : u32 = _S60 * _S65 + u32(4) * min(slice_0 + _S68, _S66 - u32(1));
-                var _S101 : u32 = (*_S42).k_pages_offset_0;
-                tile_0[_S69 * u32(17) + _S68] = value_0((*_S42).k_pages_offset_0, slots_0[_S69], _S67, _S100);
-                var _S102 : u32 = _S69 + u32(8);
-                tile_0[_S102 * u32(17) + _S68] = value_0(_S101, slots_0[_S102], _S67, _S100);
-                var _S103 : u32 = _S69 + u32(16);
-                tile_0[_S103 * u32(17) + _S68] = value_0(_S101, slots_0[_S103], _S67, _S100);
-                var _S104 : u32 = _S69 + u32(24);
-                tile_0[_S104 * u32(17) + _S68] = value_0(_S101, slots_0[_S104], _S67, _S100);
+                var _S101 : u32 = _S63 * _S68 + u32(4) * min(slice_0 + _S71, _S69 - u32(1));
+                var _S102 : u32 = (*_S45).k_pages_offset_0;
+                tile_0[_S72 * u32(17) + _S71] = value_0((*_S45).k_pages_offset_0, slots_0[_S72], _S70, _S101);
+                var _S103 : u32 = _S72 + u32(8);
+                tile_0[_S103 * u32(17) + _S71] = value_0(_S102, slots_0[_S103], _S70, _S101);
+                var _S104 : u32 = _S72 + u32(16);
+                tile_0[_S104 * u32(17) + _S71] = value_0(_S102, slots_0[_S104], _S70, _S101);
+                var _S105 : u32 = _S72 + u32(24);
+                tile_0[_S105 * u32(17) + _S71] = value_0(_S102, slots_0[_S105], _S70, _S101);
                 workgroupBarrier();
                 i_0 = u32(0);
                 for(;;)
@@ -509,158 +520,139 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var _S105 : u32 = u32(2) * _S69;
-                    var _S106 : u32 = _S105 * u32(16) + i_0;
-                    var _S107 : u32 = (_S105 + u32(1)) * u32(16) + i_0;
-                    var _S108 : u32 = _S68 * u32(17) + i_0;
-                    var _S109 : u32 = (_S68 + u32(16)) * u32(17) + i_0;
-                    var products_1 : vec4<f32> = products_0 + vec4<f32>(dot(queries_0[_S106], tile_0[_S108]), dot(queries_0[_S106], tile_0[_S109]), dot(queries_0[_S107], tile_0[_S108]), dot(queries_0[_S107], tile_0[_S109])) + vec4<f32>(dot(queries_0[_S106 + u32(1)], tile_0[_S108 + u32(1)]), dot(queries_0[_S106 + u32(1)], tile_0[_S109 + u32(1)]), dot(queries_0[_S107 + u32(1)], tile_0[_S108 + u32(1)]), dot(queries_0[_S107 + u32(1)], tile_0[_S109 + u32(1)])) + vec4<f32>(dot(queries_0[_S106 + u32(2)], tile_0[_S108 + u32(2)]), dot(queries_0[_S106 + u32(2)], tile_0[_S109 + u32(2)]), dot(queries_0[_S107 + u32(2)], tile_0[_S108 + u32(2)]), dot(queries_0[_S107 + u32(2)], tile_0[_S109 + u32(2)])) + vec4<f32>(dot(queries_0[_S106 + u32(3)], tile_0[_S108 + u32(3)]), dot(queries_0[_S106 + u32(3)], tile_0[_S109 + u32(3)]), dot(queries_0[_S107 + u32(3)], tile_0[_S108 + u32(3)]), dot(queries_0[_S107 + u32(3)], tile_0[_S109 + u32(3)]));
+                    var _S106 : u32 = u32(2) * _S72;
+                    var _S107 : u32 = _S106 * u32(16) + i_0;
+                    var _S108 : u32 = (_S106 + u32(1)) * u32(16) + i_0;
+                    var _S109 : u32 = _S71 * u32(17) + i_0;
+                    var _S110 : u32 = (_S71 + u32(16)) * u32(17) + i_0;
+                    var products_1 : vec4<f32> = products_0 + vec4<f32>(dot(queries_0[_S107], tile_0[_S109]), dot(queries_0[_S107], tile_0[_S110]), dot(queries_0[_S108], tile_0[_S109]), dot(queries_0[_S108], tile_0[_S110])) + vec4<f32>(dot(queries_0[_S107 + u32(1)], tile_0[_S109 + u32(1)]), dot(queries_0[_S107 + u32(1)], tile_0[_S110 + u32(1)]), dot(queries_0[_S108 + u32(1)], tile_0[_S109 + u32(1)]), dot(queries_0[_S108 + u32(1)], tile_0[_S110 + u32(1)])) + vec4<f32>(dot(queries_0[_S107 + u32(2)], tile_0[_S109 + u32(2)]), dot(queries_0[_S107 + u32(2)], tile_0[_S110 + u32(2)]), dot(queries_0[_S108 + u32(2)], tile_0[_S109 + u32(2)]), dot(queries_0[_S108 + u32(2)], tile_0[_S110 + u32(2)])) + vec4<f32>(dot(queries_0[_S107 + u32(3)], tile_0[_S109 + u32(3)]), dot(queries_0[_S107 + u32(3)], tile_0[_S110 + u32(3)]), dot(queries_0[_S108 + u32(3)], tile_0[_S109 + u32(3)]), dot(queries_0[_S108 + u32(3)], tile_0[_S110 + u32(3)]));
                     i_0 = i_0 + u32(4);
                     products_0 = products_1;
                 }
                 workgroupBarrier();
                 slice_0 = slice_0 + u32(16);
             }
-            var _S110 : u32 = u32(2) * _S69;
-            var _S111 : u32 = _S110 * u32(33);
-            var _S112 : u32 = _S111 + _S68;
-            scores_0[_S112] = products_0.x;
-            scores_0[_S112 + u32(16)] = products_0.y;
-            var _S113 : u32 = _S112 + u32(32) + u32(1);
-            scores_0[_S113] = products_0.z;
-            scores_0[_S113 + u32(16)] = products_0.w;
+            var _S111 : u32 = u32(2) * _S72;
+            var _S112 : u32 = _S111 * u32(33);
+            var _S113 : u32 = _S112 + _S71;
+            scores_0[_S113] = products_0.x;
+            scores_0[_S113 + u32(16)] = products_0.y;
+            var _S114 : u32 = _S113 + u32(32) + u32(1);
+            scores_0[_S114] = products_0.z;
+            scores_0[_S114 + u32(16)] = products_0.w;
             workgroupBarrier();
-            var _S114 : u32 = firsts_0[_S70];
-            var _S115 : u32 = lengths_0[_S70];
-            var _S116 : u32 = at_0 + _S71;
-            var _S117 : bool = _S116 >= _S114;
-            if(_S117)
+            var _S115 : u32 = firsts_0[_S73];
+            var _S116 : u32 = lengths_0[_S73];
+            var _S117 : u32 = at_0 + _S74;
+            var _S118 : bool = _S117 >= _S115;
+            if(_S118)
             {
-                _S82 = _S116 < _S115;
-            }
-            else
-            {
-                _S82 = false;
-            }
-            if(_S82)
-            {
-                most_0 = max(-3.4028234663852886e+38f, scores_0[_S70 * u32(33) + _S71]);
-            }
-            else
-            {
-                most_0 = -3.4028234663852886e+38f;
-            }
-            var _S118 : u32 = u32(8) + _S71;
-            var _S119 : u32 = at_0 + _S118;
-            var _S120 : bool = _S119 >= _S114;
-            if(_S120)
-            {
-                _S83 = _S119 < _S115;
-            }
-            else
-            {
-                _S83 = false;
-            }
-            var most_1 : f32;
-            if(_S83)
-            {
-                most_1 = max(most_0, scores_0[_S70 * u32(33) + _S118]);
-            }
-            else
-            {
-                most_1 = most_0;
-            }
-            var _S121 : u32 = u32(16) + _S71;
-            var _S122 : u32 = at_0 + _S121;
-            var _S123 : bool = _S122 >= _S114;
-            if(_S123)
-            {
-                _S84 = _S122 < _S115;
-            }
-            else
-            {
-                _S84 = false;
-            }
-            var most_2 : f32;
-            if(_S84)
-            {
-                most_2 = max(most_1, scores_0[_S70 * u32(33) + _S121]);
-            }
-            else
-            {
-                most_2 = most_1;
-            }
-            var _S124 : u32 = u32(24) + _S71;
-            var _S125 : u32 = at_0 + _S124;
-            var _S126 : bool = _S125 >= _S114;
-            if(_S126)
-            {
-                _S85 = _S125 < _S115;
+                _S85 = _S117 < _S116;
             }
             else
             {
                 _S85 = false;
             }
-            var most_3 : f32;
             if(_S85)
             {
-                most_3 = max(most_2, scores_0[_S70 * u32(33) + _S124]);
+                most_0 = max(-3.4028234663852886e+38f, scores_0[_S73 * u32(33) + _S74]);
+            }
+            else
+            {
+                most_0 = -3.4028234663852886e+38f;
+            }
+            var _S119 : u32 = u32(8) + _S74;
+            var _S120 : u32 = at_0 + _S119;
+            var _S121 : bool = _S120 >= _S115;
+            if(_S121)
+            {
+                _S86 = _S120 < _S116;
+            }
+            else
+            {
+                _S86 = false;
+            }
+            var most_1 : f32;
+            if(_S86)
+            {
+                most_1 = max(most_0, scores_0[_S73 * u32(33) + _S119]);
+            }
+            else
+            {
+                most_1 = most_0;
+            }
+            var _S122 : u32 = u32(16) + _S74;
+            var _S123 : u32 = at_0 + _S122;
+            var _S124 : bool = _S123 >= _S115;
+            if(_S124)
+            {
+                _S87 = _S123 < _S116;
+            }
+            else
+            {
+                _S87 = false;
+            }
+            var most_2 : f32;
+            if(_S87)
+            {
+                most_2 = max(most_1, scores_0[_S73 * u32(33) + _S122]);
+            }
+            else
+            {
+                most_2 = most_1;
+            }
+            var _S125 : u32 = u32(24) + _S74;
+            var _S126 : u32 = at_0 + _S125;
+            var _S127 : bool = _S126 >= _S115;
+            var _S128 : bool;
+            if(_S127)
+            {
+                _S128 = _S126 < _S116;
+            }
+            else
+            {
+                _S128 = false;
+            }
+            var most_3 : f32;
+            if(_S128)
+            {
+                most_3 = max(most_2, scores_0[_S73 * u32(33) + _S125]);
             }
             else
             {
                 most_3 = most_2;
             }
-            lanes_0[_S41] = most_3;
+            lanes_0[_S44] = most_3;
             workgroupBarrier();
-            var _S127 : u32 = _S70 * u32(8);
-            var _S128 : f32 = max(max(max(max(max(max(max(max(peak_0, lanes_0[_S127]), lanes_0[_S127 + u32(1)]), lanes_0[_S127 + u32(2)]), lanes_0[_S127 + u32(3)]), lanes_0[_S127 + u32(4)]), lanes_0[_S127 + u32(5)]), lanes_0[_S127 + u32(6)]), lanes_0[_S127 + u32(7)]);
-            var _S129 : f32 = exp(peak_0 - _S128);
-            var total_1 : f32 = total_0 * _S129;
-            var _S130 : bool;
-            if(_S117)
+            var _S129 : u32 = _S73 * u32(8);
+            var _S130 : f32 = max(max(max(max(max(max(max(max(peak_0, lanes_0[_S129]), lanes_0[_S129 + u32(1)]), lanes_0[_S129 + u32(2)]), lanes_0[_S129 + u32(3)]), lanes_0[_S129 + u32(4)]), lanes_0[_S129 + u32(5)]), lanes_0[_S129 + u32(6)]), lanes_0[_S129 + u32(7)]);
+            var _S131 : f32 = exp(peak_0 - _S130);
+            var total_1 : f32 = total_0 * _S131;
+            var _S132 : bool;
+            if(_S118)
             {
-                _S130 = _S116 < _S115;
+                _S132 = _S117 < _S116;
             }
             else
             {
-                _S130 = false;
+                _S132 = false;
             }
-            var _S131 : f32;
-            if(_S130)
+            var _S133 : f32;
+            if(_S132)
             {
-                _S131 = exp(scores_0[_S70 * u32(33) + _S71] - _S128);
+                _S133 = exp(scores_0[_S73 * u32(33) + _S74] - _S130);
             }
             else
             {
-                _S131 = 0.0f;
+                _S133 = 0.0f;
             }
-            var _S132 : u32 = _S70 * u32(33);
-            scores_0[_S132 + _S71] = _S131;
-            var total_2 : f32 = total_1 + _S131;
-            var _S133 : bool;
-            if(_S120)
-            {
-                _S133 = _S119 < _S115;
-            }
-            else
-            {
-                _S133 = false;
-            }
-            var _S134 : f32;
-            if(_S133)
-            {
-                _S134 = exp(scores_0[_S132 + _S118] - _S128);
-            }
-            else
-            {
-                _S134 = 0.0f;
-            }
-            scores_0[_S132 + _S118] = _S134;
-            var total_3 : f32 = total_2 + _S134;
+            var _S134 : u32 = _S73 * u32(33);
+            scores_0[_S134 + _S74] = _S133;
+            var total_2 : f32 = total_1 + _S133;
             var _S135 : bool;
-            if(_S123)
+            if(_S121)
             {
-                _S135 = _S122 < _S115;
+                _S135 = _S120 < _S116;
             }
             else
             {
@@ -669,18 +661,18 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
             var _S136 : f32;
             if(_S135)
             {
-                _S136 = exp(scores_0[_S132 + _S121] - _S128);
+                _S136 = exp(scores_0[_S134 + _S119] - _S130);
             }
             else
             {
                 _S136 = 0.0f;
             }
-            scores_0[_S132 + _S121] = _S136;
-            var total_4 : f32 = total_3 + _S136;
+            scores_0[_S134 + _S119] = _S136;
+            var total_3 : f32 = total_2 + _S136;
             var _S137 : bool;
-            if(_S126)
+            if(_S124)
             {
-                _S137 = _S125 < _S115;
+                _S137 = _S123 < _S116;
             }
             else
             {
@@ -689,42 +681,62 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
             var _S138 : f32;
             if(_S137)
             {
-                _S138 = exp(scores_0[_S132 + _S124] - _S128);
+                _S138 = exp(scores_0[_S134 + _S122] - _S130);
             }
             else
             {
                 _S138 = 0.0f;
             }
-            scores_0[_S132 + _S124] = _S138;
-            var total_5 : f32 = total_4 + _S138;
-            if(_S71 == u32(0))
+            scores_0[_S134 + _S122] = _S138;
+            var total_4 : f32 = total_3 + _S138;
+            var _S139 : bool;
+            if(_S127)
             {
-                rescales_0[_S70] = _S129;
+                _S139 = _S126 < _S116;
+            }
+            else
+            {
+                _S139 = false;
+            }
+            var _S140 : f32;
+            if(_S139)
+            {
+                _S140 = exp(scores_0[_S134 + _S125] - _S130);
+            }
+            else
+            {
+                _S140 = 0.0f;
+            }
+            scores_0[_S134 + _S125] = _S140;
+            var total_5 : f32 = total_4 + _S140;
+            if(_S74 == u32(0))
+            {
+                rescales_0[_S73] = _S131;
             }
             i_0 = u32(0);
             for(;;)
             {
-                var _S139 : u32 = i_0 * u32(16);
-                if(_S139 < _S66)
+                var _S141 : u32 = i_0 * u32(16);
+                if(_S141 < _S69)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S140 : u32 = _S60 * _S65 + u32(4) * min(_S139 + _S68, _S66 - u32(1));
-                var _S141 : u32 = (*_S42).v_pages_offset_0;
-                tile_0[_S69 * u32(17) + _S68] = value_1((*_S42).v_pages_offset_0, slots_0[_S69], _S67, _S140);
-                var _S142 : u32 = _S69 + u32(8);
-                tile_0[_S142 * u32(17) + _S68] = value_1(_S141, slots_0[_S142], _S67, _S140);
-                var _S143 : u32 = _S69 + u32(16);
-                tile_0[_S143 * u32(17) + _S68] = value_1(_S141, slots_0[_S143], _S67, _S140);
-                var _S144 : u32 = _S69 + u32(24);
-                tile_0[_S144 * u32(17) + _S68] = value_1(_S141, slots_0[_S144], _S67, _S140);
+                var _S142 : u32 = _S63 * _S68 + u32(4) * min(_S141 + _S71, _S69 - u32(1));
+                var _S143 : u32 = (*_S45).v_pages_offset_0;
+                tile_0[_S72 * u32(17) + _S71] = value_1((*_S45).v_pages_offset_0, slots_0[_S72], _S70, _S142);
+                var _S144 : u32 = _S72 + u32(8);
+                tile_0[_S144 * u32(17) + _S71] = value_1(_S143, slots_0[_S144], _S70, _S142);
+                var _S145 : u32 = _S72 + u32(16);
+                tile_0[_S145 * u32(17) + _S71] = value_1(_S143, slots_0[_S145], _S70, _S142);
+                var _S146 : u32 = _S72 + u32(24);
+                tile_0[_S146 * u32(17) + _S71] = value_1(_S143, slots_0[_S146], _S70, _S142);
                 workgroupBarrier();
                 i_1 = u32(0);
-                a_0 = _S79;
-                var b_0 : vec4<f32> = _S79;
+                a_0 = _S82;
+                var b_0 : vec4<f32> = _S82;
                 for(;;)
                 {
                     if(i_1 < u32(32))
@@ -734,45 +746,45 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var _S145 : u32 = _S111 + i_1;
-                    var _S146 : u32 = (_S110 + u32(1)) * u32(33) + i_1;
-                    var a_1 : vec4<f32> = a_0 + vec4<f32>(scores_0[_S145]) * tile_0[i_1 * u32(17) + _S68] + vec4<f32>(scores_0[_S145 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S68] + vec4<f32>(scores_0[_S145 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S68] + vec4<f32>(scores_0[_S145 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S68];
-                    var b_1 : vec4<f32> = b_0 + vec4<f32>(scores_0[_S146]) * tile_0[i_1 * u32(17) + _S68] + vec4<f32>(scores_0[_S146 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S68] + vec4<f32>(scores_0[_S146 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S68] + vec4<f32>(scores_0[_S146 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S68];
+                    var _S147 : u32 = _S112 + i_1;
+                    var _S148 : u32 = (_S111 + u32(1)) * u32(33) + i_1;
+                    var a_1 : vec4<f32> = a_0 + vec4<f32>(scores_0[_S147]) * tile_0[i_1 * u32(17) + _S71] + vec4<f32>(scores_0[_S147 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S71] + vec4<f32>(scores_0[_S147 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S71] + vec4<f32>(scores_0[_S147 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S71];
+                    var b_1 : vec4<f32> = b_0 + vec4<f32>(scores_0[_S148]) * tile_0[i_1 * u32(17) + _S71] + vec4<f32>(scores_0[_S148 + u32(1)]) * tile_0[(i_1 + u32(1)) * u32(17) + _S71] + vec4<f32>(scores_0[_S148 + u32(2)]) * tile_0[(i_1 + u32(2)) * u32(17) + _S71] + vec4<f32>(scores_0[_S148 + u32(3)]) * tile_0[(i_1 + u32(3)) * u32(17) + _S71];
                     i_1 = i_1 + u32(4);
                     a_0 = a_1;
                     b_0 = b_1;
                 }
                 if(u32(0) == i_0)
                 {
-                    sums_0[u32(0)] = vec4<f32>(rescales_0[_S110]) * sums_0[u32(0)] + a_0;
-                    sums_0[u32(1)] = vec4<f32>(rescales_0[_S110 + u32(1)]) * sums_0[u32(1)] + b_0;
+                    sums_0[u32(0)] = vec4<f32>(rescales_0[_S111]) * sums_0[u32(0)] + a_0;
+                    sums_0[u32(1)] = vec4<f32>(rescales_0[_S111 + u32(1)]) * sums_0[u32(1)] + b_0;
                 }
                 if(u32(1) == i_0)
                 {
-                    sums_0[u32(2)] = vec4<f32>(rescales_0[_S110]) * sums_0[u32(2)] + a_0;
-                    sums_0[u32(3)] = vec4<f32>(rescales_0[_S110 + u32(1)]) * sums_0[u32(3)] + b_0;
+                    sums_0[u32(2)] = vec4<f32>(rescales_0[_S111]) * sums_0[u32(2)] + a_0;
+                    sums_0[u32(3)] = vec4<f32>(rescales_0[_S111 + u32(1)]) * sums_0[u32(3)] + b_0;
                 }
                 if(u32(2) == i_0)
                 {
-                    sums_0[u32(4)] = vec4<f32>(rescales_0[_S110]) * sums_0[u32(4)] + a_0;
-                    sums_0[u32(5)] = vec4<f32>(rescales_0[_S110 + u32(1)]) * sums_0[u32(5)] + b_0;
+                    sums_0[u32(4)] = vec4<f32>(rescales_0[_S111]) * sums_0[u32(4)] + a_0;
+                    sums_0[u32(5)] = vec4<f32>(rescales_0[_S111 + u32(1)]) * sums_0[u32(5)] + b_0;
                 }
                 if(u32(3) == i_0)
                 {
-                    sums_0[u32(6)] = vec4<f32>(rescales_0[_S110]) * sums_0[u32(6)] + a_0;
-                    sums_0[u32(7)] = vec4<f32>(rescales_0[_S110 + u32(1)]) * sums_0[u32(7)] + b_0;
+                    sums_0[u32(6)] = vec4<f32>(rescales_0[_S111]) * sums_0[u32(6)] + a_0;
+                    sums_0[u32(7)] = vec4<f32>(rescales_0[_S111 + u32(1)]) * sums_0[u32(7)] + b_0;
                 }
                 workgroupBarrier();
                 i_0 = i_0 + u32(1);
             }
             at_0 = at_0 + u32(32);
-            peak_0 = _S128;
+            peak_0 = _S130;
             total_0 = total_5;
         }
         workgroupBarrier();
-        row_1 = _S43;
+        row_1 = _S46;
     }
-    lanes_0[_S41] = total_0;
+    lanes_0[_S44] = total_0;
     workgroupBarrier();
     for(;;)
     {
@@ -780,31 +792,31 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
         {
             for(;;)
             {
-                var _S147 : u32 = u32(2) * _S69;
-                _S44 = _S147;
-                var _S148 : u32 = _S147 / _S48;
-                var _S149 : u32 = _S55 + _S148;
-                var _S150 : u32 = _S147 % _S48;
-                var _S151 : u32 = _S63 + _S150;
-                var _S152 : u32 = _S49 * _S48;
-                _S45 = _S152;
-                if(_S147 >= _S152)
+                var _S149 : u32 = u32(2) * _S72;
+                _S47 = _S149;
+                var _S150 : u32 = _S149 / _S51;
+                var _S151 : u32 = _S58 + _S150;
+                var _S152 : u32 = _S149 % _S51;
+                var _S153 : u32 = _S66 + _S152;
+                var _S154 : u32 = _S52 * _S51;
+                _S48 = _S154;
+                if(_S149 >= _S154)
                 {
-                    _S76 = true;
+                    _S79 = true;
                 }
                 else
                 {
-                    _S76 = _S149 >= _S59;
+                    _S79 = _S151 >= _S62;
                 }
-                if(_S76)
+                if(_S79)
                 {
-                    _S76 = true;
+                    _S79 = true;
                 }
                 else
                 {
-                    _S76 = _S151 >= _S64;
+                    _S79 = _S153 >= _S67;
                 }
-                if(_S76)
+                if(_S79)
                 {
                     break;
                 }
@@ -819,11 +831,11 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var whole_0 : f32 = most_0 + lanes_0[_S147 * u32(8) + row_0];
+                    var whole_0 : f32 = most_0 + lanes_0[_S149 * u32(8) + row_0];
                     row_0 = row_0 + u32(1);
                     most_0 = whole_0;
                 }
-                if(_S68 < _S66)
+                if(_S71 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -831,35 +843,9 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S153 : u32 = (*_S42).out_offset_0 + _S149 * (*_S42).out_stride_0 + _S151 * _S65 + u32(4) * _S68;
-                    row_0 = u32(0);
-                    for(;;)
-                    {
-                        if(row_0 < u32(4))
-                        {
-                        }
-                        else
-                        {
-                            break;
-                        }
-                        entryPointParams_result_0[_S153 + row_0] = products_0[row_0];
-                        row_0 = row_0 + u32(1);
-                    }
-                }
-                var _S154 : u32 = u32(16) + _S68;
-                if(_S154 < _S66)
-                {
-                    if(most_0 != 0.0f)
-                    {
-                        products_0 = sums_0[u32(2)] / vec4<f32>(most_0);
-                    }
-                    else
-                    {
-                        products_0 = _S79;
-                    }
-                    var _S155 : u32 = (*_S42).out_offset_0 + _S149 * (*_S42).out_stride_0 + _S151 * _S65 + u32(4) * _S154;
+                    var _S155 : u32 = (*_S45).out_offset_0 + _S151 * (*_S45).out_stride_0 + _S153 * _S68 + u32(4) * _S71;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -874,18 +860,18 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S156 : u32 = u32(32) + _S68;
-                if(_S156 < _S66)
+                var _S156 : u32 = u32(16) + _S71;
+                if(_S156 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(4)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(2)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S157 : u32 = (*_S42).out_offset_0 + _S149 * (*_S42).out_stride_0 + _S151 * _S65 + u32(4) * _S156;
+                    var _S157 : u32 = (*_S45).out_offset_0 + _S151 * (*_S45).out_stride_0 + _S153 * _S68 + u32(4) * _S156;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -900,18 +886,18 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S158 : u32 = u32(48) + _S68;
-                if(_S158 < _S66)
+                var _S158 : u32 = u32(32) + _S71;
+                if(_S158 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(6)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(4)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S159 : u32 = (*_S42).out_offset_0 + _S149 * (*_S42).out_stride_0 + _S151 * _S65 + u32(4) * _S158;
+                    var _S159 : u32 = (*_S45).out_offset_0 + _S151 * (*_S45).out_stride_0 + _S153 * _S68 + u32(4) * _S158;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -926,6 +912,32 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
+                var _S160 : u32 = u32(48) + _S71;
+                if(_S160 < _S69)
+                {
+                    if(most_0 != 0.0f)
+                    {
+                        products_0 = sums_0[u32(6)] / vec4<f32>(most_0);
+                    }
+                    else
+                    {
+                        products_0 = _S82;
+                    }
+                    var _S161 : u32 = (*_S45).out_offset_0 + _S151 * (*_S45).out_stride_0 + _S153 * _S68 + u32(4) * _S160;
+                    row_0 = u32(0);
+                    for(;;)
+                    {
+                        if(row_0 < u32(4))
+                        {
+                        }
+                        else
+                        {
+                            break;
+                        }
+                        entryPointParams_result_0[_S161 + row_0] = products_0[row_0];
+                        row_0 = row_0 + u32(1);
+                    }
+                }
                 break;
             }
             break;
@@ -934,28 +946,28 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
         {
             for(;;)
             {
-                var _S160 : u32 = _S44 + u32(1);
-                var _S161 : u32 = _S160 / _S48;
-                var _S162 : u32 = _S55 + _S161;
-                var _S163 : u32 = _S160 % _S48;
-                var _S164 : u32 = _S63 + _S163;
-                if(_S160 >= _S45)
+                var _S162 : u32 = _S47 + u32(1);
+                var _S163 : u32 = _S162 / _S51;
+                var _S164 : u32 = _S58 + _S163;
+                var _S165 : u32 = _S162 % _S51;
+                var _S166 : u32 = _S66 + _S165;
+                if(_S162 >= _S48)
                 {
-                    _S76 = true;
+                    _S79 = true;
                 }
                 else
                 {
-                    _S76 = _S162 >= _S59;
+                    _S79 = _S164 >= _S62;
                 }
-                if(_S76)
+                if(_S79)
                 {
-                    _S76 = true;
+                    _S79 = true;
                 }
                 else
                 {
-                    _S76 = _S164 >= _S64;
+                    _S79 = _S166 >= _S67;
                 }
-                if(_S76)
+                if(_S79)
                 {
                     break;
                 }
@@ -970,11 +982,11 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     {
                         break;
                     }
-                    var whole_1 : f32 = most_0 + lanes_0[_S160 * u32(8) + row_0];
+                    var whole_1 : f32 = most_0 + lanes_0[_S162 * u32(8) + row_0];
                     row_0 = row_0 + u32(1);
                     most_0 = whole_1;
                 }
-                if(_S68 < _S66)
+                if(_S71 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
@@ -982,35 +994,9 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S165 : u32 = (*_S42).out_offset_0 + _S162 * (*_S42).out_stride_0 + _S164 * _S65 + u32(4) * _S68;
-                    row_0 = u32(0);
-                    for(;;)
-                    {
-                        if(row_0 < u32(4))
-                        {
-                        }
-                        else
-                        {
-                            break;
-                        }
-                        entryPointParams_result_0[_S165 + row_0] = products_0[row_0];
-                        row_0 = row_0 + u32(1);
-                    }
-                }
-                var _S166 : u32 = u32(16) + _S68;
-                if(_S166 < _S66)
-                {
-                    if(most_0 != 0.0f)
-                    {
-                        products_0 = sums_0[u32(3)] / vec4<f32>(most_0);
-                    }
-                    else
-                    {
-                        products_0 = _S79;
-                    }
-                    var _S167 : u32 = (*_S42).out_offset_0 + _S162 * (*_S42).out_stride_0 + _S164 * _S65 + u32(4) * _S166;
+                    var _S167 : u32 = (*_S45).out_offset_0 + _S164 * (*_S45).out_stride_0 + _S166 * _S68 + u32(4) * _S71;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1025,18 +1011,18 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S168 : u32 = u32(32) + _S68;
-                if(_S168 < _S66)
+                var _S168 : u32 = u32(16) + _S71;
+                if(_S168 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(5)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(3)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S169 : u32 = (*_S42).out_offset_0 + _S162 * (*_S42).out_stride_0 + _S164 * _S65 + u32(4) * _S168;
+                    var _S169 : u32 = (*_S45).out_offset_0 + _S164 * (*_S45).out_stride_0 + _S166 * _S68 + u32(4) * _S168;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1051,18 +1037,18 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                         row_0 = row_0 + u32(1);
                     }
                 }
-                var _S170 : u32 = u32(48) + _S68;
-                if(_S170 < _S66)
+                var _S170 : u32 = u32(32) + _S71;
+                if(_S170 < _S69)
                 {
                     if(most_0 != 0.0f)
                     {
-                        products_0 = sums_0[u32(7)] / vec4<f32>(most_0);
+                        products_0 = sums_0[u32(5)] / vec4<f32>(most_0);
                     }
                     else
                     {
-                        products_0 = _S79;
+                        products_0 = _S82;
                     }
-                    var _S171 : u32 = (*_S42).out_offset_0 + _S162 * (*_S42).out_stride_0 + _S164 * _S65 + u32(4) * _S170;
+                    var _S171 : u32 = (*_S45).out_offset_0 + _S164 * (*_S45).out_stride_0 + _S166 * _S68 + u32(4) * _S170;
                     row_0 = u32(0);
                     for(;;)
                     {
@@ -1074,6 +1060,32 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
                             break;
                         }
                         entryPointParams_result_0[_S171 + row_0] = products_0[row_0];
+                        row_0 = row_0 + u32(1);
+                    }
+                }
+                var _S172 : u32 = u32(48) + _S71;
+                if(_S172 < _S69)
+                {
+                    if(most_0 != 0.0f)
+                    {
+                        products_0 = sums_0[u32(7)] / vec4<f32>(most_0);
+                    }
+                    else
+                    {
+                        products_0 = _S82;
+                    }
+                    var _S173 : u32 = (*_S45).out_offset_0 + _S164 * (*_S45).out_stride_0 + _S166 * _S68 + u32(4) * _S172;
+                    row_0 = u32(0);
+                    for(;;)
+                    {
+                        if(row_0 < u32(4))
+                        {
+                        }
+                        else
+                        {
+                            break;
+                        }
+                        entryPointParams_result_0[_S173 + row_0] = products_0[row_0];
                         row_0 = row_0 + u32(1);
                     }
                 }
@@ -1090,7 +1102,7 @@ fn attend_0( _S40 : vec3<u32>,  _S41 : u32,  _S42 : ptr<function, PrefillAttenti
 @workgroup_size(128, 1, 1)
 fn prefill_attention_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S172 : PrefillAttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_0, &(_S172));
+    var _S174 : PrefillAttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_0, &(_S174));
     return;
 }

@@ -127,23 +127,46 @@ fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  
     return _S13;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
 {
-    var _S14 : u32;
-    if(first_0 < length_2)
+    var _S14 : bool;
+    if(window_1 != u32(0))
     {
-        _S14 = length_2 - first_0;
+        _S14 = position_0 >= window_1;
     }
     else
     {
-        _S14 = u32(0);
+        _S14 = false;
     }
-    var _S15 : u32 = parts_2 * u32(64);
-    var _S16 : u32 = (_S14 + _S15 - u32(1)) / _S15;
-    var _S17 : u32 = _S16 * u32(64);
-    var _S18 : u32 = min(first_0 + (*part_1).number_0 * _S17, length_2);
-    (*part_1).begin_0 = _S18;
-    (*part_1).end_0 = min(_S18 + _S17, length_2);
+    var _S15 : u32;
+    if(_S14)
+    {
+        _S15 = position_0 - window_1 + u32(1);
+    }
+    else
+    {
+        _S15 = u32(0);
+    }
+    return _S15;
+}
+
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+{
+    var _S16 : u32;
+    if(first_0 < length_2)
+    {
+        _S16 = length_2 - first_0;
+    }
+    else
+    {
+        _S16 = u32(0);
+    }
+    var _S17 : u32 = parts_2 * u32(64);
+    var _S18 : u32 = (_S16 + _S17 - u32(1)) / _S17;
+    var _S19 : u32 = _S18 * u32(64);
+    var _S20 : u32 = min(first_0 + (*part_1).number_0 * _S19, length_2);
+    (*part_1).begin_0 = _S20;
+    (*part_1).end_0 = min(_S20 + _S19, length_2);
     return;
 }
 
@@ -156,16 +179,16 @@ struct Rotation_0
 
 fn Rotation_x24init_0( angles_1 : u32,  pairs_2 : u32,  interleaved_2 : bool) -> Rotation_0
 {
-    var _S19 : Rotation_0;
-    _S19.angles_0 = angles_1;
-    _S19.pairs_1 = pairs_2;
-    _S19.interleaved_1 = interleaved_2;
-    return _S19;
+    var _S21 : Rotation_0;
+    _S21.angles_0 = angles_1;
+    _S21.pairs_1 = pairs_2;
+    _S21.interleaved_1 = interleaved_2;
+    return _S21;
 }
 
-fn rotation_0( table_offset_1 : u32,  position_0 : u32,  positions_1 : u32,  pairs_3 : u32,  interleaved_3 : u32) -> Rotation_0
+fn rotation_0( table_offset_1 : u32,  position_1 : u32,  positions_1 : u32,  pairs_3 : u32,  interleaved_3 : u32) -> Rotation_0
 {
-    return Rotation_x24init_0(table_offset_1 + u32(2) * min(position_0, positions_1 - u32(1)) * pairs_3, pairs_3, interleaved_3 != u32(0));
+    return Rotation_x24init_0(table_offset_1 + u32(2) * min(position_1, positions_1 - u32(1)) * pairs_3, pairs_3, interleaved_3 != u32(0));
 }
 
 fn padded_vectors_0( head_dim_3 : u32) -> u32
@@ -184,66 +207,66 @@ struct Start_0
 
 fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
 {
-    var _S20 : Start_0;
-    _S20.peak_0 = peak_1;
-    _S20.value_0 = value_1;
-    _S20.weight_0 = weight_1;
-    return _S20;
+    var _S22 : Start_0;
+    _S22.peak_0 = peak_1;
+    _S22.value_0 = value_1;
+    _S22.weight_0 = weight_1;
+    return _S22;
 }
 
 fn Rotation_pair_of_0( this_0 : Rotation_0,  element_0 : u32) -> u32
 {
-    var _S21 : u32;
+    var _S23 : u32;
     if(this_0.interleaved_1)
     {
-        _S21 = element_0 / u32(2);
+        _S23 = element_0 / u32(2);
     }
     else
     {
-        var _S22 : u32 = element_0 % this_0.pairs_1;
-        _S21 = _S22;
-    }
-    return _S21;
-}
-
-fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
-{
-    var _S23 : vec2<u32>;
-    if(this_1.interleaved_1)
-    {
-        var _S24 : u32 = u32(2) * pair_0;
-        _S23 = vec2<u32>(_S24, _S24 + u32(1));
-    }
-    else
-    {
-        _S23 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+        var _S24 : u32 = element_0 % this_0.pairs_1;
+        _S23 = _S24;
     }
     return _S23;
 }
 
-var<private> _S25 : u32;
+fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
+{
+    var _S25 : vec2<u32>;
+    if(this_1.interleaved_1)
+    {
+        var _S26 : u32 = u32(2) * pair_0;
+        _S25 = vec2<u32>(_S26, _S26 + u32(1));
+    }
+    else
+    {
+        _S25 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+    }
+    return _S25;
+}
+
+var<private> _S27 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
 fn group_total_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S26 : u32 = _S25;
-    var _S27 : vec4<f32> = subgroupAdd(value_2);
-    var _S28 : bool = subgroupElect();
-    if(_S28)
+    var _S28 : u32 = _S27;
+    var _S29 : vec4<f32> = subgroupAdd(value_2);
+    var _S30 : bool = subgroupElect();
+    if(_S30)
     {
-        var _S29 : u32 = thread_0 / _S26;
-        waves_0[_S29] = _S27;
+        var _S31 : u32 = thread_0 / _S28;
+        waves_0[_S31] = _S29;
     }
     workgroupBarrier();
-    var _S30 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S32 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S30;
+    var result_0 : vec4<f32> = _S32;
     for(;;)
     {
-        var _S31 : u32 = u32(128) / _S26;
-        if(wave_0 < _S31)
+        var _S33 : u32 = u32(128) / _S28;
+        if(wave_0 < _S33)
         {
         }
         else
@@ -264,14 +287,14 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
         products_0[u32(0)] = dot(query_0[thread_1], key_0);
-        var _S32 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_0[_S32 + thread_1], key_0);
-        products_0[u32(2)] = dot(query_0[u32(2) * _S32 + thread_1], key_0);
-        products_0[u32(3)] = dot(query_0[u32(3) * _S32 + thread_1], key_0);
+        var _S34 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_0[_S34 + thread_1], key_0);
+        products_0[u32(2)] = dot(query_0[u32(2) * _S34 + thread_1], key_0);
+        products_0[u32(3)] = dot(query_0[u32(3) * _S34 + thread_1], key_0);
     }
-    var _S33 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S35 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S33;
+    return _S35;
 }
 
 struct Run_0
@@ -282,10 +305,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S34 : Run_0;
-    _S34.vector_0 = vector_1;
-    _S34.scale_1 = scale_2;
-    return _S34;
+    var _S36 : Run_0;
+    _S36.vector_0 = vector_1;
+    _S36.scale_1 = scale_2;
+    return _S36;
 }
 
 fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_1 : u32) -> Run_0
@@ -305,30 +328,30 @@ var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S35 : u32 = _S25;
-    var _S36 : vec4<f32> = subgroupMax(value_3);
-    var _S37 : bool = subgroupElect();
-    if(_S37)
+    var _S37 : u32 = _S27;
+    var _S38 : vec4<f32> = subgroupMax(value_3);
+    var _S39 : bool = subgroupElect();
+    if(_S39)
     {
-        var _S38 : u32 = thread_2 / _S35;
-        waves_0[_S38] = _S36;
+        var _S40 : u32 = thread_2 / _S37;
+        waves_0[_S40] = _S38;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S39 : u32 = u32(128) / _S35;
-        if(wave_1 < _S39)
+        var _S41 : u32 = u32(128) / _S37;
+        if(wave_1 < _S41)
         {
         }
         else
         {
             break;
         }
-        var _S40 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S42 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S40;
+        result_2 = _S42;
         wave_1 = wave_2;
     }
     return result_2;
@@ -336,41 +359,41 @@ fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 
 var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 
-fn valid_rows_0( _S41 : u32,  _S42 : u32,  _S43 : u32) -> u32
+fn valid_rows_0( _S43 : u32,  _S44 : u32,  _S45 : u32) -> u32
 {
-    var _S44 : u32;
-    if(_S41 == u32(4294967295))
+    var _S46 : u32;
+    if(_S43 == u32(4294967295))
     {
-        _S44 = _S43;
+        _S46 = _S45;
     }
     else
     {
-        _S44 = min(max(entryPointParams_batch_0[_S41], _S42) - _S42, _S43);
+        _S46 = min(max(entryPointParams_batch_0[_S43], _S44) - _S44, _S45);
     }
-    return _S44;
+    return _S46;
 }
 
-fn row_sequence_0( _S45 : u32,  _S46 : u32) -> u32
+fn row_sequence_0( _S47 : u32,  _S48 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S45 + u32(3) + u32(2) * _S46];
+    return entryPointParams_batch_0[_S47 + u32(3) + u32(2) * _S48];
 }
 
-fn sequence_table_0( _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32) -> SequenceTable_0
+fn sequence_table_0( _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32) -> SequenceTable_0
 {
-    var _S53 : u32 = _S47 + min(_S48, _S49 - u32(1)) * (_S50 + u32(1));
-    return SequenceTable_x24init_0(_S53 + u32(1), _S51, _S52, min(entryPointParams_sequences_0[_S53], min(_S50, _S52) * _S51));
+    var _S55 : u32 = _S49 + min(_S50, _S51 - u32(1)) * (_S52 + u32(1));
+    return SequenceTable_x24init_0(_S55 + u32(1), _S53, _S54, min(entryPointParams_sequences_0[_S55], min(_S52, _S54) * _S53));
 }
 
-fn row_position_0( _S54 : u32,  _S55 : u32) -> u32
+fn row_position_0( _S56 : u32,  _S57 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S54 + u32(2) + u32(2) * _S55];
+    return entryPointParams_batch_0[_S56 + u32(2) + u32(2) * _S57];
 }
 
-fn leave_empty_0( _S56 : u32,  _S57 : Part_0)
+fn leave_empty_0( _S58 : u32,  _S59 : Part_0)
 {
-    if(_S56 < (_S57.heads_1))
+    if(_S58 < (_S59.heads_1))
     {
-        entryPointParams_scratch_0[_S57.out_0 + _S56 * _S57.out_stride_0 + _S57.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S59.out_0 + _S58 * _S59.out_stride_0 + _S59.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -387,23 +410,23 @@ struct Plain_0
      begin_4 : u32,
 };
 
-fn Rotation_turn_0( _S58 : Rotation_0,  _S59 : u32,  _S60 : vec2<f32>) -> vec2<f32>
+fn Rotation_turn_0( _S60 : Rotation_0,  _S61 : u32,  _S62 : vec2<f32>) -> vec2<f32>
 {
-    var _S61 : u32 = _S58.angles_0 + u32(2) * _S59;
-    var _S62 : f32 = _S60.x;
-    var _S63 : f32 = _S60.y;
-    var _S64 : u32 = _S61 + u32(1);
-    return vec2<f32>(_S62 * entryPointParams_table_0[_S61] - _S63 * entryPointParams_table_0[_S64], _S62 * entryPointParams_table_0[_S64] + _S63 * entryPointParams_table_0[_S61]);
+    var _S63 : u32 = _S60.angles_0 + u32(2) * _S61;
+    var _S64 : f32 = _S62.x;
+    var _S65 : f32 = _S62.y;
+    var _S66 : u32 = _S63 + u32(1);
+    return vec2<f32>(_S64 * entryPointParams_table_0[_S63] - _S65 * entryPointParams_table_0[_S66], _S64 * entryPointParams_table_0[_S66] + _S65 * entryPointParams_table_0[_S63]);
 }
 
-fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
+fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
 {
-    var _S67 : u32;
-    var _S68 : Rotation_0;
     var _S69 : u32;
-    var _S70 : f32;
-    var _S71 : u32 = _S66 / _S65.head_dim_4;
-    var _S72 : u32 = _S65.begin_3 + _S71 * _S65.head_dim_4;
+    var _S70 : Rotation_0;
+    var _S71 : u32;
+    var _S72 : f32;
+    var _S73 : u32 = _S68 / _S67.head_dim_4;
+    var _S74 : u32 = _S67.begin_3 + _S73 * _S67.head_dim_4;
     var result_3 : vec4<f32>;
     for(;;)
     {
@@ -411,29 +434,29 @@ fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S73 : u32 = _S66 % _S65.head_dim_4;
-                _S67 = _S73;
-                _S68 = _S65.rotation_1;
-                var _S74 : u32 = u32(2) * _S65.rotation_1.pairs_1;
-                _S69 = _S74;
-                if(_S73 >= _S74)
+                var _S75 : u32 = _S68 % _S67.head_dim_4;
+                _S69 = _S75;
+                _S70 = _S67.rotation_1;
+                var _S76 : u32 = u32(2) * _S67.rotation_1.pairs_1;
+                _S71 = _S76;
+                if(_S75 >= _S76)
                 {
-                    result_3[u32(0)] = entryPointParams_q_0[_S72 + _S73];
+                    result_3[u32(0)] = entryPointParams_q_0[_S74 + _S75];
                     break;
                 }
-                var _S75 : u32 = Rotation_pair_of_0(_S65.rotation_1, _S73);
-                var _S76 : vec2<u32> = Rotation_places_0(_S65.rotation_1, _S75);
-                var _S77 : u32 = _S76.x;
-                var _S78 : vec2<f32> = Rotation_turn_0(_S65.rotation_1, _S75, vec2<f32>(entryPointParams_q_0[_S72 + _S77], entryPointParams_q_0[_S72 + _S76.y]));
-                if(_S73 == _S77)
+                var _S77 : u32 = Rotation_pair_of_0(_S67.rotation_1, _S75);
+                var _S78 : vec2<u32> = Rotation_places_0(_S67.rotation_1, _S77);
+                var _S79 : u32 = _S78.x;
+                var _S80 : vec2<f32> = Rotation_turn_0(_S67.rotation_1, _S77, vec2<f32>(entryPointParams_q_0[_S74 + _S79], entryPointParams_q_0[_S74 + _S78.y]));
+                if(_S75 == _S79)
                 {
-                    _S70 = _S78.x;
+                    _S72 = _S80.x;
                 }
                 else
                 {
-                    _S70 = _S78.y;
+                    _S72 = _S80.y;
                 }
-                result_3[u32(0)] = _S70;
+                result_3[u32(0)] = _S72;
                 break;
             }
             break;
@@ -442,25 +465,25 @@ fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S79 : u32 = _S67 + u32(1);
-                if(_S79 >= _S69)
+                var _S81 : u32 = _S69 + u32(1);
+                if(_S81 >= _S71)
                 {
-                    result_3[u32(1)] = entryPointParams_q_0[_S72 + _S79];
+                    result_3[u32(1)] = entryPointParams_q_0[_S74 + _S81];
                     break;
                 }
-                var _S80 : u32 = Rotation_pair_of_0(_S68, _S79);
-                var _S81 : vec2<u32> = Rotation_places_0(_S68, _S80);
-                var _S82 : u32 = _S81.x;
-                var _S83 : vec2<f32> = Rotation_turn_0(_S68, _S80, vec2<f32>(entryPointParams_q_0[_S72 + _S82], entryPointParams_q_0[_S72 + _S81.y]));
-                if(_S79 == _S82)
+                var _S82 : u32 = Rotation_pair_of_0(_S70, _S81);
+                var _S83 : vec2<u32> = Rotation_places_0(_S70, _S82);
+                var _S84 : u32 = _S83.x;
+                var _S85 : vec2<f32> = Rotation_turn_0(_S70, _S82, vec2<f32>(entryPointParams_q_0[_S74 + _S84], entryPointParams_q_0[_S74 + _S83.y]));
+                if(_S81 == _S84)
                 {
-                    _S70 = _S83.x;
+                    _S72 = _S85.x;
                 }
                 else
                 {
-                    _S70 = _S83.y;
+                    _S72 = _S85.y;
                 }
-                result_3[u32(1)] = _S70;
+                result_3[u32(1)] = _S72;
                 break;
             }
             break;
@@ -469,25 +492,25 @@ fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S84 : u32 = _S67 + u32(2);
-                if(_S84 >= _S69)
+                var _S86 : u32 = _S69 + u32(2);
+                if(_S86 >= _S71)
                 {
-                    result_3[u32(2)] = entryPointParams_q_0[_S72 + _S84];
+                    result_3[u32(2)] = entryPointParams_q_0[_S74 + _S86];
                     break;
                 }
-                var _S85 : u32 = Rotation_pair_of_0(_S68, _S84);
-                var _S86 : vec2<u32> = Rotation_places_0(_S68, _S85);
-                var _S87 : u32 = _S86.x;
-                var _S88 : vec2<f32> = Rotation_turn_0(_S68, _S85, vec2<f32>(entryPointParams_q_0[_S72 + _S87], entryPointParams_q_0[_S72 + _S86.y]));
-                if(_S84 == _S87)
+                var _S87 : u32 = Rotation_pair_of_0(_S70, _S86);
+                var _S88 : vec2<u32> = Rotation_places_0(_S70, _S87);
+                var _S89 : u32 = _S88.x;
+                var _S90 : vec2<f32> = Rotation_turn_0(_S70, _S87, vec2<f32>(entryPointParams_q_0[_S74 + _S89], entryPointParams_q_0[_S74 + _S88.y]));
+                if(_S86 == _S89)
                 {
-                    _S70 = _S88.x;
+                    _S72 = _S90.x;
                 }
                 else
                 {
-                    _S70 = _S88.y;
+                    _S72 = _S90.y;
                 }
-                result_3[u32(2)] = _S70;
+                result_3[u32(2)] = _S72;
                 break;
             }
             break;
@@ -496,25 +519,25 @@ fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S89 : u32 = _S67 + u32(3);
-                if(_S89 >= _S69)
+                var _S91 : u32 = _S69 + u32(3);
+                if(_S91 >= _S71)
                 {
-                    result_3[u32(3)] = entryPointParams_q_0[_S72 + _S89];
+                    result_3[u32(3)] = entryPointParams_q_0[_S74 + _S91];
                     break;
                 }
-                var _S90 : u32 = Rotation_pair_of_0(_S68, _S89);
-                var _S91 : vec2<u32> = Rotation_places_0(_S68, _S90);
-                var _S92 : u32 = _S91.x;
-                var _S93 : vec2<f32> = Rotation_turn_0(_S68, _S90, vec2<f32>(entryPointParams_q_0[_S72 + _S92], entryPointParams_q_0[_S72 + _S91.y]));
-                if(_S89 == _S92)
+                var _S92 : u32 = Rotation_pair_of_0(_S70, _S91);
+                var _S93 : vec2<u32> = Rotation_places_0(_S70, _S92);
+                var _S94 : u32 = _S93.x;
+                var _S95 : vec2<f32> = Rotation_turn_0(_S70, _S92, vec2<f32>(entryPointParams_q_0[_S74 + _S94], entryPointParams_q_0[_S74 + _S93.y]));
+                if(_S91 == _S94)
                 {
-                    _S70 = _S93.x;
+                    _S72 = _S95.x;
                 }
                 else
                 {
-                    _S70 = _S93.y;
+                    _S72 = _S95.y;
                 }
-                result_3[u32(3)] = _S70;
+                result_3[u32(3)] = _S72;
                 break;
             }
             break;
@@ -524,50 +547,50 @@ fn Turned_four_0( _S65 : Turned_0,  _S66 : u32) -> vec4<f32>
     return result_3;
 }
 
-fn load_queries_0( _S94 : u32,  _S95 : Part_0,  _S96 : f32,  _S97 : Turned_0)
+fn load_queries_0( _S96 : u32,  _S97 : Part_0,  _S98 : f32,  _S99 : Turned_0)
 {
-    var _S98 : u32 = padded_vectors_0(_S95.head_dim_1);
-    var i_0 : u32 = _S94;
+    var _S100 : u32 = padded_vectors_0(_S97.head_dim_1);
+    var i_0 : u32 = _S96;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S98))
+        if(i_0 < (u32(4) * _S100))
         {
         }
         else
         {
             break;
         }
-        var _S99 : u32 = i_0 % _S98;
-        var _S100 : u32 = i_0 / _S98;
-        var _S101 : bool;
-        if(_S100 < (_S95.heads_1))
+        var _S101 : u32 = i_0 % _S100;
+        var _S102 : u32 = i_0 / _S100;
+        var _S103 : bool;
+        if(_S102 < (_S97.heads_1))
         {
-            _S101 = _S99 < (_S95.head_dim_1 / u32(4));
+            _S103 = _S101 < (_S97.head_dim_1 / u32(4));
         }
         else
         {
-            _S101 = false;
+            _S103 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S101)
+        if(_S103)
         {
-            var _S102 : u32 = i_0 / _S98;
-            var _S103 : vec4<f32> = Turned_four_0(_S97, (_S95.head_0 + _S102) * _S95.head_dim_1 + u32(4) * _S99);
-            query_0[i_0] = vec4<f32>(_S96) * _S103;
+            var _S104 : u32 = i_0 / _S100;
+            var _S105 : vec4<f32> = Turned_four_0(_S99, (_S97.head_0 + _S104) * _S97.head_dim_1 + u32(4) * _S101);
+            query_0[i_0] = vec4<f32>(_S98) * _S105;
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
+fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
 {
-    var _S106 : u32;
-    var _S107 : Rotation_0;
     var _S108 : u32;
-    var _S109 : f32;
-    var _S110 : u32 = _S105 / _S104.head_dim_4;
-    var _S111 : u32 = _S104.begin_3 + _S110 * _S104.head_dim_4;
+    var _S109 : Rotation_0;
+    var _S110 : u32;
+    var _S111 : f32;
+    var _S112 : u32 = _S107 / _S106.head_dim_4;
+    var _S113 : u32 = _S106.begin_3 + _S112 * _S106.head_dim_4;
     var result_4 : vec4<f32>;
     for(;;)
     {
@@ -575,29 +598,29 @@ fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S112 : u32 = _S105 % _S104.head_dim_4;
-                _S106 = _S112;
-                _S107 = _S104.rotation_1;
-                var _S113 : u32 = u32(2) * _S104.rotation_1.pairs_1;
-                _S108 = _S113;
-                if(_S112 >= _S113)
+                var _S114 : u32 = _S107 % _S106.head_dim_4;
+                _S108 = _S114;
+                _S109 = _S106.rotation_1;
+                var _S115 : u32 = u32(2) * _S106.rotation_1.pairs_1;
+                _S110 = _S115;
+                if(_S114 >= _S115)
                 {
-                    result_4[u32(0)] = entryPointParams_k_0[_S111 + _S112];
+                    result_4[u32(0)] = entryPointParams_k_0[_S113 + _S114];
                     break;
                 }
-                var _S114 : u32 = Rotation_pair_of_0(_S104.rotation_1, _S112);
-                var _S115 : vec2<u32> = Rotation_places_0(_S104.rotation_1, _S114);
-                var _S116 : u32 = _S115.x;
-                var _S117 : vec2<f32> = Rotation_turn_0(_S104.rotation_1, _S114, vec2<f32>(entryPointParams_k_0[_S111 + _S116], entryPointParams_k_0[_S111 + _S115.y]));
-                if(_S112 == _S116)
+                var _S116 : u32 = Rotation_pair_of_0(_S106.rotation_1, _S114);
+                var _S117 : vec2<u32> = Rotation_places_0(_S106.rotation_1, _S116);
+                var _S118 : u32 = _S117.x;
+                var _S119 : vec2<f32> = Rotation_turn_0(_S106.rotation_1, _S116, vec2<f32>(entryPointParams_k_0[_S113 + _S118], entryPointParams_k_0[_S113 + _S117.y]));
+                if(_S114 == _S118)
                 {
-                    _S109 = _S117.x;
+                    _S111 = _S119.x;
                 }
                 else
                 {
-                    _S109 = _S117.y;
+                    _S111 = _S119.y;
                 }
-                result_4[u32(0)] = _S109;
+                result_4[u32(0)] = _S111;
                 break;
             }
             break;
@@ -606,25 +629,25 @@ fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S118 : u32 = _S106 + u32(1);
-                if(_S118 >= _S108)
+                var _S120 : u32 = _S108 + u32(1);
+                if(_S120 >= _S110)
                 {
-                    result_4[u32(1)] = entryPointParams_k_0[_S111 + _S118];
+                    result_4[u32(1)] = entryPointParams_k_0[_S113 + _S120];
                     break;
                 }
-                var _S119 : u32 = Rotation_pair_of_0(_S107, _S118);
-                var _S120 : vec2<u32> = Rotation_places_0(_S107, _S119);
-                var _S121 : u32 = _S120.x;
-                var _S122 : vec2<f32> = Rotation_turn_0(_S107, _S119, vec2<f32>(entryPointParams_k_0[_S111 + _S121], entryPointParams_k_0[_S111 + _S120.y]));
-                if(_S118 == _S121)
+                var _S121 : u32 = Rotation_pair_of_0(_S109, _S120);
+                var _S122 : vec2<u32> = Rotation_places_0(_S109, _S121);
+                var _S123 : u32 = _S122.x;
+                var _S124 : vec2<f32> = Rotation_turn_0(_S109, _S121, vec2<f32>(entryPointParams_k_0[_S113 + _S123], entryPointParams_k_0[_S113 + _S122.y]));
+                if(_S120 == _S123)
                 {
-                    _S109 = _S122.x;
+                    _S111 = _S124.x;
                 }
                 else
                 {
-                    _S109 = _S122.y;
+                    _S111 = _S124.y;
                 }
-                result_4[u32(1)] = _S109;
+                result_4[u32(1)] = _S111;
                 break;
             }
             break;
@@ -633,25 +656,25 @@ fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S123 : u32 = _S106 + u32(2);
-                if(_S123 >= _S108)
+                var _S125 : u32 = _S108 + u32(2);
+                if(_S125 >= _S110)
                 {
-                    result_4[u32(2)] = entryPointParams_k_0[_S111 + _S123];
+                    result_4[u32(2)] = entryPointParams_k_0[_S113 + _S125];
                     break;
                 }
-                var _S124 : u32 = Rotation_pair_of_0(_S107, _S123);
-                var _S125 : vec2<u32> = Rotation_places_0(_S107, _S124);
-                var _S126 : u32 = _S125.x;
-                var _S127 : vec2<f32> = Rotation_turn_0(_S107, _S124, vec2<f32>(entryPointParams_k_0[_S111 + _S126], entryPointParams_k_0[_S111 + _S125.y]));
-                if(_S123 == _S126)
+                var _S126 : u32 = Rotation_pair_of_0(_S109, _S125);
+                var _S127 : vec2<u32> = Rotation_places_0(_S109, _S126);
+                var _S128 : u32 = _S127.x;
+                var _S129 : vec2<f32> = Rotation_turn_0(_S109, _S126, vec2<f32>(entryPointParams_k_0[_S113 + _S128], entryPointParams_k_0[_S113 + _S127.y]));
+                if(_S125 == _S128)
                 {
-                    _S109 = _S127.x;
+                    _S111 = _S129.x;
                 }
                 else
                 {
-                    _S109 = _S127.y;
+                    _S111 = _S129.y;
                 }
-                result_4[u32(2)] = _S109;
+                result_4[u32(2)] = _S111;
                 break;
             }
             break;
@@ -660,25 +683,25 @@ fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S128 : u32 = _S106 + u32(3);
-                if(_S128 >= _S108)
+                var _S130 : u32 = _S108 + u32(3);
+                if(_S130 >= _S110)
                 {
-                    result_4[u32(3)] = entryPointParams_k_0[_S111 + _S128];
+                    result_4[u32(3)] = entryPointParams_k_0[_S113 + _S130];
                     break;
                 }
-                var _S129 : u32 = Rotation_pair_of_0(_S107, _S128);
-                var _S130 : vec2<u32> = Rotation_places_0(_S107, _S129);
-                var _S131 : u32 = _S130.x;
-                var _S132 : vec2<f32> = Rotation_turn_0(_S107, _S129, vec2<f32>(entryPointParams_k_0[_S111 + _S131], entryPointParams_k_0[_S111 + _S130.y]));
-                if(_S128 == _S131)
+                var _S131 : u32 = Rotation_pair_of_0(_S109, _S130);
+                var _S132 : vec2<u32> = Rotation_places_0(_S109, _S131);
+                var _S133 : u32 = _S132.x;
+                var _S134 : vec2<f32> = Rotation_turn_0(_S109, _S131, vec2<f32>(entryPointParams_k_0[_S113 + _S133], entryPointParams_k_0[_S113 + _S132.y]));
+                if(_S130 == _S133)
                 {
-                    _S109 = _S132.x;
+                    _S111 = _S134.x;
                 }
                 else
                 {
-                    _S109 = _S132.y;
+                    _S111 = _S134.y;
                 }
-                result_4[u32(3)] = _S109;
+                result_4[u32(3)] = _S111;
                 break;
             }
             break;
@@ -688,40 +711,40 @@ fn Turned_four_1( _S104 : Turned_0,  _S105 : u32) -> vec4<f32>
     return result_4;
 }
 
-fn Plain_four_0( _S133 : Plain_0,  _S134 : u32) -> vec4<f32>
+fn Plain_four_0( _S135 : Plain_0,  _S136 : u32) -> vec4<f32>
 {
-    var _S135 : u32 = _S133.begin_4 + _S134;
-    return vec4<f32>(entryPointParams_v_0[_S135], entryPointParams_v_0[_S135 + u32(1)], entryPointParams_v_0[_S135 + u32(2)], entryPointParams_v_0[_S135 + u32(3)]);
+    var _S137 : u32 = _S135.begin_4 + _S136;
+    return vec4<f32>(entryPointParams_v_0[_S137], entryPointParams_v_0[_S137 + u32(1)], entryPointParams_v_0[_S137 + u32(2)], entryPointParams_v_0[_S137 + u32(3)]);
 }
 
-fn SequenceTable_slot_0( _S136 : SequenceTable_0,  _S137 : u32) -> u32
+fn SequenceTable_slot_0( _S138 : SequenceTable_0,  _S139 : u32) -> u32
 {
-    var _S138 : u32 = _S137 / _S136.page_size_1;
-    var _S139 : u32 = min(entryPointParams_sequences_0[_S136.begin_1 + _S138], _S136.pages_1 - u32(1)) * _S136.page_size_1;
-    var _S140 : u32 = _S137 % _S136.page_size_1;
-    return _S139 + _S140;
+    var _S140 : u32 = _S139 / _S138.page_size_1;
+    var _S141 : u32 = min(entryPointParams_sequences_0[_S138.begin_1 + _S140], _S138.pages_1 - u32(1)) * _S138.page_size_1;
+    var _S142 : u32 = _S139 % _S138.page_size_1;
+    return _S141 + _S142;
 }
 
-fn Float16_append_0( _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : Turned_0)
+fn Float16_append_0( _S143 : u32,  _S144 : u32,  _S145 : u32,  _S146 : u32,  _S147 : Turned_0)
 {
-    var _S146 : vec4<f32> = Turned_four_1(_S145, _S144);
-    entryPointParams_new_k_0[Float16_run_0(_S141, _S142, _S143, _S144).vector_0] = vec2<u32>(pack_halves_0(_S146.xy), pack_halves_0(_S146.zw));
+    var _S148 : vec4<f32> = Turned_four_1(_S147, _S146);
+    entryPointParams_new_k_0[Float16_run_0(_S143, _S144, _S145, _S146).vector_0] = vec2<u32>(pack_halves_0(_S148.xy), pack_halves_0(_S148.zw));
     return;
 }
 
-fn Float16_append_1( _S147 : u32,  _S148 : u32,  _S149 : u32,  _S150 : u32,  _S151 : Plain_0)
+fn Float16_append_1( _S149 : u32,  _S150 : u32,  _S151 : u32,  _S152 : u32,  _S153 : Plain_0)
 {
-    var _S152 : vec4<f32> = Plain_four_0(_S151, _S150);
-    entryPointParams_new_v_0[Float16_run_0(_S147, _S148, _S149, _S150).vector_0] = vec2<u32>(pack_halves_0(_S152.xy), pack_halves_0(_S152.zw));
+    var _S154 : vec4<f32> = Plain_four_0(_S153, _S152);
+    entryPointParams_new_v_0[Float16_run_0(_S149, _S150, _S151, _S152).vector_0] = vec2<u32>(pack_halves_0(_S154.xy), pack_halves_0(_S154.zw));
     return;
 }
 
-fn Float16_scale_0( _S153 : u32) -> f32
+fn Float16_scale_0( _S155 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float16_scale_1( _S154 : u32) -> f32
+fn Float16_scale_1( _S156 : u32) -> f32
 {
     return 1.0f;
 }
@@ -736,130 +759,130 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S155 : u32,  _S156 : SequenceTable_0,  _S157 : Part_0,  _S158 : Start_0)
+fn attend_0( _S157 : u32,  _S158 : SequenceTable_0,  _S159 : Part_0,  _S160 : Start_0)
 {
     var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S159 : u32;
-    var _S160 : u32 = _S157.head_dim_1 / u32(4);
-    var _S161 : u32 = padded_vectors_0(_S157.head_dim_1);
-    var _S162 : u32 = u32(128) / _S160;
-    var _S163 : u32 = _S155 / _S160;
-    var _S164 : u32 = _S157.kv_head_0 * _S157.head_dim_1;
-    var _S165 : u32 = _S155 % _S160;
-    var _S166 : u32 = _S164 + u32(4) * _S165;
-    var _S167 : f32;
-    if(_S155 == u32(0))
+    var _S161 : u32;
+    var _S162 : u32 = _S159.head_dim_1 / u32(4);
+    var _S163 : u32 = padded_vectors_0(_S159.head_dim_1);
+    var _S164 : u32 = u32(128) / _S162;
+    var _S165 : u32 = _S157 / _S162;
+    var _S166 : u32 = _S159.kv_head_0 * _S159.head_dim_1;
+    var _S167 : u32 = _S157 % _S162;
+    var _S168 : u32 = _S166 + u32(4) * _S167;
+    var _S169 : f32;
+    if(_S157 == u32(0))
     {
-        _S167 = _S158.weight_0;
+        _S169 = _S160.weight_0;
     }
     else
     {
-        _S167 = 0.0f;
+        _S169 = 0.0f;
     }
-    var _S168 : vec4<f32> = vec4<f32>(_S167);
+    var _S170 : vec4<f32> = vec4<f32>(_S169);
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S169 : bool = _S163 == u32(0);
+    var _S171 : bool = _S165 == u32(0);
     var total_0 : vec4<f32>;
-    if(_S169)
+    if(_S171)
     {
-        total_0 = vec4<f32>(_S158.weight_0) * _S158.value_0;
+        total_0 = vec4<f32>(_S160.weight_0) * _S160.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(0)] = total_0;
-    if(_S169)
+    if(_S171)
     {
-        total_0 = vec4<f32>(_S158.weight_0) * _S158.value_0;
+        total_0 = vec4<f32>(_S160.weight_0) * _S160.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(1)] = total_0;
-    if(_S169)
+    if(_S171)
     {
-        total_0 = vec4<f32>(_S158.weight_0) * _S158.value_0;
+        total_0 = vec4<f32>(_S160.weight_0) * _S160.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(2)] = total_0;
-    if(_S169)
+    if(_S171)
     {
-        total_0 = vec4<f32>(_S158.weight_0) * _S158.value_0;
+        total_0 = vec4<f32>(_S160.weight_0) * _S160.value_0;
     }
     else
     {
         total_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
     sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S157.begin_0;
-    total_0 = _S168;
-    var peak_2 : vec4<f32> = _S158.peak_0;
+    var tile_0 : u32 = _S159.begin_0;
+    total_0 = _S170;
+    var peak_2 : vec4<f32> = _S160.peak_0;
     for(;;)
     {
-        if(tile_0 < (_S157.end_0))
+        if(tile_0 < (_S159.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S170 : bool = _S155 < u32(64);
-        if(_S170)
+        var _S172 : bool = _S157 < u32(64);
+        if(_S172)
         {
-            var _S171 : u32 = SequenceTable_slot_0(_S156, min(tile_0 + _S155, _S157.end_0 - u32(1)));
-            slots_0[_S155] = _S171;
+            var _S173 : u32 = SequenceTable_slot_0(_S158, min(tile_0 + _S157, _S159.end_0 - u32(1)));
+            slots_0[_S157] = _S173;
         }
         workgroupBarrier();
         var values_1 : array<vec2<u32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S172 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(0)] = entryPointParams_v_pages_0[_S172.vector_0];
-        scales_0[u32(0)] = Float16_scale_0(_S172.scale_1);
-        var _S173 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S162, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(1)] = entryPointParams_v_pages_0[_S173.vector_0];
-        scales_0[u32(1)] = Float16_scale_0(_S173.scale_1);
-        var _S174 : u32 = u32(2) * _S162;
-        var _S175 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S174, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(2)] = entryPointParams_v_pages_0[_S175.vector_0];
-        scales_0[u32(2)] = Float16_scale_0(_S175.scale_1);
-        var _S176 : u32 = u32(3) * _S162;
-        var _S177 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S176, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(3)] = entryPointParams_v_pages_0[_S177.vector_0];
-        scales_0[u32(3)] = Float16_scale_0(_S177.scale_1);
-        var _S178 : u32 = u32(4) * _S162;
-        var _S179 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S178, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(4)] = entryPointParams_v_pages_0[_S179.vector_0];
-        scales_0[u32(4)] = Float16_scale_0(_S179.scale_1);
-        var _S180 : u32 = u32(5) * _S162;
-        var _S181 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S180, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(5)] = entryPointParams_v_pages_0[_S181.vector_0];
-        scales_0[u32(5)] = Float16_scale_0(_S181.scale_1);
-        var _S182 : u32 = u32(6) * _S162;
-        var _S183 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S182, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(6)] = entryPointParams_v_pages_0[_S183.vector_0];
-        scales_0[u32(6)] = Float16_scale_0(_S183.scale_1);
-        var _S184 : u32 = u32(7) * _S162;
-        var _S185 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(_S163 + _S184, u32(63))], _S157.columns_0, _S166);
-        values_1[u32(7)] = entryPointParams_v_pages_0[_S185.vector_0];
-        scales_0[u32(7)] = Float16_scale_0(_S185.scale_1);
+        var _S174 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(0)] = entryPointParams_v_pages_0[_S174.vector_0];
+        scales_0[u32(0)] = Float16_scale_0(_S174.scale_1);
+        var _S175 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S164, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(1)] = entryPointParams_v_pages_0[_S175.vector_0];
+        scales_0[u32(1)] = Float16_scale_0(_S175.scale_1);
+        var _S176 : u32 = u32(2) * _S164;
+        var _S177 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S176, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(2)] = entryPointParams_v_pages_0[_S177.vector_0];
+        scales_0[u32(2)] = Float16_scale_0(_S177.scale_1);
+        var _S178 : u32 = u32(3) * _S164;
+        var _S179 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S178, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(3)] = entryPointParams_v_pages_0[_S179.vector_0];
+        scales_0[u32(3)] = Float16_scale_0(_S179.scale_1);
+        var _S180 : u32 = u32(4) * _S164;
+        var _S181 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S180, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(4)] = entryPointParams_v_pages_0[_S181.vector_0];
+        scales_0[u32(4)] = Float16_scale_0(_S181.scale_1);
+        var _S182 : u32 = u32(5) * _S164;
+        var _S183 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S182, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(5)] = entryPointParams_v_pages_0[_S183.vector_0];
+        scales_0[u32(5)] = Float16_scale_0(_S183.scale_1);
+        var _S184 : u32 = u32(6) * _S164;
+        var _S185 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S184, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(6)] = entryPointParams_v_pages_0[_S185.vector_0];
+        scales_0[u32(6)] = Float16_scale_0(_S185.scale_1);
+        var _S186 : u32 = u32(7) * _S164;
+        var _S187 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(_S165 + _S186, u32(63))], _S159.columns_0, _S168);
+        values_1[u32(7)] = entryPointParams_v_pages_0[_S187.vector_0];
+        scales_0[u32(7)] = Float16_scale_0(_S187.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float16_run_0(_S157.k_pages_offset_1, slots_0[_S155 / u32(4)], _S157.columns_0, _S164);
+        keys_0[u32(0)] = Float16_run_0(_S159.k_pages_offset_1, slots_0[_S157 / u32(4)], _S159.columns_0, _S166);
         var products_1 : array<vec4<f32>, i32(2)>;
-        var _S186 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_1[u32(0)] = _S186;
-        keys_0[u32(1)] = Float16_run_0(_S157.k_pages_offset_1, slots_0[_S155 / u32(4) + u32(32)], _S157.columns_0, _S164);
-        products_1[u32(1)] = _S186;
-        i_1 = _S155 % u32(4);
+        var _S188 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        products_1[u32(0)] = _S188;
+        keys_0[u32(1)] = Float16_run_0(_S159.k_pages_offset_1, slots_0[_S157 / u32(4) + u32(32)], _S159.columns_0, _S166);
+        products_1[u32(1)] = _S188;
+        i_1 = _S157 % u32(4);
         for(;;)
         {
-            if(i_1 < _S160)
+            if(i_1 < _S162)
             {
             }
             else
@@ -868,337 +891,337 @@ fn attend_0( _S155 : u32,  _S156 : SequenceTable_0,  _S157 : Part_0,  _S158 : St
             }
             var ahead_0 : array<vec2<u32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S187 : u32 = _S160 - u32(1);
-            var _S188 : u32 = min(i_1, _S187);
-            var _S189 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S188];
-            ahead_0[u32(0)] = _S189;
-            var _S190 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S188 / u32(8));
-            key_scales_0[u32(0)] = _S190;
-            var _S191 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S188];
-            ahead_0[u32(1)] = _S191;
-            var _S192 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S188 / u32(8));
-            key_scales_0[u32(1)] = _S192;
-            var _S193 : u32 = i_1 + u32(4);
-            var _S194 : u32 = min(_S193, _S187);
-            var _S195 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S194];
-            ahead_0[u32(2)] = _S195;
-            var _S196 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S194 / u32(8));
-            key_scales_0[u32(2)] = _S196;
-            var _S197 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S194];
-            ahead_0[u32(3)] = _S197;
-            var _S198 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S194 / u32(8));
-            key_scales_0[u32(3)] = _S198;
-            var _S199 : u32 = i_1 + u32(8);
-            var _S200 : u32 = min(_S199, _S187);
-            var _S201 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S200];
-            ahead_0[u32(4)] = _S201;
-            var _S202 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S200 / u32(8));
-            key_scales_0[u32(4)] = _S202;
-            var _S203 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S200];
-            ahead_0[u32(5)] = _S203;
-            var _S204 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S200 / u32(8));
-            key_scales_0[u32(5)] = _S204;
-            var _S205 : u32 = i_1 + u32(12);
-            var _S206 : u32 = min(_S205, _S187);
-            var _S207 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S206];
-            ahead_0[u32(6)] = _S207;
-            var _S208 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S206 / u32(8));
-            key_scales_0[u32(6)] = _S208;
-            var _S209 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S206];
-            ahead_0[u32(7)] = _S209;
-            var _S210 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S206 / u32(8));
-            key_scales_0[u32(7)] = _S210;
-            var _S211 : vec4<f32> = Float16_expand_0(_S189);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S190 * dot(query_0[i_1], _S211);
-            var _S212 : vec4<f32> = Float16_expand_0(_S191);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S192 * dot(query_0[i_1], _S212);
-            var _S213 : u32 = _S161 + i_1;
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S190 * dot(query_0[_S213], _S211);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S192 * dot(query_0[_S213], _S212);
-            var _S214 : u32 = u32(2) * _S161 + i_1;
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S190 * dot(query_0[_S214], _S211);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S192 * dot(query_0[_S214], _S212);
-            var _S215 : u32 = u32(3) * _S161 + i_1;
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S190 * dot(query_0[_S215], _S211);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S192 * dot(query_0[_S215], _S212);
-            var _S216 : vec4<f32> = Float16_expand_0(_S195);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S196 * dot(query_0[_S193], _S216);
-            var _S217 : vec4<f32> = Float16_expand_0(_S197);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S198 * dot(query_0[_S193], _S217);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S196 * dot(query_0[_S213 + u32(4)], _S216);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S198 * dot(query_0[_S213 + u32(4)], _S217);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S196 * dot(query_0[_S214 + u32(4)], _S216);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S198 * dot(query_0[_S214 + u32(4)], _S217);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S196 * dot(query_0[_S215 + u32(4)], _S216);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S198 * dot(query_0[_S215 + u32(4)], _S217);
-            var _S218 : vec4<f32> = Float16_expand_0(_S201);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S202 * dot(query_0[_S199], _S218);
-            var _S219 : vec4<f32> = Float16_expand_0(_S203);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S204 * dot(query_0[_S199], _S219);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S202 * dot(query_0[_S213 + u32(8)], _S218);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S204 * dot(query_0[_S213 + u32(8)], _S219);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S202 * dot(query_0[_S214 + u32(8)], _S218);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S204 * dot(query_0[_S214 + u32(8)], _S219);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S202 * dot(query_0[_S215 + u32(8)], _S218);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S204 * dot(query_0[_S215 + u32(8)], _S219);
-            var _S220 : vec4<f32> = Float16_expand_0(_S207);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S208 * dot(query_0[_S205], _S220);
-            var _S221 : vec4<f32> = Float16_expand_0(_S209);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S210 * dot(query_0[_S205], _S221);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S208 * dot(query_0[_S213 + u32(12)], _S220);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S210 * dot(query_0[_S213 + u32(12)], _S221);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S208 * dot(query_0[_S214 + u32(12)], _S220);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S210 * dot(query_0[_S214 + u32(12)], _S221);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S208 * dot(query_0[_S215 + u32(12)], _S220);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S210 * dot(query_0[_S215 + u32(12)], _S221);
+            var _S189 : u32 = _S162 - u32(1);
+            var _S190 : u32 = min(i_1, _S189);
+            var _S191 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S190];
+            ahead_0[u32(0)] = _S191;
+            var _S192 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S190 / u32(8));
+            key_scales_0[u32(0)] = _S192;
+            var _S193 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S190];
+            ahead_0[u32(1)] = _S193;
+            var _S194 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S190 / u32(8));
+            key_scales_0[u32(1)] = _S194;
+            var _S195 : u32 = i_1 + u32(4);
+            var _S196 : u32 = min(_S195, _S189);
+            var _S197 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S196];
+            ahead_0[u32(2)] = _S197;
+            var _S198 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S196 / u32(8));
+            key_scales_0[u32(2)] = _S198;
+            var _S199 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S196];
+            ahead_0[u32(3)] = _S199;
+            var _S200 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S196 / u32(8));
+            key_scales_0[u32(3)] = _S200;
+            var _S201 : u32 = i_1 + u32(8);
+            var _S202 : u32 = min(_S201, _S189);
+            var _S203 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S202];
+            ahead_0[u32(4)] = _S203;
+            var _S204 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S202 / u32(8));
+            key_scales_0[u32(4)] = _S204;
+            var _S205 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S202];
+            ahead_0[u32(5)] = _S205;
+            var _S206 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S202 / u32(8));
+            key_scales_0[u32(5)] = _S206;
+            var _S207 : u32 = i_1 + u32(12);
+            var _S208 : u32 = min(_S207, _S189);
+            var _S209 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S208];
+            ahead_0[u32(6)] = _S209;
+            var _S210 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S208 / u32(8));
+            key_scales_0[u32(6)] = _S210;
+            var _S211 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S208];
+            ahead_0[u32(7)] = _S211;
+            var _S212 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S208 / u32(8));
+            key_scales_0[u32(7)] = _S212;
+            var _S213 : vec4<f32> = Float16_expand_0(_S191);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S192 * dot(query_0[i_1], _S213);
+            var _S214 : vec4<f32> = Float16_expand_0(_S193);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S194 * dot(query_0[i_1], _S214);
+            var _S215 : u32 = _S163 + i_1;
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S192 * dot(query_0[_S215], _S213);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S194 * dot(query_0[_S215], _S214);
+            var _S216 : u32 = u32(2) * _S163 + i_1;
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S192 * dot(query_0[_S216], _S213);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S194 * dot(query_0[_S216], _S214);
+            var _S217 : u32 = u32(3) * _S163 + i_1;
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S192 * dot(query_0[_S217], _S213);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S194 * dot(query_0[_S217], _S214);
+            var _S218 : vec4<f32> = Float16_expand_0(_S197);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S198 * dot(query_0[_S195], _S218);
+            var _S219 : vec4<f32> = Float16_expand_0(_S199);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S200 * dot(query_0[_S195], _S219);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S198 * dot(query_0[_S215 + u32(4)], _S218);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S200 * dot(query_0[_S215 + u32(4)], _S219);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S198 * dot(query_0[_S216 + u32(4)], _S218);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S200 * dot(query_0[_S216 + u32(4)], _S219);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S198 * dot(query_0[_S217 + u32(4)], _S218);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S200 * dot(query_0[_S217 + u32(4)], _S219);
+            var _S220 : vec4<f32> = Float16_expand_0(_S203);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S204 * dot(query_0[_S201], _S220);
+            var _S221 : vec4<f32> = Float16_expand_0(_S205);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S206 * dot(query_0[_S201], _S221);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S204 * dot(query_0[_S215 + u32(8)], _S220);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S206 * dot(query_0[_S215 + u32(8)], _S221);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S204 * dot(query_0[_S216 + u32(8)], _S220);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S206 * dot(query_0[_S216 + u32(8)], _S221);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S204 * dot(query_0[_S217 + u32(8)], _S220);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S206 * dot(query_0[_S217 + u32(8)], _S221);
+            var _S222 : vec4<f32> = Float16_expand_0(_S209);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S210 * dot(query_0[_S207], _S222);
+            var _S223 : vec4<f32> = Float16_expand_0(_S211);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S212 * dot(query_0[_S207], _S223);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S210 * dot(query_0[_S215 + u32(12)], _S222);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S212 * dot(query_0[_S215 + u32(12)], _S223);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S210 * dot(query_0[_S216 + u32(12)], _S222);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S212 * dot(query_0[_S216 + u32(12)], _S223);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S210 * dot(query_0[_S217 + u32(12)], _S222);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S212 * dot(query_0[_S217 + u32(12)], _S223);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S155] = products_1[u32(0)];
-        exchange_0[u32(128) + _S155] = products_1[u32(1)];
+        exchange_0[_S157] = products_1[u32(0)];
+        exchange_0[u32(128) + _S157] = products_1[u32(1)];
         workgroupBarrier();
-        var _S222 : bool;
-        if(_S170)
+        var _S224 : bool;
+        if(_S172)
         {
-            _S222 = (tile_0 + _S155) < (_S157.end_0);
+            _S224 = (tile_0 + _S157) < (_S159.end_0);
         }
         else
         {
-            _S222 = false;
+            _S224 = false;
         }
-        var _S223 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S222)
+        var _S225 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+        if(_S224)
         {
-            var _S224 : u32 = _S155 * u32(4);
-            score_1 = exchange_0[_S224] + exchange_0[_S224 + u32(1)] + exchange_0[_S224 + u32(2)] + exchange_0[_S224 + u32(3)];
+            var _S226 : u32 = _S157 * u32(4);
+            score_1 = exchange_0[_S226] + exchange_0[_S226 + u32(1)] + exchange_0[_S226 + u32(2)] + exchange_0[_S226 + u32(3)];
         }
         else
         {
-            score_1 = _S223;
+            score_1 = _S225;
         }
-        var _S225 : vec4<f32> = group_peak_0(score_1, _S155);
-        var _S226 : vec4<f32> = max(peak_2, _S225);
-        var _S227 : vec4<f32>;
-        if(_S222)
+        var _S227 : vec4<f32> = group_peak_0(score_1, _S157);
+        var _S228 : vec4<f32> = max(peak_2, _S227);
+        var _S229 : vec4<f32>;
+        if(_S224)
         {
-            _S227 = exp(score_1 - _S226);
+            _S229 = exp(score_1 - _S228);
         }
         else
         {
-            _S227 = _S186;
+            _S229 = _S188;
         }
-        if(_S170)
+        if(_S172)
         {
-            weights_0[_S155] = _S227;
+            weights_0[_S157] = _S229;
         }
-        var _S228 : vec4<f32> = exp(peak_2 - _S226);
-        var _S229 : vec4<f32> = total_0 * _S228 + _S227;
+        var _S230 : vec4<f32> = exp(peak_2 - _S228);
+        var _S231 : vec4<f32> = total_0 * _S230 + _S229;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S228[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S228[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S228[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S228[u32(3)]);
-        i_2 = _S163;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S230[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S230[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S230[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S230[u32(3)]);
+        i_2 = _S165;
         for(;;)
         {
-            var _S230 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_1[u32(0)]);
-            var _S231 : vec4<f32>;
+            var _S232 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_1[u32(0)]);
+            var _S233 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S231 = weights_0[i_2];
+                _S233 = weights_0[i_2];
             }
             else
             {
-                _S231 = _S186;
+                _S233 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S231[u32(0)]) * _S230;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S231[u32(1)]) * _S230;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S231[u32(2)]) * _S230;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S231[u32(3)]) * _S230;
-            var _S232 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_1[u32(1)]);
-            var _S233 : u32 = i_2 + _S162;
-            var _S234 : vec4<f32>;
-            if(_S233 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S233[u32(0)]) * _S232;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S233[u32(1)]) * _S232;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S233[u32(2)]) * _S232;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S233[u32(3)]) * _S232;
+            var _S234 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_1[u32(1)]);
+            var _S235 : u32 = i_2 + _S164;
+            var _S236 : vec4<f32>;
+            if(_S235 < u32(64))
             {
-                _S234 = weights_0[_S233];
+                _S236 = weights_0[_S235];
             }
             else
             {
-                _S234 = _S186;
+                _S236 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S234[u32(0)]) * _S232;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S234[u32(1)]) * _S232;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S234[u32(2)]) * _S232;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S234[u32(3)]) * _S232;
-            var _S235 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_1[u32(2)]);
-            var _S236 : u32 = i_2 + _S174;
-            var _S237 : vec4<f32>;
-            if(_S236 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S236[u32(0)]) * _S234;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S236[u32(1)]) * _S234;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S236[u32(2)]) * _S234;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S236[u32(3)]) * _S234;
+            var _S237 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_1[u32(2)]);
+            var _S238 : u32 = i_2 + _S176;
+            var _S239 : vec4<f32>;
+            if(_S238 < u32(64))
             {
-                _S237 = weights_0[_S236];
+                _S239 = weights_0[_S238];
             }
             else
             {
-                _S237 = _S186;
+                _S239 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S237[u32(0)]) * _S235;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S237[u32(1)]) * _S235;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S237[u32(2)]) * _S235;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S237[u32(3)]) * _S235;
-            var _S238 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_1[u32(3)]);
-            var _S239 : u32 = i_2 + _S176;
-            var _S240 : vec4<f32>;
-            if(_S239 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S239[u32(0)]) * _S237;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S239[u32(1)]) * _S237;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S239[u32(2)]) * _S237;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S239[u32(3)]) * _S237;
+            var _S240 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_1[u32(3)]);
+            var _S241 : u32 = i_2 + _S178;
+            var _S242 : vec4<f32>;
+            if(_S241 < u32(64))
             {
-                _S240 = weights_0[_S239];
+                _S242 = weights_0[_S241];
             }
             else
             {
-                _S240 = _S186;
+                _S242 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S240[u32(0)]) * _S238;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S240[u32(1)]) * _S238;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S240[u32(2)]) * _S238;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S240[u32(3)]) * _S238;
-            var _S241 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_1[u32(4)]);
-            var _S242 : u32 = i_2 + _S178;
-            var _S243 : vec4<f32>;
-            if(_S242 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S242[u32(0)]) * _S240;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S242[u32(1)]) * _S240;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S242[u32(2)]) * _S240;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S242[u32(3)]) * _S240;
+            var _S243 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_1[u32(4)]);
+            var _S244 : u32 = i_2 + _S180;
+            var _S245 : vec4<f32>;
+            if(_S244 < u32(64))
             {
-                _S243 = weights_0[_S242];
+                _S245 = weights_0[_S244];
             }
             else
             {
-                _S243 = _S186;
+                _S245 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S243[u32(0)]) * _S241;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S243[u32(1)]) * _S241;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S243[u32(2)]) * _S241;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S243[u32(3)]) * _S241;
-            var _S244 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_1[u32(5)]);
-            var _S245 : u32 = i_2 + _S180;
-            var _S246 : vec4<f32>;
-            if(_S245 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S245[u32(0)]) * _S243;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S245[u32(1)]) * _S243;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S245[u32(2)]) * _S243;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S245[u32(3)]) * _S243;
+            var _S246 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_1[u32(5)]);
+            var _S247 : u32 = i_2 + _S182;
+            var _S248 : vec4<f32>;
+            if(_S247 < u32(64))
             {
-                _S246 = weights_0[_S245];
+                _S248 = weights_0[_S247];
             }
             else
             {
-                _S246 = _S186;
+                _S248 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S246[u32(0)]) * _S244;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S246[u32(1)]) * _S244;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S246[u32(2)]) * _S244;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S246[u32(3)]) * _S244;
-            var _S247 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_1[u32(6)]);
-            var _S248 : u32 = i_2 + _S182;
-            var _S249 : vec4<f32>;
-            if(_S248 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S248[u32(0)]) * _S246;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S248[u32(1)]) * _S246;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S248[u32(2)]) * _S246;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S248[u32(3)]) * _S246;
+            var _S249 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_1[u32(6)]);
+            var _S250 : u32 = i_2 + _S184;
+            var _S251 : vec4<f32>;
+            if(_S250 < u32(64))
             {
-                _S249 = weights_0[_S248];
+                _S251 = weights_0[_S250];
             }
             else
             {
-                _S249 = _S186;
+                _S251 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S249[u32(0)]) * _S247;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S249[u32(1)]) * _S247;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S249[u32(2)]) * _S247;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S249[u32(3)]) * _S247;
-            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_1[u32(7)]);
-            var _S251 : u32 = i_2 + _S184;
-            var _S252 : vec4<f32>;
-            if(_S251 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S251[u32(0)]) * _S249;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S251[u32(1)]) * _S249;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S251[u32(2)]) * _S249;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S251[u32(3)]) * _S249;
+            var _S252 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_1[u32(7)]);
+            var _S253 : u32 = i_2 + _S186;
+            var _S254 : vec4<f32>;
+            if(_S253 < u32(64))
             {
-                _S252 = weights_0[_S251];
+                _S254 = weights_0[_S253];
             }
             else
             {
-                _S252 = _S186;
+                _S254 = _S188;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S252[u32(0)]) * _S250;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S252[u32(1)]) * _S250;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S252[u32(2)]) * _S250;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S252[u32(3)]) * _S250;
-            var i_3 : u32 = i_2 + u32(8) * _S162;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S254[u32(0)]) * _S252;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S254[u32(1)]) * _S252;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S254[u32(2)]) * _S252;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S254[u32(3)]) * _S252;
+            var i_3 : u32 = i_2 + u32(8) * _S164;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S253 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(0)] = entryPointParams_v_pages_0[_S253.vector_0];
-            scales_0[u32(0)] = Float16_scale_0(_S253.scale_1);
-            var _S254 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S162, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(1)] = entryPointParams_v_pages_0[_S254.vector_0];
-            scales_0[u32(1)] = Float16_scale_0(_S254.scale_1);
-            var _S255 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S174, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(2)] = entryPointParams_v_pages_0[_S255.vector_0];
-            scales_0[u32(2)] = Float16_scale_0(_S255.scale_1);
-            var _S256 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S176, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(3)] = entryPointParams_v_pages_0[_S256.vector_0];
-            scales_0[u32(3)] = Float16_scale_0(_S256.scale_1);
-            var _S257 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S178, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(4)] = entryPointParams_v_pages_0[_S257.vector_0];
-            scales_0[u32(4)] = Float16_scale_0(_S257.scale_1);
-            var _S258 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(5)] = entryPointParams_v_pages_0[_S258.vector_0];
-            scales_0[u32(5)] = Float16_scale_0(_S258.scale_1);
-            var _S259 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(6)] = entryPointParams_v_pages_0[_S259.vector_0];
-            scales_0[u32(6)] = Float16_scale_0(_S259.scale_1);
-            var _S260 : Run_0 = Float16_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S184, u32(63))], _S157.columns_0, _S166);
-            values_1[u32(7)] = entryPointParams_v_pages_0[_S260.vector_0];
-            scales_0[u32(7)] = Float16_scale_0(_S260.scale_1);
+            var _S255 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(0)] = entryPointParams_v_pages_0[_S255.vector_0];
+            scales_0[u32(0)] = Float16_scale_0(_S255.scale_1);
+            var _S256 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S164, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(1)] = entryPointParams_v_pages_0[_S256.vector_0];
+            scales_0[u32(1)] = Float16_scale_0(_S256.scale_1);
+            var _S257 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S176, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(2)] = entryPointParams_v_pages_0[_S257.vector_0];
+            scales_0[u32(2)] = Float16_scale_0(_S257.scale_1);
+            var _S258 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S178, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(3)] = entryPointParams_v_pages_0[_S258.vector_0];
+            scales_0[u32(3)] = Float16_scale_0(_S258.scale_1);
+            var _S259 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(4)] = entryPointParams_v_pages_0[_S259.vector_0];
+            scales_0[u32(4)] = Float16_scale_0(_S259.scale_1);
+            var _S260 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(5)] = entryPointParams_v_pages_0[_S260.vector_0];
+            scales_0[u32(5)] = Float16_scale_0(_S260.scale_1);
+            var _S261 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S184, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(6)] = entryPointParams_v_pages_0[_S261.vector_0];
+            scales_0[u32(6)] = Float16_scale_0(_S261.scale_1);
+            var _S262 : Run_0 = Float16_run_0(_S159.v_pages_offset_1, slots_0[min(i_3 + _S186, u32(63))], _S159.columns_0, _S168);
+            values_1[u32(7)] = entryPointParams_v_pages_0[_S262.vector_0];
+            scales_0[u32(7)] = Float16_scale_0(_S262.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S229;
-        peak_2 = _S226;
+        total_0 = _S231;
+        peak_2 = _S228;
     }
-    exchange_0[_S155] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S155] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S155] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S155] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S155);
-    i_1 = _S155;
+    exchange_0[_S157] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S157] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S157] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S157] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S157);
+    i_1 = _S157;
     for(;;)
     {
-        _S159 = _S157.heads_1;
-        if(i_1 < (_S157.heads_1 * _S160))
+        _S161 = _S159.heads_1;
+        if(i_1 < (_S159.heads_1 * _S162))
         {
         }
         else
         {
             break;
         }
-        var _S261 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        var _S263 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
         i_2 = u32(0);
-        score_1 = _S261;
+        score_1 = _S263;
         for(;;)
         {
-            if(i_2 < _S162)
+            if(i_2 < _S164)
             {
             }
             else
             {
                 break;
             }
-            var _S262 : u32 = i_1 / _S160;
-            var _S263 : u32 = _S262 * u32(128) + i_2 * _S160;
-            var _S264 : u32 = i_1 % _S160;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S263 + _S264];
+            var _S264 : u32 = i_1 / _S162;
+            var _S265 : u32 = _S264 * u32(128) + i_2 * _S162;
+            var _S266 : u32 = i_1 % _S162;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S265 + _S266];
             i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S265 : u32 = i_1 / _S160;
-        var _S266 : u32 = _S157.out_0 + _S265 * _S157.out_stride_0;
-        var _S267 : u32 = i_1 % _S160;
-        entryPointParams_scratch_0[_S266 + _S267] = score_1;
+        var _S267 : u32 = i_1 / _S162;
+        var _S268 : u32 = _S159.out_0 + _S267 * _S159.out_stride_0;
+        var _S269 : u32 = i_1 % _S162;
+        entryPointParams_scratch_0[_S268 + _S269] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S155 < _S159)
+    if(_S157 < _S161)
     {
-        entryPointParams_scratch_0[_S157.out_0 + _S155 * _S157.out_stride_0 + _S160] = vec4<f32>(peak_2[_S155], total_1[_S155], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S159.out_0 + _S157 * _S159.out_stride_0 + _S162] = vec4<f32>(peak_2[_S157], total_1[_S157], 1.0f, 0.0f);
     }
     return;
 }
@@ -1207,61 +1230,44 @@ fn attend_0( _S155 : u32,  _S156 : SequenceTable_0,  _S157 : Part_0,  _S158 : St
 @workgroup_size(128, 1, 1)
 fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S25 = _builtinWaveLaneCount_0;
-    var _S268 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S268;
-    var _S269 : bool;
+    _S27 = _builtinWaveLaneCount_0;
+    var _S270 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S270;
+    var _S271 : bool;
     if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S269 = true;
+        _S271 = true;
     }
     else
     {
-        _S269 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
+        _S271 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
     }
-    if(_S269)
+    if(_S271)
     {
         return;
     }
-    var _S270 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S271 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S272 : bool = _S271 < (_S270.length_0);
-    if((entryPointParams_0.p_0.window_0) != u32(0))
+    var _S272 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S273 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S274 : bool = _S273 < (_S272.length_0);
+    share_out_0(&(part_3), first_seen_0(_S273, entryPointParams_0.p_0.window_0), min(_S273, _S272.length_0), entryPointParams_0.p_0.parts_0);
+    if(_S274)
     {
-        _S269 = _S271 >= (entryPointParams_0.p_0.window_0);
+        _S271 = (part_3.number_0) == u32(0);
     }
     else
     {
-        _S269 = false;
+        _S271 = false;
     }
-    var i_4 : u32;
-    if(_S269)
-    {
-        i_4 = _S271 - entryPointParams_0.p_0.window_0 + u32(1);
-    }
-    else
-    {
-        i_4 = u32(0);
-    }
-    share_out_0(&(part_3), i_4, min(_S271, _S270.length_0), entryPointParams_0.p_0.parts_0);
-    if(_S272)
-    {
-        _S269 = (part_3.number_0) == u32(0);
-    }
-    else
-    {
-        _S269 = false;
-    }
-    var _S273 : bool;
+    var _S275 : bool;
     if((part_3.begin_0) >= (part_3.end_0))
     {
-        _S273 = !_S269;
+        _S275 = !_S271;
     }
     else
     {
-        _S273 = false;
+        _S275 = false;
     }
-    if(_S273)
+    if(_S275)
     {
         leave_empty_0(thread_3, part_3);
         return;
@@ -1269,30 +1275,30 @@ fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S274 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S271, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
-    queries_0.rotation_1 = _S274;
+    var _S276 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S273, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    queries_0.rotation_1 = _S276;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var keys_1 : Turned_0;
-    keys_1.rotation_1 = _S274;
+    keys_1.rotation_1 = _S276;
     keys_1.begin_3 = entryPointParams_0.p_0.k_offset_0;
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_2 : Plain_0;
     values_2.begin_4 = entryPointParams_0.p_0.v_offset_0;
     load_queries_0(thread_3, part_3, entryPointParams_0.p_0.scale_0, queries_0);
     var start_0 : Start_0 = Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f);
-    if(_S269)
+    if(_S271)
     {
-        var _S275 : u32 = part_3.kv_head_0 * entryPointParams_0.p_0.head_dim_0;
-        var _S276 : u32 = thread_3 % (entryPointParams_0.p_0.head_dim_0 / u32(4));
-        var _S277 : u32 = _S275 + u32(4) * _S276;
-        var _S278 : vec4<f32> = Turned_four_1(keys_1, _S277);
-        var _S279 : vec4<f32> = score_0(thread_3, part_3, _S278);
-        start_0.peak_0 = _S279;
-        start_0.value_0 = Plain_four_0(values_2, _S277);
+        var _S277 : u32 = part_3.kv_head_0 * entryPointParams_0.p_0.head_dim_0;
+        var _S278 : u32 = thread_3 % (entryPointParams_0.p_0.head_dim_0 / u32(4));
+        var _S279 : u32 = _S277 + u32(4) * _S278;
+        var _S280 : vec4<f32> = Turned_four_1(keys_1, _S279);
+        var _S281 : vec4<f32> = score_0(thread_3, part_3, _S280);
+        start_0.peak_0 = _S281;
+        start_0.value_0 = Plain_four_0(values_2, _S279);
         start_0.weight_0 = 1.0f;
-        var _S280 : u32 = SequenceTable_slot_0(_S270, _S271);
-        i_4 = thread_3 * u32(4);
+        var _S282 : u32 = SequenceTable_slot_0(_S272, _S273);
+        var i_4 : u32 = thread_3 * u32(4);
         for(;;)
         {
             if(i_4 < (part_3.columns_0))
@@ -1302,15 +1308,15 @@ fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
             {
                 break;
             }
-            var _S281 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
-            if(_S281 == (part_3.kv_head_0))
+            var _S283 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
+            if(_S283 == (part_3.kv_head_0))
             {
-                Float16_append_0(entryPointParams_0.p_0.new_k_offset_0, _S280, part_3.columns_0, i_4, keys_1);
-                Float16_append_1(entryPointParams_0.p_0.new_v_offset_0, _S280, part_3.columns_0, i_4, values_2);
+                Float16_append_0(entryPointParams_0.p_0.new_k_offset_0, _S282, part_3.columns_0, i_4, keys_1);
+                Float16_append_1(entryPointParams_0.p_0.new_v_offset_0, _S282, part_3.columns_0, i_4, values_2);
             }
             i_4 = i_4 + u32(512);
         }
     }
-    attend_0(thread_3, _S270, part_3, start_0);
+    attend_0(thread_3, _S272, part_3, start_0);
     return;
 }
