@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from dataclasses import dataclass, field
-from functools import cache
 from time import perf_counter
 
 import wasmtime
@@ -22,6 +21,7 @@ from wasmetal.host.host_time import HostTime
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.runtime import runtime
 from wasmetal.host.view import GuestMemory
+from wasmetal.once import once
 
 log = logging.getLogger("wasmetal.guest")
 """Refused calls at level DEBUG; failures of the host at level ERROR, once for each guest, function and kind of error,
@@ -60,7 +60,7 @@ class HostFunctions:
     """The C functions, which Wasmtime does not keep alive."""
 
 
-@cache
+@once
 def host_functions(memory64: bool) -> HostFunctions:
     """The functions for guests with 64-bit addresses, or with 32-bit ones."""
     linker = wasmtime.Linker(runtime().engine)

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-import threading
 
 from wasmetal import wasmtime_c
 from wasmetal.forked import Origin
 from wasmetal.host.ticker import Ticker
 from wasmetal.memory import MemoryCreator, new_engine
+from wasmetal.once import once
 
 
 class Runtime:
@@ -25,8 +25,7 @@ class Runtime:
         os.register_at_fork(after_in_child=wasmtime_c.release_nothing)
 
 
-_made: list[Runtime] = []
-_making = threading.Lock()
+_runtime = once(Runtime)
 
 
 def runtime() -> Runtime:
@@ -34,9 +33,6 @@ def runtime() -> Runtime:
 
     Raises ForkedError in a process that was forked later: there, neither the ticker nor Wasmtime's own threads exist.
     """
-    if not _made:
-        with _making:
-            if not _made:
-                _made.append(Runtime())
-    _made[0].origin.check()
-    return _made[0]
+    made = _runtime()
+    made.origin.check()
+    return made

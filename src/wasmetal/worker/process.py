@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from weakref import WeakSet
 
 import wasmetal
 from wasmetal.errors import WasmetalError, printable
+from wasmetal.once import once
 from wasmetal.worker.channel import Channel, ChannelError, Header, Payload
 from wasmetal.worker.footprint import ENFORCED, resident_bytes
 
@@ -173,7 +173,7 @@ def _start(end: socket.socket, environment: Mapping[str, str], stdin: bool) -> s
     )
 
 
-@cache
+@once
 def _starter() -> ThreadPoolExecutor:
     """A thread that lasts: Linux ends a worker with the thread that started it (PR_SET_PDEATHSIG)."""
     return ThreadPoolExecutor(1, "worker-starter")
@@ -183,7 +183,7 @@ _living: WeakSet[WorkerProcess] = WeakSet()
 
 
 def _after_fork() -> None:
-    _starter.cache_clear()
+    _starter.clear()
     for worker in list(_living):
         worker.forget()
     _living.clear()
