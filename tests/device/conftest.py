@@ -21,7 +21,7 @@ Opener = Callable[[], Device]
 
 def open_as_discrete() -> Device:
     """The Vulkan device, treated as a discrete GPU: its device memory is not mapped, so copies are staged."""
-    from wasmetal.device.vulkan import VulkanBackend
+    from wasmetal.device.vulkan.device import VulkanBackend
     from wasmetal.device.vulkan.physical import physical_devices
 
     physical = physical_devices()[0]

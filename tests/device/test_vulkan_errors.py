@@ -148,7 +148,7 @@ class TestFaults:
     def test_lost_while_waiting(self, own_vulkan: Device, faults: Faults) -> None:
         ran = recorded(own_vulkan)
         submission = own_vulkan.submit([ran])
-        own_vulkan.backend.logical.wait(1)  # the real device is idle
+        assert own_vulkan.backend.logical.wait_for(1, 10)  # the real device is idle
         own_vulkan.backend.logical._completed = 0
         faults(own_vulkan, "vkWaitSemaphores", -4)
         with pytest.raises(DeviceLostError, match="vkWaitSemaphores: VK_ERROR_DEVICE_LOST"):
@@ -227,13 +227,14 @@ class TestPendingWork:
 def test_an_interrupt_ends_a_copy_that_waits(own_discrete: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = own_discrete.allocate(64)
     logical = own_discrete.backend.logical
-    real = logical.wait
+    real, interrupts = logical.wait_for, iter([KeyboardInterrupt])
 
-    def interrupted(number: int) -> None:
-        monkeypatch.setattr(logical, "wait", real)
-        raise KeyboardInterrupt
+    def interrupted(number: int, seconds: float) -> bool:
+        if interrupt := next(interrupts, None):
+            raise interrupt
+        return real(number, seconds)
 
-    monkeypatch.setattr(logical, "wait", interrupted)
+    monkeypatch.setattr(logical, "wait_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         own_discrete.write(buffer, 0, np.ones(64, np.uint8))
     own_discrete.write(buffer, 0, np.full(64, 2, np.uint8))

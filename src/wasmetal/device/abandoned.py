@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
-from wasmetal.errors import DeviceLostError
+from wasmetal.device.waiting import wait_in_slices
+from wasmetal.errors import DeviceLostError, DeviceTimeoutError
 from wasmetal.forked import Origin
+
+PATIENCE = 30.0
+"""Seconds that a copy may take, with all work before it."""
 
 # Single operations on a dict are atomic in Python, so no lock is needed, and finalizers may call keep().
 _kept: dict[int, tuple[Origin, Callable[[], bool], object]] = {}
@@ -21,6 +26,21 @@ def keep(ended: Callable[[], bool], used: object) -> None:
     """Refer to ``used`` until ``ended()``, which is asked now and by :func:`release_ended`, or DeviceLostError."""
     if not _over(ended):
         _kept[next(_numbers)] = Origin("abandoned work"), ended, used
+
+
+def finish(wait: Callable[[float], bool], used: object, device: str) -> None:
+    """Wait for work, such as a copy, until ``wait(seconds)`` is true. If the wait ends sooner, ``used`` is kept.
+
+    Raises DeviceLostError, also if the device, which is named, has not answered after PATIENCE seconds.
+    """
+    try:
+        wait_in_slices(wait, PATIENCE)
+    except BaseException as error:  # no answer in time, Ctrl-C, or a lost device
+        keep(partial(wait, 0), used)
+        if isinstance(error, DeviceTimeoutError):
+            reason = f"{device} has not answered for {PATIENCE:g} s; open it again or use another device"
+            raise DeviceLostError(reason) from None
+        raise
 
 
 def release_ended() -> None:

@@ -78,36 +78,38 @@ class Dispatch(Generic[A, C]):
         return touches
 
 
-class Recording(Protocol):
+class Recording:
     """A finished command list in the form that the device runs. It refers to everything that it uses."""
 
-    @property
-    def dispatches(self) -> int:
-        """The number of dispatches."""
+    dispatches: int
+    """The number of dispatches."""
 
     def close(self) -> None:
-        """Called when the list is closed, possibly while a submission of it is pending."""
+        """Called when the list is closed. A pending submission keeps the recording alive until it has ended."""
 
 
 R = TypeVar("R", bound=Recording)
 
 
-class Work(Protocol):
+class Work(ABC):
     """Recordings that were started together, in flight. Every method may raise DeviceLostError.
 
     What the recordings use is kept alive until the work has ended, by the caller of :meth:`Backend.start`.
     """
 
+    @abstractmethod
     def wait(self, seconds: float) -> bool:
         """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""
 
     def ended(self) -> bool:
         """Whether the work has ended, without waiting and without locks, because finalizers ask too."""
+        return self.wait(0)
 
+    @abstractmethod
     def result(self) -> tuple[float, Exception | None]:
         """The device time in seconds, and the error if the work failed. Called once, after the work has ended."""
 
-    def drop(self) -> None:
+    def drop(self) -> None:  # noqa: B027 (most devices cannot)
         """Drop what has not started, if the device can do that: nobody waits for it any more."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from wasmetal.device.backend import AnyBackend
 from wasmetal.device.gemm import variant
@@ -26,6 +27,9 @@ _VECTOR = 4
 """Floats of the least unit that the kernels load and store."""
 
 
+B = TypeVar("B", bound=AnyBackend)
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixTrials:
     """Where the results of trials are kept, and how a backend is opened that uses only one kernel, without a trial."""
@@ -34,10 +38,15 @@ class MatrixTrials:
     open_with: Callable[[MatrixUnits], AnyBackend]
 
 
+def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B]) -> B:
+    """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on."""
+    backend = open_with(MatrixUnits(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
+    backend.info = replace(backend.info, features=(*backend.info.features, _NAME))
+    return backend
+
+
 class MatrixUnits:
     """Chooses the kernels with cooperative matrices, unless the precision is ``exact``."""
-
-    features = (_NAME,)
 
     def __init__(self, trials: MatrixTrials | None, only: Kernel | None = None) -> None:
         """``only``: the kernel that is used for every GEMM, without a trial."""

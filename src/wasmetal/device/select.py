@@ -15,9 +15,9 @@ from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
 from wasmetal.forked import Origin, skip_exit_handlers
 
 BACKENDS = {
-    "cuda": "wasmetal.device.cuda",
+    "cuda": "wasmetal.device.cuda.opening",
     "metal": "wasmetal.device.metal.opening",
-    "vulkan": "wasmetal.device.vulkan",
+    "vulkan": "wasmetal.device.vulkan.opening",
     "cpu": "wasmetal.device.cpu",
     "reference": "wasmetal.device.cpu.reference",
 }

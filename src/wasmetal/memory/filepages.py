@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.memory.pages import page_size
+from wasmetal.memory.pages import array_over, page_size
 
 
 class FilePages:
@@ -23,9 +23,4 @@ class FilePages:
 
     def view(self) -> NDArray[np.uint8]:
         """The bytes themselves, uint8 of shape [nbytes], read-only, not copied."""
-        return np.asarray(self)
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        # NumPy's protocol for arrays over foreign memory: the array refers to this object, and so keeps it alive.
-        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, True)}
+        return array_over(self.address, self.nbytes, self, writable=False)

@@ -79,17 +79,22 @@ class Pages:
 
     def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Opened bytes as a writable array, not copied. It, and every array made from it, keeps the pages mapped."""
-        return np.asarray(_Bytes(self, offset, nbytes))
+        return array_over(self.address + offset, nbytes, self)
 
 
-class _Bytes:
+def array_over(address: int, nbytes: int, owner: object, writable: bool = True) -> NDArray[np.uint8]:
+    """Memory as an array, uint8 of shape [nbytes]. The array, and every one made from it, keeps the owner alive."""
+    return np.asarray(_Memory(address, nbytes, owner, writable))
+
+
+class _Memory:
     """What NumPy makes an array of (its array interface protocol). The array's ``base`` is this object."""
 
-    def __init__(self, pages: Pages, offset: int, nbytes: int) -> None:
-        self.pages = pages
+    def __init__(self, address: int, nbytes: int, owner: object, writable: bool) -> None:
+        self._owner = owner
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "typestr": "|u1",
             "shape": (nbytes,),
-            "data": (pages.address + offset, False),
+            "data": (address, not writable),
         }

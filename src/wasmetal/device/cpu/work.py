@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from wasmetal.device.backend import Dispatch
+from wasmetal.device.backend import Dispatch, Recording, Work
 from wasmetal.device.cpu.library import Call, Calls, Library
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.hazards import Footprint
@@ -22,7 +22,7 @@ Step = Callable[[], object] | Call
 """A NumPy kernel bound to typed views of its buffers, or a compiled one."""
 
 
-class CpuRecording:
+class CpuRecording(Recording):
     """Kernels, to be run in order: NumPy's one by one, and compiled ones as many at a time as follow each other."""
 
     def __init__(self, dispatches: Sequence[Dispatch[Pages, Step]], library: Library | None = None) -> None:
@@ -65,7 +65,7 @@ class _Thread(threading.local):
 _this = _Thread()
 
 
-class CpuWork:
+class CpuWork(Work):
     """Recordings that run in the threads that wait for them, after the work that they depend on.
 
     Work depends on earlier work of the same thread, and on earlier work with a hazard on the same bytes. Independent

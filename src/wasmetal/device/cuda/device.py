@@ -15,7 +15,6 @@ from wasmetal.device.cuda.pipeline import CudaPipelines, Pipeline
 from wasmetal.device.cuda.recording import CudaRecording
 from wasmetal.device.cuda.work import CudaWork, Events
 from wasmetal.device.matrix_units import MatrixUnits
-from wasmetal.device.waiting import wait_in_slices
 from wasmetal.kernels.catalog import Kernel
 
 _OWN_ORDER: int = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -66,11 +65,7 @@ class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
         """Copy on the stream, and wait for the copy."""
         places = [(bound.allocation.device_address or 0) + bound.offset for bound in (target, source)]
         work = self._start(lambda: call("cuMemcpyAsync", *places, source.nbytes, self._stream.handle))
-        try:
-            wait_in_slices(work.wait)
-        except BaseException:  # Ctrl-C, or a lost device
-            abandoned.keep(work.ended, (source, target))
-            raise
+        abandoned.finish(work.wait, (work, source, target), self.info.name)
         work.result()
 
     def _start(self, launch: Callable[[], object]) -> CudaWork:

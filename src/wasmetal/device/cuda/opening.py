@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from wasmetal.device.backend import FoundDevice, found_devices
@@ -10,8 +9,7 @@ from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.device import CudaBackend
 from wasmetal.device.cuda.physical import PhysicalDevice, physical_devices
 from wasmetal.device.cuda.pipeline import CudaPipelines
-from wasmetal.device.matrix_units import MatrixTrials, MatrixUnits
-from wasmetal.device.trial_results import TrialResults
+from wasmetal.device.matrix_units import with_matrix_units
 
 
 def find_devices() -> list[FoundDevice]:
@@ -23,7 +21,4 @@ def open_gpu(physical: PhysicalDevice) -> CudaBackend:
     """Open a GPU. Raises DeviceError."""
     context = Context(physical)
     pipelines = CudaPipelines(context)
-    trials = MatrixTrials(TrialResults(f"{pipelines.key}.trials"), partial(CudaBackend, context, pipelines))
-    backend = CudaBackend(context, pipelines, MatrixUnits(trials))
-    backend.info = replace(backend.info, features=backend.info.features + MatrixUnits.features)
-    return backend
+    return with_matrix_units(pipelines.key, partial(CudaBackend, context, pipelines))

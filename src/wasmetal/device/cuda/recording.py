@@ -6,14 +6,14 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-from wasmetal.device.backend import Dispatch
+from wasmetal.device.backend import Dispatch, Recording
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import Pipeline
 
 
-class CudaRecording:
+class CudaRecording(Recording):
     """Launches, one after another.
 
     A graph costs more to make than its launches cost once, so it is made when a list turns out to be submitted again.
@@ -37,9 +37,6 @@ class CudaRecording:
                 launch.start(stream)
         else:
             call("cuGraphLaunch", self._graph, stream)
-
-    def close(self) -> None:
-        """Do nothing: a pending submission keeps the recording alive until it has ended."""
 
     def _capture(self, stream: Any) -> Any:
         call("cuStreamBeginCapture", stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from wasmetal.device.backend import Work
 from wasmetal.device.cuda.api import NOT_READY, call, cu, failure
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.waiting import spin
@@ -32,7 +33,7 @@ class Events:
         self._free += events
 
 
-class CudaWork:
+class CudaWork(Work):
     """What was started on the stream between two events."""
 
     def __init__(self, context: Context, events: Events, begin: Owned, end: Owned) -> None:
@@ -71,6 +72,3 @@ class CudaWork:
         seconds = 1e-3 * call("cuEventElapsedTime", begin.handle, end.handle)
         self._events.put_back(begin, end)
         return seconds, None
-
-    def drop(self) -> None:
-        """Do nothing: the GPU runs what it was given."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from wasmetal.device.backend import Work
 from wasmetal.device.metal.api import command_error, mtl, objc
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.recording import MetalRecording
@@ -16,7 +17,7 @@ from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
 
 
-class MetalWork:
+class MetalWork(Work):
     """A committed command buffer. Metal does not keep alive what it uses: the device does (``device/queue.py``)."""
 
     def __init__(self, queue: CommandQueue, number: int, commands: Any) -> None:
@@ -44,9 +45,6 @@ class MetalWork:
                 self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
                 return 0.0, command_error(commands.error())
             return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not report times
-
-    def drop(self) -> None:
-        """Do nothing: the GPU runs what it was given."""
 
 
 class CommandQueue:

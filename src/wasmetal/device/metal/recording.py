@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from wasmetal.device.backend import Dispatch
+from wasmetal.device.backend import Dispatch, Recording
 from wasmetal.device.hazards import Hazards
 from wasmetal.device.metal.api import mtl
 from wasmetal.device.metal.encoding import Command, Encoding
@@ -23,7 +23,7 @@ _SLOT = 256
 MetalDispatch = Dispatch[MetalAllocation, Pipeline | Pass]
 
 
-class MetalRecording:
+class MetalRecording(Recording):
     """The passes of a list: GEMMs by a library, and the runs of kernels between them.
 
     Each run is an :class:`Encoding` or, if ``indirect``, an :class:`IndirectEncoding`.
@@ -43,9 +43,6 @@ class MetalRecording:
         stream.barrier()
         for part in self._passes:
             part.encode(stream)
-
-    def close(self) -> None:
-        """Do nothing: work in flight keeps the recording alive."""
 
     def _build(self, residency: Residency, dispatches: Sequence[MetalDispatch], indirect: bool) -> None:
         """Build the passes. One buffer, argument 0 of each kernel, holds every distinct parameter struct."""

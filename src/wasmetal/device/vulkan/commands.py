@@ -47,12 +47,8 @@ class Commands:
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
     commands = Commands(device, record, keeps)
-    number = device.submit([commands.handle])
-    try:
-        device.wait(number)
-    except BaseException:  # no answer in time, or Ctrl-C
-        abandoned.keep(partial(device.wait_for, number, 0), commands)
-        raise
+    wait = partial(device.wait_for, device.submit([commands.handle]))
+    abandoned.finish(wait, commands, device.physical.name)
 
 
 def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:

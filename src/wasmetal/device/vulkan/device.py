@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from wasmetal.device.backend import Backend, Dispatch, Range
+from wasmetal.device.backend import Backend, Dispatch, Range, Work
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.device.vulkan import commands
@@ -72,7 +72,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         self.pipelines.save()
 
 
-class VulkanWork:
+class VulkanWork(Work):
     """A submission. Its timestamps must be read before any of its recordings is submitted again."""
 
     def __init__(self, device: LogicalDevice, number: int, recordings: Sequence[VulkanRecording]) -> None:
@@ -84,15 +84,8 @@ class VulkanWork:
         """Block for at most ``seconds``; return whether the submission has ended. Raises DeviceLostError."""
         return self._device.wait_for(self._number, seconds)
 
-    def ended(self) -> bool:
-        """Whether the submission has ended. Raises DeviceLostError."""
-        return self._device.wait_for(self._number, 0)
-
     def result(self) -> tuple[float, None]:
         """Seconds from the start of the first kernel to the end of the last, and no error. Raises DeviceLostError."""
         begin, _ = self._recordings[0].timestamps()
         _, end = self._recordings[-1].timestamps()
         return self._device.physical.seconds(begin, end), None
-
-    def drop(self) -> None:
-        """Do nothing: the device runs what it was given."""

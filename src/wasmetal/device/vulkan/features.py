@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from wasmetal.device.vulkan.api import NULL, lib, struct
+from wasmetal.device.vulkan.api import NULL, check, ffi, lib, struct
 
 CORE = "VkPhysicalDeviceFeatures2"
 VULKAN_1_1 = "VkPhysicalDeviceVulkan11Features"
@@ -80,3 +80,18 @@ def capabilities(features: Collection[Feature], subgroup_operations: int) -> fro
     """The SPIR-V capabilities that kernels may declare on a device with these features and subgroup operations."""
     of_subgroups = {name for bit, name in _SUBGROUPS.items() if subgroup_operations & bit}
     return frozenset({"Shader"} | {feature.capability for feature in features} | of_subgroups)
+
+
+def multiplies_matrices(instance: Any, physical_device: Any) -> bool:
+    """Whether a device with ``cooperativeMatrix`` has those of the kernels: 16 x 16 of float16, summed in float32."""
+    name = "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"
+    function = ffi.cast(f"PFN_{name}", lib.vkGetInstanceProcAddr(instance, name.encode()))
+    count = ffi.new("uint32_t *")
+    check(function(physical_device, count, NULL), name)
+    stype = lib.VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR
+    kinds = ffi.new("VkCooperativeMatrixPropertiesKHR[]", [{"sType": stype}] * count[0])
+    check(function(physical_device, count, kinds), name)
+    half, single = lib.VK_COMPONENT_TYPE_FLOAT16_KHR, lib.VK_COMPONENT_TYPE_FLOAT32_KHR
+    wanted = (16, 16, 16, half, half, single, single, lib.VK_SCOPE_SUBGROUP_KHR)
+    fields = ("MSize", "NSize", "KSize", "AType", "BType", "CType", "ResultType", "scope")
+    return any(tuple(getattr(kind, field) for field in fields) == wanted for kind in kinds)

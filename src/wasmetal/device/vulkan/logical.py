@@ -10,11 +10,7 @@ from wasmetal.device.release import on_release
 from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, struct
 from wasmetal.device.vulkan.physical import EXTENSIONS, PhysicalDevice
-from wasmetal.device.waiting import spin, wait_in_slices
-from wasmetal.errors import DeviceLostError, DeviceTimeoutError
-
-PATIENCE = 30.0
-"""Seconds that a copy may take, with all work before it."""
+from wasmetal.device.waiting import spin
 
 
 class LogicalDevice:
@@ -80,15 +76,6 @@ class LogicalDevice:
             return False
         self._completed = max(self._completed, number)
         return True
-
-    def wait(self, number: int) -> None:
-        """Block until a submission has ended. Raises DeviceLostError, also if it has not after PATIENCE seconds."""
-        try:
-            wait_in_slices(lambda seconds: self.wait_for(number, seconds), PATIENCE)
-        except DeviceTimeoutError:
-            raise DeviceLostError(
-                f"{self.physical.name} has not answered for {PATIENCE:g} s; open it again or use another device"
-            ) from None
 
     def importable_types(self, address: int) -> int:
         """A bit mask of the memory types that can import host pages at ``address``. Raises WrapRefusedError."""

@@ -7,14 +7,12 @@ Each buffer has a separate ``VkDeviceMemory``. Drivers allow a few thousand of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from wasmetal.device.base import Bytes, HostPages
 from wasmetal.device.vulkan.api import NULL, call, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
+from wasmetal.memory.pages import array_over
 
 _DEVICE_LOCAL: int = lib.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
 _MAPPABLE: int = lib.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | lib.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
@@ -91,12 +89,10 @@ class VulkanAllocation:
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes]. Called only if the host can see them."""
-        return np.asarray(self) if self._pages is None else self._pages
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        # An array made by this protocol refers to the allocation, and so keeps the memory mapped.
-        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
+        if self._pages is not None:
+            return self._pages
+        assert self.address is not None
+        return array_over(self.address, self.nbytes, self)
 
 
 def choose_type(types: Sequence[int], allowed: int, needed: int, preferred: int, avoided: int) -> int | None:

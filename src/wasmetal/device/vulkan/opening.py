@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from wasmetal.device.backend import FoundDevice, found_devices
-from wasmetal.device.matrix_units import SUBGROUP, MatrixTrials, MatrixUnits
+from wasmetal.device.matrix_units import with_matrix_units
 from wasmetal.device.pipelines import cache_key, code_digest
-from wasmetal.device.trial_results import TrialResults
 from wasmetal.device.vulkan.device import VulkanBackend
 from wasmetal.device.vulkan.physical import PhysicalDevice, physical_devices
 
@@ -20,9 +18,7 @@ def find_devices() -> list[FoundDevice]:
 
 def open_gpu(physical: PhysicalDevice) -> VulkanBackend:
     """Open a device. Raises DeviceError."""
-    if not physical.matrices or physical.info.subgroup_size != SUBGROUP:
+    if not physical.matrices:
         return VulkanBackend(physical)
-    results = TrialResults(f"{cache_key('vulkan', physical.cache_key, code_digest('spirv'))}.trials")
-    backend = VulkanBackend(physical, MatrixUnits(MatrixTrials(results, partial(VulkanBackend, physical))))
-    backend.info = replace(backend.info, features=backend.info.features + MatrixUnits.features)
-    return backend
+    key = cache_key("vulkan", physical.cache_key, code_digest("spirv"))
+    return with_matrix_units(key, partial(VulkanBackend, physical))

@@ -7,7 +7,8 @@ from typing import Any
 
 from wasmetal.device.backend import LEAST_SPEEDS, Tier
 from wasmetal.device.base import DeviceInfo
-from wasmetal.device.vulkan import features, matrices
+from wasmetal.device.matrix_units import SUBGROUP
+from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.instance import API_VERSION, Instance, version_text
 
@@ -73,7 +74,8 @@ class PhysicalDevice:
         self.grid_limits = tuple(core.limits.maxComputeWorkGroupCount)
         self.max_allocation_bytes = int(sizes.maxMemoryAllocationSize)
         self.memory_types = [kind.propertyFlags for kind in memory.memoryTypes[0 : memory.memoryTypeCount]]
-        self.matrices = self.has("cooperativeMatrix") and matrices.supported(self.instance, self.handle)
+        offers_matrices = self.has("cooperativeMatrix") and subgroup.subgroupSize == SUBGROUP
+        self.matrices = offers_matrices and features.multiplies_matrices(self.instance.handle, self.handle)
         """Whether the kernels with cooperative matrices can be tried."""
         can_require = self.has("subgroupSizeControl") and control.requiredSubgroupSizeStages & _COMPUTE_STAGE
         self.several_subgroup_sizes = bool(can_require) and control.minSubgroupSize < control.maxSubgroupSize

@@ -27,23 +27,14 @@ class Pipeline:
         pushed = lib.VK_DESCRIPTOR_SET_LAYOUT_CREATE_PUSH_DESCRIPTOR_BIT_KHR
         info = struct("VkDescriptorSetLayoutCreateInfo", flags=pushed, bindingCount=count, pBindings=bindings)
         set_layout = self._set_layout = device.create("DescriptorSetLayout", info)
-        info = struct(
-            "VkPipelineLayoutCreateInfo",
-            setLayoutCount=1,
-            pSetLayouts=[set_layout.handle],
-            pushConstantRangeCount=1 if kernel.params else 0,
-            pPushConstantRanges=struct("VkPushConstantRange", stageFlags=_STAGE, size=kernel.params_size),
-        )
+        constants = struct("VkPushConstantRange", stageFlags=_STAGE, size=kernel.params_size)
+        ranges = {"pushConstantRangeCount": 1, "pPushConstantRanges": constants}
+        info = struct("VkPipelineLayoutCreateInfo", setLayoutCount=1, pSetLayouts=[set_layout.handle], **ranges)
         self.layout = device.create("PipelineLayout", info)
         code = ffi.from_buffer("uint32_t[]", spirv)
         module = device.create("ShaderModule", struct("VkShaderModuleCreateInfo", codeSize=len(spirv), pCode=code))
-        stage = struct(
-            "VkPipelineShaderStageCreateInfo",
-            stage=_STAGE,
-            module=module.handle,
-            pName=ffi.new("char[]", b"main"),
-            **_subgroup_size(device.physical, kernel),
-        )
+        entry = {"stage": _STAGE, "module": module.handle, "pName": ffi.new("char[]", b"main")}
+        stage = struct("VkPipelineShaderStageCreateInfo", **entry, **_subgroup_size(device.physical, kernel))
         info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout.handle)
         made = make("vkCreateComputePipelines", "VkPipeline", device.handle, cache, 1, info, NULL)
         self.pipeline = Owned(device, made, "vkDestroyPipeline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from wasmetal.device.backend import Dispatch
+from wasmetal.device.backend import Dispatch, Recording
 from wasmetal.device.hazards import Hazards
 from wasmetal.device.vulkan.api import call, ffi, lib, struct
 from wasmetal.device.vulkan.commands import BY_KERNELS, COMPUTE, Commands, barrier
@@ -18,7 +18,7 @@ _BIND_POINT: int = lib.VK_PIPELINE_BIND_POINT_COMPUTE
 Dispatches = Sequence[Dispatch[VulkanAllocation, Pipeline]]
 
 
-class VulkanRecording:
+class VulkanRecording(Recording):
     """A command buffer with a timestamp before and after its kernels, to be submitted any number of times."""
 
     def __init__(self, device: LogicalDevice, dispatches: Dispatches) -> None:
@@ -46,9 +46,6 @@ class VulkanRecording:
         call("vkGetQueryPoolResults", self._device.handle, self._queries.handle, 0, 2, 16, stamps, 8, flags)
         return stamps[0], stamps[1]
 
-    def close(self) -> None:
-        """Do nothing: a pending submission keeps the recording alive until it has ended."""
-
 
 def _record(device: LogicalDevice, handle: Any, dispatch: Dispatch[VulkanAllocation, Pipeline]) -> None:
     pipeline, params, count = dispatch.code, dispatch.params, len(dispatch.ranges)
@@ -60,7 +57,5 @@ def _record(device: LogicalDevice, handle: Any, dispatch: Dispatch[VulkanAllocat
     layout = pipeline.layout.handle
     lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.pipeline.handle)
     device.push_descriptors(handle, _BIND_POINT, layout, 0, count, writes)
-    if params:
-        stage = lib.VK_SHADER_STAGE_COMPUTE_BIT
-        lib.vkCmdPushConstants(handle, layout, stage, 0, len(params), ffi.from_buffer(params))
+    lib.vkCmdPushConstants(handle, layout, lib.VK_SHADER_STAGE_COMPUTE_BIT, 0, len(params), ffi.from_buffer(params))
     lib.vkCmdDispatch(handle, *dispatch.groups)
