@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,17 +34,53 @@ from wasmetal.memory.pages import Pages, page_size
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels for this processor")
 
 GENERATED = Path(libraries.__file__).parent / "generated"
+ADDRESSES = os.environ.get("WASMETAL_TEST_SANITIZER") == "address"
+"""Whether the checks are of addresses, in a process that runs with the sanitizer's allocator."""
 
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library with checks for undefined behaviour, which end the process."""
+    """The library with checks for undefined behaviour, or of addresses, which end the process."""
     pytest.importorskip("ziglang")
     found = library()
     assert found
     path = tmp_path_factory.mktemp("native") / found.name
-    compile_library(found.name, path, "-fsanitize=undefined", "-fsanitize-trap=undefined")
+    flags = ["-fsanitize=address"] if ADDRESSES else ["-fsanitize=undefined", "-fsanitize-trap=undefined"]
+    compile_library(found.name, path, *flags)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(ADDRESSES, reason="this is the run that it starts")
+def test_under_the_address_sanitizer() -> None:
+    """The tests of kernels once more, with a library that finds every access outside an array, a table or the stack."""
+    pytest.importorskip("ziglang")
+    gcc = shutil.which("gcc")  # zig has the instrumentation and no runtime
+    found = gcc and subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not found or not Path(found.stdout.strip()).is_absolute():
+        pytest.skip("GCC's libasan is not installed")
+    environment = os.environ | {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": str(Path(found.stdout.strip()).resolve()),
+        "WASMETAL_TEST_SANITIZER": "address",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "checked",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed", done.stdout), done.stdout
 
 
 @pytest.fixture(scope="module", params=["one thread", "three threads", pytest.param("checked", marks=pytest.mark.slow)])
@@ -61,6 +99,8 @@ def native(request: pytest.FixtureRequest) -> Library:
 
 def guarded(array: NDArray[Any]) -> NDArray[Any]:
     """A copy that ends where pages begin that nobody may access."""
+    if ADDRESSES:
+        return array.copy()  # between bytes that the sanitizer watches
     size = -(-array.nbytes // page_size()) * page_size()
     pages = Pages(size + page_size())
     pages.open(0, size)
