@@ -165,6 +165,7 @@ def test_grid(groups):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_generated_files_are_current():
     assert compiling.differences(compiling.generate(compiling.Compiler())) == []
 
