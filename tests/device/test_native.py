@@ -316,6 +316,41 @@ def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> 
     compare(native, "argmax", [a, result], 0.0, rows=rows, columns=columns, x_stride=stride)
 
 
+@given(seeds, st.integers(1, 4), st.integers(1, 3000), st.integers(0, 3), st.integers(1, 64), st.integers(1, 9))
+def test_top_logits(native: Library, seed: int, rows: int, columns: int, gap: int, k: int, parts: int) -> None:
+    """The same keys, in the same places; sums within 2e-6."""
+    logits = 4 * floats(seed, rows, columns + gap)
+    logits[:, :: max(1, columns // 7)] = (-math.inf, math.nan, 3.0, -0.0)[seed % 4]
+    logits = guarded(logits)
+    shape = {"rows": rows, "k": k, "parts": parts, "inverse_temperature": np.float32(seed % 5 / 2)}
+    parting = CATALOG["top_logits_part"].pack(
+        logits_offset=0, scratch_offset=0, columns=columns, logits_stride=columns + gap, **shape
+    )
+    offsets = {f"{name}_offset": 0 for name in ("scratch", "ids", "values", "totals")}
+    merging = CATALOG["top_logits_merge"].pack(**shape, **offsets)
+    results = []
+    for native_too in (False, True):
+        scratch = guarded(np.zeros((rows, k + 1, parts, 2), np.uint32))
+        ids, values, totals = (guarded(np.zeros((rows, n), np.uint32)) for n in (k, k, 2))
+        for name, params, arrays in (
+            ("top_logits_part", parting, [logits, scratch]),
+            ("top_logits_merge", merging, [scratch, ids, values, totals]),
+        ):
+            if native_too:
+                run(native, name, arrays, params)
+            else:
+                with np.errstate(all="ignore"):
+                    KERNELS[name](
+                        CATALOG[name].unpack(params), *[array.view(np.uint8).reshape(-1) for array in arrays]
+                    )()
+        results.append((scratch, ids, values, totals))
+    want, got = results
+    for mine, theirs in zip((got[0][:, :k], *got[1:3]), (want[0][:, :k], *want[1:3]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for mine, theirs in ((got[0][:, k], want[0][:, k]), (got[3], want[3])):
+        np.testing.assert_allclose(mine.view(np.float32), theirs.view(np.float32), rtol=2e-6)
+
+
 def test_exponentials(native: Library) -> None:
     """Within two units in the last place, wherever float32 holds the result."""
     x = np.concatenate([np.linspace(-110, 88, 100_003), [np.inf, -np.inf, np.nan]]).astype(np.float32)
