@@ -250,8 +250,22 @@ static bool prompt_tokens(Chat *chat, const char *text, size_t len, Tokens *out)
 
 /* ---- The answer --------------------------------------------------------------------------------------------------- */
 
+/* How many of the likeliest tokens the sampler chooses from, if the device can find so many; 0: it wants all logits. */
+static uint32_t candidates(const Chat *chat) {
+  const Sampler *s = &chat->options.sampler;
+  uint32_t k = s->repeat_penalty != 1 ? 0 : s->temperature <= 0 ? 1 : s->top_k;
+  if (k > chat->info.vocab_size) k = chat->info.vocab_size;
+  return k <= WM_MAX_TOP ? k : 0;
+}
+
 static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
-  check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
+  uint32_t k = candidates(chat);
+  if (k) {
+    wm_logit_totals totals;
+    check(wm_session_forward_top(chat->session, tokens, n, chat->top, k, &totals), "session_forward_top");
+  } else {
+    check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
+  }
   memcpy(chat->tokens + chat->length, tokens, n * sizeof *tokens);
   chat->length += n;
 }
@@ -290,6 +304,11 @@ static void emit(Text *held, const char *bytes, size_t len) {
 }
 
 static wm_token next_token(Chat *chat) {
+  uint32_t k = candidates(chat);
+  if (k) {
+    for (uint32_t i = 0; i < k; i++) chat->logits[i] = chat->top[i].logit;
+    return chat->top[sample(&chat->options.sampler, chat->logits, k, chat->scratch, NULL, 0)].token;
+  }
   uint32_t recent = chat->length < RECENT ? chat->length : RECENT;
   return sample(&chat->options.sampler, chat->logits, chat->info.vocab_size, chat->scratch,
                 chat->tokens + chat->length - recent, recent);

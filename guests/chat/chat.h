@@ -37,6 +37,7 @@ typedef struct Chat {
   wm_token *tokens; /* what the session holds: context_length places, `length` in use */
   uint32_t length;
   float *logits;
+  wm_candidate top[WM_MAX_TOP]; /* the likeliest tokens, if the sampler needs no others */
   uint32_t *scratch;
   char placeholder[20]; /* stands in a rendered template for a message that spells a token */
   Message *messages;

@@ -1,8 +1,8 @@
 /* A conversation with a language model: the control plane, inside the sandbox.
  *
- * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device writes each
- * token's logits into this guest's memory, where the guest samples from them: nothing is copied. A token costs two host
- * calls: wm_session_forward, and one write of its text.
+ * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device finds the tokens
+ * that the sampler chooses from; if those may be many, it writes all logits into this guest's memory: nothing is copied.
+ * A token costs two host calls: wm_session_forward_top or wm_session_forward, and one write of its text.
  *
  * There are two ways to run it. As a command (_start) it answers -p, or each line of standard input, and exits. Turn by
  * turn, a host calls the functions exported below; between two calls no code of the guest runs, so a host can edit a

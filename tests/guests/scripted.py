@@ -8,8 +8,11 @@ from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
+from wasmetal.models import TopLogits
 from wasmetal.models.loaded import Capability
 from wasmetal.models.packed import Packed
 
@@ -78,9 +81,12 @@ class ScriptedSession:
         assert self.length <= model.context_length
         if len(tokens) > 1 or not self._reply:
             self._reply = [*(model.replies.pop(0) if model.replies else []), END]
-        view = logits.numpy()
+        view = np.full(model.vocab_size, -10.0) if isinstance(logits, TopLogits) else logits.numpy()
         view[:] = -10
         view[self._reply.pop(0)] = 10
+        if isinstance(logits, TopLogits):
+            logits.ids[:] = np.argsort(-view, kind="stable")[: len(logits.ids)]
+            logits.values[:] = view[logits.ids]
 
     def truncate(self, length: int) -> None:
         assert length <= self.length

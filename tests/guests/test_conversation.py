@@ -181,7 +181,7 @@ def test_a_lost_device_ends_the_guest() -> None:
     with talk(Lost()) as it:
         with pytest.raises(GuestError, match="the guest ended with exit code 1; its standard error may say why"):
             it.answer("one")
-        assert it.err == "chat: session_forward: No such device\n"
+        assert it.err == "chat: session_forward_top: No such device\n"
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,26 @@ def test_a_whole_vocabulary(sampler: Sampler) -> None:
     for sampling in (Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0), Sampling(temperature=0.0)):
         sampler.configure(sampling)
         assert sampler.sample(logits.copy(), []) == logits.argmax()
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.sampled_from([0.0, 0.1, 0.7, 3.0]),
+    st.sampled_from([0.3, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.05]),
+    st.integers(0, MASK),
+    st.booleans(),
+)
+def test_the_likeliest_are_enough(
+    sampler: Sampler, n: int, k: int, temperature: float, top_p: float, min_p: float, seed: int, ties: bool
+) -> None:
+    """Of the k largest logits, as a device finds them, the token that is drawn of all of them with a top-k of k."""
+    logits = 3 * np.random.default_rng(seed).standard_normal(n, dtype=np.float32)
+    if ties:
+        logits = np.round(logits)
+    likeliest = np.argsort(-logits, kind="stable")[:k]
+    sampler.configure(Sampling(temperature, k, top_p, min_p, seed=seed))
+    expected = [sampler.sample(logits, []) for _ in range(5)]
+    sampler.configure(Sampling(temperature, k, top_p, min_p, seed=seed))
+    assert [likeliest[sampler.sample(logits[likeliest], [])] for _ in range(5)] == expected

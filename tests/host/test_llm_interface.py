@@ -58,6 +58,11 @@ def forward(probe: Probe, session: int, tokens: list[int], logits: int = LOGITS)
     return probe.session_forward(session, TOKENS, len(tokens), logits)
 
 
+def forward_top(probe: Probe, session: int, tokens: list[int], k: int) -> Errno:
+    probe.put(TOKENS, np.array(tokens, np.uint32))
+    return probe.session_forward_top(session, TOKENS, len(tokens), OUT, k, probe.OUT)
+
+
 def test_models_are_had_by_the_names_that_were_granted(probe: Probe) -> None:
     assert opened(probe) != opened(probe)
     for name in (b"", b"Tiny", b"tiny\0", b"../tiny", b"smollm2:135m"):
@@ -287,3 +292,39 @@ def test_a_model_must_be_on_the_guests_device(model: Any) -> None:
 
     with pytest.raises(GuestError, match="'tiny' is on another device"):
         Probe(CpuDevice(), models={"tiny": model})
+
+
+# --- The largest logits
+
+
+@pytest.mark.parametrize("k", [1, 5, abi.MAX_TOP])
+def test_the_largest_logits(probe: Probe, model: Any, k: int) -> None:
+    all_logits, some = session(probe), session(probe)
+    for tokens in ([5, 6, 7, 8], [9]):
+        assert forward(probe, all_logits, tokens) == Errno.SUCCESS
+        logits = probe.floats(LOGITS, model.vocab_size).copy()
+        probe.bytes[OUT : OUT + 8 * k + 8] = 0xA5
+        assert forward_top(probe, some, tokens, k) == Errno.SUCCESS
+        found = probe.bytes[OUT : OUT + 8 * k].view(abi.CANDIDATE)
+        maximum, total = probe.floats(probe.OUT, 2)
+        order = np.argsort(-logits, kind="stable")[:k]
+        np.testing.assert_allclose(found["logit"], logits[order], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits[found["token"]], found["logit"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose([maximum, total], [logits.max(), np.exp(logits - logits.max()).sum()], rtol=1e-4)
+        assert (probe.bytes[OUT + 8 * k : OUT + 8 * k + 8] == 0xA5).all()
+
+
+def test_the_largest_logits_of_wrong_requests(probe: Probe, model: Any) -> None:
+    it = session(probe)
+    for k in (0, abi.MAX_TOP + 1, 2**32 - 1):
+        assert forward_top(probe, it, [5], k) == Errno.INVAL
+    assert forward_top(probe, it, [], 1) == Errno.INVAL
+    assert forward_top(probe, it, [model.vocab_size], 1) == Errno.INVAL
+    assert forward_top(probe, it + 1000, [5], 1) == Errno.BADF
+    end = probe.bytes.size
+    for out, totals in ((end - 4, probe.OUT), (OUT, end - 4)):
+        assert probe.session_forward_top(it, TOKENS, 1, out, 1, totals) == Errno.FAULT
+    for out, totals in ((OUT + 2, probe.OUT), (OUT, probe.OUT + 2)):
+        assert probe.session_forward_top(it, TOKENS, 1, out, 1, totals) == Errno.INVAL
+    assert probe.session_length(it, probe.OUT) == Errno.SUCCESS
+    assert probe.u32() == 0

@@ -19,7 +19,7 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, ModelError, OutOfDeviceMemoryError
-from wasmetal.models import Model, Session, load_model
+from wasmetal.models import Model, Session, TopLogits, load_model
 from wasmetal.models.lm import heads, scheduler
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass
 from wasmetal.models.lm.scheduler import Job
@@ -377,3 +377,32 @@ def test_any_mixture(on_cpu: Model, seed: int) -> None:
         with on_cpu.session() as session:
             np.testing.assert_allclose(last, step(session, *tokens), rtol=1e-3, atol=1e-3)
     assert on_cpu.cache.free == free
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_all_kinds_of_logits_in_one_batch(
+    device: Device, path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """All of them, the largest few or the largest one, and none."""
+    with load_model(path, device, contexts=8, context=512, deterministic=deterministic) as model:
+        gate = Gate(model, monkeypatch)
+        prompts = [[5, 6], [7], [8, 9, 10], [11, 12], [13]]
+        with model.session() as session:
+            expected = []
+            for prompt in prompts:
+                expected.append(step(session, *prompt))
+                session.truncate(0)
+        sessions = [model.session() for _ in prompts]
+        wanted = [model.logits(), TopLogits(64), TopLogits(1), None, model.logits()]
+        calls = zip(sessions, prompts, wanted, strict=True)
+        gate.batches.clear()
+        gate.together(*(lambda s=s, p=p, w=w: s.forward(p, w) for s, p, w in calls))
+        assert len(gate.batches) == 2
+        for what, logits in zip(wanted, expected, strict=True):
+            if isinstance(what, TopLogits):
+                order = np.argsort(-logits, kind="stable")[: len(what.ids)]
+                np.testing.assert_allclose(what.values, logits[order], rtol=1e-3, atol=1e-3)
+                np.testing.assert_allclose(logits[what.ids], what.values, rtol=1e-3, atol=1e-3)
+                np.testing.assert_allclose(what.total, np.exp(logits - what.maximum).sum(), rtol=1e-3)
+            elif what is not None:
+                np.testing.assert_allclose(what.numpy(), logits, rtol=1e-3, atol=1e-3)

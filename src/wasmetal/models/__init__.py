@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from wasmetal.models.embedder import Embedder, load_embedder
     from wasmetal.models.lm.chat_families import FAMILIES
     from wasmetal.models.lm.chat_template import ChatTemplate
+    from wasmetal.models.lm.heads import TopLogits
     from wasmetal.models.lm.model import Model, load_model
     from wasmetal.models.lm.session import Request, Session
     from wasmetal.models.lm.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "Request",
     "Session",
     "Tokenizer",
+    "TopLogits",
     "load_embedder",
     "load_model",
 ]
@@ -31,6 +33,7 @@ _HOMES = {
     "Request": "wasmetal.models.lm.session",
     "Session": "wasmetal.models.lm.session",
     "Tokenizer": "wasmetal.models.lm.tokenizer",
+    "TopLogits": "wasmetal.models.lm.heads",
     "load_embedder": "wasmetal.models.embedder",
     "load_model": "wasmetal.models.lm.model",
 }

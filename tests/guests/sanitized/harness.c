@@ -165,9 +165,19 @@ wm_errno wm_session_forward(wm_session session, const wm_token *tokens, size_t n
   return WM_SUCCESS;
 }
 
+wm_errno wm_session_forward_top(
+    wm_session session, const wm_token *tokens, size_t n, wm_candidate *top, uint32_t k, wm_logit_totals *totals) {
+  assert(session == 2 && n && session_length + n <= CONTEXT && k && k <= WM_MAX_TOP && k <= VOCABULARY);
+  for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
+  for (uint32_t i = 0; i < k; i++) top[i] = (wm_candidate){byte() % VOCABULARY, (float)(k - i)};
+  *totals = (wm_logit_totals){(float)k, 2};
+  session_length += (uint32_t)n;
+  return WM_SUCCESS;
+}
+
 static void run_chat(void) {
   Chat chat = {.options = {.model = "m", .raw = byte() % 4 == 0, .max_tokens = byte() % 8, .system = byte() % 2 ? "s" : 0,
-                           .sampler = {real(), byte(), real(), real(), 1.1f, word()}}};
+                           .sampler = {real(), byte(), real(), real(), byte() % 2 ? 1.1f : 1, word()}}};
   if (!chat_open(&chat)) return;
   Text out = {0};
   while (next < end) {

@@ -16,6 +16,7 @@ from wasmetal.host.abi.llm import TemplateFlags, TokenizeFlags
 from wasmetal.host.abi.schema import PTR, SIZE, U32, U64
 
 __all__ = [
+    "CANDIDATE",
     "COMMAND",
     "COUNTERS",
     "DESCRIPTION",
@@ -24,6 +25,8 @@ __all__ = [
     "GPU",
     "INTERFACES",
     "LLM",
+    "LOGIT_TOTALS",
+    "MAX_TOP",
     "MODEL_INFO",
     "OPS",
     "PTR",
@@ -52,8 +55,9 @@ OPS = {op.number: op for op in ops.OPS.ops}
 """Every op, by its number."""
 
 TENSOR, COMMAND = gpu.TENSOR.dtype, gpu.COMMAND.dtype
-DEVICE_INFO, COUNTERS, MODEL_INFO = gpu.DEVICE_INFO.dtype, gpu.COUNTERS.dtype, llm.MODEL_INFO.dtype
-FOREVER = gpu.FOREVER.value
+DEVICE_INFO, COUNTERS = gpu.DEVICE_INFO.dtype, gpu.COUNTERS.dtype
+MODEL_INFO, CANDIDATE, LOGIT_TOTALS = llm.MODEL_INFO.dtype, llm.CANDIDATE.dtype, llm.LOGIT_TOTALS.dtype
+FOREVER, MAX_TOP = gpu.FOREVER.value, llm.MAX_TOP.value
 
 
 def width(kind: str, memory64: bool) -> int:

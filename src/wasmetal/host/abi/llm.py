@@ -11,6 +11,7 @@ from wasmetal.host.abi.schema import (
     UINT32,
     VOID,
     Alias,
+    Constant,
     Enumeration,
     Field,
     Function,
@@ -51,6 +52,19 @@ MODEL_INFO = Struct(
         Field("chat_template", UINT32, "1 if the model has a chat template"),
     ),
 )
+
+MAX_TOP = Constant("MAX_TOP", 64, "The most logits that wm_session_forward_top finds.")
+CANDIDATE = Struct(
+    "candidate",
+    "A token that may be next.",
+    (Field("token", TOKEN), Field("logit", FLOAT, "the larger, the likelier")),
+)
+LOGIT_TOTALS = Struct(
+    "logit_totals",
+    "What makes a probability of a logit: it is exp(logit - max) / sum.",
+    (Field("max", FLOAT, "the largest logit"), Field("sum", FLOAT, "of exp(logit - max) over the whole vocabulary")),
+)
+NO_TOKEN = Constant("NO_TOKEN", 0xFFFFFFFF, "No token of any vocabulary.")
 
 _MODEL, _SESSION = Param("model", MODEL), Param("session", SESSION)
 _CAP, _LENGTH = Param("cap", SIZE_T), returns("len", SIZE_T)
@@ -161,6 +175,28 @@ LLM = Interface(
                 Errno.TOOBIG: "",
                 Errno.NOMEM: "",
                 Errno.NOTSUP: "the driver refuses the pages of `logits`",
+            },
+        ),
+        MAX_TOP,
+        NO_TOKEN,
+        CANDIDATE,
+        LOGIT_TOTALS,
+        Function(
+            "session_forward_top",
+            (
+                *(_SESSION, reads("tokens", TOKEN), Param("n", SIZE_T)),
+                *(writes("top", CANDIDATE), Param("k", UINT32), returns("totals", LOGIT_TOTALS)),
+            ),
+            """
+            Like wm_session_forward, but the device finds the k (1 to WM_MAX_TOP) largest logits and the others stay
+            there. They come in descending order, equal ones by token. Where the vocabulary has fewer than k tokens,
+            WM_NO_TOKEN and -infinity take their place.
+            """,
+            {
+                Errno.INVAL: "no tokens, a token is not less than vocab_size, k is not 1 to WM_MAX_TOP",
+                Errno.OVERFLOW: "the context has no room for all n; none was taken",
+                Errno.TOOBIG: "",
+                Errno.NOMEM: "",
             },
         ),
         Function(

@@ -188,16 +188,24 @@ class Llm:
 
     def session_forward(self, memory: GuestMemory, handle: int, ptr: int, count: int, logits_ptr: int) -> None:
         held = self._session(handle)
-        if count == 0:
-            raise Refusal(Errno.INVAL, "no tokens")
-        if held.session.length + count > held.model.context_length:
-            raise Refusal(
-                Errno.OVERFLOW,
-                f"{held.session.length} + {count} tokens are more than the context of {held.model.context_length}",
-            )
-        tokens = _tokens(memory, ptr, count, held.model)
+        tokens = _next_tokens(memory, ptr, count, held)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
         self._device.drive(held.session.steps(tokens, logits))
+
+    def session_forward_top(
+        self, memory: GuestMemory, handle: int, ptr: int, count: int, out: int, k: int, totals: int
+    ) -> None:
+        from wasmetal.models import TopLogits  # noqa: PLC0415 (slow to import; here it is loaded)
+
+        held, total = self._session(handle), memory.array(totals, 1, abi.LOGIT_TOTALS)
+        if not 1 <= k <= abi.MAX_TOP:
+            raise Refusal(Errno.INVAL, f"the {k} largest logits; 1 to {abi.MAX_TOP} can be found")
+        candidates = memory.array(out, k, abi.CANDIDATE)
+        tokens = _next_tokens(memory, ptr, count, held)
+        top = TopLogits(k)
+        self._device.drive(held.session.steps(tokens, top))
+        candidates["token"], candidates["logit"] = top.ids.view(np.uint32), top.values
+        total["max"], total["sum"] = top.maximum, top.total
 
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
@@ -294,6 +302,16 @@ def _tokens(memory: GuestMemory, ptr: int, count: int, model: Model) -> list[int
         raise Refusal(Errno.INVAL, f"token {tokens.max()} is not below the vocabulary's {model.vocab_size}")
     ids: list[int] = tokens.tolist()
     return ids
+
+
+def _next_tokens(memory: GuestMemory, ptr: int, count: int, held: OpenSession) -> list[int]:
+    """The tokens that a guest wants to append to a session."""
+    if count == 0:
+        raise Refusal(Errno.INVAL, "no tokens")
+    length, most = held.session.length, held.model.context_length
+    if length + count > most:
+        raise Refusal(Errno.OVERFLOW, f"{length} + {count} tokens are more than the context of {most}")
+    return _tokens(memory, ptr, count, held.model)
 
 
 def _messages(text: str) -> list[dict[str, str]]:

@@ -1,22 +1,42 @@
-"""Heads: the command lists that write the logits after rows of a batch."""
+"""Heads: what is wanted of the logits after rows of a batch, and the command lists that compute it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
+from wasmetal.errors import ModelError
 from wasmetal.models.architectures.network import Network
-from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, embed
+from wasmetal.ops import (
+    ALIGNMENT,
+    DType,
+    Recorder,
+    Tensor,
+    batch_shape,
+    embed,
+    top_logits,
+    top_logits_scratch_shape,
+)
+
+MOST_TOP = 64
+"""The most logits that :class:`TopLogits` has."""
+_TOP = (1, 8, MOST_TOP)
+"""Kernels find one of these numbers of logits: the least that is enough."""
+_TOP_ROWS = (1, 4, 16, 64)
+"""And for one of these numbers of rows."""
 
 
 class Head:
-    """Writes the logits after one row to one tensor."""
+    """All logits after one row, written to one tensor."""
 
     def __init__(self, device: Device, network: Network, logits: Tensor) -> None:
         """Record it. Raises OpError if ``logits`` is not f32 [vocab_size]; OutOfDeviceMemoryError."""
         self._device = device
-        self._row = _Numbers(device, 1)
+        self._row = _Shared(device, DType.I32, 1)
         self._from: dict[Heads, CommandList] = {}
         self.logits = logits
         self.commands: CommandList = device.record()
@@ -49,6 +69,9 @@ class Head:
         """Whether the latest submission has not ended yet."""
         return self.submission is not None and self.submission.pending
 
+    def collect(self) -> None:
+        """Do nothing: the device has written the logits where they are wanted."""
+
     def close(self) -> None:
         """Release the lists. Idempotent."""
         for commands in (self.commands, *self._from.values()):
@@ -56,41 +79,126 @@ class Head:
         self._row.close()
 
 
+class TopLogits:
+    """The largest logits after one row, which the device finds, so that the others need not leave it.
+
+    ``ids`` and ``values`` [k] are in descending order of the logits, equal ones by id; where a vocabulary has fewer
+    than k tokens, -1 and -inf take their place. A token's probability is exp(value - ``maximum``) / ``total``.
+    """
+
+    def __init__(self, k: int) -> None:
+        """``k``: how many, up to MOST_TOP. Raises ModelError."""
+        if not 1 <= k <= MOST_TOP:
+            raise ModelError(f"the {k} largest logits; 1 to {MOST_TOP} are supported")
+        self.ids: NDArray[np.int32] = np.full(k, -1, np.int32)
+        self.values: NDArray[np.float32] = np.full(k, -np.inf, np.float32)
+        self.maximum = -math.inf
+        self.total = 0.0
+        """The sum of exp(logit - ``maximum``) over the vocabulary."""
+        self.submission: Submission | None = None
+        """The latest submission."""
+        self._found: tuple[_Top, int] | None = None
+
+    def find_in(self, top: _Top, row: int) -> None:
+        """Say where the next submission writes them."""
+        self._found = top, row
+
+    def collect(self) -> None:
+        """Take what the submission, which has ended, has found."""
+        if self._found:
+            (top, row), self._found = self._found, None
+            k = len(self.ids)
+            self.ids[:], self.values[:] = top.ids.values[row, :k], top.values.values[row, :k]
+            self.maximum, self.total = map(float, top.totals.values[row])
+
+
+Wanted = Sequence[tuple[Head | TopLogits, int]]
+"""What is wanted of the logits, each after one row of a pass."""
+
+
 class Heads:
     """Computes the logits after several rows at once, so that the vocabulary is read once for all of them."""
 
     def __init__(self, device: Device, network: Network, rows: int, least: int = 1) -> None:
         """For up to ``rows`` rows; ``least`` are computed, even if fewer are wanted. Raises OutOfDeviceMemoryError."""
+        self._device = device
         self._least = least
         shape = rows, network.config.vocab_size
         self.logits = Tensor(device.allocate(DType.F32.row_bytes(math.prod(shape))), 0, DType.F32, shape)
-        self._rows, self._batch = _Numbers(device, rows), _Numbers(device, *batch_shape(rows))
-        self._commands = device.record()
-        network.head(Recorder(device.info, self._commands), self._rows.tensor, self.logits, self._batch.tensor)
-        self._commands.finish()
+        self._rows, self._batch = _Shared(device, DType.I32, rows), _Shared(device, DType.I32, *batch_shape(rows))
+        self._one, self._many = device.record(), device.record()
+        network.head(Recorder(device.info, self._one), self._rows.tensor.rows(0, 1), self.logits.rows(0, 1))
+        network.head(Recorder(device.info, self._many), self._rows.tensor, self.logits, self._batch.tensor)
+        for commands in (self._one, self._many):
+            commands.finish()
+        self._tops: dict[tuple[int, int], _Top] = {}
 
-    def lists(self, wanted: Sequence[tuple[Head, int]]) -> list[CommandList]:
+    def lists(self, wanted: Wanted) -> list[CommandList]:
         """The lists that give each of ``wanted`` the logits after its row of the pass."""
-        self._batch.values[0, 0] = max(len(wanted), self._least)
+        rows = max(len(wanted), self._least)
+        self._batch.values[0, 0] = rows
         self._rows.values[: len(wanted)] = [row for _, row in wanted]
-        for index, (head, _) in enumerate(wanted):
-            head.select(index)
-        return [self._commands, *(head.taking(self) for head, _ in wanted)]
+        lists = [self._one if rows == 1 else self._many]
+        tops = []
+        for index, (each, _) in enumerate(wanted):
+            if isinstance(each, TopLogits):
+                tops.append((each, index))
+            else:
+                each.select(index)
+                lists.append(each.taking(self))
+        if tops:
+            top = self._top(1 + tops[-1][1], max(len(each.ids) for each, _ in tops))
+            for each, index in tops:
+                each.find_in(top, index)
+            lists.append(top.commands)
+        return lists
+
+    def _top(self, rows: int, k: int) -> _Top:
+        key = next(n for n in _TOP_ROWS if n >= rows), next(n for n in _TOP if n >= k)
+        if key not in self._tops:
+            self._tops[key] = _Top(self._device, self.logits.rows(0, key[0]), key[1])
+        return self._tops[key]
 
     def close(self) -> None:
         """Release the lists and their memory. Idempotent."""
-        self._commands.close()
+        self._one.close()
+        self._many.close()
+        for top in self._tops.values():
+            top.close()
         for each in (self._rows, self._batch):
             each.close()
         self.logits.buffer.close()
 
 
-class _Numbers:
-    """A few numbers in memory that the host and the device share."""
+class _Top:
+    """Finds the k largest logits of each row."""
 
-    def __init__(self, device: Device, *shape: int) -> None:
-        nbytes = -(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT
-        self.tensor = Tensor(device.allocate(nbytes, MemoryKind.SHARED), 0, DType.I32, shape)
+    def __init__(self, device: Device, logits: Tensor, k: int) -> None:
+        rows, vocabulary = logits.shape
+        self.ids = _Shared(device, DType.I32, rows, k)
+        self.values, self.totals = _Shared(device, DType.F32, rows, k), _Shared(device, DType.F32, rows, 2)
+        shape = top_logits_scratch_shape(rows, vocabulary, k)
+        scratch = Tensor(device.allocate(4 * math.prod(shape)), 0, DType.I32, shape)
+        self.commands = device.record()
+        found = self.ids.tensor, self.values.tensor, self.totals.tensor
+        top_logits(Recorder(device.info, self.commands), logits, *found, scratch=scratch)
+        self.commands.finish()
+        self._scratch = scratch.buffer
+
+    def close(self) -> None:
+        """Release the list and its memory. Idempotent."""
+        self.commands.close()
+        for each in (self.ids, self.values, self.totals):
+            each.close()
+        self._scratch.close()
+
+
+class _Shared:
+    """A small tensor that host and device share."""
+
+    def __init__(self, device: Device, dtype: DType, *shape: int) -> None:
+        nbytes = -(-dtype.row_bytes(math.prod(shape)) // ALIGNMENT) * ALIGNMENT
+        self.tensor = Tensor(device.allocate(nbytes, MemoryKind.SHARED), 0, dtype, shape)
         self.values = self.tensor.numpy()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from wasmetal.models.files.quantize import quantize as quantize_file
 from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
-from wasmetal.models.lm.heads import Head
+from wasmetal.models.lm.heads import Head, TopLogits
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
@@ -253,7 +253,7 @@ class Model(Closing):
 
     def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
         """Start a forward pass for all jobs. Called with the lock."""
-        heads: list[tuple[Head, int]] = []
+        heads: list[tuple[Head | TopLogits, int]] = []
         rows = 0
         for job in jobs:
             heads += [(head, rows + row) for head, row in job.heads]
@@ -262,7 +262,7 @@ class Model(Closing):
         begun = [growth for job in jobs for growth in job.begun]
         copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
         submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)])
-        users: list[Pass | Head | Growth] = [taken, *(head for head, _ in heads)]
+        users: list[Pass | Head | TopLogits | Growth] = [taken, *(head for head, _ in heads)]
         for user in users + [growth for job in jobs for growth in job.written]:
             user.submission = submission
         return submission

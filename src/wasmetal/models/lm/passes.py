@@ -11,7 +11,7 @@ from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import OutOfDeviceMemoryError
 from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
-from wasmetal.models.lm.heads import Head, Heads
+from wasmetal.models.lm.heads import Head, Heads, Wanted
 from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape
 
@@ -123,13 +123,19 @@ class Pass:
             self._lists[fitting] = commands
         return self._lists[fitting]
 
-    def heads(self, wanted: Sequence[tuple[Head, int]]) -> list[CommandList]:
-        """The lists that give each head the logits after its row: several are computed together, if there is memory."""
-        if wanted and (self._deterministic or len(wanted) > 1) and (heads := self._joint_heads()):
+    def heads(self, wanted: Wanted) -> list[CommandList]:
+        """The lists that give each of ``wanted`` the logits after its row.
+
+        Several are computed together, if there is memory for that. Raises OutOfDeviceMemoryError if there is not, and
+        it is the only way.
+        """
+        alone = [(each, row) for each, row in wanted if isinstance(each, Head)]
+        must = self._deterministic or len(alone) < len(wanted)
+        if wanted and (must or len(wanted) > 1) and (heads := self._joint_heads(must)):
             return heads.lists(wanted)
-        for head, row in wanted:
+        for head, row in alone:
             head.select(row)
-        return [head.commands for head, _ in wanted]
+        return [head.commands for head, _ in alone]
 
     def close(self) -> None:
         """Release the lists. Idempotent."""
@@ -138,14 +144,14 @@ class Pass:
             self._heads.close()
             self._heads = None
 
-    def _joint_heads(self) -> Heads | None:
-        """Made when they are first needed; None if there is no memory for them and other heads will do."""
-        if self._heads is None and self._room_for_heads:
+    def _joint_heads(self, must: bool) -> Heads | None:
+        """Made when they are first needed; None if there is no memory for them, unless it ``must`` be."""
+        if self._heads is None and (must or self._room_for_heads):
             try:
                 least = self._device.info.few_rows + 1 if self._deterministic else 1
                 self._heads = Heads(self._device, self._network, SEQUENCES, least)
             except OutOfDeviceMemoryError:
-                if self._deterministic:
+                if must:
                     raise
                 self._room_for_heads = False
         return self._heads

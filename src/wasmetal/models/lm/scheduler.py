@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
-from wasmetal.models.lm.heads import Head
+from wasmetal.models.lm.heads import Wanted
 from wasmetal.models.lm.kv_cache import Growth
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
 
@@ -35,7 +35,7 @@ class Job:
     """Rows that one caller wants in the next submission."""
 
     segments: Sequence[Segment]
-    heads: Sequence[tuple[Head, int]]
+    heads: Wanted
     """Each with its row in the job."""
     begun: Sequence[Growth]
     """Growths whose first rows these are."""
@@ -297,6 +297,10 @@ class Scheduler:
             return
         batch.error = error or batch.outcome()
         batch.ended = True
+        if not batch.error and not batch.submission.pending:
+            for job in batch.jobs:
+                for head, _ in job.heads:
+                    head.collect()  # before the next batch uses the pass
         self._free.insert(0, batch.taken)  # the next token then uses the same buffers
         if self._current is batch:
             self._current = None

@@ -16,7 +16,7 @@ from wasmetal.counters import Counters
 from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
-from wasmetal.models.lm.heads import Head
+from wasmetal.models.lm.heads import Head, TopLogits
 from wasmetal.models.lm.kv_cache import page_count
 from wasmetal.models.lm.quota import Holder
 from wasmetal.ops import Tensor
@@ -51,17 +51,17 @@ class Session(Closing):
         self._head: Head | None = None
         self._give_back = weakref.finalize(self, model.cache.give_back, self.pages)
 
-    def forward(self, tokens: Sequence[int], logits: Tensor | None) -> None:
+    def forward(self, tokens: Sequence[int], logits: Tensor | TopLogits | None) -> None:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
-        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. The
-        cost is added to ``counters``. Raises ModelError if there are no tokens, an unknown one, or more than the
-        context holds; OutOfDeviceMemoryError if the cache is full; OpError if ``logits`` is of another shape or type.
-        The session is then unchanged.
+        ``logits`` is f32 [vocab_size] in a buffer of the model's device; or a :class:`TopLogits`, to be given only the
+        largest; or None if they are not wanted. The cost is added to ``counters``. Raises ModelError if there are no
+        tokens, an unknown one, or more than the context holds; OutOfDeviceMemoryError if the cache is full; OpError if
+        ``logits`` is of another shape or type. The session is then unchanged.
         """
         self._open().forward([Request(self, tokens, logits)])
 
-    def steps(self, tokens: Sequence[int], logits: Tensor | None) -> Generator[Submission | None]:
+    def steps(self, tokens: Sequence[int], logits: Tensor | TopLogits | None) -> Generator[Submission | None]:
         """:meth:`forward` in steps: see :meth:`Model.steps`."""
         return self._open().steps([Request(self, tokens, logits)])
 
@@ -160,13 +160,13 @@ class Session(Closing):
                 "truncate the session or open the model with a larger context"
             )
 
-    def head_into(self, logits: Tensor | None) -> Head | None:
+    def head_into(self, logits: Tensor | TopLogits | None) -> Head | TopLogits | None:
         """The head recorded for a tensor, kept because most callers use one tensor in every call. For the model.
 
         A head whose last submission was abandoned, and has not ended, is replaced.
         """
-        if logits is None:
-            return None
+        if logits is None or isinstance(logits, TopLogits):
+            return logits
         if self._head is None or logits != self._head.logits or self._head.pending:
             self._drop_head()
             self._head = self._open().head(logits)
@@ -180,8 +180,8 @@ class Session(Closing):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Tokens to append to a session, and the tensor for the logits after the last one: see :meth:`Session.forward`."""
+    """Tokens to append to a session, and where the logits after the last one go: see :meth:`Session.forward`."""
 
     session: Session
     tokens: Sequence[int]
-    logits: Tensor | None = None
+    logits: Tensor | TopLogits | None = None

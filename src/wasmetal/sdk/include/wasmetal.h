@@ -439,6 +439,34 @@ wm_errno wm_session_length(wm_session session, uint32_t *length);
 WM_LLM(session_forward)
 wm_errno wm_session_forward(wm_session session, const wm_token *tokens, size_t n, float *logits);
 
+/* The most logits that wm_session_forward_top finds. */
+#define WM_MAX_TOP 64
+
+/* No token of any vocabulary. */
+#define WM_NO_TOKEN 4294967295
+
+/* A token that may be next. 8 bytes, aligned to 4. */
+typedef struct wm_candidate {
+  wm_token token;
+  float logit; /* the larger, the likelier */
+} wm_candidate;
+
+/* What makes a probability of a logit: it is exp(logit - max) / sum. 8 bytes, aligned to 4. */
+typedef struct wm_logit_totals {
+  float max; /* the largest logit */
+  float sum; /* of exp(logit - max) over the whole vocabulary */
+} wm_logit_totals;
+
+/* Like wm_session_forward, but the device finds the k (1 to WM_MAX_TOP) largest logits and the others stay there.
+ * They come in descending order, equal ones by token. Where the vocabulary has fewer than k tokens, WM_NO_TOKEN and
+ * -infinity take their place.
+ *
+ * Errors: WM_BADF, WM_FAULT, WM_INVAL (no tokens, a token is not less than vocab_size, k is not 1 to WM_MAX_TOP),
+ * WM_OVERFLOW (the context has no room for all n; none was taken), WM_TOOBIG, WM_NOMEM. */
+WM_LLM(session_forward_top)
+wm_errno wm_session_forward_top(wm_session session, const wm_token *tokens, size_t n, wm_candidate *top, uint32_t k,
+    wm_logit_totals *totals);
+
 /* A new session with the same tokens and state. What the two have in common is held once.
  *
  * Errors: WM_BADF, WM_FAULT, WM_INVAL, WM_MFILE, WM_NOMEM. */
