@@ -13,6 +13,7 @@ from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.gemm_trials import every_gemm
 from wasmetal.device.libraries.base import LibraryTrials
 from wasmetal.device.libraries.mps import Mps
+from wasmetal.device.matrix_units import HalfSimdgroups, MatrixTrials
 from wasmetal.device.metal.device import MetalBackend
 from wasmetal.device.metal.physical import PhysicalDevice, physical_devices
 from wasmetal.device.metal.pipeline import MetalPipelines
@@ -46,7 +47,8 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
     no_mps = _mps_off(physical)
     trials = LibraryTrials(results, lambda: OpenDevice(new(library=Mps(physical.handle))))
     mps = None if no_mps else Mps(physical.handle, trials)
-    backend = new(simdgroups, mps, indirect)
+    halves = HalfSimdgroups(MatrixTrials(results, partial(new, True))) if simdgroups else None
+    backend = new(simdgroups, halves, mps, indirect)
     has = {"residency set": backend.queue.residency.kept, "pipeline archive": pipelines.archived}
     features = *results.features, *(name for name in has if has[name])
     features += mps.features if mps else (f"no MPS ({no_mps})",)
