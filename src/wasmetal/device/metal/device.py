@@ -67,6 +67,10 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | Pass, MetalRecording]):
         """Encode the recordings into one command buffer and commit it."""
         return self.queue.start(recordings)
 
+    def prepare(self, recordings: Sequence[MetalRecording]) -> None:
+        """Encode the next command buffer, if it is likely to be the same."""
+        self.queue.prepare(recordings)
+
     def close(self) -> None:
         """End residency and save the compiled pipelines."""
         self.queue.residency.close()
