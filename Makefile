@@ -20,10 +20,10 @@ demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model, an
 	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
 	$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 
-test: $(VENV)/.test lint model ## lint, types, generated files current, the tests on all cores
+test: $(VENV)/.test lint model ## lint, types, the tests on all cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.test lint model ## the same, with the slow tests, more examples for each property, coverage
+test-all: $(VENV)/.test lint model ## the same, with the slow tests (generated files are current), more examples for each property, coverage
 	$(PYTEST) $(COVERAGE) --hypothesis-profile all
 
 model: $(VENV)/.run

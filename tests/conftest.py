@@ -36,7 +36,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("quick", settings.get_profile("all"), max_examples=20)
+settings.register_profile("quick", settings.get_profile("all"), max_examples=15)
 settings.load_profile("quick")
 
 MESSAGES = pytest.StashKey[list[str]]()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,17 +34,53 @@ from wasmetal.memory.pages import Pages, page_size
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels for this processor")
 
 GENERATED = Path(libraries.__file__).parent / "generated"
+ADDRESSES = os.environ.get("WASMETAL_TEST_SANITIZER") == "address"
+"""Whether the checks are of addresses, in a process that runs with the sanitizer's allocator."""
 
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library with checks for undefined behaviour, which end the process."""
+    """The library with checks for undefined behaviour, or of addresses, which end the process."""
     pytest.importorskip("ziglang")
     found = library()
     assert found
     path = tmp_path_factory.mktemp("native") / found.name
-    compile_library(found.name, path, "-fsanitize=undefined", "-fsanitize-trap=undefined")
+    flags = ["-fsanitize=address"] if ADDRESSES else ["-fsanitize=undefined", "-fsanitize-trap=undefined"]
+    compile_library(found.name, path, *flags)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(ADDRESSES, reason="this is the run that it starts")
+def test_under_the_address_sanitizer() -> None:
+    """The tests of kernels once more, with a library that finds every access outside an array, a table or the stack."""
+    pytest.importorskip("ziglang")
+    gcc = shutil.which("gcc")  # zig has the instrumentation and no runtime
+    found = gcc and subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not found or not Path(found.stdout.strip()).is_absolute():
+        pytest.skip("GCC's libasan is not installed")
+    environment = os.environ | {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": str(Path(found.stdout.strip()).resolve()),
+        "WASMETAL_TEST_SANITIZER": "address",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "checked",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed", done.stdout), done.stdout
 
 
 @pytest.fixture(scope="module", params=["one thread", "three threads", pytest.param("checked", marks=pytest.mark.slow)])
@@ -61,6 +99,8 @@ def native(request: pytest.FixtureRequest) -> Library:
 
 def guarded(array: NDArray[Any]) -> NDArray[Any]:
     """A copy that ends where pages begin that nobody may access."""
+    if ADDRESSES:
+        return array.copy()  # between bytes that the sanitizer watches
     size = -(-array.nbytes // page_size()) * page_size()
     pages = Pages(size + page_size())
     pages.open(0, size)
@@ -274,6 +314,41 @@ def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> 
     compare(native, "softmax", [a, out], **shape)
     result = np.zeros(rows, np.int32)
     compare(native, "argmax", [a, result], 0.0, rows=rows, columns=columns, x_stride=stride)
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 3000), st.integers(0, 3), st.integers(1, 64), st.integers(1, 9))
+def test_top_logits(native: Library, seed: int, rows: int, columns: int, gap: int, k: int, parts: int) -> None:
+    """The same keys, in the same places; sums within 2e-6."""
+    logits = 4 * floats(seed, rows, columns + gap)
+    logits[:, :: max(1, columns // 7)] = (-math.inf, math.nan, 3.0, -0.0)[seed % 4]
+    logits = guarded(logits)
+    shape = {"rows": rows, "k": k, "parts": parts, "inverse_temperature": np.float32(seed % 5 / 2)}
+    parting = CATALOG["top_logits_part"].pack(
+        logits_offset=0, scratch_offset=0, columns=columns, logits_stride=columns + gap, **shape
+    )
+    offsets = {f"{name}_offset": 0 for name in ("scratch", "ids", "values", "totals")}
+    merging = CATALOG["top_logits_merge"].pack(**shape, **offsets)
+    results = []
+    for native_too in (False, True):
+        scratch = guarded(np.zeros((rows, k + 1, parts, 2), np.uint32))
+        ids, values, totals = (guarded(np.zeros((rows, n), np.uint32)) for n in (k, k, 2))
+        for name, params, arrays in (
+            ("top_logits_part", parting, [logits, scratch]),
+            ("top_logits_merge", merging, [scratch, ids, values, totals]),
+        ):
+            if native_too:
+                run(native, name, arrays, params)
+            else:
+                with np.errstate(all="ignore"):
+                    KERNELS[name](
+                        CATALOG[name].unpack(params), *[array.view(np.uint8).reshape(-1) for array in arrays]
+                    )()
+        results.append((scratch, ids, values, totals))
+    want, got = results
+    for mine, theirs in zip((got[0][:, :k], *got[1:3]), (want[0][:, :k], *want[1:3]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for mine, theirs in ((got[0][:, k], want[0][:, k]), (got[3], want[3])):
+        np.testing.assert_allclose(mine.view(np.float32), theirs.view(np.float32), rtol=2e-6)
 
 
 def test_exponentials(native: Library) -> None:

@@ -24,11 +24,13 @@ from wasmetal.kernels.catalog import (
 )
 from wasmetal.kernels.reference import KERNELS
 from wasmetal.kernels.reference.split_attention import TILE
+from wasmetal.kernels.reference.top_logits import RUN
 from wasmetal.ops.attention import MAX_HEAD_DIM
 from wasmetal.ops.linear import GEMM_TILE
 from wasmetal.ops.matmul import MATMUL_TILE
 from wasmetal.ops.prefill_attention import QUERIES
 from wasmetal.ops.split_attention import HEADS
+from wasmetal.ops.top_logits import MOST
 
 
 def each(*targets):
@@ -154,6 +156,8 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["prefill_attention", "SLICES"] * found["prefill_attention", "SLICE"] * 4 == MAX_HEAD_DIM
     assert found["prefill_attention", "QUERIES"] == QUERIES
     assert found["split", "HEADS"] == HEADS
+    assert found["top_logits", "MOST"] == MOST
+    assert found["top_logits", "RUN"] == RUN
     assert found["split", "TILE"] == TILE
 
 
@@ -166,6 +170,7 @@ def test_grid(groups):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_generated_files_are_current():
     assert compiling.differences(compiling.generate(compiling.Compiler())) == []
 

@@ -113,6 +113,16 @@ def argmax(bench, rng, rows, columns):
     return [out]
 
 
+def top_logits(bench, rng, rows, columns, k, parts):
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    values[:, ::7] = 1  # The lowest of equals comes first.
+    values[0, 0] = np.nan
+    x, scratch = bench.put(values, gap=1), bench.empty(rows, k + 1, parts, 2, dtype=DType.I32)
+    ids, values, totals = bench.empty(rows, k, dtype=DType.I32), bench.empty(rows, k), bench.empty(rows, 2)
+    bench.run(lambda rec: ops.top_logits(rec, x, ids, values, totals, 0.7, scratch=scratch))
+    return [ids, values, totals, scratch]
+
+
 def rope(bench, rng, interleaved, position):
     x, table, batch = put(bench, rng, 4, 3, 10, gap=2), put(bench, rng, 9, 4, 2), bench.batch(4, 3, position)
     bench.run(lambda rec: ops.rope(rec, x, table, batch, interleaved=interleaved))
@@ -337,6 +347,8 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, rms_norm, rows, columns)
         yield case(CLOSE, softmax, rows, columns)
         yield case(EXACT, argmax, rows, columns)
+    for rows, columns, k, parts in ((1, 9, 8, 1), (2, 700, 40, 3), (1, 2500, 64, 2)):
+        yield case(CLOSE, top_logits, rows, columns, k, parts)
     for interleaved, position in product((True, False), (2, 7)):  # 7: past the table's end, to which it is clamped.
         yield case(CLOSE, rope, interleaved, position)
     for dtype in FLOATS:

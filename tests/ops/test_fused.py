@@ -19,7 +19,7 @@ from wasmetal.ops import DType, fused
 
 TOLERANCE = 2e-6
 EPS = 1e-5
-LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q6_K)
+LARGE = (DType.F16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (DType.F32, DType.Q8_0, DType.Q6_K)))
 """Weight types for large tests, with no blocks, blocks of 32 and blocks of 256."""
 
 ACTIVATED = {

@@ -10,6 +10,7 @@ from tests.ops import test_experts as experts
 from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
+from tests.ops import test_top_logits as top_logits
 from wasmetal import ops
 from wasmetal.kernels.dtypes import FLOATS, KV
 from wasmetal.ops import DType, Recorder
@@ -39,6 +40,11 @@ def test_reduce(device, shape):
         reduce.test_layer_norm(device, shape, -1)
     reduce.test_softmax(device, shape)
     reduce.test_argmax(device, shape)
+
+
+def test_top_logits(device):
+    for shape, k in (((1, 3000), 40), ((9, 1500), 3), ((6, 40), 64)):
+        top_logits.test_top_logits(device, shape, k)
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.Q4_0])

@@ -1,5 +1,6 @@
 """NumPy's kernels with blocks so small that every tensor takes many: the same results."""
 
+import numpy as np
 import pytest
 
 from tests.ops import test_attention as attention
@@ -8,6 +9,7 @@ from tests.ops import test_experts as experts
 from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
+from tests.ops import test_top_logits as top_logits
 from wasmetal import ops
 from wasmetal.kernels.dtypes import FLOATS, KV, WEIGHTS
 
@@ -25,6 +27,7 @@ def small_blocks(request, monkeypatch) -> int:
         "reduce",
         "rope",
         "scratch",
+        "top_logits",
     ):
         module = f"wasmetal.kernels.reference.{name}"
         for constant, value in {"BLOCK": request.param, "_TILE": 5, "_RUN": 6, "_REMEMBERED": 2}.items():
@@ -51,6 +54,17 @@ def test_reduce(reference, shape):
 def test_argmax(reference):
     reduce.test_argmax_takes_the_lowest_of_equals_and_no_nan(reference)
     reduce.test_argmax_of_nothing_but_one_value(reference)
+
+
+def test_top_logits(reference):
+    for shape, k in (((1, 1), 3), ((2, 5000), 40), ((5, 127), 1)):
+        top_logits.test_top_logits(reference, shape, k)
+    top_logits.test_any_number_of_parts(reference, 5000, 2)
+    top_logits.test_logits_in_order(reference, "ascending", 5)
+    top_logits.test_the_first_of_equals(reference)
+    top_logits.test_few_numbers_among_nan_and_infinities(reference)
+    for value in (-0.0, np.inf, -np.inf, np.nan):
+        top_logits.test_one_value(reference, value, 3)
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +17,15 @@ from tests.host.probe import PAGE, Probe, command, tensor
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
 from wasmetal.device import Device
+from wasmetal.device.base import Submission
 from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
 from wasmetal.models.lm import pacing
 from wasmetal.models.lm.pacing import ALONE, RECENT, SHARED, Pacing
-from wasmetal.models.lm.passes import ROWS
+from wasmetal.models.lm.passes import ROWS, Pass
+from wasmetal.models.lm.scheduler import Job
 
 ADD, SOFTMAX = 9, 11
 LONG = 60.0
@@ -170,15 +172,16 @@ def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each batch that the device has been given, which are small on every device."""
     monkeypatch.setattr(pacing, "ALONE", 0.0)
     monkeypatch.setattr(pacing, "SHARED", 0.0)
-    monkeypatch.setattr(model, "_pacing", Pacing())
+    monkeypatch.setattr(model, "_pacing", Pacing(ROWS[-1]))
     rows: list[int] = []
-    real = model._run
+    scheduler = model._scheduler
+    real = scheduler._start
 
-    def noted(segments: Any, count: int, *rest: Any) -> Any:
-        rows.append(count)
-        return real(segments, count, *rest)
+    def noted(taken: Pass, jobs: Sequence[Job]) -> Submission:
+        rows.append(sum(job.rows for job in jobs))
+        return real(taken, jobs)
 
-    monkeypatch.setattr(model, "_run", noted)
+    monkeypatch.setattr(scheduler, "_start", noted)
     return rows
 
 
@@ -212,7 +215,7 @@ def test_batches_are_large_only_if_they_are_quick(
 def test_batches_are_smaller_while_others_use_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now))
-    pace, one, other = Pacing(), object(), object()
+    pace, one, other = Pacing(ROWS[-1]), object(), object()
     assert pace.rows(one) == ROWS[1]  # as long as nothing is known
     pace.took(64, 64 * ALONE / 300)
     assert pace.rows(one) == 256

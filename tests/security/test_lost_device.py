@@ -24,9 +24,8 @@ from tests.host.probe import PAGE, Probe, command, tensor
 from tests.models.tiny import write_tiny_llama
 from tests.security.hanging import HangingDevice
 from wasmetal import Limits, load_model
-from wasmetal.device import Device, open_device
+from wasmetal.device import Device, abandoned, open_device
 from wasmetal.device import queue as device_queue
-from wasmetal.device.vulkan import logical
 from wasmetal.errors import DeviceLostError, DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
@@ -274,7 +273,7 @@ def long_work(device: Device, seconds: float) -> Any:
 @pytest.mark.vulkan
 def test_a_long_kernel_on_a_real_driver(vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing gives up after a second. The same device can be opened again meanwhile, and works."""
-    monkeypatch.setattr(logical, "PATIENCE", 0.2)
+    monkeypatch.setattr(abandoned, "PATIENCE", 0.2)
     own = open_device(vulkan.info.spec)
     submission = long_work(own, 5.0)
     with pytest.raises(DeviceTimeoutError):

@@ -266,6 +266,21 @@ _KERNELS = (
         buffers=(_read("x"), _write("out")),
         fields=_u32("rows columns x_stride"),
     ),
+    # Scratch memory has, for each row and each of k places, the key of every part that is in that place there: the
+    # logit's bits, changed so that they are ordered as unsigned numbers, and ~column; zeros if there is none. Then, for
+    # each part, its largest logit and the sum of its exponentials relative to that, as floats.
+    Kernel(
+        name="top_logits_part",
+        source="top_logits",
+        buffers=(_read("logits"), _write("scratch", 8)),
+        fields=(*_u32("rows columns logits_stride k parts"), ("inverse_temperature", "f32")),
+    ),
+    Kernel(
+        name="top_logits_merge",
+        source="top_logits",
+        buffers=(_read("scratch", 8), _write("ids"), _write("values"), _write("totals")),
+        fields=(*_u32("rows k parts"), ("inverse_temperature", "f32")),
+    ),
     Kernel(
         name="rope",
         source="rope",

@@ -19,6 +19,7 @@ from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
 from wasmetal.ops.split_attention import rope_split_attention, scratch_shape, split_attention
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
+from wasmetal.ops.top_logits import top_logits, top_logits_scratch_shape
 
 __all__ = [
     "ALIGNMENT",
@@ -53,5 +54,7 @@ __all__ = [
     "split_attention",
     "swiglu_oai",
     "top_k",
+    "top_logits",
+    "top_logits_scratch_shape",
     "weighted_sum",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from wasmetal import processor
 from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
 from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
-from wasmetal.device.cpu.library import Library, library, thread_count
+from wasmetal.device.cpu.library import FEW_ROWS, Library, library, thread_count
 from wasmetal.device.cpu.memory import Pages, allocate
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
 from wasmetal.device.opened import OpenDevice
@@ -96,6 +96,7 @@ def _info(compiled: Library | None) -> DeviceInfo:
         max_binding_bytes=2**32,
         subgroup_size=1,
         lazy_memory=True,
+        few_rows=FEW_ROWS,
         expands_weights=compiled is None,
         wraps_files=wraps_files,
         features=("host pages in place", weights, f"{thread_count()} threads"),

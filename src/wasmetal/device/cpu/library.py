@@ -75,6 +75,10 @@ class Library:
         return None if number < 0 else number
 
 
+FEW_ROWS = 11
+"""GEMMs of up to so many valid rows have a method of their own (``FEW`` in ``native/panels.h``)."""
+
+
 @cache
 def library() -> Library | None:
     """The library for this processor; None if there is none, as on x86-64 without AVX2."""

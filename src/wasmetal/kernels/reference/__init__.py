@@ -18,6 +18,7 @@ from wasmetal.kernels.reference import (
     reduce,
     rope,
     split_attention,
+    top_logits,
 )
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
@@ -40,5 +41,6 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     **matmul.KERNELS,
     **rope.KERNELS,
     **split_attention.KERNELS,
+    **top_logits.KERNELS,
 }
 """The kernels, by their names in the catalog."""

@@ -261,6 +261,11 @@ class Decoder:
         feed_forward = sum(self._feed_forward.active_bytes(block.feed_forward) for block in self._blocks)
         return attention + feed_forward + self._output.nbytes
 
+    @property
+    def mixes_experts(self) -> bool:
+        """Whether a row's products are computed with those of other rows that chose the same expert."""
+        return not isinstance(self._feed_forward, Dense)
+
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
         """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
         ``context``; once, because what was read of the file is given up. Raises OutOfDeviceMemoryError.
@@ -296,7 +301,7 @@ class Decoder:
         sizes = c.head_count, c.head_count_kv, c.head_dim
         self._attend = SelfAttention.allocate(buffers, rows, *sizes, self.attention_scale, self.interleaved_rope)
         self._feed_forward.allocate(buffers, rows)
-        self._last = buffers.tensor(1, c.embedding_length)
+        self._last = buffers.tensor(rows, c.embedding_length)
         del self._file, self.metadata, self._layers, self._ends  # a vocabulary takes tens of MiB
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
@@ -342,17 +347,20 @@ class Decoder:
             network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
 
-    def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
-        """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
-        embed(rec, self._x, row, self._last)
-        normed = Normed(rec, self._last, self._output_norm, self.config.norm_epsilon, self._last, None)
-        out = logits.reshape(1, self.config.vocab_size)
+    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+        """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
+
+        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        """
+        last = self._last.rows(0, rows.shape[0])
+        embed(rec, self._x, rows, last, batch=batch)
+        normed = Normed(rec, last, self._output_norm, self.config.norm_epsilon, last, batch)
         if self.logit_scale == 1:
-            normed.product(self._output, out)
+            normed.product(self._output, logits)
         else:
             last = normed.rows()
             scale(rec, last, self.logit_scale, last)
-            self._output(rec, last, out, batch=None)
+            self._output(rec, last, logits, batch=batch)
 
 
 def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:

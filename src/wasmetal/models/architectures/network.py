@@ -60,6 +60,10 @@ class Network(Protocol):
     def weight_bytes(self) -> int:
         """Bytes of weights that the device reads for each decoded token, once loaded."""
 
+    @property
+    def mixes_experts(self) -> bool:
+        """Whether a row's products are computed with those of other rows that chose the same expert."""
+
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
         """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
         ``context``; once, because what was read of the file is given up. Raises OutOfDeviceMemoryError.
@@ -68,5 +72,8 @@ class Network(Protocol):
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""
 
-    def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
-        """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
+    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+        """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
+
+        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        """

@@ -26,8 +26,9 @@ from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.pacing import Pacing
-from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
+from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.quota import Holder
+from wasmetal.models.lm.scheduler import Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
@@ -37,8 +38,6 @@ DEFAULT_CONTEXT = 4096
 """Default tokens of context, unless the model was trained for fewer."""
 CONTEXTS = 2
 """Default size of the KV cache, which all sessions share, in whole contexts."""
-_LOOK = 0.05
-"""Seconds of waiting for a free pass before the caller gets a chance to give up."""
 
 
 def load_model(
@@ -52,6 +51,7 @@ def load_model(
     progress: Progress | None = None,
     trusted: bool | None = None,
     chat_template: str | None = None,
+    deterministic: bool = False,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
@@ -64,6 +64,9 @@ def load_model(
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
     for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. ``chat_template``: the
     name of a family, such as "chatml", whose template takes the place of the file's (``wasmetal.models.FAMILIES``).
+    ``deterministic``: have a session's logits depend on nothing but its tokens, bit for bit, and not on who else uses
+    the model meanwhile. A session that is alone is then slower, because it takes the kernels for many rows. Mixtures
+    of experts, and the device ``reference``, cannot do that.
     Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
@@ -75,7 +78,15 @@ def load_model(
         if quantize is not None:
             quantize_file(file, quantize, progress)
         model = Model(
-            file, name, device, context, contexts, kv_type=kv_type, trusted=trusted, chat_template=chat_template
+            file,
+            name,
+            device,
+            context,
+            contexts,
+            kv_type=kv_type,
+            trusted=trusted,
+            chat_template=chat_template,
+            deterministic=deterministic,
         )
         del file
         trim()
@@ -101,6 +112,7 @@ class Model(Closing):
         kv_type: str | None = None,
         trusted: bool = False,
         chat_template: str | None = None,
+        deterministic: bool = False,
     ):
         self._network = read_network(file)
         self.device = device
@@ -114,6 +126,8 @@ class Model(Closing):
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
         if contexts < 1:
             raise file.error(f"a cache of {contexts} contexts; 1 or more are supported")
+        if deterministic and self._network.mixes_experts:
+            raise file.error("a mixture of experts cannot be deterministic: its rows are computed expert by expert")
         tensors = file.tensors.values()
         demand = fit.demand(c, tensors, device.info, self.context_length, contexts, kv_type)
         demand.check(device.info)
@@ -128,14 +142,15 @@ class Model(Closing):
             pages = -(-self.context_length // PAGE_SIZE)
             heads = c.head_count_kv, c.head_dim
             self.cache = KVCache(self._buffers, c.block_count, *heads, contexts * pages, demand.dtype)
-            passes = [Pass(device, self._network, self.cache, self._buffers, pages) for _ in range(IN_FLIGHT)]
+            parts = device, self._network, self.cache, self._buffers
+            passes = [Pass(*parts, pages, deterministic) for _ in range(PASSES)]
         except BaseException as error:
             self._buffers.close()
             if isinstance(error, OutOfDeviceMemoryError):
                 raise demand.explain(device.info, error) from error
             raise
-        self._passes = Passes(passes)
-        self._pacing = Pacing()
+        self._scheduler = Scheduler(passes, self.lock, self._submit)
+        self._pacing = Pacing(ROWS[1] if deterministic else ROWS[-1])
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -219,11 +234,12 @@ class Model(Closing):
                     if begin == 0:
                         begun.append(growth)
                     if head and end == len(request.tokens):
-                        head.select(row - 1)
-                        last.append(head)
+                        last.append((head, row - 1))
                 yield None
-                written = [growths[index] for index, _, _ in batch]
-                submission = yield from self._run(segments, row, begun, last, written)
+                decodes = id(sessions[0]) if len(requests) == row == 1 else None
+                job = Job(segments, last, begun, [growths[index] for index, _, _ in batch], decodes)
+                submission = yield from self._scheduler.run(job)
+                self._pacing.took(row, submission.seconds)
                 for index, begin, end in batch:
                     share = submission.seconds * (end - begin) / row
                     requests[index].session.counters.count_submission(share, submission.dispatches)
@@ -235,33 +251,20 @@ class Model(Closing):
         with self.lock:
             return Head(self.device, self._network, logits)
 
-    def _run(
-        self,
-        segments: Sequence[Segment],
-        rows: int,
-        begun: Sequence[Growth],
-        heads: Sequence[Head],
-        growths: Sequence[Growth],
-    ) -> Generator[Submission | None, None, Submission]:
-        """One submission, yielded to be waited for; no lock is held meanwhile."""
-        while (taken := self._passes.take(_LOOK)) is None:
-            yield None
-        users: list[Pass | Head | Growth] = [taken, *heads, *growths]
-        try:
-            with self.lock:
-                taken.write(segments)
-                copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
-                submission = self.device.submit([*copies, taken.body(rows), *(head.commands for head in heads)])
-            for user in users:
-                user.submission = submission
-            try:
-                yield submission
-            except BaseException:
-                submission.abandon()
-                raise
-        finally:
-            self._passes.put_back(taken)
-        self._pacing.took(rows, submission.seconds)
+    def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
+        """Start a forward pass for all jobs. Called with the lock."""
+        heads: list[tuple[Head, int]] = []
+        rows = 0
+        for job in jobs:
+            heads += [(head, rows + row) for head, row in job.heads]
+            rows += job.rows
+        taken.write([segment for job in jobs for segment in job.segments])
+        begun = [growth for job in jobs for growth in job.begun]
+        copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
+        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)])
+        users: list[Pass | Head | Growth] = [taken, *(head for head, _ in heads)]
+        for user in users + [growth for job in jobs for growth in job.written]:
+            user.submission = submission
         return submission
 
     @contextmanager
@@ -290,7 +293,7 @@ class Model(Closing):
         self._closed = True
         for session in list(self._sessions):
             session.close()
-        self._passes.close()
+        self._scheduler.close()
         self._buffers.close()
 
 

@@ -18,7 +18,9 @@ _STEP = ROWS[1]
 class Pacing:
     """The rows of a model's next batch. Safe to use from several threads: what is kept are only estimates."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """``most``: rows of a batch, a multiple of ROWS[1]."""
+        self._most = most
         self._row_seconds: float | None = None
         self._user: object = None
         self._used = self._shared = -RECENT
@@ -33,7 +35,7 @@ class Pacing:
             return _STEP
         longest = SHARED if now - self._shared < RECENT else ALONE
         steps = int(longest / (self._row_seconds * _STEP))
-        return _STEP * min(max(steps, 1), ROWS[-1] // _STEP)
+        return min(_STEP * max(steps, 1), self._most)
 
     def took(self, rows: int, seconds: float) -> None:
         """A batch has taken so long. One with few rows says little about larger ones, and is not counted."""

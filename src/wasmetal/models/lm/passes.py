@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
-from wasmetal.errors import DeviceError, DeviceLostError
+from wasmetal.errors import OutOfDeviceMemoryError
 from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.lm.heads import Head, Heads
 from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape
 
@@ -19,8 +19,8 @@ ROWS = (1, 64, 512)
 """Shape classes: the forward pass is recorded once for each; a batch takes the smallest that its rows fit."""
 SEQUENCES = 64
 """Most sequences in a batch."""
-IN_FLIGHT = 2
-"""Most forward passes in flight at once: while one runs, the next is prepared."""
+PASSES = 2
+"""Passes of a model: one may be held up by a submission that was given up."""
 
 _ALIGNMENT = 256
 """Every tensor of the input buffer begins at a multiple of this many bytes, at which any device's bindings may
@@ -41,13 +41,26 @@ class Segment:
 class Pass:
     """What one forward pass in flight uses: the buffer that the host writes inputs to, and the lists that read it."""
 
-    def __init__(self, device: Device, network: Network, cache: KVCache, buffers: BufferGroup, pages: int):
+    def __init__(
+        self,
+        device: Device,
+        network: Network,
+        cache: KVCache,
+        buffers: BufferGroup,
+        pages: int,
+        deterministic: bool = False,
+    ):
+        """``pages``: of a sequence, at most. ``deterministic``: use the same kernels whatever the number of rows."""
         self.submission: Submission | None = None
         """The latest submission."""
         self._device = device
         self._network = network
         self._cache = cache
+        self._deterministic = deterministic
+        self._classes = (ROWS[1],) if deterministic else ROWS
         self._lists: dict[int, CommandList] = {}
+        self._heads: Heads | None = None
+        self._room_for_heads = True
         self._version = cache.version
         """Of the cache with which the lists were recorded."""
         shapes = {"ids": (ROWS[-1],), "batch": batch_shape(ROWS[-1]), "sequences": sequences_shape(SEQUENCES, pages)}
@@ -63,6 +76,11 @@ class Pass:
         self._ids, self._batch, self._sequences = (tensor.numpy() for tensor in written)
         self._inputs = Inputs(*read)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the latest submission has not ended yet."""
+        return self.submission is not None and self.submission.pending
+
     def write(self, segments: Sequence[Segment]) -> None:
         """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all."""
         row = 0
@@ -74,14 +92,23 @@ class Pass:
             self._sequences[number, 0] = segment.position + count
             self._sequences[number, 1 : 1 + len(segment.pages)] = segment.pages
             row += count
+        if self._deterministic and row <= self._device.info.few_rows:
+            row = self._pad(row, self._device.info.few_rows + 1, len(segments))
         self._batch[0, 0] = row
+
+    def _pad(self, begin: int, end: int, sequence: int) -> int:
+        """Rows of an empty sequence, which are computed and neither appended to the cache nor attended to."""
+        self._ids[begin:end] = 0
+        self._batch[1 + begin : 1 + end] = 0, sequence
+        self._sequences[sequence, 0] = 0
+        return end
 
     def body(self, rows: int) -> CommandList:
         """The list that computes everything but the heads for a batch of ``rows`` rows."""
         if self._version != self._cache.version:
-            self.close()
+            self._close_lists()
             self._version = self._cache.version
-        fitting = next(size for size in ROWS if size >= rows)
+        fitting = next(size for size in self._classes if size >= rows)
         if fitting not in self._lists:
             sequences = self._inputs.sequences
             commands = self._device.record()
@@ -96,51 +123,34 @@ class Pass:
             self._lists[fitting] = commands
         return self._lists[fitting]
 
+    def heads(self, wanted: Sequence[tuple[Head, int]]) -> list[CommandList]:
+        """The lists that give each head the logits after its row: several are computed together, if there is memory."""
+        if wanted and (self._deterministic or len(wanted) > 1) and (heads := self._joint_heads()):
+            return heads.lists(wanted)
+        for head, row in wanted:
+            head.select(row)
+        return [head.commands for head, _ in wanted]
+
     def close(self) -> None:
         """Release the lists. Idempotent."""
+        self._close_lists()
+        if self._heads:
+            self._heads.close()
+            self._heads = None
+
+    def _joint_heads(self) -> Heads | None:
+        """Made when they are first needed; None if there is no memory for them and other heads will do."""
+        if self._heads is None and self._room_for_heads:
+            try:
+                least = self._device.info.few_rows + 1 if self._deterministic else 1
+                self._heads = Heads(self._device, self._network, SEQUENCES, least)
+            except OutOfDeviceMemoryError:
+                if self._deterministic:
+                    raise
+                self._room_for_heads = False
+        return self._heads
+
+    def _close_lists(self) -> None:
         for commands in self._lists.values():
             commands.close()
         self._lists = {}
-
-
-class Passes:
-    """The passes of one model, for any thread."""
-
-    def __init__(self, passes: Sequence[Pass]) -> None:
-        self._passes = tuple(passes)
-        self._free = list(passes)
-        self._changed = threading.Condition()
-
-    def take(self, seconds: float) -> Pass | None:
-        """A pass for the caller alone, with nothing in flight; None if there is none for about ``seconds``.
-
-        Raises DeviceLostError if the device does not come back from a pass that was given up.
-        """
-        with self._changed:
-            if not self._free:
-                self._changed.wait(seconds)
-            given_up = None
-            for each in self._free:
-                if each.submission is None or not each.submission.pending:
-                    self._free.remove(each)
-                    return each
-                given_up = each.submission
-        if given_up is not None:
-            try:
-                given_up.wait(seconds)
-            except DeviceLostError:
-                raise
-            except DeviceError:  # it is pending still, or its error concerns whoever gave it up
-                pass
-        return None
-
-    def put_back(self, taken: Pass) -> None:
-        """Let others take the pass, once its submission has ended."""
-        with self._changed:
-            self._free.insert(0, taken)  # the next token then uses the same buffers
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Release the passes' lists. Idempotent."""
-        for each in self._passes:
-            each.close()

@@ -1,0 +1,320 @@
+"""Continuous batching: what several callers ask of a model at the same time becomes one submission.
+
+Rows wait while a batch is in flight; then one of the waiting threads submits what waits, for all of them. So a sequence
+joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a caller who is
+alone submits at once, and waits for the device itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from wasmetal.device.base import Submission
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
+from wasmetal.models.lm.heads import Head
+from wasmetal.models.lm.kv_cache import Growth
+from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
+
+_ROWS = ROWS[1]
+"""Batches have up to a multiple of so many rows."""
+_LOOK = 0.05
+"""Seconds of waiting between two looks at whether the caller gives up."""
+_SLICE = 0.5
+"""Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
+_SAMPLING = 0.25, 2e-3
+"""How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
+last batch's time, and at most so many seconds."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """Rows that one caller wants in the next submission."""
+
+    segments: Sequence[Segment]
+    heads: Sequence[tuple[Head, int]]
+    """Each with its row in the job."""
+    begun: Sequence[Growth]
+    """Growths whose first rows these are."""
+    written: Sequence[Growth]
+    """Growths that the rows write to."""
+    sequence: int | None = None
+    """What identifies the sequence, if this is the one row of a sequence that decodes."""
+    alone: bool = False
+    """Whether no other job may be in its submission."""
+    part: Part | None = None
+    """Its part of a submission, once there is one."""
+    error: Exception | None = None
+    """Why there is none."""
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set when there is news for the job's thread."""
+
+    @property
+    def rows(self) -> int:
+        """The number of its rows."""
+        return sum(len(segment.tokens) for segment in self.segments)
+
+
+class Batch:
+    """A submission for one or more jobs. One of their threads waits for the device, and wakes the others."""
+
+    def __init__(self, submission: Submission, taken: Pass, jobs: Sequence[Job]) -> None:
+        self.submission = submission
+        self.taken = taken
+        self.jobs = jobs
+        self.rows = sum(job.rows for job in jobs)
+        self.users = len(jobs)
+        """How many jobs have not given up."""
+        self.ended = False
+        self.error: Exception | None = None
+        self.waiting = threading.Lock()
+        """Held by the thread that waits for the device."""
+
+    def outcome(self) -> Exception | None:
+        """The error that the submission has ended with; None if it has succeeded, or not ended."""
+        try:
+            if not self.submission.pending:
+                self.submission.wait(0)
+        except Exception as error:
+            return error
+        return None
+
+    def wake(self) -> None:
+        """Have every thread of the batch look at it."""
+        for job in self.jobs:
+            job.wake.set()
+
+
+class Part:
+    """One job's part of a batch, as a submission: its seconds are shared out by rows."""
+
+    def __init__(self, scheduler: Scheduler, batch: Batch, job: Job) -> None:
+        self._scheduler = scheduler
+        self._batch = batch
+        self._job = job
+        self._abandoned = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether the batch has not ended yet."""
+        return self._batch.submission.pending
+
+    @property
+    def seconds(self) -> float:
+        """Device time of the batch, in proportion to the job's rows; 0.0 while pending."""
+        return self._batch.submission.seconds * self._job.rows / self._batch.rows
+
+    @property
+    def dispatches(self) -> int:
+        """The number of dispatches of the batch."""
+        return self._batch.submission.dispatches
+
+    @property
+    def failed_with_others(self) -> bool:
+        """Whether the device failed at the batch, perhaps because of what another job had in it."""
+        batch = self._batch
+        return len(batch.jobs) > 1 and batch.error is not None and not isinstance(batch.error, DeviceLostError)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the batch has ended. Raises what :meth:`Submission.wait` does, but see ``failed_with_others``."""
+        batch, end = self._batch, math.inf if timeout is None else time.monotonic() + timeout
+        while not batch.ended:
+            left = max(end - time.monotonic(), 0.0)
+            self._scheduler.wait(batch, self._job, min(left, _SLICE))
+            if not batch.ended and time.monotonic() >= end:
+                raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
+        if batch.error and not self.failed_with_others:
+            raise batch.error
+
+    def abandon(self) -> None:
+        """Nobody waits for this part any more. The submission is abandoned with its last part. Idempotent."""
+        if not self._abandoned:
+            self._abandoned = True
+            self._scheduler.leave(self._batch)
+
+
+class Scheduler:
+    """Puts the jobs of a model's callers into submissions, of which one is in flight at a time.
+
+    Jobs are taken in the order in which they came.
+    """
+
+    def __init__(
+        self, passes: Sequence[Pass], lock: threading.RLock, start: Callable[[Pass, Sequence[Job]], Submission]
+    ) -> None:
+        """``lock``: the model's. ``start``, which is called with it, submits jobs. It may raise a DeviceError."""
+        self._passes = tuple(passes)
+        self._free = list(passes)
+        self._lock = lock
+        self._start = start
+        self._queue: list[Job] = []
+        self._current: Batch | None = None
+        self._expected: set[int] = set()
+        """Sequences of the last batch that have not come back for their next token."""
+        self._until = -math.inf
+        """For how long they are waited for."""
+
+    def run(self, job: Job) -> Generator[Submission | None, None, Part]:
+        """Do a job, in steps: None while it waits for its turn, and a submission that must have ended before the next.
+
+        Raises DeviceError. A job that fails together with others is done again, alone.
+        """
+        part = yield from self._once(job)
+        if part.failed_with_others:
+            job.alone = True
+            part = yield from self._once(job)
+        return part
+
+    def wait(self, batch: Batch, job: Job, seconds: float) -> None:
+        """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
+        if not batch.waiting.acquire(blocking=False):
+            job.wake.wait(min(seconds, _LOOK))
+            job.wake.clear()
+            return
+        error = None
+        try:
+            batch.submission.wait(seconds)
+        except DeviceTimeoutError:
+            return
+        except Exception as failure:  # every job of the batch learns of it
+            error = failure
+        finally:
+            batch.waiting.release()
+            if batch.submission.pending:
+                batch.wake()  # another thread may have to wait in its place
+        with self._lock:
+            self._end(batch, error)
+        batch.wake()
+
+    def leave(self, batch: Batch) -> None:
+        """A part of the batch has been abandoned."""
+        with self._lock:
+            batch.users -= 1
+            if batch.users == 0 and not batch.ended:
+                batch.submission.abandon()
+                self._end(batch)
+
+    def close(self) -> None:
+        """Release the passes. Idempotent."""
+        for each in self._passes:
+            each.close()
+
+    def _once(self, job: Job) -> Generator[Submission | None, None, Part]:
+        job.part = None
+        with self._lock:
+            self._expected -= {job.sequence}
+            self._queue.append(job)
+        try:
+            while (part := self._step(job)) is None:
+                yield None
+            yield part
+        except BaseException:
+            with self._lock:
+                if job in self._queue:
+                    self._queue.remove(job)
+                    self._nudge()
+                elif job.part:
+                    job.part.abandon()
+            raise
+        return part
+
+    def _step(self, job: Job) -> Part | None:
+        """Submit what waits if that is possible now, or wait for a moment; return the job's part if there is one."""
+        given_up = None
+        with self._lock:
+            pause = 0.0 if job.part or job.error else self._pause()
+            if not (job.part or job.error or pause):
+                taken = next((each for each in self._free if not each.pending), None)
+                if taken:
+                    self._submit(taken)
+                else:
+                    given_up = self._free[0].submission
+            current = self._current
+        if given_up:
+            _wait_for_abandoned(given_up)
+        elif not (job.part or job.error):
+            if current:
+                self.wait(current, job, _LOOK)
+            else:
+                job.wake.wait(pause or _LOOK)
+                job.wake.clear()
+        if job.error:
+            raise job.error
+        return job.part
+
+    def _pause(self) -> float:
+        """Seconds until a batch may be submitted, as far as that is known; 0 if it may be now."""
+        if self._current and not self._current.submission.pending:
+            self._end(self._current)
+        if self._current:
+            return _LOOK
+        left = self._until - time.monotonic()
+        return min(left, _LOOK) if self._expected and left > 0 else 0.0
+
+    def _submit(self, taken: Pass) -> None:
+        jobs = self._next()
+        self._free.remove(taken)
+        try:
+            submission = self._start(taken, jobs)
+        except BaseException as error:
+            self._free.insert(0, taken)
+            if not isinstance(error, Exception):  # Ctrl-C in this thread concerns no other
+                self._queue[:0] = jobs
+                raise
+            for job in jobs:
+                if len(jobs) > 1 and not isinstance(error, DeviceLostError):
+                    job.alone = True
+                    self._queue.append(job)
+                else:
+                    job.error = error
+        else:
+            self._current = batch = Batch(submission, taken, jobs)
+            for job in jobs:
+                job.part = Part(self, batch, job)
+        for job in jobs:
+            job.wake.set()
+
+    def _next(self) -> list[Job]:
+        """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
+        first = self._queue[0]
+        rows = -(-first.rows // _ROWS) * _ROWS
+        sequences, jobs = SEQUENCES, []
+        for job in self._queue:
+            if job is first or not (first.alone or job.alone or job.rows > rows or len(job.segments) > sequences):
+                jobs.append(job)
+                rows -= job.rows
+                sequences -= len(job.segments)
+        for job in jobs:
+            self._queue.remove(job)
+        return jobs
+
+    def _end(self, batch: Batch, error: Exception | None = None) -> None:
+        """The batch has ended, with an error or not, or nobody waits for it any more: the next one may begin."""
+        if batch.ended:
+            return
+        batch.error = error or batch.outcome()
+        batch.ended = True
+        self._free.insert(0, batch.taken)  # the next token then uses the same buffers
+        if self._current is batch:
+            self._current = None
+            part, most = _SAMPLING
+            self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
+            self._until = time.monotonic() + min(part * batch.submission.seconds, most)
+        self._nudge()
+
+    def _nudge(self) -> None:
+        if self._queue:
+            self._queue[0].wake.set()
+
+
+def _wait_for_abandoned(submission: Submission) -> None:
+    """Wait for a moment. Raises DeviceLostError if the device does not come back from it."""
+    try:
+        submission.wait(_LOOK)
+    except DeviceLostError:
+        raise
+    except DeviceError:
+        pass  # it is pending still, or its error concerns whoever gave it up
