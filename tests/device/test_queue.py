@@ -57,6 +57,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.works: list[Work] = []
+        self.prepare: Callable[[list[object]], None] = lambda recordings: None
 
     def start(self, recordings: list[object]) -> Work:
         self.works.append(Work())
@@ -127,6 +128,45 @@ def test_no_lock_is_held_while_waiting(made: Fixture) -> None:
         assert results == [None]
     assert [work.results for work in made.works] == [1, 1]
     assert made.counters == Counters(submits=2, dispatches=4, device_seconds=0.5)
+
+
+def test_a_wait_has_time_to_prepare(made: Fixture) -> None:
+    """For what is waited for, before the wait; never for what has ended, or on a lost or closed device."""
+    prepared: list[object] = []
+    made.prepare = prepared.append
+    commands = [a_list() for _ in range(2)]
+    first, second = (made.submit(each) for each in commands)
+    waiting, results = in_thread(second.wait)
+    assert made.works[1].waited_for.wait(LONG)
+    assert prepared == [[commands[1].recording]]
+    for work in made.works:
+        work.end.set()
+    waiting.join(LONG)
+    assert results == [None]
+    for _ in range(2):
+        first.wait(LONG)
+    assert prepared == [[commands[1].recording]]
+    third, fourth = made.submit(), made.submit()
+    made.works[2].lost_in = "wait"
+    with pytest.raises(DeviceLostError):
+        third.wait(LONG)
+    prepared.clear()
+    made.works[3].end.set()
+    fourth.wait(LONG)
+    assert prepared == []
+
+
+def test_an_interrupted_preparation(made: Fixture) -> None:
+    """The submission goes on, and can still be waited for."""
+    submission = made.submit()
+    made.prepare = raising(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        submission.wait()
+    assert submission.pending
+    made.prepare = lambda recordings: None
+    made.works[0].end.set()
+    submission.wait(LONG)
+    assert not submission.pending
 
 
 def test_a_pending_list_is_refused_until_its_submission_has_ended(made: Fixture) -> None:

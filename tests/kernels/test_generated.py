@@ -120,11 +120,12 @@ def test_every_kernel_is_compiled_for_its_targets_and_the_cpu(kernel):
 
 @each("metal")
 def test_simdgroup_matrices_are_an_extra(kernel):
-    """Only kernels for Metal alone use them, with floats, and each has its like without."""
+    """Only kernels for Metal alone use them, with sums of floats, and each has its like without."""
     used = set(re.findall(r"simdgroup_matrix<(\w+), int\((\d)\), int\((\d)\)>", kernel.code("metal").decode()))
-    assert used == ({("float", "8", "8")} if "simdgroup_matrix" in kernel.features else set())
+    kinds = {"float", "half"} if "simdgroup16" in kernel.name else {"float"}
+    assert used == ({(kind, "8", "8") for kind in kinds} if "simdgroup_matrix" in kernel.features else set())
     if used:
-        plain = CATALOG[kernel.name.replace("_simdgroup", "")]
+        plain = CATALOG[re.sub("_simdgroup(16)?", "", kernel.name)]
         assert (plain.buffers, plain.fields) == (kernel.buffers, kernel.fields)
         assert "simdgroup_matrix" not in plain.features
 

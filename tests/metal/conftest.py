@@ -11,6 +11,7 @@ import pytest
 
 from tests.metal.devices import EMULATED
 from tests.metal.standin import Gpu, installed
+from tests.metal.standin.framework import broken
 from wasmetal.device import Device, open_device
 
 
@@ -60,3 +61,4 @@ def open_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
                 return stack.enter_context(open_device("metal"))
 
         yield open_it
+    assert not broken, broken

@@ -22,13 +22,13 @@ LAYERS = {
 
 
 def open_metal() -> Device:
-    """Open it. Raises DeviceNotFoundError."""
+    """Open it, to compute in float32 as the devices that it is compared with. Raises DeviceNotFoundError."""
     if not EMULATED:
-        return open_device("metal")
+        return open_device("metal", "exact")
     from tests.metal.standin import installed
 
     with installed():
-        return open_device("metal")
+        return open_device("metal", "exact")
 
 
 def environment_for(*arguments: object) -> dict[str, str]:

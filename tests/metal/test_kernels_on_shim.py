@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,6 +216,37 @@ def linear(bench, rng, dtype, rows, n, k, accumulate):
     return [out]
 
 
+def rounded_linear(
+    bench: Bench, rng: np.random.Generator, dtype: DType, rows: int, n: int, k: int, accumulate: int
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """A GEMM; its result, in float64, from operands rounded to float16; and the same from the operands as they are."""
+    k = whole_blocks(dtype, k)
+    raw, weights = random_weight(rng, dtype, n, k)
+    weight = bench.put_weight(raw, dtype, k)
+    x, before = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, k), (rows, n)))
+    out = bench.put(before, gap=rows - 1)
+    tensors, batch = (bench.put(x, gap=rows - 1), weight, out), bench.batch(rows, rows - 1)
+    bench.run(lambda rec: ops.linear(rec, *tensors, accumulate=accumulate, batch=batch))
+    halves = (x / 16).astype(np.float16).astype(np.float64) * 16, weights.astype(np.float16).astype(np.float64)
+    wanted = []
+    for a, b in (halves, (x.astype(np.float64), weights)):
+        want = a @ b.T + (before if accumulate else 0)
+        want[rows - 1 :] = before[rows - 1 :]  # which are not valid
+        wanted.append(want)
+    return out, wanted[0], wanted[1]
+
+
+def check_rounded(device: Device, tolerance: float, dtype: DType, *sizes: int) -> None:
+    """Activations and weights are rounded to float16, and nothing else is: sums are float32."""
+    with Bench(device) as bench:
+        out, want, unrounded = rounded_linear(bench, np.random.default_rng(7), dtype, *sizes)
+        bench.only(out)
+        scale = np.abs(want).max()
+        error = np.abs(bench.get(out) - want).max()
+        assert error <= tolerance * scale, f"off by {error}; {tolerance * scale} is allowed"
+        assert np.abs(unrounded - want).max() > 10 * CLOSE * scale  # the test could tell
+
+
 def norm_linear(bench, rng, dtype, n, k, bias):
     k = whole_blocks(dtype, k)
     weight = bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k)
@@ -370,6 +402,14 @@ def cases() -> Iterator[Case]:
 
 
 CASES = list(cases())
+ROUNDED = [
+    (dtype, *sizes)
+    for dtype in WEIGHTS
+    if dtype is not DType.F32
+    for sizes in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (130, 68, 64, 0))
+]
+"""GEMMs of operands rounded to float16, as the last arguments of :func:`check_rounded`."""
+ROUNDED += [(dtype, 5, 9, 37, 0) for dtype in (DType.F16, DType.BF16)]
 
 
 @pytest.fixture(scope="module")
@@ -401,6 +441,33 @@ def test_layer_1_msl_on_the_cpu_shim(shim: ShimDevice, case: Case) -> None:
     check(shim, case)
 
 
+@functools.cache
+def check_rounded_on(shim: ShimDevice, *case: Any) -> None:
+    shim.shim.simdgroups, shim.shim.precision = True, "standard"
+    try:
+        check_rounded(shim, CLOSE, *case)
+    finally:
+        shim.shim.precision = "exact"
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: " ".join(map(str, case)))
+def test_layer_1_operands_of_float16(shim: ShimDevice, case: tuple[Any, ...]) -> None:
+    check_rounded_on(shim, *case)
+
+
+def test_layer_1_activations_too_large_for_float16(shim: ShimDevice) -> None:
+    """Up to a million they keep their size; beyond that they are cut off, not infinite."""
+    with ShimDevice(seeds=1) as device, Bench(device) as bench:
+        device.shim.precision = "standard"
+        x = np.zeros((2, 32), np.float32)
+        x[:, 0] = 1e6, -1e9
+        weight = np.ones((1, 32), np.float16)
+        out = bench.empty(2, 1)
+        tensors = bench.put(x), bench.put_weight(weight.view(np.uint8), DType.F16, 32), out
+        bench.run(lambda rec: ops.linear(rec, *tensors))
+        assert bench.get(out)[:, 0].tolist() == [float(np.float16(1e6 / 16)) * 16, -65504 * 16]
+
+
 def test_layer_1_a_grid_of_several_rows() -> None:
     """More groups than one row of the grid holds; surplus groups of the last row return at once."""
     with ShimDevice(seeds=1) as shim:
@@ -413,4 +480,6 @@ def test_layer_1_covers_every_kernel(shim: ShimDevice) -> None:
     """A kernel of the catalog without a case above fails here."""
     for case in CASES:
         check(shim, case)  # Cached if it ran before.
+    for rounded in ROUNDED:
+        check_rounded_on(shim, *rounded)
     assert shim.shim.ran == {name for name, kernel in CATALOG.items() if "metal" in kernel.targets}

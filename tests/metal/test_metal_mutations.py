@@ -127,7 +127,7 @@ def test_without_a_mistake(use: Callable[..., None], monkeypatch: pytest.MonkeyP
 
 def keeps_parameters_alone(init: Callable[..., None], recording: Any, *args: Any) -> None:
     init(recording, *args)
-    recording._keeps[:] = recording._keeps[-1:]
+    recording.uses[:] = recording.uses[-1:]
 
 
 def tells_of_no_gemm(init: Callable[..., None], recording: Any, *args: Any) -> None:

@@ -12,14 +12,19 @@ import pytest
 
 from tests.device.harness import recorded, span
 from tests.metal.standin import Gpu, bridge
+from tests.metal.test_kernels_on_shim import rounded_linear
+from tests.models.tiny import write_tiny_llama
 from tests.ops.tensors import Bench
 from wasmetal import ops
 from wasmetal.counters import Counters
 from wasmetal.device import Device, trial
+from wasmetal.device.backend import Precision
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
+from wasmetal.kernels.dtypes import DType
+from wasmetal.models import load_model
 
-COMPILED = [*(name for name, kernel in CATALOG.items() if "simdgroup_matrix" in kernel.features), "add"]
+COMPILED = [*(name for name in CATALOG if "_simdgroup_" in name), "add"]
 """The kernels that a first session compiles: those of the trials, and the one that it runs."""
 TRIED = ["add"]
 """The kernels that a session compiles without an archive if its device has passed the trials before."""
@@ -194,6 +199,88 @@ def test_one_wrong_kernel_is_enough(
     plain = name.replace("_simdgroup", "")
     assert f"no simdgroup matrices (wrong results for {plain})" in device.info.features
     computes_a_gemm(device)
+
+
+def gemm_errors(device: Device, dtype: DType) -> tuple[float, float]:
+    """The errors of a GEMM, relative to its largest result: with operands rounded to float16, and as they are."""
+    with Bench(device) as bench:
+        out, *wanted = rounded_linear(bench, np.random.default_rng(7), dtype, 67, 5, 96, 1)
+        rounded, plain = (float(np.abs(bench.get(out) - want).max() / np.abs(want).max()) for want in wanted)
+        return rounded, plain
+
+
+@pytest.mark.usefixtures("tried")
+def test_operands_of_float16_are_tried_at_first_use(open_on: Callable[[Gpu], Device]) -> None:
+    """For each type of weights, once in two processes; never where nothing may be rounded."""
+
+    def compiled(precision: Precision) -> list[str]:
+        gpu = Gpu()
+        device = open_on(gpu)
+        device.backend.precision = precision
+        dispatches = bridge.calls["dispatchThreadgroups:threadsPerThreadgroup:"]
+        rounded, plain = gemm_errors(device, DType.F16)
+        assert (rounded if precision == "standard" else plain) < 1e-6 < max(rounded, plain) / 10
+        gpu.compiled.append(str(bridge.calls["dispatchThreadgroups:threadsPerThreadgroup:"] - dispatches))
+        device.close()
+        return gpu.compiled
+
+    assert compiled("exact") == ["gemm_simdgroup_f16", "1"]
+    assert compiled("standard") == ["gemm_simdgroup16_f16", "3"]
+    assert compiled("standard") == ["1"]
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_model_whose_activations_are_rounded(open_on: Callable[[Gpu], Device], tmp_path: Path) -> None:
+    """A prompt is computed with operands of float16 unless the precision is exact; a token that is decoded is not."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q8_0")
+    logits = []
+    for precision in ("exact", "standard"):
+        device = open_on(Gpu())
+        device.backend.precision = precision
+        with load_model(path, device) as model, model.session() as session:
+            out = model.logits()
+            session.forward([3, 1, 4, 1, 5], out)
+            prompt = out.numpy().copy()
+            with model.session() as other:
+                other.forward([3], out)
+                logits.append((prompt, out.numpy().copy()))
+    (exact, decoded), (rounded, decoded_too) = logits
+    assert 1e-6 < np.abs(rounded - exact).max() / np.abs(exact).max() < 1e-2
+    assert np.array_equal(decoded, decoded_too)
+
+
+@pytest.mark.usefixtures("tried")
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        (r"_slang_simdgroup_load_transpose<", "_slang_simdgroup_load<"),
+        (r"accumulate_0\) != 0U", "accumulate_0) == 0U"),
+        ("0.0625", "1.0"),
+    ],
+    ids=["loaded the wrong way round", "added to what it is to replace", "not made smaller"],
+)
+def test_a_wrong_kernel_of_float16_is_not_used(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, written: str, instead: str
+) -> None:
+    """Nor are other types affected. GEMMs of that type are computed in float32."""
+    code = Kernel.code
+
+    def changed(kernel: Kernel, target: str) -> bytes:
+        if kernel.name != "gemm_simdgroup16_q4_1":
+            return code(kernel, target)
+        text, changes = re.subn(written, instead, code(kernel, target).decode())
+        assert changes
+        return text.encode()
+
+    monkeypatch.setattr(Kernel, "code", changed)
+    device = open_on(Gpu())
+    for _ in range(2):
+        rounded, plain = gemm_errors(device, DType.Q4_1)
+        assert plain < 1e-6 < rounded / 10
+    problem = "no simdgroup matrices of float16 for gemm_simdgroup16_q4_1 (wrong results for gemm_q4_1)"
+    assert [feature for feature in device.info.features if "float16" in feature] == [problem]
+    rounded, plain = gemm_errors(device, DType.F16)
+    assert rounded < 1e-6 < plain / 10
 
 
 def test_what_has_been_tried_is_not_tried_again(

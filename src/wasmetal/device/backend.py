@@ -151,6 +151,12 @@ class Backend(ABC, Generic[A, C, R]):
     def start(self, recordings: Sequence[R]) -> Work:
         """Start recordings in order, after all earlier work. One call at a time. Raises DeviceLostError."""
 
+    def prepare(self, recordings: Sequence[R]) -> None:
+        """Prepare for these recordings to be started again: a thread is about to wait for them, and has time.
+
+        May be called several times for what was started once; not at the same time as :meth:`start`.
+        """
+
     def copy(self, source: Range[A], target: Range[A]) -> None:
         """Copy between two ranges of equal length after all earlier work; complete on return.
 

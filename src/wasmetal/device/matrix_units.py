@@ -1,4 +1,4 @@
-"""GEMMs on a GPU's matrix units: the kernels with cooperative matrices, each tried before it is used."""
+"""GEMMs on a GPU's matrix units: kernels whose operands are rounded to float16, each tried before it is used."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from wasmetal.kernels.catalog import COOPMAT_TILES, Kernel
 
 SUBGROUP = 32
 """Threads of a subgroup, as the kernels have it (``fragments.slang``)."""
-_NAME = "cooperative matrices"
-"""The name of the kernels among the features of a device."""
 _DEPTH = 32
 """Elements of a tile along k."""
 _MANY = 256
@@ -41,12 +39,15 @@ class MatrixTrials:
 def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B]) -> B:
     """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on."""
     backend = open_with(MatrixUnits(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
-    backend.info = replace(backend.info, features=(*backend.info.features, _NAME))
+    backend.info = replace(backend.info, features=(*backend.info.features, MatrixUnits.name))
     return backend
 
 
 class MatrixUnits:
     """Chooses the kernels with cooperative matrices, unless the precision is ``exact``."""
+
+    name = "cooperative matrices"
+    """The kernels' name among the features of a device."""
 
     def __init__(self, trials: MatrixTrials | None, only: Kernel | None = None) -> None:
         """``only``: the kernel that is used for every GEMM, without a trial."""
@@ -58,28 +59,45 @@ class MatrixUnits:
 
         Updates ``backend.info.features`` if this tries a kernel that fails.
         """
-        small, large = (variant(kernel, f"coopmat{tile}") for tile in COOPMAT_TILES)
-        if small is kernel or backend.precision == "exact":
+        if backend.precision == "exact" or (suited := self.suited(kernel, params)) is None:
             return kernel
+        found = self._only or suited
+        return found if self._works(backend, found) else kernel
+
+    def suited(self, kernel: Kernel, params: bytes) -> Kernel | None:
+        """The variant of a GEMM that suits its sizes; None if there is none, or the kernel is no GEMM."""
+        small, large = (variant(kernel, f"coopmat{tile}") for tile in COOPMAT_TILES)
+        if small is kernel:
+            return None
         p = kernel.unpack(params)
         aligned = (p.x_offset | p.x_stride | p.weight_offset | p.out_offset | p.out_stride) % _VECTOR == 0
         if not aligned or p.k % _DEPTH:
-            return kernel
+            return None
         groups = -(-p.rows // COOPMAT_TILES[1]) * -(-p.n // COOPMAT_TILES[1])
-        found = self._only or (small if groups < _MANY else large)
-        return found if self._works(backend, found) else kernel
+        return small if groups < _MANY else large
 
     def _works(self, backend: AnyBackend, kernel: Kernel) -> bool:
         if self._trials is None:
             return True
         problem = self._trials.results.problem(kernel.name, partial(self._try, kernel))
-        if problem and (said := f"no {_NAME} for {kernel.name} ({problem})") not in backend.info.features:
+        if problem and (said := f"no {self.name} for {kernel.name} ({problem})") not in backend.info.features:
             backend.info = replace(backend.info, features=(*backend.info.features, said))
         return not problem
 
     def _try(self, kernel: Kernel) -> str | None:
         assert self._trials is not None
-        backend = self._trials.open_with(MatrixUnits(None, kernel))
+        backend = self._trials.open_with(type(self)(None, kernel))
         backend.precision = "standard"
         with OpenDevice(backend) as device:
             return find_problem(device, rounded_gemms(kernel.name.split("_", 2)[2]))
+
+
+class HalfSimdgroups(MatrixUnits):
+    """The same for the kernels with Metal's simdgroup matrices of float16, which take GEMMs of all sizes."""
+
+    name = "simdgroup matrices of float16"
+
+    def suited(self, kernel: Kernel, params: bytes) -> Kernel | None:
+        """The variant of a GEMM; None if there is none."""
+        found = variant(kernel, "simdgroup16")
+        return None if found is kernel else found

@@ -126,8 +126,9 @@ class Queue:
         Raises DeviceTimeoutError, DeviceLostError and ForkedError.
         """
         self._origin.check()
-        if submission.work is not None:
-            wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
+        if (work := submission.work) is not None:
+            self._prepare(work)
+            wait_in_slices(partial(self._attempt, submission, work), timeout)
 
     def is_pending(self, submission: DeviceSubmission) -> bool:
         """Whether a submission has not ended yet. Raises ForkedError."""
@@ -154,6 +155,13 @@ class Queue:
             submission.abandon()
             abandoned.keep(partial(_ended, submission), submission)
         self._backend = None
+
+    def _prepare(self, work: Work) -> None:
+        """Spend the time until work has ended on the next, which may be of the same recordings."""
+        with self.lock:
+            recordings = self._in_flight.get(work)  # None if another thread has found that it has ended
+            if recordings is not None and self._backend is not None and not self._lost:
+                self._backend.prepare(recordings)
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
         try:

@@ -186,8 +186,9 @@ _SIMDGROUP_TILES: dict[str, Any] = {
     "defines": (("SIMDGROUPS", "1"), ("TILES", "SimdgroupTiles")),
     "features": ("simdgroup_matrix",),
 }
-_VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES}
-"""The ways to compute a GEMM, by what they add to a kernel's name."""
+_HALF_TILES = {**_SIMDGROUP_TILES, "defines": (("HALVES", "1"), *_SIMDGROUP_TILES["defines"])}
+_VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES, "_simdgroup16": _HALF_TILES}
+"""The ways to compute a GEMM, by what they add to a kernel's name. With ``simdgroup16`` operands are float16."""
 
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
@@ -454,6 +455,7 @@ _KERNELS = (
         )
         for variant in _VARIANTS
         for dtype in WEIGHTS
+        if variant != "_simdgroup16" or dtype is not DType.F32  # float16 would round the weights too
     ),
     # The same with cooperative matrices, in tiles of two sizes: only where k is a multiple of 32, and the weights and
     # the rows of x and out begin at 16 bytes.
@@ -520,7 +522,7 @@ _KERNELS = (
             defines=(("ELEMENT", _ELEMENTS[dtype]), ("RESULT", "float" if result is DType.F32 else "half")),
             features=() if result is DType.F32 else ("float16", "storage16"),
         )
-        for variant in _VARIANTS
+        for variant in ("", "_simdgroup")
         for dtype in FLOATS
         for result in FLOATS
     ),

@@ -43,7 +43,7 @@ class ShimBackend(CpuBackend):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
         if self.simdgroups:
-            kernel = variant(kernel, "simdgroup")
+            kernel = variant(kernel, "simdgroup" if self.precision == "exact" else "simdgroup16")
         arrays = [bound.allocation.view()[bound.offset :][: bound.nbytes] for bound in ranges]
         return functools.partial(self._launch, kernel, arrays, np.frombuffer(params, np.uint8))
 

@@ -469,7 +469,9 @@ class CommandBuffer(Object):
         self._passes: list[list[Pass]] = [[]]
         self._waits: list[tuple[Event, int]] = []
         self._signals: list[tuple[Event, int]] = []
+        self._given: list[None] = []  # one None, once it was given to the GPU
         self._watch: Watch | None = None
+        weakref.finalize(self, _dropped, self._passes, self._given)
 
     @property
     def ready(self) -> bool:
@@ -524,6 +526,7 @@ class CommandBuffer(Object):
 
     def commit(self) -> None:
         self._open("commit")
+        self._given.append(None)
         self._status = _constant("MTLCommandBufferStatusCommitted")
         with self._gpu.lock:  # so that no kernel of another thread's submission writes while the ranges are summed
             if self._gpu.idle:
@@ -710,6 +713,16 @@ class Dispatch:
 def _left_open(state: dict[str, Any]) -> None:
     if not state.get("ended"):
         broken.append("an encoder was dropped without endEncoding")
+
+
+def _dropped(passes: list[list[Pass]], given: list[None]) -> None:
+    """A command buffer is gone. What it would have used must not be gone before it."""
+    try:
+        if not given:
+            for part in itertools.chain(*passes):
+                part._ranges()
+    except RuleError as error:
+        broken.append(f"a command buffer that was never committed: {error}")
 
 
 broken: list[str] = []

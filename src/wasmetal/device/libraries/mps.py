@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -30,6 +31,17 @@ def load_mps() -> Any:
         return import_module("MetalPerformanceShaders")
     except ImportError:
         return None
+
+
+def mps_off(virtual: bool) -> str | None:
+    """Why MPS is not even tried on a GPU, which may be ``virtual``; None if it may be.
+
+    On virtual GPUs MPS is known to abort the process or to give wrong results; WASMETAL_NO_MPS=0 tries it there too.
+    """
+    switch = os.environ.get("WASMETAL_NO_MPS")
+    if switch == "1":
+        return "WASMETAL_NO_MPS=1"
+    return "a virtual GPU" if virtual and switch != "0" else None
 
 
 class MpsGemm:

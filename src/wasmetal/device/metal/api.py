@@ -17,16 +17,7 @@ try:
 except ImportError as error:
     raise DeviceNotFoundError("no Metal: it is part of macOS; use another device") from error
 
-__all__ = [
-    "NSURL",
-    "NSMakeRange",
-    "NSProcessInfo",
-    "command_error",
-    "error_text",
-    "mtl",
-    "objc",
-    "succeeded",
-]
+__all__ = ["NSURL", "NSMakeRange", "NSProcessInfo", "command_error", "error_text", "mtl", "objc", "succeeded"]
 
 _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorOutOfMemory: (OutOfDeviceMemoryError, "the GPU is out of memory"),

@@ -8,6 +8,7 @@ from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.gemm import variant
 from wasmetal.device.libraries.base import GemmLibrary
+from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.device.metal.memory import MetalAllocation, allocate
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import MetalPipelines, Pipeline
@@ -27,18 +28,20 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | Pass, MetalRecording]):
         physical: PhysicalDevice,
         pipelines: MetalPipelines,
         simdgroups: bool = False,
+        halves: MatrixUnits | None = None,
         library: GemmLibrary[MetalAllocation, Pass] | None = None,
         indirect: bool = False,
     ) -> None:
-        """``simdgroups``: compute GEMMs with simdgroup matrices; ``library``: leave large ones to it.
+        """``simdgroups``: compute GEMMs with simdgroup matrices; ``halves``: chooses kernels with such of float16.
 
-        ``indirect``: write command lists into indirect command buffers.
+        ``library``: leave large GEMMs to it; ``indirect``: write command lists into indirect command buffers.
         """
         self.info = physical.info
         self.queue = CommandQueue(physical)
         self.pipelines = pipelines
         self.simdgroups = simdgroups
         self.indirect = indirect
+        self._halves = halves
         self._library = library
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> MetalAllocation:
@@ -50,9 +53,10 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | Pass, MetalRecording]):
         return MetalAllocation(self.queue.residency, pages.view())
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[MetalAllocation]]) -> Pipeline | Pass:
-        """The library's GEMM, the kernel's variant with simdgroup matrices, or the kernel itself."""
+        """The library's GEMM, one of the kernel's variants with simdgroup matrices, or the kernel itself."""
         if self._library is not None and (gemm := self._library.find(self, kernel, params, ranges)) is not None:
             return gemm
+        kernel = self._halves.choose(self, kernel, params) if self._halves else kernel
         return self.pipelines.get(variant(kernel, "simdgroup") if self.simdgroups else kernel)
 
     def build(self, dispatches: Sequence[MetalDispatch]) -> MetalRecording:
@@ -62,6 +66,10 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | Pass, MetalRecording]):
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
         """Encode the recordings into one command buffer and commit it."""
         return self.queue.start(recordings)
+
+    def prepare(self, recordings: Sequence[MetalRecording]) -> None:
+        """Encode the next command buffer, if it is likely to be the same."""
+        self.queue.prepare(recordings)
 
     def close(self) -> None:
         """End residency and save the compiled pipelines."""

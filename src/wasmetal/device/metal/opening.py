@@ -12,7 +12,8 @@ from functools import partial
 from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.gemm_trials import every_gemm
 from wasmetal.device.libraries.base import LibraryTrials
-from wasmetal.device.libraries.mps import Mps
+from wasmetal.device.libraries.mps import Mps, mps_off
+from wasmetal.device.matrix_units import HalfSimdgroups, MatrixTrials
 from wasmetal.device.metal.device import MetalBackend
 from wasmetal.device.metal.physical import PhysicalDevice, physical_devices
 from wasmetal.device.metal.pipeline import MetalPipelines
@@ -43,23 +44,13 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
 
     simdgroups = results.uses("simdgroup matrices", try_simdgroups)
     indirect = asked and results.uses("indirect command buffers", try_indirect)
-    no_mps = _mps_off(physical)
+    no_mps = mps_off(physical.virtual)
     trials = LibraryTrials(results, lambda: OpenDevice(new(library=Mps(physical.handle))))
     mps = None if no_mps else Mps(physical.handle, trials)
-    backend = new(simdgroups, mps, indirect)
+    halves = HalfSimdgroups(MatrixTrials(results, partial(new, True))) if simdgroups else None
+    backend = new(simdgroups, halves, mps, indirect)
     has = {"residency set": backend.queue.residency.kept, "pipeline archive": pipelines.archived}
     features = *results.features, *(name for name in has if has[name])
     features += mps.features if mps else (f"no MPS ({no_mps})",)
     backend.info = replace(physical.info, features=physical.info.features + features)
     return backend
-
-
-def _mps_off(physical: PhysicalDevice) -> str | None:
-    """Why MPS is not even tried; None if it may be.
-
-    On virtual GPUs MPS is known to abort the process or to give wrong results; WASMETAL_NO_MPS=0 tries it there too.
-    """
-    switch = os.environ.get("WASMETAL_NO_MPS")
-    if switch == "1":
-        return "WASMETAL_NO_MPS=1"
-    return "a virtual GPU" if physical.virtual and switch != "0" else None

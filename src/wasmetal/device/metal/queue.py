@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from wasmetal.device.ahead import Ahead
 from wasmetal.device.backend import Work
 from wasmetal.device.metal.api import command_error, mtl, objc
 from wasmetal.device.metal.physical import PhysicalDevice
@@ -62,26 +63,42 @@ class CommandQueue:
         self.residency = Residency(physical, self._queue)
         self._submitted = 0
         self._last: MetalWork | None = None
+        self._ahead: Ahead[tuple[object, Any]] = Ahead()  # of what command buffers use, and these
 
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
         """Run recordings in order, after all work started before."""
         self.residency.heartbeat.use()
         with objc.autorelease_pool():
-            if any(recording.gemms for recording in recordings):
-                commands = self._queue.commandBuffer()  # only this one retains a library's temporary objects
-            else:
-                commands = self._queue.commandBufferWithUnretainedReferences()
-            if self._busy():
-                # Buffers are untracked, so Metal would let submissions overlap.
-                commands.encodeWaitForEvent_value_(self.event, self._submitted)
-            with closing(Stream(commands, self._order, self._numbers)) as stream:
-                for recording in recordings:
-                    recording.encode(stream)
+            ready, busy = self._ahead.take(recordings), self._busy()
+            commands = ready[-1] if ready and not busy else self._encode(recordings, busy)
             commands.encodeSignalEvent_value_(self.event, self._submitted + 1)
             commands.commit()
             self._submitted += 1
             self._last = MetalWork(self, self._submitted, commands)
             return self._last
+
+    def prepare(self, recordings: Sequence[MetalRecording]) -> None:
+        """Encode the next submission of recordings that are submitted over and over, while the GPU runs this one.
+
+        Not with passes of a library: the event between these needs numbers that grow from one commit to the next.
+        """
+        if self._ahead.expects(recordings) and self._busy() and not any(recording.gemms for recording in recordings):
+            with objc.autorelease_pool():
+                self._ahead.put(recordings, ([each.uses for each in recordings], self._encode(recordings, False)))
+
+    def _encode(self, recordings: Sequence[MetalRecording], wait: bool) -> Any:
+        """A command buffer with these recordings, which must be committed next if it is to ``wait`` for the last."""
+        if any(recording.gemms for recording in recordings):
+            commands = self._queue.commandBuffer()  # only this one retains a library's temporary objects
+        else:
+            commands = self._queue.commandBufferWithUnretainedReferences()
+        if wait:
+            # Buffers are untracked, so Metal would let submissions overlap.
+            commands.encodeWaitForEvent_value_(self.event, self._submitted)
+        with closing(Stream(commands, self._order, self._numbers)) as stream:
+            for recording in recordings:
+                recording.encode(stream)
+        return commands
 
     def _busy(self) -> bool:
         """Whether the last submission is still in flight."""

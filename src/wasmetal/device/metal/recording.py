@@ -34,7 +34,8 @@ class MetalRecording(Recording):
         self.gemms = sum(not isinstance(dispatch.code, Pipeline) for dispatch in dispatches)
         """How many of the dispatches a library computes."""
         self._passes: list[Pass] = []
-        self._keeps: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
+        self.uses: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
+        """Pipelines and memory. Command buffers do not keep them alive."""
         if dispatches:
             self._build(residency, dispatches, indirect and len(dispatches) <= MOST_COMMANDS)
 
@@ -48,7 +49,7 @@ class MetalRecording(Recording):
         """Build the passes. One buffer, argument 0 of each kernel, holds every distinct parameter struct."""
         slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
         params = allocate(residency, len(slots) * _SLOT)
-        self._keeps.append(params)
+        self.uses.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
         for _, run in groupby(dispatches, lambda dispatch: type(dispatch.code)):

@@ -230,28 +230,33 @@ uint place_0(uint row_5, uint column_1, uint width_0)
     return (row_5 / 8U * (width_0 / 8U) + column_1 / 8U) * 64U + row_5 % 8U * 8U + column_1 % 8U;
 }
 
-void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
+float element_0(float value_0, float scale_0)
+{
+    return value_0;
+}
+
+void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, float scale_1, KernelContext_0 thread* kernelContext_0)
 {
     uint _S19 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S19] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S19 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S19 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S19 + 3U] = this_4->rows_0[0U].w;
+    (*kernelContext_0->tile_0)[_S19] = element_0(this_4->rows_0[0U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S19 + 1U] = element_0(this_4->rows_0[0U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S19 + 2U] = element_0(this_4->rows_0[0U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S19 + 3U] = element_0(this_4->rows_0[0U].w, scale_1);
     uint _S20 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S20] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S20 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S20 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S20 + 3U] = this_4->rows_0[1U].w;
+    (*kernelContext_0->tile_0)[_S20] = element_0(this_4->rows_0[1U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 1U] = element_0(this_4->rows_0[1U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 2U] = element_0(this_4->rows_0[1U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 3U] = element_0(this_4->rows_0[1U].w, scale_1);
     uint _S21 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[2U].w;
+    (*kernelContext_0->tile_0)[_S21] = element_0(this_4->rows_0[2U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 1U] = element_0(this_4->rows_0[2U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 2U] = element_0(this_4->rows_0[2U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 3U] = element_0(this_4->rows_0[2U].w, scale_1);
     uint _S22 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[3U].w;
+    (*kernelContext_0->tile_0)[_S22] = element_0(this_4->rows_0[3U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 1U] = element_0(this_4->rows_0[3U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 2U] = element_0(this_4->rows_0[3U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 3U] = element_0(this_4->rows_0[3U].w, scale_1);
     return;
 }
 
@@ -396,9 +401,9 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
             break;
         }
         thread Rows_0 _S79 = left_rows_0;
-        Rows_store_0(&_S79, 0U, _S71, _S73, kernelContext_2);
+        Rows_store_0(&_S79, 0U, _S71, _S73, 1.0, kernelContext_2);
         thread Rows_0 _S80 = right_rows_0;
-        Rows_store_0(&_S80, 2048U, _S75, _S77, kernelContext_2);
+        Rows_store_0(&_S80, 2048U, _S75, _S77, 1.0, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint _S81 = begin_1 + 32U;
         Rows_0 _S82 = Rows_load_1(left_0, left_x_0, _S72, _S81 + _S73);
@@ -424,49 +429,50 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         left_rows_0 = _S82;
         right_rows_0 = _S83;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S50, 64U)), (ulong)(8U));
-    uint _S84 = _S50 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S84, 64U)), (ulong)(8U));
-    uint _S85 = _S50 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S85, 64U)), (ulong)(8U));
-    uint _S86 = _S50 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S86, 64U)), (ulong)(8U));
-    uint _S87 = _S49 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S50, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S84, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S86, 64U)), (ulong)(8U));
-    uint _S88 = _S49 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S50, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S84, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S86, 64U)), (ulong)(8U));
-    uint _S89 = _S49 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S50, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S84, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S90 = corner_0(thread_2);
-    uint _S91 = _S90.x;
-    uint _S92 = _S90.y;
-    uint _S93 = place_0(_S91, _S92, 64U);
+    uint2 _S84 = corner_0(thread_2);
+    uint _S85 = _S84.x / 8U;
     thread array<float4, int(8)> result_3;
-    result_3[0U] = float4((*kernelContext_2->tile_0)[_S93], (*kernelContext_2->tile_0)[_S93 + 1U], (*kernelContext_2->tile_0)[_S93 + 2U], (*kernelContext_2->tile_0)[_S93 + 3U]);
-    uint _S94 = place_0(_S91 + 1U, _S92, 64U);
-    result_3[1U] = float4((*kernelContext_2->tile_0)[_S94], (*kernelContext_2->tile_0)[_S94 + 1U], (*kernelContext_2->tile_0)[_S94 + 2U], (*kernelContext_2->tile_0)[_S94 + 3U]);
-    uint _S95 = place_0(_S91 + 2U, _S92, 64U);
-    result_3[2U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
-    uint _S96 = place_0(_S91 + 3U, _S92, 64U);
-    result_3[3U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
-    uint _S97 = place_0(_S91 + 4U, _S92, 64U);
-    result_3[4U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
-    uint _S98 = place_0(_S91 + 5U, _S92, 64U);
-    result_3[5U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
-    uint _S99 = place_0(_S91 + 6U, _S92, 64U);
-    result_3[6U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S91 + 7U, _S92, 64U);
-    result_3[7U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S50, 64U)), (ulong)(8U));
+    uint _S86 = _S50 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S86, 64U)), (ulong)(8U));
+    uint _S87 = _S50 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S87, 64U)), (ulong)(8U));
+    uint _S88 = _S50 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S88, 64U)), (ulong)(8U));
+    uint _S89 = _S49 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S88, 64U)), (ulong)(8U));
+    uint _S90 = _S49 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S88, 64U)), (ulong)(8U));
+    uint _S91 = _S49 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint _S92 = _S85 % 4U;
+    uint _S93 = _S84.y;
+    uint _S94 = place_0((_S85 / 4U * 4U + _S92) * 8U, _S93, 64U);
+    result_3[0U] = float4((*kernelContext_2->tile_0)[_S94], (*kernelContext_2->tile_0)[_S94 + 1U], (*kernelContext_2->tile_0)[_S94 + 2U], (*kernelContext_2->tile_0)[_S94 + 3U]);
+    uint _S95 = place_0((_S85 / 4U * 4U + _S92) * 8U + 1U, _S93, 64U);
+    result_3[1U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
+    uint _S96 = place_0((_S85 / 4U * 4U + _S92) * 8U + 2U, _S93, 64U);
+    result_3[2U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0((_S85 / 4U * 4U + _S92) * 8U + 3U, _S93, 64U);
+    result_3[3U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0((_S85 / 4U * 4U + _S92) * 8U + 4U, _S93, 64U);
+    result_3[4U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0((_S85 / 4U * 4U + _S92) * 8U + 5U, _S93, 64U);
+    result_3[5U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0((_S85 / 4U * 4U + _S92) * 8U + 6U, _S93, 64U);
+    result_3[6U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    uint _S101 = place_0((_S85 / 4U * 4U + _S92) * 8U + 7U, _S93, 64U);
+    result_3[7U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
     return result_3;
 }
 
@@ -477,766 +483,766 @@ uint group_number_0(uint3 group_0)
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_2, uint rows_4)
 {
-    uint _S101;
+    uint _S102;
     if(offset_3 == 4294967295U)
     {
-        _S101 = rows_4;
+        _S102 = rows_4;
     }
     else
     {
-        _S101 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
+        _S102 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
     }
-    return _S101;
+    return _S102;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_4, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S102 = p_1->n_1;
-    uint _S103 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S104 = group_number_0(group_1);
-    uint _S105 = _S104 / _S103;
-    uint _S106 = _S105 * 64U;
-    uint _S107 = _S104 % _S103;
-    uint _S108 = _S107 * 64U;
-    uint _S109 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
-    if(_S106 >= _S109)
+    uint _S103 = p_1->n_1;
+    uint _S104 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S105 = group_number_0(group_1);
+    uint _S106 = _S105 / _S104;
+    uint _S107 = _S106 * 64U;
+    uint _S108 = _S105 % _S104;
+    uint _S109 = _S108 * 64U;
+    uint _S110 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
+    if(_S107 >= _S110)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_1 = _S109;
+    (&left_1)->rows_1 = _S110;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S102;
+    (&right_2)->n_0 = _S103;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S110 = left_1;
-    thread Weights_0 _S111 = right_2;
-    array<float4, int(8)> _S112 = SimdgroupTiles_product_0(&_S110, x_0, &_S111, weight_0, _S106, _S108, _S109, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S113 = corner_0(thread_3);
-    uint _S114 = _S106 + _S113.x;
-    bool _S115 = _S114 < _S109;
-    bool _S116;
-    if(_S115)
+    thread Activations_0 _S111 = left_1;
+    thread Weights_0 _S112 = right_2;
+    array<float4, int(8)> _S113 = SimdgroupTiles_product_0(&_S111, x_0, &_S112, weight_0, _S107, _S109, _S110, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S114 = corner_0(thread_3);
+    uint _S115 = _S107 + _S114.x;
+    bool _S116 = _S115 < _S110;
+    bool _S117;
+    if(_S116)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    float _S117;
-    if(_S116)
+    float _S118;
+    if(_S117)
     {
-        uint _S118 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S119 = result_4+_S118;
+        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S120 = result_4+_S119;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S118) + _S112[0U][0U];
+            _S118 = *(result_4+_S119) + _S113[0U][0U];
         }
         else
         {
-            _S117 = _S112[0U][0U];
+            _S118 = _S113[0U][0U];
         }
-        *_S119 = _S117;
+        *_S120 = _S118;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S120 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S121 = result_4+_S120;
+        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S122 = result_4+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S120) + _S112[0U][1U];
+            _S118 = *(result_4+_S121) + _S113[0U][1U];
         }
         else
         {
-            _S117 = _S112[0U][1U];
+            _S118 = _S113[0U][1U];
         }
-        *_S121 = _S117;
+        *_S122 = _S118;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S122 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S123 = result_4+_S122;
+        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S124 = result_4+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S122) + _S112[0U][2U];
+            _S118 = *(result_4+_S123) + _S113[0U][2U];
         }
         else
         {
-            _S117 = _S112[0U][2U];
+            _S118 = _S113[0U][2U];
         }
-        *_S123 = _S117;
+        *_S124 = _S118;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S124 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S125 = result_4+_S124;
+        uint _S125 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S126 = result_4+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S124) + _S112[0U][3U];
+            _S118 = *(result_4+_S125) + _S113[0U][3U];
         }
         else
         {
-            _S117 = _S112[0U][3U];
+            _S118 = _S113[0U][3U];
         }
-        *_S125 = _S117;
+        *_S126 = _S118;
     }
-    uint _S126 = _S114 + 1U;
-    bool _S127 = _S126 < _S109;
-    if(_S127)
+    uint _S127 = _S115 + 1U;
+    bool _S128 = _S127 < _S110;
+    if(_S128)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S128 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S129 = result_4+_S128;
+        uint _S129 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S130 = result_4+_S129;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S128) + _S112[1U][0U];
+            _S118 = *(result_4+_S129) + _S113[1U][0U];
         }
         else
         {
-            _S117 = _S112[1U][0U];
+            _S118 = _S113[1U][0U];
         }
-        *_S129 = _S117;
+        *_S130 = _S118;
     }
-    if(_S127)
+    if(_S128)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S130 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S131 = result_4+_S130;
+        uint _S131 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S132 = result_4+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S130) + _S112[1U][1U];
+            _S118 = *(result_4+_S131) + _S113[1U][1U];
         }
         else
         {
-            _S117 = _S112[1U][1U];
+            _S118 = _S113[1U][1U];
         }
-        *_S131 = _S117;
+        *_S132 = _S118;
     }
-    if(_S127)
+    if(_S128)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S132 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S133 = result_4+_S132;
+        uint _S133 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S134 = result_4+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S132) + _S112[1U][2U];
+            _S118 = *(result_4+_S133) + _S113[1U][2U];
         }
         else
         {
-            _S117 = _S112[1U][2U];
+            _S118 = _S113[1U][2U];
         }
-        *_S133 = _S117;
+        *_S134 = _S118;
     }
-    if(_S127)
+    if(_S128)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S134 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S135 = result_4+_S134;
+        uint _S135 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S136 = result_4+_S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S134) + _S112[1U][3U];
+            _S118 = *(result_4+_S135) + _S113[1U][3U];
         }
         else
         {
-            _S117 = _S112[1U][3U];
+            _S118 = _S113[1U][3U];
         }
-        *_S135 = _S117;
+        *_S136 = _S118;
     }
-    uint _S136 = _S114 + 2U;
-    bool _S137 = _S136 < _S109;
-    if(_S137)
+    uint _S137 = _S115 + 2U;
+    bool _S138 = _S137 < _S110;
+    if(_S138)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S138 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S139 = result_4+_S138;
+        uint _S139 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S140 = result_4+_S139;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S138) + _S112[2U][0U];
+            _S118 = *(result_4+_S139) + _S113[2U][0U];
         }
         else
         {
-            _S117 = _S112[2U][0U];
+            _S118 = _S113[2U][0U];
         }
-        *_S139 = _S117;
+        *_S140 = _S118;
     }
-    if(_S137)
+    if(_S138)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S140 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S141 = result_4+_S140;
+        uint _S141 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S142 = result_4+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S140) + _S112[2U][1U];
+            _S118 = *(result_4+_S141) + _S113[2U][1U];
         }
         else
         {
-            _S117 = _S112[2U][1U];
+            _S118 = _S113[2U][1U];
         }
-        *_S141 = _S117;
+        *_S142 = _S118;
     }
-    if(_S137)
+    if(_S138)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S142 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S143 = result_4+_S142;
+        uint _S143 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S144 = result_4+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S142) + _S112[2U][2U];
+            _S118 = *(result_4+_S143) + _S113[2U][2U];
         }
         else
         {
-            _S117 = _S112[2U][2U];
+            _S118 = _S113[2U][2U];
         }
-        *_S143 = _S117;
+        *_S144 = _S118;
     }
-    if(_S137)
+    if(_S138)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S144 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S145 = result_4+_S144;
+        uint _S145 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S146 = result_4+_S145;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S144) + _S112[2U][3U];
+            _S118 = *(result_4+_S145) + _S113[2U][3U];
         }
         else
         {
-            _S117 = _S112[2U][3U];
+            _S118 = _S113[2U][3U];
         }
-        *_S145 = _S117;
+        *_S146 = _S118;
     }
-    uint _S146 = _S114 + 3U;
-    bool _S147 = _S146 < _S109;
-    if(_S147)
+    uint _S147 = _S115 + 3U;
+    bool _S148 = _S147 < _S110;
+    if(_S148)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S148 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S149 = result_4+_S148;
+        uint _S149 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S150 = result_4+_S149;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S148) + _S112[3U][0U];
+            _S118 = *(result_4+_S149) + _S113[3U][0U];
         }
         else
         {
-            _S117 = _S112[3U][0U];
+            _S118 = _S113[3U][0U];
         }
-        *_S149 = _S117;
+        *_S150 = _S118;
     }
-    if(_S147)
+    if(_S148)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S150 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S151 = result_4+_S150;
+        uint _S151 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S152 = result_4+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S150) + _S112[3U][1U];
+            _S118 = *(result_4+_S151) + _S113[3U][1U];
         }
         else
         {
-            _S117 = _S112[3U][1U];
+            _S118 = _S113[3U][1U];
         }
-        *_S151 = _S117;
+        *_S152 = _S118;
     }
-    if(_S147)
+    if(_S148)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S152 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S153 = result_4+_S152;
+        uint _S153 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S154 = result_4+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S152) + _S112[3U][2U];
+            _S118 = *(result_4+_S153) + _S113[3U][2U];
         }
         else
         {
-            _S117 = _S112[3U][2U];
+            _S118 = _S113[3U][2U];
         }
-        *_S153 = _S117;
+        *_S154 = _S118;
     }
-    if(_S147)
+    if(_S148)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S154 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S155 = result_4+_S154;
+        uint _S155 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S156 = result_4+_S155;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S154) + _S112[3U][3U];
+            _S118 = *(result_4+_S155) + _S113[3U][3U];
         }
         else
         {
-            _S117 = _S112[3U][3U];
+            _S118 = _S113[3U][3U];
         }
-        *_S155 = _S117;
+        *_S156 = _S118;
     }
-    uint _S156 = _S114 + 4U;
-    bool _S157 = _S156 < _S109;
-    if(_S157)
+    uint _S157 = _S115 + 4U;
+    bool _S158 = _S157 < _S110;
+    if(_S158)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S158 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S159 = result_4+_S158;
+        uint _S159 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S160 = result_4+_S159;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S158) + _S112[4U][0U];
+            _S118 = *(result_4+_S159) + _S113[4U][0U];
         }
         else
         {
-            _S117 = _S112[4U][0U];
+            _S118 = _S113[4U][0U];
         }
-        *_S159 = _S117;
+        *_S160 = _S118;
     }
-    if(_S157)
+    if(_S158)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S160 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S161 = result_4+_S160;
+        uint _S161 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S162 = result_4+_S161;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S160) + _S112[4U][1U];
+            _S118 = *(result_4+_S161) + _S113[4U][1U];
         }
         else
         {
-            _S117 = _S112[4U][1U];
+            _S118 = _S113[4U][1U];
         }
-        *_S161 = _S117;
+        *_S162 = _S118;
     }
-    if(_S157)
+    if(_S158)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S162 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S163 = result_4+_S162;
+        uint _S163 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S164 = result_4+_S163;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S162) + _S112[4U][2U];
+            _S118 = *(result_4+_S163) + _S113[4U][2U];
         }
         else
         {
-            _S117 = _S112[4U][2U];
+            _S118 = _S113[4U][2U];
         }
-        *_S163 = _S117;
+        *_S164 = _S118;
     }
-    if(_S157)
+    if(_S158)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S164 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S165 = result_4+_S164;
+        uint _S165 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S166 = result_4+_S165;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S164) + _S112[4U][3U];
+            _S118 = *(result_4+_S165) + _S113[4U][3U];
         }
         else
         {
-            _S117 = _S112[4U][3U];
+            _S118 = _S113[4U][3U];
         }
-        *_S165 = _S117;
+        *_S166 = _S118;
     }
-    uint _S166 = _S114 + 5U;
-    bool _S167 = _S166 < _S109;
-    if(_S167)
+    uint _S167 = _S115 + 5U;
+    bool _S168 = _S167 < _S110;
+    if(_S168)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S168 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S169 = result_4+_S168;
+        uint _S169 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S170 = result_4+_S169;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S168) + _S112[5U][0U];
+            _S118 = *(result_4+_S169) + _S113[5U][0U];
         }
         else
         {
-            _S117 = _S112[5U][0U];
+            _S118 = _S113[5U][0U];
         }
-        *_S169 = _S117;
+        *_S170 = _S118;
     }
-    if(_S167)
+    if(_S168)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S170 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S171 = result_4+_S170;
+        uint _S171 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S172 = result_4+_S171;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S170) + _S112[5U][1U];
+            _S118 = *(result_4+_S171) + _S113[5U][1U];
         }
         else
         {
-            _S117 = _S112[5U][1U];
+            _S118 = _S113[5U][1U];
         }
-        *_S171 = _S117;
+        *_S172 = _S118;
     }
-    if(_S167)
+    if(_S168)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S172 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S173 = result_4+_S172;
+        uint _S173 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S174 = result_4+_S173;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S172) + _S112[5U][2U];
+            _S118 = *(result_4+_S173) + _S113[5U][2U];
         }
         else
         {
-            _S117 = _S112[5U][2U];
+            _S118 = _S113[5U][2U];
         }
-        *_S173 = _S117;
+        *_S174 = _S118;
     }
-    if(_S167)
+    if(_S168)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S174 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S175 = result_4+_S174;
+        uint _S175 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S176 = result_4+_S175;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S174) + _S112[5U][3U];
+            _S118 = *(result_4+_S175) + _S113[5U][3U];
         }
         else
         {
-            _S117 = _S112[5U][3U];
+            _S118 = _S113[5U][3U];
         }
-        *_S175 = _S117;
+        *_S176 = _S118;
     }
-    uint _S176 = _S114 + 6U;
-    bool _S177 = _S176 < _S109;
-    if(_S177)
+    uint _S177 = _S115 + 6U;
+    bool _S178 = _S177 < _S110;
+    if(_S178)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S178 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S179 = result_4+_S178;
+        uint _S179 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S180 = result_4+_S179;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S178) + _S112[6U][0U];
+            _S118 = *(result_4+_S179) + _S113[6U][0U];
         }
         else
         {
-            _S117 = _S112[6U][0U];
+            _S118 = _S113[6U][0U];
         }
-        *_S179 = _S117;
+        *_S180 = _S118;
     }
-    if(_S177)
+    if(_S178)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S180 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S181 = result_4+_S180;
+        uint _S181 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S182 = result_4+_S181;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S180) + _S112[6U][1U];
+            _S118 = *(result_4+_S181) + _S113[6U][1U];
         }
         else
         {
-            _S117 = _S112[6U][1U];
+            _S118 = _S113[6U][1U];
         }
-        *_S181 = _S117;
+        *_S182 = _S118;
     }
-    if(_S177)
+    if(_S178)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S182 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S183 = result_4+_S182;
+        uint _S183 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S184 = result_4+_S183;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S182) + _S112[6U][2U];
+            _S118 = *(result_4+_S183) + _S113[6U][2U];
         }
         else
         {
-            _S117 = _S112[6U][2U];
+            _S118 = _S113[6U][2U];
         }
-        *_S183 = _S117;
+        *_S184 = _S118;
     }
-    if(_S177)
+    if(_S178)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S184 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S185 = result_4+_S184;
+        uint _S185 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S186 = result_4+_S185;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S184) + _S112[6U][3U];
+            _S118 = *(result_4+_S185) + _S113[6U][3U];
         }
         else
         {
-            _S117 = _S112[6U][3U];
+            _S118 = _S113[6U][3U];
         }
-        *_S185 = _S117;
+        *_S186 = _S118;
     }
-    uint _S186 = _S114 + 7U;
-    bool _S187 = _S186 < _S109;
-    if(_S187)
+    uint _S187 = _S115 + 7U;
+    bool _S188 = _S187 < _S110;
+    if(_S188)
     {
-        _S116 = (_S108 + _S113.y) < _S102;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S188 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y;
-        float device* _S189 = result_4+_S188;
+        uint _S189 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S190 = result_4+_S189;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S188) + _S112[7U][0U];
+            _S118 = *(result_4+_S189) + _S113[7U][0U];
         }
         else
         {
-            _S117 = _S112[7U][0U];
+            _S118 = _S113[7U][0U];
         }
-        *_S189 = _S117;
+        *_S190 = _S118;
     }
-    if(_S187)
+    if(_S188)
     {
-        _S116 = (_S108 + _S113.y + 1U) < _S102;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S190 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
-        float device* _S191 = result_4+_S190;
+        uint _S191 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S192 = result_4+_S191;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S190) + _S112[7U][1U];
+            _S118 = *(result_4+_S191) + _S113[7U][1U];
         }
         else
         {
-            _S117 = _S112[7U][1U];
+            _S118 = _S113[7U][1U];
         }
-        *_S191 = _S117;
+        *_S192 = _S118;
     }
-    if(_S187)
+    if(_S188)
     {
-        _S116 = (_S108 + _S113.y + 2U) < _S102;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S192 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
-        float device* _S193 = result_4+_S192;
+        uint _S193 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S194 = result_4+_S193;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S192) + _S112[7U][2U];
+            _S118 = *(result_4+_S193) + _S113[7U][2U];
         }
         else
         {
-            _S117 = _S112[7U][2U];
+            _S118 = _S113[7U][2U];
         }
-        *_S193 = _S117;
+        *_S194 = _S118;
     }
-    if(_S187)
+    if(_S188)
     {
-        _S116 = (_S108 + _S113.y + 3U) < _S102;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S116 = false;
+        _S117 = false;
     }
-    if(_S116)
+    if(_S117)
     {
-        uint _S194 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
-        float device* _S195 = result_4+_S194;
+        uint _S195 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S196 = result_4+_S195;
         if((p_1->accumulate_0) != 0U)
         {
-            _S117 = *(result_4+_S194) + _S112[7U][3U];
+            _S118 = *(result_4+_S195) + _S113[7U][3U];
         }
         else
         {
-            _S117 = _S112[7U][3U];
+            _S118 = _S113[7U][3U];
         }
-        *_S195 = _S117;
+        *_S196 = _S118;
     }
     return;
 }

@@ -252,28 +252,33 @@ uint place_0(uint row_5, uint column_1, uint width_0)
     return (row_5 / 8U * (width_0 / 8U) + column_1 / 8U) * 64U + row_5 % 8U * 8U + column_1 % 8U;
 }
 
-void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
+float element_0(float value_0, float scale_0)
+{
+    return value_0;
+}
+
+void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, float scale_1, KernelContext_0 thread* kernelContext_0)
 {
     uint _S27 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S27] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S27 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S27 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S27 + 3U] = this_4->rows_0[0U].w;
+    (*kernelContext_0->tile_0)[_S27] = element_0(this_4->rows_0[0U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S27 + 1U] = element_0(this_4->rows_0[0U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S27 + 2U] = element_0(this_4->rows_0[0U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S27 + 3U] = element_0(this_4->rows_0[0U].w, scale_1);
     uint _S28 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S28] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S28 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S28 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S28 + 3U] = this_4->rows_0[1U].w;
+    (*kernelContext_0->tile_0)[_S28] = element_0(this_4->rows_0[1U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S28 + 1U] = element_0(this_4->rows_0[1U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S28 + 2U] = element_0(this_4->rows_0[1U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S28 + 3U] = element_0(this_4->rows_0[1U].w, scale_1);
     uint _S29 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S29] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S29 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S29 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S29 + 3U] = this_4->rows_0[2U].w;
+    (*kernelContext_0->tile_0)[_S29] = element_0(this_4->rows_0[2U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S29 + 1U] = element_0(this_4->rows_0[2U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S29 + 2U] = element_0(this_4->rows_0[2U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S29 + 3U] = element_0(this_4->rows_0[2U].w, scale_1);
     uint _S30 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S30] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S30 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S30 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S30 + 3U] = this_4->rows_0[3U].w;
+    (*kernelContext_0->tile_0)[_S30] = element_0(this_4->rows_0[3U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S30 + 1U] = element_0(this_4->rows_0[3U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S30 + 2U] = element_0(this_4->rows_0[3U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S30 + 3U] = element_0(this_4->rows_0[3U].w, scale_1);
     return;
 }
 
@@ -418,9 +423,9 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
             break;
         }
         thread Rows_0 _S87 = left_rows_0;
-        Rows_store_0(&_S87, 0U, _S79, _S81, kernelContext_2);
+        Rows_store_0(&_S87, 0U, _S79, _S81, 1.0, kernelContext_2);
         thread Rows_0 _S88 = right_rows_0;
-        Rows_store_0(&_S88, 2048U, _S83, _S85, kernelContext_2);
+        Rows_store_0(&_S88, 2048U, _S83, _S85, 1.0, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint _S89 = begin_1 + 32U;
         Rows_0 _S90 = Rows_load_1(left_0, left_x_0, _S80, _S89 + _S81);
@@ -446,49 +451,50 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         left_rows_0 = _S90;
         right_rows_0 = _S91;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S58, 64U)), (ulong)(8U));
-    uint _S92 = _S58 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S92, 64U)), (ulong)(8U));
-    uint _S93 = _S58 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S93, 64U)), (ulong)(8U));
-    uint _S94 = _S58 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S94, 64U)), (ulong)(8U));
-    uint _S95 = _S57 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S58, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S92, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S93, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S94, 64U)), (ulong)(8U));
-    uint _S96 = _S57 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S96, _S58, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S96, _S92, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S96, _S93, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S96, _S94, 64U)), (ulong)(8U));
-    uint _S97 = _S57 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S58, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S92, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S93, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S94, 64U)), (ulong)(8U));
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S98 = corner_0(thread_2);
-    uint _S99 = _S98.x;
-    uint _S100 = _S98.y;
-    uint _S101 = place_0(_S99, _S100, 64U);
+    uint2 _S92 = corner_0(thread_2);
+    uint _S93 = _S92.x / 8U;
     thread array<float4, int(8)> result_2;
-    result_2[0U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
-    uint _S102 = place_0(_S99 + 1U, _S100, 64U);
-    result_2[1U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
-    uint _S103 = place_0(_S99 + 2U, _S100, 64U);
-    result_2[2U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
-    uint _S104 = place_0(_S99 + 3U, _S100, 64U);
-    result_2[3U] = float4((*kernelContext_2->tile_0)[_S104], (*kernelContext_2->tile_0)[_S104 + 1U], (*kernelContext_2->tile_0)[_S104 + 2U], (*kernelContext_2->tile_0)[_S104 + 3U]);
-    uint _S105 = place_0(_S99 + 4U, _S100, 64U);
-    result_2[4U] = float4((*kernelContext_2->tile_0)[_S105], (*kernelContext_2->tile_0)[_S105 + 1U], (*kernelContext_2->tile_0)[_S105 + 2U], (*kernelContext_2->tile_0)[_S105 + 3U]);
-    uint _S106 = place_0(_S99 + 5U, _S100, 64U);
-    result_2[5U] = float4((*kernelContext_2->tile_0)[_S106], (*kernelContext_2->tile_0)[_S106 + 1U], (*kernelContext_2->tile_0)[_S106 + 2U], (*kernelContext_2->tile_0)[_S106 + 3U]);
-    uint _S107 = place_0(_S99 + 6U, _S100, 64U);
-    result_2[6U] = float4((*kernelContext_2->tile_0)[_S107], (*kernelContext_2->tile_0)[_S107 + 1U], (*kernelContext_2->tile_0)[_S107 + 2U], (*kernelContext_2->tile_0)[_S107 + 3U]);
-    uint _S108 = place_0(_S99 + 7U, _S100, 64U);
-    result_2[7U] = float4((*kernelContext_2->tile_0)[_S108], (*kernelContext_2->tile_0)[_S108 + 1U], (*kernelContext_2->tile_0)[_S108 + 2U], (*kernelContext_2->tile_0)[_S108 + 3U]);
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S58, 64U)), (ulong)(8U));
+    uint _S94 = _S58 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S94, 64U)), (ulong)(8U));
+    uint _S95 = _S58 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S95, 64U)), (ulong)(8U));
+    uint _S96 = _S58 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S57, _S96, 64U)), (ulong)(8U));
+    uint _S97 = _S57 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S58, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S94, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S95, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S97, _S96, 64U)), (ulong)(8U));
+    uint _S98 = _S57 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S98, _S58, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S98, _S94, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S98, _S95, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S98, _S96, 64U)), (ulong)(8U));
+    uint _S99 = _S57 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S99, _S58, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S99, _S94, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S99, _S95, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S99, _S96, 64U)), (ulong)(8U));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint _S100 = _S93 % 4U;
+    uint _S101 = _S92.y;
+    uint _S102 = place_0((_S93 / 4U * 4U + _S100) * 8U, _S101, 64U);
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
+    uint _S103 = place_0((_S93 / 4U * 4U + _S100) * 8U + 1U, _S101, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
+    uint _S104 = place_0((_S93 / 4U * 4U + _S100) * 8U + 2U, _S101, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S104], (*kernelContext_2->tile_0)[_S104 + 1U], (*kernelContext_2->tile_0)[_S104 + 2U], (*kernelContext_2->tile_0)[_S104 + 3U]);
+    uint _S105 = place_0((_S93 / 4U * 4U + _S100) * 8U + 3U, _S101, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S105], (*kernelContext_2->tile_0)[_S105 + 1U], (*kernelContext_2->tile_0)[_S105 + 2U], (*kernelContext_2->tile_0)[_S105 + 3U]);
+    uint _S106 = place_0((_S93 / 4U * 4U + _S100) * 8U + 4U, _S101, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S106], (*kernelContext_2->tile_0)[_S106 + 1U], (*kernelContext_2->tile_0)[_S106 + 2U], (*kernelContext_2->tile_0)[_S106 + 3U]);
+    uint _S107 = place_0((_S93 / 4U * 4U + _S100) * 8U + 5U, _S101, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S107], (*kernelContext_2->tile_0)[_S107 + 1U], (*kernelContext_2->tile_0)[_S107 + 2U], (*kernelContext_2->tile_0)[_S107 + 3U]);
+    uint _S108 = place_0((_S93 / 4U * 4U + _S100) * 8U + 6U, _S101, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S108], (*kernelContext_2->tile_0)[_S108 + 1U], (*kernelContext_2->tile_0)[_S108 + 2U], (*kernelContext_2->tile_0)[_S108 + 3U]);
+    uint _S109 = place_0((_S93 / 4U * 4U + _S100) * 8U + 7U, _S101, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S109], (*kernelContext_2->tile_0)[_S109 + 1U], (*kernelContext_2->tile_0)[_S109 + 2U], (*kernelContext_2->tile_0)[_S109 + 3U]);
     return result_2;
 }
 
@@ -499,766 +505,766 @@ uint group_number_0(uint3 group_0)
 
 uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_4)
 {
-    uint _S109;
+    uint _S110;
     if(offset_5 == 4294967295U)
     {
-        _S109 = rows_4;
+        _S110 = rows_4;
     }
     else
     {
-        _S109 = min(max(batch_0[offset_5], first_2) - first_2, rows_4);
+        _S110 = min(max(batch_0[offset_5], first_2) - first_2, rows_4);
     }
-    return _S109;
+    return _S110;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_3, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S110 = p_1->n_1;
-    uint _S111 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S112 = group_number_0(group_1);
-    uint _S113 = _S112 / _S111;
-    uint _S114 = _S113 * 64U;
-    uint _S115 = _S112 % _S111;
-    uint _S116 = _S115 * 64U;
-    uint _S117 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
-    if(_S114 >= _S117)
+    uint _S111 = p_1->n_1;
+    uint _S112 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S113 = group_number_0(group_1);
+    uint _S114 = _S113 / _S112;
+    uint _S115 = _S114 * 64U;
+    uint _S116 = _S113 % _S112;
+    uint _S117 = _S116 * 64U;
+    uint _S118 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
+    if(_S115 >= _S118)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_4 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_1 = _S117;
+    (&left_1)->rows_1 = _S118;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S110;
+    (&right_2)->n_0 = _S111;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S118 = left_1;
-    thread Weights_0 _S119 = right_2;
-    array<float4, int(8)> _S120 = SimdgroupTiles_product_0(&_S118, x_0, &_S119, weight_0, _S114, _S116, _S117, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S121 = corner_0(thread_3);
-    uint _S122 = _S114 + _S121.x;
-    bool _S123 = _S122 < _S117;
-    bool _S124;
-    if(_S123)
+    thread Activations_0 _S119 = left_1;
+    thread Weights_0 _S120 = right_2;
+    array<float4, int(8)> _S121 = SimdgroupTiles_product_0(&_S119, x_0, &_S120, weight_0, _S115, _S117, _S118, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S122 = corner_0(thread_3);
+    uint _S123 = _S115 + _S122.x;
+    bool _S124 = _S123 < _S118;
+    bool _S125;
+    if(_S124)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    float _S125;
-    if(_S124)
+    float _S126;
+    if(_S125)
     {
-        uint _S126 = p_1->out_offset_0 + _S122 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S127 = result_3+_S126;
+        uint _S127 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S128 = result_3+_S127;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S126) + _S120[0U][0U];
+            _S126 = *(result_3+_S127) + _S121[0U][0U];
         }
         else
         {
-            _S125 = _S120[0U][0U];
+            _S126 = _S121[0U][0U];
         }
-        *_S127 = _S125;
+        *_S128 = _S126;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S128 = p_1->out_offset_0 + _S122 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S129 = result_3+_S128;
+        uint _S129 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S130 = result_3+_S129;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S128) + _S120[0U][1U];
+            _S126 = *(result_3+_S129) + _S121[0U][1U];
         }
         else
         {
-            _S125 = _S120[0U][1U];
+            _S126 = _S121[0U][1U];
         }
-        *_S129 = _S125;
+        *_S130 = _S126;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S130 = p_1->out_offset_0 + _S122 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S131 = result_3+_S130;
+        uint _S131 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S132 = result_3+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S130) + _S120[0U][2U];
+            _S126 = *(result_3+_S131) + _S121[0U][2U];
         }
         else
         {
-            _S125 = _S120[0U][2U];
+            _S126 = _S121[0U][2U];
         }
-        *_S131 = _S125;
+        *_S132 = _S126;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S132 = p_1->out_offset_0 + _S122 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S133 = result_3+_S132;
+        uint _S133 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S134 = result_3+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S132) + _S120[0U][3U];
+            _S126 = *(result_3+_S133) + _S121[0U][3U];
         }
         else
         {
-            _S125 = _S120[0U][3U];
+            _S126 = _S121[0U][3U];
         }
-        *_S133 = _S125;
+        *_S134 = _S126;
     }
-    uint _S134 = _S122 + 1U;
-    bool _S135 = _S134 < _S117;
-    if(_S135)
+    uint _S135 = _S123 + 1U;
+    bool _S136 = _S135 < _S118;
+    if(_S136)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S136 = p_1->out_offset_0 + _S134 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S137 = result_3+_S136;
+        uint _S137 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S138 = result_3+_S137;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S136) + _S120[1U][0U];
+            _S126 = *(result_3+_S137) + _S121[1U][0U];
         }
         else
         {
-            _S125 = _S120[1U][0U];
+            _S126 = _S121[1U][0U];
         }
-        *_S137 = _S125;
+        *_S138 = _S126;
     }
-    if(_S135)
+    if(_S136)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S138 = p_1->out_offset_0 + _S134 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S139 = result_3+_S138;
+        uint _S139 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S140 = result_3+_S139;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S138) + _S120[1U][1U];
+            _S126 = *(result_3+_S139) + _S121[1U][1U];
         }
         else
         {
-            _S125 = _S120[1U][1U];
+            _S126 = _S121[1U][1U];
         }
-        *_S139 = _S125;
+        *_S140 = _S126;
     }
-    if(_S135)
+    if(_S136)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S140 = p_1->out_offset_0 + _S134 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S141 = result_3+_S140;
+        uint _S141 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S142 = result_3+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S140) + _S120[1U][2U];
+            _S126 = *(result_3+_S141) + _S121[1U][2U];
         }
         else
         {
-            _S125 = _S120[1U][2U];
+            _S126 = _S121[1U][2U];
         }
-        *_S141 = _S125;
+        *_S142 = _S126;
     }
-    if(_S135)
+    if(_S136)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S142 = p_1->out_offset_0 + _S134 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S143 = result_3+_S142;
+        uint _S143 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S144 = result_3+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S142) + _S120[1U][3U];
+            _S126 = *(result_3+_S143) + _S121[1U][3U];
         }
         else
         {
-            _S125 = _S120[1U][3U];
+            _S126 = _S121[1U][3U];
         }
-        *_S143 = _S125;
+        *_S144 = _S126;
     }
-    uint _S144 = _S122 + 2U;
-    bool _S145 = _S144 < _S117;
-    if(_S145)
+    uint _S145 = _S123 + 2U;
+    bool _S146 = _S145 < _S118;
+    if(_S146)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S146 = p_1->out_offset_0 + _S144 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S147 = result_3+_S146;
+        uint _S147 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S148 = result_3+_S147;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S146) + _S120[2U][0U];
+            _S126 = *(result_3+_S147) + _S121[2U][0U];
         }
         else
         {
-            _S125 = _S120[2U][0U];
+            _S126 = _S121[2U][0U];
         }
-        *_S147 = _S125;
+        *_S148 = _S126;
     }
-    if(_S145)
+    if(_S146)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S148 = p_1->out_offset_0 + _S144 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S149 = result_3+_S148;
+        uint _S149 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S150 = result_3+_S149;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S148) + _S120[2U][1U];
+            _S126 = *(result_3+_S149) + _S121[2U][1U];
         }
         else
         {
-            _S125 = _S120[2U][1U];
+            _S126 = _S121[2U][1U];
         }
-        *_S149 = _S125;
+        *_S150 = _S126;
     }
-    if(_S145)
+    if(_S146)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S150 = p_1->out_offset_0 + _S144 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S151 = result_3+_S150;
+        uint _S151 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S152 = result_3+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S150) + _S120[2U][2U];
+            _S126 = *(result_3+_S151) + _S121[2U][2U];
         }
         else
         {
-            _S125 = _S120[2U][2U];
+            _S126 = _S121[2U][2U];
         }
-        *_S151 = _S125;
+        *_S152 = _S126;
     }
-    if(_S145)
+    if(_S146)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S152 = p_1->out_offset_0 + _S144 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S153 = result_3+_S152;
+        uint _S153 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S154 = result_3+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S152) + _S120[2U][3U];
+            _S126 = *(result_3+_S153) + _S121[2U][3U];
         }
         else
         {
-            _S125 = _S120[2U][3U];
+            _S126 = _S121[2U][3U];
         }
-        *_S153 = _S125;
+        *_S154 = _S126;
     }
-    uint _S154 = _S122 + 3U;
-    bool _S155 = _S154 < _S117;
-    if(_S155)
+    uint _S155 = _S123 + 3U;
+    bool _S156 = _S155 < _S118;
+    if(_S156)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S156 = p_1->out_offset_0 + _S154 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S157 = result_3+_S156;
+        uint _S157 = p_1->out_offset_0 + _S155 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S158 = result_3+_S157;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S156) + _S120[3U][0U];
+            _S126 = *(result_3+_S157) + _S121[3U][0U];
         }
         else
         {
-            _S125 = _S120[3U][0U];
+            _S126 = _S121[3U][0U];
         }
-        *_S157 = _S125;
+        *_S158 = _S126;
     }
-    if(_S155)
+    if(_S156)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S158 = p_1->out_offset_0 + _S154 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S159 = result_3+_S158;
+        uint _S159 = p_1->out_offset_0 + _S155 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S160 = result_3+_S159;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S158) + _S120[3U][1U];
+            _S126 = *(result_3+_S159) + _S121[3U][1U];
         }
         else
         {
-            _S125 = _S120[3U][1U];
+            _S126 = _S121[3U][1U];
         }
-        *_S159 = _S125;
+        *_S160 = _S126;
     }
-    if(_S155)
+    if(_S156)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S160 = p_1->out_offset_0 + _S154 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S161 = result_3+_S160;
+        uint _S161 = p_1->out_offset_0 + _S155 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S162 = result_3+_S161;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S160) + _S120[3U][2U];
+            _S126 = *(result_3+_S161) + _S121[3U][2U];
         }
         else
         {
-            _S125 = _S120[3U][2U];
+            _S126 = _S121[3U][2U];
         }
-        *_S161 = _S125;
+        *_S162 = _S126;
     }
-    if(_S155)
+    if(_S156)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S162 = p_1->out_offset_0 + _S154 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S163 = result_3+_S162;
+        uint _S163 = p_1->out_offset_0 + _S155 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S164 = result_3+_S163;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S162) + _S120[3U][3U];
+            _S126 = *(result_3+_S163) + _S121[3U][3U];
         }
         else
         {
-            _S125 = _S120[3U][3U];
+            _S126 = _S121[3U][3U];
         }
-        *_S163 = _S125;
+        *_S164 = _S126;
     }
-    uint _S164 = _S122 + 4U;
-    bool _S165 = _S164 < _S117;
-    if(_S165)
+    uint _S165 = _S123 + 4U;
+    bool _S166 = _S165 < _S118;
+    if(_S166)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S166 = p_1->out_offset_0 + _S164 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S167 = result_3+_S166;
+        uint _S167 = p_1->out_offset_0 + _S165 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S168 = result_3+_S167;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S166) + _S120[4U][0U];
+            _S126 = *(result_3+_S167) + _S121[4U][0U];
         }
         else
         {
-            _S125 = _S120[4U][0U];
+            _S126 = _S121[4U][0U];
         }
-        *_S167 = _S125;
+        *_S168 = _S126;
     }
-    if(_S165)
+    if(_S166)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S168 = p_1->out_offset_0 + _S164 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S169 = result_3+_S168;
+        uint _S169 = p_1->out_offset_0 + _S165 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S170 = result_3+_S169;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S168) + _S120[4U][1U];
+            _S126 = *(result_3+_S169) + _S121[4U][1U];
         }
         else
         {
-            _S125 = _S120[4U][1U];
+            _S126 = _S121[4U][1U];
         }
-        *_S169 = _S125;
+        *_S170 = _S126;
     }
-    if(_S165)
+    if(_S166)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S170 = p_1->out_offset_0 + _S164 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S171 = result_3+_S170;
+        uint _S171 = p_1->out_offset_0 + _S165 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S172 = result_3+_S171;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S170) + _S120[4U][2U];
+            _S126 = *(result_3+_S171) + _S121[4U][2U];
         }
         else
         {
-            _S125 = _S120[4U][2U];
+            _S126 = _S121[4U][2U];
         }
-        *_S171 = _S125;
+        *_S172 = _S126;
     }
-    if(_S165)
+    if(_S166)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S172 = p_1->out_offset_0 + _S164 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S173 = result_3+_S172;
+        uint _S173 = p_1->out_offset_0 + _S165 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S174 = result_3+_S173;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S172) + _S120[4U][3U];
+            _S126 = *(result_3+_S173) + _S121[4U][3U];
         }
         else
         {
-            _S125 = _S120[4U][3U];
+            _S126 = _S121[4U][3U];
         }
-        *_S173 = _S125;
+        *_S174 = _S126;
     }
-    uint _S174 = _S122 + 5U;
-    bool _S175 = _S174 < _S117;
-    if(_S175)
+    uint _S175 = _S123 + 5U;
+    bool _S176 = _S175 < _S118;
+    if(_S176)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S176 = p_1->out_offset_0 + _S174 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S177 = result_3+_S176;
+        uint _S177 = p_1->out_offset_0 + _S175 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S178 = result_3+_S177;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S176) + _S120[5U][0U];
+            _S126 = *(result_3+_S177) + _S121[5U][0U];
         }
         else
         {
-            _S125 = _S120[5U][0U];
+            _S126 = _S121[5U][0U];
         }
-        *_S177 = _S125;
+        *_S178 = _S126;
     }
-    if(_S175)
+    if(_S176)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S178 = p_1->out_offset_0 + _S174 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S179 = result_3+_S178;
+        uint _S179 = p_1->out_offset_0 + _S175 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S180 = result_3+_S179;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S178) + _S120[5U][1U];
+            _S126 = *(result_3+_S179) + _S121[5U][1U];
         }
         else
         {
-            _S125 = _S120[5U][1U];
+            _S126 = _S121[5U][1U];
         }
-        *_S179 = _S125;
+        *_S180 = _S126;
     }
-    if(_S175)
+    if(_S176)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S180 = p_1->out_offset_0 + _S174 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S181 = result_3+_S180;
+        uint _S181 = p_1->out_offset_0 + _S175 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S182 = result_3+_S181;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S180) + _S120[5U][2U];
+            _S126 = *(result_3+_S181) + _S121[5U][2U];
         }
         else
         {
-            _S125 = _S120[5U][2U];
+            _S126 = _S121[5U][2U];
         }
-        *_S181 = _S125;
+        *_S182 = _S126;
     }
-    if(_S175)
+    if(_S176)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S182 = p_1->out_offset_0 + _S174 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S183 = result_3+_S182;
+        uint _S183 = p_1->out_offset_0 + _S175 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S184 = result_3+_S183;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S182) + _S120[5U][3U];
+            _S126 = *(result_3+_S183) + _S121[5U][3U];
         }
         else
         {
-            _S125 = _S120[5U][3U];
+            _S126 = _S121[5U][3U];
         }
-        *_S183 = _S125;
+        *_S184 = _S126;
     }
-    uint _S184 = _S122 + 6U;
-    bool _S185 = _S184 < _S117;
-    if(_S185)
+    uint _S185 = _S123 + 6U;
+    bool _S186 = _S185 < _S118;
+    if(_S186)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S186 = p_1->out_offset_0 + _S184 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S187 = result_3+_S186;
+        uint _S187 = p_1->out_offset_0 + _S185 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S188 = result_3+_S187;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S186) + _S120[6U][0U];
+            _S126 = *(result_3+_S187) + _S121[6U][0U];
         }
         else
         {
-            _S125 = _S120[6U][0U];
+            _S126 = _S121[6U][0U];
         }
-        *_S187 = _S125;
+        *_S188 = _S126;
     }
-    if(_S185)
+    if(_S186)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S188 = p_1->out_offset_0 + _S184 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S189 = result_3+_S188;
+        uint _S189 = p_1->out_offset_0 + _S185 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S190 = result_3+_S189;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S188) + _S120[6U][1U];
+            _S126 = *(result_3+_S189) + _S121[6U][1U];
         }
         else
         {
-            _S125 = _S120[6U][1U];
+            _S126 = _S121[6U][1U];
         }
-        *_S189 = _S125;
+        *_S190 = _S126;
     }
-    if(_S185)
+    if(_S186)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S190 = p_1->out_offset_0 + _S184 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S191 = result_3+_S190;
+        uint _S191 = p_1->out_offset_0 + _S185 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S192 = result_3+_S191;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S190) + _S120[6U][2U];
+            _S126 = *(result_3+_S191) + _S121[6U][2U];
         }
         else
         {
-            _S125 = _S120[6U][2U];
+            _S126 = _S121[6U][2U];
         }
-        *_S191 = _S125;
+        *_S192 = _S126;
     }
-    if(_S185)
+    if(_S186)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S192 = p_1->out_offset_0 + _S184 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S193 = result_3+_S192;
+        uint _S193 = p_1->out_offset_0 + _S185 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S194 = result_3+_S193;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S192) + _S120[6U][3U];
+            _S126 = *(result_3+_S193) + _S121[6U][3U];
         }
         else
         {
-            _S125 = _S120[6U][3U];
+            _S126 = _S121[6U][3U];
         }
-        *_S193 = _S125;
+        *_S194 = _S126;
     }
-    uint _S194 = _S122 + 7U;
-    bool _S195 = _S194 < _S117;
-    if(_S195)
+    uint _S195 = _S123 + 7U;
+    bool _S196 = _S195 < _S118;
+    if(_S196)
     {
-        _S124 = (_S116 + _S121.y) < _S110;
+        _S125 = (_S117 + _S122.y) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S196 = p_1->out_offset_0 + _S194 * p_1->out_stride_0 + _S116 + _S121.y;
-        float device* _S197 = result_3+_S196;
+        uint _S197 = p_1->out_offset_0 + _S195 * p_1->out_stride_0 + _S117 + _S122.y;
+        float device* _S198 = result_3+_S197;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S196) + _S120[7U][0U];
+            _S126 = *(result_3+_S197) + _S121[7U][0U];
         }
         else
         {
-            _S125 = _S120[7U][0U];
+            _S126 = _S121[7U][0U];
         }
-        *_S197 = _S125;
+        *_S198 = _S126;
     }
-    if(_S195)
+    if(_S196)
     {
-        _S124 = (_S116 + _S121.y + 1U) < _S110;
+        _S125 = (_S117 + _S122.y + 1U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S198 = p_1->out_offset_0 + _S194 * p_1->out_stride_0 + _S116 + _S121.y + 1U;
-        float device* _S199 = result_3+_S198;
+        uint _S199 = p_1->out_offset_0 + _S195 * p_1->out_stride_0 + _S117 + _S122.y + 1U;
+        float device* _S200 = result_3+_S199;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S198) + _S120[7U][1U];
+            _S126 = *(result_3+_S199) + _S121[7U][1U];
         }
         else
         {
-            _S125 = _S120[7U][1U];
+            _S126 = _S121[7U][1U];
         }
-        *_S199 = _S125;
+        *_S200 = _S126;
     }
-    if(_S195)
+    if(_S196)
     {
-        _S124 = (_S116 + _S121.y + 2U) < _S110;
+        _S125 = (_S117 + _S122.y + 2U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S200 = p_1->out_offset_0 + _S194 * p_1->out_stride_0 + _S116 + _S121.y + 2U;
-        float device* _S201 = result_3+_S200;
+        uint _S201 = p_1->out_offset_0 + _S195 * p_1->out_stride_0 + _S117 + _S122.y + 2U;
+        float device* _S202 = result_3+_S201;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S200) + _S120[7U][2U];
+            _S126 = *(result_3+_S201) + _S121[7U][2U];
         }
         else
         {
-            _S125 = _S120[7U][2U];
+            _S126 = _S121[7U][2U];
         }
-        *_S201 = _S125;
+        *_S202 = _S126;
     }
-    if(_S195)
+    if(_S196)
     {
-        _S124 = (_S116 + _S121.y + 3U) < _S110;
+        _S125 = (_S117 + _S122.y + 3U) < _S111;
     }
     else
     {
-        _S124 = false;
+        _S125 = false;
     }
-    if(_S124)
+    if(_S125)
     {
-        uint _S202 = p_1->out_offset_0 + _S194 * p_1->out_stride_0 + _S116 + _S121.y + 3U;
-        float device* _S203 = result_3+_S202;
+        uint _S203 = p_1->out_offset_0 + _S195 * p_1->out_stride_0 + _S117 + _S122.y + 3U;
+        float device* _S204 = result_3+_S203;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(result_3+_S202) + _S120[7U][3U];
+            _S126 = *(result_3+_S203) + _S121[7U][3U];
         }
         else
         {
-            _S125 = _S120[7U][3U];
+            _S126 = _S121[7U][3U];
         }
-        *_S203 = _S125;
+        *_S204 = _S126;
     }
     return;
 }

@@ -224,28 +224,33 @@ uint place_0(uint row_5, uint column_1, uint width_0)
     return (row_5 / 8U * (width_0 / 8U) + column_1 / 8U) * 64U + row_5 % 8U * 8U + column_1 % 8U;
 }
 
-void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
+float element_0(float value_0, float scale_0)
+{
+    return value_0;
+}
+
+void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, float scale_1, KernelContext_0 thread* kernelContext_0)
 {
     uint _S20 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S20] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S20 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S20 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S20 + 3U] = this_4->rows_0[0U].w;
+    (*kernelContext_0->tile_0)[_S20] = element_0(this_4->rows_0[0U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 1U] = element_0(this_4->rows_0[0U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 2U] = element_0(this_4->rows_0[0U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S20 + 3U] = element_0(this_4->rows_0[0U].w, scale_1);
     uint _S21 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[1U].w;
+    (*kernelContext_0->tile_0)[_S21] = element_0(this_4->rows_0[1U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 1U] = element_0(this_4->rows_0[1U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 2U] = element_0(this_4->rows_0[1U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 3U] = element_0(this_4->rows_0[1U].w, scale_1);
     uint _S22 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[2U].w;
+    (*kernelContext_0->tile_0)[_S22] = element_0(this_4->rows_0[2U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 1U] = element_0(this_4->rows_0[2U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 2U] = element_0(this_4->rows_0[2U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 3U] = element_0(this_4->rows_0[2U].w, scale_1);
     uint _S23 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S23] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S23 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S23 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S23 + 3U] = this_4->rows_0[3U].w;
+    (*kernelContext_0->tile_0)[_S23] = element_0(this_4->rows_0[3U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 1U] = element_0(this_4->rows_0[3U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 2U] = element_0(this_4->rows_0[3U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 3U] = element_0(this_4->rows_0[3U].w, scale_1);
     return;
 }
 
@@ -390,9 +395,9 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
             break;
         }
         thread Rows_0 _S80 = left_rows_0;
-        Rows_store_0(&_S80, 0U, _S72, _S74, kernelContext_2);
+        Rows_store_0(&_S80, 0U, _S72, _S74, 1.0, kernelContext_2);
         thread Rows_0 _S81 = right_rows_0;
-        Rows_store_0(&_S81, 2048U, _S76, _S78, kernelContext_2);
+        Rows_store_0(&_S81, 2048U, _S76, _S78, 1.0, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint _S82 = begin_1 + 32U;
         Rows_0 _S83 = Rows_load_1(left_0, left_x_0, _S73, _S82 + _S74);
@@ -418,49 +423,50 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         left_rows_0 = _S83;
         right_rows_0 = _S84;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S51, 64U)), (ulong)(8U));
-    uint _S85 = _S51 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S85, 64U)), (ulong)(8U));
-    uint _S86 = _S51 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S86, 64U)), (ulong)(8U));
-    uint _S87 = _S51 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S87, 64U)), (ulong)(8U));
-    uint _S88 = _S50 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S51, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S87, 64U)), (ulong)(8U));
-    uint _S89 = _S50 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S51, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S87, 64U)), (ulong)(8U));
-    uint _S90 = _S50 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S51, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S85, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S91 = corner_0(thread_2);
-    uint _S92 = _S91.x;
-    uint _S93 = _S91.y;
-    uint _S94 = place_0(_S92, _S93, 64U);
+    uint2 _S85 = corner_0(thread_2);
+    uint _S86 = _S85.x / 8U;
     thread array<float4, int(8)> result_2;
-    result_2[0U] = float4((*kernelContext_2->tile_0)[_S94], (*kernelContext_2->tile_0)[_S94 + 1U], (*kernelContext_2->tile_0)[_S94 + 2U], (*kernelContext_2->tile_0)[_S94 + 3U]);
-    uint _S95 = place_0(_S92 + 1U, _S93, 64U);
-    result_2[1U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
-    uint _S96 = place_0(_S92 + 2U, _S93, 64U);
-    result_2[2U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
-    uint _S97 = place_0(_S92 + 3U, _S93, 64U);
-    result_2[3U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
-    uint _S98 = place_0(_S92 + 4U, _S93, 64U);
-    result_2[4U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
-    uint _S99 = place_0(_S92 + 5U, _S93, 64U);
-    result_2[5U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S92 + 6U, _S93, 64U);
-    result_2[6U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
-    uint _S101 = place_0(_S92 + 7U, _S93, 64U);
-    result_2[7U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S51, 64U)), (ulong)(8U));
+    uint _S87 = _S51 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S87, 64U)), (ulong)(8U));
+    uint _S88 = _S51 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S88, 64U)), (ulong)(8U));
+    uint _S89 = _S51 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S89, 64U)), (ulong)(8U));
+    uint _S90 = _S50 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S89, 64U)), (ulong)(8U));
+    uint _S91 = _S50 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S89, 64U)), (ulong)(8U));
+    uint _S92 = _S50 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S89, 64U)), (ulong)(8U));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint _S93 = _S86 % 4U;
+    uint _S94 = _S85.y;
+    uint _S95 = place_0((_S86 / 4U * 4U + _S93) * 8U, _S94, 64U);
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
+    uint _S96 = place_0((_S86 / 4U * 4U + _S93) * 8U + 1U, _S94, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0((_S86 / 4U * 4U + _S93) * 8U + 2U, _S94, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0((_S86 / 4U * 4U + _S93) * 8U + 3U, _S94, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0((_S86 / 4U * 4U + _S93) * 8U + 4U, _S94, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0((_S86 / 4U * 4U + _S93) * 8U + 5U, _S94, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    uint _S101 = place_0((_S86 / 4U * 4U + _S93) * 8U + 6U, _S94, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
+    uint _S102 = place_0((_S86 / 4U * 4U + _S93) * 8U + 7U, _S94, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
     return result_2;
 }
 
@@ -471,766 +477,766 @@ uint group_number_0(uint3 group_0)
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_2, uint rows_4)
 {
-    uint _S102;
+    uint _S103;
     if(offset_3 == 4294967295U)
     {
-        _S102 = rows_4;
+        _S103 = rows_4;
     }
     else
     {
-        _S102 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
+        _S103 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
     }
-    return _S102;
+    return _S103;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_3, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S103 = p_1->n_1;
-    uint _S104 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S105 = group_number_0(group_1);
-    uint _S106 = _S105 / _S104;
-    uint _S107 = _S106 * 64U;
-    uint _S108 = _S105 % _S104;
-    uint _S109 = _S108 * 64U;
-    uint _S110 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
-    if(_S107 >= _S110)
+    uint _S104 = p_1->n_1;
+    uint _S105 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S106 = group_number_0(group_1);
+    uint _S107 = _S106 / _S105;
+    uint _S108 = _S107 * 64U;
+    uint _S109 = _S106 % _S105;
+    uint _S110 = _S109 * 64U;
+    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
+    if(_S108 >= _S111)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_1 = _S110;
+    (&left_1)->rows_1 = _S111;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S103;
+    (&right_2)->n_0 = _S104;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S111 = left_1;
-    thread Weights_0 _S112 = right_2;
-    array<float4, int(8)> _S113 = SimdgroupTiles_product_0(&_S111, x_0, &_S112, weight_0, _S107, _S109, _S110, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S114 = corner_0(thread_3);
-    uint _S115 = _S107 + _S114.x;
-    bool _S116 = _S115 < _S110;
-    bool _S117;
-    if(_S116)
+    thread Activations_0 _S112 = left_1;
+    thread Weights_0 _S113 = right_2;
+    array<float4, int(8)> _S114 = SimdgroupTiles_product_0(&_S112, x_0, &_S113, weight_0, _S108, _S110, _S111, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S115 = corner_0(thread_3);
+    uint _S116 = _S108 + _S115.x;
+    bool _S117 = _S116 < _S111;
+    bool _S118;
+    if(_S117)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    float _S118;
-    if(_S117)
+    float _S119;
+    if(_S118)
     {
-        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S120 = result_3+_S119;
+        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S121 = result_3+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S119) + _S113[0U][0U];
+            _S119 = *(result_3+_S120) + _S114[0U][0U];
         }
         else
         {
-            _S118 = _S113[0U][0U];
+            _S119 = _S114[0U][0U];
         }
-        *_S120 = _S118;
+        *_S121 = _S119;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S122 = result_3+_S121;
+        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S123 = result_3+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S121) + _S113[0U][1U];
+            _S119 = *(result_3+_S122) + _S114[0U][1U];
         }
         else
         {
-            _S118 = _S113[0U][1U];
+            _S119 = _S114[0U][1U];
         }
-        *_S122 = _S118;
+        *_S123 = _S119;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S124 = result_3+_S123;
+        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S125 = result_3+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S123) + _S113[0U][2U];
+            _S119 = *(result_3+_S124) + _S114[0U][2U];
         }
         else
         {
-            _S118 = _S113[0U][2U];
+            _S119 = _S114[0U][2U];
         }
-        *_S124 = _S118;
+        *_S125 = _S119;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S125 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S126 = result_3+_S125;
+        uint _S126 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S127 = result_3+_S126;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S125) + _S113[0U][3U];
+            _S119 = *(result_3+_S126) + _S114[0U][3U];
         }
         else
         {
-            _S118 = _S113[0U][3U];
+            _S119 = _S114[0U][3U];
         }
-        *_S126 = _S118;
+        *_S127 = _S119;
     }
-    uint _S127 = _S115 + 1U;
-    bool _S128 = _S127 < _S110;
-    if(_S128)
+    uint _S128 = _S116 + 1U;
+    bool _S129 = _S128 < _S111;
+    if(_S129)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S129 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S130 = result_3+_S129;
+        uint _S130 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S131 = result_3+_S130;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S129) + _S113[1U][0U];
+            _S119 = *(result_3+_S130) + _S114[1U][0U];
         }
         else
         {
-            _S118 = _S113[1U][0U];
+            _S119 = _S114[1U][0U];
         }
-        *_S130 = _S118;
+        *_S131 = _S119;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S131 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S132 = result_3+_S131;
+        uint _S132 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S133 = result_3+_S132;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S131) + _S113[1U][1U];
+            _S119 = *(result_3+_S132) + _S114[1U][1U];
         }
         else
         {
-            _S118 = _S113[1U][1U];
+            _S119 = _S114[1U][1U];
         }
-        *_S132 = _S118;
+        *_S133 = _S119;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S133 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S134 = result_3+_S133;
+        uint _S134 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S135 = result_3+_S134;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S133) + _S113[1U][2U];
+            _S119 = *(result_3+_S134) + _S114[1U][2U];
         }
         else
         {
-            _S118 = _S113[1U][2U];
+            _S119 = _S114[1U][2U];
         }
-        *_S134 = _S118;
+        *_S135 = _S119;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S135 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S136 = result_3+_S135;
+        uint _S136 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S137 = result_3+_S136;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S135) + _S113[1U][3U];
+            _S119 = *(result_3+_S136) + _S114[1U][3U];
         }
         else
         {
-            _S118 = _S113[1U][3U];
+            _S119 = _S114[1U][3U];
         }
-        *_S136 = _S118;
+        *_S137 = _S119;
     }
-    uint _S137 = _S115 + 2U;
-    bool _S138 = _S137 < _S110;
-    if(_S138)
+    uint _S138 = _S116 + 2U;
+    bool _S139 = _S138 < _S111;
+    if(_S139)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S139 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S140 = result_3+_S139;
+        uint _S140 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S141 = result_3+_S140;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S139) + _S113[2U][0U];
+            _S119 = *(result_3+_S140) + _S114[2U][0U];
         }
         else
         {
-            _S118 = _S113[2U][0U];
+            _S119 = _S114[2U][0U];
         }
-        *_S140 = _S118;
+        *_S141 = _S119;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S141 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S142 = result_3+_S141;
+        uint _S142 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S143 = result_3+_S142;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S141) + _S113[2U][1U];
+            _S119 = *(result_3+_S142) + _S114[2U][1U];
         }
         else
         {
-            _S118 = _S113[2U][1U];
+            _S119 = _S114[2U][1U];
         }
-        *_S142 = _S118;
+        *_S143 = _S119;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S143 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S144 = result_3+_S143;
+        uint _S144 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S145 = result_3+_S144;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S143) + _S113[2U][2U];
+            _S119 = *(result_3+_S144) + _S114[2U][2U];
         }
         else
         {
-            _S118 = _S113[2U][2U];
+            _S119 = _S114[2U][2U];
         }
-        *_S144 = _S118;
+        *_S145 = _S119;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S145 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S146 = result_3+_S145;
+        uint _S146 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S147 = result_3+_S146;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S145) + _S113[2U][3U];
+            _S119 = *(result_3+_S146) + _S114[2U][3U];
         }
         else
         {
-            _S118 = _S113[2U][3U];
+            _S119 = _S114[2U][3U];
         }
-        *_S146 = _S118;
+        *_S147 = _S119;
     }
-    uint _S147 = _S115 + 3U;
-    bool _S148 = _S147 < _S110;
-    if(_S148)
+    uint _S148 = _S116 + 3U;
+    bool _S149 = _S148 < _S111;
+    if(_S149)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S149 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S150 = result_3+_S149;
+        uint _S150 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S151 = result_3+_S150;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S149) + _S113[3U][0U];
+            _S119 = *(result_3+_S150) + _S114[3U][0U];
         }
         else
         {
-            _S118 = _S113[3U][0U];
+            _S119 = _S114[3U][0U];
         }
-        *_S150 = _S118;
+        *_S151 = _S119;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S151 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S152 = result_3+_S151;
+        uint _S152 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S153 = result_3+_S152;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S151) + _S113[3U][1U];
+            _S119 = *(result_3+_S152) + _S114[3U][1U];
         }
         else
         {
-            _S118 = _S113[3U][1U];
+            _S119 = _S114[3U][1U];
         }
-        *_S152 = _S118;
+        *_S153 = _S119;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S153 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S154 = result_3+_S153;
+        uint _S154 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S155 = result_3+_S154;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S153) + _S113[3U][2U];
+            _S119 = *(result_3+_S154) + _S114[3U][2U];
         }
         else
         {
-            _S118 = _S113[3U][2U];
+            _S119 = _S114[3U][2U];
         }
-        *_S154 = _S118;
+        *_S155 = _S119;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S155 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S156 = result_3+_S155;
+        uint _S156 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S157 = result_3+_S156;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S155) + _S113[3U][3U];
+            _S119 = *(result_3+_S156) + _S114[3U][3U];
         }
         else
         {
-            _S118 = _S113[3U][3U];
+            _S119 = _S114[3U][3U];
         }
-        *_S156 = _S118;
+        *_S157 = _S119;
     }
-    uint _S157 = _S115 + 4U;
-    bool _S158 = _S157 < _S110;
-    if(_S158)
+    uint _S158 = _S116 + 4U;
+    bool _S159 = _S158 < _S111;
+    if(_S159)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S159 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S160 = result_3+_S159;
+        uint _S160 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S161 = result_3+_S160;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S159) + _S113[4U][0U];
+            _S119 = *(result_3+_S160) + _S114[4U][0U];
         }
         else
         {
-            _S118 = _S113[4U][0U];
+            _S119 = _S114[4U][0U];
         }
-        *_S160 = _S118;
+        *_S161 = _S119;
     }
-    if(_S158)
+    if(_S159)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S161 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S162 = result_3+_S161;
+        uint _S162 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S163 = result_3+_S162;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S161) + _S113[4U][1U];
+            _S119 = *(result_3+_S162) + _S114[4U][1U];
         }
         else
         {
-            _S118 = _S113[4U][1U];
+            _S119 = _S114[4U][1U];
         }
-        *_S162 = _S118;
+        *_S163 = _S119;
     }
-    if(_S158)
+    if(_S159)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S163 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S164 = result_3+_S163;
+        uint _S164 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S165 = result_3+_S164;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S163) + _S113[4U][2U];
+            _S119 = *(result_3+_S164) + _S114[4U][2U];
         }
         else
         {
-            _S118 = _S113[4U][2U];
+            _S119 = _S114[4U][2U];
         }
-        *_S164 = _S118;
+        *_S165 = _S119;
     }
-    if(_S158)
+    if(_S159)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S165 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S166 = result_3+_S165;
+        uint _S166 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S167 = result_3+_S166;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S165) + _S113[4U][3U];
+            _S119 = *(result_3+_S166) + _S114[4U][3U];
         }
         else
         {
-            _S118 = _S113[4U][3U];
+            _S119 = _S114[4U][3U];
         }
-        *_S166 = _S118;
+        *_S167 = _S119;
     }
-    uint _S167 = _S115 + 5U;
-    bool _S168 = _S167 < _S110;
-    if(_S168)
+    uint _S168 = _S116 + 5U;
+    bool _S169 = _S168 < _S111;
+    if(_S169)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S169 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S170 = result_3+_S169;
+        uint _S170 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S171 = result_3+_S170;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S169) + _S113[5U][0U];
+            _S119 = *(result_3+_S170) + _S114[5U][0U];
         }
         else
         {
-            _S118 = _S113[5U][0U];
+            _S119 = _S114[5U][0U];
         }
-        *_S170 = _S118;
+        *_S171 = _S119;
     }
-    if(_S168)
+    if(_S169)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S171 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S172 = result_3+_S171;
+        uint _S172 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S173 = result_3+_S172;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S171) + _S113[5U][1U];
+            _S119 = *(result_3+_S172) + _S114[5U][1U];
         }
         else
         {
-            _S118 = _S113[5U][1U];
+            _S119 = _S114[5U][1U];
         }
-        *_S172 = _S118;
+        *_S173 = _S119;
     }
-    if(_S168)
+    if(_S169)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S173 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S174 = result_3+_S173;
+        uint _S174 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S175 = result_3+_S174;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S173) + _S113[5U][2U];
+            _S119 = *(result_3+_S174) + _S114[5U][2U];
         }
         else
         {
-            _S118 = _S113[5U][2U];
+            _S119 = _S114[5U][2U];
         }
-        *_S174 = _S118;
+        *_S175 = _S119;
     }
-    if(_S168)
+    if(_S169)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S175 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S176 = result_3+_S175;
+        uint _S176 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S177 = result_3+_S176;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S175) + _S113[5U][3U];
+            _S119 = *(result_3+_S176) + _S114[5U][3U];
         }
         else
         {
-            _S118 = _S113[5U][3U];
+            _S119 = _S114[5U][3U];
         }
-        *_S176 = _S118;
+        *_S177 = _S119;
     }
-    uint _S177 = _S115 + 6U;
-    bool _S178 = _S177 < _S110;
-    if(_S178)
+    uint _S178 = _S116 + 6U;
+    bool _S179 = _S178 < _S111;
+    if(_S179)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S179 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S180 = result_3+_S179;
+        uint _S180 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S181 = result_3+_S180;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S179) + _S113[6U][0U];
+            _S119 = *(result_3+_S180) + _S114[6U][0U];
         }
         else
         {
-            _S118 = _S113[6U][0U];
+            _S119 = _S114[6U][0U];
         }
-        *_S180 = _S118;
+        *_S181 = _S119;
     }
-    if(_S178)
+    if(_S179)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S181 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S182 = result_3+_S181;
+        uint _S182 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S183 = result_3+_S182;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S181) + _S113[6U][1U];
+            _S119 = *(result_3+_S182) + _S114[6U][1U];
         }
         else
         {
-            _S118 = _S113[6U][1U];
+            _S119 = _S114[6U][1U];
         }
-        *_S182 = _S118;
+        *_S183 = _S119;
     }
-    if(_S178)
+    if(_S179)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S183 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S184 = result_3+_S183;
+        uint _S184 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S185 = result_3+_S184;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S183) + _S113[6U][2U];
+            _S119 = *(result_3+_S184) + _S114[6U][2U];
         }
         else
         {
-            _S118 = _S113[6U][2U];
+            _S119 = _S114[6U][2U];
         }
-        *_S184 = _S118;
+        *_S185 = _S119;
     }
-    if(_S178)
+    if(_S179)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S185 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S186 = result_3+_S185;
+        uint _S186 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S187 = result_3+_S186;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S185) + _S113[6U][3U];
+            _S119 = *(result_3+_S186) + _S114[6U][3U];
         }
         else
         {
-            _S118 = _S113[6U][3U];
+            _S119 = _S114[6U][3U];
         }
-        *_S186 = _S118;
+        *_S187 = _S119;
     }
-    uint _S187 = _S115 + 7U;
-    bool _S188 = _S187 < _S110;
-    if(_S188)
+    uint _S188 = _S116 + 7U;
+    bool _S189 = _S188 < _S111;
+    if(_S189)
     {
-        _S117 = (_S109 + _S114.y) < _S103;
+        _S118 = (_S110 + _S115.y) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S189 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y;
-        float device* _S190 = result_3+_S189;
+        uint _S190 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y;
+        float device* _S191 = result_3+_S190;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S189) + _S113[7U][0U];
+            _S119 = *(result_3+_S190) + _S114[7U][0U];
         }
         else
         {
-            _S118 = _S113[7U][0U];
+            _S119 = _S114[7U][0U];
         }
-        *_S190 = _S118;
+        *_S191 = _S119;
     }
-    if(_S188)
+    if(_S189)
     {
-        _S117 = (_S109 + _S114.y + 1U) < _S103;
+        _S118 = (_S110 + _S115.y + 1U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S191 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
-        float device* _S192 = result_3+_S191;
+        uint _S192 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
+        float device* _S193 = result_3+_S192;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S191) + _S113[7U][1U];
+            _S119 = *(result_3+_S192) + _S114[7U][1U];
         }
         else
         {
-            _S118 = _S113[7U][1U];
+            _S119 = _S114[7U][1U];
         }
-        *_S192 = _S118;
+        *_S193 = _S119;
     }
-    if(_S188)
+    if(_S189)
     {
-        _S117 = (_S109 + _S114.y + 2U) < _S103;
+        _S118 = (_S110 + _S115.y + 2U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S193 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
-        float device* _S194 = result_3+_S193;
+        uint _S194 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
+        float device* _S195 = result_3+_S194;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S193) + _S113[7U][2U];
+            _S119 = *(result_3+_S194) + _S114[7U][2U];
         }
         else
         {
-            _S118 = _S113[7U][2U];
+            _S119 = _S114[7U][2U];
         }
-        *_S194 = _S118;
+        *_S195 = _S119;
     }
-    if(_S188)
+    if(_S189)
     {
-        _S117 = (_S109 + _S114.y + 3U) < _S103;
+        _S118 = (_S110 + _S115.y + 3U) < _S104;
     }
     else
     {
-        _S117 = false;
+        _S118 = false;
     }
-    if(_S117)
+    if(_S118)
     {
-        uint _S195 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
-        float device* _S196 = result_3+_S195;
+        uint _S196 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
+        float device* _S197 = result_3+_S196;
         if((p_1->accumulate_0) != 0U)
         {
-            _S118 = *(result_3+_S195) + _S113[7U][3U];
+            _S119 = *(result_3+_S196) + _S114[7U][3U];
         }
         else
         {
-            _S118 = _S113[7U][3U];
+            _S119 = _S114[7U][3U];
         }
-        *_S196 = _S118;
+        *_S197 = _S119;
     }
     return;
 }

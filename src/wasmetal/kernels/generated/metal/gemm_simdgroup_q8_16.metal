@@ -225,28 +225,33 @@ uint place_0(uint row_5, uint column_1, uint width_0)
     return (row_5 / 8U * (width_0 / 8U) + column_1 / 8U) * 64U + row_5 % 8U * 8U + column_1 % 8U;
 }
 
-void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
+float element_0(float value_0, float scale_0)
+{
+    return value_0;
+}
+
+void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, float scale_1, KernelContext_0 thread* kernelContext_0)
 {
     uint _S21 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[0U].w;
+    (*kernelContext_0->tile_0)[_S21] = element_0(this_4->rows_0[0U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 1U] = element_0(this_4->rows_0[0U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 2U] = element_0(this_4->rows_0[0U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S21 + 3U] = element_0(this_4->rows_0[0U].w, scale_1);
     uint _S22 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[1U].w;
+    (*kernelContext_0->tile_0)[_S22] = element_0(this_4->rows_0[1U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 1U] = element_0(this_4->rows_0[1U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 2U] = element_0(this_4->rows_0[1U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S22 + 3U] = element_0(this_4->rows_0[1U].w, scale_1);
     uint _S23 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S23] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S23 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S23 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S23 + 3U] = this_4->rows_0[2U].w;
+    (*kernelContext_0->tile_0)[_S23] = element_0(this_4->rows_0[2U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 1U] = element_0(this_4->rows_0[2U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 2U] = element_0(this_4->rows_0[2U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S23 + 3U] = element_0(this_4->rows_0[2U].w, scale_1);
     uint _S24 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S24] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S24 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S24 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S24 + 3U] = this_4->rows_0[3U].w;
+    (*kernelContext_0->tile_0)[_S24] = element_0(this_4->rows_0[3U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S24 + 1U] = element_0(this_4->rows_0[3U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S24 + 2U] = element_0(this_4->rows_0[3U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S24 + 3U] = element_0(this_4->rows_0[3U].w, scale_1);
     return;
 }
 
@@ -391,9 +396,9 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
             break;
         }
         thread Rows_0 _S81 = left_rows_0;
-        Rows_store_0(&_S81, 0U, _S73, _S75, kernelContext_2);
+        Rows_store_0(&_S81, 0U, _S73, _S75, 1.0, kernelContext_2);
         thread Rows_0 _S82 = right_rows_0;
-        Rows_store_0(&_S82, 2048U, _S77, _S79, kernelContext_2);
+        Rows_store_0(&_S82, 2048U, _S77, _S79, 1.0, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint _S83 = begin_1 + 32U;
         Rows_0 _S84 = Rows_load_1(left_0, left_x_0, _S74, _S83 + _S75);
@@ -419,49 +424,50 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         left_rows_0 = _S84;
         right_rows_0 = _S85;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S52, 64U)), (ulong)(8U));
-    uint _S86 = _S52 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S86, 64U)), (ulong)(8U));
-    uint _S87 = _S52 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S87, 64U)), (ulong)(8U));
-    uint _S88 = _S52 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S88, 64U)), (ulong)(8U));
-    uint _S89 = _S51 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S88, 64U)), (ulong)(8U));
-    uint _S90 = _S51 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S88, 64U)), (ulong)(8U));
-    uint _S91 = _S51 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S92 = corner_0(thread_2);
-    uint _S93 = _S92.x;
-    uint _S94 = _S92.y;
-    uint _S95 = place_0(_S93, _S94, 64U);
+    uint2 _S86 = corner_0(thread_2);
+    uint _S87 = _S86.x / 8U;
     thread array<float4, int(8)> result_2;
-    result_2[0U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
-    uint _S96 = place_0(_S93 + 1U, _S94, 64U);
-    result_2[1U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
-    uint _S97 = place_0(_S93 + 2U, _S94, 64U);
-    result_2[2U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
-    uint _S98 = place_0(_S93 + 3U, _S94, 64U);
-    result_2[3U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
-    uint _S99 = place_0(_S93 + 4U, _S94, 64U);
-    result_2[4U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S93 + 5U, _S94, 64U);
-    result_2[5U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
-    uint _S101 = place_0(_S93 + 6U, _S94, 64U);
-    result_2[6U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
-    uint _S102 = place_0(_S93 + 7U, _S94, 64U);
-    result_2[7U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S52, 64U)), (ulong)(8U));
+    uint _S88 = _S52 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S88, 64U)), (ulong)(8U));
+    uint _S89 = _S52 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S89, 64U)), (ulong)(8U));
+    uint _S90 = _S52 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S90, 64U)), (ulong)(8U));
+    uint _S91 = _S51 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S52, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S89, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S90, 64U)), (ulong)(8U));
+    uint _S92 = _S51 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S52, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S89, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S90, 64U)), (ulong)(8U));
+    uint _S93 = _S51 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S52, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S89, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S90, 64U)), (ulong)(8U));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint _S94 = _S87 % 4U;
+    uint _S95 = _S86.y;
+    uint _S96 = place_0((_S87 / 4U * 4U + _S94) * 8U, _S95, 64U);
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0((_S87 / 4U * 4U + _S94) * 8U + 1U, _S95, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0((_S87 / 4U * 4U + _S94) * 8U + 2U, _S95, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0((_S87 / 4U * 4U + _S94) * 8U + 3U, _S95, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0((_S87 / 4U * 4U + _S94) * 8U + 4U, _S95, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    uint _S101 = place_0((_S87 / 4U * 4U + _S94) * 8U + 5U, _S95, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
+    uint _S102 = place_0((_S87 / 4U * 4U + _S94) * 8U + 6U, _S95, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
+    uint _S103 = place_0((_S87 / 4U * 4U + _S94) * 8U + 7U, _S95, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
     return result_2;
 }
 
@@ -472,766 +478,766 @@ uint group_number_0(uint3 group_0)
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_2, uint rows_4)
 {
-    uint _S103;
+    uint _S104;
     if(offset_3 == 4294967295U)
     {
-        _S103 = rows_4;
+        _S104 = rows_4;
     }
     else
     {
-        _S103 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
+        _S104 = min(max(batch_0[offset_3], first_2) - first_2, rows_4);
     }
-    return _S103;
+    return _S104;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_3, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S104 = p_1->n_1;
-    uint _S105 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S106 = group_number_0(group_1);
-    uint _S107 = _S106 / _S105;
-    uint _S108 = _S107 * 64U;
-    uint _S109 = _S106 % _S105;
-    uint _S110 = _S109 * 64U;
-    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
-    if(_S108 >= _S111)
+    uint _S105 = p_1->n_1;
+    uint _S106 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S107 = group_number_0(group_1);
+    uint _S108 = _S107 / _S106;
+    uint _S109 = _S108 * 64U;
+    uint _S110 = _S107 % _S106;
+    uint _S111 = _S110 * 64U;
+    uint _S112 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
+    if(_S109 >= _S112)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_1 = _S111;
+    (&left_1)->rows_1 = _S112;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S104;
+    (&right_2)->n_0 = _S105;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S112 = left_1;
-    thread Weights_0 _S113 = right_2;
-    array<float4, int(8)> _S114 = SimdgroupTiles_product_0(&_S112, x_0, &_S113, weight_0, _S108, _S110, _S111, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S115 = corner_0(thread_3);
-    uint _S116 = _S108 + _S115.x;
-    bool _S117 = _S116 < _S111;
-    bool _S118;
-    if(_S117)
+    thread Activations_0 _S113 = left_1;
+    thread Weights_0 _S114 = right_2;
+    array<float4, int(8)> _S115 = SimdgroupTiles_product_0(&_S113, x_0, &_S114, weight_0, _S109, _S111, _S112, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S116 = corner_0(thread_3);
+    uint _S117 = _S109 + _S116.x;
+    bool _S118 = _S117 < _S112;
+    bool _S119;
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    float _S119;
-    if(_S118)
+    float _S120;
+    if(_S119)
     {
-        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S121 = result_3+_S120;
+        uint _S121 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S122 = result_3+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S120) + _S114[0U][0U];
+            _S120 = *(result_3+_S121) + _S115[0U][0U];
         }
         else
         {
-            _S119 = _S114[0U][0U];
+            _S120 = _S115[0U][0U];
         }
-        *_S121 = _S119;
+        *_S122 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S123 = result_3+_S122;
+        uint _S123 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S124 = result_3+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S122) + _S114[0U][1U];
+            _S120 = *(result_3+_S123) + _S115[0U][1U];
         }
         else
         {
-            _S119 = _S114[0U][1U];
+            _S120 = _S115[0U][1U];
         }
-        *_S123 = _S119;
+        *_S124 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S125 = result_3+_S124;
+        uint _S125 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S126 = result_3+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S124) + _S114[0U][2U];
+            _S120 = *(result_3+_S125) + _S115[0U][2U];
         }
         else
         {
-            _S119 = _S114[0U][2U];
+            _S120 = _S115[0U][2U];
         }
-        *_S125 = _S119;
+        *_S126 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S126 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S127 = result_3+_S126;
+        uint _S127 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S128 = result_3+_S127;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S126) + _S114[0U][3U];
+            _S120 = *(result_3+_S127) + _S115[0U][3U];
         }
         else
         {
-            _S119 = _S114[0U][3U];
+            _S120 = _S115[0U][3U];
         }
-        *_S127 = _S119;
+        *_S128 = _S120;
     }
-    uint _S128 = _S116 + 1U;
-    bool _S129 = _S128 < _S111;
-    if(_S129)
+    uint _S129 = _S117 + 1U;
+    bool _S130 = _S129 < _S112;
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S130 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S131 = result_3+_S130;
+        uint _S131 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S132 = result_3+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S130) + _S114[1U][0U];
+            _S120 = *(result_3+_S131) + _S115[1U][0U];
         }
         else
         {
-            _S119 = _S114[1U][0U];
+            _S120 = _S115[1U][0U];
         }
-        *_S131 = _S119;
+        *_S132 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S132 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S133 = result_3+_S132;
+        uint _S133 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S134 = result_3+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S132) + _S114[1U][1U];
+            _S120 = *(result_3+_S133) + _S115[1U][1U];
         }
         else
         {
-            _S119 = _S114[1U][1U];
+            _S120 = _S115[1U][1U];
         }
-        *_S133 = _S119;
+        *_S134 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S134 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S135 = result_3+_S134;
+        uint _S135 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S136 = result_3+_S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S134) + _S114[1U][2U];
+            _S120 = *(result_3+_S135) + _S115[1U][2U];
         }
         else
         {
-            _S119 = _S114[1U][2U];
+            _S120 = _S115[1U][2U];
         }
-        *_S135 = _S119;
+        *_S136 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S136 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S137 = result_3+_S136;
+        uint _S137 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S138 = result_3+_S137;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S136) + _S114[1U][3U];
+            _S120 = *(result_3+_S137) + _S115[1U][3U];
         }
         else
         {
-            _S119 = _S114[1U][3U];
+            _S120 = _S115[1U][3U];
         }
-        *_S137 = _S119;
+        *_S138 = _S120;
     }
-    uint _S138 = _S116 + 2U;
-    bool _S139 = _S138 < _S111;
-    if(_S139)
+    uint _S139 = _S117 + 2U;
+    bool _S140 = _S139 < _S112;
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S140 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S141 = result_3+_S140;
+        uint _S141 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S142 = result_3+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S140) + _S114[2U][0U];
+            _S120 = *(result_3+_S141) + _S115[2U][0U];
         }
         else
         {
-            _S119 = _S114[2U][0U];
+            _S120 = _S115[2U][0U];
         }
-        *_S141 = _S119;
+        *_S142 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S142 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S143 = result_3+_S142;
+        uint _S143 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S144 = result_3+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S142) + _S114[2U][1U];
+            _S120 = *(result_3+_S143) + _S115[2U][1U];
         }
         else
         {
-            _S119 = _S114[2U][1U];
+            _S120 = _S115[2U][1U];
         }
-        *_S143 = _S119;
+        *_S144 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S144 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S145 = result_3+_S144;
+        uint _S145 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S146 = result_3+_S145;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S144) + _S114[2U][2U];
+            _S120 = *(result_3+_S145) + _S115[2U][2U];
         }
         else
         {
-            _S119 = _S114[2U][2U];
+            _S120 = _S115[2U][2U];
         }
-        *_S145 = _S119;
+        *_S146 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S146 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S147 = result_3+_S146;
+        uint _S147 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S148 = result_3+_S147;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S146) + _S114[2U][3U];
+            _S120 = *(result_3+_S147) + _S115[2U][3U];
         }
         else
         {
-            _S119 = _S114[2U][3U];
+            _S120 = _S115[2U][3U];
         }
-        *_S147 = _S119;
+        *_S148 = _S120;
     }
-    uint _S148 = _S116 + 3U;
-    bool _S149 = _S148 < _S111;
-    if(_S149)
+    uint _S149 = _S117 + 3U;
+    bool _S150 = _S149 < _S112;
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S150 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S151 = result_3+_S150;
+        uint _S151 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S152 = result_3+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S150) + _S114[3U][0U];
+            _S120 = *(result_3+_S151) + _S115[3U][0U];
         }
         else
         {
-            _S119 = _S114[3U][0U];
+            _S120 = _S115[3U][0U];
         }
-        *_S151 = _S119;
+        *_S152 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S152 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S153 = result_3+_S152;
+        uint _S153 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S154 = result_3+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S152) + _S114[3U][1U];
+            _S120 = *(result_3+_S153) + _S115[3U][1U];
         }
         else
         {
-            _S119 = _S114[3U][1U];
+            _S120 = _S115[3U][1U];
         }
-        *_S153 = _S119;
+        *_S154 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S154 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S155 = result_3+_S154;
+        uint _S155 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S156 = result_3+_S155;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S154) + _S114[3U][2U];
+            _S120 = *(result_3+_S155) + _S115[3U][2U];
         }
         else
         {
-            _S119 = _S114[3U][2U];
+            _S120 = _S115[3U][2U];
         }
-        *_S155 = _S119;
+        *_S156 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S156 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S157 = result_3+_S156;
+        uint _S157 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S158 = result_3+_S157;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S156) + _S114[3U][3U];
+            _S120 = *(result_3+_S157) + _S115[3U][3U];
         }
         else
         {
-            _S119 = _S114[3U][3U];
+            _S120 = _S115[3U][3U];
         }
-        *_S157 = _S119;
+        *_S158 = _S120;
     }
-    uint _S158 = _S116 + 4U;
-    bool _S159 = _S158 < _S111;
-    if(_S159)
+    uint _S159 = _S117 + 4U;
+    bool _S160 = _S159 < _S112;
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S160 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S161 = result_3+_S160;
+        uint _S161 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S162 = result_3+_S161;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S160) + _S114[4U][0U];
+            _S120 = *(result_3+_S161) + _S115[4U][0U];
         }
         else
         {
-            _S119 = _S114[4U][0U];
+            _S120 = _S115[4U][0U];
         }
-        *_S161 = _S119;
+        *_S162 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S162 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S163 = result_3+_S162;
+        uint _S163 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S164 = result_3+_S163;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S162) + _S114[4U][1U];
+            _S120 = *(result_3+_S163) + _S115[4U][1U];
         }
         else
         {
-            _S119 = _S114[4U][1U];
+            _S120 = _S115[4U][1U];
         }
-        *_S163 = _S119;
+        *_S164 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S164 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S165 = result_3+_S164;
+        uint _S165 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S166 = result_3+_S165;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S164) + _S114[4U][2U];
+            _S120 = *(result_3+_S165) + _S115[4U][2U];
         }
         else
         {
-            _S119 = _S114[4U][2U];
+            _S120 = _S115[4U][2U];
         }
-        *_S165 = _S119;
+        *_S166 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S166 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S167 = result_3+_S166;
+        uint _S167 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S168 = result_3+_S167;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S166) + _S114[4U][3U];
+            _S120 = *(result_3+_S167) + _S115[4U][3U];
         }
         else
         {
-            _S119 = _S114[4U][3U];
+            _S120 = _S115[4U][3U];
         }
-        *_S167 = _S119;
+        *_S168 = _S120;
     }
-    uint _S168 = _S116 + 5U;
-    bool _S169 = _S168 < _S111;
-    if(_S169)
+    uint _S169 = _S117 + 5U;
+    bool _S170 = _S169 < _S112;
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S170 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S171 = result_3+_S170;
+        uint _S171 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S172 = result_3+_S171;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S170) + _S114[5U][0U];
+            _S120 = *(result_3+_S171) + _S115[5U][0U];
         }
         else
         {
-            _S119 = _S114[5U][0U];
+            _S120 = _S115[5U][0U];
         }
-        *_S171 = _S119;
+        *_S172 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S172 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S173 = result_3+_S172;
+        uint _S173 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S174 = result_3+_S173;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S172) + _S114[5U][1U];
+            _S120 = *(result_3+_S173) + _S115[5U][1U];
         }
         else
         {
-            _S119 = _S114[5U][1U];
+            _S120 = _S115[5U][1U];
         }
-        *_S173 = _S119;
+        *_S174 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S174 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S175 = result_3+_S174;
+        uint _S175 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S176 = result_3+_S175;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S174) + _S114[5U][2U];
+            _S120 = *(result_3+_S175) + _S115[5U][2U];
         }
         else
         {
-            _S119 = _S114[5U][2U];
+            _S120 = _S115[5U][2U];
         }
-        *_S175 = _S119;
+        *_S176 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S176 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S177 = result_3+_S176;
+        uint _S177 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S178 = result_3+_S177;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S176) + _S114[5U][3U];
+            _S120 = *(result_3+_S177) + _S115[5U][3U];
         }
         else
         {
-            _S119 = _S114[5U][3U];
+            _S120 = _S115[5U][3U];
         }
-        *_S177 = _S119;
+        *_S178 = _S120;
     }
-    uint _S178 = _S116 + 6U;
-    bool _S179 = _S178 < _S111;
-    if(_S179)
+    uint _S179 = _S117 + 6U;
+    bool _S180 = _S179 < _S112;
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S180 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S181 = result_3+_S180;
+        uint _S181 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S182 = result_3+_S181;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S180) + _S114[6U][0U];
+            _S120 = *(result_3+_S181) + _S115[6U][0U];
         }
         else
         {
-            _S119 = _S114[6U][0U];
+            _S120 = _S115[6U][0U];
         }
-        *_S181 = _S119;
+        *_S182 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S182 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S183 = result_3+_S182;
+        uint _S183 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S184 = result_3+_S183;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S182) + _S114[6U][1U];
+            _S120 = *(result_3+_S183) + _S115[6U][1U];
         }
         else
         {
-            _S119 = _S114[6U][1U];
+            _S120 = _S115[6U][1U];
         }
-        *_S183 = _S119;
+        *_S184 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S184 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S185 = result_3+_S184;
+        uint _S185 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S186 = result_3+_S185;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S184) + _S114[6U][2U];
+            _S120 = *(result_3+_S185) + _S115[6U][2U];
         }
         else
         {
-            _S119 = _S114[6U][2U];
+            _S120 = _S115[6U][2U];
         }
-        *_S185 = _S119;
+        *_S186 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S186 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S187 = result_3+_S186;
+        uint _S187 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S188 = result_3+_S187;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S186) + _S114[6U][3U];
+            _S120 = *(result_3+_S187) + _S115[6U][3U];
         }
         else
         {
-            _S119 = _S114[6U][3U];
+            _S120 = _S115[6U][3U];
         }
-        *_S187 = _S119;
+        *_S188 = _S120;
     }
-    uint _S188 = _S116 + 7U;
-    bool _S189 = _S188 < _S111;
-    if(_S189)
+    uint _S189 = _S117 + 7U;
+    bool _S190 = _S189 < _S112;
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S190 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S191 = result_3+_S190;
+        uint _S191 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S192 = result_3+_S191;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S190) + _S114[7U][0U];
+            _S120 = *(result_3+_S191) + _S115[7U][0U];
         }
         else
         {
-            _S119 = _S114[7U][0U];
+            _S120 = _S115[7U][0U];
         }
-        *_S191 = _S119;
+        *_S192 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S192 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S193 = result_3+_S192;
+        uint _S193 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S194 = result_3+_S193;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S192) + _S114[7U][1U];
+            _S120 = *(result_3+_S193) + _S115[7U][1U];
         }
         else
         {
-            _S119 = _S114[7U][1U];
+            _S120 = _S115[7U][1U];
         }
-        *_S193 = _S119;
+        *_S194 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S194 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S195 = result_3+_S194;
+        uint _S195 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S196 = result_3+_S195;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S194) + _S114[7U][2U];
+            _S120 = *(result_3+_S195) + _S115[7U][2U];
         }
         else
         {
-            _S119 = _S114[7U][2U];
+            _S120 = _S115[7U][2U];
         }
-        *_S195 = _S119;
+        *_S196 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S196 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S197 = result_3+_S196;
+        uint _S197 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S198 = result_3+_S197;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_3+_S196) + _S114[7U][3U];
+            _S120 = *(result_3+_S197) + _S115[7U][3U];
         }
         else
         {
-            _S119 = _S114[7U][3U];
+            _S120 = _S115[7U][3U];
         }
-        *_S197 = _S119;
+        *_S198 = _S120;
     }
     return;
 }

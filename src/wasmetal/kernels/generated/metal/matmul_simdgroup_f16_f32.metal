@@ -173,28 +173,33 @@ uint place_0(uint row_3, uint column_0, uint width_0)
     return (row_3 / 8U * (width_0 / 8U) + column_0 / 8U) * 64U + row_3 % 8U * 8U + column_0 % 8U;
 }
 
-void Rows_store_0(const Rows_0 thread* this_3, uint begin_1, uint row_4, uint k_3, KernelContext_0 thread* kernelContext_0)
+float element_0(float value_0, float scale_0)
+{
+    return value_0;
+}
+
+void Rows_store_0(const Rows_0 thread* this_3, uint begin_1, uint row_4, uint k_3, float scale_1, KernelContext_0 thread* kernelContext_0)
 {
     uint _S9 = begin_1 + place_0(row_4, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S9] = this_3->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S9 + 1U] = this_3->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S9 + 2U] = this_3->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S9 + 3U] = this_3->rows_0[0U].w;
+    (*kernelContext_0->tile_0)[_S9] = element_0(this_3->rows_0[0U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S9 + 1U] = element_0(this_3->rows_0[0U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S9 + 2U] = element_0(this_3->rows_0[0U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S9 + 3U] = element_0(this_3->rows_0[0U].w, scale_1);
     uint _S10 = begin_1 + place_0(row_4 + 16U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S10] = this_3->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S10 + 1U] = this_3->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S10 + 2U] = this_3->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S10 + 3U] = this_3->rows_0[1U].w;
+    (*kernelContext_0->tile_0)[_S10] = element_0(this_3->rows_0[1U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S10 + 1U] = element_0(this_3->rows_0[1U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S10 + 2U] = element_0(this_3->rows_0[1U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S10 + 3U] = element_0(this_3->rows_0[1U].w, scale_1);
     uint _S11 = begin_1 + place_0(row_4 + 32U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S11] = this_3->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S11 + 1U] = this_3->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S11 + 2U] = this_3->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S11 + 3U] = this_3->rows_0[2U].w;
+    (*kernelContext_0->tile_0)[_S11] = element_0(this_3->rows_0[2U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S11 + 1U] = element_0(this_3->rows_0[2U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S11 + 2U] = element_0(this_3->rows_0[2U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S11 + 3U] = element_0(this_3->rows_0[2U].w, scale_1);
     uint _S12 = begin_1 + place_0(row_4 + 48U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S12] = this_3->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S12 + 1U] = this_3->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S12 + 2U] = this_3->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S12 + 3U] = this_3->rows_0[3U].w;
+    (*kernelContext_0->tile_0)[_S12] = element_0(this_3->rows_0[3U].x, scale_1);
+    (*kernelContext_0->tile_0)[_S12 + 1U] = element_0(this_3->rows_0[3U].y, scale_1);
+    (*kernelContext_0->tile_0)[_S12 + 2U] = element_0(this_3->rows_0[3U].z, scale_1);
+    (*kernelContext_0->tile_0)[_S12 + 3U] = element_0(this_3->rows_0[3U].w, scale_1);
     return;
 }
 
@@ -339,9 +344,9 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, u
             break;
         }
         thread Rows_0 _S69 = left_rows_0;
-        Rows_store_0(&_S69, 0U, _S61, _S63, kernelContext_2);
+        Rows_store_0(&_S69, 0U, _S61, _S63, 1.0, kernelContext_2);
         thread Rows_0 _S70 = right_rows_0;
-        Rows_store_0(&_S70, 2048U, _S65, _S67, kernelContext_2);
+        Rows_store_0(&_S70, 2048U, _S65, _S67, 1.0, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint _S71 = begin_2 + 32U;
         Rows_0 _S72 = Rows_load_0(left_0, left_words_0, _S62, _S71 + _S63);
@@ -367,49 +372,50 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, u
         left_rows_0 = _S72;
         right_rows_0 = _S73;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S40, 64U)), (ulong)(8U));
-    uint _S74 = _S40 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S74, 64U)), (ulong)(8U));
-    uint _S75 = _S40 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S75, 64U)), (ulong)(8U));
-    uint _S76 = _S40 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S76, 64U)), (ulong)(8U));
-    uint _S77 = _S39 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S40, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S74, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S75, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S76, 64U)), (ulong)(8U));
-    uint _S78 = _S39 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S40, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S74, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S75, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S76, 64U)), (ulong)(8U));
-    uint _S79 = _S39 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S40, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S74, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S75, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S76, 64U)), (ulong)(8U));
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S80 = corner_0(thread_2);
-    uint _S81 = _S80.x;
-    uint _S82 = _S80.y;
-    uint _S83 = place_0(_S81, _S82, 64U);
+    uint2 _S74 = corner_0(thread_2);
+    uint _S75 = _S74.x / 8U;
     thread array<float4, int(8)> result_2;
-    result_2[0U] = float4((*kernelContext_2->tile_0)[_S83], (*kernelContext_2->tile_0)[_S83 + 1U], (*kernelContext_2->tile_0)[_S83 + 2U], (*kernelContext_2->tile_0)[_S83 + 3U]);
-    uint _S84 = place_0(_S81 + 1U, _S82, 64U);
-    result_2[1U] = float4((*kernelContext_2->tile_0)[_S84], (*kernelContext_2->tile_0)[_S84 + 1U], (*kernelContext_2->tile_0)[_S84 + 2U], (*kernelContext_2->tile_0)[_S84 + 3U]);
-    uint _S85 = place_0(_S81 + 2U, _S82, 64U);
-    result_2[2U] = float4((*kernelContext_2->tile_0)[_S85], (*kernelContext_2->tile_0)[_S85 + 1U], (*kernelContext_2->tile_0)[_S85 + 2U], (*kernelContext_2->tile_0)[_S85 + 3U]);
-    uint _S86 = place_0(_S81 + 3U, _S82, 64U);
-    result_2[3U] = float4((*kernelContext_2->tile_0)[_S86], (*kernelContext_2->tile_0)[_S86 + 1U], (*kernelContext_2->tile_0)[_S86 + 2U], (*kernelContext_2->tile_0)[_S86 + 3U]);
-    uint _S87 = place_0(_S81 + 4U, _S82, 64U);
-    result_2[4U] = float4((*kernelContext_2->tile_0)[_S87], (*kernelContext_2->tile_0)[_S87 + 1U], (*kernelContext_2->tile_0)[_S87 + 2U], (*kernelContext_2->tile_0)[_S87 + 3U]);
-    uint _S88 = place_0(_S81 + 5U, _S82, 64U);
-    result_2[5U] = float4((*kernelContext_2->tile_0)[_S88], (*kernelContext_2->tile_0)[_S88 + 1U], (*kernelContext_2->tile_0)[_S88 + 2U], (*kernelContext_2->tile_0)[_S88 + 3U]);
-    uint _S89 = place_0(_S81 + 6U, _S82, 64U);
-    result_2[6U] = float4((*kernelContext_2->tile_0)[_S89], (*kernelContext_2->tile_0)[_S89 + 1U], (*kernelContext_2->tile_0)[_S89 + 2U], (*kernelContext_2->tile_0)[_S89 + 3U]);
-    uint _S90 = place_0(_S81 + 7U, _S82, 64U);
-    result_2[7U] = float4((*kernelContext_2->tile_0)[_S90], (*kernelContext_2->tile_0)[_S90 + 1U], (*kernelContext_2->tile_0)[_S90 + 2U], (*kernelContext_2->tile_0)[_S90 + 3U]);
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S40, 64U)), (ulong)(8U));
+    uint _S76 = _S40 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S76, 64U)), (ulong)(8U));
+    uint _S77 = _S40 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S77, 64U)), (ulong)(8U));
+    uint _S78 = _S40 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S78, 64U)), (ulong)(8U));
+    uint _S79 = _S39 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S76, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S77, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S78, 64U)), (ulong)(8U));
+    uint _S80 = _S39 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S76, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S77, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S78, 64U)), (ulong)(8U));
+    uint _S81 = _S39 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S76, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S77, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S78, 64U)), (ulong)(8U));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint _S82 = _S75 % 4U;
+    uint _S83 = _S74.y;
+    uint _S84 = place_0((_S75 / 4U * 4U + _S82) * 8U, _S83, 64U);
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S84], (*kernelContext_2->tile_0)[_S84 + 1U], (*kernelContext_2->tile_0)[_S84 + 2U], (*kernelContext_2->tile_0)[_S84 + 3U]);
+    uint _S85 = place_0((_S75 / 4U * 4U + _S82) * 8U + 1U, _S83, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S85], (*kernelContext_2->tile_0)[_S85 + 1U], (*kernelContext_2->tile_0)[_S85 + 2U], (*kernelContext_2->tile_0)[_S85 + 3U]);
+    uint _S86 = place_0((_S75 / 4U * 4U + _S82) * 8U + 2U, _S83, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S86], (*kernelContext_2->tile_0)[_S86 + 1U], (*kernelContext_2->tile_0)[_S86 + 2U], (*kernelContext_2->tile_0)[_S86 + 3U]);
+    uint _S87 = place_0((_S75 / 4U * 4U + _S82) * 8U + 3U, _S83, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S87], (*kernelContext_2->tile_0)[_S87 + 1U], (*kernelContext_2->tile_0)[_S87 + 2U], (*kernelContext_2->tile_0)[_S87 + 3U]);
+    uint _S88 = place_0((_S75 / 4U * 4U + _S82) * 8U + 4U, _S83, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S88], (*kernelContext_2->tile_0)[_S88 + 1U], (*kernelContext_2->tile_0)[_S88 + 2U], (*kernelContext_2->tile_0)[_S88 + 3U]);
+    uint _S89 = place_0((_S75 / 4U * 4U + _S82) * 8U + 5U, _S83, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S89], (*kernelContext_2->tile_0)[_S89 + 1U], (*kernelContext_2->tile_0)[_S89 + 2U], (*kernelContext_2->tile_0)[_S89 + 3U]);
+    uint _S90 = place_0((_S75 / 4U * 4U + _S82) * 8U + 6U, _S83, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S90], (*kernelContext_2->tile_0)[_S90 + 1U], (*kernelContext_2->tile_0)[_S90 + 2U], (*kernelContext_2->tile_0)[_S90 + 3U]);
+    uint _S91 = place_0((_S75 / 4U * 4U + _S82) * 8U + 7U, _S83, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S91], (*kernelContext_2->tile_0)[_S91 + 1U], (*kernelContext_2->tile_0)[_S91 + 2U], (*kernelContext_2->tile_0)[_S91 + 3U]);
     return result_2;
 }
 
@@ -420,440 +426,440 @@ uint group_number_0(uint3 group_0)
 
 void matmul_0(uint3 group_1, uint thread_3, uint device* a_0, uint device* b_0, float device* result_3, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S91 = p_1->n_0;
-    uint _S92 = (p_1->n_0 + 64U - 1U) / 64U;
-    uint _S93 = p_1->m_0;
-    uint _S94 = (p_1->m_0 + 64U - 1U) / 64U;
-    uint _S95 = group_number_0(group_1);
-    uint _S96 = _S95 / _S92;
-    uint _S97 = _S96 / _S94;
-    uint _S98 = _S95 / _S92;
-    uint _S99 = _S98 % _S94;
-    uint _S100 = _S99 * 64U;
-    uint _S101 = _S95 % _S92;
-    uint _S102 = _S101 * 64U;
-    if(_S97 >= (p_1->batch_0))
+    uint _S92 = p_1->n_0;
+    uint _S93 = (p_1->n_0 + 64U - 1U) / 64U;
+    uint _S94 = p_1->m_0;
+    uint _S95 = (p_1->m_0 + 64U - 1U) / 64U;
+    uint _S96 = group_number_0(group_1);
+    uint _S97 = _S96 / _S93;
+    uint _S98 = _S97 / _S95;
+    uint _S99 = _S96 / _S93;
+    uint _S100 = _S99 % _S95;
+    uint _S101 = _S100 * 64U;
+    uint _S102 = _S96 % _S93;
+    uint _S103 = _S102 * 64U;
+    if(_S98 >= (p_1->batch_0))
     {
         return;
     }
     thread Operand_0 left_1;
     (&left_1)->offset_0 = p_1->a_offset_0;
-    (&left_1)->begin_0 = _S97 * p_1->a_batch_0;
-    (&left_1)->rows_1 = _S93;
+    (&left_1)->begin_0 = _S98 * p_1->a_batch_0;
+    (&left_1)->rows_1 = _S94;
     (&left_1)->k_0 = p_1->k_2;
     (&left_1)->row_stride_0 = p_1->a_row_0;
     (&left_1)->k_stride_0 = p_1->a_column_0;
     thread Operand_0 right_2;
     (&right_2)->offset_0 = p_1->b_offset_0;
-    (&right_2)->begin_0 = _S97 * p_1->b_batch_0;
-    (&right_2)->rows_1 = _S91;
+    (&right_2)->begin_0 = _S98 * p_1->b_batch_0;
+    (&right_2)->rows_1 = _S92;
     (&right_2)->k_0 = p_1->k_2;
     (&right_2)->row_stride_0 = p_1->b_column_0;
     (&right_2)->k_stride_0 = p_1->b_row_0;
-    thread Operand_0 _S103 = left_1;
-    thread Operand_0 _S104 = right_2;
-    array<float4, int(8)> _S105 = SimdgroupTiles_product_0(&_S103, a_0, &_S104, b_0, _S100, _S102, _S93, p_1->k_2, thread_3, kernelContext_3);
-    uint2 _S106 = corner_0(thread_3);
-    uint _S107 = _S100 + _S106.x;
-    bool _S108 = _S107 < _S93;
-    bool _S109;
-    if(_S108)
+    thread Operand_0 _S104 = left_1;
+    thread Operand_0 _S105 = right_2;
+    array<float4, int(8)> _S106 = SimdgroupTiles_product_0(&_S104, a_0, &_S105, b_0, _S101, _S103, _S94, p_1->k_2, thread_3, kernelContext_3);
+    uint2 _S107 = corner_0(thread_3);
+    uint _S108 = _S101 + _S107.x;
+    bool _S109 = _S108 < _S94;
+    bool _S110;
+    if(_S109)
     {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S108 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[0U][0U];
     }
     if(_S109)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[0U][0U];
-    }
-    if(_S108)
-    {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S108 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[0U][1U];
     }
     if(_S109)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[0U][1U];
-    }
-    if(_S108)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S108 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[0U][2U];
     }
     if(_S109)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[0U][2U];
-    }
-    if(_S108)
-    {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[0U][3U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S108 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[0U][3U];
     }
-    uint _S110 = _S107 + 1U;
-    bool _S111 = _S110 < _S93;
-    if(_S111)
+    uint _S111 = _S108 + 1U;
+    bool _S112 = _S111 < _S94;
+    if(_S112)
     {
-        _S109 = (_S102 + _S106.y) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[1U][0U];
-    }
-    if(_S111)
-    {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
+        _S110 = (_S103 + _S107.y) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[1U][1U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S111 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[1U][0U];
     }
-    if(_S111)
+    if(_S112)
     {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[1U][2U];
-    }
-    if(_S111)
-    {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[1U][3U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S111 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[1U][1U];
     }
-    uint _S112 = _S107 + 2U;
-    bool _S113 = _S112 < _S93;
-    if(_S113)
+    if(_S112)
     {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[2U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S111 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[1U][2U];
     }
-    if(_S113)
+    if(_S112)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[2U][1U];
-    }
-    if(_S113)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[2U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S111 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[1U][3U];
     }
-    if(_S113)
+    uint _S113 = _S108 + 2U;
+    bool _S114 = _S113 < _S94;
+    if(_S114)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[2U][3U];
-    }
-    uint _S114 = _S107 + 3U;
-    bool _S115 = _S114 < _S93;
-    if(_S115)
-    {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[3U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[2U][0U];
     }
-    if(_S115)
+    if(_S114)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[3U][1U];
-    }
-    if(_S115)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[3U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[2U][1U];
     }
-    if(_S115)
+    if(_S114)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[3U][3U];
-    }
-    uint _S116 = _S107 + 4U;
-    bool _S117 = _S116 < _S93;
-    if(_S117)
-    {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[4U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[2U][2U];
     }
-    if(_S117)
+    if(_S114)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[4U][1U];
-    }
-    if(_S117)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[4U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[2U][3U];
     }
-    if(_S117)
+    uint _S115 = _S108 + 3U;
+    bool _S116 = _S115 < _S94;
+    if(_S116)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[4U][3U];
-    }
-    uint _S118 = _S107 + 5U;
-    bool _S119 = _S118 < _S93;
-    if(_S119)
-    {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[5U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[3U][0U];
     }
-    if(_S119)
+    if(_S116)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[5U][1U];
-    }
-    if(_S119)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[5U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[3U][1U];
     }
-    if(_S119)
+    if(_S116)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[5U][3U];
-    }
-    uint _S120 = _S107 + 6U;
-    bool _S121 = _S120 < _S93;
-    if(_S121)
-    {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[6U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[3U][2U];
     }
-    if(_S121)
+    if(_S116)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[6U][1U];
-    }
-    if(_S121)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[6U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[3U][3U];
     }
-    if(_S121)
+    uint _S117 = _S108 + 4U;
+    bool _S118 = _S117 < _S94;
+    if(_S118)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[6U][3U];
-    }
-    uint _S122 = _S107 + 7U;
-    bool _S123 = _S122 < _S93;
-    if(_S123)
-    {
-        _S109 = (_S102 + _S106.y) < _S91;
+        _S110 = (_S103 + _S107.y) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y)) = _S105[7U][0U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[4U][0U];
     }
-    if(_S123)
+    if(_S118)
     {
-        _S109 = (_S102 + _S106.y + 1U) < _S91;
-    }
-    else
-    {
-        _S109 = false;
-    }
-    if(_S109)
-    {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = _S105[7U][1U];
-    }
-    if(_S123)
-    {
-        _S109 = (_S102 + _S106.y + 2U) < _S91;
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = _S105[7U][2U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[4U][1U];
     }
-    if(_S123)
+    if(_S118)
     {
-        _S109 = (_S102 + _S106.y + 3U) < _S91;
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
     }
     else
     {
-        _S109 = false;
+        _S110 = false;
     }
-    if(_S109)
+    if(_S110)
     {
-        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = _S105[7U][3U];
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[4U][2U];
+    }
+    if(_S118)
+    {
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[4U][3U];
+    }
+    uint _S119 = _S108 + 5U;
+    bool _S120 = _S119 < _S94;
+    if(_S120)
+    {
+        _S110 = (_S103 + _S107.y) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[5U][0U];
+    }
+    if(_S120)
+    {
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[5U][1U];
+    }
+    if(_S120)
+    {
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[5U][2U];
+    }
+    if(_S120)
+    {
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[5U][3U];
+    }
+    uint _S121 = _S108 + 6U;
+    bool _S122 = _S121 < _S94;
+    if(_S122)
+    {
+        _S110 = (_S103 + _S107.y) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[6U][0U];
+    }
+    if(_S122)
+    {
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[6U][1U];
+    }
+    if(_S122)
+    {
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[6U][2U];
+    }
+    if(_S122)
+    {
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[6U][3U];
+    }
+    uint _S123 = _S108 + 7U;
+    bool _S124 = _S123 < _S94;
+    if(_S124)
+    {
+        _S110 = (_S103 + _S107.y) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S103 + _S107.y)) = _S106[7U][0U];
+    }
+    if(_S124)
+    {
+        _S110 = (_S103 + _S107.y + 1U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S103 + _S107.y + 1U)) = _S106[7U][1U];
+    }
+    if(_S124)
+    {
+        _S110 = (_S103 + _S107.y + 2U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S103 + _S107.y + 2U)) = _S106[7U][2U];
+    }
+    if(_S124)
+    {
+        _S110 = (_S103 + _S107.y + 3U) < _S92;
+    }
+    else
+    {
+        _S110 = false;
+    }
+    if(_S110)
+    {
+        *(result_3+(p_1->out_offset_0 + _S98 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S103 + _S107.y + 3U)) = _S106[7U][3U];
     }
     return;
 }
