@@ -262,7 +262,7 @@ static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
   uint32_t k = candidates(chat);
   if (k) {
     wm_logit_totals totals;
-    check(wm_session_forward_top(chat->session, tokens, n, chat->top, k, &totals), "session_forward_top");
+    check(wm_session_forward_top(chat->session, tokens, n, 1, k, chat->top, &totals), "session_forward_top");
   } else {
     check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
   }

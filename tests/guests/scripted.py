@@ -12,9 +12,9 @@ import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
-from wasmetal.models import TopLogits
 from wasmetal.models.loaded import Capability
 from wasmetal.models.packed import Packed
+from wasmetal.ops import Tensor
 
 END = 256
 BEGIN = 257
@@ -81,12 +81,13 @@ class ScriptedSession:
         assert self.length <= model.context_length
         if len(tokens) > 1 or not self._reply:
             self._reply = [*(model.replies.pop(0) if model.replies else []), END]
-        view = np.full(model.vocab_size, -10.0) if isinstance(logits, TopLogits) else logits.numpy()
+        view = logits.numpy() if isinstance(logits, Tensor) else np.empty(model.vocab_size)
         view[:] = -10
         view[self._reply.pop(0)] = 10
-        if isinstance(logits, TopLogits):
-            logits.ids[:] = np.argsort(-view, kind="stable")[: len(logits.ids)]
-            logits.values[:] = view[logits.ids]
+        if not isinstance(logits, Tensor):
+            (top,) = logits
+            top.ids[:] = np.argsort(-view, kind="stable")[: len(top.ids)]
+            top.values[:] = view[top.ids]
 
     def truncate(self, length: int) -> None:
         assert length <= self.length

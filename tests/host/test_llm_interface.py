@@ -58,9 +58,9 @@ def forward(probe: Probe, session: int, tokens: list[int], logits: int = LOGITS)
     return probe.session_forward(session, TOKENS, len(tokens), logits)
 
 
-def forward_top(probe: Probe, session: int, tokens: list[int], k: int) -> Errno:
+def forward_top(probe: Probe, session: int, tokens: list[int], k: int, rows: int = 1) -> Errno:
     probe.put(TOKENS, np.array(tokens, np.uint32))
-    return probe.session_forward_top(session, TOKENS, len(tokens), OUT, k, probe.OUT)
+    return probe.session_forward_top(session, TOKENS, len(tokens), rows, k, OUT, probe.OUT)
 
 
 def test_models_are_had_by_the_names_that_were_granted(probe: Probe) -> None:
@@ -318,13 +318,34 @@ def test_the_largest_logits_of_wrong_requests(probe: Probe, model: Any) -> None:
     it = session(probe)
     for k in (0, abi.MAX_TOP + 1, 2**32 - 1):
         assert forward_top(probe, it, [5], k) == Errno.INVAL
+    for rows in (0, 3, 2**32 - 1):
+        assert forward_top(probe, it, [5, 6], 1, rows) == Errno.INVAL
+    assert forward_top(probe, it, [5] * 40, 1, abi.MAX_TOP_ROWS + 1) == Errno.INVAL
     assert forward_top(probe, it, [], 1) == Errno.INVAL
     assert forward_top(probe, it, [model.vocab_size], 1) == Errno.INVAL
     assert forward_top(probe, it + 1000, [5], 1) == Errno.BADF
     end = probe.bytes.size
     for out, totals in ((end - 4, probe.OUT), (OUT, end - 4)):
-        assert probe.session_forward_top(it, TOKENS, 1, out, 1, totals) == Errno.FAULT
+        assert probe.session_forward_top(it, TOKENS, 1, 1, 1, out, totals) == Errno.FAULT
     for out, totals in ((OUT + 2, probe.OUT), (OUT, probe.OUT + 2)):
-        assert probe.session_forward_top(it, TOKENS, 1, out, 1, totals) == Errno.INVAL
+        assert probe.session_forward_top(it, TOKENS, 1, 1, 1, out, totals) == Errno.INVAL
     assert probe.session_length(it, probe.OUT) == Errno.SUCCESS
     assert probe.u32() == 0
+
+
+@pytest.mark.parametrize("tokens", [[5, 6, 7, 8], list(range(40, 110))])
+def test_the_largest_logits_after_several_tokens(probe: Probe, model: Any, tokens: list[int]) -> None:
+    """Also where the tokens are more than a batch: each is what the same tokens give one by one."""
+    one, some, k = session(probe), session(probe), 3
+    rows = min(len(tokens), abi.MAX_TOP_ROWS)
+    assert forward_top(probe, some, tokens, k, rows) == Errno.SUCCESS
+    found = probe.bytes[OUT : OUT + 8 * k * rows].view(abi.CANDIDATE).reshape(rows, k).copy()
+    totals = probe.bytes[probe.OUT : probe.OUT + 8 * rows].view(abi.LOGIT_TOTALS).copy()
+    for row in range(rows):
+        before = tokens[: len(tokens) - rows + row + 1]
+        assert forward(probe, one, before) == Errno.SUCCESS
+        logits = probe.floats(LOGITS, model.vocab_size)
+        np.testing.assert_allclose(found[row]["logit"], np.sort(logits)[::-1][:k], rtol=ROUNDED, atol=ROUNDED)
+        np.testing.assert_allclose(logits[found[row]["token"]], found[row]["logit"], rtol=ROUNDED, atol=ROUNDED)
+        np.testing.assert_allclose(totals[row]["max"], logits.max(), rtol=ROUNDED, atol=ROUNDED)
+        assert probe.session_truncate(one, 0) == Errno.SUCCESS

@@ -166,8 +166,9 @@ wm_errno wm_session_forward(wm_session session, const wm_token *tokens, size_t n
 }
 
 wm_errno wm_session_forward_top(
-    wm_session session, const wm_token *tokens, size_t n, wm_candidate *top, uint32_t k, wm_logit_totals *totals) {
-  assert(session == 2 && n && session_length + n <= CONTEXT && k && k <= WM_MAX_TOP && k <= VOCABULARY);
+    wm_session session, const wm_token *tokens, size_t n, uint32_t rows, uint32_t k, wm_candidate *top,
+    wm_logit_totals *totals) {
+  assert(session == 2 && n && session_length + n <= CONTEXT && rows == 1 && k && k <= WM_MAX_TOP && k <= VOCABULARY);
   for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
   for (uint32_t i = 0; i < k; i++) top[i] = (wm_candidate){byte() % VOCABULARY, (float)(k - i)};
   *totals = (wm_logit_totals){(float)k, 2};

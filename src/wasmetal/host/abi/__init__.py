@@ -27,6 +27,7 @@ __all__ = [
     "LLM",
     "LOGIT_TOTALS",
     "MAX_TOP",
+    "MAX_TOP_ROWS",
     "MODEL_INFO",
     "OPS",
     "PTR",
@@ -57,7 +58,8 @@ OPS = {op.number: op for op in ops.OPS.ops}
 TENSOR, COMMAND = gpu.TENSOR.dtype, gpu.COMMAND.dtype
 DEVICE_INFO, COUNTERS = gpu.DEVICE_INFO.dtype, gpu.COUNTERS.dtype
 MODEL_INFO, CANDIDATE, LOGIT_TOTALS = llm.MODEL_INFO.dtype, llm.CANDIDATE.dtype, llm.LOGIT_TOTALS.dtype
-FOREVER, MAX_TOP = gpu.FOREVER.value, llm.MAX_TOP.value
+FOREVER = gpu.FOREVER.value
+MAX_TOP, MAX_TOP_ROWS = llm.MAX_TOP.value, llm.MAX_TOP_ROWS.value
 
 
 def width(kind: str, memory64: bool) -> int:

@@ -53,6 +53,7 @@ MODEL_INFO = Struct(
     ),
 )
 
+MAX_TOP_ROWS = Constant("MAX_TOP_ROWS", 16, "The most tokens after which wm_session_forward_top gives logits.")
 MAX_TOP = Constant("MAX_TOP", 64, "The most logits that wm_session_forward_top finds.")
 CANDIDATE = Struct(
     "candidate",
@@ -178,6 +179,7 @@ LLM = Interface(
             },
         ),
         MAX_TOP,
+        MAX_TOP_ROWS,
         NO_TOKEN,
         CANDIDATE,
         LOGIT_TOTALS,
@@ -185,15 +187,19 @@ LLM = Interface(
             "session_forward_top",
             (
                 *(_SESSION, reads("tokens", TOKEN), Param("n", SIZE_T)),
-                *(writes("top", CANDIDATE), Param("k", UINT32), returns("totals", LOGIT_TOTALS)),
+                *(Param("rows", UINT32), Param("k", UINT32)),
+                *(writes("top", CANDIDATE), writes("totals", LOGIT_TOTALS)),
             ),
             """
             Like wm_session_forward, but the device finds the k (1 to WM_MAX_TOP) largest logits and the others stay
             there. They come in descending order, equal ones by token. Where the vocabulary has fewer than k tokens,
             WM_NO_TOKEN and -infinity take their place.
+
+            The logits after each of the last `rows` (1 to WM_MAX_TOP_ROWS, at most n) tokens are given: wm_candidate
+            top[rows][k] and wm_logit_totals totals[rows], the last token's at the end.
             """,
             {
-                Errno.INVAL: "no tokens, a token is not less than vocab_size, k is not 1 to WM_MAX_TOP",
+                Errno.INVAL: "no tokens, a token is not less than vocab_size, rows or k is out of range",
                 Errno.OVERFLOW: "the context has no room for all n; none was taken",
                 Errno.TOOBIG: "",
                 Errno.NOMEM: "",

@@ -193,19 +193,23 @@ class Llm:
         self._device.drive(held.session.steps(tokens, logits))
 
     def session_forward_top(
-        self, memory: GuestMemory, handle: int, ptr: int, count: int, out: int, k: int, totals: int
+        self, memory: GuestMemory, handle: int, ptr: int, count: int, rows: int, k: int, out: int, totals: int
     ) -> None:
         from wasmetal.models import TopLogits  # noqa: PLC0415 (slow to import; here it is loaded)
 
-        held, total = self._session(handle), memory.array(totals, 1, abi.LOGIT_TOTALS)
+        held = self._session(handle)
+        if not 1 <= rows <= min(count, abi.MAX_TOP_ROWS):
+            raise Refusal(Errno.INVAL, f"logits after {rows} of {count} tokens; at most {abi.MAX_TOP_ROWS} are given")
         if not 1 <= k <= abi.MAX_TOP:
             raise Refusal(Errno.INVAL, f"the {k} largest logits; 1 to {abi.MAX_TOP} can be found")
-        candidates = memory.array(out, k, abi.CANDIDATE)
+        candidates = memory.array(out, rows * k, abi.CANDIDATE).reshape(rows, k)
+        sums = memory.array(totals, rows, abi.LOGIT_TOTALS)
         tokens = _next_tokens(memory, ptr, count, held)
-        top = TopLogits(k)
-        self._device.drive(held.session.steps(tokens, top))
-        candidates["token"], candidates["logit"] = top.ids.view(np.uint32), top.values
-        total["max"], total["sum"] = top.maximum, top.total
+        tops = [TopLogits(k) for _ in range(rows)]
+        self._device.drive(held.session.steps(tokens, tops))
+        for top, candidate, total in zip(tops, candidates, sums, strict=True):
+            candidate["token"], candidate["logit"] = top.ids.view(np.uint32), top.values
+            total["max"], total["sum"] = top.maximum, top.total
 
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)

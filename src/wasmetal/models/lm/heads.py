@@ -24,6 +24,8 @@ from wasmetal.ops import (
 
 MOST_TOP = 64
 """The most logits that :class:`TopLogits` has."""
+MOST_ROWS = 16
+"""Of a session in a batch, logits can be had after so many tokens."""
 _TOP = (1, 8, MOST_TOP)
 """Kernels find one of these numbers of logits: the least that is enough."""
 _TOP_ROWS = (1, 4, 16, 64)

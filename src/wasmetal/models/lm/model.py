@@ -217,9 +217,11 @@ class Model(Closing):
         sessions = [request.session for request in requests]
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
             raise ModelError("a batch takes each session once, and only sessions of its own model")
-        for request in requests:
-            request.session.check(request.tokens)
-        heads = [request.session.head_into(request.logits) for request in requests]
+        heads = [request.session.heads_into(request.logits) for request in requests]
+        for request, wanted in zip(requests, heads, strict=True):
+            request.session.check(request.tokens, len(wanted))
+        if (total := sum(map(len, heads))) > SEQUENCES and max(map(len, heads)) > 1:
+            raise ModelError(f"logits after {total} tokens; a call gives {SEQUENCES}, or one for each session")
         with self._reserved(requests) as growths:
             counts = [len(request.tokens) for request in requests]
             user = sessions[0].holder if sessions else None
@@ -227,14 +229,15 @@ class Model(Closing):
                 segments, last, begun = [], [], []
                 row = 0
                 for index, begin, end in batch:
-                    request, head, growth = requests[index], heads[index], growths[index]
+                    request, growth = requests[index], growths[index]
                     tokens = request.tokens[begin:end]
                     segments.append(Segment(tokens, request.session.length + begin, growth.table))
                     row += end - begin
                     if begin == 0:
                         begun.append(growth)
-                    if head and end == len(request.tokens):
-                        last.append((head, row - 1))
+                    first = len(request.tokens) - len(heads[index])  # of the tokens with logits
+                    for token in range(max(begin, first), end):
+                        last.append((heads[index][token - first], row - (end - token)))
                 yield None
                 decodes = id(sessions[0]) if len(requests) == row == 1 else None
                 job = Job(segments, last, begun, [growths[index] for index, _, _ in batch], decodes)

@@ -280,13 +280,14 @@ class Scheduler:
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
         first = self._queue[0]
-        rows = -(-first.rows // _ROWS) * _ROWS
-        sequences, jobs = SEQUENCES, []
+        room = [-(-first.rows // _ROWS) * _ROWS, SEQUENCES, SEQUENCES]
+        jobs = []
         for job in self._queue:
-            if job is first or not (first.alone or job.alone or job.rows > rows or len(job.segments) > sequences):
+            needs = job.rows, len(job.segments), len(job.heads)
+            fits = all(need <= some for need, some in zip(needs, room, strict=True))
+            if job is first or (fits and not first.alone and not job.alone):
                 jobs.append(job)
-                rows -= job.rows
-                sequences -= len(job.segments)
+                room = [some - need for need, some in zip(needs, room, strict=True)]
         for job in jobs:
             self._queue.remove(job)
         return jobs

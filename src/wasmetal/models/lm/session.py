@@ -16,7 +16,7 @@ from wasmetal.counters import Counters
 from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
-from wasmetal.models.lm.heads import Head, TopLogits
+from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
 from wasmetal.models.lm.kv_cache import page_count
 from wasmetal.models.lm.quota import Holder
 from wasmetal.ops import Tensor
@@ -51,17 +51,18 @@ class Session(Closing):
         self._head: Head | None = None
         self._give_back = weakref.finalize(self, model.cache.give_back, self.pages)
 
-    def forward(self, tokens: Sequence[int], logits: Tensor | TopLogits | None) -> None:
+    def forward(self, tokens: Sequence[int], logits: Logits) -> None:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
         ``logits`` is f32 [vocab_size] in a buffer of the model's device; or a :class:`TopLogits`, to be given only the
-        largest; or None if they are not wanted. The cost is added to ``counters``. Raises ModelError if there are no
+        largest; or several of those, for the logits after each of the last tokens; or None if they are not wanted. The
+        cost is added to ``counters``. Raises ModelError if there are no
         tokens, an unknown one, or more than the context holds; OutOfDeviceMemoryError if the cache is full; OpError if
         ``logits`` is of another shape or type. The session is then unchanged.
         """
         self._open().forward([Request(self, tokens, logits)])
 
-    def steps(self, tokens: Sequence[int], logits: Tensor | TopLogits | None) -> Generator[Submission | None]:
+    def steps(self, tokens: Sequence[int], logits: Logits) -> Generator[Submission | None]:
         """:meth:`forward` in steps: see :meth:`Model.steps`."""
         return self._open().steps([Request(self, tokens, logits)])
 
@@ -145,10 +146,14 @@ class Session(Closing):
             raise ModelError("this session is closed; open a new one")
         return self.model
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raise what :meth:`forward` does if the tokens cannot be appended. For the model."""
+    def check(self, tokens: Sequence[int], wanted: int) -> None:
+        """Raise what :meth:`forward` does if the tokens cannot be appended with logits after ``wanted`` of them."""
         model = self._open()
         count = len(tokens)
+        if wanted > min(count, MOST_ROWS):
+            raise ModelError(
+                f"logits after {wanted} of {count} tokens; they can be had after the last {MOST_ROWS} at most"
+            )
         if count == 0:
             raise ModelError("forward takes at least one token")
         if min(tokens) < 0 or max(tokens) >= model.vocab_size:
@@ -160,22 +165,29 @@ class Session(Closing):
                 "truncate the session or open the model with a larger context"
             )
 
-    def head_into(self, logits: Tensor | TopLogits | None) -> Head | TopLogits | None:
-        """The head recorded for a tensor, kept because most callers use one tensor in every call. For the model.
+    def heads_into(self, logits: Logits) -> Sequence[Head | TopLogits]:
+        """What gives logits after each of the last tokens. For the model.
 
-        A head whose last submission was abandoned, and has not ended, is replaced.
+        The head recorded for a tensor is kept, because most callers use one tensor in every call. One whose last
+        submission was abandoned, and has not ended, is replaced.
         """
         if logits is None or isinstance(logits, TopLogits):
+            return [logits] if logits else []
+        if not isinstance(logits, Tensor):
             return logits
         if self._head is None or logits != self._head.logits or self._head.pending:
             self._drop_head()
             self._head = self._open().head(logits)
-        return self._head
+        return [self._head]
 
     def _drop_head(self) -> None:
         if self._head:
             self._head.close()
             self._head = None
+
+
+Logits = Tensor | TopLogits | Sequence[TopLogits] | None
+"""Where logits go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +196,4 @@ class Request:
 
     session: Session
     tokens: Sequence[int]
-    logits: Tensor | TopLogits | None = None
+    logits: Logits = None

@@ -442,6 +442,9 @@ wm_errno wm_session_forward(wm_session session, const wm_token *tokens, size_t n
 /* The most logits that wm_session_forward_top finds. */
 #define WM_MAX_TOP 64
 
+/* The most tokens after which wm_session_forward_top gives logits. */
+#define WM_MAX_TOP_ROWS 16
+
 /* No token of any vocabulary. */
 #define WM_NO_TOKEN 4294967295
 
@@ -461,11 +464,14 @@ typedef struct wm_logit_totals {
  * They come in descending order, equal ones by token. Where the vocabulary has fewer than k tokens, WM_NO_TOKEN and
  * -infinity take their place.
  *
- * Errors: WM_BADF, WM_FAULT, WM_INVAL (no tokens, a token is not less than vocab_size, k is not 1 to WM_MAX_TOP),
+ * The logits after each of the last `rows` (1 to WM_MAX_TOP_ROWS, at most n) tokens are given: wm_candidate
+ * top[rows][k] and wm_logit_totals totals[rows], the last token's at the end.
+ *
+ * Errors: WM_BADF, WM_FAULT, WM_INVAL (no tokens, a token is not less than vocab_size, rows or k is out of range),
  * WM_OVERFLOW (the context has no room for all n; none was taken), WM_TOOBIG, WM_NOMEM. */
 WM_LLM(session_forward_top)
-wm_errno wm_session_forward_top(wm_session session, const wm_token *tokens, size_t n, wm_candidate *top, uint32_t k,
-    wm_logit_totals *totals);
+wm_errno wm_session_forward_top(wm_session session, const wm_token *tokens, size_t n, uint32_t rows, uint32_t k,
+    wm_candidate *top, wm_logit_totals *totals);
 
 /* A new session with the same tokens and state. What the two have in common is held once.
  *
