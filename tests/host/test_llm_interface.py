@@ -349,3 +349,81 @@ def test_the_largest_logits_after_several_tokens(probe: Probe, model: Any, token
         np.testing.assert_allclose(logits[found[row]["token"]], found[row]["logit"], rtol=ROUNDED, atol=ROUNDED)
         np.testing.assert_allclose(totals[row]["max"], logits.max(), rtol=ROUNDED, atol=ROUNDED)
         assert probe.session_truncate(one, 0) == Errno.SUCCESS
+
+
+# --- Several tokens for one call
+
+SAMPLING_AT, STOPS_AT, GENERATED = 512, 2048, 2 * PAGE
+
+
+def generate(
+    probe: Probe, session: int, tokens: list[int], cap: int, stops: tuple[int, ...] = (), **sampling: float
+) -> tuple[Errno, list[int]]:
+    record = np.zeros(1, abi.SAMPLING)
+    for name, value in {"top_k": 1, "top_p": 1.0, **sampling}.items():
+        record[name] = value
+    probe.put(SAMPLING_AT, record)
+    probe.put(TOKENS, np.array(tokens, np.uint32))
+    probe.put(STOPS_AT, np.array(stops, np.uint32))
+    where = session, TOKENS, len(tokens), SAMPLING_AT, STOPS_AT, len(stops), GENERATED, cap, probe.OUT
+    errno = probe.session_generate(*where)
+    return errno, probe.bytes[GENERATED : GENERATED + 4 * size(probe)].view(np.uint32).tolist()
+
+
+def length(probe: Probe, session: int) -> int:
+    assert probe.session_length(session, probe.OUT) == Errno.SUCCESS
+    return probe.u32()
+
+
+def test_generating(probe: Probe, model: Any) -> None:
+    one, some = session(probe), session(probe)
+    expected, tokens = [], [5, 6, 7]
+    for _ in range(10):
+        assert forward(probe, one, tokens) == Errno.SUCCESS
+        tokens = [int(probe.floats(LOGITS, model.vocab_size).argmax())]
+        expected += tokens
+    assert generate(probe, some, [5, 6, 7], 6) == (Errno.SUCCESS, expected[:6])
+    assert length(probe, some) == 3 + 5
+    assert generate(probe, some, expected[5:6], 4) == (Errno.SUCCESS, expected[6:10])
+    stop = expected[2]
+    assert probe.session_truncate(some, 0) == Errno.SUCCESS
+    assert generate(probe, some, [5, 6, 7], 10, (stop,)) == (Errno.SUCCESS, expected[: expected.index(stop) + 1])
+
+
+def test_the_seed_decides_what_is_generated(probe: Probe) -> None:
+    def sample(seed: int) -> tuple[list[int], int]:
+        it = session(probe)
+        errno, tokens = generate(probe, it, [5], 12, seed=seed, temperature=2.0, top_k=64)
+        assert errno == Errno.SUCCESS
+        return tokens, int(probe.bytes[SAMPLING_AT : SAMPLING_AT + 8].view(np.uint64)[0])
+
+    assert sample(1) == sample(1)
+    assert sample(1)[0] != sample(2)[0]
+    assert sample(1)[1] == (1 + 12 * 0x9E3779B97F4A7C15) % 2**64  # its state after twelve numbers
+
+
+def test_generating_what_cannot_be(probe: Probe, model: Any) -> None:
+    it = session(probe)
+    wrong: list[dict[str, float]] = [{"top_k": 0}, {"top_k": 65}, {"temperature": np.nan}, {"temperature": -1.0}]
+    for sampling in [*wrong, {"top_p": np.inf}, {"min_p": -0.5}]:
+        assert generate(probe, it, [5], 4, **sampling)[0] == Errno.INVAL
+    assert generate(probe, it, [], 4)[0] == Errno.INVAL
+    assert generate(probe, it, [5], 0)[0] == Errno.INVAL
+    assert generate(probe, it, [model.vocab_size], 4)[0] == Errno.INVAL
+    assert generate(probe, it, [5], 4, (model.vocab_size,))[0] == Errno.INVAL
+    assert generate(probe, it + 1000, [5], 4)[0] == Errno.BADF
+    assert generate(probe, it, [5] * (model.context_length + 1), 4)[0] == Errno.OVERFLOW
+    end = probe.bytes.size
+    good = [it, TOKENS, 1, SAMPLING_AT, STOPS_AT, 0, GENERATED, 4, probe.OUT]
+    for place, value in ((1, end), (3, end - 8), (6, end - 8), (8, end - 2)):
+        bad = [*good]
+        bad[place] = value
+        assert probe.session_generate(*bad) in (Errno.FAULT, Errno.INVAL)
+    assert length(probe, it) == 0
+
+
+def test_generating_to_the_end_of_the_context(probe: Probe, model: Any) -> None:
+    it = session(probe)
+    prompt = [5] * (model.context_length - 2)
+    errno, tokens = generate(probe, it, prompt, 100)
+    assert (errno, len(tokens), length(probe, it)) == (Errno.SUCCESS, 3, model.context_length)

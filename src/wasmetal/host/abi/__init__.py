@@ -31,6 +31,7 @@ __all__ = [
     "MODEL_INFO",
     "OPS",
     "PTR",
+    "SAMPLING",
     "SIZE",
     "TENSOR",
     "U32",
@@ -57,7 +58,8 @@ OPS = {op.number: op for op in ops.OPS.ops}
 
 TENSOR, COMMAND = gpu.TENSOR.dtype, gpu.COMMAND.dtype
 DEVICE_INFO, COUNTERS = gpu.DEVICE_INFO.dtype, gpu.COUNTERS.dtype
-MODEL_INFO, CANDIDATE, LOGIT_TOTALS = llm.MODEL_INFO.dtype, llm.CANDIDATE.dtype, llm.LOGIT_TOTALS.dtype
+MODEL_INFO, SAMPLING = llm.MODEL_INFO.dtype, llm.SAMPLING.dtype
+CANDIDATE, LOGIT_TOTALS = llm.CANDIDATE.dtype, llm.LOGIT_TOTALS.dtype
 FOREVER = gpu.FOREVER.value
 MAX_TOP, MAX_TOP_ROWS = llm.MAX_TOP.value, llm.MAX_TOP_ROWS.value
 

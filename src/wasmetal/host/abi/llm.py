@@ -9,6 +9,7 @@ from wasmetal.host.abi.schema import (
     FLOAT,
     SIZE_T,
     UINT32,
+    UINT64,
     VOID,
     Alias,
     Constant,
@@ -64,6 +65,17 @@ LOGIT_TOTALS = Struct(
     "logit_totals",
     "What makes a probability of a logit: it is exp(logit - max) / sum.",
     (Field("max", FLOAT, "the largest logit"), Field("sum", FLOAT, "of exp(logit - max) over the whole vocabulary")),
+)
+SAMPLING = Struct(
+    "sampling",
+    "How wm_session_generate chooses tokens: like the library's sample().",
+    (
+        Field("seed", UINT64, "state of the random number generator, which is advanced"),
+        Field("temperature", FLOAT, "0: always the likeliest token"),
+        Field("top_k", UINT32, "keep the k likeliest, 1 to WM_MAX_TOP"),
+        Field("top_p", FLOAT, "of those, keep the likeliest that together have this much probability; 1: all"),
+        Field("min_p", FLOAT, "of those, keep what is at least this likely, relative to the likeliest; 0: all"),
+    ),
 )
 NO_TOKEN = Constant("NO_TOKEN", 0xFFFFFFFF, "No token of any vocabulary.")
 
@@ -200,6 +212,27 @@ LLM = Interface(
             """,
             {
                 Errno.INVAL: "no tokens, a token is not less than vocab_size, rows or k is out of range",
+                Errno.OVERFLOW: "the context has no room for all n; none was taken",
+                Errno.TOOBIG: "",
+                Errno.NOMEM: "",
+            },
+        ),
+        SAMPLING,
+        Function(
+            "session_generate",
+            (
+                *(_SESSION, reads("tokens", TOKEN), Param("n", SIZE_T)),
+                *(writes("sampling", SAMPLING), reads("stops", TOKEN), Param("n_stops", SIZE_T)),
+                *(writes("out", TOKEN), _CAP, _LENGTH),
+            ),
+            """
+            Appends n (at least 1) tokens, then chooses up to cap (at least 1) tokens, and appends each to choose the
+            next: several tokens for one call. It ends early when it has chosen one of `stops`, or when the context is
+            full. The last token that it gives is not appended: pass it as the first of the next call. *len says how
+            many there are, also after an error.
+            """,
+            {
+                Errno.INVAL: "no tokens, no room, a token is not less than vocab_size, sampling is out of range",
                 Errno.OVERFLOW: "the context has no room for all n; none was taken",
                 Errno.TOOBIG: "",
                 Errno.NOMEM: "",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from wasmetal.errors import ModelError
 from wasmetal.host import abi
 from wasmetal.host.account import Account
 from wasmetal.host.errno import Errno, Refusal
@@ -24,6 +25,7 @@ from wasmetal.ops import ALIGNMENT, DType, Tensor
 if TYPE_CHECKING:
     from wasmetal.models import Model, Session
     from wasmetal.models.lm.quota import Holder
+    from wasmetal.models.lm.sampling import Sampler
     from wasmetal.models.loaded import LoadedModel
 
 MAX_TEXT = 1 << 18
@@ -211,6 +213,35 @@ class Llm:
             candidate["token"], candidate["logit"] = top.ids.view(np.uint32), top.values
             total["max"], total["sum"] = top.maximum, top.total
 
+    def session_generate(
+        self,
+        memory: GuestMemory,
+        handle: int,
+        ptr: int,
+        count: int,
+        sampling: int,
+        stops: int,
+        stop_count: int,
+        out: int,
+        cap: int,
+        needed: int,
+    ) -> None:
+        from wasmetal.models.lm.sampling import Sampler, generate  # noqa: PLC0415 (slow to import; here it is loaded)
+
+        held = self._session(handle)
+        room, length = memory.array(out, cap, np.uint32), memory.size(needed)
+        record = memory.array(sampling, 1, abi.SAMPLING)
+        if cap == 0:
+            raise Refusal(Errno.INVAL, "no room for a token")
+        sampler = _sampler(Sampler, record)
+        ends = frozenset(_tokens(memory, stops, stop_count, held.model))
+        tokens = _next_tokens(memory, ptr, count, held)
+        chosen: list[int] = []
+        try:
+            self._device.drive(generate(held.session, tokens, sampler, cap, ends, chosen))
+        finally:
+            room[: len(chosen)], length[0], record["seed"] = chosen, len(chosen), sampler.seed
+
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
@@ -316,6 +347,17 @@ def _next_tokens(memory: GuestMemory, ptr: int, count: int, held: OpenSession) -
     if length + count > most:
         raise Refusal(Errno.OVERFLOW, f"{length} + {count} tokens are more than the context of {most}")
     return _tokens(memory, ptr, count, held.model)
+
+
+def _sampler(make: type[Sampler], record: NDArray[Any]) -> Sampler:
+    """What a guest's record says."""
+    temperature, top_k, top_p, min_p, seed = (
+        record[name][0].item() for name in ("temperature", "top_k", "top_p", "min_p", "seed")
+    )
+    try:
+        return make(temperature, top_k, top_p, min_p, seed)
+    except ModelError as error:
+        raise Refusal(Errno.INVAL, str(error)) from None
 
 
 def _messages(text: str) -> list[dict[str, str]]:

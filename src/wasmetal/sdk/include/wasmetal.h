@@ -473,6 +473,26 @@ WM_LLM(session_forward_top)
 wm_errno wm_session_forward_top(wm_session session, const wm_token *tokens, size_t n, uint32_t rows, uint32_t k,
     wm_candidate *top, wm_logit_totals *totals);
 
+/* How wm_session_generate chooses tokens: like the library's sample(). 24 bytes, aligned to 8. */
+typedef struct wm_sampling {
+  uint64_t seed;     /* state of the random number generator, which is advanced */
+  float temperature; /* 0: always the likeliest token */
+  uint32_t top_k;    /* keep the k likeliest, 1 to WM_MAX_TOP */
+  float top_p;       /* of those, keep the likeliest that together have this much probability; 1: all */
+  float min_p;       /* of those, keep what is at least this likely, relative to the likeliest; 0: all */
+} wm_sampling;
+
+/* Appends n (at least 1) tokens, then chooses up to cap (at least 1) tokens, and appends each to choose the next:
+ * several tokens for one call. It ends early when it has chosen one of `stops`, or when the context is full. The
+ * last token that it gives is not appended: pass it as the first of the next call. *len says how many there are,
+ * also after an error.
+ *
+ * Errors: WM_BADF, WM_FAULT, WM_INVAL (no tokens, no room, a token is not less than vocab_size, sampling is out of
+ * range), WM_OVERFLOW (the context has no room for all n; none was taken), WM_TOOBIG, WM_NOMEM. */
+WM_LLM(session_generate)
+wm_errno wm_session_generate(wm_session session, const wm_token *tokens, size_t n, wm_sampling *sampling, const wm_token
+    *stops, size_t n_stops, wm_token *out, size_t cap, size_t *len);
+
 /* A new session with the same tokens and state. What the two have in common is held once.
  *
  * Errors: WM_BADF, WM_FAULT, WM_INVAL, WM_MFILE, WM_NOMEM. */

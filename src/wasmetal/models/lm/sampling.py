@@ -1,0 +1,95 @@
+"""Choosing the next token from the largest logits, as the sampler of the guests' library does (``sdk/lib/sampler.c``).
+
+The filters are those of Hugging Face transformers, in the same order: temperature, top-k, top-p (A. Holtzman et al.,
+2019), min-p (M. Nguyen et al., 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wasmetal.device.base import Submission
+from wasmetal.errors import ModelError
+from wasmetal.models.lm.heads import MOST_TOP, TopLogits
+
+if TYPE_CHECKING:
+    from wasmetal.models.lm.session import Session
+
+_MASK = 2**64 - 1
+
+
+@dataclass
+class Sampler:
+    """How tokens are chosen. Raises ModelError if a number is out of range."""
+
+    temperature: float = 0.0
+    """0: always the likeliest token."""
+    top_k: int = 40
+    """Keep the k likeliest, 1 to 64."""
+    top_p: float = 1.0
+    """Of those, keep the likeliest that together have this much probability; 1: all."""
+    min_p: float = 0.0
+    """Of those, keep what is at least this likely, relative to the likeliest; 0: all."""
+    seed: int = 0
+    """State of the random number generator, 64 bits; :meth:`choose` advances it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= MOST_TOP:
+            raise ModelError(f"a top-k of {self.top_k}; the device finds 1 to {MOST_TOP}")
+        for name in ("temperature", "top_p", "min_p"):
+            if not 0 <= getattr(self, name) < math.inf:  # NaN is neither
+                raise ModelError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+
+    @property
+    def candidates(self) -> int:
+        """How many of the largest logits :meth:`choose` needs."""
+        return self.top_k if self.temperature > 0 else 1
+
+    def choose(self, top: TopLogits) -> int:
+        """The next token, of at least ``candidates`` largest logits. 0 if all logits are -inf or NaN."""
+        ids: list[int] = top.ids.tolist()
+        values: list[float] = top.values.tolist()
+        if self.temperature <= 0 or not math.isfinite(values[0]):
+            return max(ids[0], 0)
+        weights = [math.exp((value - values[0]) / self.temperature) for value in values[: self.top_k]]
+        enough = self.top_p * sum(weights) if self.top_p < 1 else math.inf
+        kept, mass = 0, 0.0
+        for weight in weights:
+            if kept and (mass >= enough or weight < self.min_p):
+                break
+            mass += weight
+            kept += 1
+        left, chosen = self._uniform() * mass, ids[0]
+        for token, weight in zip(ids[:kept], weights, strict=False):
+            if left < 0 or weight == 0:
+                break
+            chosen = token
+            left -= weight
+        return chosen
+
+    def _uniform(self) -> float:
+        """SplitMix64 (G. L. Steele et al., 2014); the upper 53 bits make a number in [0, 1)."""
+        self.seed = (self.seed + 0x9E3779B97F4A7C15) & _MASK
+        z = ((self.seed ^ (self.seed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def generate(
+    session: Session, tokens: Sequence[int], sampler: Sampler, most: int, stops: Collection[int], chosen: list[int]
+) -> Generator[Submission | None]:
+    """Append tokens and then choose and append up to ``most`` more, in steps as those of :meth:`Session.steps`.
+
+    Each token is added to ``chosen``. The last one is not appended: it is one of ``stops``, or the ``most``-th, or the
+    context is full. Raises what :meth:`Session.forward` does; the tokens that were chosen before are then appended.
+    """
+    top = TopLogits(sampler.candidates)
+    while len(chosen) < most:
+        yield from session.steps(tokens, top)
+        tokens = [sampler.choose(top)]
+        chosen += tokens
+        if tokens[0] in stops or session.length == session.model.context_length:
+            return
