@@ -108,41 +108,19 @@ class Share:
     def submitted(self, submission: Submission) -> None:
         """A submission of the guest's has begun. It is charged to the guest once it has ended, by :meth:`settle`."""
         self._submits = True
-        self._queue.submissions.append((self, submission))  # atomic in Python
+        with self._queue.lock:
+            self._queue.submissions.append((self, submission))
 
     def settle(self) -> None:
         """Charge every guest for its submissions that have ended, whether it waits for them or not."""
-        submissions = self._queue.submissions
-        with self._queue.lock:
-            for each in tuple(submissions):
-                share, submission = each
-                if not submission.pending:
-                    submissions.remove(each)
-                    share._count(submission)
-                    share._charge(submission.seconds)
+        if self._queue.submissions:
+            with self._queue.lock:
+                self._queue.settle()
 
     def is_behind(self, submission: Submission) -> bool:
         """Whether an earlier submission of another guest has not been charged for yet."""
         ahead = takewhile(lambda each: each[1] is not submission, tuple(self._queue.submissions))
         return any(share is not self for share, _ in ahead)
-
-    def _charge(self, seconds: float) -> None:
-        queue = self._queue
-        if queue.shares == [self]:  # nobody to compare with, and nobody who waits for a turn
-            self._used += seconds
-            self._holds_up = None
-            queue.time = max(queue.time, self._used)
-            return
-        now = time.monotonic()
-        if self._holds_up is not None:
-            # Pauses count too, or a guest with short lists could hold up others for many times its device seconds.
-            seconds = max(seconds, now - max(self._holds_up, queue.charged))
-        queue.charged = now
-        self._used += seconds
-        waits = any(other._waits and other._used - self._used > SLICE for other in queue.shares)
-        self._holds_up = now if waits else None
-        queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
-        queue.changed.notify_all()
 
     def _wants(self) -> bool:
         return self._waits or time.monotonic() - self._left < PAUSE
@@ -181,6 +159,29 @@ class _Queue:
         """When a submission was last charged for."""
         self.time = 0.0
         """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+
+    def settle(self) -> None:
+        """Charge guests for what has ended, often that of many at once. Called with the lock."""
+        ended = [each for each in self.submissions if not each[1].pending]
+        if not ended:
+            return
+        over = set(map(id, ended))
+        self.submissions[:] = [each for each in self.submissions if id(each) not in over]
+        now = time.monotonic()
+        for share, submission in ended:
+            share._count(submission)
+            seconds = submission.seconds
+            if share._holds_up is not None and self.shares != [share]:
+                # Pauses count too, or a guest with short lists could hold up others for many times its device seconds.
+                seconds = max(seconds, now - max(share._holds_up, self.charged))
+            self.charged = now
+            share._used += seconds
+        latest = max((share._used for share in self.shares if share._waits), default=0.0)
+        for share, _ in ended:
+            share._holds_up = now if latest - share._used > SLICE else None
+        wanting = [share._used for share in self.shares if len(self.shares) == 1 or share._wants()]
+        self.time = max(self.time, min(wanting, default=0.0))
+        self.changed.notify_all()
 
     def left_behind(self) -> bool:
         """Whether the device is still at work for a guest that was closed a moment ago."""

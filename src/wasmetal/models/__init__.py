@@ -43,4 +43,5 @@ def __getattr__(name: str) -> Any:
     """Import a name at its first use, so that a worker process which renders templates loads nothing else."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

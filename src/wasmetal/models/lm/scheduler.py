@@ -25,7 +25,7 @@ _LOOK = 0.05
 """Seconds of waiting between two looks at whether the caller gives up."""
 _SLICE = 0.5
 """Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
-_SAMPLING = 0.25, 2e-3
+_SAMPLING = 0.5, 4e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
 last batch's time, and at most so many seconds."""
 
