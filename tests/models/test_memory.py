@@ -54,6 +54,65 @@ def decode(path: str) -> None:
             print(resident_bytes() - before, file + 100 * model.cache.position_bytes)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
+def test_ten_thousand_tokens(request: pytest.FixtureRequest, name: str) -> None:
+    """Neither the process nor the device holds more after them."""
+    device = request.getfixturevalue(name)  # skips, or fails, if there is none
+    before, after, buffers = map(int, run_apart(decode_many, device.info.spec, timeout=500).split())
+    assert after - before < 4 << 20
+    assert buffers == 0
+
+
+def decode_many(spec: str) -> None:
+    """Four guests and a session on threads decode 10,000 tokens in all. Print the resident memory after the first 2,000
+    and at the end, and how many device buffers there are more.
+    """
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tests.host.probe import Probe
+    from wasmetal import load_model, open_device
+
+    with tempfile.TemporaryDirectory() as folder, open_device(spec) as device:
+        path = write_tiny_llama(Path(folder, "tiny.gguf"), blocks=1, context=512)
+        with load_model(path, device, contexts=6) as model, ThreadPoolExecutor(5) as threads:
+
+            def guest(count: int) -> None:
+                with Probe(device, models={"m": model}) as probe:
+                    probe.put(128, b"m")
+                    probe.model_open(128, 1, probe.OUT)
+                    probe.session_open(probe.u32(), probe.OUT)
+                    session = probe.u32()
+                    for number in range(count):
+                        if number % 400 == 0:
+                            probe.session_truncate(session, 0)
+                        if number % 2:
+                            assert probe.session_forward(session, 512, 1, 1 << 17) == 0
+                        else:
+                            assert probe.session_forward_top(session, 512, 1, 1, 40, 1024, 2048) == 0
+
+            def here(count: int) -> None:
+                with model.session() as session:
+                    logits = model.logits()
+                    for number in range(count):
+                        if number % 400 == 0:
+                            session.truncate(0)
+                        session.forward([number % 200], logits)
+
+            def run(count: int) -> tuple[int, int]:
+                list(threads.map(lambda work: work(count), [guest, guest, guest, guest, here]))
+                gc.collect()
+                return resident_bytes(), len(device._buffers)  # type: ignore[attr-defined]
+
+            run(200)
+            before, buffers = run(200)
+            after, more = run(1600)
+            print(before, after, more - buffers - 1)  # one array of logits lives as long as the model
+
+
 def resident_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
