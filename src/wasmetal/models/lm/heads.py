@@ -121,8 +121,11 @@ Wanted = Sequence[tuple[Head | TopLogits, int]]
 class Heads:
     """Computes the logits after several rows at once, so that the vocabulary is read once for all of them."""
 
-    def __init__(self, device: Device, network: Network, rows: int, least: int = 1) -> None:
-        """For up to ``rows`` rows; ``least`` are computed, even if fewer are wanted. Raises OutOfDeviceMemoryError."""
+    def __init__(self, device: Device, network: Network, rows: int, least: int = 0) -> None:
+        """For up to ``rows`` rows. Raises OutOfDeviceMemoryError.
+
+        ``least``: so many are computed, even if fewer are wanted, and by the kernels for many rows, even if it is one.
+        """
         self._device = device
         self._least = least
         shape = rows, network.config.vocab_size
@@ -140,7 +143,7 @@ class Heads:
         rows = max(len(wanted), self._least)
         self._batch.values[0, 0] = rows
         self._rows.values[: len(wanted)] = [row for _, row in wanted]
-        lists = [self._one if rows == 1 else self._many]
+        lists = [self._many if rows > 1 or self._least else self._one]
         tops = []
         for index, (each, _) in enumerate(wanted):
             if isinstance(each, TopLogits):

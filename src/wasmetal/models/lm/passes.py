@@ -148,7 +148,7 @@ class Pass:
         """Made when they are first needed; None if there is no memory for them, unless it ``must`` be."""
         if self._heads is None and (must or self._room_for_heads):
             try:
-                least = self._device.info.few_rows + 1 if self._deterministic else 1
+                least = self._device.info.few_rows + 1 if self._deterministic else 0
                 self._heads = Heads(self._device, self._network, SEQUENCES, least)
             except OutOfDeviceMemoryError:
                 if must:
