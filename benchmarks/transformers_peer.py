@@ -17,6 +17,8 @@ from statistics import median
 from typing import Any
 
 REPEATS = {"cuda": 3, "cpu": 1}
+WARM_UP = 2
+"""Runs before those that are measured: a compiled step is compiled in the first, and once more in the second."""
 
 
 def main() -> None:
@@ -55,14 +57,14 @@ def measure(model: Any, request: dict[str, Any], step: Callable[..., Any]) -> di
 
 
 def generate(model: Any, step: Callable[..., Any], batch: int, prompt: int, tokens: int) -> tuple[float, float]:
-    """Medians, after a run that warms up, for a batch of prompts and so many tokens decoded after each."""
+    """Medians for a batch of prompts and so many tokens decoded after each."""
     import torch  # noqa: PLC0415
     from transformers import StaticCache  # noqa: PLC0415
 
     ids = torch.randint(model.config.vocab_size, (batch, prompt))
     cache = StaticCache(config=model.config, max_cache_len=prompt + tokens)
     runs = []
-    for _ in range(1 + REPEATS[model.device.type]):
+    for _ in range(WARM_UP + REPEATS[model.device.type]):
         cache.reset()
         _wait()
         begin = time.perf_counter()
@@ -74,7 +76,7 @@ def generate(model: Any, step: Callable[..., Any], batch: int, prompt: int, toke
             token = _best(step(token, past_key_values=cache, use_cache=True))
         _wait()
         runs.append((first - begin, batch * tokens / (time.perf_counter() - first)))
-    return median(run[0] for run in runs[1:]), median(run[1] for run in runs[1:])
+    return median(run[0] for run in runs[WARM_UP:]), median(run[1] for run in runs[WARM_UP:])
 
 
 def _best(output: Any) -> Any:
