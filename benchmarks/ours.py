@@ -46,7 +46,7 @@ HOUR_MS = 3_600_000
 """For how long a guest may decode in one call."""
 
 Times = list[float]
-"""When a guest wrote a token, from the first, which the prompt gave, to the last that it decoded, or several tokens."""
+"""When a guest began to decode, and when it wrote what it decoded: a token, or several."""
 
 
 def measure(device: str, model: Path, precision: str, sessions: int | None = None) -> Measured:
@@ -101,8 +101,9 @@ def _together(device: Device, source: str, guests: int) -> float:
 
 
 def _decode(model: Model, guests: int, tokens: int) -> list[Times]:
-    """Have so many guests, each on a thread of its own, decode: from when all of them have run their prompts."""
-    ready = threading.Barrier(guests)
+    """Have so many guests, each on a thread of its own, decode. They begin when all of them have run their prompts."""
+    begun: Times = []
+    ready = threading.Barrier(guests, lambda: begun.append(time.perf_counter()))
 
     def run(number: int) -> Times:
         arguments = ["--raw", "--seed", str(number), "--max-tokens", str(tokens + 1)]
@@ -123,7 +124,7 @@ def _decode(model: Model, guests: int, tokens: int) -> list[Times]:
             raise
         if decoded != tokens:
             raise GuestError(f"the model ended a guest's text after {decoded} tokens")
-        return times[:-1]  # the last is the line end after the answer
+        return [*begun, *times[1:-1]]  # the first token is the prompt's; the last is the line end after the answer
 
     with ThreadPoolExecutor(guests) as threads:
         runs = [threads.submit(run, number) for number in range(guests)]
@@ -134,18 +135,10 @@ def _decode(model: Model, guests: int, tokens: int) -> list[Times]:
 
 
 def rate(runs: Sequence[Times], tokens: int) -> float:
-    """Tokens a second of all guests together, each of which decodes ``tokens``, while all of them decode.
-
-    Raises GuestError if there is no such time.
-    """
-    begin, end = max(times[0] for times in runs), min(times[-1] for times in runs)
-    if end <= begin:
-        raise GuestError("at no time did all guests decode: they have too few tokens for that")
-    decoded = 0.0
-    for times in runs:
-        first, last = np.interp([begin, end], times, np.linspace(0, tokens, len(times)))
-        decoded += last - first
-    return decoded / (end - begin)
+    """Tokens a second of all guests together, each of which decodes ``tokens``, until the first has done so."""
+    begin, end = runs[0][0], min(times[-1] for times in runs)
+    decoded = sum(np.interp(end, times, np.linspace(0, tokens, len(times))) for times in runs)
+    return float(decoded) / (end - begin)
 
 
 if __name__ == "__main__":
