@@ -3,13 +3,14 @@
     python benchmarks/random_model.py llama-1b-f16.gguf --type F16
     wasmetal bench llm llama-1b-f16.gguf
 
-What it says is noise; how fast it says it is not. The file has 2.5 GB (F16), 1.3 GB (Q8_0) or 0.7 GB (Q4_0); with
-``--shape 8b``, 15 GB, 8 GB or 4.2 GB.
+What it says is noise, without end; how fast it says it is not. The file has 2.5 GB (F16), 1.3 GB (Q8_0) or 0.7 GB
+(Q4_0); with ``--shape 8b``, 15 GB, 8 GB or 4.2 GB; with ``--shape tiny``, 7 MB, 4 MB or 2 MB.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-VOCABULARY, CONTEXT = 128_256, 4096
+CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,44 @@ class Shape:
     head: int
     own_output: bool
     """Whether the output matrix is another one than the embeddings."""
+    vocabulary: int = 128_256
+
+    def matrices(self) -> Iterator[tuple[str, int, int]]:
+        """Names, rows and columns."""
+        yield "token_embd", self.vocabulary, self.width
+        if self.own_output:
+            yield "output", self.vocabulary, self.width
+        for layer in range(self.layers):
+            block = f"blk.{layer}"
+            yield f"{block}.attn_q", self.heads * self.head, self.width
+            yield f"{block}.attn_k", self.kv_heads * self.head, self.width
+            yield f"{block}.attn_v", self.kv_heads * self.head, self.width
+            yield f"{block}.attn_output", self.width, self.heads * self.head
+            yield f"{block}.ffn_gate", self.hidden, self.width
+            yield f"{block}.ffn_up", self.hidden, self.width
+            yield f"{block}.ffn_down", self.width, self.hidden
+
+    def norms(self) -> Iterator[str]:
+        """Names. Each has ``width`` numbers in float32."""
+        yield "output_norm"
+        for layer in range(self.layers):
+            yield from (f"blk.{layer}.attn_norm", f"blk.{layer}.ffn_norm")
+
+    def bytes_a_token(self, type_name: str) -> int:
+        """Bytes of weights, as the file has them, that decoding a token reads: all but a table of embeddings."""
+        kind = gguf.GGMLQuantizationType[type_name]
+        read = [
+            rows * gguf.quant_shape_to_byte_shape((columns,), kind)[0]
+            for name, rows, columns in self.matrices()
+            if name != "token_embd" or not self.own_output
+        ]
+        return int(sum(read)) + 4 * self.width * len(list(self.norms()))
 
 
 SHAPES = {
     "1b": Shape(2048, 8192, 16, 32, 8, 64, own_output=False),
     "8b": Shape(4096, 14336, 32, 32, 8, 128, own_output=True),
+    "tiny": Shape(256, 768, 4, 4, 2, 64, own_output=False, vocabulary=1024),
 }
 
 
@@ -45,7 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="the file to write")
     parser.add_argument("--type", choices=["F16", "Q8_0", "Q4_0", "Q4_1"], default="F16", help="of the matrices")
-    parser.add_argument("--shape", choices=SHAPES, default="1b", help="of Llama 3.2 1B, or 3.1 8B")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="1b", help="of Llama 3.2 1B, or 3.1 8B; tiny: to try things out"
+    )
     options = parser.parse_args()
     write(options.path, options.type, options.shape)
 
@@ -67,35 +103,19 @@ def write(path: Path, type_name: str, shape_name: str) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
-    writer.add_token_list([*letters, "ab", *(f"<{i}>" for i in range(len(letters) + 1, VOCABULARY))])
-    writer.add_token_types([1] * VOCABULARY)
+    writer.add_token_list([*letters, "ab", *(f"<{i}>" for i in range(len(letters) + 1, shape.vocabulary))])
+    writer.add_token_types([1] * shape.vocabulary)
     writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(VOCABULARY - 1)
+    writer.add_eos_token_id(shape.vocabulary - 1)
 
     some = _some_rows(kind, shape.width)
-
-    def matrix(name: str, rows: int, columns: int) -> None:
+    for name, rows, columns in shape.matrices():
         blocks = np.resize(some, rows * gguf.quant_shape_to_byte_shape((columns,), kind)[0]).reshape(rows, -1)
+        if rows == shape.vocabulary:
+            blocks[-1] = 0  # the end's logit is 0, far from the largest: no text ends before it is as long as it may be
         writer.add_tensor(f"{name}.weight", blocks, raw_dtype=kind)
-
-    matrix("token_embd", VOCABULARY, shape.width)
-    if shape.own_output:
-        matrix("output", VOCABULARY, shape.width)
-    writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
-    for layer in range(shape.layers):
-        block = f"blk.{layer}"
-        for name, rows, columns in (
-            ("attn_q", shape.heads * shape.head, shape.width),
-            ("attn_k", shape.kv_heads * shape.head, shape.width),
-            ("attn_v", shape.kv_heads * shape.head, shape.width),
-            ("attn_output", shape.width, shape.heads * shape.head),
-            ("ffn_gate", shape.hidden, shape.width),
-            ("ffn_up", shape.hidden, shape.width),
-            ("ffn_down", shape.width, shape.hidden),
-        ):
-            matrix(f"{block}.{name}", rows, columns)
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{block}.{name}.weight", np.ones(shape.width, np.float32))
+    for name in shape.norms():
+        writer.add_tensor(f"{name}.weight", np.ones(shape.width, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file(progress=True)

@@ -105,6 +105,7 @@ def test_llm_measures_guest_and_python(tmp_path: Path) -> None:
     assert result["decode_bound_tokens_per_second"] == pytest.approx(bound)
     for each in result["engines"]:
         assert each["prefill_tokens_per_second"] > 0
+        assert each["first_token_seconds"] > 0
         assert each["decode_share_of_bound"] == pytest.approx(each["decode_tokens_per_second"] / bound)
 
 
@@ -119,6 +120,7 @@ def test_llm_adds_llama_cpp_where_it_is_on_the_path(tmp_path: Path) -> None:
     peer = result["engines"][2]
     assert peer["engine"] == "llama.cpp"
     assert (peer["prefill_tokens_per_second"], peer["decode_tokens_per_second"]) == (70, 50)
+    assert peer["first_token_seconds"] == pytest.approx(0.1)
     asked = (tmp_path / "arguments").read_text()
     assert f"-m {model} " in asked
     assert "-p 7 -n 5 " in asked

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from wasmetal.bench import bandwidth
 from wasmetal.conversation import Conversation
@@ -24,12 +25,14 @@ TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the l
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second."""
+    """Tokens per second, and the time to the first token."""
 
     engine: str
     """``guest``, ``python`` or ``llama.cpp``."""
     prefill: float
     decode: float
+    first_token: float
+    """Seconds from the prompt to the logits of its last token: from its text, but for ``llama.cpp`` from its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +60,28 @@ def measure(
     *,
     kv_type: str | None = None,
     quantize: str | None = None,
+    llama_cpp: bool = True,
 ) -> Result:
     """Prefill ``prompt_tokens`` and greedily decode ``tokens`` with each engine; medians of ``repeats`` runs.
 
-    ``kv_type``, ``quantize``: as for :func:`load_model`.
+    ``kv_type``, ``quantize``: as for :func:`load_model`. ``llama_cpp``: with ``llama-bench`` too, if it is on PATH.
     """
     with load_model(source, device, kv_type=kv_type, quantize=quantize) as model:
-        prompt = _prompt(model, prompt_tokens)
+        prompt = prompt_of(model, prompt_tokens)
         runs: list[tuple[Speed, Speed]] = []
         for _ in range(repeats + 1):  # alternating, so that both meet the same disturbances; the first warms up
             guest, decoded = _guest(model, prompt, tokens)
             runs.append((guest, _python(model, prompt, decoded)))
         speeds = [_median(speeds) for speeds in zip(*runs[1:], strict=True)]
         weight_bytes = model.weight_bytes
-    if peer := _llama_cpp(store.resolve(source), prompt_tokens, tokens):
+    if llama_cpp and (peer := _llama_cpp(store.resolve(source), prompt_tokens, tokens)):
         speeds.append(peer)
     return Result(speeds, weight_bytes, bandwidth.measure(device))
 
 
-def _prompt(model: Model, count: int) -> str:
-    """A text of ``count`` tokens."""
-    ids = model.tokenizer.encode(TEXT * count)[:count]
+def prompt_of(model: Model, count: int, number: int = 0) -> str:
+    """A text of ``count`` tokens. Those of different numbers, up to the length of TEXT, begin differently."""
+    ids = model.tokenizer.encode((TEXT * (count + 1))[number % len(TEXT) :])[:count]
     return model.tokenizer.decode(ids)
 
 
@@ -86,27 +90,31 @@ def _guest(model: Model, prompt: str, tokens: int) -> tuple[Speed, int]:
     errors = bytearray()
     arguments = ["--raw", "--greedy", "--max-tokens", str(tokens + 1)]
     with Conversation(model, device=model.device, arguments=arguments, stderr=errors.extend) as conversation:
-        if conversation.open() or not conversation.ask(prompt):
+        opened = conversation.open() == 0
+        begin = time.perf_counter()
+        if not opened or not conversation.ask(prompt):
             raise GuestError(f"the chat guest failed: {errors.decode(errors='replace').strip()}")
+        first = time.perf_counter() - begin
         while conversation.go_on():
             pass
         stats = conversation.stats()
-    speed = Speed("guest", stats.prefill_tokens / stats.prefill_seconds, stats.decode_tokens / stats.decode_seconds)
-    return speed, stats.decode_tokens
+    prefill, decode = stats.prefill_tokens / stats.prefill_seconds, stats.decode_tokens / stats.decode_seconds
+    return Speed("guest", prefill, decode, first), stats.decode_tokens
 
 
 def _python(model: Model, prompt: str, tokens: int) -> Speed:
-    ids = model.tokenizer.encode(prompt)
     logits = model.logits()
     scores = logits.numpy()
     with model.session() as session:
+        asked = time.perf_counter()
+        ids = model.tokenizer.encode(prompt)
         begin = time.perf_counter()
         session.forward(ids, logits)
         decoding = time.perf_counter()
         for _ in range(tokens):
             session.forward([int(scores.argmax())], logits)
         end = time.perf_counter()
-    return Speed("python", len(ids) / (decoding - begin), tokens / (end - decoding))
+    return Speed("python", len(ids) / (decoding - begin), tokens / (end - decoding), decoding - asked)
 
 
 def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
@@ -123,11 +131,29 @@ def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
 
 def llama_bench(program: str | Path, path: Path, prompt_tokens: int, tokens: int, *options: str | int) -> Speed:
     """The speed that llama.cpp's ``llama-bench`` reports with these options. Raises CalledProcessError."""
+    return speed_of(llama_bench_rows(program, path, prompt_tokens, tokens, *options))
+
+
+def llama_bench_rows(
+    program: str | Path, path: Path, prompt_tokens: int, tokens: int, *options: str | int
+) -> list[dict[str, Any]]:
+    """What ``llama-bench`` writes as JSON: a row for the prompt, one for decoding. Raises CalledProcessError."""
     command = [program, "-m", path, "-p", prompt_tokens, "-n", tokens, "-o", "json", *options]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    by_test = {"prefill" if row["n_prompt"] else "decode": row["avg_ts"] for row in json.loads(done.stdout)}
-    return Speed("llama.cpp", by_test["prefill"], by_test["decode"])
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+def speed_of(rows: Sequence[dict[str, Any]]) -> Speed:
+    """The speed in rows of ``llama-bench``."""
+    prompt, decode = sorted(rows, key=lambda row: not row["n_prompt"])
+    return Speed("llama.cpp", prompt["avg_ts"], decode["avg_ts"], prompt["n_prompt"] / prompt["avg_ts"])
 
 
 def _median(speeds: Sequence[Speed]) -> Speed:
-    return Speed(speeds[0].engine, median(one.prefill for one in speeds), median(one.decode for one in speeds))
+    return Speed(
+        speeds[0].engine,
+        median(one.prefill for one in speeds),
+        median(one.decode for one in speeds),
+        median(one.first_token for one in speeds),
+    )

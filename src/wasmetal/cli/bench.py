@@ -129,6 +129,7 @@ def llm(
                         "prefill_tokens_per_second": speed.prefill,
                         "decode_tokens_per_second": speed.decode,
                         "decode_share_of_bound": share,
+                        "first_token_seconds": speed.first_token,
                     }
                     for speed, share in zip(result.speeds, shares, strict=True)
                 ],
@@ -137,9 +138,21 @@ def llm(
         return
     print(f"{info.spec}  {info.name}: {model}")
     print_table(
-        ("engine", f"prefill {prompt_tokens}, tokens/s", f"decode {tokens}, tokens/s", "share of bound"),
+        (
+            "engine",
+            f"prefill {prompt_tokens}, tokens/s",
+            f"decode {tokens}, tokens/s",
+            "share of bound",
+            "first token, ms",
+        ),
         [
-            (speed.engine, f"{speed.prefill:.0f}", f"{speed.decode:.1f}", f"{share:.2f}")
+            (
+                speed.engine,
+                f"{speed.prefill:.0f}",
+                f"{speed.decode:.1f}",
+                f"{share:.2f}",
+                f"{1e3 * speed.first_token:.1f}",
+            )
             for speed, share in zip(result.speeds, shares, strict=True)
         ],
     )
