@@ -14,12 +14,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 SDK = "../src/wasmetal/sdk"
+LIBRARY = ("text", "sampler", "speculate")
 
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
-    "chat": ("chat/main.c", "chat/chat.c", f"{SDK}/lib/text.c", f"{SDK}/lib/sampler.c"),
+    "chat": ("chat/main.c", "chat/chat.c", "chat/drafting.c", *(f"{SDK}/lib/{name}.c" for name in LIBRARY)),
     "attacker": ("attacker/attacker.c",),
-    "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c"),
+    "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c", f"{SDK}/lib/speculate.c"),
 }
 """Sources of each guest; ``<name>.wasm`` lies beside this file."""
 

@@ -44,14 +44,42 @@ static double now(void) {
 
 /* ---- The model ---------------------------------------------------------------------------------------------------- */
 
-bool chat_open(Chat *chat) {
-  const char *name = chat->options.model;
-  wm_errno error = wm_model_open(name, strlen(name), &chat->model);
+/* How many of the likeliest tokens the sampler chooses from, if the device can find so many; 0: it wants all logits. */
+static uint32_t candidates(const Chat *chat) {
+  const Sampler *s = &chat->options.sampler;
+  uint32_t k = s->repeat_penalty != 1 ? 0 : s->temperature <= 0 ? 1 : s->top_k;
+  if (k > chat->info.vocab_size) k = chat->info.vocab_size;
+  return k <= WM_MAX_TOP ? k : 0;
+}
+
+static bool open_model(const char *name, wm_model *model, wm_model_info *info) {
+  wm_errno error = wm_model_open(name, strlen(name), model);
   if (error == WM_NOENT) return refuse("no model named '%s' was granted", name);
   check(error, "model_open");
-  check(wm_model_describe(chat->model, &chat->info), "model_describe");
-  if (!chat->options.raw && !chat->info.chat_template) return refuse("the model has no chat template; use --raw");
+  check(wm_model_describe(*model, info), "model_describe");
+  return true;
+}
+
+static bool open_draft_model(Chat *chat, const char *name) {
+  wm_model model;
+  wm_model_info info;
+  if (!open_model(name, &model, &info)) return false;
+  if (info.vocab_size != chat->info.vocab_size)
+    return refuse("the draft model '%s' has %u tokens in its vocabulary, and the model has %u", name, info.vocab_size,
+                  chat->info.vocab_size);
+  chat->drafting.context_length = info.context_length;
+  check(wm_session_open(model, &chat->drafting.session), "session_open");
+  return true;
+}
+
+bool chat_open(Chat *chat) {
+  const Options *options = &chat->options;
+  if (!open_model(options->model, &chat->model, &chat->info)) return false;
+  if (!options->raw && !chat->info.chat_template) return refuse("the model has no chat template; use --raw");
+  if (options->draft_tokens && !candidates(chat))
+    return refuse("--draft-tokens needs --greedy or a --top-k of 1 to %u, and no --repeat-penalty", WM_MAX_TOP);
   check(wm_session_open(chat->model, &chat->session), "session_open");
+  if (options->draft_tokens && options->draft_model && !open_draft_model(chat, options->draft_model)) return false;
 
   size_t len = chat->info.end_tokens;
   chat->ends = allocate(len, sizeof *chat->ends);
@@ -73,8 +101,8 @@ bool chat_open(Chat *chat) {
   if (getentropy(&random, sizeof random)) check(WM_IO, "getentropy");
   snprintf(chat->placeholder, sizeof chat->placeholder, "wm%016llx", (unsigned long long)random);
 
-  const char *system = chat->options.system;
-  return !system || chat->options.raw || chat_set_system(chat, system, strlen(system));
+  const char *system = options->system;
+  return !system || options->raw || chat_set_system(chat, system, strlen(system));
 }
 
 static bool is_end(const Chat *chat, wm_token token) {
@@ -160,11 +188,17 @@ bool chat_add(Chat *chat, Role role, const char *text, size_t len) {
   return true;
 }
 
+/* Keeps only the session's first n tokens. */
+static void truncate_to(Chat *chat, uint32_t n) {
+  if (n < chat->length) check(wm_session_truncate(chat->session, n), "session_truncate");
+  chat->length = n;
+  check(drafting_truncate(&chat->drafting, n), "session_truncate");
+}
+
 void chat_forget(Chat *chat, bool all) {
   chat_end(chat);
   drop(chat, all ? 0 : first_question(chat), chat->message_count);
-  check(wm_session_truncate(chat->session, 0), "session_truncate");
-  chat->length = 0;
+  truncate_to(chat, 0);
 }
 
 static void add_messages(const Chat *chat, Text *json, bool placeholders) {
@@ -250,19 +284,13 @@ static bool prompt_tokens(Chat *chat, const char *text, size_t len, Tokens *out)
 
 /* ---- The answer --------------------------------------------------------------------------------------------------- */
 
-/* How many of the likeliest tokens the sampler chooses from, if the device can find so many; 0: it wants all logits. */
-static uint32_t candidates(const Chat *chat) {
-  const Sampler *s = &chat->options.sampler;
-  uint32_t k = s->repeat_penalty != 1 ? 0 : s->temperature <= 0 ? 1 : s->top_k;
-  if (k > chat->info.vocab_size) k = chat->info.vocab_size;
-  return k <= WM_MAX_TOP ? k : 0;
-}
-
-static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
+/* Appends the tokens, and has what the sampler chooses from after each of the last `rows`. Without candidates(), that is
+ * the last. */
+static void forward(Chat *chat, const wm_token *tokens, uint32_t n, uint32_t rows) {
   uint32_t k = candidates(chat);
   if (k) {
-    wm_logit_totals totals;
-    check(wm_session_forward_top(chat->session, tokens, n, 1, k, chat->top, &totals), "session_forward_top");
+    wm_logit_totals totals[WM_MAX_TOP_ROWS];
+    check(wm_session_forward_top(chat->session, tokens, n, rows, k, chat->top, totals), "session_forward_top");
   } else {
     check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
   }
@@ -270,15 +298,30 @@ static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
   chat->length += n;
 }
 
-/* Brings the session to this prompt, keeping what it holds of it already. */
+/* Draws the answer's next token, from what the last pass gave for this row. */
+static void draw(Chat *chat, uint32_t row) {
+  Sampler *sampler = &chat->options.sampler;
+  uint32_t k = candidates(chat);
+  if (k) {
+    chat->next = drafting_draw(&chat->drafting, sampler, row, chat->top + row * k, k);
+  } else {
+    uint32_t recent = chat->length < RECENT ? chat->length : RECENT;
+    chat->next = sample(sampler, chat->logits, chat->info.vocab_size, chat->scratch,
+                        chat->tokens + chat->length - recent, recent);
+  }
+}
+
+/* Brings the session to this prompt, keeping what it holds of it already, and draws the answer's first token. */
 static void prefill(Chat *chat, const wm_token *tokens, uint32_t n) {
   uint32_t common = 0;
   /* At least one token is run, for its logits. */
   while (common < chat->length && common + 1 < n && chat->tokens[common] == tokens[common]) common++;
-  if (common < chat->length) check(wm_session_truncate(chat->session, common), "session_truncate");
-  chat->length = common;
+  truncate_to(chat, common);
   double start = now();
-  forward(chat, tokens + common, n - common);
+  chat->drafting.count = 0;
+  forward(chat, tokens + common, n - common, 1);
+  check(drafting_prefill(&chat->drafting, chat->tokens, chat->length), "session_forward_top");
+  draw(chat, 0);
   chat->prefill_tokens += n - common;
   chat->prefill_seconds += now() - start;
 }
@@ -303,15 +346,12 @@ static void emit(Text *held, const char *bytes, size_t len) {
   held->len -= ready;
 }
 
-static wm_token next_token(Chat *chat) {
-  uint32_t k = candidates(chat);
-  if (k) {
-    for (uint32_t i = 0; i < k; i++) chat->logits[i] = chat->top[i].logit;
-    return chat->top[sample(&chat->options.sampler, chat->logits, k, chat->scratch, NULL, 0)].token;
-  }
-  uint32_t recent = chat->length < RECENT ? chat->length : RECENT;
-  return sample(&chat->options.sampler, chat->logits, chat->info.vocab_size, chat->scratch,
-                chat->tokens + chat->length - recent, recent);
+static void say(Chat *chat, wm_token token) {
+  const char *bytes = chat->pieces + chat->offsets[token];
+  size_t len = chat->offsets[token + 1] - chat->offsets[token];
+  emit(&chat->held, bytes, len);
+  text_add(&chat->reply, bytes, len);
+  chat->reply_tokens++;
 }
 
 bool chat_ask(Chat *chat, const char *text, size_t len) {
@@ -326,17 +366,47 @@ bool chat_ask(Chat *chat, const char *text, size_t len) {
   return chat->answering = fits;
 }
 
-/* One token of the answer. False if it is the last. */
+/* A draft of what follows the session's tokens and one that is still to be run: returns its length. */
+static uint32_t draft(Chat *chat, wm_token token) {
+  uint32_t most = chat->options.draft_tokens, room = chat->info.context_length - chat->length - 1;
+  if (most > room) most = room;
+  /* The answer's last token is not run: it is not one of a draft. */
+  uint32_t left = chat->options.max_tokens - chat->reply_tokens - 1;
+  if (chat->options.max_tokens && most > left) most = left;
+  if (!most) return chat->drafting.count = 0;
+  chat->tokens[chat->length] = token;
+  check(drafting_propose(&chat->drafting, &chat->options.sampler, candidates(chat), chat->tokens, chat->length + 1, most),
+        "session_forward_top");
+  for (uint32_t i = 0; i + 1 < chat->drafting.count; i++)
+    if (is_end(chat, chat->drafting.draft[i])) chat->drafting.count = i + 1; /* nothing follows */
+  return chat->drafting.count;
+}
+
+/* Runs the token and a draft of what follows, says what is accepted of the draft, and draws the token after that. */
+static void step(Chat *chat, wm_token token) {
+  uint32_t n = draft(chat, token), length = chat->length + 1, kept = 0;
+  wm_token tokens[1 + MAX_DRAFT] = {token};
+  memcpy(tokens + 1, chat->drafting.draft, n * sizeof *tokens);
+  forward(chat, tokens, 1 + n, 1 + n);
+  draw(chat, 0);
+  while (kept < n && chat->next == tokens[1 + kept]) {
+    chat->accepted_tokens++;
+    if (is_end(chat, chat->next)) break;
+    say(chat, chat->next);
+    draw(chat, ++kept);
+  }
+  chat->drafted_tokens += n;
+  chat->decode_tokens += 1 + kept;
+  truncate_to(chat, length + kept);
+}
+
+/* The next tokens of the answer. False if those were the last. */
 static bool decode(Chat *chat) {
-  wm_token token = next_token(chat);
+  wm_token token = chat->next;
   if (is_end(chat, token)) return false;
-  const char *bytes = chat->pieces + chat->offsets[token];
-  size_t len = chat->offsets[token + 1] - chat->offsets[token];
-  emit(&chat->held, bytes, len);
-  text_add(&chat->reply, bytes, len);
-  if (++chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length) return false;
-  forward(chat, &token, 1);
-  chat->decode_tokens++;
+  say(chat, token);
+  if (chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length) return false;
+  step(chat, token);
   return true;
 }
 
@@ -358,11 +428,11 @@ void chat_end(Chat *chat) {
 }
 
 void chat_stats(const Chat *chat, Text *json) {
-  char line[256];
+  char line[384];
   int len = snprintf(line, sizeof line,
                      "{\"context_tokens\": %u, \"context_length\": %u, \"prefill_tokens\": %u, \"prefill_seconds\": %.6f, "
-                     "\"decode_tokens\": %u, \"decode_seconds\": %.6f}\n",
+                     "\"decode_tokens\": %u, \"decode_seconds\": %.6f, \"drafted_tokens\": %u, \"accepted_tokens\": %u}\n",
                      chat->length, chat->info.context_length, chat->prefill_tokens, chat->prefill_seconds,
-                     chat->decode_tokens, chat->decode_seconds);
+                     chat->decode_tokens, chat->decode_seconds, chat->drafted_tokens, chat->accepted_tokens);
   text_add(json, line, (size_t)len);
 }

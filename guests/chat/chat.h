@@ -7,14 +7,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "drafting.h"
 #include "wasmetal/sampler.h"
 #include "wasmetal/text.h"
 #include "wasmetal.h"
 
 typedef struct Options {
   const char *prompt, *system, *model;
+  const char *draft_model; /* NULL: drafts are looked up */
   bool raw, greedy, stats;
-  uint32_t max_tokens; /* 0: as many as fit */
+  uint32_t max_tokens;   /* 0: as many as fit */
+  uint32_t draft_tokens; /* tokens of a draft, at most MAX_DRAFT; 0: no drafts */
   Sampler sampler;
 } Options;
 
@@ -37,15 +40,17 @@ typedef struct Chat {
   wm_token *tokens; /* what the session holds: context_length places, `length` in use */
   uint32_t length;
   float *logits;
-  wm_candidate top[WM_MAX_TOP]; /* the likeliest tokens, if the sampler needs no others */
+  wm_candidate top[WM_MAX_TOP_ROWS * WM_MAX_TOP]; /* the likeliest tokens, if the sampler needs no others */
   uint32_t *scratch;
   char placeholder[20]; /* stands in a rendered template for a message that spells a token */
   Message *messages;
   size_t message_count;
+  Drafting drafting;
   bool answering;
+  wm_token next; /* of the answer: drawn, and not said yet */
   Text reply, held; /* the answer so far, and its line ends that are not written yet */
   uint32_t reply_tokens;
-  uint32_t prefill_tokens, decode_tokens;
+  uint32_t prefill_tokens, decode_tokens, drafted_tokens, accepted_tokens;
   double prefill_seconds, decode_seconds;
 } Chat;
 
@@ -76,7 +81,8 @@ void chat_end(Chat *chat);
 /* Adds the messages as a JSON array of objects with "role" and "content". */
 void chat_messages(const Chat *chat, Text *json);
 
-/* Adds one line of JSON: tokens in the context, tokens prefilled and decoded, and the seconds that took. */
+/* Adds one line of JSON: tokens in the context, tokens prefilled and decoded, and the seconds that took; tokens of drafts,
+ * and how many of those were accepted. */
 void chat_stats(const Chat *chat, Text *json);
 
 #endif

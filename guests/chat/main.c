@@ -2,7 +2,8 @@
  *
  * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device finds the tokens
  * that the sampler chooses from; if those may be many, it writes all logits into this guest's memory: nothing is copied.
- * A token costs two host calls: wm_session_forward_top or wm_session_forward, and one write of its text.
+ * A token costs two host calls: wm_session_forward_top or wm_session_forward, and one write of its text. With drafts,
+ * a pass may give several tokens.
  *
  * There are two ways to run it. As a command (_start) it answers -p, or each line of standard input, and exits. Turn by
  * turn, a host calls the functions exported below; between two calls no code of the guest runs, so a host can edit a
@@ -19,7 +20,8 @@
 
 static const char USAGE[] =
     "usage: chat [-p PROMPT] [--system TEXT] [--raw] [--greedy] [--max-tokens N] [--seed N] [--temperature T]\n"
-    "            [--top-k K] [--top-p P] [--min-p P] [--repeat-penalty R] [--model NAME] [--stats]\n";
+    "            [--top-k K] [--top-p P] [--min-p P] [--repeat-penalty R] [--model NAME]\n"
+    "            [--draft-tokens D] [--draft-model NAME] [--stats]\n";
 
 static Chat chat;
 
@@ -56,9 +58,13 @@ static bool parse(int argc, char **argv, Options *o) {
     if (!strcmp(name, "-p")) o->prompt = text;
     else if (!strcmp(name, "--system")) o->system = text;
     else if (!strcmp(name, "--model")) o->model = text;
+    else if (!strcmp(name, "--draft-model")) o->draft_model = text;
     else if (!strcmp(name, "--max-tokens")) {
       if (!number(name, text, 1, UINT32_MAX, &value)) return false;
       o->max_tokens = (uint32_t)value;
+    } else if (!strcmp(name, "--draft-tokens")) {
+      if (!number(name, text, 0, MAX_DRAFT, &value)) return false;
+      o->draft_tokens = (uint32_t)value;
     } else if (!strcmp(name, "--seed")) {
       if (!number(name, text, 0, 0x1p53, &value)) return false;
       o->sampler.seed = (uint64_t)value;
@@ -80,6 +86,10 @@ static bool parse(int argc, char **argv, Options *o) {
     } else return usage();
   }
   if (o->greedy) o->sampler.temperature = 0;
+  if (o->draft_model && !o->draft_tokens) {
+    fputs("chat: --draft-model needs --draft-tokens, how many tokens it drafts at a time\n", stderr);
+    return false;
+  }
   return true;
 }
 
@@ -175,7 +185,8 @@ EXPORT(messages) uint32_t export_messages(void) {
   return (uint32_t)exchange.len;
 }
 
-/* A JSON object: context_tokens, context_length, prefill_tokens, prefill_seconds, decode_tokens, decode_seconds. */
+/* A JSON object: context_tokens, context_length, prefill_tokens, prefill_seconds, decode_tokens, decode_seconds,
+ * drafted_tokens, accepted_tokens. */
 EXPORT(stats) uint32_t export_stats(void) {
   exchange.len = 0;
   chat_stats(&chat, &exchange);

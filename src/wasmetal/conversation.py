@@ -39,19 +39,24 @@ class Stats:
     prefill_seconds: float
     decode_tokens: int
     decode_seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of the drafted tokens."""
 
 
 class Conversation(Closing):
     """A chat guest that stays open between questions. Use it as a context manager, or call :meth:`close`.
 
-    ``arguments`` are those of the guest's command line. ``stdout`` receives answers as they are generated, ``stderr``
-    the guest's error messages, one line each; both are called on the guest's thread. Raises what :class:`Guest` does.
+    ``arguments`` are those of the guest's command line; with ``--draft-model draft`` among them, ``draft_model`` makes
+    the drafts. ``stdout`` receives answers as they are generated, ``stderr`` the guest's error messages, one line each;
+    both are called on the guest's thread. Raises what :class:`Guest` does.
     """
 
     def __init__(
         self,
         model: str | Path | Model,
         *,
+        draft_model: str | Path | Model | None = None,
         device: str | Device | None = None,
         arguments: Sequence[str] = (),
         stdout: Output | None = None,
@@ -60,7 +65,7 @@ class Conversation(Closing):
         self.guest = Guest(
             packaged.guest("chat"),
             device=device,
-            models={"default": model},
+            models={"default": model} if draft_model is None else {"default": model, "draft": draft_model},
             args=arguments,
             trusted=True,  # wasmetal's own guest
             stdout=stdout,

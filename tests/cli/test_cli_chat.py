@@ -43,6 +43,18 @@ def test_prompt_options_reach_the_guest(tiny: Path) -> None:
     assert reply(*arguments, "--system", "You are a parrot.") != plain
 
 
+def test_drafts_change_nothing_that_is_said(tiny: Path) -> None:
+    arguments = (tiny, "-p", "hello world", "--greedy", "--max-tokens", 16)
+    plain = reply(*arguments)
+    assert plain == reply(*arguments, "--draft-tokens", 4)
+    assert plain == reply(*arguments, "--draft-tokens", 4, "--draft-model", tiny)
+    done = wasmetal("chat", *arguments, "--draft-model", tiny, "--device", "cpu")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "chat: --draft-model needs --draft-tokens, how many tokens it drafts at a time\n",
+    )
+
+
 def test_counters_end_with_what_was_copied(tiny: Path) -> None:
     *_, last = (lines := reply(tiny, "-p", "hello", "--max-tokens", 4, "--counters").splitlines())
     assert last == "bytes copied 0"

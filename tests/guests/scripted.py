@@ -67,10 +67,13 @@ class ScriptedModel:
 
 
 class ScriptedSession:
+    """What it says depends on its length alone: tokens that were run and dropped again leave no trace."""
+
     def __init__(self, model: ScriptedModel) -> None:
         self.model = model
         self.length = 0
         self.counters = Counters()
+        self._prompt = 0
         self._reply: list[int] = []
 
     def steps(self, tokens: Sequence[int], logits: Any) -> Generator[None]:
@@ -79,15 +82,21 @@ class ScriptedSession:
         model.forwards.append(list(tokens))
         self.length += len(tokens)
         assert self.length <= model.context_length
-        if len(tokens) > 1 or not self._reply:
+        rows = [logits] if isinstance(logits, Tensor) else logits
+        # A draft has several rows, and a model that makes drafts runs its own last one with the token that followed.
+        if not self._reply or (len(rows) == 1 and len(tokens) > 2):
+            self._prompt = self.length
             self._reply = [*(model.replies.pop(0) if model.replies else []), END]
-        view = logits.numpy() if isinstance(logits, Tensor) else np.empty(model.vocab_size)
-        view[:] = -10
-        view[self._reply.pop(0)] = 10
-        if not isinstance(logits, Tensor):
-            (top,) = logits
-            top.ids[:] = np.argsort(-view, kind="stable")[: len(top.ids)]
-            top.values[:] = view[top.ids]
+        for row, last in enumerate(range(self.length - len(rows), self.length)):
+            place = last + 1 - self._prompt
+            values = np.full(model.vocab_size, -10, np.float32)
+            values[self._reply[place] if place < len(self._reply) else END] = 10
+            if isinstance(logits, Tensor):
+                logits.numpy()[:] = values
+            else:
+                top = logits[row]
+                top.ids[:] = np.argsort(-values, kind="stable")[: len(top.ids)]
+                top.values[:] = values[top.ids]
 
     def truncate(self, length: int) -> None:
         assert length <= self.length

@@ -17,12 +17,16 @@ CHAT = Path(__file__).parents[2] / "guests" / "chat.wasm"
 class Ran:
     """A finished run of the guest."""
 
-    def __init__(self, model: Any, *args: str, stdin: bytes = b"", limits: Limits | None = None) -> None:
+    def __init__(
+        self, model: Any, *args: str, stdin: bytes = b"", limits: Limits | None = None, draft: Any = None
+    ) -> None:
         out: list[bytes] = []
         errors: list[bytes] = []
+        if isinstance(draft, ScriptedModel):
+            draft.device = model.device
         with Guest(
             CHAT,
-            models={"default": model},
+            models={"default": model} | ({"draft": draft} if draft else {}),
             args=args,
             stdin=stdin,
             limits=limits,

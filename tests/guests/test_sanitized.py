@@ -19,7 +19,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SDK = ROOT / "src/wasmetal/sdk"
 HERE = Path(__file__).parent / "sanitized"
-SOURCES = (HERE / "harness.c", SDK / "lib/sampler.c", SDK / "lib/text.c", ROOT / "guests/chat/chat.c")
+SOURCES = (
+    HERE / "harness.c",
+    *(SDK / f"lib/{name}.c" for name in ("sampler", "speculate", "text")),
+    *(ROOT / f"guests/chat/{name}.c" for name in ("chat", "drafting")),
+)
+KINDS = ("sampler", "text", "chat", "speculate")
 FLAGS = (
     *("-std=gnu17", "-g", "-O1", "-D_GNU_SOURCE", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
     *("-Wno-unknown-attributes", "-Wno-attributes", f"-I{HERE}", f"-I{SDK / 'include'}", f"-I{ROOT / 'guests'}"),
@@ -55,10 +60,10 @@ def an_input(random: Random, what: int) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("what", ["sampler", "text", "chat"])
+@pytest.mark.parametrize("what", KINDS)
 def test_random_inputs(harness: Path, tmp_path: Path, what: str) -> None:
     """If this fails, ``inputs`` in the test's folder has what it was given."""
-    random, number = Random(what), ("sampler", "text", "chat").index(what)
+    random, number = Random(what), KINDS.index(what)
     inputs = [an_input(random, number) for _ in range(INPUTS)]
     path = tmp_path / "inputs"
     path.write_bytes(b"".join(struct.pack("<I", len(data)) + data for data in inputs))

@@ -47,6 +47,17 @@ def chat(
     repeat_penalty: Annotated[
         str | None, typer.Option(metavar="R", help="Penalty on recent tokens; 1 is none.")
     ] = None,
+    draft_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D",
+            help="Guess up to D tokens at a time from what was said before, and verify them together; 0 is off.",
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Let this model guess them: a smaller one with the same vocabulary."),
+    ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Render the model's chat template without limits on time and memory.")
     ] = False,
@@ -89,6 +100,8 @@ def chat(
         "--top-p": top_p,
         "--min-p": min_p,
         "--repeat-penalty": repeat_penalty,
+        "--draft-tokens": draft_tokens,
+        "--draft-model": draft_model and "draft",
     }
     arguments = [text for name, value in values.items() if value is not None for text in (name, value)]
     arguments += [name for name, given in {"--raw": raw, "--greedy": greedy, "--stats": stats}.items() if given]
@@ -102,21 +115,25 @@ def chat(
         )
         with progress(f"quantizing {model}") if quantize else nullcontext() as report:
             loaded = stack.enter_context(options(model, opened, quantize=quantize, progress=report))
-        code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded, arguments)
-        totals.add(loaded.counters)
+        models = {"default": loaded}
+        if draft_model:
+            models["draft"] = stack.enter_context(options(draft_model, opened))
+        code, totals = (_at_terminal if at_terminal else _as_filter)(model, models, arguments)
+        for each in models.values():
+            totals.add(each.counters)
     if counters:
         _print_counters(totals)
     raise typer.Exit(code)
 
 
-def _as_filter(name: str, model: Model, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _as_filter(name: str, models: dict[str, Model], arguments: Sequence[str]) -> tuple[int, Counters]:
     """Answer the prompt, or each line of standard input. Returns the exit code and the counters."""
     from wasmetal import Guest, packaged
 
     with Guest(
         packaged.guest("chat"),
-        device=model.device,
-        models={"default": model},
+        device=models["default"].device,
+        models=models,
         args=arguments,
         trusted=True,  # wasmetal's own guest
         stdin="inherit",
@@ -126,7 +143,7 @@ def _as_filter(name: str, model: Model, arguments: Sequence[str]) -> tuple[int, 
         return run_or_leave(guest), guest.counters
 
 
-def _at_terminal(name: str, model: Model, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _at_terminal(name: str, models: dict[str, Model], arguments: Sequence[str]) -> tuple[int, Counters]:
     """Converse with the user. Returns the exit code and the counters."""
     from wasmetal.cli import interactive
     from wasmetal.cli.prompt import prompt_reader
@@ -134,9 +151,15 @@ def _at_terminal(name: str, model: Model, arguments: Sequence[str]) -> tuple[int
     from wasmetal.conversation import Conversation
     from wasmetal.home import home
 
+    model, draft_model = models["default"], models.get("draft")
     out = Wrapped(text_writer(sys.stdout), interactive.columns)
     with Conversation(
-        model, device=model.device, arguments=arguments, stdout=out, stderr=_output(sys.stderr)
+        model,
+        draft_model=draft_model,
+        device=model.device,
+        arguments=arguments,
+        stdout=out,
+        stderr=_output(sys.stderr),
     ) as conversation:
         if not (code := conversation.open()):
             print(interactive.greeting(name, model.device.info, conversation.stats()))

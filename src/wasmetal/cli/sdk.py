@@ -38,7 +38,7 @@ def include_dir() -> None:
 def lib_dir() -> None:
     """Print the folder of the C library's sources.
 
-    Compile them with a guest that includes wasmetal/text.h or wasmetal/sampler.h.
+    Compile them with a guest that includes wasmetal/text.h, wasmetal/sampler.h or wasmetal/speculate.h.
     """
     from wasmetal.sdk import LIBRARY
 

@@ -60,6 +60,51 @@ static void run_sampler(void) {
   free(logits), free(scratch), free(recent);
 }
 
+/* ---- speculate.c ---------------------------------------------------------------------------------------------------- */
+
+/* A distribution as the sampler makes it of random logits, in blocks to be freed. */
+static Choices some_choices(void) {
+  uint32_t n = 1 + byte() % 64;
+  Sampler s = {real(), byte(), real(), real(), real(), 0};
+  float *logits = block(n, sizeof *logits);
+  uint32_t *ids = block(n, sizeof *ids), *recent = block(2, sizeof *recent);
+  double *probabilities = block(n, sizeof *probabilities);
+  for (uint32_t i = 0; i < n; i++) logits[i] = real();
+  recent[0] = byte(), recent[1] = word();
+  uint32_t kept = sampler_distribution(&s, logits, n, ids, probabilities, recent, 2);
+  assert(kept && kept <= n);
+  for (uint32_t i = 0; i < kept; i++) {
+    assert(ids[i] < n);
+    assert(!isfinite(s.temperature) || (probabilities[i] > 0 && probabilities[i] <= 1));
+  }
+  free(logits), free(recent);
+  return (Choices){kept, ids, probabilities};
+}
+
+static int holds(const Choices *choices, uint32_t token) {
+  for (uint32_t i = 0; i < choices->n; i++)
+    if (choices->tokens[i] == token) return 1;
+  return 0;
+}
+
+static void run_speculate(void) {
+  Choices target = some_choices(), draft = some_choices();
+  uint64_t seed = word();
+  uint32_t token = speculate_draw(&draft, &seed);
+  assert(holds(&draft, token));
+  assert(holds(&target, speculate_verify(&target, &draft, byte() % 8 ? token : word(), &seed)));
+  free((void *)target.tokens), free((void *)target.probabilities);
+  free((void *)draft.tokens), free((void *)draft.probabilities);
+
+  uint32_t n = byte() % 64, most = byte() % 16;
+  uint32_t *tokens = block(n, sizeof *tokens), *guess = block(most, sizeof *guess);
+  for (uint32_t i = 0; i < n; i++) tokens[i] = byte() % 4;
+  uint32_t count = speculate_lookup(tokens, n, byte() % 8 ? byte() % 5 : word(), guess, most);
+  assert(count == 0 || count == most);
+  for (uint32_t i = 0; i < count; i++) assert(guess[i] < 4);
+  free(tokens), free(guess);
+}
+
 /* ---- text.c --------------------------------------------------------------------------------------------------------- */
 
 static void run_text(void) {
@@ -79,18 +124,20 @@ static void run_text(void) {
 
 /* ---- chat.c, with a host that answers as the input says ------------------------------------------------------------- */
 
-enum { VOCABULARY = 260, CONTEXT = 96 };
-static uint32_t session_length;
+/* Models 1 and 3, the draft model, have one session each: 2 and 4. */
+enum { VOCABULARY = 260, CONTEXT = 96, DRAFT_CONTEXT = 40 };
+static uint32_t session_lengths[5];
 
 wm_errno wm_model_open(const char *name, size_t len, wm_model *model) {
   assert(len == strlen(name));
-  *model = 1;
+  *model = *name == 'd' ? 3 : 1;
   return WM_SUCCESS;
 }
 
 wm_errno wm_model_describe(wm_model model, wm_model_info *info) {
-  assert(model == 1);
-  *info = (wm_model_info){.vocab_size = VOCABULARY, .context_length = CONTEXT, .end_tokens = 2, .chat_template = 1};
+  assert(model == 1 || model == 3);
+  uint32_t context = model == 1 ? CONTEXT : DRAFT_CONTEXT;
+  *info = (wm_model_info){.vocab_size = VOCABULARY, .context_length = context, .end_tokens = 2, .chat_template = 1};
   return WM_SUCCESS;
 }
 
@@ -145,39 +192,43 @@ wm_errno wm_model_apply_template(
 }
 
 wm_errno wm_session_open(wm_model model, wm_session *session) {
-  assert(model == 1);
-  *session = 2;
-  session_length = 0;
+  assert(model == 1 || model == 3);
+  *session = model + 1;
+  session_lengths[*session] = 0;
   return WM_SUCCESS;
 }
 
 wm_errno wm_session_truncate(wm_session session, uint32_t length) {
-  assert(session == 2 && length <= session_length);
-  session_length = length;
+  assert((session == 2 || session == 4) && length <= session_lengths[session]);
+  session_lengths[session] = length;
   return WM_SUCCESS;
 }
 
 wm_errno wm_session_forward(wm_session session, const wm_token *tokens, size_t n, float *logits) {
-  assert(session == 2 && n && session_length + n <= CONTEXT);
+  assert(session == 2 && n && session_lengths[session] + n <= CONTEXT);
   for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
   for (uint32_t i = 0; i < VOCABULARY; i++) logits[i] = (float)(byte() % 16);
-  session_length += (uint32_t)n;
+  session_lengths[session] += (uint32_t)n;
   return WM_SUCCESS;
 }
 
 wm_errno wm_session_forward_top(
     wm_session session, const wm_token *tokens, size_t n, uint32_t rows, uint32_t k, wm_candidate *top,
     wm_logit_totals *totals) {
-  assert(session == 2 && n && session_length + n <= CONTEXT && rows == 1 && k && k <= WM_MAX_TOP && k <= VOCABULARY);
+  assert((session == 2 || session == 4) && n && session_lengths[session] + n <= (session == 2 ? CONTEXT : DRAFT_CONTEXT));
+  assert(rows && rows <= n && rows <= WM_MAX_TOP_ROWS && k && k <= WM_MAX_TOP && k <= VOCABULARY);
   for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
-  for (uint32_t i = 0; i < k; i++) top[i] = (wm_candidate){byte() % VOCABULARY, (float)(k - i)};
-  *totals = (wm_logit_totals){(float)k, 2};
-  session_length += (uint32_t)n;
+  for (uint32_t row = 0; row < rows; row++) {
+    uint32_t likeliest = byte() % 16 ? byte() % 4 : byte(); /* few, so that drafts are often right */
+    for (uint32_t i = 0; i < k; i++) top[row * k + i] = (wm_candidate){(likeliest + i) % VOCABULARY, (float)(k - i)};
+    totals[row] = (wm_logit_totals){(float)k, 2};
+  }
+  session_lengths[session] += (uint32_t)n;
   return WM_SUCCESS;
 }
 
 static void run_chat(void) {
-  Chat chat = {.options = {.model = "m", .raw = byte() % 4 == 0, .max_tokens = byte() % 8, .system = byte() % 2 ? "s" : 0,
+  Chat chat = {.options = {.model = "m", .draft_model = byte() % 2 ? "d" : 0, .draft_tokens = byte() % 16, .raw = byte() % 4 == 0, .max_tokens = byte() % 8, .system = byte() % 2 ? "s" : 0,
                            .sampler = {real(), byte(), real(), real(), byte() % 2 ? 1.1f : 1, word()}}};
   if (!chat_open(&chat)) return;
   Text out = {0};
@@ -194,7 +245,9 @@ static void run_chat(void) {
       case 7: chat_end(&chat), chat_messages(&chat, &out), chat_stats(&chat, &out); break;
     }
     free(data);
-    assert(chat.length == session_length);
+    assert(chat.length == session_lengths[2]);
+    assert(!chat.drafting.session || chat.drafting.length == session_lengths[4]);
+    assert(chat.drafting.length <= chat.length);
   }
   for (size_t i = 0; i < chat.message_count; i++) free(chat.messages[i].content.data);
   free(chat.messages), free(chat.ends), free(chat.offsets), free(chat.tokens), free(chat.scratch), free(chat.logits);
@@ -202,14 +255,14 @@ static void run_chat(void) {
 }
 
 int main(void) {
-  static void (*const runs[])(void) = {run_sampler, run_text, run_chat};
+  static void (*const runs[])(void) = {run_sampler, run_text, run_chat, run_speculate};
   uint32_t len;
   size_t count = 0;
   while (fread(&len, sizeof len, 1, stdin) == 1) {
     uint8_t *input = block(len, 1);
     assert(fread(input, 1, len, stdin) == len);
     next = input, end = input + len;
-    runs[byte() % 3]();
+    runs[byte() % 4]();
     free(input);
     count++;
   }

@@ -64,8 +64,8 @@ static uint32_t ranked(Heap *heap, uint32_t k, uint32_t i) {
   return heap->ids[k - 1 - i];
 }
 
-/* SplitMix64 (G. L. Steele et al., 2014); the upper 53 bits make a double in [0, 1). */
-static double uniform(uint64_t *state) {
+/* SplitMix64 (G. L. Steele et al., 2014). */
+double sampler_uniform(uint64_t *state) {
   uint64_t z = (*state += 0x9e3779b97f4a7c15u);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -102,39 +102,78 @@ static uint32_t first(const float *logits, uint32_t n, float value) {
   return i;
 }
 
-uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n) {
+/* What may be drawn: the first `kept` tokens that ranked() gives. Nothing is kept if `best` is certain. */
+typedef struct Kept {
+  Heap heap;
+  uint32_t best, k, kept;
+  float max, temperature;
+  double mass; /* the sum of their weights */
+} Kept;
+
+/* A token's probability, scaled so that the likeliest has 1. */
+static float weight(const Kept *from, uint32_t id) {
+  return expf((from->heap.logits[id] - from->max) / from->temperature);
+}
+
+static Kept filter(
+    const Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n) {
   if (s->repeat_penalty != 1) penalize(logits, n, s->repeat_penalty, recent, recent_n);
-  float max = maximum(logits, n);
-  uint32_t best = max > -INFINITY ? first(logits, n, max) : 0;
-  if (s->temperature <= 0 || !isfinite(max)) return best;
+  Kept result = {.max = maximum(logits, n), .temperature = s->temperature};
+  result.best = result.max > -INFINITY ? first(logits, n, result.max) : 0;
+  if (s->temperature <= 0 || !isfinite(result.max)) return result;
 
   for (uint32_t i = 0; i < n; i++) logits[i] = isnan(logits[i]) ? -INFINITY : logits[i];
-  const uint32_t k = s->top_k && s->top_k < n ? s->top_k : n;
-  Heap heap = likeliest(logits, n, k, scratch);
-  /* A token's weight is its probability, scaled so that the likeliest has 1. */
-#define WEIGHT(id) expf((logits[id] - max) / s->temperature)
+  const uint32_t k = result.k = s->top_k && s->top_k < n ? s->top_k : n;
+  result.heap = likeliest(logits, n, k, scratch);
 
   uint32_t kept = k;
   double mass = 0;
-  for (uint32_t i = 0; i < k; i++) mass += WEIGHT(heap.ids[i]);
+  for (uint32_t i = 0; i < k; i++) mass += weight(&result, scratch[i]);
   if (s->top_p < 1 || s->min_p > 0) {
     double enough = s->top_p < 1 ? s->top_p * mass : INFINITY;
     mass = 0;
     for (kept = 0; kept < k && (kept == 0 || mass < enough); kept++) {
-      float weight = WEIGHT(ranked(&heap, k, kept));
-      if (kept && weight < s->min_p) break;
-      mass += weight;
+      float w = weight(&result, ranked(&result.heap, k, kept));
+      if (kept && w < s->min_p) break;
+      mass += w;
     }
   }
+  result.kept = kept, result.mass = mass;
+  return result;
+}
 
-  uint32_t chosen = best;
-  double left = uniform(&s->seed) * mass;
-  for (uint32_t i = 0; i < kept && left >= 0; i++) {
-    uint32_t id = ranked(&heap, k, i);
-    float weight = WEIGHT(id);
-    if (weight == 0) break; /* rounding left a remainder; all later tokens have weight 0 */
+uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n) {
+  Kept from = filter(s, logits, n, scratch, recent, recent_n);
+  uint32_t chosen = from.best;
+  if (!from.kept) return chosen;
+  double left = sampler_uniform(&s->seed) * from.mass;
+  for (uint32_t i = 0; i < from.kept && left >= 0; i++) {
+    uint32_t id = ranked(&from.heap, from.k, i);
+    float w = weight(&from, id);
+    if (w == 0) break; /* rounding left a remainder; all later tokens have weight 0 */
     chosen = id;
-    left -= weight;
+    left -= w;
   }
   return chosen;
+}
+
+uint32_t sampler_distribution(const Sampler *s, float *logits, uint32_t n, uint32_t *ids, double *probabilities,
+                              const uint32_t *recent, size_t recent_n) {
+  Kept from = filter(s, logits, n, ids, recent, recent_n);
+  if (!from.kept) {
+    ids[0] = from.best, probabilities[0] = 1;
+    return 1;
+  }
+  uint32_t count = 0;
+  for (; count < from.kept; count++) {
+    float w = weight(&from, ranked(&from.heap, from.k, count));
+    if (w == 0) break;
+    probabilities[count] = w / from.mass;
+  }
+  for (uint32_t i = 0; i < from.k / 2; i++) { /* ranked() left the likeliest at the end */
+    uint32_t id = ids[i];
+    ids[i] = ids[from.k - 1 - i];
+    ids[from.k - 1 - i] = id;
+  }
+  return count;
 }

@@ -23,4 +23,12 @@ typedef struct Sampler {
  * NaN counts as minus infinity. */
 uint32_t sample(Sampler *sampler, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n);
 
+/* What sample() draws from: writes the tokens that it may return, the likeliest first, and their probabilities, and
+ * returns how many they are, at least 1. `logits` are overwritten; `ids` and `probabilities` have room for n. */
+uint32_t sampler_distribution(const Sampler *sampler, float *logits, uint32_t n, uint32_t *ids, double *probabilities,
+                              const uint32_t *recent, size_t recent_n);
+
+/* The next random number of the generator that sample() uses, at least 0 and less than 1. */
+double sampler_uniform(uint64_t *seed);
+
 #endif
