@@ -65,7 +65,7 @@ def test_thousands_of_tokens(request: pytest.FixtureRequest, name: str, tokens: 
     """Neither the process nor the device holds more after them."""
     device = request.getfixturevalue(name)  # skips, or fails, if there is none
     before, after, buffers = map(int, run_apart(decode_many, device.info.spec, str(tokens), timeout=500).split())
-    assert after - before < 8 << 20
+    assert after - before < 16 << 20  # 2 KiB for each token would be more
     assert buffers <= 8  # a few that nobody has closed yet, whatever the number of tokens
 
 

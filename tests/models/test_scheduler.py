@@ -84,9 +84,11 @@ class Gate:
             while (submission := next(steps)) is None:
                 pass
             scheduler = self._model._scheduler
-            with scheduler._current.waiting:  # nobody else waits for the device
+            real, scheduler._pause = scheduler._pause, lambda: 0.01  # nobody starts the next batch
+            with scheduler._current.waiting:  # and nobody waits for the device
                 futures = [threads.submit(call) for call in calls]
                 until(lambda: len(scheduler._queue) == len(calls))
+            scheduler._pause = real
             submission.wait()
             for _ in steps:
                 pass
