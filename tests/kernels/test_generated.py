@@ -44,11 +44,12 @@ needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("slangpy") is None, reason="the Slang compiler is not installed"
 )
 
-SHADER, FLOAT16, SUBGROUPS, SUBGROUP_ARITHMETIC, STORAGE16 = 1, 9, 61, 63, 4434
+SHADER, FLOAT16, SUBGROUPS, SUBGROUP_ARITHMETIC, SUBGROUP_SHUFFLE, STORAGE16 = 1, 9, 61, 63, 65, 4434
 VULKAN_MODEL, VULKAN_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX = 5345, 5346, 6022
 CAPABILITIES = {
     "float16": {FLOAT16},
     "storage16": {STORAGE16},
+    "shuffles": {SUBGROUP_SHUFFLE},
     "cooperative_matrix": {FLOAT16, VULKAN_MODEL, VULKAN_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX},
 }
 """Those of SPIR-V that a feature of a kernel needs."""

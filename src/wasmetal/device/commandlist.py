@@ -9,6 +9,7 @@ from wasmetal.device.backend import AnyBackend, Dispatch, Grid, Range, Recording
 from wasmetal.device.base import Binding, Submission
 from wasmetal.device.buffer import allocation_of
 from wasmetal.device.checks import check_binding, check_call
+from wasmetal.device.shuffles import shuffled
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 
@@ -45,6 +46,8 @@ class RecordedList:
         backend = self._open()
         check_call(backend.info, kernel, bindings, params, groups, backend.grid_limits)
         ranges = tuple([_range(backend, binding) for binding in bindings])
+        if backend.info.shuffles:
+            kernel = shuffled(kernel, params)
         self._dispatches.append(Dispatch(kernel, backend.resolve(kernel, params, ranges), ranges, params, groups))
 
     def finish(self) -> None:

@@ -36,9 +36,12 @@ class MatrixTrials:
     open_with: Callable[[MatrixUnits], AnyBackend]
 
 
-def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B]) -> B:
-    """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on."""
-    backend = open_with(MatrixUnits(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
+def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B], choosing: type[MatrixUnits] | None = None) -> B:
+    """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on.
+
+    ``choosing``: the class that chooses them; MatrixUnits by default.
+    """
+    backend = open_with((choosing or MatrixUnits)(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
     backend.info = replace(backend.info, features=(*backend.info.features, MatrixUnits.name))
     return backend
 

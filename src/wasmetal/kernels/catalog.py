@@ -41,13 +41,24 @@ TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 COOPMAT_TILES = (64, 128)
 """Rows and columns of the output that a group computes with cooperative matrices."""
 
+FEW_ROWS = 64
+"""Rows up to which the ``gemm_few`` kernels take the place of a GEMM."""
+FEW_ACROSS = {1: 4, 4: 2}
+"""The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
+GEMM becomes."""
+
 CUDA_PRELUDE = "prelude.cuh"
 """The file under ``generated/cuda/`` that every kernel there includes."""
 
 THREADS = 128
-"""Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
+"""Threads of a group of most kernels: a multiple of any device's subgroup size, since kernels divide by that."""
 
-_ONLY: dict[str, tuple[str, ...]] = {"simdgroup_matrix": ("metal",), "cooperative_matrix": ("spirv", "cuda")}
+_ONLY: dict[str, tuple[str, ...]] = {
+    "simdgroup_matrix": ("metal",),
+    "cooperative_matrix": ("spirv", "cuda"),
+    "mma": ("cuda",),
+    "shuffles": ("spirv", "metal", "cuda"),
+}
 """The targets of kernels with certain features, if those are not all."""
 
 WORD = 4
@@ -109,7 +120,13 @@ class Kernel:
     point, is always defined."""
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
-    ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA."""
+    ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
+    ``mma``, CUDA's matrix instructions; ``shuffles``, subgroups of at least 32 threads, which read each other's
+    values."""
+    size: int = THREADS
+    """Threads of a group."""
+    spread: int = 1
+    """Groups, along the third side of the grid, for each group of the kernel that this one takes the place of."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -119,7 +136,7 @@ class Kernel:
     @property
     def threads(self) -> tuple[int, int, int]:
         """Threads of a group."""
-        return (THREADS, 1, 1)
+        return (self.size, 1, 1)
 
     @cached_property
     def access(self) -> tuple[Access, ...]:
@@ -189,6 +206,16 @@ _SIMDGROUP_TILES: dict[str, Any] = {
 _HALF_TILES = {**_SIMDGROUP_TILES, "defines": (("HALVES", "1"), *_SIMDGROUP_TILES["defines"])}
 _VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES, "_simdgroup16": _HALF_TILES}
 """The ways to compute a GEMM, by what they add to a kernel's name. With ``simdgroup16`` operands are float16."""
+
+SHUFFLED = (2, 4, 8)
+"""The kernels of attention in which threads read each other's values, by how many vectors of a head each of eight
+threads has: those are for heads of up to 64, 128 and 256 elements."""
+_EXCHANGES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
+    "": ((), ()),
+    **{f"shuffled{vectors}_": ((("VECTORS", str(vectors)),), ("shuffles",)) for vectors in SHUFFLED},
+}
+"""The ways in which threads exchange what they have in attention to a part of a context: what they add to a kernel's
+name, and the macros and features."""
 
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
@@ -360,7 +387,7 @@ _KERNELS = (
     # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.
     *(
         Kernel(
-            name=f"attention_part_{dtype.suffix}",
+            name=f"{variant}attention_part_{dtype.suffix}",
             source="attention_part",
             buffers=(
                 *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
@@ -371,13 +398,15 @@ _KERNELS = (
                 ("scale", "f32"),
                 *_u32("window parts"),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
+            features=features,
         )
+        for variant, (more, features) in _EXCHANGES.items()
         for dtype, vector in _POOLS
     ),
     *(
         Kernel(
-            name=f"rope_attention_part_{dtype.suffix}",
+            name=f"{variant}rope_attention_part_{dtype.suffix}",
             source="rope_attention_part",
             buffers=(
                 *(_read("q"), _read("k"), _read("v"), _read("table")),
@@ -390,8 +419,10 @@ _KERNELS = (
                 ("scale", "f32"),
                 *_u32("window parts"),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
+            features=features,
         )
+        for variant, (more, features) in _EXCHANGES.items()
         for dtype, vector in _POOLS
     ),
     Kernel(
@@ -472,6 +503,25 @@ _KERNELS = (
         for tile in COOPMAT_TILES
         for dtype in WEIGHTS
         if dtype is not DType.F32  # float16 would round the weights too
+    ),
+    # The same for few rows, under the same conditions.
+    *(
+        Kernel(
+            name=f"gemm_few{across}_{dtype.suffix}",
+            source="few_rows",
+            buffers=(_read("x", 16), _eights("weight", dtype), _update("out"), _BATCH),
+            fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
+            defines=(
+                *(("FORMAT", f"{dtype.name}Eights"), ("TILE", str(COOPMAT_TILES[0]))),
+                *(("ACROSS", str(across)), ("SPREAD", str(spread))),
+            ),
+            features=("mma",),
+            size=256,
+            spread=spread,
+        )
+        for across, spread in FEW_ACROSS.items()
+        for dtype in WEIGHTS
+        if dtype is not DType.F32
     ),
     Kernel(
         name="top_k",

@@ -90,7 +90,7 @@ class Compiler:
         One request for all targets: reading the sources takes as long as making code for two of them. But kernels with
         cooperative matrices have other types for each target, which they tell apart by a macro.
         """
-        if "cooperative_matrix" not in kernel.features:
+        if not {"cooperative_matrix", "mma"} & {*kernel.features}:
             return self._compile(kernel, kernel.targets)
         each = [self._compile(kernel, (target,), f"-DTARGET_{target.upper()}") for target in kernel.targets]
         return {target: code for found in each for target, code in found.items()}

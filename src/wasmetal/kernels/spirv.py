@@ -9,6 +9,7 @@ CAPABILITIES = {
     9: "Float16",
     61: "GroupNonUniform",
     63: "GroupNonUniformArithmetic",
+    65: "GroupNonUniformShuffle",
     4433: "StorageBuffer16BitAccess",
     4434: "UniformAndStorageBuffer16BitAccess",
     5345: "VulkanMemoryModel",

@@ -315,6 +315,9 @@ bool within(ulong address, ulong nbytes, const void* begin, ulong size) {
     return address - (ulong)begin < size && address - (ulong)begin + nbytes <= size;
 }
 
+// Where the library that this is part of begins, and where its constants and its code end: Linux's linkers say it.
+extern "C" __attribute__((weak, visibility("hidden"))) const char __ehdr_start[], etext[];
+
 // An access anywhere but on the stack and in the buffer that was accessed last.
 __attribute__((noinline)) void access_other(ulong address, ulong nbytes, bool write, bool aligned) {
     const char* verb = write ? "writes" : "reads";
@@ -327,6 +330,8 @@ __attribute__((noinline)) void access_other(ulong address, ulong nbytes, bool wr
             return;
         }
     if (within(address, nbytes, &position, sizeof position)) return;
+    ulong constants = (ulong)etext - (ulong)__ehdr_start;
+    if (!write && within(address, nbytes, __ehdr_start, constants)) return;
     uint nearest = MAX_BUFFERS;
     ulong least = ~0ul;
     for (uint i = 0; i < launch->buffer_count; i++) {

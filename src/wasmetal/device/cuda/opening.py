@@ -7,6 +7,7 @@ from functools import partial
 from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.device import CudaBackend
+from wasmetal.device.cuda.matrices import MatrixInstructions
 from wasmetal.device.cuda.physical import PhysicalDevice, physical_devices
 from wasmetal.device.cuda.pipeline import CudaPipelines
 from wasmetal.device.matrix_units import with_matrix_units
@@ -21,4 +22,4 @@ def open_gpu(physical: PhysicalDevice) -> CudaBackend:
     """Open a GPU. Raises DeviceError."""
     context = Context(physical)
     pipelines = CudaPipelines(context)
-    return with_matrix_units(pipelines.key, partial(CudaBackend, context, pipelines))
+    return with_matrix_units(pipelines.key, partial(CudaBackend, context, pipelines), MatrixInstructions)

@@ -77,6 +77,7 @@ class PhysicalDevice:
             operations_per_second=LEAST_SPEEDS[self.tier],
             gpu=True,
             fuses=True,
+            shuffles=True,
             features=(f"compute capability {major}.{minor}", "host page registration", "graphs"),
         )
 

@@ -30,6 +30,8 @@ class Pipeline:
         module = call("cuModuleLoadData", image)
         context.release_with(self, "cuModuleUnload", module)
         self.function = call("cuModuleGetFunction", module, kernel.name.encode())
+        self.threads = kernel.threads
+        self.spread = kernel.spread
 
 
 class CudaPipelines(Pipelines[Pipeline]):

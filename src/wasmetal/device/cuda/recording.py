@@ -61,7 +61,8 @@ class _Launch:
         arguments = (ctypes.c_uint64 * (len(starts) + 1))(*starts, ctypes.addressof(struct))
         self._keeps = places, struct, arguments
         self._function = dispatch.code.function
-        self._shape = *dispatch.groups, *dispatch.kernel.threads, 0
+        across, down, deep = dispatch.groups
+        self._shape = across, down, deep * dispatch.code.spread, *dispatch.code.threads, 0
         self._arguments = ctypes.addressof(arguments)
 
     def start(self, stream: Any) -> None:

@@ -59,6 +59,7 @@ class PhysicalDevice:
             operations_per_second=2e11,
             gpu=True,
             fuses=True,
+            shuffles=True,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )

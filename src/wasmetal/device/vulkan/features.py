@@ -44,9 +44,11 @@ FEATURES = (
     Feature(MATRICES, "cooperativeMatrix", "", "CooperativeMatrixKHR"),
 )
 
+SHUFFLES = "GroupNonUniformShuffle"
 _SUBGROUPS = {
     lib.VK_SUBGROUP_FEATURE_BASIC_BIT: "GroupNonUniform",
     lib.VK_SUBGROUP_FEATURE_ARITHMETIC_BIT: "GroupNonUniformArithmetic",
+    lib.VK_SUBGROUP_FEATURE_SHUFFLE_BIT: SHUFFLES,
 }
 
 

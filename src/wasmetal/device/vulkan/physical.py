@@ -98,6 +98,7 @@ class PhysicalDevice:
             operations_per_second=LEAST_SPEEDS[self.tier],
             gpu=self.tier is not Tier.SOFTWARE,
             fuses=True,
+            shuffles=features.SHUFFLES in self.capabilities and subgroup.subgroupSize >= SUBGROUP,
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
         )
 

@@ -204,14 +204,14 @@ class Llm:
             raise Refusal(Errno.INVAL, f"logits after {rows} of {count} tokens; at most {abi.MAX_TOP_ROWS} are given")
         if not 1 <= k <= abi.MAX_TOP:
             raise Refusal(Errno.INVAL, f"the {k} largest logits; 1 to {abi.MAX_TOP} can be found")
-        candidates = memory.array(out, rows * k, abi.CANDIDATE).reshape(rows, k)
-        sums = memory.array(totals, rows, abi.LOGIT_TOTALS)
+        candidates = memory.raw(out, rows * k, abi.CANDIDATE).view(np.uint32).reshape(rows, k, 2)
+        sums = memory.raw(totals, rows, abi.LOGIT_TOTALS).view(np.float32).reshape(rows, 2)
         tokens = _next_tokens(memory, ptr, count, held)
         tops = [TopLogits(k) for _ in range(rows)]
         self._device.drive(held.session.steps(tokens, tops))
         for top, candidate, total in zip(tops, candidates, sums, strict=True):
-            candidate["token"], candidate["logit"] = top.ids.view(np.uint32), top.values
-            total["max"], total["sum"] = top.maximum, top.total
+            candidate[:, 0], candidate[:, 1] = top.ids.view(np.uint32), top.values.view(np.uint32)
+            total[:] = top.maximum, top.total
 
     def session_generate(
         self,
@@ -333,9 +333,9 @@ def _tokens(memory: GuestMemory, ptr: int, count: int, model: Model) -> list[int
     tokens = memory.array(ptr, count, np.uint32)
     if count > MAX_TEXT:
         raise Refusal(Errno.TOOBIG, f"{count} tokens; at most {MAX_TEXT} are taken in one call")
-    if count and tokens.max() >= model.vocab_size:
-        raise Refusal(Errno.INVAL, f"token {tokens.max()} is not below the vocabulary's {model.vocab_size}")
     ids: list[int] = tokens.tolist()
+    if ids and (largest := max(ids)) >= model.vocab_size:
+        raise Refusal(Errno.INVAL, f"token {largest} is not below the vocabulary's {model.vocab_size}")
     return ids
 
 

@@ -84,16 +84,17 @@ class Head:
 class TopLogits:
     """The largest logits after one row, which the device finds, so that the others need not leave it.
 
-    ``ids`` and ``values`` [k] are in descending order of the logits, equal ones by id; where a vocabulary has fewer
-    than k tokens, -1 and -inf take their place. A token's probability is exp(value - ``maximum``) / ``total``.
+    What is found is there when :meth:`Session.forward` returns. ``ids`` and ``values`` [k] are in descending order of
+    the logits, equal ones by id; where a vocabulary has fewer than k tokens, -1 and -inf take their place. A token's
+    probability is exp(value - ``maximum``) / ``total``.
     """
 
     def __init__(self, k: int) -> None:
         """``k``: how many, up to MOST_TOP. Raises ModelError."""
         if not 1 <= k <= MOST_TOP:
             raise ModelError(f"the {k} largest logits; 1 to {MOST_TOP} are supported")
-        self.ids: NDArray[np.int32] = np.full(k, -1, np.int32)
-        self.values: NDArray[np.float32] = np.full(k, -np.inf, np.float32)
+        self.ids: NDArray[np.int32] = np.zeros(k, np.int32)
+        self.values: NDArray[np.float32] = np.zeros(k, np.float32)
         self.maximum = -math.inf
         self.total = 0.0
         """The sum of exp(logit - ``maximum``) over the vocabulary."""

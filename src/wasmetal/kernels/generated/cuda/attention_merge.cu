@@ -171,276 +171,273 @@ extern "C" __global__ void attention_merge(StructuredBuffer<float4 > scratch_0, 
         sum_0 = _S43;
         i_0 = _S44;
     }
-    float _S45 = sum_0.z;
-    bool _S46 = _S45 != 0.0f;
-    bool _S47 = (p_0.sinks_offset_0) != 4294967295U;
-    uint _S48 = __ballot_sync(i_0, _S47);
-    float _S49;
-    if(_S47)
+    bool _S45 = (sum_0.z) != 0.0f;
+    bool _S46 = (p_0.sinks_offset_0) != 4294967295U;
+    uint _S47 = __ballot_sync(i_0, _S46);
+    float _S48;
+    if(_S46)
     {
-        float _S50 = __ldg((&(sinks_0)[p_0.sinks_offset_0 + _S31]));
-        float _S51 = (F32_max((_S50), (-3.4028234663852886e+38f)));
+        float _S49 = __ldg((&(sinks_0)[p_0.sinks_offset_0 + _S31]));
+        float _S50 = (F32_max((_S49), (-3.4028234663852886e+38f)));
+        uint _S51 = __ballot_sync(i_0, true);
+        i_0 = _S51;
+        _S48 = _S50;
+    }
+    else
+    {
         uint _S52 = __ballot_sync(i_0, true);
         i_0 = _S52;
-        _S49 = _S51;
+        _S48 = -3.4028234663852886e+38f;
+    }
+    uint _S53 = __ballot_sync(i_0, _S45);
+    float _S54;
+    if(_S45)
+    {
+        float _S55 = sum_0.x;
+        uint _S56 = __ballot_sync(i_0, true);
+        _S54 = _S55;
+        i_0 = _S56;
     }
     else
     {
-        uint _S53 = __ballot_sync(i_0, true);
-        i_0 = _S53;
-        _S49 = -3.4028234663852886e+38f;
-    }
-    uint _S54 = __ballot_sync(i_0, _S46);
-    float _S55;
-    if(_S46)
-    {
-        float _S56 = sum_0.x;
         uint _S57 = __ballot_sync(i_0, true);
-        _S55 = _S56;
+        _S54 = -3.4028234663852886e+38f;
         i_0 = _S57;
     }
+    float _S58 = group_max_0(_S54, _S27, i_0);
+    float _S59 = (F32_max((_S48), (_S58)));
+    uint _S60 = __ballot_sync(i_0, _S45);
+    if(_S45)
+    {
+        float _S61 = (F32_exp((sum_0.x - _S59)));
+        uint _S62 = __ballot_sync(i_0, true);
+        _S54 = _S61;
+        i_0 = _S62;
+    }
     else
     {
-        uint _S58 = __ballot_sync(i_0, true);
-        _S55 = -3.4028234663852886e+38f;
-        i_0 = _S58;
-    }
-    float _S59 = group_max_0(_S55, _S27, i_0);
-    float _S60 = (F32_max((_S49), (_S59)));
-    uint _S61 = __ballot_sync(i_0, _S46);
-    if(_S46)
-    {
-        float _S62 = (F32_exp((sum_0.x - _S60)));
         uint _S63 = __ballot_sync(i_0, true);
-        _S55 = _S62;
+        _S54 = 0.0f;
         i_0 = _S63;
     }
-    else
+    (*&factors_0)[_S27] = _S54;
+    float _S64 = group_sum_0(_S54 * sum_0.y, _S27, i_0);
+    uint _S65 = __ballot_sync(i_0, _S46);
+    if(_S46)
     {
-        uint _S64 = __ballot_sync(i_0, true);
-        _S55 = 0.0f;
-        i_0 = _S64;
-    }
-    (*&factors_0)[_S27] = _S55;
-    float _S65 = group_max_0(_S45, _S27, i_0);
-    bool _S66 = _S65 != 0.0f;
-    float _S67 = group_sum_0(_S55 * sum_0.y, _S27, i_0);
-    uint _S68 = __ballot_sync(i_0, _S47);
-    if(_S47)
-    {
-        _S49 = (F32_exp((_S49 - _S60)));
+        _S48 = (F32_exp((_S48 - _S59)));
     }
     else
     {
-        _S49 = 0.0f;
+        _S48 = 0.0f;
     }
-    float _S69 = _S67 + _S49;
-    uint _S70 = 128U / _S35;
-    uint _S71 = _S27 / _S35;
-    int4  _S72 = make_int4 (int(0));
-    float4  _S73 = make_float4 ((float)_S72.x, (float)_S72.y, (float)_S72.z, (float)_S72.w);
+    float _S66 = _S64 + _S48;
+    uint _S67 = 128U / _S35;
+    uint _S68 = _S27 / _S35;
+    int4  _S69 = make_int4 (int(0));
+    float4  _S70 = make_float4 ((float)_S69.x, (float)_S69.y, (float)_S69.z, (float)_S69.w);
     float4  whole_0;
-    if(_S71 < _S70)
+    if(_S68 < _S67)
     {
-        i_0 = _S71;
-        sum_0 = _S73;
+        i_0 = _S68;
+        sum_0 = _S70;
         for(;;)
         {
-            bool _S74 = i_0 < (p_0.parts_0);
-            if(_S74)
+            bool _S71 = i_0 < (p_0.parts_0);
+            if(_S71)
             {
             }
             else
             {
                 break;
             }
-            if(_S74)
+            if(_S71)
             {
-                _S49 = (*&factors_0)[i_0];
+                _S48 = (*&factors_0)[i_0];
             }
             else
             {
-                _S49 = 0.0f;
+                _S48 = 0.0f;
             }
-            if(_S49 != 0.0f)
+            if(_S48 != 0.0f)
             {
-                uint _S75 = _S37 + i_0 * _S36;
-                uint _S76 = _S27 % _S35;
-                float4  _S77 = __ldg((&(scratch_0)[_S75 + _S76]));
-                whole_0 = sum_0 + make_float4 (_S49) * _S77;
+                uint _S72 = _S37 + i_0 * _S36;
+                uint _S73 = _S27 % _S35;
+                float4  _S74 = __ldg((&(scratch_0)[_S72 + _S73]));
+                whole_0 = sum_0 + make_float4 (_S48) * _S74;
             }
             else
             {
                 whole_0 = sum_0;
             }
-            uint _S78 = i_0 + _S70;
-            if(_S78 < (p_0.parts_0))
+            uint _S75 = i_0 + _S67;
+            if(_S75 < (p_0.parts_0))
             {
-                _S55 = (*&factors_0)[_S78];
+                _S54 = (*&factors_0)[_S75];
             }
             else
             {
-                _S55 = 0.0f;
+                _S54 = 0.0f;
             }
             float4  sum_1;
-            if(_S55 != 0.0f)
+            if(_S54 != 0.0f)
             {
-                uint _S79 = _S37 + _S78 * _S36;
-                uint _S80 = _S27 % _S35;
-                float4  _S81 = __ldg((&(scratch_0)[_S79 + _S80]));
-                sum_1 = whole_0 + make_float4 (_S55) * _S81;
+                uint _S76 = _S37 + _S75 * _S36;
+                uint _S77 = _S27 % _S35;
+                float4  _S78 = __ldg((&(scratch_0)[_S76 + _S77]));
+                sum_1 = whole_0 + make_float4 (_S54) * _S78;
             }
             else
             {
                 sum_1 = whole_0;
             }
-            uint _S82 = i_0 + 2U * _S70;
-            float _S83;
-            if(_S82 < (p_0.parts_0))
+            uint _S79 = i_0 + 2U * _S67;
+            float _S80;
+            if(_S79 < (p_0.parts_0))
             {
-                _S83 = (*&factors_0)[_S82];
+                _S80 = (*&factors_0)[_S79];
             }
             else
             {
-                _S83 = 0.0f;
+                _S80 = 0.0f;
             }
             float4  sum_2;
-            if(_S83 != 0.0f)
+            if(_S80 != 0.0f)
             {
-                uint _S84 = _S37 + _S82 * _S36;
-                uint _S85 = _S27 % _S35;
-                float4  _S86 = __ldg((&(scratch_0)[_S84 + _S85]));
-                sum_2 = sum_1 + make_float4 (_S83) * _S86;
+                uint _S81 = _S37 + _S79 * _S36;
+                uint _S82 = _S27 % _S35;
+                float4  _S83 = __ldg((&(scratch_0)[_S81 + _S82]));
+                sum_2 = sum_1 + make_float4 (_S80) * _S83;
             }
             else
             {
                 sum_2 = sum_1;
             }
-            uint _S87 = i_0 + 3U * _S70;
-            float _S88;
-            if(_S87 < (p_0.parts_0))
+            uint _S84 = i_0 + 3U * _S67;
+            float _S85;
+            if(_S84 < (p_0.parts_0))
             {
-                _S88 = (*&factors_0)[_S87];
+                _S85 = (*&factors_0)[_S84];
             }
             else
             {
-                _S88 = 0.0f;
+                _S85 = 0.0f;
             }
             float4  sum_3;
-            if(_S88 != 0.0f)
+            if(_S85 != 0.0f)
             {
-                uint _S89 = _S37 + _S87 * _S36;
-                uint _S90 = _S27 % _S35;
-                float4  _S91 = __ldg((&(scratch_0)[_S89 + _S90]));
-                sum_3 = sum_2 + make_float4 (_S88) * _S91;
+                uint _S86 = _S37 + _S84 * _S36;
+                uint _S87 = _S27 % _S35;
+                float4  _S88 = __ldg((&(scratch_0)[_S86 + _S87]));
+                sum_3 = sum_2 + make_float4 (_S85) * _S88;
             }
             else
             {
                 sum_3 = sum_2;
             }
-            uint _S92 = i_0 + 4U * _S70;
-            float _S93;
-            if(_S92 < (p_0.parts_0))
+            uint _S89 = i_0 + 4U * _S67;
+            float _S90;
+            if(_S89 < (p_0.parts_0))
             {
-                _S93 = (*&factors_0)[_S92];
+                _S90 = (*&factors_0)[_S89];
             }
             else
             {
-                _S93 = 0.0f;
+                _S90 = 0.0f;
             }
             float4  sum_4;
-            if(_S93 != 0.0f)
+            if(_S90 != 0.0f)
             {
-                uint _S94 = _S37 + _S92 * _S36;
-                uint _S95 = _S27 % _S35;
-                float4  _S96 = __ldg((&(scratch_0)[_S94 + _S95]));
-                sum_4 = sum_3 + make_float4 (_S93) * _S96;
+                uint _S91 = _S37 + _S89 * _S36;
+                uint _S92 = _S27 % _S35;
+                float4  _S93 = __ldg((&(scratch_0)[_S91 + _S92]));
+                sum_4 = sum_3 + make_float4 (_S90) * _S93;
             }
             else
             {
                 sum_4 = sum_3;
             }
-            uint _S97 = i_0 + 5U * _S70;
-            float _S98;
-            if(_S97 < (p_0.parts_0))
+            uint _S94 = i_0 + 5U * _S67;
+            float _S95;
+            if(_S94 < (p_0.parts_0))
             {
-                _S98 = (*&factors_0)[_S97];
+                _S95 = (*&factors_0)[_S94];
             }
             else
             {
-                _S98 = 0.0f;
+                _S95 = 0.0f;
             }
             float4  sum_5;
-            if(_S98 != 0.0f)
+            if(_S95 != 0.0f)
             {
-                uint _S99 = _S37 + _S97 * _S36;
-                uint _S100 = _S27 % _S35;
-                float4  _S101 = __ldg((&(scratch_0)[_S99 + _S100]));
-                sum_5 = sum_4 + make_float4 (_S98) * _S101;
+                uint _S96 = _S37 + _S94 * _S36;
+                uint _S97 = _S27 % _S35;
+                float4  _S98 = __ldg((&(scratch_0)[_S96 + _S97]));
+                sum_5 = sum_4 + make_float4 (_S95) * _S98;
             }
             else
             {
                 sum_5 = sum_4;
             }
-            uint _S102 = i_0 + 6U * _S70;
-            float _S103;
-            if(_S102 < (p_0.parts_0))
+            uint _S99 = i_0 + 6U * _S67;
+            float _S100;
+            if(_S99 < (p_0.parts_0))
             {
-                _S103 = (*&factors_0)[_S102];
+                _S100 = (*&factors_0)[_S99];
             }
             else
             {
-                _S103 = 0.0f;
+                _S100 = 0.0f;
             }
             float4  sum_6;
-            if(_S103 != 0.0f)
+            if(_S100 != 0.0f)
             {
-                uint _S104 = _S37 + _S102 * _S36;
-                uint _S105 = _S27 % _S35;
-                float4  _S106 = __ldg((&(scratch_0)[_S104 + _S105]));
-                sum_6 = sum_5 + make_float4 (_S103) * _S106;
+                uint _S101 = _S37 + _S99 * _S36;
+                uint _S102 = _S27 % _S35;
+                float4  _S103 = __ldg((&(scratch_0)[_S101 + _S102]));
+                sum_6 = sum_5 + make_float4 (_S100) * _S103;
             }
             else
             {
                 sum_6 = sum_5;
             }
-            uint _S107 = i_0 + 7U * _S70;
-            float _S108;
-            if(_S107 < (p_0.parts_0))
+            uint _S104 = i_0 + 7U * _S67;
+            float _S105;
+            if(_S104 < (p_0.parts_0))
             {
-                _S108 = (*&factors_0)[_S107];
+                _S105 = (*&factors_0)[_S104];
             }
             else
             {
-                _S108 = 0.0f;
+                _S105 = 0.0f;
             }
-            if(_S108 != 0.0f)
+            if(_S105 != 0.0f)
             {
-                uint _S109 = _S37 + _S107 * _S36;
-                uint _S110 = _S27 % _S35;
-                float4  _S111 = __ldg((&(scratch_0)[_S109 + _S110]));
-                sum_0 = sum_6 + make_float4 (_S108) * _S111;
+                uint _S106 = _S37 + _S104 * _S36;
+                uint _S107 = _S27 % _S35;
+                float4  _S108 = __ldg((&(scratch_0)[_S106 + _S107]));
+                sum_0 = sum_6 + make_float4 (_S105) * _S108;
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + 8U * _S70;
+            i_0 = i_0 + 8U * _S67;
         }
     }
     else
     {
-        sum_0 = _S73;
+        sum_0 = _S70;
     }
     (*&sums_0)[_S27] = sum_0;
     __syncthreads();
     if(_S27 < _S35)
     {
         i_0 = 0U;
-        whole_0 = _S73;
+        whole_0 = _S70;
         for(;;)
         {
-            if(i_0 < _S70)
+            if(i_0 < _S67)
             {
             }
             else
@@ -451,15 +448,15 @@ extern "C" __global__ void attention_merge(StructuredBuffer<float4 > scratch_0, 
             i_0 = i_0 + 1U;
             whole_0 = whole_1;
         }
-        if(_S66)
+        if(_S64 != 0.0f)
         {
-            sum_0 = whole_0 / make_float4 (_S69);
+            sum_0 = whole_0 / make_float4 (_S66);
         }
         else
         {
-            sum_0 = _S73;
+            sum_0 = _S70;
         }
-        uint _S112 = p_0.out_offset_0 + _S30 * p_0.out_stride_0 + _S31 * p_0.head_dim_0 + 4U * _S27;
+        uint _S109 = p_0.out_offset_0 + _S30 * p_0.out_stride_0 + _S31 * p_0.head_dim_0 + 4U * _S27;
         uint j_0 = 0U;
         for(;;)
         {
@@ -470,7 +467,7 @@ extern "C" __global__ void attention_merge(StructuredBuffer<float4 > scratch_0, 
             {
                 break;
             }
-            *(&(result_3)[_S112 + j_0]) = _slang_vector_get_element(sum_0, j_0);
+            *(&(result_3)[_S109 + j_0]) = _slang_vector_get_element(sum_0, j_0);
             j_0 = j_0 + 1U;
         }
     }

@@ -83,6 +83,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
+__device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
+{
+    float4  _S1 = make_float4 (-65504.0f);
+    float4  _S2 = make_float4 (65504.0f);
+    return eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S1, _S2), clamp_0(make_float4 (0.0625f) * b_1, _S1, _S2));
+}
+
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
@@ -93,29 +100,27 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ float4  nibbles_0(uint word_0)
 {
-    uint4  _S1 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24)) & make_uint4 (15U);
-    float4  _S2 = make_float4 ((float)_S1.x, (float)_S1.y, (float)_S1.z, (float)_S1.w);
-    return _S2;
+    uint4  _S3 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24)) & make_uint4 (15U);
+    float4  _S4 = make_float4 ((float)_S3.x, (float)_S3.y, (float)_S3.z, (float)_S3.w);
+    return _S4;
 }
 
-__device__ uint4  Q4_0Eights_decode_0(Bytes_0 * b_1, uint column_0)
+__device__ uint4  Q4_0Eights_decode_0(Bytes_0 * b_2, uint column_0)
 {
-    uint2  _S3 = (b_1->bytes_0) >> make_uint2 (column_0 % 32U / 16U * 4U);
-    return eight_halves_0(make_float4 (b_1->scale_0) * (nibbles_0(_S3.x) - make_float4 (8.0f)), make_float4 (b_1->scale_0) * (nibbles_0(_S3.y) - make_float4 (8.0f)));
+    uint2  _S5 = (b_2->bytes_0) >> make_uint2 (column_0 % 32U / 16U * 4U);
+    return eight_halves_0(make_float4 (b_2->scale_0) * (nibbles_0(_S5.x) - make_float4 (8.0f)), make_float4 (b_2->scale_0) * (nibbles_0(_S5.y) - make_float4 (8.0f)));
 }
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    float4  _S4 = make_float4 (-65504.0f);
-    float4  _S5 = make_float4 (65504.0f);
     uint _S6 = row_0 * 5U;
-    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S4, _S5)));
+    put_0(_S6 + eight_0, scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]));
     uint _S7 = (row_0 + 32U) * 5U;
-    put_0(_S7 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S4, _S5)));
+    put_0(_S7 + eight_0, scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]));
     uint _S8 = (row_0 + 64U) * 5U;
-    put_0(_S8 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S4, _S5)));
+    put_0(_S8 + eight_0, scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]));
     uint _S9 = (row_0 + 96U) * 5U;
-    put_0(_S9 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S4, _S5)));
+    put_0(_S9 + eight_0, scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]));
     uint _S10 = 640U + _S6 + eight_0;
     uint _S11 = 8U * eight_0;
     uint4  _S12 = Q4_0Eights_decode_0(&this_0->right_0[0U], _S11);

@@ -77,6 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
+__device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
+{
+    float4  _S1 = make_float4 (-65504.0f);
+    float4  _S2 = make_float4 (65504.0f);
+    return eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S1, _S2), clamp_0(make_float4 (0.0625f) * b_1, _S1, _S2));
+}
+
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
@@ -92,16 +99,14 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    float4  _S1 = make_float4 (-65504.0f);
-    float4  _S2 = make_float4 (65504.0f);
     uint _S3 = row_0 * 5U;
-    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    put_0(_S3 + eight_0, scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]));
     uint _S4 = (row_0 + 32U) * 5U;
-    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    put_0(_S4 + eight_0, scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]));
     uint _S5 = (row_0 + 64U) * 5U;
-    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    put_0(_S5 + eight_0, scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]));
     uint _S6 = (row_0 + 96U) * 5U;
-    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
+    put_0(_S6 + eight_0, scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]));
     uint _S7 = 8U * eight_0;
     put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
     put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));

@@ -20,14 +20,6 @@ __device__ float4  min_0(float4  x_0, float4  y_0)
     return result_0;
 }
 
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -35,7 +27,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -44,1266 +36,6 @@ struct Part_0
     uint out_0;
     uint out_stride_0;
 };
-
-struct Start_0
-{
-    float4  peak_0;
-    float4  value_0;
-    float weight_0;
-};
-
-__device__ uint padded_vectors_0(uint head_dim_1)
-{
-    return (head_dim_1 / 4U + 16U - 1U) / 16U * 16U;
-}
-
-__device__ __shared__ FixedArray<uint, 64>  slots_0;
-
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_0, uint position_0)
-{
-    uint _S1 = this_0->begin_0;
-    uint _S2 = this_0->page_size_0;
-    uint _S3 = position_0 / this_0->page_size_0;
-    uint _S4 = __ldg((&(sequences_0)[_S1 + _S3]));
-    uint _S5 = (U32_min((_S4), (this_0->pages_0 - 1U))) * _S2;
-    uint _S6 = position_0 % _S2;
-    return _S5 + _S6;
-}
-
-struct Run_0
-{
-    uint vector_0;
-    uint scale_0;
-};
-
-__device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
-{
-    Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_0 = scale_1;
-    return _S7;
-}
-
-__device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
-{
-    uint _S8 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S8 + element_0 / 4U, 2U * (_S8 + columns_1 / 4U) + element_0 / 32U);
-}
-
-__device__ float2  halves_0(uint word_0)
-{
-    return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
-}
-
-__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
-{
-    uint _S9 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S9 >> (half_0 % 2U * 16U)).x;
-}
-
-__device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
-{
-    return half_at_0(pool_0, 0U, at_0);
-}
-
-__device__ __shared__ FixedArray<float4 , 256>  query_0;
-
-__device__ float4  bytes_0(uint word_1)
-{
-    int4  _S10 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
-    float4  _S11 = make_float4 ((float)_S10.x, (float)_S10.y, (float)_S10.z, (float)_S10.w);
-    return _S11;
-}
-
-__device__ float4  Blocks8_expand_0(uint four_0)
-{
-    return bytes_0(four_0);
-}
-
-__device__ float dot_0(float4  x_1, float4  y_1)
-{
-    int i_1 = int(0);
-    float result_1 = 0.0f;
-    for(;;)
-    {
-        if(i_1 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        float result_2 = result_1 + _slang_vector_get_element(x_1, i_1) * _slang_vector_get_element(y_1, i_1);
-        i_1 = i_1 + int(1);
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-__device__ __shared__ FixedArray<float4 , 512>  exchange_0;
-
-__device__ uint WaveGetActiveMask_0(uint _S12)
-{
-    return _S12;
-}
-
-__device__ float4  WaveActiveMax_0(float4  expr_0, uint _S13)
-{
-    float4  _S14 = (_waveMaxMultiple((make_uint4 (WaveGetActiveMask_0(_S13), 0U, 0U, 0U)).x, (expr_0)));
-    return _S14;
-}
-
-__device__ bool WaveIsFirstLane_0(uint _S15)
-{
-    uint _S16 = WaveGetActiveMask_0(_S15);
-    bool _S17 = ((((_S16) & -(_S16)) == (WarpMask(1) << _getLaneId())));
-    return _S17;
-}
-
-__device__ __shared__ FixedArray<float4 , 32>  waves_0;
-
-__device__ float4  max_0(float4  x_2, float4  y_2)
-{
-    float4  result_3;
-    int i_2 = int(0);
-    for(;;)
-    {
-        if(i_2 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_2) = (F32_max((_slang_vector_get_element(x_2, i_2)), (_slang_vector_get_element(y_2, i_2))));
-        i_2 = i_2 + int(1);
-    }
-    return result_3;
-}
-
-__device__ float4  group_peak_0(float4  value_1, uint thread_0, uint _S18)
-{
-    uint _S19 = ((warpSize));
-    float4  _S20 = WaveActiveMax_0(value_1, _S18);
-    bool _S21 = WaveIsFirstLane_0(_S18);
-    uint _S22 = __ballot_sync(_S18, _S21);
-    if(_S21)
-    {
-        uint _S23 = thread_0 / _S19;
-        (*&waves_0)[_S23] = _S20;
-    }
-    __syncthreads();
-    float4  result_4 = make_float4 (-3.4028234663852886e+38f);
-    uint wave_0 = 0U;
-    for(;;)
-    {
-        uint _S24 = 128U / _S19;
-        if(wave_0 < _S24)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4  _S25 = max_0(result_4, (*&waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_4 = _S25;
-        wave_0 = wave_1;
-    }
-    return result_4;
-}
-
-__device__ float4  exp_0(float4  x_3)
-{
-    float4  result_5;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_5, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_5;
-}
-
-__device__ __shared__ FixedArray<float4 , 64>  weights_0;
-
-__device__ float4  WaveActiveSum_0(float4  expr_1, uint _S26)
-{
-    float4  _S27 = (_waveSumMultiple((make_uint4 (WaveGetActiveMask_0(_S26), 0U, 0U, 0U)).x, (expr_1)));
-    return _S27;
-}
-
-__device__ float4  group_total_0(float4  value_2, uint thread_1, uint _S28)
-{
-    uint _S29 = ((warpSize));
-    float4  _S30 = WaveActiveSum_0(value_2, _S28);
-    bool _S31 = WaveIsFirstLane_0(_S28);
-    uint _S32 = __ballot_sync(_S28, _S31);
-    if(_S31)
-    {
-        uint _S33 = thread_1 / _S29;
-        (*&waves_0)[_S33] = _S30;
-    }
-    __syncthreads();
-    int4  _S34 = make_int4 (int(0));
-    float4  _S35 = make_float4 ((float)_S34.x, (float)_S34.y, (float)_S34.z, (float)_S34.w);
-    uint wave_2 = 0U;
-    float4  result_6 = _S35;
-    for(;;)
-    {
-        uint _S36 = 128U / _S29;
-        if(wave_2 < _S36)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4  result_7 = result_6 + (*&waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_6 = result_7;
-    }
-    return result_6;
-}
-
-__device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> sequences_1, RWStructuredBuffer<float4 > scratch_0, SequenceTable_0 * table_0, Part_0 * part_0, Start_0 * start_0, uint _S37)
-{
-    uint j_0;
-    float4  score_0;
-    uint _S38;
-    uint _S39;
-    uint _S40;
-    uint _S41 = part_0->head_dim_0;
-    uint _S42 = part_0->head_dim_0 / 4U;
-    uint _S43 = padded_vectors_0(part_0->head_dim_0);
-    uint _S44 = 128U / _S42;
-    uint _S45 = thread_2 / _S42;
-    uint _S46 = part_0->kv_head_0 * _S41;
-    uint _S47 = thread_2 % _S42;
-    uint _S48 = _S46 + 4U * _S47;
-    float4  _S49 = start_0->peak_0;
-    bool _S50 = thread_2 == 0U;
-    uint _S51 = __ballot_sync(_S37, _S50);
-    float _S52;
-    uint tile_0;
-    if(_S50)
-    {
-        float _S53 = start_0->weight_0;
-        uint _S54 = __ballot_sync(_S37, true);
-        _S52 = _S53;
-        tile_0 = _S54;
-    }
-    else
-    {
-        uint _S55 = __ballot_sync(_S37, true);
-        _S52 = 0.0f;
-        tile_0 = _S55;
-    }
-    float4  _S56 = make_float4 (_S52);
-    FixedArray<float4 , 4>  sums_0;
-    bool _S57 = _S45 == 0U;
-    uint _S58 = __ballot_sync(tile_0, _S57);
-    uint i_4;
-    float4  total_0;
-    if(_S57)
-    {
-        float4  _S59 = make_float4 (start_0->weight_0) * start_0->value_0;
-        uint _S60 = __ballot_sync(tile_0, true);
-        total_0 = _S59;
-        i_4 = _S60;
-    }
-    else
-    {
-        int4  _S61 = make_int4 (int(0));
-        float4  _S62 = make_float4 ((float)_S61.x, (float)_S61.y, (float)_S61.z, (float)_S61.w);
-        uint _S63 = __ballot_sync(tile_0, true);
-        total_0 = _S62;
-        i_4 = _S63;
-    }
-    sums_0[0U] = total_0;
-    uint _S64 = __ballot_sync(i_4, _S57);
-    if(_S57)
-    {
-        float4  _S65 = make_float4 (start_0->weight_0) * start_0->value_0;
-        uint _S66 = __ballot_sync(i_4, true);
-        total_0 = _S65;
-        i_4 = _S66;
-    }
-    else
-    {
-        int4  _S67 = make_int4 (int(0));
-        float4  _S68 = make_float4 ((float)_S67.x, (float)_S67.y, (float)_S67.z, (float)_S67.w);
-        uint _S69 = __ballot_sync(i_4, true);
-        total_0 = _S68;
-        i_4 = _S69;
-    }
-    sums_0[1U] = total_0;
-    uint _S70 = __ballot_sync(i_4, _S57);
-    if(_S57)
-    {
-        float4  _S71 = make_float4 (start_0->weight_0) * start_0->value_0;
-        uint _S72 = __ballot_sync(i_4, true);
-        total_0 = _S71;
-        i_4 = _S72;
-    }
-    else
-    {
-        int4  _S73 = make_int4 (int(0));
-        float4  _S74 = make_float4 ((float)_S73.x, (float)_S73.y, (float)_S73.z, (float)_S73.w);
-        uint _S75 = __ballot_sync(i_4, true);
-        total_0 = _S74;
-        i_4 = _S75;
-    }
-    sums_0[2U] = total_0;
-    uint _S76 = __ballot_sync(i_4, _S57);
-    if(_S57)
-    {
-        float4  _S77 = make_float4 (start_0->weight_0) * start_0->value_0;
-        uint _S78 = __ballot_sync(i_4, true);
-        total_0 = _S77;
-        i_4 = _S78;
-    }
-    else
-    {
-        int4  _S79 = make_int4 (int(0));
-        float4  _S80 = make_float4 ((float)_S79.x, (float)_S79.y, (float)_S79.z, (float)_S79.w);
-        uint _S81 = __ballot_sync(i_4, true);
-        total_0 = _S80;
-        i_4 = _S81;
-    }
-    sums_0[3U] = total_0;
-    uint _S82 = __ballot_sync(i_4, false);
-    uint _S83 = __ballot_sync(i_4, false);
-    uint _S84 = __ballot_sync(tile_0, true);
-    tile_0 = part_0->begin_1;
-    i_4 = _S84;
-    total_0 = _S56;
-    float4  peak_1 = _S49;
-    for(;;)
-    {
-        uint _S85 = 0U;
-        uint _S86 = part_0->end_0;
-        bool _S87 = tile_0 < (part_0->end_0);
-        uint _S88 = __ballot_sync(i_4, _S87);
-        if(_S87)
-        {
-            uint _S89 = __ballot_sync(i_4, true);
-            _S85 = _S89;
-        }
-        else
-        {
-            uint _S90 = __ballot_sync(i_4, false);
-            uint _S91 = __ballot_sync(i_4, false);
-            uint _S92 = __ballot_sync(_S84, true);
-            _S39 = _S92;
-            break;
-        }
-        bool _S93 = thread_2 < 64U;
-        uint _S94 = __ballot_sync(_S85, _S93);
-        if(_S93)
-        {
-            uint _S95 = SequenceTable_slot_0(table_0, sequences_1, (U32_min((tile_0 + thread_2), (_S86 - 1U))));
-            (*&slots_0)[thread_2] = _S95;
-            uint _S96 = __ballot_sync(_S85, true);
-            j_0 = _S96;
-        }
-        else
-        {
-            uint _S97 = __ballot_sync(_S85, true);
-            j_0 = _S97;
-        }
-        __syncthreads();
-        FixedArray<uint, 8>  values_0;
-        FixedArray<float, 8>  scales_0;
-        uint _S98 = part_0->v_pages_offset_0;
-        uint _S99 = part_0->columns_0;
-        Run_0 _S100 = Blocks8_run_0(part_0->v_pages_offset_0, (*&slots_0)[(U32_min((_S45), (63U)))], part_0->columns_0, _S48);
-        uint _S101 = __ldg((&(v_pages_0)[_S100.vector_0]));
-        values_0[0U] = _S101;
-        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S100.scale_0);
-        Run_0 _S102 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S44), (63U)))], _S99, _S48);
-        uint _S103 = __ldg((&(v_pages_0)[_S102.vector_0]));
-        values_0[1U] = _S103;
-        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S102.scale_0);
-        uint _S104 = 2U * _S44;
-        Run_0 _S105 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S104), (63U)))], _S99, _S48);
-        uint _S106 = __ldg((&(v_pages_0)[_S105.vector_0]));
-        values_0[2U] = _S106;
-        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S105.scale_0);
-        uint _S107 = 3U * _S44;
-        Run_0 _S108 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S107), (63U)))], _S99, _S48);
-        uint _S109 = __ldg((&(v_pages_0)[_S108.vector_0]));
-        values_0[3U] = _S109;
-        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S108.scale_0);
-        uint _S110 = 4U * _S44;
-        Run_0 _S111 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S110), (63U)))], _S99, _S48);
-        uint _S112 = __ldg((&(v_pages_0)[_S111.vector_0]));
-        values_0[4U] = _S112;
-        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S111.scale_0);
-        uint _S113 = 5U * _S44;
-        Run_0 _S114 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S113), (63U)))], _S99, _S48);
-        uint _S115 = __ldg((&(v_pages_0)[_S114.vector_0]));
-        values_0[5U] = _S115;
-        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S114.scale_0);
-        uint _S116 = 6U * _S44;
-        Run_0 _S117 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S116), (63U)))], _S99, _S48);
-        uint _S118 = __ldg((&(v_pages_0)[_S117.vector_0]));
-        values_0[6U] = _S118;
-        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S117.scale_0);
-        uint _S119 = 7U * _S44;
-        Run_0 _S120 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((_S45 + _S119), (63U)))], _S99, _S48);
-        uint _S121 = __ldg((&(v_pages_0)[_S120.vector_0]));
-        values_0[7U] = _S121;
-        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S120.scale_0);
-        uint _S122 = __ballot_sync(j_0, false);
-        uint _S123 = __ballot_sync(j_0, false);
-        uint _S124 = __ballot_sync(j_0, true);
-        FixedArray<Run_0, 2>  keys_0;
-        keys_0[0U] = Blocks8_run_0(part_0->k_pages_offset_0, (*&slots_0)[thread_2 / 4U], _S99, _S46);
-        FixedArray<float4 , 2>  products_0;
-        int4  _S125 = make_int4 (int(0));
-        float4  _S126 = make_float4 ((float)_S125.x, (float)_S125.y, (float)_S125.z, (float)_S125.w);
-        products_0[0U] = _S126;
-        keys_0[1U] = Blocks8_run_0(part_0->k_pages_offset_0, (*&slots_0)[thread_2 / 4U + 32U], _S99, _S46);
-        products_0[1U] = _S126;
-        uint _S127 = __ballot_sync(_S124, false);
-        uint _S128 = __ballot_sync(_S124, false);
-        uint _S129 = __ballot_sync(_S124, true);
-        uint i_5 = thread_2 % 4U;
-        uint _S130 = _S129;
-        for(;;)
-        {
-            uint _S131 = 0U;
-            bool _S132 = i_5 < _S42;
-            uint _S133 = __ballot_sync(_S130, _S132);
-            if(_S132)
-            {
-                uint _S134 = __ballot_sync(_S130, true);
-                _S131 = _S134;
-            }
-            else
-            {
-                uint _S135 = __ballot_sync(_S130, false);
-                uint _S136 = __ballot_sync(_S130, false);
-                uint _S137 = __ballot_sync(_S129, true);
-                _S38 = _S137;
-                break;
-            }
-            FixedArray<uint, 8>  ahead_0;
-            FixedArray<float, 8>  key_scales_0;
-            uint _S138 = _S42 - 1U;
-            uint _S139 = (U32_min((i_5), (_S138)));
-            uint _S140 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S139]));
-            ahead_0[0U] = _S140;
-            key_scales_0[0U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_0 + _S139 / 8U);
-            uint _S141 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S139]));
-            ahead_0[1U] = _S141;
-            key_scales_0[1U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_0 + _S139 / 8U);
-            uint _S142 = __ballot_sync(_S131, false);
-            uint _S143 = __ballot_sync(_S131, false);
-            uint _S144 = __ballot_sync(_S131, true);
-            uint _S145 = __ballot_sync(_S131, true);
-            uint _S146 = __ballot_sync(_S131, true);
-            uint _S147 = i_5 + 4U;
-            uint _S148 = (U32_min((_S147), (_S138)));
-            uint _S149 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S148]));
-            ahead_0[2U] = _S149;
-            key_scales_0[2U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_0 + _S148 / 8U);
-            uint _S150 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S148]));
-            ahead_0[3U] = _S150;
-            key_scales_0[3U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_0 + _S148 / 8U);
-            uint _S151 = __ballot_sync(_S146, false);
-            uint _S152 = __ballot_sync(_S146, false);
-            uint _S153 = __ballot_sync(_S146, true);
-            uint _S154 = __ballot_sync(_S146, true);
-            uint _S155 = __ballot_sync(_S146, true);
-            uint _S156 = i_5 + 8U;
-            uint _S157 = (U32_min((_S156), (_S138)));
-            uint _S158 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S157]));
-            ahead_0[4U] = _S158;
-            key_scales_0[4U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_0 + _S157 / 8U);
-            uint _S159 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S157]));
-            ahead_0[5U] = _S159;
-            key_scales_0[5U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_0 + _S157 / 8U);
-            uint _S160 = __ballot_sync(_S155, false);
-            uint _S161 = __ballot_sync(_S155, false);
-            uint _S162 = __ballot_sync(_S155, true);
-            uint _S163 = __ballot_sync(_S155, true);
-            uint _S164 = __ballot_sync(_S155, true);
-            uint _S165 = i_5 + 12U;
-            uint _S166 = (U32_min((_S165), (_S138)));
-            uint _S167 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S166]));
-            ahead_0[6U] = _S167;
-            key_scales_0[6U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_0 + _S166 / 8U);
-            uint _S168 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S166]));
-            ahead_0[7U] = _S168;
-            key_scales_0[7U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_0 + _S166 / 8U);
-            uint _S169 = __ballot_sync(_S164, false);
-            uint _S170 = __ballot_sync(_S164, false);
-            uint _S171 = __ballot_sync(_S164, true);
-            uint _S172 = __ballot_sync(_S164, true);
-            uint _S173 = __ballot_sync(_S164, true);
-            uint _S174 = __ballot_sync(_S173, false);
-            uint _S175 = __ballot_sync(_S173, false);
-            uint _S176 = __ballot_sync(_S131, true);
-            *&((&products_0[0U])->x) = *&((&products_0[0U])->x) + key_scales_0[0U] * dot_0((*&query_0)[i_5], Blocks8_expand_0(ahead_0[0U]));
-            *&((&products_0[1U])->x) = *&((&products_0[1U])->x) + key_scales_0[1U] * dot_0((*&query_0)[i_5], Blocks8_expand_0(ahead_0[1U]));
-            uint _S177 = __ballot_sync(_S176, false);
-            uint _S178 = __ballot_sync(_S176, false);
-            uint _S179 = __ballot_sync(_S176, true);
-            uint _S180 = __ballot_sync(_S176, true);
-            uint _S181 = __ballot_sync(_S176, true);
-            uint _S182 = _S43 + i_5;
-            *&((&products_0[0U])->y) = *&((&products_0[0U])->y) + key_scales_0[0U] * dot_0((*&query_0)[_S182], Blocks8_expand_0(ahead_0[0U]));
-            *&((&products_0[1U])->y) = *&((&products_0[1U])->y) + key_scales_0[1U] * dot_0((*&query_0)[_S182], Blocks8_expand_0(ahead_0[1U]));
-            uint _S183 = __ballot_sync(_S181, false);
-            uint _S184 = __ballot_sync(_S181, false);
-            uint _S185 = __ballot_sync(_S181, true);
-            uint _S186 = __ballot_sync(_S181, true);
-            uint _S187 = __ballot_sync(_S181, true);
-            uint _S188 = 2U * _S43 + i_5;
-            *&((&products_0[0U])->z) = *&((&products_0[0U])->z) + key_scales_0[0U] * dot_0((*&query_0)[_S188], Blocks8_expand_0(ahead_0[0U]));
-            *&((&products_0[1U])->z) = *&((&products_0[1U])->z) + key_scales_0[1U] * dot_0((*&query_0)[_S188], Blocks8_expand_0(ahead_0[1U]));
-            uint _S189 = __ballot_sync(_S187, false);
-            uint _S190 = __ballot_sync(_S187, false);
-            uint _S191 = __ballot_sync(_S187, true);
-            uint _S192 = __ballot_sync(_S187, true);
-            uint _S193 = __ballot_sync(_S187, true);
-            uint _S194 = 3U * _S43 + i_5;
-            *&((&products_0[0U])->w) = *&((&products_0[0U])->w) + key_scales_0[0U] * dot_0((*&query_0)[_S194], Blocks8_expand_0(ahead_0[0U]));
-            *&((&products_0[1U])->w) = *&((&products_0[1U])->w) + key_scales_0[1U] * dot_0((*&query_0)[_S194], Blocks8_expand_0(ahead_0[1U]));
-            uint _S195 = __ballot_sync(_S193, false);
-            uint _S196 = __ballot_sync(_S193, false);
-            uint _S197 = __ballot_sync(_S193, true);
-            uint _S198 = __ballot_sync(_S193, true);
-            uint _S199 = __ballot_sync(_S193, true);
-            uint _S200 = __ballot_sync(_S199, false);
-            uint _S201 = __ballot_sync(_S199, false);
-            uint _S202 = __ballot_sync(_S176, true);
-            uint _S203 = __ballot_sync(_S176, true);
-            uint _S204 = __ballot_sync(_S176, true);
-            *&((&products_0[0U])->x) = *&((&products_0[0U])->x) + key_scales_0[2U] * dot_0((*&query_0)[_S147], Blocks8_expand_0(ahead_0[2U]));
-            *&((&products_0[1U])->x) = *&((&products_0[1U])->x) + key_scales_0[3U] * dot_0((*&query_0)[_S147], Blocks8_expand_0(ahead_0[3U]));
-            uint _S205 = __ballot_sync(_S204, false);
-            uint _S206 = __ballot_sync(_S204, false);
-            uint _S207 = __ballot_sync(_S204, true);
-            uint _S208 = __ballot_sync(_S204, true);
-            uint _S209 = __ballot_sync(_S204, true);
-            *&((&products_0[0U])->y) = *&((&products_0[0U])->y) + key_scales_0[2U] * dot_0((*&query_0)[_S182 + 4U], Blocks8_expand_0(ahead_0[2U]));
-            *&((&products_0[1U])->y) = *&((&products_0[1U])->y) + key_scales_0[3U] * dot_0((*&query_0)[_S182 + 4U], Blocks8_expand_0(ahead_0[3U]));
-            uint _S210 = __ballot_sync(_S209, false);
-            uint _S211 = __ballot_sync(_S209, false);
-            uint _S212 = __ballot_sync(_S209, true);
-            uint _S213 = __ballot_sync(_S209, true);
-            uint _S214 = __ballot_sync(_S209, true);
-            *&((&products_0[0U])->z) = *&((&products_0[0U])->z) + key_scales_0[2U] * dot_0((*&query_0)[_S188 + 4U], Blocks8_expand_0(ahead_0[2U]));
-            *&((&products_0[1U])->z) = *&((&products_0[1U])->z) + key_scales_0[3U] * dot_0((*&query_0)[_S188 + 4U], Blocks8_expand_0(ahead_0[3U]));
-            uint _S215 = __ballot_sync(_S214, false);
-            uint _S216 = __ballot_sync(_S214, false);
-            uint _S217 = __ballot_sync(_S214, true);
-            uint _S218 = __ballot_sync(_S214, true);
-            uint _S219 = __ballot_sync(_S214, true);
-            *&((&products_0[0U])->w) = *&((&products_0[0U])->w) + key_scales_0[2U] * dot_0((*&query_0)[_S194 + 4U], Blocks8_expand_0(ahead_0[2U]));
-            *&((&products_0[1U])->w) = *&((&products_0[1U])->w) + key_scales_0[3U] * dot_0((*&query_0)[_S194 + 4U], Blocks8_expand_0(ahead_0[3U]));
-            uint _S220 = __ballot_sync(_S219, false);
-            uint _S221 = __ballot_sync(_S219, false);
-            uint _S222 = __ballot_sync(_S219, true);
-            uint _S223 = __ballot_sync(_S219, true);
-            uint _S224 = __ballot_sync(_S219, true);
-            uint _S225 = __ballot_sync(_S224, false);
-            uint _S226 = __ballot_sync(_S224, false);
-            uint _S227 = __ballot_sync(_S204, true);
-            uint _S228 = __ballot_sync(_S204, true);
-            uint _S229 = __ballot_sync(_S204, true);
-            *&((&products_0[0U])->x) = *&((&products_0[0U])->x) + key_scales_0[4U] * dot_0((*&query_0)[_S156], Blocks8_expand_0(ahead_0[4U]));
-            *&((&products_0[1U])->x) = *&((&products_0[1U])->x) + key_scales_0[5U] * dot_0((*&query_0)[_S156], Blocks8_expand_0(ahead_0[5U]));
-            uint _S230 = __ballot_sync(_S229, false);
-            uint _S231 = __ballot_sync(_S229, false);
-            uint _S232 = __ballot_sync(_S229, true);
-            uint _S233 = __ballot_sync(_S229, true);
-            uint _S234 = __ballot_sync(_S229, true);
-            *&((&products_0[0U])->y) = *&((&products_0[0U])->y) + key_scales_0[4U] * dot_0((*&query_0)[_S182 + 8U], Blocks8_expand_0(ahead_0[4U]));
-            *&((&products_0[1U])->y) = *&((&products_0[1U])->y) + key_scales_0[5U] * dot_0((*&query_0)[_S182 + 8U], Blocks8_expand_0(ahead_0[5U]));
-            uint _S235 = __ballot_sync(_S234, false);
-            uint _S236 = __ballot_sync(_S234, false);
-            uint _S237 = __ballot_sync(_S234, true);
-            uint _S238 = __ballot_sync(_S234, true);
-            uint _S239 = __ballot_sync(_S234, true);
-            *&((&products_0[0U])->z) = *&((&products_0[0U])->z) + key_scales_0[4U] * dot_0((*&query_0)[_S188 + 8U], Blocks8_expand_0(ahead_0[4U]));
-            *&((&products_0[1U])->z) = *&((&products_0[1U])->z) + key_scales_0[5U] * dot_0((*&query_0)[_S188 + 8U], Blocks8_expand_0(ahead_0[5U]));
-            uint _S240 = __ballot_sync(_S239, false);
-            uint _S241 = __ballot_sync(_S239, false);
-            uint _S242 = __ballot_sync(_S239, true);
-            uint _S243 = __ballot_sync(_S239, true);
-            uint _S244 = __ballot_sync(_S239, true);
-            *&((&products_0[0U])->w) = *&((&products_0[0U])->w) + key_scales_0[4U] * dot_0((*&query_0)[_S194 + 8U], Blocks8_expand_0(ahead_0[4U]));
-            *&((&products_0[1U])->w) = *&((&products_0[1U])->w) + key_scales_0[5U] * dot_0((*&query_0)[_S194 + 8U], Blocks8_expand_0(ahead_0[5U]));
-            uint _S245 = __ballot_sync(_S244, false);
-            uint _S246 = __ballot_sync(_S244, false);
-            uint _S247 = __ballot_sync(_S244, true);
-            uint _S248 = __ballot_sync(_S244, true);
-            uint _S249 = __ballot_sync(_S244, true);
-            uint _S250 = __ballot_sync(_S249, false);
-            uint _S251 = __ballot_sync(_S249, false);
-            uint _S252 = __ballot_sync(_S229, true);
-            uint _S253 = __ballot_sync(_S229, true);
-            uint _S254 = __ballot_sync(_S229, true);
-            *&((&products_0[0U])->x) = *&((&products_0[0U])->x) + key_scales_0[6U] * dot_0((*&query_0)[_S165], Blocks8_expand_0(ahead_0[6U]));
-            *&((&products_0[1U])->x) = *&((&products_0[1U])->x) + key_scales_0[7U] * dot_0((*&query_0)[_S165], Blocks8_expand_0(ahead_0[7U]));
-            uint _S255 = __ballot_sync(_S254, false);
-            uint _S256 = __ballot_sync(_S254, false);
-            uint _S257 = __ballot_sync(_S254, true);
-            uint _S258 = __ballot_sync(_S254, true);
-            uint _S259 = __ballot_sync(_S254, true);
-            *&((&products_0[0U])->y) = *&((&products_0[0U])->y) + key_scales_0[6U] * dot_0((*&query_0)[_S182 + 12U], Blocks8_expand_0(ahead_0[6U]));
-            *&((&products_0[1U])->y) = *&((&products_0[1U])->y) + key_scales_0[7U] * dot_0((*&query_0)[_S182 + 12U], Blocks8_expand_0(ahead_0[7U]));
-            uint _S260 = __ballot_sync(_S259, false);
-            uint _S261 = __ballot_sync(_S259, false);
-            uint _S262 = __ballot_sync(_S259, true);
-            uint _S263 = __ballot_sync(_S259, true);
-            uint _S264 = __ballot_sync(_S259, true);
-            *&((&products_0[0U])->z) = *&((&products_0[0U])->z) + key_scales_0[6U] * dot_0((*&query_0)[_S188 + 12U], Blocks8_expand_0(ahead_0[6U]));
-            *&((&products_0[1U])->z) = *&((&products_0[1U])->z) + key_scales_0[7U] * dot_0((*&query_0)[_S188 + 12U], Blocks8_expand_0(ahead_0[7U]));
-            uint _S265 = __ballot_sync(_S264, false);
-            uint _S266 = __ballot_sync(_S264, false);
-            uint _S267 = __ballot_sync(_S264, true);
-            uint _S268 = __ballot_sync(_S264, true);
-            uint _S269 = __ballot_sync(_S264, true);
-            *&((&products_0[0U])->w) = *&((&products_0[0U])->w) + key_scales_0[6U] * dot_0((*&query_0)[_S194 + 12U], Blocks8_expand_0(ahead_0[6U]));
-            *&((&products_0[1U])->w) = *&((&products_0[1U])->w) + key_scales_0[7U] * dot_0((*&query_0)[_S194 + 12U], Blocks8_expand_0(ahead_0[7U]));
-            uint _S270 = __ballot_sync(_S269, false);
-            uint _S271 = __ballot_sync(_S269, false);
-            uint _S272 = __ballot_sync(_S269, true);
-            uint _S273 = __ballot_sync(_S269, true);
-            uint _S274 = __ballot_sync(_S269, true);
-            uint _S275 = __ballot_sync(_S274, false);
-            uint _S276 = __ballot_sync(_S274, false);
-            uint _S277 = __ballot_sync(_S254, true);
-            uint _S278 = __ballot_sync(_S254, true);
-            uint _S279 = __ballot_sync(_S254, true);
-            uint _S280 = __ballot_sync(_S279, false);
-            uint _S281 = __ballot_sync(_S279, false);
-            uint _S282 = __ballot_sync(_S176, true);
-            uint _S283 = __ballot_sync(_S130, true);
-            i_5 = i_5 + 16U;
-            _S130 = _S283;
-        }
-        (*&exchange_0)[thread_2] = products_0[0U];
-        (*&exchange_0)[128U + thread_2] = products_0[1U];
-        uint _S284 = __ballot_sync(_S38, false);
-        uint _S285 = __ballot_sync(_S38, false);
-        uint _S286 = __ballot_sync(_S38, true);
-        __syncthreads();
-        uint _S287 = __ballot_sync(_S286, _S93);
-        uint _S288;
-        bool _S289;
-        if(_S93)
-        {
-            bool _S290 = (tile_0 + thread_2) < _S86;
-            uint _S291 = __ballot_sync(_S286, true);
-            _S289 = _S290;
-            _S288 = _S291;
-        }
-        else
-        {
-            uint _S292 = __ballot_sync(_S286, true);
-            _S289 = false;
-            _S288 = _S292;
-        }
-        float4  _S293 = make_float4 (-3.4028234663852886e+38f);
-        uint _S294 = __ballot_sync(_S288, _S289);
-        uint _S295;
-        if(_S289)
-        {
-            uint _S296 = thread_2 * 4U;
-            float4  score_1 = (*&exchange_0)[_S296] + (*&exchange_0)[_S296 + 1U] + (*&exchange_0)[_S296 + 2U] + (*&exchange_0)[_S296 + 3U];
-            uint _S297 = __ballot_sync(_S294, false);
-            uint _S298 = __ballot_sync(_S294, false);
-            uint _S299 = __ballot_sync(_S294, true);
-            uint _S300 = __ballot_sync(_S288, true);
-            score_0 = score_1;
-            _S295 = _S300;
-        }
-        else
-        {
-            uint _S301 = __ballot_sync(_S288, true);
-            score_0 = _S293;
-            _S295 = _S301;
-        }
-        float4  _S302 = group_peak_0(score_0, thread_2, _S295);
-        float4  _S303 = max_0(peak_1, _S302);
-        uint _S304 = __ballot_sync(_S295, _S289);
-        uint _S305;
-        float4  _S306;
-        if(_S289)
-        {
-            float4  _S307 = exp_0(score_0 - _S303);
-            uint _S308 = __ballot_sync(_S295, true);
-            _S305 = _S308;
-            _S306 = _S307;
-        }
-        else
-        {
-            uint _S309 = __ballot_sync(_S295, true);
-            _S305 = _S309;
-            _S306 = _S126;
-        }
-        uint _S310 = __ballot_sync(_S305, _S93);
-        uint _S311;
-        if(_S93)
-        {
-            (*&weights_0)[thread_2] = _S306;
-            uint _S312 = __ballot_sync(_S305, true);
-            _S311 = _S312;
-        }
-        else
-        {
-            uint _S313 = __ballot_sync(_S305, true);
-            _S311 = _S313;
-        }
-        float4  _S314 = exp_0(peak_1 - _S303);
-        float4  _S315 = total_0 * _S314 + _S306;
-        __syncthreads();
-        sums_0[0U] = sums_0[0U] * make_float4 (_S314.x);
-        sums_0[1U] = sums_0[1U] * make_float4 (_S314.y);
-        sums_0[2U] = sums_0[2U] * make_float4 (_S314.z);
-        sums_0[3U] = sums_0[3U] * make_float4 (_S314.w);
-        uint _S316 = __ballot_sync(_S311, false);
-        uint _S317 = __ballot_sync(_S311, false);
-        uint _S318 = __ballot_sync(_S311, true);
-        uint i_6 = _S45;
-        uint _S319 = _S318;
-        for(;;)
-        {
-            float4  _S320 = make_float4 (scales_0[0U]) * Blocks8_expand_0(values_0[0U]);
-            bool _S321 = i_6 < 64U;
-            uint _S322 = __ballot_sync(_S319, _S321);
-            uint _S323;
-            float4  _S324;
-            if(_S321)
-            {
-                float4  _S325 = (*&weights_0)[i_6];
-                uint _S326 = __ballot_sync(_S319, true);
-                _S324 = _S325;
-                _S323 = _S326;
-            }
-            else
-            {
-                uint _S327 = __ballot_sync(_S319, true);
-                _S324 = _S126;
-                _S323 = _S327;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S324.x) * _S320;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S324.y) * _S320;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S324.z) * _S320;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S324.w) * _S320;
-            uint _S328 = __ballot_sync(_S323, false);
-            uint _S329 = __ballot_sync(_S323, false);
-            uint _S330 = __ballot_sync(_S323, true);
-            uint _S331 = __ballot_sync(_S319, true);
-            uint _S332 = __ballot_sync(_S319, true);
-            float4  _S333 = make_float4 (scales_0[1U]) * Blocks8_expand_0(values_0[1U]);
-            uint _S334 = i_6 + _S44;
-            bool _S335 = _S334 < 64U;
-            uint _S336 = __ballot_sync(_S332, _S335);
-            uint _S337;
-            float4  _S338;
-            if(_S335)
-            {
-                float4  _S339 = (*&weights_0)[_S334];
-                uint _S340 = __ballot_sync(_S332, true);
-                _S338 = _S339;
-                _S337 = _S340;
-            }
-            else
-            {
-                uint _S341 = __ballot_sync(_S332, true);
-                _S338 = _S126;
-                _S337 = _S341;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S338.x) * _S333;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S338.y) * _S333;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S338.z) * _S333;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S338.w) * _S333;
-            uint _S342 = __ballot_sync(_S337, false);
-            uint _S343 = __ballot_sync(_S337, false);
-            uint _S344 = __ballot_sync(_S337, true);
-            uint _S345 = __ballot_sync(_S332, true);
-            uint _S346 = __ballot_sync(_S332, true);
-            float4  _S347 = make_float4 (scales_0[2U]) * Blocks8_expand_0(values_0[2U]);
-            uint _S348 = i_6 + _S104;
-            bool _S349 = _S348 < 64U;
-            uint _S350 = __ballot_sync(_S346, _S349);
-            uint _S351;
-            float4  _S352;
-            if(_S349)
-            {
-                float4  _S353 = (*&weights_0)[_S348];
-                uint _S354 = __ballot_sync(_S346, true);
-                _S352 = _S353;
-                _S351 = _S354;
-            }
-            else
-            {
-                uint _S355 = __ballot_sync(_S346, true);
-                _S352 = _S126;
-                _S351 = _S355;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S352.x) * _S347;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S352.y) * _S347;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S352.z) * _S347;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S352.w) * _S347;
-            uint _S356 = __ballot_sync(_S351, false);
-            uint _S357 = __ballot_sync(_S351, false);
-            uint _S358 = __ballot_sync(_S351, true);
-            uint _S359 = __ballot_sync(_S346, true);
-            uint _S360 = __ballot_sync(_S346, true);
-            float4  _S361 = make_float4 (scales_0[3U]) * Blocks8_expand_0(values_0[3U]);
-            uint _S362 = i_6 + _S107;
-            bool _S363 = _S362 < 64U;
-            uint _S364 = __ballot_sync(_S360, _S363);
-            uint _S365;
-            float4  _S366;
-            if(_S363)
-            {
-                float4  _S367 = (*&weights_0)[_S362];
-                uint _S368 = __ballot_sync(_S360, true);
-                _S366 = _S367;
-                _S365 = _S368;
-            }
-            else
-            {
-                uint _S369 = __ballot_sync(_S360, true);
-                _S366 = _S126;
-                _S365 = _S369;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S366.x) * _S361;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S366.y) * _S361;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S366.z) * _S361;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S366.w) * _S361;
-            uint _S370 = __ballot_sync(_S365, false);
-            uint _S371 = __ballot_sync(_S365, false);
-            uint _S372 = __ballot_sync(_S365, true);
-            uint _S373 = __ballot_sync(_S360, true);
-            uint _S374 = __ballot_sync(_S360, true);
-            float4  _S375 = make_float4 (scales_0[4U]) * Blocks8_expand_0(values_0[4U]);
-            uint _S376 = i_6 + _S110;
-            bool _S377 = _S376 < 64U;
-            uint _S378 = __ballot_sync(_S374, _S377);
-            uint _S379;
-            float4  _S380;
-            if(_S377)
-            {
-                float4  _S381 = (*&weights_0)[_S376];
-                uint _S382 = __ballot_sync(_S374, true);
-                _S380 = _S381;
-                _S379 = _S382;
-            }
-            else
-            {
-                uint _S383 = __ballot_sync(_S374, true);
-                _S380 = _S126;
-                _S379 = _S383;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S380.x) * _S375;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S380.y) * _S375;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S380.z) * _S375;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S380.w) * _S375;
-            uint _S384 = __ballot_sync(_S379, false);
-            uint _S385 = __ballot_sync(_S379, false);
-            uint _S386 = __ballot_sync(_S379, true);
-            uint _S387 = __ballot_sync(_S374, true);
-            uint _S388 = __ballot_sync(_S374, true);
-            float4  _S389 = make_float4 (scales_0[5U]) * Blocks8_expand_0(values_0[5U]);
-            uint _S390 = i_6 + _S113;
-            bool _S391 = _S390 < 64U;
-            uint _S392 = __ballot_sync(_S388, _S391);
-            uint _S393;
-            float4  _S394;
-            if(_S391)
-            {
-                float4  _S395 = (*&weights_0)[_S390];
-                uint _S396 = __ballot_sync(_S388, true);
-                _S394 = _S395;
-                _S393 = _S396;
-            }
-            else
-            {
-                uint _S397 = __ballot_sync(_S388, true);
-                _S394 = _S126;
-                _S393 = _S397;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S394.x) * _S389;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S394.y) * _S389;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S394.z) * _S389;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S394.w) * _S389;
-            uint _S398 = __ballot_sync(_S393, false);
-            uint _S399 = __ballot_sync(_S393, false);
-            uint _S400 = __ballot_sync(_S393, true);
-            uint _S401 = __ballot_sync(_S388, true);
-            uint _S402 = __ballot_sync(_S388, true);
-            float4  _S403 = make_float4 (scales_0[6U]) * Blocks8_expand_0(values_0[6U]);
-            uint _S404 = i_6 + _S116;
-            bool _S405 = _S404 < 64U;
-            uint _S406 = __ballot_sync(_S402, _S405);
-            uint _S407;
-            float4  _S408;
-            if(_S405)
-            {
-                float4  _S409 = (*&weights_0)[_S404];
-                uint _S410 = __ballot_sync(_S402, true);
-                _S408 = _S409;
-                _S407 = _S410;
-            }
-            else
-            {
-                uint _S411 = __ballot_sync(_S402, true);
-                _S408 = _S126;
-                _S407 = _S411;
-            }
-            sums_0[0U] = sums_0[0U] + make_float4 (_S408.x) * _S403;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S408.y) * _S403;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S408.z) * _S403;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S408.w) * _S403;
-            uint _S412 = __ballot_sync(_S407, false);
-            uint _S413 = __ballot_sync(_S407, false);
-            uint _S414 = __ballot_sync(_S407, true);
-            uint _S415 = __ballot_sync(_S402, true);
-            uint _S416 = __ballot_sync(_S402, true);
-            float4  _S417 = make_float4 (scales_0[7U]) * Blocks8_expand_0(values_0[7U]);
-            uint _S418 = i_6 + _S119;
-            bool _S419 = _S418 < 64U;
-            uint _S420 = __ballot_sync(_S416, _S419);
-            uint _S421;
-            float4  _S422;
-            if(_S419)
-            {
-                float4  _S423 = (*&weights_0)[_S418];
-                uint _S424 = __ballot_sync(_S416, true);
-                _S422 = _S423;
-                _S421 = _S424;
-            }
-            else
-            {
-                uint _S425 = __ballot_sync(_S416, true);
-                _S422 = _S126;
-                _S421 = _S425;
-            }
-            uint _S426 = 0U;
-            sums_0[0U] = sums_0[0U] + make_float4 (_S422.x) * _S417;
-            sums_0[1U] = sums_0[1U] + make_float4 (_S422.y) * _S417;
-            sums_0[2U] = sums_0[2U] + make_float4 (_S422.z) * _S417;
-            sums_0[3U] = sums_0[3U] + make_float4 (_S422.w) * _S417;
-            uint _S427 = __ballot_sync(_S421, false);
-            uint _S428 = __ballot_sync(_S421, false);
-            uint _S429 = __ballot_sync(_S421, true);
-            uint _S430 = __ballot_sync(_S416, true);
-            uint _S431 = __ballot_sync(_S416, true);
-            uint _S432 = __ballot_sync(_S431, false);
-            uint _S433 = __ballot_sync(_S431, false);
-            uint _S434 = __ballot_sync(_S319, true);
-            uint i_7 = i_6 + 8U * _S44;
-            bool _S435 = i_7 >= 64U;
-            uint _S436 = __ballot_sync(_S434, _S435);
-            if(_S435)
-            {
-                uint _S437 = __ballot_sync(_S434, false);
-                uint _S438 = __ballot_sync(_S318, true);
-                break;
-            }
-            else
-            {
-                uint _S439 = __ballot_sync(_S434, true);
-                _S426 = _S439;
-            }
-            Run_0 _S440 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7), (63U)))], _S99, _S48);
-            uint _S441 = __ldg((&(v_pages_0)[_S440.vector_0]));
-            values_0[0U] = _S441;
-            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S440.scale_0);
-            Run_0 _S442 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S44), (63U)))], _S99, _S48);
-            uint _S443 = __ldg((&(v_pages_0)[_S442.vector_0]));
-            values_0[1U] = _S443;
-            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S442.scale_0);
-            Run_0 _S444 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S104), (63U)))], _S99, _S48);
-            uint _S445 = __ldg((&(v_pages_0)[_S444.vector_0]));
-            values_0[2U] = _S445;
-            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S444.scale_0);
-            Run_0 _S446 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S107), (63U)))], _S99, _S48);
-            uint _S447 = __ldg((&(v_pages_0)[_S446.vector_0]));
-            values_0[3U] = _S447;
-            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S446.scale_0);
-            Run_0 _S448 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S110), (63U)))], _S99, _S48);
-            uint _S449 = __ldg((&(v_pages_0)[_S448.vector_0]));
-            values_0[4U] = _S449;
-            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S448.scale_0);
-            Run_0 _S450 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S113), (63U)))], _S99, _S48);
-            uint _S451 = __ldg((&(v_pages_0)[_S450.vector_0]));
-            values_0[5U] = _S451;
-            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S450.scale_0);
-            Run_0 _S452 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S116), (63U)))], _S99, _S48);
-            uint _S453 = __ldg((&(v_pages_0)[_S452.vector_0]));
-            values_0[6U] = _S453;
-            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S452.scale_0);
-            Run_0 _S454 = Blocks8_run_0(_S98, (*&slots_0)[(U32_min((i_7 + _S119), (63U)))], _S99, _S48);
-            uint _S455 = __ldg((&(v_pages_0)[_S454.vector_0]));
-            values_0[7U] = _S455;
-            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S454.scale_0);
-            uint _S456 = __ballot_sync(_S426, false);
-            uint _S457 = __ballot_sync(_S426, false);
-            uint _S458 = __ballot_sync(_S426, true);
-            i_6 = i_7;
-            _S319 = _S458;
-        }
-        __syncthreads();
-        uint _S459 = __ballot_sync(i_4, true);
-        tile_0 = tile_0 + 64U;
-        i_4 = _S459;
-        total_0 = _S315;
-        peak_1 = _S303;
-    }
-    (*&exchange_0)[thread_2] = sums_0[0U];
-    (*&exchange_0)[128U + thread_2] = sums_0[1U];
-    (*&exchange_0)[256U + thread_2] = sums_0[2U];
-    (*&exchange_0)[384U + thread_2] = sums_0[3U];
-    uint _S460 = __ballot_sync(_S39, false);
-    uint _S461 = __ballot_sync(_S39, false);
-    uint _S462 = __ballot_sync(_S39, true);
-    float4  _S463 = group_total_0(total_0, thread_2, _S462);
-    i_4 = thread_2;
-    for(;;)
-    {
-        _S40 = part_0->heads_0;
-        if(i_4 < (part_0->heads_0 * _S42))
-        {
-        }
-        else
-        {
-            break;
-        }
-        int4  _S464 = make_int4 (int(0));
-        float4  _S465 = make_float4 ((float)_S464.x, (float)_S464.y, (float)_S464.z, (float)_S464.w);
-        j_0 = 0U;
-        score_0 = _S465;
-        for(;;)
-        {
-            if(j_0 < _S44)
-            {
-            }
-            else
-            {
-                break;
-            }
-            uint _S466 = i_4 / _S42;
-            uint _S467 = _S466 * 128U + j_0 * _S42;
-            uint _S468 = i_4 % _S42;
-            float4  whole_0 = score_0 + (*&exchange_0)[_S467 + _S468];
-            j_0 = j_0 + 1U;
-            score_0 = whole_0;
-        }
-        uint _S469 = part_0->out_0;
-        uint _S470 = i_4 / _S42;
-        uint _S471 = _S469 + _S470 * part_0->out_stride_0;
-        uint _S472 = i_4 % _S42;
-        *(&(scratch_0)[_S471 + _S472]) = score_0;
-        i_4 = i_4 + 128U;
-    }
-    if(thread_2 < _S40)
-    {
-        *(&(scratch_0)[part_0->out_0 + thread_2 * part_0->out_stride_0 + _S42]) = make_float4 (_slang_vector_get_element(peak_1, thread_2), _slang_vector_get_element(_S463, thread_2), 1.0f, 0.0f);
-    }
-    return;
-}
-
-struct Plain_0
-{
-    StructuredBuffer<float> x_4;
-    uint begin_2;
-};
-
-__device__ float4  Plain_four_0(Plain_0 * this_1, uint element_1)
-{
-    uint _S473 = this_1->begin_2 + element_1;
-    StructuredBuffer<float> _S474 = this_1->x_4;
-    float _S475 = __ldg((&(this_1->x_4)[_S473]));
-    float _S476 = __ldg((&(_S474)[_S473 + 1U]));
-    float _S477 = __ldg((&(_S474)[_S473 + 2U]));
-    float _S478 = __ldg((&(_S474)[_S473 + 3U]));
-    return make_float4 (_S475, _S476, _S477, _S478);
-}
-
-__device__ float4  abs_0(float4  x_5)
-{
-    float4  result_8;
-    int i_8 = int(0);
-    for(;;)
-    {
-        if(i_8 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_8, i_8) = (F32_abs((_slang_vector_get_element(x_5, i_8))));
-        i_8 = i_8 + int(1);
-    }
-    return result_8;
-}
-
-__device__ float4  clamp_0(float4  x_6, float4  minBound_0, float4  maxBound_0)
-{
-    return min_0(max_0(x_6, minBound_0), maxBound_0);
-}
-
-__device__ uint pack_halves_0(float2  values_1)
-{
-    return (__half_as_ushort(__float2half((values_1.x)))) | ((__half_as_ushort(__float2half((values_1.y)))) << int(16));
-}
-
-__device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_2, Plain_0 * x_7)
-{
-    float _S479;
-    Run_0 _S480 = Blocks8_run_0(offset_2, slot_1, columns_2, element_2);
-    int2  _S481 = make_int2 (int(0));
-    float2  _S482 = make_float2 ((float)_S481.x, (float)_S481.y);
-    float2  scales_1 = _S482;
-    uint block_0 = 0U;
-    for(;;)
-    {
-        if(block_0 < 2U)
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint i_9 = 0U;
-        float most_0 = 0.0f;
-        for(;;)
-        {
-            if(i_9 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S483 = Plain_four_0(x_7, element_2 + 32U * block_0 + 4U * i_9);
-            float4  _S484 = abs_0(_S483);
-            bool _S485;
-            if(_S484.x > most_0)
-            {
-                _S485 = true;
-            }
-            else
-            {
-                _S485 = (F32_isnan((_S484.x)));
-            }
-            if(_S485)
-            {
-                _S479 = _S484.x;
-            }
-            else
-            {
-                _S479 = most_0;
-            }
-            bool _S486;
-            if(_S484.y > _S479)
-            {
-                _S486 = true;
-            }
-            else
-            {
-                _S486 = (F32_isnan((_S484.y)));
-            }
-            float _S487;
-            if(_S486)
-            {
-                _S487 = _S484.y;
-            }
-            else
-            {
-                _S487 = _S479;
-            }
-            bool _S488;
-            if(_S484.z > _S487)
-            {
-                _S488 = true;
-            }
-            else
-            {
-                _S488 = (F32_isnan((_S484.z)));
-            }
-            float _S489;
-            if(_S488)
-            {
-                _S489 = _S484.z;
-            }
-            else
-            {
-                _S489 = _S487;
-            }
-            bool _S490;
-            if(_S484.w > _S489)
-            {
-                _S490 = true;
-            }
-            else
-            {
-                _S490 = (F32_isnan((_S484.w)));
-            }
-            if(_S490)
-            {
-                most_0 = _S484.w;
-            }
-            else
-            {
-                most_0 = _S489;
-            }
-            i_9 = i_9 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_1, block_0) = most_0 / 127.0f;
-        if(most_0 > 0.0f)
-        {
-            _S479 = 127.0f / most_0;
-        }
-        else
-        {
-            _S479 = 0.0f;
-        }
-        uint i_10 = 0U;
-        for(;;)
-        {
-            if(i_10 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S491 = Plain_four_0(x_7, element_2 + 32U * block_0 + 4U * i_10);
-            float4  _S492 = make_float4 (_S479) * _S491;
-            int4  _S493 = make_int4 (int(-127));
-            float4  _S494 = make_float4 ((float)_S493.x, (float)_S493.y, (float)_S493.z, (float)_S493.w);
-            int4  _S495 = make_int4 (int(127));
-            float4  _S496 = make_float4 ((float)_S495.x, (float)_S495.y, (float)_S495.z, (float)_S495.w);
-            float4  _S497 = clamp_0(_S492 + _slang_select(_S492 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S494, _S496);
-            int4  _S498 = make_int4 ((int)_S497.x, (int)_S497.y, (int)_S497.z, (int)_S497.w);
-            *(&(pool_1)[_S480.vector_0 + 8U * block_0 + i_10]) = uint(((((_S498.x) & int(255)) | (((_S498.y) & int(255)) << int(8))) | (((_S498.z) & int(255)) << int(16))) | ((_S498.w) << int(24)));
-            i_10 = i_10 + 1U;
-        }
-        block_0 = block_0 + 1U;
-    }
-    *(&(pool_1)[_S480.scale_0 / 2U]) = pack_halves_0(scales_1);
-    return;
-}
 
 struct Rotation_0
 {
@@ -1314,102 +46,104 @@ struct Rotation_0
 
 struct Turned_0
 {
-    StructuredBuffer<float> x_8;
-    StructuredBuffer<float> table_1;
+    StructuredBuffer<float> x_1;
+    StructuredBuffer<float> table_0;
     Rotation_0 rotation_0;
-    uint begin_3;
-    uint head_dim_2;
+    uint begin_1;
+    uint head_dim_1;
 };
 
-__device__ uint Rotation_pair_of_0(Rotation_0 * this_2, uint element_3)
+__device__ __shared__ FixedArray<float4 , 256>  query_0;
+
+__device__ uint Rotation_pair_of_0(Rotation_0 * this_0, uint element_0)
 {
-    uint _S499;
-    if(this_2->interleaved_0)
+    uint _S1;
+    if(this_0->interleaved_0)
     {
-        _S499 = element_3 / 2U;
+        _S1 = element_0 / 2U;
     }
     else
     {
-        uint _S500 = element_3 % this_2->pairs_0;
-        _S499 = _S500;
+        uint _S2 = element_0 % this_0->pairs_0;
+        _S1 = _S2;
     }
-    return _S499;
+    return _S1;
 }
 
-__device__ uint2  Rotation_places_0(Rotation_0 * this_3, uint pair_0)
+__device__ uint2  Rotation_places_0(Rotation_0 * this_1, uint pair_0)
 {
-    uint2  _S501;
-    if(this_3->interleaved_0)
+    uint2  _S3;
+    if(this_1->interleaved_0)
     {
-        uint _S502 = 2U * pair_0;
-        _S501 = make_uint2 (_S502, _S502 + 1U);
+        uint _S4 = 2U * pair_0;
+        _S3 = make_uint2 (_S4, _S4 + 1U);
     }
     else
     {
-        _S501 = make_uint2 (pair_0, pair_0 + this_3->pairs_0);
+        _S3 = make_uint2 (pair_0, pair_0 + this_1->pairs_0);
     }
-    return _S501;
+    return _S3;
 }
 
-__device__ float2  Rotation_turn_0(Rotation_0 * this_4, StructuredBuffer<float> table_2, uint pair_1, float2  x_9)
+__device__ float2  Rotation_turn_0(Rotation_0 * this_2, StructuredBuffer<float> table_1, uint pair_1, float2  x_2)
 {
-    uint _S503 = this_4->angles_0 + 2U * pair_1;
-    float _S504 = x_9.x;
-    float _S505 = __ldg((&(table_2)[_S503]));
-    float _S506 = _S504 * _S505;
-    float _S507 = x_9.y;
-    uint _S508 = _S503 + 1U;
-    float _S509 = __ldg((&(table_2)[_S508]));
-    float _S510 = _S506 - _S507 * _S509;
-    float _S511 = __ldg((&(table_2)[_S508]));
-    float _S512 = _S504 * _S511;
-    float _S513 = __ldg((&(table_2)[_S503]));
-    return make_float2 (_S510, _S512 + _S507 * _S513);
+    uint _S5 = this_2->angles_0 + 2U * pair_1;
+    float _S6 = x_2.x;
+    float _S7 = __ldg((&(table_1)[_S5]));
+    float _S8 = _S6 * _S7;
+    float _S9 = x_2.y;
+    uint _S10 = _S5 + 1U;
+    float _S11 = __ldg((&(table_1)[_S10]));
+    float _S12 = _S8 - _S9 * _S11;
+    float _S13 = __ldg((&(table_1)[_S10]));
+    float _S14 = _S6 * _S13;
+    float _S15 = __ldg((&(table_1)[_S5]));
+    return make_float2 (_S12, _S14 + _S9 * _S15);
 }
 
-__device__ float4  Turned_four_0(Turned_0 * this_5, uint column_0)
+__device__ float4  Turned_four_0(Turned_0 * this_3, uint column_0)
 {
-    uint _S514;
-    uint _S515;
-    float _S516;
-    uint _S517 = this_5->begin_3;
-    uint _S518 = this_5->head_dim_2;
-    uint _S519 = column_0 / this_5->head_dim_2;
-    uint _S520 = _S517 + _S519 * _S518;
-    float4  result_9;
+    uint _S16;
+    uint _S17;
+    float _S18;
+    uint _S19 = this_3->begin_1;
+    uint _S20 = this_3->head_dim_1;
+    uint _S21 = column_0 / this_3->head_dim_1;
+    uint _S22 = _S19 + _S21 * _S20;
+    float4  result_1;
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                uint _S521 = column_0 % _S518;
-                _S514 = _S521;
-                uint _S522 = 2U * (&this_5->rotation_0)->pairs_0;
-                _S515 = _S522;
-                if(_S521 >= _S522)
+                uint _S23 = column_0 % _S20;
+                _S16 = _S23;
+                uint _S24 = 2U * (&this_3->rotation_0)->pairs_0;
+                _S17 = _S24;
+                if(_S23 >= _S24)
                 {
-                    float _S523 = __ldg((&(this_5->x_8)[_S520 + _S521]));
-                    *&((&result_9)->x) = _S523;
+                    float _S25 = __ldg((&(this_3->x_1)[_S22 + _S23]));
+                    *&((&result_1)->x) = _S25;
                     break;
                 }
-                uint _S524 = Rotation_pair_of_0(&this_5->rotation_0, _S521);
-                uint2  _S525 = Rotation_places_0(&this_5->rotation_0, _S524);
-                StructuredBuffer<float> _S526 = this_5->table_1;
-                uint _S527 = _S525.x;
-                StructuredBuffer<float> _S528 = this_5->x_8;
-                float _S529 = __ldg((&(this_5->x_8)[_S520 + _S527]));
-                float _S530 = __ldg((&(_S528)[_S520 + _S525.y]));
-                float2  _S531 = Rotation_turn_0(&this_5->rotation_0, _S526, _S524, make_float2 (_S529, _S530));
-                if(_S521 == _S527)
+                uint _S26 = Rotation_pair_of_0(&this_3->rotation_0, _S23);
+                uint2  _S27 = Rotation_places_0(&this_3->rotation_0, _S26);
+                StructuredBuffer<float> _S28 = this_3->table_0;
+                uint _S29 = _S27.x;
+                StructuredBuffer<float> _S30 = this_3->x_1;
+                float _S31 = __ldg((&(this_3->x_1)[_S22 + _S29]));
+                float _S32 = __ldg((&(_S30)[_S22 + _S27.y]));
+                float2  _S33 = Rotation_turn_0(&this_3->rotation_0, _S28, _S26, make_float2 (_S31, _S32));
+                if(_S23 == _S29)
                 {
-                    _S516 = _S531.x;
+                    _S18 = _S33.x;
                 }
                 else
                 {
-                    _S516 = _S531.y;
+                    _S18 = _S33.y;
                 }
-                *&((&result_9)->x) = _S516;
+                *&((&result_1)->x) = _S18;
                 break;
             }
             break;
@@ -1418,30 +152,30 @@ __device__ float4  Turned_four_0(Turned_0 * this_5, uint column_0)
         {
             for(;;)
             {
-                uint _S532 = _S514 + 1U;
-                if(_S532 >= _S515)
+                uint _S34 = _S16 + 1U;
+                if(_S34 >= _S17)
                 {
-                    float _S533 = __ldg((&(this_5->x_8)[_S520 + _S532]));
-                    *&((&result_9)->y) = _S533;
+                    float _S35 = __ldg((&(this_3->x_1)[_S22 + _S34]));
+                    *&((&result_1)->y) = _S35;
                     break;
                 }
-                uint _S534 = Rotation_pair_of_0(&this_5->rotation_0, _S532);
-                uint2  _S535 = Rotation_places_0(&this_5->rotation_0, _S534);
-                StructuredBuffer<float> _S536 = this_5->table_1;
-                uint _S537 = _S535.x;
-                StructuredBuffer<float> _S538 = this_5->x_8;
-                float _S539 = __ldg((&(this_5->x_8)[_S520 + _S537]));
-                float _S540 = __ldg((&(_S538)[_S520 + _S535.y]));
-                float2  _S541 = Rotation_turn_0(&this_5->rotation_0, _S536, _S534, make_float2 (_S539, _S540));
-                if(_S532 == _S537)
+                uint _S36 = Rotation_pair_of_0(&this_3->rotation_0, _S34);
+                uint2  _S37 = Rotation_places_0(&this_3->rotation_0, _S36);
+                StructuredBuffer<float> _S38 = this_3->table_0;
+                uint _S39 = _S37.x;
+                StructuredBuffer<float> _S40 = this_3->x_1;
+                float _S41 = __ldg((&(this_3->x_1)[_S22 + _S39]));
+                float _S42 = __ldg((&(_S40)[_S22 + _S37.y]));
+                float2  _S43 = Rotation_turn_0(&this_3->rotation_0, _S38, _S36, make_float2 (_S41, _S42));
+                if(_S34 == _S39)
                 {
-                    _S516 = _S541.x;
+                    _S18 = _S43.x;
                 }
                 else
                 {
-                    _S516 = _S541.y;
+                    _S18 = _S43.y;
                 }
-                *&((&result_9)->y) = _S516;
+                *&((&result_1)->y) = _S18;
                 break;
             }
             break;
@@ -1450,30 +184,30 @@ __device__ float4  Turned_four_0(Turned_0 * this_5, uint column_0)
         {
             for(;;)
             {
-                uint _S542 = _S514 + 2U;
-                if(_S542 >= _S515)
+                uint _S44 = _S16 + 2U;
+                if(_S44 >= _S17)
                 {
-                    float _S543 = __ldg((&(this_5->x_8)[_S520 + _S542]));
-                    *&((&result_9)->z) = _S543;
+                    float _S45 = __ldg((&(this_3->x_1)[_S22 + _S44]));
+                    *&((&result_1)->z) = _S45;
                     break;
                 }
-                uint _S544 = Rotation_pair_of_0(&this_5->rotation_0, _S542);
-                uint2  _S545 = Rotation_places_0(&this_5->rotation_0, _S544);
-                StructuredBuffer<float> _S546 = this_5->table_1;
-                uint _S547 = _S545.x;
-                StructuredBuffer<float> _S548 = this_5->x_8;
-                float _S549 = __ldg((&(this_5->x_8)[_S520 + _S547]));
-                float _S550 = __ldg((&(_S548)[_S520 + _S545.y]));
-                float2  _S551 = Rotation_turn_0(&this_5->rotation_0, _S546, _S544, make_float2 (_S549, _S550));
-                if(_S542 == _S547)
+                uint _S46 = Rotation_pair_of_0(&this_3->rotation_0, _S44);
+                uint2  _S47 = Rotation_places_0(&this_3->rotation_0, _S46);
+                StructuredBuffer<float> _S48 = this_3->table_0;
+                uint _S49 = _S47.x;
+                StructuredBuffer<float> _S50 = this_3->x_1;
+                float _S51 = __ldg((&(this_3->x_1)[_S22 + _S49]));
+                float _S52 = __ldg((&(_S50)[_S22 + _S47.y]));
+                float2  _S53 = Rotation_turn_0(&this_3->rotation_0, _S48, _S46, make_float2 (_S51, _S52));
+                if(_S44 == _S49)
                 {
-                    _S516 = _S551.x;
+                    _S18 = _S53.x;
                 }
                 else
                 {
-                    _S516 = _S551.y;
+                    _S18 = _S53.y;
                 }
-                *&((&result_9)->z) = _S516;
+                *&((&result_1)->z) = _S18;
                 break;
             }
             break;
@@ -1482,46 +216,307 @@ __device__ float4  Turned_four_0(Turned_0 * this_5, uint column_0)
         {
             for(;;)
             {
-                uint _S552 = _S514 + 3U;
-                if(_S552 >= _S515)
+                uint _S54 = _S16 + 3U;
+                if(_S54 >= _S17)
                 {
-                    float _S553 = __ldg((&(this_5->x_8)[_S520 + _S552]));
-                    *&((&result_9)->w) = _S553;
+                    float _S55 = __ldg((&(this_3->x_1)[_S22 + _S54]));
+                    *&((&result_1)->w) = _S55;
                     break;
                 }
-                uint _S554 = Rotation_pair_of_0(&this_5->rotation_0, _S552);
-                uint2  _S555 = Rotation_places_0(&this_5->rotation_0, _S554);
-                StructuredBuffer<float> _S556 = this_5->table_1;
-                uint _S557 = _S555.x;
-                StructuredBuffer<float> _S558 = this_5->x_8;
-                float _S559 = __ldg((&(this_5->x_8)[_S520 + _S557]));
-                float _S560 = __ldg((&(_S558)[_S520 + _S555.y]));
-                float2  _S561 = Rotation_turn_0(&this_5->rotation_0, _S556, _S554, make_float2 (_S559, _S560));
-                if(_S552 == _S557)
+                uint _S56 = Rotation_pair_of_0(&this_3->rotation_0, _S54);
+                uint2  _S57 = Rotation_places_0(&this_3->rotation_0, _S56);
+                StructuredBuffer<float> _S58 = this_3->table_0;
+                uint _S59 = _S57.x;
+                StructuredBuffer<float> _S60 = this_3->x_1;
+                float _S61 = __ldg((&(this_3->x_1)[_S22 + _S59]));
+                float _S62 = __ldg((&(_S60)[_S22 + _S57.y]));
+                float2  _S63 = Rotation_turn_0(&this_3->rotation_0, _S58, _S56, make_float2 (_S61, _S62));
+                if(_S54 == _S59)
                 {
-                    _S516 = _S561.x;
+                    _S18 = _S63.x;
                 }
                 else
                 {
-                    _S516 = _S561.y;
+                    _S18 = _S63.y;
                 }
-                *&((&result_9)->w) = _S516;
+                *&((&result_1)->w) = _S18;
                 break;
             }
             break;
         }
         break;
     }
-    return result_9;
+    return result_1;
 }
 
-__device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_10)
+__device__ void load_queries_0(uint thread_0, Part_0 * part_0, uint padded_0, float scale_0, Turned_0 * q_0)
 {
-    float _S562;
-    Run_0 _S563 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
-    int2  _S564 = make_int2 (int(0));
-    float2  _S565 = make_float2 ((float)_S564.x, (float)_S564.y);
-    float2  scales_2 = _S565;
+    uint i_1 = thread_0;
+    for(;;)
+    {
+        if(i_1 < (4U * padded_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S64 = i_1 % padded_0;
+        uint _S65 = i_1 / padded_0;
+        bool _S66;
+        if(_S65 < (part_0->heads_0))
+        {
+            _S66 = _S64 < (part_0->head_dim_0 / 4U);
+        }
+        else
+        {
+            _S66 = false;
+        }
+        int4  _S67 = make_int4 (int(0));
+        float4  _S68 = make_float4 ((float)_S67.x, (float)_S67.y, (float)_S67.z, (float)_S67.w);
+        (*&query_0)[i_1] = _S68;
+        if(_S66)
+        {
+            uint _S69 = part_0->head_0;
+            uint _S70 = i_1 / padded_0;
+            float4  _S71 = Turned_four_0(q_0, (_S69 + _S70) * part_0->head_dim_0 + 4U * _S64);
+            (*&query_0)[i_1] = make_float4 (scale_0) * _S71;
+        }
+        i_1 = i_1 + 128U;
+    }
+    return;
+}
+
+struct Plain_0
+{
+    StructuredBuffer<float> x_3;
+    uint begin_2;
+};
+
+struct Run_0
+{
+    uint vector_0;
+    uint scale_1;
+};
+
+__device__ Run_0 Run_x24init_0(uint vector_1, uint scale_2)
+{
+    Run_0 _S72;
+    (&_S72)->vector_0 = vector_1;
+    (&_S72)->scale_1 = scale_2;
+    return _S72;
+}
+
+__device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
+{
+    uint _S73 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S73 + element_1 / 4U, 2U * (_S73 + columns_1 / 4U) + element_1 / 32U);
+}
+
+__device__ float4  Plain_four_0(Plain_0 * this_4, uint element_2)
+{
+    uint _S74 = this_4->begin_2 + element_2;
+    StructuredBuffer<float> _S75 = this_4->x_3;
+    float _S76 = __ldg((&(this_4->x_3)[_S74]));
+    float _S77 = __ldg((&(_S75)[_S74 + 1U]));
+    float _S78 = __ldg((&(_S75)[_S74 + 2U]));
+    float _S79 = __ldg((&(_S75)[_S74 + 3U]));
+    return make_float4 (_S76, _S77, _S78, _S79);
+}
+
+__device__ float4  abs_0(float4  x_4)
+{
+    float4  result_2;
+    int i_2 = int(0);
+    for(;;)
+    {
+        if(i_2 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_2, i_2) = (F32_abs((_slang_vector_get_element(x_4, i_2))));
+        i_2 = i_2 + int(1);
+    }
+    return result_2;
+}
+
+__device__ float4  max_0(float4  x_5, float4  y_1)
+{
+    float4  result_3;
+    int i_3 = int(0);
+    for(;;)
+    {
+        if(i_3 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_max((_slang_vector_get_element(x_5, i_3)), (_slang_vector_get_element(y_1, i_3))));
+        i_3 = i_3 + int(1);
+    }
+    return result_3;
+}
+
+__device__ float4  clamp_0(float4  x_6, float4  minBound_0, float4  maxBound_0)
+{
+    return min_0(max_0(x_6, minBound_0), maxBound_0);
+}
+
+__device__ uint pack_halves_0(float2  values_0)
+{
+    return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
+}
+
+__device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_0, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_7)
+{
+    float _S80;
+    Run_0 _S81 = Blocks8_run_0(offset_1, slot_1, columns_2, element_3);
+    int2  _S82 = make_int2 (int(0));
+    float2  _S83 = make_float2 ((float)_S82.x, (float)_S82.y);
+    float2  scales_0 = _S83;
+    uint block_0 = 0U;
+    for(;;)
+    {
+        if(block_0 < 2U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint i_4 = 0U;
+        float most_0 = 0.0f;
+        for(;;)
+        {
+            if(i_4 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S84 = Plain_four_0(x_7, element_3 + 32U * block_0 + 4U * i_4);
+            float4  _S85 = abs_0(_S84);
+            bool _S86;
+            if(_S85.x > most_0)
+            {
+                _S86 = true;
+            }
+            else
+            {
+                _S86 = (F32_isnan((_S85.x)));
+            }
+            if(_S86)
+            {
+                _S80 = _S85.x;
+            }
+            else
+            {
+                _S80 = most_0;
+            }
+            bool _S87;
+            if(_S85.y > _S80)
+            {
+                _S87 = true;
+            }
+            else
+            {
+                _S87 = (F32_isnan((_S85.y)));
+            }
+            float _S88;
+            if(_S87)
+            {
+                _S88 = _S85.y;
+            }
+            else
+            {
+                _S88 = _S80;
+            }
+            bool _S89;
+            if(_S85.z > _S88)
+            {
+                _S89 = true;
+            }
+            else
+            {
+                _S89 = (F32_isnan((_S85.z)));
+            }
+            float _S90;
+            if(_S89)
+            {
+                _S90 = _S85.z;
+            }
+            else
+            {
+                _S90 = _S88;
+            }
+            bool _S91;
+            if(_S85.w > _S90)
+            {
+                _S91 = true;
+            }
+            else
+            {
+                _S91 = (F32_isnan((_S85.w)));
+            }
+            if(_S91)
+            {
+                most_0 = _S85.w;
+            }
+            else
+            {
+                most_0 = _S90;
+            }
+            i_4 = i_4 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S80 = 127.0f / most_0;
+        }
+        else
+        {
+            _S80 = 0.0f;
+        }
+        uint i_5 = 0U;
+        for(;;)
+        {
+            if(i_5 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S92 = Plain_four_0(x_7, element_3 + 32U * block_0 + 4U * i_5);
+            float4  _S93 = make_float4 (_S80) * _S92;
+            int4  _S94 = make_int4 (int(-127));
+            float4  _S95 = make_float4 ((float)_S94.x, (float)_S94.y, (float)_S94.z, (float)_S94.w);
+            int4  _S96 = make_int4 (int(127));
+            float4  _S97 = make_float4 ((float)_S96.x, (float)_S96.y, (float)_S96.z, (float)_S96.w);
+            float4  _S98 = clamp_0(_S93 + _slang_select(_S93 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S95, _S97);
+            int4  _S99 = make_int4 ((int)_S98.x, (int)_S98.y, (int)_S98.z, (int)_S98.w);
+            *(&(pool_0)[_S81.vector_0 + 8U * block_0 + i_5]) = uint(((((_S99.x) & int(255)) | (((_S99.y) & int(255)) << int(8))) | (((_S99.z) & int(255)) << int(16))) | ((_S99.w) << int(24)));
+            i_5 = i_5 + 1U;
+        }
+        block_0 = block_0 + 1U;
+    }
+    *(&(pool_0)[_S81.scale_1 / 2U]) = pack_halves_0(scales_0);
+    return;
+}
+
+__device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_1, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_8)
+{
+    float _S100;
+    Run_0 _S101 = Blocks8_run_0(offset_2, slot_2, columns_3, element_4);
+    int2  _S102 = make_int2 (int(0));
+    float2  _S103 = make_float2 ((float)_S102.x, (float)_S102.y);
+    float2  scales_1 = _S103;
     uint block_1 = 0U;
     for(;;)
     {
@@ -1532,163 +527,1223 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
         {
             break;
         }
-        uint i_11 = 0U;
+        uint i_6 = 0U;
         float most_1 = 0.0f;
         for(;;)
         {
-            if(i_11 < 8U)
+            if(i_6 < 8U)
             {
             }
             else
             {
                 break;
             }
-            float4  _S566 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_11);
-            float4  _S567 = abs_0(_S566);
-            bool _S568;
-            if(_S567.x > most_1)
+            float4  _S104 = Turned_four_0(x_8, element_4 + 32U * block_1 + 4U * i_6);
+            float4  _S105 = abs_0(_S104);
+            bool _S106;
+            if(_S105.x > most_1)
             {
-                _S568 = true;
+                _S106 = true;
             }
             else
             {
-                _S568 = (F32_isnan((_S567.x)));
+                _S106 = (F32_isnan((_S105.x)));
             }
-            if(_S568)
+            if(_S106)
             {
-                _S562 = _S567.x;
+                _S100 = _S105.x;
             }
             else
             {
-                _S562 = most_1;
+                _S100 = most_1;
             }
-            bool _S569;
-            if(_S567.y > _S562)
+            bool _S107;
+            if(_S105.y > _S100)
             {
-                _S569 = true;
+                _S107 = true;
             }
             else
             {
-                _S569 = (F32_isnan((_S567.y)));
+                _S107 = (F32_isnan((_S105.y)));
             }
-            float _S570;
-            if(_S569)
+            float _S108;
+            if(_S107)
             {
-                _S570 = _S567.y;
+                _S108 = _S105.y;
             }
             else
             {
-                _S570 = _S562;
+                _S108 = _S100;
             }
-            bool _S571;
-            if(_S567.z > _S570)
+            bool _S109;
+            if(_S105.z > _S108)
             {
-                _S571 = true;
+                _S109 = true;
             }
             else
             {
-                _S571 = (F32_isnan((_S567.z)));
+                _S109 = (F32_isnan((_S105.z)));
             }
-            float _S572;
-            if(_S571)
+            float _S110;
+            if(_S109)
             {
-                _S572 = _S567.z;
+                _S110 = _S105.z;
             }
             else
             {
-                _S572 = _S570;
+                _S110 = _S108;
             }
-            bool _S573;
-            if(_S567.w > _S572)
+            bool _S111;
+            if(_S105.w > _S110)
             {
-                _S573 = true;
+                _S111 = true;
             }
             else
             {
-                _S573 = (F32_isnan((_S567.w)));
+                _S111 = (F32_isnan((_S105.w)));
             }
-            if(_S573)
+            if(_S111)
             {
-                most_1 = _S567.w;
+                most_1 = _S105.w;
             }
             else
             {
-                most_1 = _S572;
+                most_1 = _S110;
             }
-            i_11 = i_11 + 1U;
+            i_6 = i_6 + 1U;
         }
-        *_slang_vector_get_element_ptr(&scales_2, block_1) = most_1 / 127.0f;
+        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
         if(most_1 > 0.0f)
         {
-            _S562 = 127.0f / most_1;
+            _S100 = 127.0f / most_1;
         }
         else
         {
-            _S562 = 0.0f;
+            _S100 = 0.0f;
         }
-        uint i_12 = 0U;
+        uint i_7 = 0U;
         for(;;)
         {
-            if(i_12 < 8U)
+            if(i_7 < 8U)
             {
             }
             else
             {
                 break;
             }
-            float4  _S574 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_12);
-            float4  _S575 = make_float4 (_S562) * _S574;
-            int4  _S576 = make_int4 (int(-127));
-            float4  _S577 = make_float4 ((float)_S576.x, (float)_S576.y, (float)_S576.z, (float)_S576.w);
-            int4  _S578 = make_int4 (int(127));
-            float4  _S579 = make_float4 ((float)_S578.x, (float)_S578.y, (float)_S578.z, (float)_S578.w);
-            float4  _S580 = clamp_0(_S575 + _slang_select(_S575 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S577, _S579);
-            int4  _S581 = make_int4 ((int)_S580.x, (int)_S580.y, (int)_S580.z, (int)_S580.w);
-            *(&(pool_2)[_S563.vector_0 + 8U * block_1 + i_12]) = uint(((((_S581.x) & int(255)) | (((_S581.y) & int(255)) << int(8))) | (((_S581.z) & int(255)) << int(16))) | ((_S581.w) << int(24)));
-            i_12 = i_12 + 1U;
+            float4  _S112 = Turned_four_0(x_8, element_4 + 32U * block_1 + 4U * i_7);
+            float4  _S113 = make_float4 (_S100) * _S112;
+            int4  _S114 = make_int4 (int(-127));
+            float4  _S115 = make_float4 ((float)_S114.x, (float)_S114.y, (float)_S114.z, (float)_S114.w);
+            int4  _S116 = make_int4 (int(127));
+            float4  _S117 = make_float4 ((float)_S116.x, (float)_S116.y, (float)_S116.z, (float)_S116.w);
+            float4  _S118 = clamp_0(_S113 + _slang_select(_S113 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S115, _S117);
+            int4  _S119 = make_int4 ((int)_S118.x, (int)_S118.y, (int)_S118.z, (int)_S118.w);
+            *(&(pool_1)[_S101.vector_0 + 8U * block_1 + i_7]) = uint(((((_S119.x) & int(255)) | (((_S119.y) & int(255)) << int(8))) | (((_S119.z) & int(255)) << int(16))) | ((_S119.w) << int(24)));
+            i_7 = i_7 + 1U;
         }
         block_1 = block_1 + 1U;
     }
-    *(&(pool_2)[_S563.scale_0 / 2U]) = pack_halves_0(scales_2);
+    *(&(pool_1)[_S101.scale_1 / 2U]) = pack_halves_0(scales_1);
     return;
 }
 
-__device__ void load_queries_0(uint thread_3, Part_0 * part_1, float scale_2, Turned_0 * q_0)
+struct SequenceTable_0
 {
-    uint _S582 = part_1->head_dim_0;
-    uint _S583 = padded_vectors_0(part_1->head_dim_0);
-    uint i_13 = thread_3;
+    uint begin_3;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+__device__ uint padded_vectors_0(uint head_dim_2)
+{
+    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
+}
+
+__device__ float4  query_at_0(uint vector_2)
+{
+    return (*&query_0)[vector_2];
+}
+
+__device__ float dot_0(float4  x_9, float4  y_2)
+{
+    int i_8 = int(0);
+    float result_4 = 0.0f;
     for(;;)
     {
-        if(i_13 < (4U * _S583))
+        if(i_8 < int(4))
         {
         }
         else
         {
             break;
         }
-        uint _S584 = i_13 % _S583;
-        uint _S585 = i_13 / _S583;
-        bool _S586;
-        if(_S585 < (part_1->heads_0))
+        float result_5 = result_4 + _slang_vector_get_element(x_9, i_8) * _slang_vector_get_element(y_2, i_8);
+        i_8 = i_8 + int(1);
+        result_4 = result_5;
+    }
+    return result_4;
+}
+
+__device__ uint WaveGetActiveMask_0(uint _S120)
+{
+    return _S120;
+}
+
+__device__ float4  WaveActiveSum_0(float4  expr_0, uint _S121)
+{
+    float4  _S122 = (_waveSumMultiple((make_uint4 (WaveGetActiveMask_0(_S121), 0U, 0U, 0U)).x, (expr_0)));
+    return _S122;
+}
+
+__device__ bool WaveIsFirstLane_0(uint _S123)
+{
+    uint _S124 = WaveGetActiveMask_0(_S123);
+    bool _S125 = ((((_S124) & -(_S124)) == (WarpMask(1) << _getLaneId())));
+    return _S125;
+}
+
+__device__ __shared__ FixedArray<float4 , 32>  waves_0;
+
+__device__ float4  group_total_0(float4  value_0, uint thread_1, uint _S126)
+{
+    uint _S127 = ((warpSize));
+    float4  _S128 = WaveActiveSum_0(value_0, _S126);
+    bool _S129 = WaveIsFirstLane_0(_S126);
+    uint _S130 = __ballot_sync(_S126, _S129);
+    if(_S129)
+    {
+        uint _S131 = thread_1 / _S127;
+        (*&waves_0)[_S131] = _S128;
+    }
+    __syncthreads();
+    int4  _S132 = make_int4 (int(0));
+    float4  _S133 = make_float4 ((float)_S132.x, (float)_S132.y, (float)_S132.z, (float)_S132.w);
+    uint wave_0 = 0U;
+    float4  result_6 = _S133;
+    for(;;)
+    {
+        uint _S134 = 128U / _S127;
+        if(wave_0 < _S134)
         {
-            _S586 = _S584 < (_S582 / 4U);
         }
         else
         {
-            _S586 = false;
+            break;
         }
-        int4  _S587 = make_int4 (int(0));
-        float4  _S588 = make_float4 ((float)_S587.x, (float)_S587.y, (float)_S587.z, (float)_S587.w);
-        (*&query_0)[i_13] = _S588;
-        if(_S586)
+        float4  result_7 = result_6 + (*&waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_6 = result_7;
+    }
+    return result_6;
+}
+
+__device__ float4  score_0(uint thread_2, Part_0 * part_1, float4  key_0, uint _S135)
+{
+    __syncthreads();
+    int4  _S136 = make_int4 (int(0));
+    float4  _S137 = make_float4 ((float)_S136.x, (float)_S136.y, (float)_S136.z, (float)_S136.w);
+    float4  products_0 = _S137;
+    uint _S138 = part_1->head_dim_0;
+    bool _S139 = thread_2 < (part_1->head_dim_0 / 4U);
+    uint _S140 = __ballot_sync(_S135, _S139);
+    uint _S141;
+    if(_S139)
+    {
+        *&((&products_0)->x) = dot_0(query_at_0(thread_2), key_0);
+        uint _S142 = padded_vectors_0(_S138);
+        *&((&products_0)->y) = dot_0(query_at_0(_S142 + thread_2), key_0);
+        *&((&products_0)->z) = dot_0(query_at_0(2U * _S142 + thread_2), key_0);
+        *&((&products_0)->w) = dot_0(query_at_0(3U * _S142 + thread_2), key_0);
+        uint _S143 = __ballot_sync(_S140, false);
+        uint _S144 = __ballot_sync(_S140, false);
+        uint _S145 = __ballot_sync(_S140, true);
+        uint _S146 = __ballot_sync(_S135, true);
+        _S141 = _S146;
+    }
+    else
+    {
+        uint _S147 = __ballot_sync(_S135, true);
+        _S141 = _S147;
+    }
+    float4  _S148 = group_total_0(products_0, thread_2, _S141);
+    __syncthreads();
+    return _S148;
+}
+
+__device__ __shared__ FixedArray<uint, 64>  slots_0;
+
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_0, uint position_0)
+{
+    uint _S149 = this_5->begin_3;
+    uint _S150 = this_5->page_size_0;
+    uint _S151 = position_0 / this_5->page_size_0;
+    uint _S152 = __ldg((&(sequences_0)[_S149 + _S151]));
+    uint _S153 = (U32_min((_S152), (this_5->pages_0 - 1U))) * _S150;
+    uint _S154 = position_0 % _S150;
+    return _S153 + _S154;
+}
+
+__device__ float2  halves_0(uint word_0)
+{
+    return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
+}
+
+__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_3, uint half_0)
+{
+    uint _S155 = __ldg((&(words_0)[offset_3 + half_0 / 2U]));
+    return halves_0(_S155 >> (half_0 % 2U * 16U)).x;
+}
+
+__device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_2, uint at_0)
+{
+    return half_at_0(pool_2, 0U, at_0);
+}
+
+__device__ float4  bytes_0(uint word_1)
+{
+    int4  _S156 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
+    float4  _S157 = make_float4 ((float)_S156.x, (float)_S156.y, (float)_S156.z, (float)_S156.w);
+    return _S157;
+}
+
+__device__ float4  Blocks8_expand_0(uint four_0)
+{
+    return bytes_0(four_0);
+}
+
+__device__ __shared__ FixedArray<float4 , 512>  exchange_0;
+
+__device__ float4  WaveActiveMax_0(float4  expr_1, uint _S158)
+{
+    float4  _S159 = (_waveMaxMultiple((make_uint4 (WaveGetActiveMask_0(_S158), 0U, 0U, 0U)).x, (expr_1)));
+    return _S159;
+}
+
+__device__ float4  group_peak_0(float4  value_1, uint thread_3, uint _S160)
+{
+    uint _S161 = ((warpSize));
+    float4  _S162 = WaveActiveMax_0(value_1, _S160);
+    bool _S163 = WaveIsFirstLane_0(_S160);
+    uint _S164 = __ballot_sync(_S160, _S163);
+    if(_S163)
+    {
+        uint _S165 = thread_3 / _S161;
+        (*&waves_0)[_S165] = _S162;
+    }
+    __syncthreads();
+    float4  result_8 = make_float4 (-3.4028234663852886e+38f);
+    uint wave_1 = 0U;
+    for(;;)
+    {
+        uint _S166 = 128U / _S161;
+        if(wave_1 < _S166)
         {
-            uint _S589 = part_1->head_0;
-            uint _S590 = i_13 / _S583;
-            float4  _S591 = Turned_four_0(q_0, (_S589 + _S590) * _S582 + 4U * _S584);
-            (*&query_0)[i_13] = make_float4 (scale_2) * _S591;
         }
-        i_13 = i_13 + 128U;
+        else
+        {
+            break;
+        }
+        float4  _S167 = max_0(result_8, (*&waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_8 = _S167;
+        wave_1 = wave_2;
+    }
+    return result_8;
+}
+
+__device__ float4  exp_0(float4  x_10)
+{
+    float4  result_9;
+    int i_9 = int(0);
+    for(;;)
+    {
+        if(i_9 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_9, i_9) = (F32_exp((_slang_vector_get_element(x_10, i_9))));
+        i_9 = i_9 + int(1);
+    }
+    return result_9;
+}
+
+__device__ __shared__ FixedArray<float4 , 64>  weights_0;
+
+__device__ void attend_0(uint thread_4, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> sequences_1, RWStructuredBuffer<float4 > scratch_0, SequenceTable_0 * table_2, Part_0 * part_2, float scale_3, Turned_0 * queries_0, bool with_own_0, Turned_0 * own_key_0, Plain_0 * own_value_0, uint _S168)
+{
+    float4  score_1;
+    uint _S169;
+    uint _S170;
+    uint _S171;
+    uint _S172 = part_2->head_dim_0;
+    uint _S173 = part_2->head_dim_0 / 4U;
+    uint _S174 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S174, scale_3, queries_0);
+    uint _S175 = 128U / _S173;
+    uint _S176 = thread_4 / _S173;
+    uint _S177 = part_2->kv_head_0 * _S172;
+    uint _S178 = thread_4 % _S173;
+    uint _S179 = _S177 + 4U * _S178;
+    float4  _S180 = make_float4 (-3.4028234663852886e+38f);
+    int4  _S181 = make_int4 (int(0));
+    float4  _S182 = make_float4 ((float)_S181.x, (float)_S181.y, (float)_S181.z, (float)_S181.w);
+    FixedArray<float4 , 4>  sums_0;
+    sums_0[0U] = _S182;
+    sums_0[1U] = _S182;
+    sums_0[2U] = _S182;
+    sums_0[3U] = _S182;
+    uint _S183 = __ballot_sync(_S168, false);
+    uint _S184 = __ballot_sync(_S168, false);
+    uint _S185 = __ballot_sync(_S168, true);
+    uint _S186 = __ballot_sync(_S185, with_own_0);
+    uint i_10;
+    uint tile_0;
+    float4  peak_0;
+    float4  total_0;
+    if(with_own_0)
+    {
+        float4  _S187 = Turned_four_0(own_key_0, _S179);
+        float4  _S188 = score_0(thread_4, part_2, _S187, _S186);
+        bool _S189 = thread_4 == 0U;
+        uint _S190 = __ballot_sync(_S186, _S189);
+        int _S191;
+        if(_S189)
+        {
+            uint _S192 = __ballot_sync(_S186, true);
+            _S191 = int(1);
+            i_10 = _S192;
+        }
+        else
+        {
+            uint _S193 = __ballot_sync(_S186, true);
+            _S191 = int(0);
+            i_10 = _S193;
+        }
+        int4  _S194 = make_int4 (_S191);
+        float4  _S195 = make_float4 ((float)_S194.x, (float)_S194.y, (float)_S194.z, (float)_S194.w);
+        float4  _S196 = Plain_four_0(own_value_0, _S179);
+        bool _S197 = _S176 == 0U;
+        uint _S198 = __ballot_sync(i_10, _S197);
+        if(_S197)
+        {
+            uint _S199 = __ballot_sync(i_10, true);
+            peak_0 = _S196;
+            tile_0 = _S199;
+        }
+        else
+        {
+            uint _S200 = __ballot_sync(i_10, true);
+            peak_0 = _S182;
+            tile_0 = _S200;
+        }
+        sums_0[0U] = peak_0;
+        uint _S201 = __ballot_sync(tile_0, _S197);
+        if(_S197)
+        {
+            uint _S202 = __ballot_sync(tile_0, true);
+            peak_0 = _S196;
+            tile_0 = _S202;
+        }
+        else
+        {
+            uint _S203 = __ballot_sync(tile_0, true);
+            peak_0 = _S182;
+            tile_0 = _S203;
+        }
+        sums_0[1U] = peak_0;
+        uint _S204 = __ballot_sync(tile_0, _S197);
+        if(_S197)
+        {
+            uint _S205 = __ballot_sync(tile_0, true);
+            peak_0 = _S196;
+            tile_0 = _S205;
+        }
+        else
+        {
+            uint _S206 = __ballot_sync(tile_0, true);
+            peak_0 = _S182;
+            tile_0 = _S206;
+        }
+        sums_0[2U] = peak_0;
+        uint _S207 = __ballot_sync(tile_0, _S197);
+        if(_S197)
+        {
+            uint _S208 = __ballot_sync(tile_0, true);
+            peak_0 = _S196;
+            tile_0 = _S208;
+        }
+        else
+        {
+            uint _S209 = __ballot_sync(tile_0, true);
+            peak_0 = _S182;
+            tile_0 = _S209;
+        }
+        sums_0[3U] = peak_0;
+        uint _S210 = __ballot_sync(tile_0, false);
+        uint _S211 = __ballot_sync(tile_0, false);
+        uint _S212 = __ballot_sync(i_10, true);
+        uint _S213 = __ballot_sync(_S185, true);
+        peak_0 = _S188;
+        total_0 = _S195;
+        i_10 = _S213;
+    }
+    else
+    {
+        uint _S214 = __ballot_sync(_S185, true);
+        peak_0 = _S180;
+        total_0 = _S182;
+        i_10 = _S214;
+    }
+    tile_0 = part_2->begin_0;
+    uint j_0 = i_10;
+    for(;;)
+    {
+        uint _S215 = 0U;
+        uint _S216 = part_2->end_0;
+        bool _S217 = tile_0 < (part_2->end_0);
+        uint _S218 = __ballot_sync(j_0, _S217);
+        if(_S217)
+        {
+            uint _S219 = __ballot_sync(j_0, true);
+            _S215 = _S219;
+        }
+        else
+        {
+            uint _S220 = __ballot_sync(j_0, false);
+            uint _S221 = __ballot_sync(j_0, false);
+            uint _S222 = __ballot_sync(i_10, true);
+            _S170 = _S222;
+            break;
+        }
+        bool _S223 = thread_4 < 64U;
+        uint _S224 = __ballot_sync(_S215, _S223);
+        uint _S225;
+        if(_S223)
+        {
+            uint _S226 = SequenceTable_slot_0(table_2, sequences_1, (U32_min((tile_0 + thread_4), (_S216 - 1U))));
+            (*&slots_0)[thread_4] = _S226;
+            uint _S227 = __ballot_sync(_S215, true);
+            _S225 = _S227;
+        }
+        else
+        {
+            uint _S228 = __ballot_sync(_S215, true);
+            _S225 = _S228;
+        }
+        __syncthreads();
+        FixedArray<uint, 8>  values_1;
+        FixedArray<float, 8>  scales_2;
+        uint _S229 = part_2->v_pages_offset_0;
+        uint _S230 = part_2->columns_0;
+        Run_0 _S231 = Blocks8_run_0(part_2->v_pages_offset_0, (*&slots_0)[(U32_min((_S176), (63U)))], part_2->columns_0, _S179);
+        uint _S232 = __ldg((&(v_pages_0)[_S231.vector_0]));
+        values_1[0U] = _S232;
+        scales_2[0U] = Blocks8_scale_0(v_pages_0, _S231.scale_1);
+        Run_0 _S233 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S175), (63U)))], _S230, _S179);
+        uint _S234 = __ldg((&(v_pages_0)[_S233.vector_0]));
+        values_1[1U] = _S234;
+        scales_2[1U] = Blocks8_scale_0(v_pages_0, _S233.scale_1);
+        uint _S235 = 2U * _S175;
+        Run_0 _S236 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S235), (63U)))], _S230, _S179);
+        uint _S237 = __ldg((&(v_pages_0)[_S236.vector_0]));
+        values_1[2U] = _S237;
+        scales_2[2U] = Blocks8_scale_0(v_pages_0, _S236.scale_1);
+        uint _S238 = 3U * _S175;
+        Run_0 _S239 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S238), (63U)))], _S230, _S179);
+        uint _S240 = __ldg((&(v_pages_0)[_S239.vector_0]));
+        values_1[3U] = _S240;
+        scales_2[3U] = Blocks8_scale_0(v_pages_0, _S239.scale_1);
+        uint _S241 = 4U * _S175;
+        Run_0 _S242 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S241), (63U)))], _S230, _S179);
+        uint _S243 = __ldg((&(v_pages_0)[_S242.vector_0]));
+        values_1[4U] = _S243;
+        scales_2[4U] = Blocks8_scale_0(v_pages_0, _S242.scale_1);
+        uint _S244 = 5U * _S175;
+        Run_0 _S245 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S244), (63U)))], _S230, _S179);
+        uint _S246 = __ldg((&(v_pages_0)[_S245.vector_0]));
+        values_1[5U] = _S246;
+        scales_2[5U] = Blocks8_scale_0(v_pages_0, _S245.scale_1);
+        uint _S247 = 6U * _S175;
+        Run_0 _S248 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S247), (63U)))], _S230, _S179);
+        uint _S249 = __ldg((&(v_pages_0)[_S248.vector_0]));
+        values_1[6U] = _S249;
+        scales_2[6U] = Blocks8_scale_0(v_pages_0, _S248.scale_1);
+        uint _S250 = 7U * _S175;
+        Run_0 _S251 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((_S176 + _S250), (63U)))], _S230, _S179);
+        uint _S252 = __ldg((&(v_pages_0)[_S251.vector_0]));
+        values_1[7U] = _S252;
+        scales_2[7U] = Blocks8_scale_0(v_pages_0, _S251.scale_1);
+        uint _S253 = __ballot_sync(_S225, false);
+        uint _S254 = __ballot_sync(_S225, false);
+        uint _S255 = __ballot_sync(_S225, true);
+        FixedArray<Run_0, 2>  keys_0;
+        keys_0[0U] = Blocks8_run_0(part_2->k_pages_offset_0, (*&slots_0)[thread_4 / 4U], _S230, _S177);
+        FixedArray<float4 , 2>  products_1;
+        products_1[0U] = _S182;
+        keys_0[1U] = Blocks8_run_0(part_2->k_pages_offset_0, (*&slots_0)[thread_4 / 4U + 32U], _S230, _S177);
+        products_1[1U] = _S182;
+        uint _S256 = __ballot_sync(_S255, false);
+        uint _S257 = __ballot_sync(_S255, false);
+        uint _S258 = __ballot_sync(_S255, true);
+        uint i_11 = thread_4 % 4U;
+        uint _S259 = _S258;
+        for(;;)
+        {
+            uint _S260 = 0U;
+            bool _S261 = i_11 < _S173;
+            uint _S262 = __ballot_sync(_S259, _S261);
+            if(_S261)
+            {
+                uint _S263 = __ballot_sync(_S259, true);
+                _S260 = _S263;
+            }
+            else
+            {
+                uint _S264 = __ballot_sync(_S259, false);
+                uint _S265 = __ballot_sync(_S259, false);
+                uint _S266 = __ballot_sync(_S258, true);
+                _S169 = _S266;
+                break;
+            }
+            FixedArray<uint, 8>  ahead_0;
+            FixedArray<float, 8>  key_scales_0;
+            uint _S267 = _S173 - 1U;
+            uint _S268 = (U32_min((i_11), (_S267)));
+            uint _S269 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S268]));
+            ahead_0[0U] = _S269;
+            key_scales_0[0U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S268 / 8U);
+            uint _S270 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S268]));
+            ahead_0[1U] = _S270;
+            key_scales_0[1U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S268 / 8U);
+            uint _S271 = __ballot_sync(_S260, false);
+            uint _S272 = __ballot_sync(_S260, false);
+            uint _S273 = __ballot_sync(_S260, true);
+            uint _S274 = __ballot_sync(_S260, true);
+            uint _S275 = __ballot_sync(_S260, true);
+            uint _S276 = i_11 + 4U;
+            uint _S277 = (U32_min((_S276), (_S267)));
+            uint _S278 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S277]));
+            ahead_0[2U] = _S278;
+            key_scales_0[2U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S277 / 8U);
+            uint _S279 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S277]));
+            ahead_0[3U] = _S279;
+            key_scales_0[3U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S277 / 8U);
+            uint _S280 = __ballot_sync(_S275, false);
+            uint _S281 = __ballot_sync(_S275, false);
+            uint _S282 = __ballot_sync(_S275, true);
+            uint _S283 = __ballot_sync(_S275, true);
+            uint _S284 = __ballot_sync(_S275, true);
+            uint _S285 = i_11 + 8U;
+            uint _S286 = (U32_min((_S285), (_S267)));
+            uint _S287 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S286]));
+            ahead_0[4U] = _S287;
+            key_scales_0[4U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S286 / 8U);
+            uint _S288 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S286]));
+            ahead_0[5U] = _S288;
+            key_scales_0[5U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S286 / 8U);
+            uint _S289 = __ballot_sync(_S284, false);
+            uint _S290 = __ballot_sync(_S284, false);
+            uint _S291 = __ballot_sync(_S284, true);
+            uint _S292 = __ballot_sync(_S284, true);
+            uint _S293 = __ballot_sync(_S284, true);
+            uint _S294 = i_11 + 12U;
+            uint _S295 = (U32_min((_S294), (_S267)));
+            uint _S296 = __ldg((&(k_pages_0)[(&keys_0[0U])->vector_0 + _S295]));
+            ahead_0[6U] = _S296;
+            key_scales_0[6U] = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S295 / 8U);
+            uint _S297 = __ldg((&(k_pages_0)[(&keys_0[1U])->vector_0 + _S295]));
+            ahead_0[7U] = _S297;
+            key_scales_0[7U] = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S295 / 8U);
+            uint _S298 = __ballot_sync(_S293, false);
+            uint _S299 = __ballot_sync(_S293, false);
+            uint _S300 = __ballot_sync(_S293, true);
+            uint _S301 = __ballot_sync(_S293, true);
+            uint _S302 = __ballot_sync(_S293, true);
+            uint _S303 = __ballot_sync(_S302, false);
+            uint _S304 = __ballot_sync(_S302, false);
+            uint _S305 = __ballot_sync(_S260, true);
+            float4  _S306 = query_at_0(i_11);
+            *&((&products_1[0U])->x) = *&((&products_1[0U])->x) + key_scales_0[0U] * dot_0(_S306, Blocks8_expand_0(ahead_0[0U]));
+            *&((&products_1[1U])->x) = *&((&products_1[1U])->x) + key_scales_0[1U] * dot_0(_S306, Blocks8_expand_0(ahead_0[1U]));
+            uint _S307 = __ballot_sync(_S305, false);
+            uint _S308 = __ballot_sync(_S305, false);
+            uint _S309 = __ballot_sync(_S305, true);
+            uint _S310 = __ballot_sync(_S305, true);
+            uint _S311 = __ballot_sync(_S305, true);
+            uint _S312 = _S174 + i_11;
+            float4  _S313 = query_at_0(_S312);
+            *&((&products_1[0U])->y) = *&((&products_1[0U])->y) + key_scales_0[0U] * dot_0(_S313, Blocks8_expand_0(ahead_0[0U]));
+            *&((&products_1[1U])->y) = *&((&products_1[1U])->y) + key_scales_0[1U] * dot_0(_S313, Blocks8_expand_0(ahead_0[1U]));
+            uint _S314 = __ballot_sync(_S311, false);
+            uint _S315 = __ballot_sync(_S311, false);
+            uint _S316 = __ballot_sync(_S311, true);
+            uint _S317 = __ballot_sync(_S311, true);
+            uint _S318 = __ballot_sync(_S311, true);
+            uint _S319 = 2U * _S174 + i_11;
+            float4  _S320 = query_at_0(_S319);
+            *&((&products_1[0U])->z) = *&((&products_1[0U])->z) + key_scales_0[0U] * dot_0(_S320, Blocks8_expand_0(ahead_0[0U]));
+            *&((&products_1[1U])->z) = *&((&products_1[1U])->z) + key_scales_0[1U] * dot_0(_S320, Blocks8_expand_0(ahead_0[1U]));
+            uint _S321 = __ballot_sync(_S318, false);
+            uint _S322 = __ballot_sync(_S318, false);
+            uint _S323 = __ballot_sync(_S318, true);
+            uint _S324 = __ballot_sync(_S318, true);
+            uint _S325 = __ballot_sync(_S318, true);
+            uint _S326 = 3U * _S174 + i_11;
+            float4  _S327 = query_at_0(_S326);
+            *&((&products_1[0U])->w) = *&((&products_1[0U])->w) + key_scales_0[0U] * dot_0(_S327, Blocks8_expand_0(ahead_0[0U]));
+            *&((&products_1[1U])->w) = *&((&products_1[1U])->w) + key_scales_0[1U] * dot_0(_S327, Blocks8_expand_0(ahead_0[1U]));
+            uint _S328 = __ballot_sync(_S325, false);
+            uint _S329 = __ballot_sync(_S325, false);
+            uint _S330 = __ballot_sync(_S325, true);
+            uint _S331 = __ballot_sync(_S325, true);
+            uint _S332 = __ballot_sync(_S325, true);
+            uint _S333 = __ballot_sync(_S332, false);
+            uint _S334 = __ballot_sync(_S332, false);
+            uint _S335 = __ballot_sync(_S305, true);
+            uint _S336 = __ballot_sync(_S305, true);
+            uint _S337 = __ballot_sync(_S305, true);
+            float4  _S338 = query_at_0(_S276);
+            *&((&products_1[0U])->x) = *&((&products_1[0U])->x) + key_scales_0[2U] * dot_0(_S338, Blocks8_expand_0(ahead_0[2U]));
+            *&((&products_1[1U])->x) = *&((&products_1[1U])->x) + key_scales_0[3U] * dot_0(_S338, Blocks8_expand_0(ahead_0[3U]));
+            uint _S339 = __ballot_sync(_S337, false);
+            uint _S340 = __ballot_sync(_S337, false);
+            uint _S341 = __ballot_sync(_S337, true);
+            uint _S342 = __ballot_sync(_S337, true);
+            uint _S343 = __ballot_sync(_S337, true);
+            float4  _S344 = query_at_0(_S312 + 4U);
+            *&((&products_1[0U])->y) = *&((&products_1[0U])->y) + key_scales_0[2U] * dot_0(_S344, Blocks8_expand_0(ahead_0[2U]));
+            *&((&products_1[1U])->y) = *&((&products_1[1U])->y) + key_scales_0[3U] * dot_0(_S344, Blocks8_expand_0(ahead_0[3U]));
+            uint _S345 = __ballot_sync(_S343, false);
+            uint _S346 = __ballot_sync(_S343, false);
+            uint _S347 = __ballot_sync(_S343, true);
+            uint _S348 = __ballot_sync(_S343, true);
+            uint _S349 = __ballot_sync(_S343, true);
+            float4  _S350 = query_at_0(_S319 + 4U);
+            *&((&products_1[0U])->z) = *&((&products_1[0U])->z) + key_scales_0[2U] * dot_0(_S350, Blocks8_expand_0(ahead_0[2U]));
+            *&((&products_1[1U])->z) = *&((&products_1[1U])->z) + key_scales_0[3U] * dot_0(_S350, Blocks8_expand_0(ahead_0[3U]));
+            uint _S351 = __ballot_sync(_S349, false);
+            uint _S352 = __ballot_sync(_S349, false);
+            uint _S353 = __ballot_sync(_S349, true);
+            uint _S354 = __ballot_sync(_S349, true);
+            uint _S355 = __ballot_sync(_S349, true);
+            float4  _S356 = query_at_0(_S326 + 4U);
+            *&((&products_1[0U])->w) = *&((&products_1[0U])->w) + key_scales_0[2U] * dot_0(_S356, Blocks8_expand_0(ahead_0[2U]));
+            *&((&products_1[1U])->w) = *&((&products_1[1U])->w) + key_scales_0[3U] * dot_0(_S356, Blocks8_expand_0(ahead_0[3U]));
+            uint _S357 = __ballot_sync(_S355, false);
+            uint _S358 = __ballot_sync(_S355, false);
+            uint _S359 = __ballot_sync(_S355, true);
+            uint _S360 = __ballot_sync(_S355, true);
+            uint _S361 = __ballot_sync(_S355, true);
+            uint _S362 = __ballot_sync(_S361, false);
+            uint _S363 = __ballot_sync(_S361, false);
+            uint _S364 = __ballot_sync(_S337, true);
+            uint _S365 = __ballot_sync(_S337, true);
+            uint _S366 = __ballot_sync(_S337, true);
+            float4  _S367 = query_at_0(_S285);
+            *&((&products_1[0U])->x) = *&((&products_1[0U])->x) + key_scales_0[4U] * dot_0(_S367, Blocks8_expand_0(ahead_0[4U]));
+            *&((&products_1[1U])->x) = *&((&products_1[1U])->x) + key_scales_0[5U] * dot_0(_S367, Blocks8_expand_0(ahead_0[5U]));
+            uint _S368 = __ballot_sync(_S366, false);
+            uint _S369 = __ballot_sync(_S366, false);
+            uint _S370 = __ballot_sync(_S366, true);
+            uint _S371 = __ballot_sync(_S366, true);
+            uint _S372 = __ballot_sync(_S366, true);
+            float4  _S373 = query_at_0(_S312 + 8U);
+            *&((&products_1[0U])->y) = *&((&products_1[0U])->y) + key_scales_0[4U] * dot_0(_S373, Blocks8_expand_0(ahead_0[4U]));
+            *&((&products_1[1U])->y) = *&((&products_1[1U])->y) + key_scales_0[5U] * dot_0(_S373, Blocks8_expand_0(ahead_0[5U]));
+            uint _S374 = __ballot_sync(_S372, false);
+            uint _S375 = __ballot_sync(_S372, false);
+            uint _S376 = __ballot_sync(_S372, true);
+            uint _S377 = __ballot_sync(_S372, true);
+            uint _S378 = __ballot_sync(_S372, true);
+            float4  _S379 = query_at_0(_S319 + 8U);
+            *&((&products_1[0U])->z) = *&((&products_1[0U])->z) + key_scales_0[4U] * dot_0(_S379, Blocks8_expand_0(ahead_0[4U]));
+            *&((&products_1[1U])->z) = *&((&products_1[1U])->z) + key_scales_0[5U] * dot_0(_S379, Blocks8_expand_0(ahead_0[5U]));
+            uint _S380 = __ballot_sync(_S378, false);
+            uint _S381 = __ballot_sync(_S378, false);
+            uint _S382 = __ballot_sync(_S378, true);
+            uint _S383 = __ballot_sync(_S378, true);
+            uint _S384 = __ballot_sync(_S378, true);
+            float4  _S385 = query_at_0(_S326 + 8U);
+            *&((&products_1[0U])->w) = *&((&products_1[0U])->w) + key_scales_0[4U] * dot_0(_S385, Blocks8_expand_0(ahead_0[4U]));
+            *&((&products_1[1U])->w) = *&((&products_1[1U])->w) + key_scales_0[5U] * dot_0(_S385, Blocks8_expand_0(ahead_0[5U]));
+            uint _S386 = __ballot_sync(_S384, false);
+            uint _S387 = __ballot_sync(_S384, false);
+            uint _S388 = __ballot_sync(_S384, true);
+            uint _S389 = __ballot_sync(_S384, true);
+            uint _S390 = __ballot_sync(_S384, true);
+            uint _S391 = __ballot_sync(_S390, false);
+            uint _S392 = __ballot_sync(_S390, false);
+            uint _S393 = __ballot_sync(_S366, true);
+            uint _S394 = __ballot_sync(_S366, true);
+            uint _S395 = __ballot_sync(_S366, true);
+            float4  _S396 = query_at_0(_S294);
+            *&((&products_1[0U])->x) = *&((&products_1[0U])->x) + key_scales_0[6U] * dot_0(_S396, Blocks8_expand_0(ahead_0[6U]));
+            *&((&products_1[1U])->x) = *&((&products_1[1U])->x) + key_scales_0[7U] * dot_0(_S396, Blocks8_expand_0(ahead_0[7U]));
+            uint _S397 = __ballot_sync(_S395, false);
+            uint _S398 = __ballot_sync(_S395, false);
+            uint _S399 = __ballot_sync(_S395, true);
+            uint _S400 = __ballot_sync(_S395, true);
+            uint _S401 = __ballot_sync(_S395, true);
+            float4  _S402 = query_at_0(_S312 + 12U);
+            *&((&products_1[0U])->y) = *&((&products_1[0U])->y) + key_scales_0[6U] * dot_0(_S402, Blocks8_expand_0(ahead_0[6U]));
+            *&((&products_1[1U])->y) = *&((&products_1[1U])->y) + key_scales_0[7U] * dot_0(_S402, Blocks8_expand_0(ahead_0[7U]));
+            uint _S403 = __ballot_sync(_S401, false);
+            uint _S404 = __ballot_sync(_S401, false);
+            uint _S405 = __ballot_sync(_S401, true);
+            uint _S406 = __ballot_sync(_S401, true);
+            uint _S407 = __ballot_sync(_S401, true);
+            float4  _S408 = query_at_0(_S319 + 12U);
+            *&((&products_1[0U])->z) = *&((&products_1[0U])->z) + key_scales_0[6U] * dot_0(_S408, Blocks8_expand_0(ahead_0[6U]));
+            *&((&products_1[1U])->z) = *&((&products_1[1U])->z) + key_scales_0[7U] * dot_0(_S408, Blocks8_expand_0(ahead_0[7U]));
+            uint _S409 = __ballot_sync(_S407, false);
+            uint _S410 = __ballot_sync(_S407, false);
+            uint _S411 = __ballot_sync(_S407, true);
+            uint _S412 = __ballot_sync(_S407, true);
+            uint _S413 = __ballot_sync(_S407, true);
+            float4  _S414 = query_at_0(_S326 + 12U);
+            *&((&products_1[0U])->w) = *&((&products_1[0U])->w) + key_scales_0[6U] * dot_0(_S414, Blocks8_expand_0(ahead_0[6U]));
+            *&((&products_1[1U])->w) = *&((&products_1[1U])->w) + key_scales_0[7U] * dot_0(_S414, Blocks8_expand_0(ahead_0[7U]));
+            uint _S415 = __ballot_sync(_S413, false);
+            uint _S416 = __ballot_sync(_S413, false);
+            uint _S417 = __ballot_sync(_S413, true);
+            uint _S418 = __ballot_sync(_S413, true);
+            uint _S419 = __ballot_sync(_S413, true);
+            uint _S420 = __ballot_sync(_S419, false);
+            uint _S421 = __ballot_sync(_S419, false);
+            uint _S422 = __ballot_sync(_S395, true);
+            uint _S423 = __ballot_sync(_S395, true);
+            uint _S424 = __ballot_sync(_S395, true);
+            uint _S425 = __ballot_sync(_S424, false);
+            uint _S426 = __ballot_sync(_S424, false);
+            uint _S427 = __ballot_sync(_S305, true);
+            uint _S428 = __ballot_sync(_S259, true);
+            i_11 = i_11 + 16U;
+            _S259 = _S428;
+        }
+        (*&exchange_0)[thread_4] = products_1[0U];
+        (*&exchange_0)[128U + thread_4] = products_1[1U];
+        uint _S429 = __ballot_sync(_S169, false);
+        uint _S430 = __ballot_sync(_S169, false);
+        uint _S431 = __ballot_sync(_S169, true);
+        __syncthreads();
+        uint _S432 = __ballot_sync(_S431, _S223);
+        uint _S433;
+        bool _S434;
+        if(_S223)
+        {
+            bool _S435 = (tile_0 + thread_4) < _S216;
+            uint _S436 = __ballot_sync(_S431, true);
+            _S434 = _S435;
+            _S433 = _S436;
+        }
+        else
+        {
+            uint _S437 = __ballot_sync(_S431, true);
+            _S434 = false;
+            _S433 = _S437;
+        }
+        uint _S438 = __ballot_sync(_S433, _S434);
+        uint _S439;
+        if(_S434)
+        {
+            uint _S440 = thread_4 * 4U;
+            float4  score_2 = (*&exchange_0)[_S440] + (*&exchange_0)[_S440 + 1U] + (*&exchange_0)[_S440 + 2U] + (*&exchange_0)[_S440 + 3U];
+            uint _S441 = __ballot_sync(_S438, false);
+            uint _S442 = __ballot_sync(_S438, false);
+            uint _S443 = __ballot_sync(_S438, true);
+            uint _S444 = __ballot_sync(_S433, true);
+            score_1 = score_2;
+            _S439 = _S444;
+        }
+        else
+        {
+            uint _S445 = __ballot_sync(_S433, true);
+            score_1 = _S180;
+            _S439 = _S445;
+        }
+        float4  _S446 = group_peak_0(score_1, thread_4, _S439);
+        float4  _S447 = max_0(peak_0, _S446);
+        uint _S448 = __ballot_sync(_S439, _S434);
+        uint _S449;
+        float4  _S450;
+        if(_S434)
+        {
+            float4  _S451 = exp_0(score_1 - _S447);
+            uint _S452 = __ballot_sync(_S439, true);
+            _S449 = _S452;
+            _S450 = _S451;
+        }
+        else
+        {
+            uint _S453 = __ballot_sync(_S439, true);
+            _S449 = _S453;
+            _S450 = _S182;
+        }
+        uint _S454 = __ballot_sync(_S449, _S223);
+        uint _S455;
+        if(_S223)
+        {
+            (*&weights_0)[thread_4] = _S450;
+            uint _S456 = __ballot_sync(_S449, true);
+            _S455 = _S456;
+        }
+        else
+        {
+            uint _S457 = __ballot_sync(_S449, true);
+            _S455 = _S457;
+        }
+        float4  _S458 = exp_0(peak_0 - _S447);
+        float4  _S459 = total_0 * _S458 + _S450;
+        __syncthreads();
+        sums_0[0U] = sums_0[0U] * make_float4 (_S458.x);
+        sums_0[1U] = sums_0[1U] * make_float4 (_S458.y);
+        sums_0[2U] = sums_0[2U] * make_float4 (_S458.z);
+        sums_0[3U] = sums_0[3U] * make_float4 (_S458.w);
+        uint _S460 = __ballot_sync(_S455, false);
+        uint _S461 = __ballot_sync(_S455, false);
+        uint _S462 = __ballot_sync(_S455, true);
+        uint i_12 = _S176;
+        uint _S463 = _S462;
+        for(;;)
+        {
+            float4  _S464 = make_float4 (scales_2[0U]) * Blocks8_expand_0(values_1[0U]);
+            bool _S465 = i_12 < 64U;
+            uint _S466 = __ballot_sync(_S463, _S465);
+            uint _S467;
+            float4  _S468;
+            if(_S465)
+            {
+                float4  _S469 = (*&weights_0)[i_12];
+                uint _S470 = __ballot_sync(_S463, true);
+                _S468 = _S469;
+                _S467 = _S470;
+            }
+            else
+            {
+                uint _S471 = __ballot_sync(_S463, true);
+                _S468 = _S182;
+                _S467 = _S471;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S468.x) * _S464;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S468.y) * _S464;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S468.z) * _S464;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S468.w) * _S464;
+            uint _S472 = __ballot_sync(_S467, false);
+            uint _S473 = __ballot_sync(_S467, false);
+            uint _S474 = __ballot_sync(_S467, true);
+            uint _S475 = __ballot_sync(_S463, true);
+            uint _S476 = __ballot_sync(_S463, true);
+            float4  _S477 = make_float4 (scales_2[1U]) * Blocks8_expand_0(values_1[1U]);
+            uint _S478 = i_12 + _S175;
+            bool _S479 = _S478 < 64U;
+            uint _S480 = __ballot_sync(_S476, _S479);
+            uint _S481;
+            float4  _S482;
+            if(_S479)
+            {
+                float4  _S483 = (*&weights_0)[_S478];
+                uint _S484 = __ballot_sync(_S476, true);
+                _S482 = _S483;
+                _S481 = _S484;
+            }
+            else
+            {
+                uint _S485 = __ballot_sync(_S476, true);
+                _S482 = _S182;
+                _S481 = _S485;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S482.x) * _S477;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S482.y) * _S477;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S482.z) * _S477;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S482.w) * _S477;
+            uint _S486 = __ballot_sync(_S481, false);
+            uint _S487 = __ballot_sync(_S481, false);
+            uint _S488 = __ballot_sync(_S481, true);
+            uint _S489 = __ballot_sync(_S476, true);
+            uint _S490 = __ballot_sync(_S476, true);
+            float4  _S491 = make_float4 (scales_2[2U]) * Blocks8_expand_0(values_1[2U]);
+            uint _S492 = i_12 + _S235;
+            bool _S493 = _S492 < 64U;
+            uint _S494 = __ballot_sync(_S490, _S493);
+            uint _S495;
+            float4  _S496;
+            if(_S493)
+            {
+                float4  _S497 = (*&weights_0)[_S492];
+                uint _S498 = __ballot_sync(_S490, true);
+                _S496 = _S497;
+                _S495 = _S498;
+            }
+            else
+            {
+                uint _S499 = __ballot_sync(_S490, true);
+                _S496 = _S182;
+                _S495 = _S499;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S496.x) * _S491;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S496.y) * _S491;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S496.z) * _S491;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S496.w) * _S491;
+            uint _S500 = __ballot_sync(_S495, false);
+            uint _S501 = __ballot_sync(_S495, false);
+            uint _S502 = __ballot_sync(_S495, true);
+            uint _S503 = __ballot_sync(_S490, true);
+            uint _S504 = __ballot_sync(_S490, true);
+            float4  _S505 = make_float4 (scales_2[3U]) * Blocks8_expand_0(values_1[3U]);
+            uint _S506 = i_12 + _S238;
+            bool _S507 = _S506 < 64U;
+            uint _S508 = __ballot_sync(_S504, _S507);
+            uint _S509;
+            float4  _S510;
+            if(_S507)
+            {
+                float4  _S511 = (*&weights_0)[_S506];
+                uint _S512 = __ballot_sync(_S504, true);
+                _S510 = _S511;
+                _S509 = _S512;
+            }
+            else
+            {
+                uint _S513 = __ballot_sync(_S504, true);
+                _S510 = _S182;
+                _S509 = _S513;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S510.x) * _S505;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S510.y) * _S505;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S510.z) * _S505;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S510.w) * _S505;
+            uint _S514 = __ballot_sync(_S509, false);
+            uint _S515 = __ballot_sync(_S509, false);
+            uint _S516 = __ballot_sync(_S509, true);
+            uint _S517 = __ballot_sync(_S504, true);
+            uint _S518 = __ballot_sync(_S504, true);
+            float4  _S519 = make_float4 (scales_2[4U]) * Blocks8_expand_0(values_1[4U]);
+            uint _S520 = i_12 + _S241;
+            bool _S521 = _S520 < 64U;
+            uint _S522 = __ballot_sync(_S518, _S521);
+            uint _S523;
+            float4  _S524;
+            if(_S521)
+            {
+                float4  _S525 = (*&weights_0)[_S520];
+                uint _S526 = __ballot_sync(_S518, true);
+                _S524 = _S525;
+                _S523 = _S526;
+            }
+            else
+            {
+                uint _S527 = __ballot_sync(_S518, true);
+                _S524 = _S182;
+                _S523 = _S527;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S524.x) * _S519;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S524.y) * _S519;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S524.z) * _S519;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S524.w) * _S519;
+            uint _S528 = __ballot_sync(_S523, false);
+            uint _S529 = __ballot_sync(_S523, false);
+            uint _S530 = __ballot_sync(_S523, true);
+            uint _S531 = __ballot_sync(_S518, true);
+            uint _S532 = __ballot_sync(_S518, true);
+            float4  _S533 = make_float4 (scales_2[5U]) * Blocks8_expand_0(values_1[5U]);
+            uint _S534 = i_12 + _S244;
+            bool _S535 = _S534 < 64U;
+            uint _S536 = __ballot_sync(_S532, _S535);
+            uint _S537;
+            float4  _S538;
+            if(_S535)
+            {
+                float4  _S539 = (*&weights_0)[_S534];
+                uint _S540 = __ballot_sync(_S532, true);
+                _S538 = _S539;
+                _S537 = _S540;
+            }
+            else
+            {
+                uint _S541 = __ballot_sync(_S532, true);
+                _S538 = _S182;
+                _S537 = _S541;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S538.x) * _S533;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S538.y) * _S533;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S538.z) * _S533;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S538.w) * _S533;
+            uint _S542 = __ballot_sync(_S537, false);
+            uint _S543 = __ballot_sync(_S537, false);
+            uint _S544 = __ballot_sync(_S537, true);
+            uint _S545 = __ballot_sync(_S532, true);
+            uint _S546 = __ballot_sync(_S532, true);
+            float4  _S547 = make_float4 (scales_2[6U]) * Blocks8_expand_0(values_1[6U]);
+            uint _S548 = i_12 + _S247;
+            bool _S549 = _S548 < 64U;
+            uint _S550 = __ballot_sync(_S546, _S549);
+            uint _S551;
+            float4  _S552;
+            if(_S549)
+            {
+                float4  _S553 = (*&weights_0)[_S548];
+                uint _S554 = __ballot_sync(_S546, true);
+                _S552 = _S553;
+                _S551 = _S554;
+            }
+            else
+            {
+                uint _S555 = __ballot_sync(_S546, true);
+                _S552 = _S182;
+                _S551 = _S555;
+            }
+            sums_0[0U] = sums_0[0U] + make_float4 (_S552.x) * _S547;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S552.y) * _S547;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S552.z) * _S547;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S552.w) * _S547;
+            uint _S556 = __ballot_sync(_S551, false);
+            uint _S557 = __ballot_sync(_S551, false);
+            uint _S558 = __ballot_sync(_S551, true);
+            uint _S559 = __ballot_sync(_S546, true);
+            uint _S560 = __ballot_sync(_S546, true);
+            float4  _S561 = make_float4 (scales_2[7U]) * Blocks8_expand_0(values_1[7U]);
+            uint _S562 = i_12 + _S250;
+            bool _S563 = _S562 < 64U;
+            uint _S564 = __ballot_sync(_S560, _S563);
+            uint _S565;
+            float4  _S566;
+            if(_S563)
+            {
+                float4  _S567 = (*&weights_0)[_S562];
+                uint _S568 = __ballot_sync(_S560, true);
+                _S566 = _S567;
+                _S565 = _S568;
+            }
+            else
+            {
+                uint _S569 = __ballot_sync(_S560, true);
+                _S566 = _S182;
+                _S565 = _S569;
+            }
+            uint _S570 = 0U;
+            sums_0[0U] = sums_0[0U] + make_float4 (_S566.x) * _S561;
+            sums_0[1U] = sums_0[1U] + make_float4 (_S566.y) * _S561;
+            sums_0[2U] = sums_0[2U] + make_float4 (_S566.z) * _S561;
+            sums_0[3U] = sums_0[3U] + make_float4 (_S566.w) * _S561;
+            uint _S571 = __ballot_sync(_S565, false);
+            uint _S572 = __ballot_sync(_S565, false);
+            uint _S573 = __ballot_sync(_S565, true);
+            uint _S574 = __ballot_sync(_S560, true);
+            uint _S575 = __ballot_sync(_S560, true);
+            uint _S576 = __ballot_sync(_S575, false);
+            uint _S577 = __ballot_sync(_S575, false);
+            uint _S578 = __ballot_sync(_S463, true);
+            uint i_13 = i_12 + 8U * _S175;
+            bool _S579 = i_13 >= 64U;
+            uint _S580 = __ballot_sync(_S578, _S579);
+            if(_S579)
+            {
+                uint _S581 = __ballot_sync(_S578, false);
+                uint _S582 = __ballot_sync(_S462, true);
+                break;
+            }
+            else
+            {
+                uint _S583 = __ballot_sync(_S578, true);
+                _S570 = _S583;
+            }
+            Run_0 _S584 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13), (63U)))], _S230, _S179);
+            uint _S585 = __ldg((&(v_pages_0)[_S584.vector_0]));
+            values_1[0U] = _S585;
+            scales_2[0U] = Blocks8_scale_0(v_pages_0, _S584.scale_1);
+            Run_0 _S586 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S175), (63U)))], _S230, _S179);
+            uint _S587 = __ldg((&(v_pages_0)[_S586.vector_0]));
+            values_1[1U] = _S587;
+            scales_2[1U] = Blocks8_scale_0(v_pages_0, _S586.scale_1);
+            Run_0 _S588 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S235), (63U)))], _S230, _S179);
+            uint _S589 = __ldg((&(v_pages_0)[_S588.vector_0]));
+            values_1[2U] = _S589;
+            scales_2[2U] = Blocks8_scale_0(v_pages_0, _S588.scale_1);
+            Run_0 _S590 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S238), (63U)))], _S230, _S179);
+            uint _S591 = __ldg((&(v_pages_0)[_S590.vector_0]));
+            values_1[3U] = _S591;
+            scales_2[3U] = Blocks8_scale_0(v_pages_0, _S590.scale_1);
+            Run_0 _S592 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S241), (63U)))], _S230, _S179);
+            uint _S593 = __ldg((&(v_pages_0)[_S592.vector_0]));
+            values_1[4U] = _S593;
+            scales_2[4U] = Blocks8_scale_0(v_pages_0, _S592.scale_1);
+            Run_0 _S594 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S244), (63U)))], _S230, _S179);
+            uint _S595 = __ldg((&(v_pages_0)[_S594.vector_0]));
+            values_1[5U] = _S595;
+            scales_2[5U] = Blocks8_scale_0(v_pages_0, _S594.scale_1);
+            Run_0 _S596 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S247), (63U)))], _S230, _S179);
+            uint _S597 = __ldg((&(v_pages_0)[_S596.vector_0]));
+            values_1[6U] = _S597;
+            scales_2[6U] = Blocks8_scale_0(v_pages_0, _S596.scale_1);
+            Run_0 _S598 = Blocks8_run_0(_S229, (*&slots_0)[(U32_min((i_13 + _S250), (63U)))], _S230, _S179);
+            uint _S599 = __ldg((&(v_pages_0)[_S598.vector_0]));
+            values_1[7U] = _S599;
+            scales_2[7U] = Blocks8_scale_0(v_pages_0, _S598.scale_1);
+            uint _S600 = __ballot_sync(_S570, false);
+            uint _S601 = __ballot_sync(_S570, false);
+            uint _S602 = __ballot_sync(_S570, true);
+            i_12 = i_13;
+            _S463 = _S602;
+        }
+        __syncthreads();
+        uint _S603 = __ballot_sync(j_0, true);
+        tile_0 = tile_0 + 64U;
+        j_0 = _S603;
+        total_0 = _S459;
+        peak_0 = _S447;
+    }
+    (*&exchange_0)[thread_4] = sums_0[0U];
+    (*&exchange_0)[128U + thread_4] = sums_0[1U];
+    (*&exchange_0)[256U + thread_4] = sums_0[2U];
+    (*&exchange_0)[384U + thread_4] = sums_0[3U];
+    uint _S604 = __ballot_sync(_S170, false);
+    uint _S605 = __ballot_sync(_S170, false);
+    uint _S606 = __ballot_sync(_S170, true);
+    float4  _S607 = group_total_0(total_0, thread_4, _S606);
+    i_10 = thread_4;
+    for(;;)
+    {
+        _S171 = part_2->heads_0;
+        if(i_10 < (part_2->heads_0 * _S173))
+        {
+        }
+        else
+        {
+            break;
+        }
+        j_0 = 0U;
+        score_1 = _S182;
+        for(;;)
+        {
+            if(j_0 < _S175)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S608 = i_10 / _S173;
+            uint _S609 = _S608 * 128U + j_0 * _S173;
+            uint _S610 = i_10 % _S173;
+            float4  whole_0 = score_1 + (*&exchange_0)[_S609 + _S610];
+            j_0 = j_0 + 1U;
+            score_1 = whole_0;
+        }
+        uint _S611 = part_2->out_0;
+        uint _S612 = i_10 / _S173;
+        uint _S613 = _S611 + _S612 * part_2->out_stride_0;
+        uint _S614 = i_10 % _S173;
+        *(&(scratch_0)[_S613 + _S614]) = score_1;
+        i_10 = i_10 + 128U;
+    }
+    if(thread_4 < _S171)
+    {
+        *(&(scratch_0)[part_2->out_0 + thread_4 * part_2->out_stride_0 + _S173]) = make_float4 (_slang_vector_get_element(peak_0, thread_4), _slang_vector_get_element(_S607, thread_4), 1.0f, 0.0f);
     }
     return;
 }
@@ -1700,188 +1755,146 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_3, uint parts_0, uint scratch_offset_0)
 {
-    uint _S592 = heads_1 / kv_heads_0;
-    uint _S593 = (_S592 + 4U - 1U) / 4U;
-    uint _S594 = rows_0 * kv_heads_0 * _S593;
-    uint _S595 = number_1 % _S594;
-    uint _S596 = _S595 % _S593;
-    Part_0 part_2;
-    uint _S597 = number_1 / _S594;
-    (&part_2)->number_0 = _S597;
-    uint _S598 = _S595 / (kv_heads_0 * _S593);
-    (&part_2)->row_0 = _S598;
-    uint _S599 = _S595 / _S593;
-    uint _S600 = _S599 % kv_heads_0;
-    (&part_2)->kv_head_0 = _S600;
-    uint _S601 = _S596 * 4U;
-    uint _S602 = _S600 * _S592 + _S601;
-    (&part_2)->head_0 = _S602;
-    (&part_2)->heads_0 = (U32_min((_S592 - _S601), (4U)));
-    (&part_2)->head_dim_0 = head_dim_3;
-    (&part_2)->columns_0 = kv_heads_0 * head_dim_3;
-    uint _S603 = parts_0 * (head_dim_3 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S603;
-    (&part_2)->out_0 = scratch_offset_0 + ((&part_2)->row_0 * heads_1 + _S602) * _S603 + (&part_2)->number_0 * (head_dim_3 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S615 = heads_1 / kv_heads_0;
+    uint _S616 = (_S615 + 4U - 1U) / 4U;
+    uint _S617 = rows_0 * kv_heads_0 * _S616;
+    uint _S618 = number_1 % _S617;
+    uint _S619 = _S618 % _S616;
+    Part_0 part_3;
+    uint _S620 = number_1 / _S617;
+    (&part_3)->number_0 = _S620;
+    uint _S621 = _S618 / (kv_heads_0 * _S616);
+    (&part_3)->row_0 = _S621;
+    uint _S622 = _S618 / _S616;
+    uint _S623 = _S622 % kv_heads_0;
+    (&part_3)->kv_head_0 = _S623;
+    uint _S624 = _S619 * 4U;
+    uint _S625 = _S623 * _S615 + _S624;
+    (&part_3)->head_0 = _S625;
+    (&part_3)->heads_0 = (U32_min((_S615 - _S624), (4U)));
+    (&part_3)->head_dim_0 = head_dim_3;
+    (&part_3)->columns_0 = kv_heads_0 * head_dim_3;
+    uint _S626 = parts_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S626;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S625) * _S626 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_1)
 {
-    uint _S604;
+    uint _S627;
     if(offset_4 == 4294967295U)
     {
-        _S604 = rows_1;
+        _S627 = rows_1;
     }
     else
     {
-        uint _S605 = __ldg((&(batch_0)[offset_4]));
-        _S604 = (U32_min(((U32_max((_S605), (first_0))) - first_0), (rows_1)));
+        uint _S628 = __ldg((&(batch_0)[offset_4]));
+        _S627 = (U32_min(((U32_max((_S628), (first_0))) - first_0), (rows_1)));
     }
-    return _S604;
+    return _S627;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S606 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S606;
+    uint _S629 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    return _S629;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S607;
-    (&_S607)->begin_0 = begin_4;
-    (&_S607)->page_size_0 = page_size_1;
-    (&_S607)->pages_0 = pages_1;
-    (&_S607)->length_0 = length_1;
-    return _S607;
+    SequenceTable_0 _S630;
+    (&_S630)->begin_3 = begin_4;
+    (&_S630)->page_size_0 = page_size_1;
+    (&_S630)->pages_0 = pages_1;
+    (&_S630)->length_0 = length_1;
+    return _S630;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S608 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S609 = _S608 + 1U;
-    uint _S610 = __ldg((&(sequences_2)[_S608]));
-    return SequenceTable_x24init_0(_S609, page_size_2, pages_2, (U32_min((_S610), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S631 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S632 = _S631 + 1U;
+    uint _S633 = __ldg((&(sequences_2)[_S631]));
+    return SequenceTable_x24init_0(_S632, page_size_2, pages_2, (U32_min((_S633), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
 {
-    uint _S611 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S611;
+    uint _S634 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
+    return _S634;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S612;
+    bool _S635;
     if(window_0 != 0U)
     {
-        _S612 = position_1 >= window_0;
+        _S635 = position_1 >= window_0;
     }
     else
     {
-        _S612 = false;
+        _S635 = false;
     }
-    uint _S613;
-    if(_S612)
+    uint _S636;
+    if(_S635)
     {
-        _S613 = position_1 - window_0 + 1U;
+        _S636 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S613 = 0U;
+        _S636 = 0U;
     }
-    return _S613;
+    return _S636;
 }
 
-__device__ void share_out_0(Part_0 * part_3, uint first_1, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
 {
-    uint _S614;
+    uint _S637;
     if(first_1 < length_2)
     {
-        _S614 = length_2 - first_1;
+        _S637 = length_2 - first_1;
     }
     else
     {
-        _S614 = 0U;
+        _S637 = 0U;
     }
-    uint _S615 = parts_1 * 64U;
-    uint _S616 = (_S614 + _S615 - 1U) / _S615;
-    uint _S617 = _S616 * 64U;
-    uint _S618 = (U32_min((first_1 + part_3->number_0 * _S617), (length_2)));
-    part_3->begin_1 = _S618;
-    part_3->end_0 = (U32_min((_S618 + _S617), (length_2)));
+    uint _S638 = parts_1 * 64U;
+    uint _S639 = (_S637 + _S638 - 1U) / _S638;
+    uint _S640 = _S639 * 64U;
+    uint _S641 = (U32_min((first_1 + part_4->number_0 * _S640), (length_2)));
+    part_4->begin_0 = _S641;
+    part_4->end_0 = (U32_min((_S641 + _S640), (length_2)));
     return;
 }
 
-__device__ void leave_empty_0(uint thread_4, Part_0 * part_4, RWStructuredBuffer<float4 > scratch_1)
+__device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer<float4 > scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        int4  _S619 = make_int4 (int(0));
-        float4  _S620 = make_float4 ((float)_S619.x, (float)_S619.y, (float)_S619.z, (float)_S619.w);
-        *(&(scratch_1)[part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U]) = _S620;
+        int4  _S642 = make_int4 (int(0));
+        float4  _S643 = make_float4 ((float)_S642.x, (float)_S642.y, (float)_S642.z, (float)_S642.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S643;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S621;
-    (&_S621)->angles_0 = angles_1;
-    (&_S621)->pairs_0 = pairs_1;
-    (&_S621)->interleaved_0 = interleaved_1;
-    return _S621;
+    Rotation_0 _S644;
+    (&_S644)->angles_0 = angles_1;
+    (&_S644)->pairs_0 = pairs_1;
+    (&_S644)->interleaved_0 = interleaved_1;
+    return _S644;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
 {
     return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_2), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
-}
-
-__device__ Start_0 Start_x24init_0(float4  peak_2, float4  value_3, float weight_1)
-{
-    Start_0 _S622;
-    (&_S622)->peak_0 = peak_2;
-    (&_S622)->value_0 = value_3;
-    (&_S622)->weight_0 = weight_1;
-    return _S622;
-}
-
-__device__ float4  score_2(uint thread_5, Part_0 * part_5, float4  key_0, uint _S623)
-{
-    __syncthreads();
-    int4  _S624 = make_int4 (int(0));
-    float4  _S625 = make_float4 ((float)_S624.x, (float)_S624.y, (float)_S624.z, (float)_S624.w);
-    float4  products_1 = _S625;
-    uint _S626 = part_5->head_dim_0;
-    bool _S627 = thread_5 < (part_5->head_dim_0 / 4U);
-    uint _S628 = __ballot_sync(_S623, _S627);
-    uint _S629;
-    if(_S627)
-    {
-        *&((&products_1)->x) = dot_0((*&query_0)[thread_5], key_0);
-        uint _S630 = padded_vectors_0(_S626);
-        *&((&products_1)->y) = dot_0((*&query_0)[_S630 + thread_5], key_0);
-        *&((&products_1)->z) = dot_0((*&query_0)[2U * _S630 + thread_5], key_0);
-        *&((&products_1)->w) = dot_0((*&query_0)[3U * _S630 + thread_5], key_0);
-        uint _S631 = __ballot_sync(_S628, false);
-        uint _S632 = __ballot_sync(_S628, false);
-        uint _S633 = __ballot_sync(_S628, true);
-        uint _S634 = __ballot_sync(_S623, true);
-        _S629 = _S634;
-    }
-    else
-    {
-        uint _S635 = __ballot_sync(_S623, true);
-        _S629 = _S635;
-    }
-    float4  _S636 = group_total_0(products_1, thread_5, _S629);
-    __syncthreads();
-    return _S636;
 }
 
 struct RopeAttentionPartParams_0
@@ -1907,182 +1920,143 @@ struct RopeAttentionPartParams_0
     uint page_size_3;
     uint sequence_count_0;
     uint table_length_0;
-    float scale_3;
+    float scale_4;
     uint window_1;
     uint parts_2;
 };
 
 extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S637 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S638 = __ballot_sync(4294967295U, true);
-    Part_0 _S639 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S639;
-    bool _S640 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S641 = __ballot_sync(_S638, _S640);
-    bool _S642;
+    uint _S645 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S646 = __ballot_sync(4294967295U, true);
+    Part_0 _S647 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S647;
+    bool _S648 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S649 = __ballot_sync(_S646, _S648);
+    bool _S650;
     uint i_14;
-    if(_S640)
+    if(_S648)
     {
-        uint _S643 = __ballot_sync(_S638, true);
-        _S642 = true;
-        i_14 = _S643;
+        uint _S651 = __ballot_sync(_S646, true);
+        _S650 = true;
+        i_14 = _S651;
     }
     else
     {
-        bool _S644 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S645 = __ballot_sync(_S638, true);
-        _S642 = _S644;
-        i_14 = _S645;
+        bool _S652 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S653 = __ballot_sync(_S646, true);
+        _S650 = _S652;
+        i_14 = _S653;
     }
-    uint _S646 = 0U;
-    uint _S647 = __ballot_sync(i_14, _S642);
-    if(_S642)
+    uint _S654 = 0U;
+    uint _S655 = __ballot_sync(i_14, _S650);
+    if(_S650)
     {
         return;
     }
     else
     {
-        uint _S648 = __ballot_sync(i_14, true);
-        _S646 = _S648;
+        uint _S656 = __ballot_sync(i_14, true);
+        _S654 = _S656;
     }
-    SequenceTable_0 _S649 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S650 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S651 = _S650 < (_S649.length_0);
-    share_out_0(&part_6, first_seen_0(_S650, p_0.window_1), (U32_min((_S650), (_S649.length_0))), p_0.parts_2);
-    uint _S652 = __ballot_sync(_S646, _S651);
-    if(_S651)
+    SequenceTable_0 _S657 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S658 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S659 = _S658 < (_S657.length_0);
+    share_out_0(&part_6, first_seen_0(_S658, p_0.window_1), (U32_min((_S658), (_S657.length_0))), p_0.parts_2);
+    uint _S660 = __ballot_sync(_S654, _S659);
+    if(_S659)
     {
-        bool _S653 = ((&part_6)->number_0) == 0U;
-        uint _S654 = __ballot_sync(_S646, true);
-        _S642 = _S653;
-        i_14 = _S654;
-    }
-    else
-    {
-        uint _S655 = __ballot_sync(_S646, true);
-        _S642 = false;
-        i_14 = _S655;
-    }
-    bool _S656 = ((&part_6)->begin_1) >= ((&part_6)->end_0);
-    uint _S657 = __ballot_sync(i_14, _S656);
-    bool _S658;
-    if(_S656)
-    {
-        bool _S659 = !_S642;
-        uint _S660 = __ballot_sync(i_14, true);
-        _S658 = _S659;
-        i_14 = _S660;
+        bool _S661 = ((&part_6)->number_0) == 0U;
+        uint _S662 = __ballot_sync(_S654, true);
+        _S650 = _S661;
+        i_14 = _S662;
     }
     else
     {
-        uint _S661 = __ballot_sync(i_14, true);
-        _S658 = false;
-        i_14 = _S661;
+        uint _S663 = __ballot_sync(_S654, true);
+        _S650 = false;
+        i_14 = _S663;
     }
-    uint _S662 = 0U;
-    uint _S663 = __ballot_sync(i_14, _S658);
-    if(_S658)
+    bool _S664 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+    uint _S665 = __ballot_sync(i_14, _S664);
+    bool _S666;
+    if(_S664)
     {
-        Part_0 _S664 = part_6;
-        leave_empty_0(_S637, &_S664, scratch_2);
+        bool _S667 = !_S650;
+        uint _S668 = __ballot_sync(i_14, true);
+        _S666 = _S667;
+        i_14 = _S668;
+    }
+    else
+    {
+        uint _S669 = __ballot_sync(i_14, true);
+        _S666 = false;
+        i_14 = _S669;
+    }
+    uint _S670 = 0U;
+    uint _S671 = __ballot_sync(i_14, _S666);
+    if(_S666)
+    {
+        Part_0 _S672 = part_6;
+        leave_empty_0(_S645, &_S672, scratch_2);
         return;
     }
     else
     {
-        uint _S665 = __ballot_sync(i_14, true);
-        _S662 = _S665;
+        uint _S673 = __ballot_sync(i_14, true);
+        _S670 = _S673;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
-    Turned_0 queries_0;
-    (&queries_0)->x_8 = q_1;
-    (&queries_0)->table_1 = table_3;
-    Rotation_0 _S666 = rotation_1(p_0.table_offset_1, _S650, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_0)->rotation_0 = _S666;
-    (&queries_0)->begin_3 = p_0.q_offset_0;
-    (&queries_0)->head_dim_2 = p_0.head_dim_4;
+    Turned_0 queries_1;
+    (&queries_1)->x_1 = q_1;
+    (&queries_1)->table_0 = table_3;
+    Rotation_0 _S674 = rotation_1(p_0.table_offset_1, _S658, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S674;
+    (&queries_1)->begin_1 = p_0.q_offset_0;
+    (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
-    (&keys_1)->x_8 = k_0;
-    (&keys_1)->table_1 = table_3;
-    (&keys_1)->rotation_0 = _S666;
-    (&keys_1)->begin_3 = p_0.k_offset_0;
-    (&keys_1)->head_dim_2 = p_0.head_dim_4;
+    (&keys_1)->x_1 = k_0;
+    (&keys_1)->table_0 = table_3;
+    (&keys_1)->rotation_0 = _S674;
+    (&keys_1)->begin_1 = p_0.k_offset_0;
+    (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_2;
-    (&values_2)->x_4 = v_0;
+    (&values_2)->x_3 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    Part_0 _S667 = part_6;
-    Turned_0 _S668 = queries_0;
-    load_queries_0(_S637, &_S667, p_0.scale_3, &_S668);
-    int4  _S669 = make_int4 (int(0));
-    float4  _S670 = make_float4 ((float)_S669.x, (float)_S669.y, (float)_S669.z, (float)_S669.w);
-    Start_0 start_1 = Start_x24init_0(make_float4 (-3.4028234663852886e+38f), _S670, 0.0f);
-    uint _S671 = __ballot_sync(_S662, _S642);
-    if(_S642)
+    SequenceTable_0 _S675 = _S657;
+    Part_0 _S676 = part_6;
+    Turned_0 _S677 = queries_1;
+    Turned_0 _S678 = keys_1;
+    Plain_0 _S679 = values_2;
+    attend_0(_S645, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S675, &_S676, p_0.scale_4, &_S677, _S650, &_S678, &_S679, _S670);
+    bool _S680 = !_S650;
+    uint _S681 = __ballot_sync(_S670, _S680);
+    if(_S680)
     {
-        uint _S672 = (&part_6)->kv_head_0 * p_0.head_dim_4;
-        uint _S673 = _S637 % (p_0.head_dim_4 / 4U);
-        uint _S674 = _S672 + 4U * _S673;
-        Turned_0 _S675 = keys_1;
-        float4  _S676 = Turned_four_0(&_S675, _S674);
-        Part_0 _S677 = part_6;
-        float4  _S678 = score_2(_S637, &_S677, _S676, _S671);
-        (&start_1)->peak_0 = _S678;
-        Plain_0 _S679 = values_2;
-        float4  _S680 = Plain_four_0(&_S679, _S674);
-        (&start_1)->value_0 = _S680;
-        (&start_1)->weight_0 = 1.0f;
-        SequenceTable_0 _S681 = _S649;
-        uint _S682 = SequenceTable_slot_0(&_S681, sequences_3, _S650);
-        i_14 = _S637 * 64U;
-        uint _S683 = _S671;
-        for(;;)
+        return;
+    }
+    SequenceTable_0 _S682 = _S657;
+    uint _S683 = SequenceTable_slot_0(&_S682, sequences_3, _S658);
+    i_14 = _S645 * 64U;
+    for(;;)
+    {
+        if(i_14 < ((&part_6)->columns_0))
         {
-            uint _S684 = 0U;
-            bool _S685 = i_14 < ((&part_6)->columns_0);
-            uint _S686 = __ballot_sync(_S683, _S685);
-            if(_S685)
-            {
-                uint _S687 = __ballot_sync(_S683, true);
-                _S684 = _S687;
-            }
-            else
-            {
-                uint _S688 = __ballot_sync(_S683, false);
-                uint _S689 = __ballot_sync(_S683, false);
-                uint _S690 = __ballot_sync(_S671, true);
-                break;
-            }
-            uint _S691 = i_14 / p_0.head_dim_4;
-            bool _S692 = _S691 == ((&part_6)->kv_head_0);
-            uint _S693 = __ballot_sync(_S684, _S692);
-            if(_S692)
-            {
-                Turned_0 _S694 = keys_1;
-                Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S682, (&part_6)->columns_0, i_14, &_S694);
-                Plain_0 _S695 = values_2;
-                Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S682, (&part_6)->columns_0, i_14, &_S695);
-                uint _S696 = __ballot_sync(_S684, true);
-            }
-            else
-            {
-                uint _S697 = __ballot_sync(_S684, true);
-            }
-            uint _S698 = __ballot_sync(_S683, true);
-            i_14 = i_14 + 8192U;
-            _S683 = _S698;
         }
-        uint _S699 = __ballot_sync(_S662, true);
-        i_14 = _S699;
+        else
+        {
+            break;
+        }
+        uint _S684 = i_14 / p_0.head_dim_4;
+        if(_S684 == ((&part_6)->kv_head_0))
+        {
+            Turned_0 _S685 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S683, (&part_6)->columns_0, i_14, &_S685);
+            Plain_0 _S686 = values_2;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S683, (&part_6)->columns_0, i_14, &_S686);
+        }
+        i_14 = i_14 + 8192U;
     }
-    else
-    {
-        uint _S700 = __ballot_sync(_S662, true);
-        i_14 = _S700;
-    }
-    SequenceTable_0 _S701 = _S649;
-    Part_0 _S702 = part_6;
-    Start_0 _S703 = start_1;
-    attend_0(_S637, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S701, &_S702, &_S703, i_14);
     return;
 }

@@ -791,6 +791,11 @@ __device__ float group_max_0(float value_1, uint thread_6, uint _S88)
     return result_2;
 }
 
+__device__ bool can_stop_0(bool done_0)
+{
+    return done_0;
+}
+
 __device__ uint logit_bits_0(uint word_0)
 {
     uint _S96 = (U32_max((word_0), (8388607U)));
@@ -876,116 +881,132 @@ struct TopLogitsMergeParams_0
 extern "C" __global__ void top_logits_merge(StructuredBuffer<uint2 > scratch_2, RWStructuredBuffer<uint> ids_0, RWStructuredBuffer<uint> values_0, RWStructuredBuffer<uint> totals_0, TopLogitsMergeParams_0 p_0)
 {
     uint _S106 = 0U;
-    uint _S107;
-    uint _S108 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S109 = __ballot_sync(4294967295U, true);
-    uint _S110 = group_number_0(blockIdx);
-    bool _S111 = _S110 >= (p_0.rows_0);
-    uint _S112 = __ballot_sync(_S109, _S111);
-    if(_S111)
+    uint _S107 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S108 = __ballot_sync(4294967295U, true);
+    uint _S109 = group_number_0(blockIdx);
+    bool _S110 = _S109 >= (p_0.rows_0);
+    uint _S111 = __ballot_sync(_S108, _S110);
+    if(_S110)
     {
         return;
     }
     else
     {
-        uint _S113 = __ballot_sync(_S109, true);
-        _S106 = _S113;
+        uint _S112 = __ballot_sync(_S108, true);
+        _S106 = _S112;
     }
-    uint _S114 = p_0.scratch_offset_0 + _S110 * (p_0.k_4 + 1U) * p_0.parts_2;
-    uint _S115 = p_0.k_4 * p_0.parts_2;
-    clear_0(_S108);
-    uint end_0 = _S115;
+    uint _S113 = p_0.scratch_offset_0 + _S109 * (p_0.k_4 + 1U) * p_0.parts_2;
+    uint _S114 = p_0.k_4 * p_0.parts_2;
+    clear_0(_S107);
+    uint end_0 = _S114;
     uint first_1 = 0U;
-    uint _S116;
-    _S116 = _S106;
+    uint _S115;
+    _S115 = _S106;
     for(;;)
     {
-        uint _S117 = 0U;
-        bool _S118 = first_1 < _S115;
-        uint _S119 = __ballot_sync(_S116, _S118);
-        if(_S118)
+        uint _S116 = 0U;
+        bool _S117 = first_1 < _S114;
+        uint _S118 = __ballot_sync(_S115, _S117);
+        if(_S117)
         {
-            uint _S120 = __ballot_sync(_S116, true);
-            _S117 = _S120;
+            uint _S119 = __ballot_sync(_S115, true);
+            _S116 = _S119;
         }
         else
         {
-            uint _S121 = __ballot_sync(_S116, false);
-            uint _S122 = __ballot_sync(_S116, false);
-            uint _S123 = __ballot_sync(_S106, true);
-            _S107 = _S123;
+            uint _S120 = __ballot_sync(_S115, false);
+            uint _S121 = __ballot_sync(_S115, false);
+            uint _S122 = __ballot_sync(_S106, true);
+            end_0 = _S122;
             break;
         }
-        uint _S124 = first_1 + _S108;
-        bool _S125 = first_1 < end_0;
-        uint _S126 = __ballot_sync(_S117, _S125);
+        uint _S123 = first_1 + _S107;
+        bool _S124 = first_1 < end_0;
+        uint _S125 = __ballot_sync(_S116, _S124);
+        uint _S126;
         uint _S127;
-        uint _S128;
-        if(_S125)
+        if(_S124)
         {
-            uint _S129 = __ballot_sync(_S117, true);
-            _S127 = p_0.k_4;
-            _S128 = _S129;
+            uint _S128 = __ballot_sync(_S116, true);
+            _S126 = p_0.k_4;
+            _S127 = _S128;
         }
         else
         {
-            uint _S130 = __ballot_sync(_S117, true);
-            _S127 = 0U;
-            _S128 = _S130;
+            uint _S129 = __ballot_sync(_S116, true);
+            _S126 = 0U;
+            _S127 = _S129;
         }
-        FixedArray<uint2 , 9>  _S131;
-        read_candidates_0(scratch_2, _S114, _S124, end_0, so_far_0(_S127, _S108), &_S131);
-        FixedArray<uint2 , 9>  _S132 = _S131;
-        choose_0(&_S132, p_0.k_4, _S108, _S128);
-        FixedArray<uint2 , 9>  _S133 = _S131;
-        bool _S134 = may_go_on_0(&_S133, p_0.parts_2, (*&best_0)[p_0.k_4 - 1U], _S108);
-        uint _S135 = __ballot_sync(_S128, _S134);
-        uint _S136;
-        int _S137;
-        if(_S134)
+        FixedArray<uint2 , 9>  _S130;
+        read_candidates_0(scratch_2, _S113, _S123, end_0, so_far_0(_S126, _S107), &_S130);
+        FixedArray<uint2 , 9>  _S131 = _S130;
+        choose_0(&_S131, p_0.k_4, _S107, _S127);
+        FixedArray<uint2 , 9>  _S132 = _S130;
+        bool _S133 = may_go_on_0(&_S132, p_0.parts_2, (*&best_0)[p_0.k_4 - 1U], _S107);
+        uint _S134 = __ballot_sync(_S127, _S133);
+        uint _S135;
+        int _S136;
+        if(_S133)
         {
-            uint _S138 = __ballot_sync(_S128, true);
-            _S137 = int(1);
-            _S136 = _S138;
-        }
-        else
-        {
-            uint _S139 = __ballot_sync(_S128, true);
-            _S137 = int(0);
-            _S136 = _S139;
-        }
-        float _S140 = group_max_0(float(_S137), _S108, _S136);
-        bool _S141 = _S140 != 0.0f;
-        uint _S142 = __ballot_sync(_S136, _S141);
-        if(_S141)
-        {
-            uint _S143 = __ballot_sync(_S136, true);
-            end_0 = _S115;
+            uint _S137 = __ballot_sync(_S127, true);
+            _S136 = int(1);
+            _S135 = _S137;
         }
         else
         {
-            uint _S144 = __ballot_sync(_S136, true);
+            uint _S138 = __ballot_sync(_S127, true);
+            _S136 = int(0);
+            _S135 = _S138;
+        }
+        float _S139 = group_max_0(float(_S136), _S107, _S135);
+        bool _S140 = _S139 != 0.0f;
+        uint _S141 = __ballot_sync(_S135, _S140);
+        uint _S142;
+        if(_S140)
+        {
+            uint _S143 = __ballot_sync(_S135, true);
+            end_0 = _S114;
+            _S142 = _S143;
+        }
+        else
+        {
+            uint _S144 = __ballot_sync(_S135, true);
             end_0 = 0U;
+            _S142 = _S144;
         }
-        uint _S145 = __ballot_sync(_S116, true);
+        bool _S145 = can_stop_0(end_0 == 0U);
+        uint _S146 = __ballot_sync(_S142, _S145);
+        if(_S145)
+        {
+            uint _S147 = __ballot_sync(_S142, false);
+            uint _S148 = __ballot_sync(_S115, false);
+            uint _S149 = __ballot_sync(_S106, true);
+            end_0 = _S149;
+            break;
+        }
+        else
+        {
+            uint _S150 = __ballot_sync(_S142, true);
+        }
+        uint _S151 = __ballot_sync(_S115, true);
         first_1 = first_1 + 1024U;
-        _S116 = _S145;
+        _S115 = _S151;
     }
-    uint _S146 = (*&best_0)[int(0)].x;
-    float _S147 = group_sum_0(join_totals_0(scratch_2, _S114 + _S115, p_0.parts_2, finite_0(_S146), p_0.inverse_temperature_2, _S108), _S108, _S107);
-    bool _S148 = _S108 < (p_0.k_4);
-    uint _S149 = __ballot_sync(_S107, _S148);
-    if(_S148)
+    uint _S152 = (*&best_0)[int(0)].x;
+    float _S153 = group_sum_0(join_totals_0(scratch_2, _S113 + _S114, p_0.parts_2, finite_0(_S152), p_0.inverse_temperature_2, _S107), _S107, end_0);
+    bool _S154 = _S107 < (p_0.k_4);
+    uint _S155 = __ballot_sync(end_0, _S154);
+    if(_S154)
     {
-        uint _S150 = _S110 * p_0.k_4;
-        *(&(ids_0)[p_0.ids_offset_0 + _S150 + _S108]) = ~(*&best_0)[_S108].y;
-        *(&(values_0)[p_0.values_offset_0 + _S150 + _S108]) = logit_bits_0((*&best_0)[_S108].x);
+        uint _S156 = _S109 * p_0.k_4;
+        *(&(ids_0)[p_0.ids_offset_0 + _S156 + _S107]) = ~(*&best_0)[_S107].y;
+        *(&(values_0)[p_0.values_offset_0 + _S156 + _S107]) = logit_bits_0((*&best_0)[_S107].x);
     }
-    if(_S108 == 0U)
+    if(_S107 == 0U)
     {
-        uint _S151 = p_0.totals_offset_0 + 2U * _S110;
-        *(&(totals_0)[_S151]) = logit_bits_0(_S146);
-        *(&(totals_0)[_S151 + 1U]) = (F32_asuint((_S147)));
+        uint _S157 = p_0.totals_offset_0 + 2U * _S109;
+        *(&(totals_0)[_S157]) = logit_bits_0(_S152);
+        *(&(totals_0)[_S157 + 1U]) = (F32_asuint((_S153)));
     }
     return;
 }

@@ -152,59 +152,56 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
     {
         sum_0 = float4(int4(int(0)) );
     }
-    float _S20 = sum_0.z;
-    bool _S21 = _S20 != 0.0;
-    bool _S22 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
-    float _S23;
-    if(_S22)
+    bool _S20 = (sum_0.z) != 0.0;
+    bool _S21 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
+    float _S22;
+    if(_S21)
     {
-        _S23 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S16], -3.4028234663852886e+38);
+        _S22 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S16], -3.4028234663852886e+38);
+    }
+    else
+    {
+        _S22 = -3.4028234663852886e+38;
+    }
+    float _S23;
+    if(_S20)
+    {
+        _S23 = sum_0.x;
     }
     else
     {
         _S23 = -3.4028234663852886e+38;
     }
-    float _S24;
-    if(_S21)
+    float _S24 = group_max_0(_S23, sv_groupindex_0, &kernelContext_2);
+    float _S25 = max(_S22, _S24);
+    if(_S20)
     {
-        _S24 = sum_0.x;
-    }
-    else
-    {
-        _S24 = -3.4028234663852886e+38;
-    }
-    float _S25 = group_max_0(_S24, sv_groupindex_0, &kernelContext_2);
-    float _S26 = max(_S23, _S25);
-    if(_S21)
-    {
-        _S24 = exp(sum_0.x - _S26);
-    }
-    else
-    {
-        _S24 = 0.0;
-    }
-    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S24;
-    float _S27 = group_max_0(_S20, sv_groupindex_0, &kernelContext_2);
-    bool _S28 = _S27 != 0.0;
-    float _S29 = group_sum_0(_S24 * sum_0.y, sv_groupindex_0, &kernelContext_2);
-    if(_S22)
-    {
-        _S23 = exp(_S23 - _S26);
+        _S23 = exp(sum_0.x - _S25);
     }
     else
     {
         _S23 = 0.0;
     }
-    float _S30 = _S29 + _S23;
-    uint _S31 = 128U / _S17;
-    uint _S32 = sv_groupindex_0 / _S17;
-    float4 _S33 = float4(int4(int(0)) );
+    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S23;
+    float _S26 = group_sum_0(_S23 * sum_0.y, sv_groupindex_0, &kernelContext_2);
+    if(_S21)
+    {
+        _S22 = exp(_S22 - _S25);
+    }
+    else
+    {
+        _S22 = 0.0;
+    }
+    float _S27 = _S26 + _S22;
+    uint _S28 = 128U / _S17;
+    uint _S29 = sv_groupindex_0 / _S17;
+    float4 _S30 = float4(int4(int(0)) );
     float4 whole_0;
     uint i_0;
-    if(_S32 < _S31)
+    if(_S29 < _S28)
     {
-        i_0 = _S32;
-        sum_0 = _S33;
+        i_0 = _S29;
+        sum_0 = _S30;
         for(;;)
         {
             if(i_0 < (entryPointParams_1->p_0.parts_0))
@@ -216,183 +213,183 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
             }
             if(i_0 < (entryPointParams_1->p_0.parts_0))
             {
-                _S23 = (*(&kernelContext_2)->factors_0)[i_0];
+                _S22 = (*(&kernelContext_2)->factors_0)[i_0];
             }
             else
             {
-                _S23 = 0.0;
+                _S22 = 0.0;
             }
-            if(_S23 != 0.0)
+            if(_S22 != 0.0)
             {
-                uint _S34 = _S19 + i_0 * _S18;
-                uint _S35 = sv_groupindex_0 % _S17;
-                whole_0 = sum_0 + float4(_S23)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S34 + _S35))) ;
+                uint _S31 = _S19 + i_0 * _S18;
+                uint _S32 = sv_groupindex_0 % _S17;
+                whole_0 = sum_0 + float4(_S22)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S31 + _S32))) ;
             }
             else
             {
                 whole_0 = sum_0;
             }
-            uint _S36 = i_0 + _S31;
-            if(_S36 < (entryPointParams_1->p_0.parts_0))
+            uint _S33 = i_0 + _S28;
+            if(_S33 < (entryPointParams_1->p_0.parts_0))
             {
-                _S24 = (*(&kernelContext_2)->factors_0)[_S36];
+                _S23 = (*(&kernelContext_2)->factors_0)[_S33];
             }
             else
             {
-                _S24 = 0.0;
+                _S23 = 0.0;
             }
             float4 sum_1;
-            if(_S24 != 0.0)
+            if(_S23 != 0.0)
             {
-                uint _S37 = _S19 + _S36 * _S18;
-                uint _S38 = sv_groupindex_0 % _S17;
-                sum_1 = whole_0 + float4(_S24)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S37 + _S38))) ;
+                uint _S34 = _S19 + _S33 * _S18;
+                uint _S35 = sv_groupindex_0 % _S17;
+                sum_1 = whole_0 + float4(_S23)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S34 + _S35))) ;
             }
             else
             {
                 sum_1 = whole_0;
             }
-            uint _S39 = i_0 + 2U * _S31;
-            float _S40;
-            if(_S39 < (entryPointParams_1->p_0.parts_0))
+            uint _S36 = i_0 + 2U * _S28;
+            float _S37;
+            if(_S36 < (entryPointParams_1->p_0.parts_0))
             {
-                _S40 = (*(&kernelContext_2)->factors_0)[_S39];
+                _S37 = (*(&kernelContext_2)->factors_0)[_S36];
             }
             else
             {
-                _S40 = 0.0;
+                _S37 = 0.0;
             }
             float4 sum_2;
-            if(_S40 != 0.0)
+            if(_S37 != 0.0)
             {
-                uint _S41 = _S19 + _S39 * _S18;
-                uint _S42 = sv_groupindex_0 % _S17;
-                sum_2 = sum_1 + float4(_S40)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S41 + _S42))) ;
+                uint _S38 = _S19 + _S36 * _S18;
+                uint _S39 = sv_groupindex_0 % _S17;
+                sum_2 = sum_1 + float4(_S37)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S38 + _S39))) ;
             }
             else
             {
                 sum_2 = sum_1;
             }
-            uint _S43 = i_0 + 3U * _S31;
-            float _S44;
-            if(_S43 < (entryPointParams_1->p_0.parts_0))
+            uint _S40 = i_0 + 3U * _S28;
+            float _S41;
+            if(_S40 < (entryPointParams_1->p_0.parts_0))
             {
-                _S44 = (*(&kernelContext_2)->factors_0)[_S43];
+                _S41 = (*(&kernelContext_2)->factors_0)[_S40];
             }
             else
             {
-                _S44 = 0.0;
+                _S41 = 0.0;
             }
             float4 sum_3;
-            if(_S44 != 0.0)
+            if(_S41 != 0.0)
             {
-                uint _S45 = _S19 + _S43 * _S18;
-                uint _S46 = sv_groupindex_0 % _S17;
-                sum_3 = sum_2 + float4(_S44)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S45 + _S46))) ;
+                uint _S42 = _S19 + _S40 * _S18;
+                uint _S43 = sv_groupindex_0 % _S17;
+                sum_3 = sum_2 + float4(_S41)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S42 + _S43))) ;
             }
             else
             {
                 sum_3 = sum_2;
             }
-            uint _S47 = i_0 + 4U * _S31;
-            float _S48;
-            if(_S47 < (entryPointParams_1->p_0.parts_0))
+            uint _S44 = i_0 + 4U * _S28;
+            float _S45;
+            if(_S44 < (entryPointParams_1->p_0.parts_0))
             {
-                _S48 = (*(&kernelContext_2)->factors_0)[_S47];
+                _S45 = (*(&kernelContext_2)->factors_0)[_S44];
             }
             else
             {
-                _S48 = 0.0;
+                _S45 = 0.0;
             }
             float4 sum_4;
-            if(_S48 != 0.0)
+            if(_S45 != 0.0)
             {
-                uint _S49 = _S19 + _S47 * _S18;
-                uint _S50 = sv_groupindex_0 % _S17;
-                sum_4 = sum_3 + float4(_S48)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S49 + _S50))) ;
+                uint _S46 = _S19 + _S44 * _S18;
+                uint _S47 = sv_groupindex_0 % _S17;
+                sum_4 = sum_3 + float4(_S45)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S46 + _S47))) ;
             }
             else
             {
                 sum_4 = sum_3;
             }
-            uint _S51 = i_0 + 5U * _S31;
-            float _S52;
-            if(_S51 < (entryPointParams_1->p_0.parts_0))
+            uint _S48 = i_0 + 5U * _S28;
+            float _S49;
+            if(_S48 < (entryPointParams_1->p_0.parts_0))
             {
-                _S52 = (*(&kernelContext_2)->factors_0)[_S51];
+                _S49 = (*(&kernelContext_2)->factors_0)[_S48];
             }
             else
             {
-                _S52 = 0.0;
+                _S49 = 0.0;
             }
             float4 sum_5;
-            if(_S52 != 0.0)
+            if(_S49 != 0.0)
             {
-                uint _S53 = _S19 + _S51 * _S18;
-                uint _S54 = sv_groupindex_0 % _S17;
-                sum_5 = sum_4 + float4(_S52)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S53 + _S54))) ;
+                uint _S50 = _S19 + _S48 * _S18;
+                uint _S51 = sv_groupindex_0 % _S17;
+                sum_5 = sum_4 + float4(_S49)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S50 + _S51))) ;
             }
             else
             {
                 sum_5 = sum_4;
             }
-            uint _S55 = i_0 + 6U * _S31;
-            float _S56;
-            if(_S55 < (entryPointParams_1->p_0.parts_0))
+            uint _S52 = i_0 + 6U * _S28;
+            float _S53;
+            if(_S52 < (entryPointParams_1->p_0.parts_0))
             {
-                _S56 = (*(&kernelContext_2)->factors_0)[_S55];
+                _S53 = (*(&kernelContext_2)->factors_0)[_S52];
             }
             else
             {
-                _S56 = 0.0;
+                _S53 = 0.0;
             }
             float4 sum_6;
-            if(_S56 != 0.0)
+            if(_S53 != 0.0)
             {
-                uint _S57 = _S19 + _S55 * _S18;
-                uint _S58 = sv_groupindex_0 % _S17;
-                sum_6 = sum_5 + float4(_S56)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S57 + _S58))) ;
+                uint _S54 = _S19 + _S52 * _S18;
+                uint _S55 = sv_groupindex_0 % _S17;
+                sum_6 = sum_5 + float4(_S53)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S54 + _S55))) ;
             }
             else
             {
                 sum_6 = sum_5;
             }
-            uint _S59 = i_0 + 7U * _S31;
-            float _S60;
-            if(_S59 < (entryPointParams_1->p_0.parts_0))
+            uint _S56 = i_0 + 7U * _S28;
+            float _S57;
+            if(_S56 < (entryPointParams_1->p_0.parts_0))
             {
-                _S60 = (*(&kernelContext_2)->factors_0)[_S59];
+                _S57 = (*(&kernelContext_2)->factors_0)[_S56];
             }
             else
             {
-                _S60 = 0.0;
+                _S57 = 0.0;
             }
-            if(_S60 != 0.0)
+            if(_S57 != 0.0)
             {
-                uint _S61 = _S19 + _S59 * _S18;
-                uint _S62 = sv_groupindex_0 % _S17;
-                sum_0 = sum_6 + float4(_S60)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S61 + _S62))) ;
+                uint _S58 = _S19 + _S56 * _S18;
+                uint _S59 = sv_groupindex_0 % _S17;
+                sum_0 = sum_6 + float4(_S57)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S58 + _S59))) ;
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + 8U * _S31;
+            i_0 = i_0 + 8U * _S28;
         }
     }
     else
     {
-        sum_0 = _S33;
+        sum_0 = _S30;
     }
     (*(&kernelContext_2)->sums_0)[sv_groupindex_0] = sum_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if(sv_groupindex_0 < _S17)
     {
         i_0 = 0U;
-        whole_0 = _S33;
+        whole_0 = _S30;
         for(;;)
         {
-            if(i_0 < _S31)
+            if(i_0 < _S28)
             {
             }
             else
@@ -403,15 +400,15 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
             i_0 = i_0 + 1U;
             whole_0 = whole_1;
         }
-        if(_S28)
+        if(_S26 != 0.0)
         {
-            sum_0 = whole_0 / float4(_S30) ;
+            sum_0 = whole_0 / float4(_S27) ;
         }
         else
         {
-            sum_0 = _S33;
+            sum_0 = _S30;
         }
-        uint _S63 = entryPointParams_1->p_0.out_offset_0 + _S15 * entryPointParams_1->p_0.out_stride_0 + _S16 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
+        uint _S60 = entryPointParams_1->p_0.out_offset_0 + _S15 * entryPointParams_1->p_0.out_stride_0 + _S16 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
         uint j_0 = 0U;
         for(;;)
         {
@@ -422,7 +419,7 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
             {
                 break;
             }
-            *((&kernelContext_2)->entryPointParams_result_0+(_S63 + j_0)) = sum_0[j_0];
+            *((&kernelContext_2)->entryPointParams_result_0+(_S60 + j_0)) = sum_0[j_0];
             j_0 = j_0 + 1U;
         }
     }

@@ -3,14 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -18,7 +10,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -28,11 +20,9 @@ struct Part_0
     uint out_stride_0;
 };
 
-struct Start_0
+struct Plain_0
 {
-    float4 peak_0;
-    float4 value_0;
-    float weight_0;
+    uint begin_1;
 };
 
 struct AttentionPartParams_0
@@ -49,8 +39,8 @@ struct AttentionPartParams_0
     uint kv_heads_0;
     uint head_dim_1;
     uint q_stride_0;
-    uint pages_1;
-    uint page_size_1;
+    uint pages_0;
+    uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -73,11 +63,61 @@ struct KernelContext_0
     uint device* entryPointParams_sequences_0;
     packed_float4 device* entryPointParams_scratch_0;
     array<float4, int(256)> threadgroup* query_0;
-    array<uint, int(64)> threadgroup* slots_0;
-    array<float4, int(512)> threadgroup* exchange_0;
     uint _S1;
     array<float4, int(32)> threadgroup* waves_0;
+    array<uint, int(64)> threadgroup* slots_0;
+    array<float4, int(512)> threadgroup* exchange_0;
     array<float4, int(64)> threadgroup* weights_0;
+};
+
+float4 Plain_four_0(const Plain_0 thread* this_0, float device* this_x_0, uint element_0)
+{
+    uint _S2 = this_0->begin_1 + element_0;
+    return float4(this_x_0[_S2], this_x_0[_S2 + 1U], this_x_0[_S2 + 2U], this_x_0[_S2 + 3U]);
+}
+
+void load_queries_0(uint thread_0, const Part_0 thread* part_0, uint padded_0, float scale_1, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint i_0 = thread_0;
+    for(;;)
+    {
+        if(i_0 < (4U * padded_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S3 = i_0 % padded_0;
+        uint _S4 = i_0 / padded_0;
+        bool _S5;
+        if(_S4 < (part_0->heads_0))
+        {
+            _S5 = _S3 < (part_0->head_dim_0 / 4U);
+        }
+        else
+        {
+            _S5 = false;
+        }
+        (*kernelContext_0->query_0)[i_0] = float4(int4(int(0)) );
+        if(_S5)
+        {
+            uint _S6 = part_0->head_0;
+            uint _S7 = i_0 / padded_0;
+            float4 _S8 = Plain_four_0(q_0, q_x_0, (_S6 + _S7) * part_0->head_dim_0 + 4U * _S3);
+            (*kernelContext_0->query_0)[i_0] = float4(scale_1)  * _S8;
+        }
+        i_0 = i_0 + 128U;
+    }
+    return;
+}
+
+struct SequenceTable_0
+{
+    uint begin_2;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
 };
 
 uint padded_vectors_0(uint head_dim_2)
@@ -85,33 +125,91 @@ uint padded_vectors_0(uint head_dim_2)
     return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
+float4 query_at_0(uint vector_0, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S2 = this_0->begin_0;
-    uint _S3 = this_0->page_size_0;
-    uint _S4 = position_0 / this_0->page_size_0;
-    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
-    uint _S6 = position_0 % _S3;
-    return _S5 + _S6;
+    return (*kernelContext_1->query_0)[vector_0];
+}
+
+float4 group_total_0(float4 value_0, uint thread_1, KernelContext_0 thread* kernelContext_2)
+{
+    uint _S9 = kernelContext_2->_S1;
+    float4 _S10 = simd_sum(value_0);
+    bool _S11 = simd_is_first();
+    if(_S11)
+    {
+        uint _S12 = thread_1 / _S9;
+        (*kernelContext_2->waves_0)[_S12] = _S10;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 _S13 = float4(int4(int(0)) );
+    uint wave_0 = 0U;
+    float4 result_0 = _S13;
+    for(;;)
+    {
+        uint _S14 = 128U / _S9;
+        if(wave_0 < _S14)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float4 result_1 = result_0 + (*kernelContext_2->waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_0 = result_1;
+    }
+    return result_0;
+}
+
+float4 score_0(uint thread_2, const Part_0 thread* part_1, float4 key_0, KernelContext_0 thread* kernelContext_3)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread float4 products_0 = float4(int4(int(0)) );
+    uint _S15 = part_1->head_dim_0;
+    if(thread_2 < (part_1->head_dim_0 / 4U))
+    {
+        float4 _S16 = query_at_0(thread_2, kernelContext_3);
+        products_0.x = dot(_S16, key_0);
+        uint _S17 = padded_vectors_0(_S15);
+        float4 _S18 = query_at_0(_S17 + thread_2, kernelContext_3);
+        products_0.y = dot(_S18, key_0);
+        float4 _S19 = query_at_0(2U * _S17 + thread_2, kernelContext_3);
+        products_0.z = dot(_S19, key_0);
+        float4 _S20 = query_at_0(3U * _S17 + thread_2, kernelContext_3);
+        products_0.w = dot(_S20, key_0);
+    }
+    float4 _S21 = group_total_0(products_0, thread_2, kernelContext_3);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return _S21;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_0, uint position_0)
+{
+    uint _S22 = this_1->begin_2;
+    uint _S23 = this_1->page_size_1;
+    uint _S24 = position_0 / this_1->page_size_1;
+    uint _S25 = min(sequences_0[_S22 + _S24], this_1->pages_1 - 1U) * _S23;
+    uint _S26 = position_0 % _S23;
+    return _S25 + _S26;
 }
 
 struct Run_0
 {
-    uint vector_0;
-    uint scale_1;
+    uint vector_1;
+    uint scale_2;
 };
 
-Run_0 Run_x24init_0(uint vector_1, uint scale_2)
+Run_0 Run_x24init_0(uint vector_2, uint scale_3)
 {
-    thread Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_1 = scale_2;
-    return _S7;
+    thread Run_0 _S27;
+    (&_S27)->vector_1 = vector_2;
+    (&_S27)->scale_2 = scale_3;
+    return _S27;
 }
 
-Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
+Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / 4U, 0U);
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_1) / 4U, 0U);
 }
 
 float Float16_scale_0(packed_uint2 device* pool_0, uint at_0)
@@ -129,197 +227,183 @@ float4 Float16_expand_0(uint2 four_0)
     return float4(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_3, KernelContext_0 thread* kernelContext_4)
 {
-    uint _S8 = kernelContext_0->_S1;
-    float4 _S9 = simd_max(value_1);
-    bool _S10 = simd_is_first();
-    if(_S10)
+    uint _S28 = kernelContext_4->_S1;
+    float4 _S29 = simd_max(value_1);
+    bool _S30 = simd_is_first();
+    if(_S30)
     {
-        uint _S11 = thread_0 / _S8;
-        (*kernelContext_0->waves_0)[_S11] = _S9;
+        uint _S31 = thread_3 / _S28;
+        (*kernelContext_4->waves_0)[_S31] = _S29;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 result_0 = float4(-3.4028234663852886e+38) ;
-    uint wave_0 = 0U;
+    float4 result_2 = float4(-3.4028234663852886e+38) ;
+    uint wave_1 = 0U;
     for(;;)
     {
-        uint _S12 = 128U / _S8;
-        if(wave_0 < _S12)
+        uint _S32 = 128U / _S28;
+        if(wave_1 < _S32)
         {
         }
         else
         {
             break;
         }
-        float4 _S13 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_0 = _S13;
-        wave_0 = wave_1;
+        float4 _S33 = max(result_2, (*kernelContext_4->waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_2 = _S33;
+        wave_1 = wave_2;
     }
-    return result_0;
+    return result_2;
 }
 
-float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+void attend_0(uint thread_4, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_2, float scale_4, const Plain_0 thread* queries_0, float device* queries_x_0, bool with_own_0, const Plain_0 thread* own_key_0, float device* own_key_x_0, const Plain_0 thread* own_value_0, float device* own_value_x_0, KernelContext_0 thread* kernelContext_5)
 {
-    uint _S14 = kernelContext_1->_S1;
-    float4 _S15 = simd_sum(value_2);
-    bool _S16 = simd_is_first();
-    if(_S16)
-    {
-        uint _S17 = thread_1 / _S14;
-        (*kernelContext_1->waves_0)[_S17] = _S15;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S18 = float4(int4(int(0)) );
-    uint wave_2 = 0U;
-    float4 result_1 = _S18;
-    for(;;)
-    {
-        uint _S19 = 128U / _S14;
-        if(wave_2 < _S19)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4 result_2 = result_1 + (*kernelContext_1->waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
-{
-    float4 score_0;
-    uint i_0;
+    float4 score_1;
     uint i_1;
-    uint _S20;
-    uint _S21 = part_0->head_dim_0;
-    uint _S22 = part_0->head_dim_0 / 4U;
-    uint _S23 = padded_vectors_0(part_0->head_dim_0);
-    uint _S24 = 128U / _S22;
-    uint _S25 = thread_2 / _S22;
-    uint _S26 = part_0->kv_head_0 * _S21;
-    uint _S27 = thread_2 % _S22;
-    uint _S28 = _S26 + 4U * _S27;
-    float4 _S29 = start_0->peak_0;
-    float _S30;
-    if(thread_2 == 0U)
-    {
-        _S30 = start_0->weight_0;
-    }
-    else
-    {
-        _S30 = 0.0;
-    }
-    float4 _S31 = float4(_S30) ;
+    uint i_2;
+    uint _S34;
+    uint _S35 = part_2->head_dim_0;
+    uint _S36 = part_2->head_dim_0 / 4U;
+    uint _S37 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S37, scale_4, queries_0, queries_x_0, kernelContext_5);
+    uint _S38 = 128U / _S36;
+    uint _S39 = thread_4 / _S36;
+    uint _S40 = part_2->kv_head_0 * _S35;
+    uint _S41 = thread_4 % _S36;
+    uint _S42 = _S40 + 4U * _S41;
+    float4 _S43 = float4(-3.4028234663852886e+38) ;
+    float4 _S44 = float4(int4(int(0)) );
     thread array<float4, int(4)> sums_0;
-    bool _S32 = _S25 == 0U;
+    sums_0[0U] = _S44;
+    sums_0[1U] = _S44;
+    sums_0[2U] = _S44;
+    sums_0[3U] = _S44;
+    float4 peak_0;
     float4 total_0;
-    if(_S32)
+    if(with_own_0)
     {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+        float4 _S45 = Plain_four_0(own_key_0, own_key_x_0, _S42);
+        float4 _S46 = score_0(thread_4, part_2, _S45, kernelContext_5);
+        int _S47;
+        if(thread_4 == 0U)
+        {
+            _S47 = int(1);
+        }
+        else
+        {
+            _S47 = int(0);
+        }
+        float4 _S48 = float4(int4(_S47) );
+        float4 _S49 = Plain_four_0(own_value_0, own_value_x_0, _S42);
+        bool _S50 = _S39 == 0U;
+        if(_S50)
+        {
+            peak_0 = _S49;
+        }
+        else
+        {
+            peak_0 = _S44;
+        }
+        sums_0[0U] = peak_0;
+        if(_S50)
+        {
+            peak_0 = _S49;
+        }
+        else
+        {
+            peak_0 = _S44;
+        }
+        sums_0[1U] = peak_0;
+        if(_S50)
+        {
+            peak_0 = _S49;
+        }
+        else
+        {
+            peak_0 = _S44;
+        }
+        sums_0[2U] = peak_0;
+        if(_S50)
+        {
+            peak_0 = _S49;
+        }
+        else
+        {
+            peak_0 = _S44;
+        }
+        sums_0[3U] = peak_0;
+        peak_0 = _S46;
+        total_0 = _S48;
     }
     else
     {
-        total_0 = float4(int4(int(0)) );
+        peak_0 = _S43;
+        total_0 = _S44;
     }
-    sums_0[0U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[1U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[2U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[3U] = total_0;
-    uint tile_0 = part_0->begin_1;
-    total_0 = _S31;
-    float4 peak_1 = _S29;
+    uint tile_0 = part_2->begin_0;
     for(;;)
     {
-        uint _S33 = part_0->end_0;
-        if(tile_0 < (part_0->end_0))
+        uint _S51 = part_2->end_0;
+        if(tile_0 < (part_2->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S34 = thread_2 < 64U;
-        if(_S34)
+        bool _S52 = thread_4 < 64U;
+        if(_S52)
         {
-            uint _S35 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S33 - 1U));
-            (*kernelContext_2->slots_0)[thread_2] = _S35;
+            uint _S53 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_4, _S51 - 1U));
+            (*kernelContext_5->slots_0)[thread_4] = _S53;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         thread array<uint2, int(8)> values_0;
         thread array<float, int(8)> scales_0;
-        uint _S36 = part_0->v_pages_offset_0;
-        uint _S37 = part_0->columns_0;
-        Run_0 _S38 = Float16_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S25, 63U)], part_0->columns_0, _S28);
-        values_0[0U] = uint2(*(v_pages_0+_S38.vector_0)) ;
-        scales_0[0U] = Float16_scale_0(v_pages_0, _S38.scale_1);
-        Run_0 _S39 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S24, 63U)], _S37, _S28);
-        values_0[1U] = uint2(*(v_pages_0+_S39.vector_0)) ;
-        scales_0[1U] = Float16_scale_0(v_pages_0, _S39.scale_1);
-        uint _S40 = 2U * _S24;
-        Run_0 _S41 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S40, 63U)], _S37, _S28);
-        values_0[2U] = uint2(*(v_pages_0+_S41.vector_0)) ;
-        scales_0[2U] = Float16_scale_0(v_pages_0, _S41.scale_1);
-        uint _S42 = 3U * _S24;
-        Run_0 _S43 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S42, 63U)], _S37, _S28);
-        values_0[3U] = uint2(*(v_pages_0+_S43.vector_0)) ;
-        scales_0[3U] = Float16_scale_0(v_pages_0, _S43.scale_1);
-        uint _S44 = 4U * _S24;
-        Run_0 _S45 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S44, 63U)], _S37, _S28);
-        values_0[4U] = uint2(*(v_pages_0+_S45.vector_0)) ;
-        scales_0[4U] = Float16_scale_0(v_pages_0, _S45.scale_1);
-        uint _S46 = 5U * _S24;
-        Run_0 _S47 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S46, 63U)], _S37, _S28);
-        values_0[5U] = uint2(*(v_pages_0+_S47.vector_0)) ;
-        scales_0[5U] = Float16_scale_0(v_pages_0, _S47.scale_1);
-        uint _S48 = 6U * _S24;
-        Run_0 _S49 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S48, 63U)], _S37, _S28);
-        values_0[6U] = uint2(*(v_pages_0+_S49.vector_0)) ;
-        scales_0[6U] = Float16_scale_0(v_pages_0, _S49.scale_1);
-        uint _S50 = 7U * _S24;
-        Run_0 _S51 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S50, 63U)], _S37, _S28);
-        values_0[7U] = uint2(*(v_pages_0+_S51.vector_0)) ;
-        scales_0[7U] = Float16_scale_0(v_pages_0, _S51.scale_1);
+        uint _S54 = part_2->v_pages_offset_0;
+        uint _S55 = part_2->columns_0;
+        Run_0 _S56 = Float16_run_0(part_2->v_pages_offset_0, (*kernelContext_5->slots_0)[min(_S39, 63U)], part_2->columns_0, _S42);
+        values_0[0U] = uint2(*(v_pages_0+_S56.vector_1)) ;
+        scales_0[0U] = Float16_scale_0(v_pages_0, _S56.scale_2);
+        Run_0 _S57 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S38, 63U)], _S55, _S42);
+        values_0[1U] = uint2(*(v_pages_0+_S57.vector_1)) ;
+        scales_0[1U] = Float16_scale_0(v_pages_0, _S57.scale_2);
+        uint _S58 = 2U * _S38;
+        Run_0 _S59 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S58, 63U)], _S55, _S42);
+        values_0[2U] = uint2(*(v_pages_0+_S59.vector_1)) ;
+        scales_0[2U] = Float16_scale_0(v_pages_0, _S59.scale_2);
+        uint _S60 = 3U * _S38;
+        Run_0 _S61 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S60, 63U)], _S55, _S42);
+        values_0[3U] = uint2(*(v_pages_0+_S61.vector_1)) ;
+        scales_0[3U] = Float16_scale_0(v_pages_0, _S61.scale_2);
+        uint _S62 = 4U * _S38;
+        Run_0 _S63 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S62, 63U)], _S55, _S42);
+        values_0[4U] = uint2(*(v_pages_0+_S63.vector_1)) ;
+        scales_0[4U] = Float16_scale_0(v_pages_0, _S63.scale_2);
+        uint _S64 = 5U * _S38;
+        Run_0 _S65 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S64, 63U)], _S55, _S42);
+        values_0[5U] = uint2(*(v_pages_0+_S65.vector_1)) ;
+        scales_0[5U] = Float16_scale_0(v_pages_0, _S65.scale_2);
+        uint _S66 = 6U * _S38;
+        Run_0 _S67 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S66, 63U)], _S55, _S42);
+        values_0[6U] = uint2(*(v_pages_0+_S67.vector_1)) ;
+        scales_0[6U] = Float16_scale_0(v_pages_0, _S67.scale_2);
+        uint _S68 = 7U * _S38;
+        Run_0 _S69 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(_S39 + _S68, 63U)], _S55, _S42);
+        values_0[7U] = uint2(*(v_pages_0+_S69.vector_1)) ;
+        scales_0[7U] = Float16_scale_0(v_pages_0, _S69.scale_2);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Float16_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S37, _S26);
-        thread array<float4, int(2)> products_0;
-        float4 _S52 = float4(int4(int(0)) );
-        products_0[0U] = _S52;
-        keys_0[1U] = Float16_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S37, _S26);
-        products_0[1U] = _S52;
-        i_0 = thread_2 % 4U;
+        keys_0[0U] = Float16_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U], _S55, _S40);
+        thread array<float4, int(2)> products_1;
+        products_1[0U] = _S44;
+        keys_0[1U] = Float16_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U + 32U], _S55, _S40);
+        products_1[1U] = _S44;
+        i_1 = thread_4 % 4U;
         for(;;)
         {
-            if(i_0 < _S22)
+            if(i_1 < _S36)
             {
             }
             else
@@ -328,403 +412,352 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
             }
             thread array<uint2, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S53 = _S22 - 1U;
-            uint _S54 = min(i_0, _S53);
-            uint2 _S55 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S54))) ;
-            ahead_0[0U] = _S55;
-            float _S56 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S54 / 8U);
-            key_scales_0[0U] = _S56;
-            uint2 _S57 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S54))) ;
-            ahead_0[1U] = _S57;
-            float _S58 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S54 / 8U);
-            key_scales_0[1U] = _S58;
-            uint _S59 = i_0 + 4U;
-            uint _S60 = min(_S59, _S53);
-            uint2 _S61 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S60))) ;
-            ahead_0[2U] = _S61;
-            float _S62 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S60 / 8U);
-            key_scales_0[2U] = _S62;
-            uint2 _S63 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S60))) ;
-            ahead_0[3U] = _S63;
-            float _S64 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S60 / 8U);
-            key_scales_0[3U] = _S64;
-            uint _S65 = i_0 + 8U;
-            uint _S66 = min(_S65, _S53);
-            uint2 _S67 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S66))) ;
-            ahead_0[4U] = _S67;
-            float _S68 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S66 / 8U);
-            key_scales_0[4U] = _S68;
-            uint2 _S69 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S66))) ;
-            ahead_0[5U] = _S69;
-            float _S70 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S66 / 8U);
-            key_scales_0[5U] = _S70;
-            uint _S71 = i_0 + 12U;
-            uint _S72 = min(_S71, _S53);
-            uint2 _S73 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S72))) ;
-            ahead_0[6U] = _S73;
-            float _S74 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S72 / 8U);
-            key_scales_0[6U] = _S74;
-            uint2 _S75 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S72))) ;
-            ahead_0[7U] = _S75;
-            float _S76 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S72 / 8U);
-            key_scales_0[7U] = _S76;
-            float4 _S77 = (*kernelContext_2->query_0)[i_0];
-            float4 _S78 = Float16_expand_0(_S55);
-            products_0[0U].x = products_0[0U].x + _S56 * dot((*kernelContext_2->query_0)[i_0], _S78);
-            float4 _S79 = Float16_expand_0(_S57);
-            products_0[1U].x = products_0[1U].x + _S58 * dot(_S77, _S79);
-            uint _S80 = _S23 + i_0;
-            float4 _S81 = (*kernelContext_2->query_0)[_S80];
-            products_0[0U].y = products_0[0U].y + _S56 * dot((*kernelContext_2->query_0)[_S80], _S78);
-            products_0[1U].y = products_0[1U].y + _S58 * dot(_S81, _S79);
-            uint _S82 = 2U * _S23 + i_0;
-            float4 _S83 = (*kernelContext_2->query_0)[_S82];
-            products_0[0U].z = products_0[0U].z + _S56 * dot((*kernelContext_2->query_0)[_S82], _S78);
-            products_0[1U].z = products_0[1U].z + _S58 * dot(_S83, _S79);
-            uint _S84 = 3U * _S23 + i_0;
-            float4 _S85 = (*kernelContext_2->query_0)[_S84];
-            products_0[0U].w = products_0[0U].w + _S56 * dot((*kernelContext_2->query_0)[_S84], _S78);
-            products_0[1U].w = products_0[1U].w + _S58 * dot(_S85, _S79);
-            float4 _S86 = (*kernelContext_2->query_0)[_S59];
-            float4 _S87 = Float16_expand_0(_S61);
-            products_0[0U].x = products_0[0U].x + _S62 * dot((*kernelContext_2->query_0)[_S59], _S87);
-            float4 _S88 = Float16_expand_0(_S63);
-            products_0[1U].x = products_0[1U].x + _S64 * dot(_S86, _S88);
-            float4 _S89 = (*kernelContext_2->query_0)[_S80 + 4U];
-            products_0[0U].y = products_0[0U].y + _S62 * dot((*kernelContext_2->query_0)[_S80 + 4U], _S87);
-            products_0[1U].y = products_0[1U].y + _S64 * dot(_S89, _S88);
-            float4 _S90 = (*kernelContext_2->query_0)[_S82 + 4U];
-            products_0[0U].z = products_0[0U].z + _S62 * dot((*kernelContext_2->query_0)[_S82 + 4U], _S87);
-            products_0[1U].z = products_0[1U].z + _S64 * dot(_S90, _S88);
-            float4 _S91 = (*kernelContext_2->query_0)[_S84 + 4U];
-            products_0[0U].w = products_0[0U].w + _S62 * dot((*kernelContext_2->query_0)[_S84 + 4U], _S87);
-            products_0[1U].w = products_0[1U].w + _S64 * dot(_S91, _S88);
-            float4 _S92 = (*kernelContext_2->query_0)[_S65];
-            float4 _S93 = Float16_expand_0(_S67);
-            products_0[0U].x = products_0[0U].x + _S68 * dot((*kernelContext_2->query_0)[_S65], _S93);
-            float4 _S94 = Float16_expand_0(_S69);
-            products_0[1U].x = products_0[1U].x + _S70 * dot(_S92, _S94);
-            float4 _S95 = (*kernelContext_2->query_0)[_S80 + 8U];
-            products_0[0U].y = products_0[0U].y + _S68 * dot((*kernelContext_2->query_0)[_S80 + 8U], _S93);
-            products_0[1U].y = products_0[1U].y + _S70 * dot(_S95, _S94);
-            float4 _S96 = (*kernelContext_2->query_0)[_S82 + 8U];
-            products_0[0U].z = products_0[0U].z + _S68 * dot((*kernelContext_2->query_0)[_S82 + 8U], _S93);
-            products_0[1U].z = products_0[1U].z + _S70 * dot(_S96, _S94);
-            float4 _S97 = (*kernelContext_2->query_0)[_S84 + 8U];
-            products_0[0U].w = products_0[0U].w + _S68 * dot((*kernelContext_2->query_0)[_S84 + 8U], _S93);
-            products_0[1U].w = products_0[1U].w + _S70 * dot(_S97, _S94);
-            float4 _S98 = (*kernelContext_2->query_0)[_S71];
-            float4 _S99 = Float16_expand_0(_S73);
-            products_0[0U].x = products_0[0U].x + _S74 * dot((*kernelContext_2->query_0)[_S71], _S99);
-            float4 _S100 = Float16_expand_0(_S75);
-            products_0[1U].x = products_0[1U].x + _S76 * dot(_S98, _S100);
-            float4 _S101 = (*kernelContext_2->query_0)[_S80 + 12U];
-            products_0[0U].y = products_0[0U].y + _S74 * dot((*kernelContext_2->query_0)[_S80 + 12U], _S99);
-            products_0[1U].y = products_0[1U].y + _S76 * dot(_S101, _S100);
-            float4 _S102 = (*kernelContext_2->query_0)[_S82 + 12U];
-            products_0[0U].z = products_0[0U].z + _S74 * dot((*kernelContext_2->query_0)[_S82 + 12U], _S99);
-            products_0[1U].z = products_0[1U].z + _S76 * dot(_S102, _S100);
-            float4 _S103 = (*kernelContext_2->query_0)[_S84 + 12U];
-            products_0[0U].w = products_0[0U].w + _S74 * dot((*kernelContext_2->query_0)[_S84 + 12U], _S99);
-            products_0[1U].w = products_0[1U].w + _S76 * dot(_S103, _S100);
-            i_0 = i_0 + 16U;
+            uint _S70 = _S36 - 1U;
+            uint _S71 = min(i_1, _S70);
+            uint2 _S72 = uint2(*(k_pages_0+((&keys_0[0U])->vector_1 + _S71))) ;
+            ahead_0[0U] = _S72;
+            float _S73 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S71 / 8U);
+            key_scales_0[0U] = _S73;
+            uint2 _S74 = uint2(*(k_pages_0+((&keys_0[1U])->vector_1 + _S71))) ;
+            ahead_0[1U] = _S74;
+            float _S75 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S71 / 8U);
+            key_scales_0[1U] = _S75;
+            uint _S76 = i_1 + 4U;
+            uint _S77 = min(_S76, _S70);
+            uint2 _S78 = uint2(*(k_pages_0+((&keys_0[0U])->vector_1 + _S77))) ;
+            ahead_0[2U] = _S78;
+            float _S79 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S77 / 8U);
+            key_scales_0[2U] = _S79;
+            uint2 _S80 = uint2(*(k_pages_0+((&keys_0[1U])->vector_1 + _S77))) ;
+            ahead_0[3U] = _S80;
+            float _S81 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S77 / 8U);
+            key_scales_0[3U] = _S81;
+            uint _S82 = i_1 + 8U;
+            uint _S83 = min(_S82, _S70);
+            uint2 _S84 = uint2(*(k_pages_0+((&keys_0[0U])->vector_1 + _S83))) ;
+            ahead_0[4U] = _S84;
+            float _S85 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S83 / 8U);
+            key_scales_0[4U] = _S85;
+            uint2 _S86 = uint2(*(k_pages_0+((&keys_0[1U])->vector_1 + _S83))) ;
+            ahead_0[5U] = _S86;
+            float _S87 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S83 / 8U);
+            key_scales_0[5U] = _S87;
+            uint _S88 = i_1 + 12U;
+            uint _S89 = min(_S88, _S70);
+            uint2 _S90 = uint2(*(k_pages_0+((&keys_0[0U])->vector_1 + _S89))) ;
+            ahead_0[6U] = _S90;
+            float _S91 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S89 / 8U);
+            key_scales_0[6U] = _S91;
+            uint2 _S92 = uint2(*(k_pages_0+((&keys_0[1U])->vector_1 + _S89))) ;
+            ahead_0[7U] = _S92;
+            float _S93 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S89 / 8U);
+            key_scales_0[7U] = _S93;
+            float4 _S94 = query_at_0(i_1, kernelContext_5);
+            float4 _S95 = Float16_expand_0(_S72);
+            products_1[0U].x = products_1[0U].x + _S73 * dot(_S94, _S95);
+            float4 _S96 = Float16_expand_0(_S74);
+            products_1[1U].x = products_1[1U].x + _S75 * dot(_S94, _S96);
+            uint _S97 = _S37 + i_1;
+            float4 _S98 = query_at_0(_S97, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S73 * dot(_S98, _S95);
+            products_1[1U].y = products_1[1U].y + _S75 * dot(_S98, _S96);
+            uint _S99 = 2U * _S37 + i_1;
+            float4 _S100 = query_at_0(_S99, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S73 * dot(_S100, _S95);
+            products_1[1U].z = products_1[1U].z + _S75 * dot(_S100, _S96);
+            uint _S101 = 3U * _S37 + i_1;
+            float4 _S102 = query_at_0(_S101, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S73 * dot(_S102, _S95);
+            products_1[1U].w = products_1[1U].w + _S75 * dot(_S102, _S96);
+            float4 _S103 = query_at_0(_S76, kernelContext_5);
+            float4 _S104 = Float16_expand_0(_S78);
+            products_1[0U].x = products_1[0U].x + _S79 * dot(_S103, _S104);
+            float4 _S105 = Float16_expand_0(_S80);
+            products_1[1U].x = products_1[1U].x + _S81 * dot(_S103, _S105);
+            float4 _S106 = query_at_0(_S97 + 4U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S79 * dot(_S106, _S104);
+            products_1[1U].y = products_1[1U].y + _S81 * dot(_S106, _S105);
+            float4 _S107 = query_at_0(_S99 + 4U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S79 * dot(_S107, _S104);
+            products_1[1U].z = products_1[1U].z + _S81 * dot(_S107, _S105);
+            float4 _S108 = query_at_0(_S101 + 4U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S79 * dot(_S108, _S104);
+            products_1[1U].w = products_1[1U].w + _S81 * dot(_S108, _S105);
+            float4 _S109 = query_at_0(_S82, kernelContext_5);
+            float4 _S110 = Float16_expand_0(_S84);
+            products_1[0U].x = products_1[0U].x + _S85 * dot(_S109, _S110);
+            float4 _S111 = Float16_expand_0(_S86);
+            products_1[1U].x = products_1[1U].x + _S87 * dot(_S109, _S111);
+            float4 _S112 = query_at_0(_S97 + 8U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S85 * dot(_S112, _S110);
+            products_1[1U].y = products_1[1U].y + _S87 * dot(_S112, _S111);
+            float4 _S113 = query_at_0(_S99 + 8U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S85 * dot(_S113, _S110);
+            products_1[1U].z = products_1[1U].z + _S87 * dot(_S113, _S111);
+            float4 _S114 = query_at_0(_S101 + 8U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S85 * dot(_S114, _S110);
+            products_1[1U].w = products_1[1U].w + _S87 * dot(_S114, _S111);
+            float4 _S115 = query_at_0(_S88, kernelContext_5);
+            float4 _S116 = Float16_expand_0(_S90);
+            products_1[0U].x = products_1[0U].x + _S91 * dot(_S115, _S116);
+            float4 _S117 = Float16_expand_0(_S92);
+            products_1[1U].x = products_1[1U].x + _S93 * dot(_S115, _S117);
+            float4 _S118 = query_at_0(_S97 + 12U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S91 * dot(_S118, _S116);
+            products_1[1U].y = products_1[1U].y + _S93 * dot(_S118, _S117);
+            float4 _S119 = query_at_0(_S99 + 12U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S91 * dot(_S119, _S116);
+            products_1[1U].z = products_1[1U].z + _S93 * dot(_S119, _S117);
+            float4 _S120 = query_at_0(_S101 + 12U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S91 * dot(_S120, _S116);
+            products_1[1U].w = products_1[1U].w + _S93 * dot(_S120, _S117);
+            i_1 = i_1 + 16U;
         }
-        (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
-        (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
+        (*kernelContext_5->exchange_0)[thread_4] = products_1[0U];
+        (*kernelContext_5->exchange_0)[128U + thread_4] = products_1[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        bool _S104;
-        if(_S34)
+        bool _S121;
+        if(_S52)
         {
-            _S104 = (tile_0 + thread_2) < _S33;
+            _S121 = (tile_0 + thread_4) < _S51;
         }
         else
         {
-            _S104 = false;
+            _S121 = false;
         }
-        float4 _S105 = float4(-3.4028234663852886e+38) ;
-        if(_S104)
+        if(_S121)
         {
-            uint _S106 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S106] + (*kernelContext_2->exchange_0)[_S106 + 1U] + (*kernelContext_2->exchange_0)[_S106 + 2U] + (*kernelContext_2->exchange_0)[_S106 + 3U];
+            uint _S122 = thread_4 * 4U;
+            score_1 = (*kernelContext_5->exchange_0)[_S122] + (*kernelContext_5->exchange_0)[_S122 + 1U] + (*kernelContext_5->exchange_0)[_S122 + 2U] + (*kernelContext_5->exchange_0)[_S122 + 3U];
         }
         else
         {
-            score_0 = _S105;
+            score_1 = _S43;
         }
-        float4 _S107 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S108 = max(peak_1, _S107);
-        float4 _S109;
-        if(_S104)
+        float4 _S123 = group_peak_0(score_1, thread_4, kernelContext_5);
+        float4 _S124 = max(peak_0, _S123);
+        float4 _S125;
+        if(_S121)
         {
-            _S109 = exp(score_0 - _S108);
+            _S125 = exp(score_1 - _S124);
         }
         else
         {
-            _S109 = _S52;
+            _S125 = _S44;
         }
-        if(_S34)
+        if(_S52)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S109;
+            (*kernelContext_5->weights_0)[thread_4] = _S125;
         }
-        float4 _S110 = exp(peak_1 - _S108);
-        float4 _S111 = total_0 * _S110 + _S109;
+        float4 _S126 = exp(peak_0 - _S124);
+        float4 _S127 = total_0 * _S126 + _S125;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S110[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S110[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S110[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S110[3U]) ;
-        i_1 = _S25;
+        sums_0[0U] = sums_0[0U] * float4(_S126[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S126[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S126[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S126[3U]) ;
+        i_2 = _S39;
         for(;;)
         {
-            float4 _S112 = float4(scales_0[0U])  * Float16_expand_0(values_0[0U]);
-            float4 _S113;
-            if(i_1 < 64U)
+            float4 _S128 = float4(scales_0[0U])  * Float16_expand_0(values_0[0U]);
+            float4 _S129;
+            if(i_2 < 64U)
             {
-                _S113 = (*kernelContext_2->weights_0)[i_1];
+                _S129 = (*kernelContext_5->weights_0)[i_2];
             }
             else
             {
-                _S113 = _S52;
+                _S129 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S113[0U])  * _S112;
-            sums_0[1U] = sums_0[1U] + float4(_S113[1U])  * _S112;
-            sums_0[2U] = sums_0[2U] + float4(_S113[2U])  * _S112;
-            sums_0[3U] = sums_0[3U] + float4(_S113[3U])  * _S112;
-            float4 _S114 = float4(scales_0[1U])  * Float16_expand_0(values_0[1U]);
-            uint _S115 = i_1 + _S24;
-            float4 _S116;
-            if(_S115 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S129[0U])  * _S128;
+            sums_0[1U] = sums_0[1U] + float4(_S129[1U])  * _S128;
+            sums_0[2U] = sums_0[2U] + float4(_S129[2U])  * _S128;
+            sums_0[3U] = sums_0[3U] + float4(_S129[3U])  * _S128;
+            float4 _S130 = float4(scales_0[1U])  * Float16_expand_0(values_0[1U]);
+            uint _S131 = i_2 + _S38;
+            float4 _S132;
+            if(_S131 < 64U)
             {
-                _S116 = (*kernelContext_2->weights_0)[_S115];
+                _S132 = (*kernelContext_5->weights_0)[_S131];
             }
             else
             {
-                _S116 = _S52;
+                _S132 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S116[0U])  * _S114;
-            sums_0[1U] = sums_0[1U] + float4(_S116[1U])  * _S114;
-            sums_0[2U] = sums_0[2U] + float4(_S116[2U])  * _S114;
-            sums_0[3U] = sums_0[3U] + float4(_S116[3U])  * _S114;
-            float4 _S117 = float4(scales_0[2U])  * Float16_expand_0(values_0[2U]);
-            uint _S118 = i_1 + _S40;
-            float4 _S119;
-            if(_S118 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S132[0U])  * _S130;
+            sums_0[1U] = sums_0[1U] + float4(_S132[1U])  * _S130;
+            sums_0[2U] = sums_0[2U] + float4(_S132[2U])  * _S130;
+            sums_0[3U] = sums_0[3U] + float4(_S132[3U])  * _S130;
+            float4 _S133 = float4(scales_0[2U])  * Float16_expand_0(values_0[2U]);
+            uint _S134 = i_2 + _S58;
+            float4 _S135;
+            if(_S134 < 64U)
             {
-                _S119 = (*kernelContext_2->weights_0)[_S118];
+                _S135 = (*kernelContext_5->weights_0)[_S134];
             }
             else
             {
-                _S119 = _S52;
+                _S135 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S119[0U])  * _S117;
-            sums_0[1U] = sums_0[1U] + float4(_S119[1U])  * _S117;
-            sums_0[2U] = sums_0[2U] + float4(_S119[2U])  * _S117;
-            sums_0[3U] = sums_0[3U] + float4(_S119[3U])  * _S117;
-            float4 _S120 = float4(scales_0[3U])  * Float16_expand_0(values_0[3U]);
-            uint _S121 = i_1 + _S42;
-            float4 _S122;
-            if(_S121 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S135[0U])  * _S133;
+            sums_0[1U] = sums_0[1U] + float4(_S135[1U])  * _S133;
+            sums_0[2U] = sums_0[2U] + float4(_S135[2U])  * _S133;
+            sums_0[3U] = sums_0[3U] + float4(_S135[3U])  * _S133;
+            float4 _S136 = float4(scales_0[3U])  * Float16_expand_0(values_0[3U]);
+            uint _S137 = i_2 + _S60;
+            float4 _S138;
+            if(_S137 < 64U)
             {
-                _S122 = (*kernelContext_2->weights_0)[_S121];
+                _S138 = (*kernelContext_5->weights_0)[_S137];
             }
             else
             {
-                _S122 = _S52;
+                _S138 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S122[0U])  * _S120;
-            sums_0[1U] = sums_0[1U] + float4(_S122[1U])  * _S120;
-            sums_0[2U] = sums_0[2U] + float4(_S122[2U])  * _S120;
-            sums_0[3U] = sums_0[3U] + float4(_S122[3U])  * _S120;
-            float4 _S123 = float4(scales_0[4U])  * Float16_expand_0(values_0[4U]);
-            uint _S124 = i_1 + _S44;
-            float4 _S125;
-            if(_S124 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S138[0U])  * _S136;
+            sums_0[1U] = sums_0[1U] + float4(_S138[1U])  * _S136;
+            sums_0[2U] = sums_0[2U] + float4(_S138[2U])  * _S136;
+            sums_0[3U] = sums_0[3U] + float4(_S138[3U])  * _S136;
+            float4 _S139 = float4(scales_0[4U])  * Float16_expand_0(values_0[4U]);
+            uint _S140 = i_2 + _S62;
+            float4 _S141;
+            if(_S140 < 64U)
             {
-                _S125 = (*kernelContext_2->weights_0)[_S124];
+                _S141 = (*kernelContext_5->weights_0)[_S140];
             }
             else
             {
-                _S125 = _S52;
+                _S141 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S125[0U])  * _S123;
-            sums_0[1U] = sums_0[1U] + float4(_S125[1U])  * _S123;
-            sums_0[2U] = sums_0[2U] + float4(_S125[2U])  * _S123;
-            sums_0[3U] = sums_0[3U] + float4(_S125[3U])  * _S123;
-            float4 _S126 = float4(scales_0[5U])  * Float16_expand_0(values_0[5U]);
-            uint _S127 = i_1 + _S46;
-            float4 _S128;
-            if(_S127 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S141[0U])  * _S139;
+            sums_0[1U] = sums_0[1U] + float4(_S141[1U])  * _S139;
+            sums_0[2U] = sums_0[2U] + float4(_S141[2U])  * _S139;
+            sums_0[3U] = sums_0[3U] + float4(_S141[3U])  * _S139;
+            float4 _S142 = float4(scales_0[5U])  * Float16_expand_0(values_0[5U]);
+            uint _S143 = i_2 + _S64;
+            float4 _S144;
+            if(_S143 < 64U)
             {
-                _S128 = (*kernelContext_2->weights_0)[_S127];
+                _S144 = (*kernelContext_5->weights_0)[_S143];
             }
             else
             {
-                _S128 = _S52;
+                _S144 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S128[0U])  * _S126;
-            sums_0[1U] = sums_0[1U] + float4(_S128[1U])  * _S126;
-            sums_0[2U] = sums_0[2U] + float4(_S128[2U])  * _S126;
-            sums_0[3U] = sums_0[3U] + float4(_S128[3U])  * _S126;
-            float4 _S129 = float4(scales_0[6U])  * Float16_expand_0(values_0[6U]);
-            uint _S130 = i_1 + _S48;
-            float4 _S131;
-            if(_S130 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S144[0U])  * _S142;
+            sums_0[1U] = sums_0[1U] + float4(_S144[1U])  * _S142;
+            sums_0[2U] = sums_0[2U] + float4(_S144[2U])  * _S142;
+            sums_0[3U] = sums_0[3U] + float4(_S144[3U])  * _S142;
+            float4 _S145 = float4(scales_0[6U])  * Float16_expand_0(values_0[6U]);
+            uint _S146 = i_2 + _S66;
+            float4 _S147;
+            if(_S146 < 64U)
             {
-                _S131 = (*kernelContext_2->weights_0)[_S130];
+                _S147 = (*kernelContext_5->weights_0)[_S146];
             }
             else
             {
-                _S131 = _S52;
+                _S147 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S131[0U])  * _S129;
-            sums_0[1U] = sums_0[1U] + float4(_S131[1U])  * _S129;
-            sums_0[2U] = sums_0[2U] + float4(_S131[2U])  * _S129;
-            sums_0[3U] = sums_0[3U] + float4(_S131[3U])  * _S129;
-            float4 _S132 = float4(scales_0[7U])  * Float16_expand_0(values_0[7U]);
-            uint _S133 = i_1 + _S50;
-            float4 _S134;
-            if(_S133 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S147[0U])  * _S145;
+            sums_0[1U] = sums_0[1U] + float4(_S147[1U])  * _S145;
+            sums_0[2U] = sums_0[2U] + float4(_S147[2U])  * _S145;
+            sums_0[3U] = sums_0[3U] + float4(_S147[3U])  * _S145;
+            float4 _S148 = float4(scales_0[7U])  * Float16_expand_0(values_0[7U]);
+            uint _S149 = i_2 + _S68;
+            float4 _S150;
+            if(_S149 < 64U)
             {
-                _S134 = (*kernelContext_2->weights_0)[_S133];
+                _S150 = (*kernelContext_5->weights_0)[_S149];
             }
             else
             {
-                _S134 = _S52;
+                _S150 = _S44;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S134[0U])  * _S132;
-            sums_0[1U] = sums_0[1U] + float4(_S134[1U])  * _S132;
-            sums_0[2U] = sums_0[2U] + float4(_S134[2U])  * _S132;
-            sums_0[3U] = sums_0[3U] + float4(_S134[3U])  * _S132;
-            uint i_2 = i_1 + 8U * _S24;
-            if(i_2 >= 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S150[0U])  * _S148;
+            sums_0[1U] = sums_0[1U] + float4(_S150[1U])  * _S148;
+            sums_0[2U] = sums_0[2U] + float4(_S150[2U])  * _S148;
+            sums_0[3U] = sums_0[3U] + float4(_S150[3U])  * _S148;
+            uint i_3 = i_2 + 8U * _S38;
+            if(i_3 >= 64U)
             {
                 break;
             }
-            Run_0 _S135 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S37, _S28);
-            values_0[0U] = uint2(*(v_pages_0+_S135.vector_0)) ;
-            scales_0[0U] = Float16_scale_0(v_pages_0, _S135.scale_1);
-            Run_0 _S136 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S24, 63U)], _S37, _S28);
-            values_0[1U] = uint2(*(v_pages_0+_S136.vector_0)) ;
-            scales_0[1U] = Float16_scale_0(v_pages_0, _S136.scale_1);
-            Run_0 _S137 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S40, 63U)], _S37, _S28);
-            values_0[2U] = uint2(*(v_pages_0+_S137.vector_0)) ;
-            scales_0[2U] = Float16_scale_0(v_pages_0, _S137.scale_1);
-            Run_0 _S138 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S42, 63U)], _S37, _S28);
-            values_0[3U] = uint2(*(v_pages_0+_S138.vector_0)) ;
-            scales_0[3U] = Float16_scale_0(v_pages_0, _S138.scale_1);
-            Run_0 _S139 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S44, 63U)], _S37, _S28);
-            values_0[4U] = uint2(*(v_pages_0+_S139.vector_0)) ;
-            scales_0[4U] = Float16_scale_0(v_pages_0, _S139.scale_1);
-            Run_0 _S140 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S46, 63U)], _S37, _S28);
-            values_0[5U] = uint2(*(v_pages_0+_S140.vector_0)) ;
-            scales_0[5U] = Float16_scale_0(v_pages_0, _S140.scale_1);
-            Run_0 _S141 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S48, 63U)], _S37, _S28);
-            values_0[6U] = uint2(*(v_pages_0+_S141.vector_0)) ;
-            scales_0[6U] = Float16_scale_0(v_pages_0, _S141.scale_1);
-            Run_0 _S142 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S50, 63U)], _S37, _S28);
-            values_0[7U] = uint2(*(v_pages_0+_S142.vector_0)) ;
-            scales_0[7U] = Float16_scale_0(v_pages_0, _S142.scale_1);
-            i_1 = i_2;
+            Run_0 _S151 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3, 63U)], _S55, _S42);
+            values_0[0U] = uint2(*(v_pages_0+_S151.vector_1)) ;
+            scales_0[0U] = Float16_scale_0(v_pages_0, _S151.scale_2);
+            Run_0 _S152 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S38, 63U)], _S55, _S42);
+            values_0[1U] = uint2(*(v_pages_0+_S152.vector_1)) ;
+            scales_0[1U] = Float16_scale_0(v_pages_0, _S152.scale_2);
+            Run_0 _S153 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S58, 63U)], _S55, _S42);
+            values_0[2U] = uint2(*(v_pages_0+_S153.vector_1)) ;
+            scales_0[2U] = Float16_scale_0(v_pages_0, _S153.scale_2);
+            Run_0 _S154 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S60, 63U)], _S55, _S42);
+            values_0[3U] = uint2(*(v_pages_0+_S154.vector_1)) ;
+            scales_0[3U] = Float16_scale_0(v_pages_0, _S154.scale_2);
+            Run_0 _S155 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S62, 63U)], _S55, _S42);
+            values_0[4U] = uint2(*(v_pages_0+_S155.vector_1)) ;
+            scales_0[4U] = Float16_scale_0(v_pages_0, _S155.scale_2);
+            Run_0 _S156 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S64, 63U)], _S55, _S42);
+            values_0[5U] = uint2(*(v_pages_0+_S156.vector_1)) ;
+            scales_0[5U] = Float16_scale_0(v_pages_0, _S156.scale_2);
+            Run_0 _S157 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S66, 63U)], _S55, _S42);
+            values_0[6U] = uint2(*(v_pages_0+_S157.vector_1)) ;
+            scales_0[6U] = Float16_scale_0(v_pages_0, _S157.scale_2);
+            Run_0 _S158 = Float16_run_0(_S54, (*kernelContext_5->slots_0)[min(i_3 + _S68, 63U)], _S55, _S42);
+            values_0[7U] = uint2(*(v_pages_0+_S158.vector_1)) ;
+            scales_0[7U] = Float16_scale_0(v_pages_0, _S158.scale_2);
+            i_2 = i_3;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S111;
-        peak_1 = _S108;
+        total_0 = _S127;
+        peak_0 = _S124;
     }
-    (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
-    (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
-    (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
-    (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S143 = group_total_0(total_0, thread_2, kernelContext_2);
-    i_0 = thread_2;
+    (*kernelContext_5->exchange_0)[thread_4] = sums_0[0U];
+    (*kernelContext_5->exchange_0)[128U + thread_4] = sums_0[1U];
+    (*kernelContext_5->exchange_0)[256U + thread_4] = sums_0[2U];
+    (*kernelContext_5->exchange_0)[384U + thread_4] = sums_0[3U];
+    float4 _S159 = group_total_0(total_0, thread_4, kernelContext_5);
+    i_1 = thread_4;
     for(;;)
     {
-        _S20 = part_0->heads_0;
-        if(i_0 < (part_0->heads_0 * _S22))
+        _S34 = part_2->heads_0;
+        if(i_1 < (part_2->heads_0 * _S36))
         {
         }
         else
         {
             break;
         }
-        float4 _S144 = float4(int4(int(0)) );
-        i_1 = 0U;
-        score_0 = _S144;
+        i_2 = 0U;
+        score_1 = _S44;
         for(;;)
         {
-            if(i_1 < _S24)
+            if(i_2 < _S38)
             {
             }
             else
             {
                 break;
             }
-            uint _S145 = i_0 / _S22;
-            uint _S146 = _S145 * 128U + i_1 * _S22;
-            uint _S147 = i_0 % _S22;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S146 + _S147];
-            i_1 = i_1 + 1U;
-            score_0 = whole_0;
+            uint _S160 = i_1 / _S36;
+            uint _S161 = _S160 * 128U + i_2 * _S36;
+            uint _S162 = i_1 % _S36;
+            float4 whole_0 = score_1 + (*kernelContext_5->exchange_0)[_S161 + _S162];
+            i_2 = i_2 + 1U;
+            score_1 = whole_0;
         }
-        uint _S148 = part_0->out_0;
-        uint _S149 = i_0 / _S22;
-        uint _S150 = _S148 + _S149 * part_0->out_stride_0;
-        uint _S151 = i_0 % _S22;
-        *(scratch_0+(_S150 + _S151)) = packed_float4(score_0) ;
-        i_0 = i_0 + 128U;
+        uint _S163 = part_2->out_0;
+        uint _S164 = i_1 / _S36;
+        uint _S165 = _S163 + _S164 * part_2->out_stride_0;
+        uint _S166 = i_1 % _S36;
+        *(scratch_0+(_S165 + _S166)) = packed_float4(score_1) ;
+        i_1 = i_1 + 128U;
     }
-    if(thread_2 < _S20)
+    if(thread_4 < _S34)
     {
-        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S22)) = packed_float4(float4(peak_1[thread_2], _S143[thread_2], 1.0, 0.0)) ;
-    }
-    return;
-}
-
-struct Plain_0
-{
-    uint begin_2;
-};
-
-float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
-{
-    uint _S152 = this_1->begin_2 + element_1;
-    return float4(this_x_0[_S152], this_x_0[_S152 + 1U], this_x_0[_S152 + 2U], this_x_0[_S152 + 3U]);
-}
-
-void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_3)
-{
-    uint _S153 = part_1->head_dim_0;
-    uint _S154 = padded_vectors_0(part_1->head_dim_0);
-    uint i_3 = thread_3;
-    for(;;)
-    {
-        if(i_3 < (4U * _S154))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S155 = i_3 % _S154;
-        uint _S156 = i_3 / _S154;
-        bool _S157;
-        if(_S156 < (part_1->heads_0))
-        {
-            _S157 = _S155 < (_S153 / 4U);
-        }
-        else
-        {
-            _S157 = false;
-        }
-        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
-        if(_S157)
-        {
-            uint _S158 = part_1->head_0;
-            uint _S159 = i_3 / _S154;
-            float4 _S160 = Plain_four_0(q_0, q_x_0, (_S158 + _S159) * _S153 + 4U * _S155);
-            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S160;
-        }
-        i_3 = i_3 + 128U;
+        *(scratch_0+(part_2->out_0 + thread_4 * part_2->out_stride_0 + _S36)) = packed_float4(float4(peak_0[thread_4], _S159[thread_4], 1.0, 0.0)) ;
     }
     return;
 }
@@ -736,47 +769,47 @@ uint group_number_0(uint3 group_0)
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S161 = heads_2 / kv_heads_1;
-    uint _S162 = (_S161 + 4U - 1U) / 4U;
-    uint _S163 = rows_1 * kv_heads_1 * _S162;
-    uint _S164 = number_1 % _S163;
-    uint _S165 = _S164 % _S162;
-    thread Part_0 part_2;
-    uint _S166 = number_1 / _S163;
-    (&part_2)->number_0 = _S166;
-    uint _S167 = _S164 / (kv_heads_1 * _S162);
-    (&part_2)->row_0 = _S167;
-    uint _S168 = _S164 / _S162;
-    uint _S169 = _S168 % kv_heads_1;
-    (&part_2)->kv_head_0 = _S169;
-    uint _S170 = _S165 * 4U;
-    uint _S171 = _S169 * _S161 + _S170;
-    (&part_2)->head_0 = _S171;
-    (&part_2)->heads_0 = min(_S161 - _S170, 4U);
-    (&part_2)->head_dim_0 = head_dim_3;
-    (&part_2)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S172 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S172;
-    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S171) * _S172 + (&part_2)->number_0 * (head_dim_3 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S167 = heads_2 / kv_heads_1;
+    uint _S168 = (_S167 + 4U - 1U) / 4U;
+    uint _S169 = rows_1 * kv_heads_1 * _S168;
+    uint _S170 = number_1 % _S169;
+    uint _S171 = _S170 % _S168;
+    thread Part_0 part_3;
+    uint _S172 = number_1 / _S169;
+    (&part_3)->number_0 = _S172;
+    uint _S173 = _S170 / (kv_heads_1 * _S168);
+    (&part_3)->row_0 = _S173;
+    uint _S174 = _S170 / _S168;
+    uint _S175 = _S174 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S175;
+    uint _S176 = _S171 * 4U;
+    uint _S177 = _S175 * _S167 + _S176;
+    (&part_3)->head_0 = _S177;
+    (&part_3)->heads_0 = min(_S167 - _S176, 4U);
+    (&part_3)->head_dim_0 = head_dim_3;
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S178 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S178;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S177) * _S178 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S173;
+    uint _S179;
     if(offset_1 == 4294967295U)
     {
-        _S173 = rows_2;
+        _S179 = rows_2;
     }
     else
     {
-        _S173 = min(max(batch_0[offset_1], first_0) - first_0, rows_2);
+        _S179 = min(max(batch_0[offset_1], first_0) - first_0, rows_2);
     }
-    return _S173;
+    return _S179;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
@@ -786,18 +819,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S174;
-    (&_S174)->begin_0 = begin_3;
-    (&_S174)->page_size_0 = page_size_2;
-    (&_S174)->pages_0 = pages_2;
-    (&_S174)->length_0 = length_1;
-    return _S174;
+    thread SequenceTable_0 _S180;
+    (&_S180)->begin_2 = begin_3;
+    (&_S180)->page_size_1 = page_size_2;
+    (&_S180)->pages_1 = pages_2;
+    (&_S180)->length_0 = length_1;
+    return _S180;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S175 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S175 + 1U, page_size_3, pages_3, min(sequences_2[_S175], min(entries_0, pages_3) * page_size_3));
+    uint _S181 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S181 + 1U, page_size_3, pages_3, min(sequences_2[_S181], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -807,139 +840,128 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_2, uint position_1)
 {
-    uint _S176 = this_2->length_0;
-    uint _S177;
+    uint _S182 = this_2->length_0;
+    uint _S183;
     if(position_1 < (this_2->length_0))
     {
-        _S177 = position_1 + 1U;
+        _S183 = position_1 + 1U;
     }
     else
     {
-        _S177 = _S176;
+        _S183 = _S182;
     }
-    return _S177;
+    return _S183;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S178;
+    bool _S184;
     if(window_1 != 0U)
     {
-        _S178 = position_2 >= window_1;
+        _S184 = position_2 >= window_1;
     }
     else
     {
-        _S178 = false;
+        _S184 = false;
     }
-    uint _S179;
-    if(_S178)
+    uint _S185;
+    if(_S184)
     {
-        _S179 = position_2 - window_1 + 1U;
+        _S185 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S179 = 0U;
+        _S185 = 0U;
     }
-    return _S179;
+    return _S185;
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
 {
-    uint _S180;
+    uint _S186;
     if(first_1 < length_2)
     {
-        _S180 = length_2 - first_1;
+        _S186 = length_2 - first_1;
     }
     else
     {
-        _S180 = 0U;
+        _S186 = 0U;
     }
-    uint _S181 = parts_2 * 64U;
-    uint _S182 = (_S180 + _S181 - 1U) / _S181;
-    uint _S183 = _S182 * 64U;
-    uint _S184 = min(first_1 + part_3->number_0 * _S183, length_2);
-    part_3->begin_1 = _S184;
-    part_3->end_0 = min(_S184 + _S183, length_2);
+    uint _S187 = parts_2 * 64U;
+    uint _S188 = (_S186 + _S187 - 1U) / _S187;
+    uint _S189 = _S188 * 64U;
+    uint _S190 = min(first_1 + part_4->number_0 * _S189, length_2);
+    part_4->begin_0 = _S190;
+    part_4->end_0 = min(_S190 + _S189, length_2);
     return;
 }
 
-void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 device* scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+        *(scratch_1+(part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
     }
     return;
-}
-
-Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
-{
-    thread Start_0 _S185;
-    (&_S185)->peak_0 = peak_2;
-    (&_S185)->value_0 = value_3;
-    (&_S185)->weight_0 = weight_1;
-    return _S185;
 }
 
 [[kernel]] void attention_part_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
 {
-    thread KernelContext_0 kernelContext_4;
-    (&kernelContext_4)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_4)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_4)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_4)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_4)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_4)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_4)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    thread KernelContext_0 kernelContext_6;
+    (&kernelContext_6)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_6)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_6)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_6)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_6)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_6)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_6)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_4)->query_0 = &query_1;
-    threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_4)->slots_0 = &slots_1;
-    threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_4)->exchange_0 = &exchange_1;
+    (&kernelContext_6)->query_0 = &query_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_4)->waves_0 = &waves_1;
+    (&kernelContext_6)->waves_0 = &waves_1;
+    threadgroup array<uint, int(64)> slots_1;
+    (&kernelContext_6)->slots_0 = &slots_1;
+    threadgroup array<float4, int(512)> exchange_1;
+    (&kernelContext_6)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_4)->weights_0 = &weights_1;
+    (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_4)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S186 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_5 = _S186;
-    bool _S187;
-    if(((&part_5)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S191 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S191;
+    bool _S192;
+    if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S187 = true;
+        _S192 = true;
     }
     else
     {
-        _S187 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
+        _S192 = ((&part_6)->row_0) >= (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
     }
-    if(_S187)
+    if(_S192)
     {
         return;
     }
-    SequenceTable_0 _S188 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S189 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
-    thread SequenceTable_0 _S190 = _S188;
-    uint _S191 = SequenceTable_end_of_0(&_S190, _S189);
-    share_out_0(&part_5, first_seen_0(_S189, entryPointParams_1->p_0.window_0), _S191, entryPointParams_1->p_0.parts_0);
-    if(((&part_5)->begin_1) >= ((&part_5)->end_0))
+    SequenceTable_0 _S193 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S194 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0);
+    thread SequenceTable_0 _S195 = _S193;
+    uint _S196 = SequenceTable_end_of_0(&_S195, _S194);
+    share_out_0(&part_6, first_seen_0(_S194, entryPointParams_1->p_0.window_0), _S196, entryPointParams_1->p_0.parts_0);
+    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        thread Part_0 _S192 = part_5;
-        leave_empty_0(sv_groupindex_0, &_S192, (&kernelContext_4)->entryPointParams_scratch_0);
+        thread Part_0 _S197 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S197, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
-    (&part_5)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
-    (&part_5)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
-    thread Plain_0 queries_0;
-    (&queries_0)->begin_2 = entryPointParams_1->p_0.q_offset_0 + (&part_5)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread Part_0 _S193 = part_5;
-    thread Plain_0 _S194 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S193, entryPointParams_1->p_0.scale_0, &_S194, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
-    Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    thread SequenceTable_0 _S195 = _S188;
-    thread Part_0 _S196 = part_5;
-    thread Start_0 _S197 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S195, &_S196, &_S197, &kernelContext_4);
+    (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
+    (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
+    thread Plain_0 queries_1;
+    (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_6)->row_0 * entryPointParams_1->p_0.q_stride_0;
+    thread SequenceTable_0 _S198 = _S193;
+    thread Part_0 _S199 = part_6;
+    thread Plain_0 _S200 = queries_1;
+    thread Plain_0 _S201 = queries_1;
+    thread Plain_0 _S202 = queries_1;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S198, &_S199, entryPointParams_1->p_0.scale_0, &_S200, (&kernelContext_6)->entryPointParams_q_0, false, &_S201, (&kernelContext_6)->entryPointParams_q_0, &_S202, (&kernelContext_6)->entryPointParams_q_0, &kernelContext_6);
     return;
 }

@@ -3,14 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -18,7 +10,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -28,11 +20,9 @@ struct Part_0
     uint out_stride_0;
 };
 
-struct Start_0
+struct Plain_0
 {
-    float4 peak_0;
-    float4 value_0;
-    float weight_0;
+    uint begin_1;
 };
 
 struct AttentionPartParams_0
@@ -49,8 +39,8 @@ struct AttentionPartParams_0
     uint kv_heads_0;
     uint head_dim_1;
     uint q_stride_0;
-    uint pages_1;
-    uint page_size_1;
+    uint pages_0;
+    uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -73,11 +63,61 @@ struct KernelContext_0
     uint device* entryPointParams_sequences_0;
     packed_float4 device* entryPointParams_scratch_0;
     array<float4, int(256)> threadgroup* query_0;
-    array<uint, int(64)> threadgroup* slots_0;
-    array<float4, int(512)> threadgroup* exchange_0;
     uint _S1;
     array<float4, int(32)> threadgroup* waves_0;
+    array<uint, int(64)> threadgroup* slots_0;
+    array<float4, int(512)> threadgroup* exchange_0;
     array<float4, int(64)> threadgroup* weights_0;
+};
+
+float4 Plain_four_0(const Plain_0 thread* this_0, float device* this_x_0, uint element_0)
+{
+    uint _S2 = this_0->begin_1 + element_0;
+    return float4(this_x_0[_S2], this_x_0[_S2 + 1U], this_x_0[_S2 + 2U], this_x_0[_S2 + 3U]);
+}
+
+void load_queries_0(uint thread_0, const Part_0 thread* part_0, uint padded_0, float scale_1, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint i_0 = thread_0;
+    for(;;)
+    {
+        if(i_0 < (4U * padded_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S3 = i_0 % padded_0;
+        uint _S4 = i_0 / padded_0;
+        bool _S5;
+        if(_S4 < (part_0->heads_0))
+        {
+            _S5 = _S3 < (part_0->head_dim_0 / 4U);
+        }
+        else
+        {
+            _S5 = false;
+        }
+        (*kernelContext_0->query_0)[i_0] = float4(int4(int(0)) );
+        if(_S5)
+        {
+            uint _S6 = part_0->head_0;
+            uint _S7 = i_0 / padded_0;
+            float4 _S8 = Plain_four_0(q_0, q_x_0, (_S6 + _S7) * part_0->head_dim_0 + 4U * _S3);
+            (*kernelContext_0->query_0)[i_0] = float4(scale_1)  * _S8;
+        }
+        i_0 = i_0 + 128U;
+    }
+    return;
+}
+
+struct SequenceTable_0
+{
+    uint begin_2;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
 };
 
 uint padded_vectors_0(uint head_dim_2)
@@ -85,34 +125,92 @@ uint padded_vectors_0(uint head_dim_2)
     return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
+float4 query_at_0(uint vector_0, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S2 = this_0->begin_0;
-    uint _S3 = this_0->page_size_0;
-    uint _S4 = position_0 / this_0->page_size_0;
-    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
-    uint _S6 = position_0 % _S3;
-    return _S5 + _S6;
+    return (*kernelContext_1->query_0)[vector_0];
+}
+
+float4 group_total_0(float4 value_0, uint thread_1, KernelContext_0 thread* kernelContext_2)
+{
+    uint _S9 = kernelContext_2->_S1;
+    float4 _S10 = simd_sum(value_0);
+    bool _S11 = simd_is_first();
+    if(_S11)
+    {
+        uint _S12 = thread_1 / _S9;
+        (*kernelContext_2->waves_0)[_S12] = _S10;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 _S13 = float4(int4(int(0)) );
+    uint wave_0 = 0U;
+    float4 result_0 = _S13;
+    for(;;)
+    {
+        uint _S14 = 128U / _S9;
+        if(wave_0 < _S14)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float4 result_1 = result_0 + (*kernelContext_2->waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_0 = result_1;
+    }
+    return result_0;
+}
+
+float4 score_0(uint thread_2, const Part_0 thread* part_1, float4 key_0, KernelContext_0 thread* kernelContext_3)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread float4 products_0 = float4(int4(int(0)) );
+    uint _S15 = part_1->head_dim_0;
+    if(thread_2 < (part_1->head_dim_0 / 4U))
+    {
+        float4 _S16 = query_at_0(thread_2, kernelContext_3);
+        products_0.x = dot(_S16, key_0);
+        uint _S17 = padded_vectors_0(_S15);
+        float4 _S18 = query_at_0(_S17 + thread_2, kernelContext_3);
+        products_0.y = dot(_S18, key_0);
+        float4 _S19 = query_at_0(2U * _S17 + thread_2, kernelContext_3);
+        products_0.z = dot(_S19, key_0);
+        float4 _S20 = query_at_0(3U * _S17 + thread_2, kernelContext_3);
+        products_0.w = dot(_S20, key_0);
+    }
+    float4 _S21 = group_total_0(products_0, thread_2, kernelContext_3);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return _S21;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_0, uint position_0)
+{
+    uint _S22 = this_1->begin_2;
+    uint _S23 = this_1->page_size_1;
+    uint _S24 = position_0 / this_1->page_size_1;
+    uint _S25 = min(sequences_0[_S22 + _S24], this_1->pages_1 - 1U) * _S23;
+    uint _S26 = position_0 % _S23;
+    return _S25 + _S26;
 }
 
 struct Run_0
 {
-    uint vector_0;
-    uint scale_1;
+    uint vector_1;
+    uint scale_2;
 };
 
-Run_0 Run_x24init_0(uint vector_1, uint scale_2)
+Run_0 Run_x24init_0(uint vector_2, uint scale_3)
 {
-    thread Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_1 = scale_2;
-    return _S7;
+    thread Run_0 _S27;
+    (&_S27)->vector_1 = vector_2;
+    (&_S27)->scale_2 = scale_3;
+    return _S27;
 }
 
-Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
+Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S8 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S8 + element_0 / 4U, 2U * (_S8 + columns_1 / 4U) + element_0 / 32U);
+    uint _S28 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S28 + element_1 / 4U, 2U * (_S28 + columns_1 / 4U) + element_1 / 32U);
 }
 
 float2 halves_0(uint word_0)
@@ -140,197 +238,183 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
-float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_3, KernelContext_0 thread* kernelContext_4)
 {
-    uint _S9 = kernelContext_0->_S1;
-    float4 _S10 = simd_max(value_1);
-    bool _S11 = simd_is_first();
-    if(_S11)
+    uint _S29 = kernelContext_4->_S1;
+    float4 _S30 = simd_max(value_1);
+    bool _S31 = simd_is_first();
+    if(_S31)
     {
-        uint _S12 = thread_0 / _S9;
-        (*kernelContext_0->waves_0)[_S12] = _S10;
+        uint _S32 = thread_3 / _S29;
+        (*kernelContext_4->waves_0)[_S32] = _S30;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 result_0 = float4(-3.4028234663852886e+38) ;
-    uint wave_0 = 0U;
+    float4 result_2 = float4(-3.4028234663852886e+38) ;
+    uint wave_1 = 0U;
     for(;;)
     {
-        uint _S13 = 128U / _S9;
-        if(wave_0 < _S13)
+        uint _S33 = 128U / _S29;
+        if(wave_1 < _S33)
         {
         }
         else
         {
             break;
         }
-        float4 _S14 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_0 = _S14;
-        wave_0 = wave_1;
+        float4 _S34 = max(result_2, (*kernelContext_4->waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_2 = _S34;
+        wave_1 = wave_2;
     }
-    return result_0;
+    return result_2;
 }
 
-float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+void attend_0(uint thread_4, uint device* k_pages_0, uint device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_2, float scale_4, const Plain_0 thread* queries_0, float device* queries_x_0, bool with_own_0, const Plain_0 thread* own_key_0, float device* own_key_x_0, const Plain_0 thread* own_value_0, float device* own_value_x_0, KernelContext_0 thread* kernelContext_5)
 {
-    uint _S15 = kernelContext_1->_S1;
-    float4 _S16 = simd_sum(value_2);
-    bool _S17 = simd_is_first();
-    if(_S17)
-    {
-        uint _S18 = thread_1 / _S15;
-        (*kernelContext_1->waves_0)[_S18] = _S16;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S19 = float4(int4(int(0)) );
-    uint wave_2 = 0U;
-    float4 result_1 = _S19;
-    for(;;)
-    {
-        uint _S20 = 128U / _S15;
-        if(wave_2 < _S20)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4 result_2 = result_1 + (*kernelContext_1->waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
-{
-    float4 score_0;
-    uint i_0;
+    float4 score_1;
     uint i_1;
-    uint _S21;
-    uint _S22 = part_0->head_dim_0;
-    uint _S23 = part_0->head_dim_0 / 4U;
-    uint _S24 = padded_vectors_0(part_0->head_dim_0);
-    uint _S25 = 128U / _S23;
-    uint _S26 = thread_2 / _S23;
-    uint _S27 = part_0->kv_head_0 * _S22;
-    uint _S28 = thread_2 % _S23;
-    uint _S29 = _S27 + 4U * _S28;
-    float4 _S30 = start_0->peak_0;
-    float _S31;
-    if(thread_2 == 0U)
-    {
-        _S31 = start_0->weight_0;
-    }
-    else
-    {
-        _S31 = 0.0;
-    }
-    float4 _S32 = float4(_S31) ;
+    uint i_2;
+    uint _S35;
+    uint _S36 = part_2->head_dim_0;
+    uint _S37 = part_2->head_dim_0 / 4U;
+    uint _S38 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S38, scale_4, queries_0, queries_x_0, kernelContext_5);
+    uint _S39 = 128U / _S37;
+    uint _S40 = thread_4 / _S37;
+    uint _S41 = part_2->kv_head_0 * _S36;
+    uint _S42 = thread_4 % _S37;
+    uint _S43 = _S41 + 4U * _S42;
+    float4 _S44 = float4(-3.4028234663852886e+38) ;
+    float4 _S45 = float4(int4(int(0)) );
     thread array<float4, int(4)> sums_0;
-    bool _S33 = _S26 == 0U;
+    sums_0[0U] = _S45;
+    sums_0[1U] = _S45;
+    sums_0[2U] = _S45;
+    sums_0[3U] = _S45;
+    float4 peak_0;
     float4 total_0;
-    if(_S33)
+    if(with_own_0)
     {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+        float4 _S46 = Plain_four_0(own_key_0, own_key_x_0, _S43);
+        float4 _S47 = score_0(thread_4, part_2, _S46, kernelContext_5);
+        int _S48;
+        if(thread_4 == 0U)
+        {
+            _S48 = int(1);
+        }
+        else
+        {
+            _S48 = int(0);
+        }
+        float4 _S49 = float4(int4(_S48) );
+        float4 _S50 = Plain_four_0(own_value_0, own_value_x_0, _S43);
+        bool _S51 = _S40 == 0U;
+        if(_S51)
+        {
+            peak_0 = _S50;
+        }
+        else
+        {
+            peak_0 = _S45;
+        }
+        sums_0[0U] = peak_0;
+        if(_S51)
+        {
+            peak_0 = _S50;
+        }
+        else
+        {
+            peak_0 = _S45;
+        }
+        sums_0[1U] = peak_0;
+        if(_S51)
+        {
+            peak_0 = _S50;
+        }
+        else
+        {
+            peak_0 = _S45;
+        }
+        sums_0[2U] = peak_0;
+        if(_S51)
+        {
+            peak_0 = _S50;
+        }
+        else
+        {
+            peak_0 = _S45;
+        }
+        sums_0[3U] = peak_0;
+        peak_0 = _S47;
+        total_0 = _S49;
     }
     else
     {
-        total_0 = float4(int4(int(0)) );
+        peak_0 = _S44;
+        total_0 = _S45;
     }
-    sums_0[0U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[1U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[2U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[3U] = total_0;
-    uint tile_0 = part_0->begin_1;
-    total_0 = _S32;
-    float4 peak_1 = _S30;
+    uint tile_0 = part_2->begin_0;
     for(;;)
     {
-        uint _S34 = part_0->end_0;
-        if(tile_0 < (part_0->end_0))
+        uint _S52 = part_2->end_0;
+        if(tile_0 < (part_2->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S35 = thread_2 < 64U;
-        if(_S35)
+        bool _S53 = thread_4 < 64U;
+        if(_S53)
         {
-            uint _S36 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S34 - 1U));
-            (*kernelContext_2->slots_0)[thread_2] = _S36;
+            uint _S54 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_4, _S52 - 1U));
+            (*kernelContext_5->slots_0)[thread_4] = _S54;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         thread array<uint, int(8)> values_0;
         thread array<float, int(8)> scales_0;
-        uint _S37 = part_0->v_pages_offset_0;
-        uint _S38 = part_0->columns_0;
-        Run_0 _S39 = Blocks8_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S26, 63U)], part_0->columns_0, _S29);
-        values_0[0U] = v_pages_0[_S39.vector_0];
-        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S39.scale_1);
-        Run_0 _S40 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S25, 63U)], _S38, _S29);
-        values_0[1U] = v_pages_0[_S40.vector_0];
-        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S40.scale_1);
-        uint _S41 = 2U * _S25;
-        Run_0 _S42 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S41, 63U)], _S38, _S29);
-        values_0[2U] = v_pages_0[_S42.vector_0];
-        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S42.scale_1);
-        uint _S43 = 3U * _S25;
-        Run_0 _S44 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S43, 63U)], _S38, _S29);
-        values_0[3U] = v_pages_0[_S44.vector_0];
-        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S44.scale_1);
-        uint _S45 = 4U * _S25;
-        Run_0 _S46 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S45, 63U)], _S38, _S29);
-        values_0[4U] = v_pages_0[_S46.vector_0];
-        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S46.scale_1);
-        uint _S47 = 5U * _S25;
-        Run_0 _S48 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S47, 63U)], _S38, _S29);
-        values_0[5U] = v_pages_0[_S48.vector_0];
-        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S48.scale_1);
-        uint _S49 = 6U * _S25;
-        Run_0 _S50 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S49, 63U)], _S38, _S29);
-        values_0[6U] = v_pages_0[_S50.vector_0];
-        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S50.scale_1);
-        uint _S51 = 7U * _S25;
-        Run_0 _S52 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S51, 63U)], _S38, _S29);
-        values_0[7U] = v_pages_0[_S52.vector_0];
-        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S52.scale_1);
+        uint _S55 = part_2->v_pages_offset_0;
+        uint _S56 = part_2->columns_0;
+        Run_0 _S57 = Blocks8_run_0(part_2->v_pages_offset_0, (*kernelContext_5->slots_0)[min(_S40, 63U)], part_2->columns_0, _S43);
+        values_0[0U] = v_pages_0[_S57.vector_1];
+        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S57.scale_2);
+        Run_0 _S58 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S39, 63U)], _S56, _S43);
+        values_0[1U] = v_pages_0[_S58.vector_1];
+        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S58.scale_2);
+        uint _S59 = 2U * _S39;
+        Run_0 _S60 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S59, 63U)], _S56, _S43);
+        values_0[2U] = v_pages_0[_S60.vector_1];
+        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S60.scale_2);
+        uint _S61 = 3U * _S39;
+        Run_0 _S62 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S61, 63U)], _S56, _S43);
+        values_0[3U] = v_pages_0[_S62.vector_1];
+        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S62.scale_2);
+        uint _S63 = 4U * _S39;
+        Run_0 _S64 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S63, 63U)], _S56, _S43);
+        values_0[4U] = v_pages_0[_S64.vector_1];
+        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S64.scale_2);
+        uint _S65 = 5U * _S39;
+        Run_0 _S66 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S65, 63U)], _S56, _S43);
+        values_0[5U] = v_pages_0[_S66.vector_1];
+        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S66.scale_2);
+        uint _S67 = 6U * _S39;
+        Run_0 _S68 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S67, 63U)], _S56, _S43);
+        values_0[6U] = v_pages_0[_S68.vector_1];
+        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S68.scale_2);
+        uint _S69 = 7U * _S39;
+        Run_0 _S70 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(_S40 + _S69, 63U)], _S56, _S43);
+        values_0[7U] = v_pages_0[_S70.vector_1];
+        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S70.scale_2);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S38, _S27);
-        thread array<float4, int(2)> products_0;
-        float4 _S53 = float4(int4(int(0)) );
-        products_0[0U] = _S53;
-        keys_0[1U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S38, _S27);
-        products_0[1U] = _S53;
-        i_0 = thread_2 % 4U;
+        keys_0[0U] = Blocks8_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U], _S56, _S41);
+        thread array<float4, int(2)> products_1;
+        products_1[0U] = _S45;
+        keys_0[1U] = Blocks8_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U + 32U], _S56, _S41);
+        products_1[1U] = _S45;
+        i_1 = thread_4 % 4U;
         for(;;)
         {
-            if(i_0 < _S23)
+            if(i_1 < _S37)
             {
             }
             else
@@ -339,403 +423,352 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
             }
             thread array<uint, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S54 = _S23 - 1U;
-            uint _S55 = min(i_0, _S54);
-            uint _S56 = k_pages_0[(&keys_0[0U])->vector_0 + _S55];
-            ahead_0[0U] = _S56;
-            float _S57 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S55 / 8U);
-            key_scales_0[0U] = _S57;
-            uint _S58 = k_pages_0[(&keys_0[1U])->vector_0 + _S55];
-            ahead_0[1U] = _S58;
-            float _S59 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S55 / 8U);
-            key_scales_0[1U] = _S59;
-            uint _S60 = i_0 + 4U;
-            uint _S61 = min(_S60, _S54);
-            uint _S62 = k_pages_0[(&keys_0[0U])->vector_0 + _S61];
-            ahead_0[2U] = _S62;
-            float _S63 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S61 / 8U);
-            key_scales_0[2U] = _S63;
-            uint _S64 = k_pages_0[(&keys_0[1U])->vector_0 + _S61];
-            ahead_0[3U] = _S64;
-            float _S65 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S61 / 8U);
-            key_scales_0[3U] = _S65;
-            uint _S66 = i_0 + 8U;
-            uint _S67 = min(_S66, _S54);
-            uint _S68 = k_pages_0[(&keys_0[0U])->vector_0 + _S67];
-            ahead_0[4U] = _S68;
-            float _S69 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S67 / 8U);
-            key_scales_0[4U] = _S69;
-            uint _S70 = k_pages_0[(&keys_0[1U])->vector_0 + _S67];
-            ahead_0[5U] = _S70;
-            float _S71 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S67 / 8U);
-            key_scales_0[5U] = _S71;
-            uint _S72 = i_0 + 12U;
-            uint _S73 = min(_S72, _S54);
-            uint _S74 = k_pages_0[(&keys_0[0U])->vector_0 + _S73];
-            ahead_0[6U] = _S74;
-            float _S75 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S73 / 8U);
-            key_scales_0[6U] = _S75;
-            uint _S76 = k_pages_0[(&keys_0[1U])->vector_0 + _S73];
-            ahead_0[7U] = _S76;
-            float _S77 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S73 / 8U);
-            key_scales_0[7U] = _S77;
-            float4 _S78 = (*kernelContext_2->query_0)[i_0];
-            float4 _S79 = Blocks8_expand_0(_S56);
-            products_0[0U].x = products_0[0U].x + _S57 * dot((*kernelContext_2->query_0)[i_0], _S79);
-            float4 _S80 = Blocks8_expand_0(_S58);
-            products_0[1U].x = products_0[1U].x + _S59 * dot(_S78, _S80);
-            uint _S81 = _S24 + i_0;
-            float4 _S82 = (*kernelContext_2->query_0)[_S81];
-            products_0[0U].y = products_0[0U].y + _S57 * dot((*kernelContext_2->query_0)[_S81], _S79);
-            products_0[1U].y = products_0[1U].y + _S59 * dot(_S82, _S80);
-            uint _S83 = 2U * _S24 + i_0;
-            float4 _S84 = (*kernelContext_2->query_0)[_S83];
-            products_0[0U].z = products_0[0U].z + _S57 * dot((*kernelContext_2->query_0)[_S83], _S79);
-            products_0[1U].z = products_0[1U].z + _S59 * dot(_S84, _S80);
-            uint _S85 = 3U * _S24 + i_0;
-            float4 _S86 = (*kernelContext_2->query_0)[_S85];
-            products_0[0U].w = products_0[0U].w + _S57 * dot((*kernelContext_2->query_0)[_S85], _S79);
-            products_0[1U].w = products_0[1U].w + _S59 * dot(_S86, _S80);
-            float4 _S87 = (*kernelContext_2->query_0)[_S60];
-            float4 _S88 = Blocks8_expand_0(_S62);
-            products_0[0U].x = products_0[0U].x + _S63 * dot((*kernelContext_2->query_0)[_S60], _S88);
-            float4 _S89 = Blocks8_expand_0(_S64);
-            products_0[1U].x = products_0[1U].x + _S65 * dot(_S87, _S89);
-            float4 _S90 = (*kernelContext_2->query_0)[_S81 + 4U];
-            products_0[0U].y = products_0[0U].y + _S63 * dot((*kernelContext_2->query_0)[_S81 + 4U], _S88);
-            products_0[1U].y = products_0[1U].y + _S65 * dot(_S90, _S89);
-            float4 _S91 = (*kernelContext_2->query_0)[_S83 + 4U];
-            products_0[0U].z = products_0[0U].z + _S63 * dot((*kernelContext_2->query_0)[_S83 + 4U], _S88);
-            products_0[1U].z = products_0[1U].z + _S65 * dot(_S91, _S89);
-            float4 _S92 = (*kernelContext_2->query_0)[_S85 + 4U];
-            products_0[0U].w = products_0[0U].w + _S63 * dot((*kernelContext_2->query_0)[_S85 + 4U], _S88);
-            products_0[1U].w = products_0[1U].w + _S65 * dot(_S92, _S89);
-            float4 _S93 = (*kernelContext_2->query_0)[_S66];
-            float4 _S94 = Blocks8_expand_0(_S68);
-            products_0[0U].x = products_0[0U].x + _S69 * dot((*kernelContext_2->query_0)[_S66], _S94);
-            float4 _S95 = Blocks8_expand_0(_S70);
-            products_0[1U].x = products_0[1U].x + _S71 * dot(_S93, _S95);
-            float4 _S96 = (*kernelContext_2->query_0)[_S81 + 8U];
-            products_0[0U].y = products_0[0U].y + _S69 * dot((*kernelContext_2->query_0)[_S81 + 8U], _S94);
-            products_0[1U].y = products_0[1U].y + _S71 * dot(_S96, _S95);
-            float4 _S97 = (*kernelContext_2->query_0)[_S83 + 8U];
-            products_0[0U].z = products_0[0U].z + _S69 * dot((*kernelContext_2->query_0)[_S83 + 8U], _S94);
-            products_0[1U].z = products_0[1U].z + _S71 * dot(_S97, _S95);
-            float4 _S98 = (*kernelContext_2->query_0)[_S85 + 8U];
-            products_0[0U].w = products_0[0U].w + _S69 * dot((*kernelContext_2->query_0)[_S85 + 8U], _S94);
-            products_0[1U].w = products_0[1U].w + _S71 * dot(_S98, _S95);
-            float4 _S99 = (*kernelContext_2->query_0)[_S72];
-            float4 _S100 = Blocks8_expand_0(_S74);
-            products_0[0U].x = products_0[0U].x + _S75 * dot((*kernelContext_2->query_0)[_S72], _S100);
-            float4 _S101 = Blocks8_expand_0(_S76);
-            products_0[1U].x = products_0[1U].x + _S77 * dot(_S99, _S101);
-            float4 _S102 = (*kernelContext_2->query_0)[_S81 + 12U];
-            products_0[0U].y = products_0[0U].y + _S75 * dot((*kernelContext_2->query_0)[_S81 + 12U], _S100);
-            products_0[1U].y = products_0[1U].y + _S77 * dot(_S102, _S101);
-            float4 _S103 = (*kernelContext_2->query_0)[_S83 + 12U];
-            products_0[0U].z = products_0[0U].z + _S75 * dot((*kernelContext_2->query_0)[_S83 + 12U], _S100);
-            products_0[1U].z = products_0[1U].z + _S77 * dot(_S103, _S101);
-            float4 _S104 = (*kernelContext_2->query_0)[_S85 + 12U];
-            products_0[0U].w = products_0[0U].w + _S75 * dot((*kernelContext_2->query_0)[_S85 + 12U], _S100);
-            products_0[1U].w = products_0[1U].w + _S77 * dot(_S104, _S101);
-            i_0 = i_0 + 16U;
+            uint _S71 = _S37 - 1U;
+            uint _S72 = min(i_1, _S71);
+            uint _S73 = k_pages_0[(&keys_0[0U])->vector_1 + _S72];
+            ahead_0[0U] = _S73;
+            float _S74 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S72 / 8U);
+            key_scales_0[0U] = _S74;
+            uint _S75 = k_pages_0[(&keys_0[1U])->vector_1 + _S72];
+            ahead_0[1U] = _S75;
+            float _S76 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S72 / 8U);
+            key_scales_0[1U] = _S76;
+            uint _S77 = i_1 + 4U;
+            uint _S78 = min(_S77, _S71);
+            uint _S79 = k_pages_0[(&keys_0[0U])->vector_1 + _S78];
+            ahead_0[2U] = _S79;
+            float _S80 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S78 / 8U);
+            key_scales_0[2U] = _S80;
+            uint _S81 = k_pages_0[(&keys_0[1U])->vector_1 + _S78];
+            ahead_0[3U] = _S81;
+            float _S82 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S78 / 8U);
+            key_scales_0[3U] = _S82;
+            uint _S83 = i_1 + 8U;
+            uint _S84 = min(_S83, _S71);
+            uint _S85 = k_pages_0[(&keys_0[0U])->vector_1 + _S84];
+            ahead_0[4U] = _S85;
+            float _S86 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S84 / 8U);
+            key_scales_0[4U] = _S86;
+            uint _S87 = k_pages_0[(&keys_0[1U])->vector_1 + _S84];
+            ahead_0[5U] = _S87;
+            float _S88 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S84 / 8U);
+            key_scales_0[5U] = _S88;
+            uint _S89 = i_1 + 12U;
+            uint _S90 = min(_S89, _S71);
+            uint _S91 = k_pages_0[(&keys_0[0U])->vector_1 + _S90];
+            ahead_0[6U] = _S91;
+            float _S92 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S90 / 8U);
+            key_scales_0[6U] = _S92;
+            uint _S93 = k_pages_0[(&keys_0[1U])->vector_1 + _S90];
+            ahead_0[7U] = _S93;
+            float _S94 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S90 / 8U);
+            key_scales_0[7U] = _S94;
+            float4 _S95 = query_at_0(i_1, kernelContext_5);
+            float4 _S96 = Blocks8_expand_0(_S73);
+            products_1[0U].x = products_1[0U].x + _S74 * dot(_S95, _S96);
+            float4 _S97 = Blocks8_expand_0(_S75);
+            products_1[1U].x = products_1[1U].x + _S76 * dot(_S95, _S97);
+            uint _S98 = _S38 + i_1;
+            float4 _S99 = query_at_0(_S98, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S74 * dot(_S99, _S96);
+            products_1[1U].y = products_1[1U].y + _S76 * dot(_S99, _S97);
+            uint _S100 = 2U * _S38 + i_1;
+            float4 _S101 = query_at_0(_S100, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S74 * dot(_S101, _S96);
+            products_1[1U].z = products_1[1U].z + _S76 * dot(_S101, _S97);
+            uint _S102 = 3U * _S38 + i_1;
+            float4 _S103 = query_at_0(_S102, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S74 * dot(_S103, _S96);
+            products_1[1U].w = products_1[1U].w + _S76 * dot(_S103, _S97);
+            float4 _S104 = query_at_0(_S77, kernelContext_5);
+            float4 _S105 = Blocks8_expand_0(_S79);
+            products_1[0U].x = products_1[0U].x + _S80 * dot(_S104, _S105);
+            float4 _S106 = Blocks8_expand_0(_S81);
+            products_1[1U].x = products_1[1U].x + _S82 * dot(_S104, _S106);
+            float4 _S107 = query_at_0(_S98 + 4U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S80 * dot(_S107, _S105);
+            products_1[1U].y = products_1[1U].y + _S82 * dot(_S107, _S106);
+            float4 _S108 = query_at_0(_S100 + 4U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S80 * dot(_S108, _S105);
+            products_1[1U].z = products_1[1U].z + _S82 * dot(_S108, _S106);
+            float4 _S109 = query_at_0(_S102 + 4U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S80 * dot(_S109, _S105);
+            products_1[1U].w = products_1[1U].w + _S82 * dot(_S109, _S106);
+            float4 _S110 = query_at_0(_S83, kernelContext_5);
+            float4 _S111 = Blocks8_expand_0(_S85);
+            products_1[0U].x = products_1[0U].x + _S86 * dot(_S110, _S111);
+            float4 _S112 = Blocks8_expand_0(_S87);
+            products_1[1U].x = products_1[1U].x + _S88 * dot(_S110, _S112);
+            float4 _S113 = query_at_0(_S98 + 8U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S86 * dot(_S113, _S111);
+            products_1[1U].y = products_1[1U].y + _S88 * dot(_S113, _S112);
+            float4 _S114 = query_at_0(_S100 + 8U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S86 * dot(_S114, _S111);
+            products_1[1U].z = products_1[1U].z + _S88 * dot(_S114, _S112);
+            float4 _S115 = query_at_0(_S102 + 8U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S86 * dot(_S115, _S111);
+            products_1[1U].w = products_1[1U].w + _S88 * dot(_S115, _S112);
+            float4 _S116 = query_at_0(_S89, kernelContext_5);
+            float4 _S117 = Blocks8_expand_0(_S91);
+            products_1[0U].x = products_1[0U].x + _S92 * dot(_S116, _S117);
+            float4 _S118 = Blocks8_expand_0(_S93);
+            products_1[1U].x = products_1[1U].x + _S94 * dot(_S116, _S118);
+            float4 _S119 = query_at_0(_S98 + 12U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S92 * dot(_S119, _S117);
+            products_1[1U].y = products_1[1U].y + _S94 * dot(_S119, _S118);
+            float4 _S120 = query_at_0(_S100 + 12U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S92 * dot(_S120, _S117);
+            products_1[1U].z = products_1[1U].z + _S94 * dot(_S120, _S118);
+            float4 _S121 = query_at_0(_S102 + 12U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S92 * dot(_S121, _S117);
+            products_1[1U].w = products_1[1U].w + _S94 * dot(_S121, _S118);
+            i_1 = i_1 + 16U;
         }
-        (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
-        (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
+        (*kernelContext_5->exchange_0)[thread_4] = products_1[0U];
+        (*kernelContext_5->exchange_0)[128U + thread_4] = products_1[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        bool _S105;
-        if(_S35)
+        bool _S122;
+        if(_S53)
         {
-            _S105 = (tile_0 + thread_2) < _S34;
+            _S122 = (tile_0 + thread_4) < _S52;
         }
         else
         {
-            _S105 = false;
+            _S122 = false;
         }
-        float4 _S106 = float4(-3.4028234663852886e+38) ;
-        if(_S105)
+        if(_S122)
         {
-            uint _S107 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S107] + (*kernelContext_2->exchange_0)[_S107 + 1U] + (*kernelContext_2->exchange_0)[_S107 + 2U] + (*kernelContext_2->exchange_0)[_S107 + 3U];
+            uint _S123 = thread_4 * 4U;
+            score_1 = (*kernelContext_5->exchange_0)[_S123] + (*kernelContext_5->exchange_0)[_S123 + 1U] + (*kernelContext_5->exchange_0)[_S123 + 2U] + (*kernelContext_5->exchange_0)[_S123 + 3U];
         }
         else
         {
-            score_0 = _S106;
+            score_1 = _S44;
         }
-        float4 _S108 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S109 = max(peak_1, _S108);
-        float4 _S110;
-        if(_S105)
+        float4 _S124 = group_peak_0(score_1, thread_4, kernelContext_5);
+        float4 _S125 = max(peak_0, _S124);
+        float4 _S126;
+        if(_S122)
         {
-            _S110 = exp(score_0 - _S109);
+            _S126 = exp(score_1 - _S125);
         }
         else
         {
-            _S110 = _S53;
+            _S126 = _S45;
         }
-        if(_S35)
+        if(_S53)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S110;
+            (*kernelContext_5->weights_0)[thread_4] = _S126;
         }
-        float4 _S111 = exp(peak_1 - _S109);
-        float4 _S112 = total_0 * _S111 + _S110;
+        float4 _S127 = exp(peak_0 - _S125);
+        float4 _S128 = total_0 * _S127 + _S126;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S111[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S111[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S111[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S111[3U]) ;
-        i_1 = _S26;
+        sums_0[0U] = sums_0[0U] * float4(_S127[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S127[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S127[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S127[3U]) ;
+        i_2 = _S40;
         for(;;)
         {
-            float4 _S113 = float4(scales_0[0U])  * Blocks8_expand_0(values_0[0U]);
-            float4 _S114;
-            if(i_1 < 64U)
+            float4 _S129 = float4(scales_0[0U])  * Blocks8_expand_0(values_0[0U]);
+            float4 _S130;
+            if(i_2 < 64U)
             {
-                _S114 = (*kernelContext_2->weights_0)[i_1];
+                _S130 = (*kernelContext_5->weights_0)[i_2];
             }
             else
             {
-                _S114 = _S53;
+                _S130 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S114[0U])  * _S113;
-            sums_0[1U] = sums_0[1U] + float4(_S114[1U])  * _S113;
-            sums_0[2U] = sums_0[2U] + float4(_S114[2U])  * _S113;
-            sums_0[3U] = sums_0[3U] + float4(_S114[3U])  * _S113;
-            float4 _S115 = float4(scales_0[1U])  * Blocks8_expand_0(values_0[1U]);
-            uint _S116 = i_1 + _S25;
-            float4 _S117;
-            if(_S116 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S130[0U])  * _S129;
+            sums_0[1U] = sums_0[1U] + float4(_S130[1U])  * _S129;
+            sums_0[2U] = sums_0[2U] + float4(_S130[2U])  * _S129;
+            sums_0[3U] = sums_0[3U] + float4(_S130[3U])  * _S129;
+            float4 _S131 = float4(scales_0[1U])  * Blocks8_expand_0(values_0[1U]);
+            uint _S132 = i_2 + _S39;
+            float4 _S133;
+            if(_S132 < 64U)
             {
-                _S117 = (*kernelContext_2->weights_0)[_S116];
+                _S133 = (*kernelContext_5->weights_0)[_S132];
             }
             else
             {
-                _S117 = _S53;
+                _S133 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S117[0U])  * _S115;
-            sums_0[1U] = sums_0[1U] + float4(_S117[1U])  * _S115;
-            sums_0[2U] = sums_0[2U] + float4(_S117[2U])  * _S115;
-            sums_0[3U] = sums_0[3U] + float4(_S117[3U])  * _S115;
-            float4 _S118 = float4(scales_0[2U])  * Blocks8_expand_0(values_0[2U]);
-            uint _S119 = i_1 + _S41;
-            float4 _S120;
-            if(_S119 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S133[0U])  * _S131;
+            sums_0[1U] = sums_0[1U] + float4(_S133[1U])  * _S131;
+            sums_0[2U] = sums_0[2U] + float4(_S133[2U])  * _S131;
+            sums_0[3U] = sums_0[3U] + float4(_S133[3U])  * _S131;
+            float4 _S134 = float4(scales_0[2U])  * Blocks8_expand_0(values_0[2U]);
+            uint _S135 = i_2 + _S59;
+            float4 _S136;
+            if(_S135 < 64U)
             {
-                _S120 = (*kernelContext_2->weights_0)[_S119];
+                _S136 = (*kernelContext_5->weights_0)[_S135];
             }
             else
             {
-                _S120 = _S53;
+                _S136 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S120[0U])  * _S118;
-            sums_0[1U] = sums_0[1U] + float4(_S120[1U])  * _S118;
-            sums_0[2U] = sums_0[2U] + float4(_S120[2U])  * _S118;
-            sums_0[3U] = sums_0[3U] + float4(_S120[3U])  * _S118;
-            float4 _S121 = float4(scales_0[3U])  * Blocks8_expand_0(values_0[3U]);
-            uint _S122 = i_1 + _S43;
-            float4 _S123;
-            if(_S122 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S136[0U])  * _S134;
+            sums_0[1U] = sums_0[1U] + float4(_S136[1U])  * _S134;
+            sums_0[2U] = sums_0[2U] + float4(_S136[2U])  * _S134;
+            sums_0[3U] = sums_0[3U] + float4(_S136[3U])  * _S134;
+            float4 _S137 = float4(scales_0[3U])  * Blocks8_expand_0(values_0[3U]);
+            uint _S138 = i_2 + _S61;
+            float4 _S139;
+            if(_S138 < 64U)
             {
-                _S123 = (*kernelContext_2->weights_0)[_S122];
+                _S139 = (*kernelContext_5->weights_0)[_S138];
             }
             else
             {
-                _S123 = _S53;
+                _S139 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S123[0U])  * _S121;
-            sums_0[1U] = sums_0[1U] + float4(_S123[1U])  * _S121;
-            sums_0[2U] = sums_0[2U] + float4(_S123[2U])  * _S121;
-            sums_0[3U] = sums_0[3U] + float4(_S123[3U])  * _S121;
-            float4 _S124 = float4(scales_0[4U])  * Blocks8_expand_0(values_0[4U]);
-            uint _S125 = i_1 + _S45;
-            float4 _S126;
-            if(_S125 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S139[0U])  * _S137;
+            sums_0[1U] = sums_0[1U] + float4(_S139[1U])  * _S137;
+            sums_0[2U] = sums_0[2U] + float4(_S139[2U])  * _S137;
+            sums_0[3U] = sums_0[3U] + float4(_S139[3U])  * _S137;
+            float4 _S140 = float4(scales_0[4U])  * Blocks8_expand_0(values_0[4U]);
+            uint _S141 = i_2 + _S63;
+            float4 _S142;
+            if(_S141 < 64U)
             {
-                _S126 = (*kernelContext_2->weights_0)[_S125];
+                _S142 = (*kernelContext_5->weights_0)[_S141];
             }
             else
             {
-                _S126 = _S53;
+                _S142 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S126[0U])  * _S124;
-            sums_0[1U] = sums_0[1U] + float4(_S126[1U])  * _S124;
-            sums_0[2U] = sums_0[2U] + float4(_S126[2U])  * _S124;
-            sums_0[3U] = sums_0[3U] + float4(_S126[3U])  * _S124;
-            float4 _S127 = float4(scales_0[5U])  * Blocks8_expand_0(values_0[5U]);
-            uint _S128 = i_1 + _S47;
-            float4 _S129;
-            if(_S128 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S142[0U])  * _S140;
+            sums_0[1U] = sums_0[1U] + float4(_S142[1U])  * _S140;
+            sums_0[2U] = sums_0[2U] + float4(_S142[2U])  * _S140;
+            sums_0[3U] = sums_0[3U] + float4(_S142[3U])  * _S140;
+            float4 _S143 = float4(scales_0[5U])  * Blocks8_expand_0(values_0[5U]);
+            uint _S144 = i_2 + _S65;
+            float4 _S145;
+            if(_S144 < 64U)
             {
-                _S129 = (*kernelContext_2->weights_0)[_S128];
+                _S145 = (*kernelContext_5->weights_0)[_S144];
             }
             else
             {
-                _S129 = _S53;
+                _S145 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S129[0U])  * _S127;
-            sums_0[1U] = sums_0[1U] + float4(_S129[1U])  * _S127;
-            sums_0[2U] = sums_0[2U] + float4(_S129[2U])  * _S127;
-            sums_0[3U] = sums_0[3U] + float4(_S129[3U])  * _S127;
-            float4 _S130 = float4(scales_0[6U])  * Blocks8_expand_0(values_0[6U]);
-            uint _S131 = i_1 + _S49;
-            float4 _S132;
-            if(_S131 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S145[0U])  * _S143;
+            sums_0[1U] = sums_0[1U] + float4(_S145[1U])  * _S143;
+            sums_0[2U] = sums_0[2U] + float4(_S145[2U])  * _S143;
+            sums_0[3U] = sums_0[3U] + float4(_S145[3U])  * _S143;
+            float4 _S146 = float4(scales_0[6U])  * Blocks8_expand_0(values_0[6U]);
+            uint _S147 = i_2 + _S67;
+            float4 _S148;
+            if(_S147 < 64U)
             {
-                _S132 = (*kernelContext_2->weights_0)[_S131];
+                _S148 = (*kernelContext_5->weights_0)[_S147];
             }
             else
             {
-                _S132 = _S53;
+                _S148 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S132[0U])  * _S130;
-            sums_0[1U] = sums_0[1U] + float4(_S132[1U])  * _S130;
-            sums_0[2U] = sums_0[2U] + float4(_S132[2U])  * _S130;
-            sums_0[3U] = sums_0[3U] + float4(_S132[3U])  * _S130;
-            float4 _S133 = float4(scales_0[7U])  * Blocks8_expand_0(values_0[7U]);
-            uint _S134 = i_1 + _S51;
-            float4 _S135;
-            if(_S134 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S148[0U])  * _S146;
+            sums_0[1U] = sums_0[1U] + float4(_S148[1U])  * _S146;
+            sums_0[2U] = sums_0[2U] + float4(_S148[2U])  * _S146;
+            sums_0[3U] = sums_0[3U] + float4(_S148[3U])  * _S146;
+            float4 _S149 = float4(scales_0[7U])  * Blocks8_expand_0(values_0[7U]);
+            uint _S150 = i_2 + _S69;
+            float4 _S151;
+            if(_S150 < 64U)
             {
-                _S135 = (*kernelContext_2->weights_0)[_S134];
+                _S151 = (*kernelContext_5->weights_0)[_S150];
             }
             else
             {
-                _S135 = _S53;
+                _S151 = _S45;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S135[0U])  * _S133;
-            sums_0[1U] = sums_0[1U] + float4(_S135[1U])  * _S133;
-            sums_0[2U] = sums_0[2U] + float4(_S135[2U])  * _S133;
-            sums_0[3U] = sums_0[3U] + float4(_S135[3U])  * _S133;
-            uint i_2 = i_1 + 8U * _S25;
-            if(i_2 >= 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S151[0U])  * _S149;
+            sums_0[1U] = sums_0[1U] + float4(_S151[1U])  * _S149;
+            sums_0[2U] = sums_0[2U] + float4(_S151[2U])  * _S149;
+            sums_0[3U] = sums_0[3U] + float4(_S151[3U])  * _S149;
+            uint i_3 = i_2 + 8U * _S39;
+            if(i_3 >= 64U)
             {
                 break;
             }
-            Run_0 _S136 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S38, _S29);
-            values_0[0U] = v_pages_0[_S136.vector_0];
-            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S136.scale_1);
-            Run_0 _S137 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S25, 63U)], _S38, _S29);
-            values_0[1U] = v_pages_0[_S137.vector_0];
-            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S137.scale_1);
-            Run_0 _S138 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S41, 63U)], _S38, _S29);
-            values_0[2U] = v_pages_0[_S138.vector_0];
-            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S138.scale_1);
-            Run_0 _S139 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S43, 63U)], _S38, _S29);
-            values_0[3U] = v_pages_0[_S139.vector_0];
-            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S139.scale_1);
-            Run_0 _S140 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S45, 63U)], _S38, _S29);
-            values_0[4U] = v_pages_0[_S140.vector_0];
-            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S140.scale_1);
-            Run_0 _S141 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S47, 63U)], _S38, _S29);
-            values_0[5U] = v_pages_0[_S141.vector_0];
-            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S141.scale_1);
-            Run_0 _S142 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S49, 63U)], _S38, _S29);
-            values_0[6U] = v_pages_0[_S142.vector_0];
-            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S142.scale_1);
-            Run_0 _S143 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S51, 63U)], _S38, _S29);
-            values_0[7U] = v_pages_0[_S143.vector_0];
-            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S143.scale_1);
-            i_1 = i_2;
+            Run_0 _S152 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3, 63U)], _S56, _S43);
+            values_0[0U] = v_pages_0[_S152.vector_1];
+            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S152.scale_2);
+            Run_0 _S153 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S39, 63U)], _S56, _S43);
+            values_0[1U] = v_pages_0[_S153.vector_1];
+            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S153.scale_2);
+            Run_0 _S154 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S59, 63U)], _S56, _S43);
+            values_0[2U] = v_pages_0[_S154.vector_1];
+            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S154.scale_2);
+            Run_0 _S155 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S61, 63U)], _S56, _S43);
+            values_0[3U] = v_pages_0[_S155.vector_1];
+            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S155.scale_2);
+            Run_0 _S156 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S63, 63U)], _S56, _S43);
+            values_0[4U] = v_pages_0[_S156.vector_1];
+            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S156.scale_2);
+            Run_0 _S157 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S65, 63U)], _S56, _S43);
+            values_0[5U] = v_pages_0[_S157.vector_1];
+            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S157.scale_2);
+            Run_0 _S158 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S67, 63U)], _S56, _S43);
+            values_0[6U] = v_pages_0[_S158.vector_1];
+            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S158.scale_2);
+            Run_0 _S159 = Blocks8_run_0(_S55, (*kernelContext_5->slots_0)[min(i_3 + _S69, 63U)], _S56, _S43);
+            values_0[7U] = v_pages_0[_S159.vector_1];
+            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S159.scale_2);
+            i_2 = i_3;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S112;
-        peak_1 = _S109;
+        total_0 = _S128;
+        peak_0 = _S125;
     }
-    (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
-    (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
-    (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
-    (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S144 = group_total_0(total_0, thread_2, kernelContext_2);
-    i_0 = thread_2;
+    (*kernelContext_5->exchange_0)[thread_4] = sums_0[0U];
+    (*kernelContext_5->exchange_0)[128U + thread_4] = sums_0[1U];
+    (*kernelContext_5->exchange_0)[256U + thread_4] = sums_0[2U];
+    (*kernelContext_5->exchange_0)[384U + thread_4] = sums_0[3U];
+    float4 _S160 = group_total_0(total_0, thread_4, kernelContext_5);
+    i_1 = thread_4;
     for(;;)
     {
-        _S21 = part_0->heads_0;
-        if(i_0 < (part_0->heads_0 * _S23))
+        _S35 = part_2->heads_0;
+        if(i_1 < (part_2->heads_0 * _S37))
         {
         }
         else
         {
             break;
         }
-        float4 _S145 = float4(int4(int(0)) );
-        i_1 = 0U;
-        score_0 = _S145;
+        i_2 = 0U;
+        score_1 = _S45;
         for(;;)
         {
-            if(i_1 < _S25)
+            if(i_2 < _S39)
             {
             }
             else
             {
                 break;
             }
-            uint _S146 = i_0 / _S23;
-            uint _S147 = _S146 * 128U + i_1 * _S23;
-            uint _S148 = i_0 % _S23;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S147 + _S148];
-            i_1 = i_1 + 1U;
-            score_0 = whole_0;
+            uint _S161 = i_1 / _S37;
+            uint _S162 = _S161 * 128U + i_2 * _S37;
+            uint _S163 = i_1 % _S37;
+            float4 whole_0 = score_1 + (*kernelContext_5->exchange_0)[_S162 + _S163];
+            i_2 = i_2 + 1U;
+            score_1 = whole_0;
         }
-        uint _S149 = part_0->out_0;
-        uint _S150 = i_0 / _S23;
-        uint _S151 = _S149 + _S150 * part_0->out_stride_0;
-        uint _S152 = i_0 % _S23;
-        *(scratch_0+(_S151 + _S152)) = packed_float4(score_0) ;
-        i_0 = i_0 + 128U;
+        uint _S164 = part_2->out_0;
+        uint _S165 = i_1 / _S37;
+        uint _S166 = _S164 + _S165 * part_2->out_stride_0;
+        uint _S167 = i_1 % _S37;
+        *(scratch_0+(_S166 + _S167)) = packed_float4(score_1) ;
+        i_1 = i_1 + 128U;
     }
-    if(thread_2 < _S21)
+    if(thread_4 < _S35)
     {
-        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S23)) = packed_float4(float4(peak_1[thread_2], _S144[thread_2], 1.0, 0.0)) ;
-    }
-    return;
-}
-
-struct Plain_0
-{
-    uint begin_2;
-};
-
-float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
-{
-    uint _S153 = this_1->begin_2 + element_1;
-    return float4(this_x_0[_S153], this_x_0[_S153 + 1U], this_x_0[_S153 + 2U], this_x_0[_S153 + 3U]);
-}
-
-void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_3)
-{
-    uint _S154 = part_1->head_dim_0;
-    uint _S155 = padded_vectors_0(part_1->head_dim_0);
-    uint i_3 = thread_3;
-    for(;;)
-    {
-        if(i_3 < (4U * _S155))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S156 = i_3 % _S155;
-        uint _S157 = i_3 / _S155;
-        bool _S158;
-        if(_S157 < (part_1->heads_0))
-        {
-            _S158 = _S156 < (_S154 / 4U);
-        }
-        else
-        {
-            _S158 = false;
-        }
-        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
-        if(_S158)
-        {
-            uint _S159 = part_1->head_0;
-            uint _S160 = i_3 / _S155;
-            float4 _S161 = Plain_four_0(q_0, q_x_0, (_S159 + _S160) * _S154 + 4U * _S156);
-            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S161;
-        }
-        i_3 = i_3 + 128U;
+        *(scratch_0+(part_2->out_0 + thread_4 * part_2->out_stride_0 + _S37)) = packed_float4(float4(peak_0[thread_4], _S160[thread_4], 1.0, 0.0)) ;
     }
     return;
 }
@@ -747,47 +780,47 @@ uint group_number_0(uint3 group_0)
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S162 = heads_2 / kv_heads_1;
-    uint _S163 = (_S162 + 4U - 1U) / 4U;
-    uint _S164 = rows_1 * kv_heads_1 * _S163;
-    uint _S165 = number_1 % _S164;
-    uint _S166 = _S165 % _S163;
-    thread Part_0 part_2;
-    uint _S167 = number_1 / _S164;
-    (&part_2)->number_0 = _S167;
-    uint _S168 = _S165 / (kv_heads_1 * _S163);
-    (&part_2)->row_0 = _S168;
-    uint _S169 = _S165 / _S163;
-    uint _S170 = _S169 % kv_heads_1;
-    (&part_2)->kv_head_0 = _S170;
-    uint _S171 = _S166 * 4U;
-    uint _S172 = _S170 * _S162 + _S171;
-    (&part_2)->head_0 = _S172;
-    (&part_2)->heads_0 = min(_S162 - _S171, 4U);
-    (&part_2)->head_dim_0 = head_dim_3;
-    (&part_2)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S173 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S173;
-    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S172) * _S173 + (&part_2)->number_0 * (head_dim_3 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S168 = heads_2 / kv_heads_1;
+    uint _S169 = (_S168 + 4U - 1U) / 4U;
+    uint _S170 = rows_1 * kv_heads_1 * _S169;
+    uint _S171 = number_1 % _S170;
+    uint _S172 = _S171 % _S169;
+    thread Part_0 part_3;
+    uint _S173 = number_1 / _S170;
+    (&part_3)->number_0 = _S173;
+    uint _S174 = _S171 / (kv_heads_1 * _S169);
+    (&part_3)->row_0 = _S174;
+    uint _S175 = _S171 / _S169;
+    uint _S176 = _S175 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S176;
+    uint _S177 = _S172 * 4U;
+    uint _S178 = _S176 * _S168 + _S177;
+    (&part_3)->head_0 = _S178;
+    (&part_3)->heads_0 = min(_S168 - _S177, 4U);
+    (&part_3)->head_dim_0 = head_dim_3;
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S179 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S179;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S178) * _S179 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S174;
+    uint _S180;
     if(offset_2 == 4294967295U)
     {
-        _S174 = rows_2;
+        _S180 = rows_2;
     }
     else
     {
-        _S174 = min(max(batch_0[offset_2], first_0) - first_0, rows_2);
+        _S180 = min(max(batch_0[offset_2], first_0) - first_0, rows_2);
     }
-    return _S174;
+    return _S180;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
@@ -797,18 +830,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S175;
-    (&_S175)->begin_0 = begin_3;
-    (&_S175)->page_size_0 = page_size_2;
-    (&_S175)->pages_0 = pages_2;
-    (&_S175)->length_0 = length_1;
-    return _S175;
+    thread SequenceTable_0 _S181;
+    (&_S181)->begin_2 = begin_3;
+    (&_S181)->page_size_1 = page_size_2;
+    (&_S181)->pages_1 = pages_2;
+    (&_S181)->length_0 = length_1;
+    return _S181;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S176 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S176 + 1U, page_size_3, pages_3, min(sequences_2[_S176], min(entries_0, pages_3) * page_size_3));
+    uint _S182 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S182 + 1U, page_size_3, pages_3, min(sequences_2[_S182], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
@@ -818,139 +851,128 @@ uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_2, uint position_1)
 {
-    uint _S177 = this_2->length_0;
-    uint _S178;
+    uint _S183 = this_2->length_0;
+    uint _S184;
     if(position_1 < (this_2->length_0))
     {
-        _S178 = position_1 + 1U;
+        _S184 = position_1 + 1U;
     }
     else
     {
-        _S178 = _S177;
+        _S184 = _S183;
     }
-    return _S178;
+    return _S184;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S179;
+    bool _S185;
     if(window_1 != 0U)
     {
-        _S179 = position_2 >= window_1;
+        _S185 = position_2 >= window_1;
     }
     else
     {
-        _S179 = false;
+        _S185 = false;
     }
-    uint _S180;
-    if(_S179)
+    uint _S186;
+    if(_S185)
     {
-        _S180 = position_2 - window_1 + 1U;
+        _S186 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S180 = 0U;
+        _S186 = 0U;
     }
-    return _S180;
+    return _S186;
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
 {
-    uint _S181;
+    uint _S187;
     if(first_1 < length_2)
     {
-        _S181 = length_2 - first_1;
+        _S187 = length_2 - first_1;
     }
     else
     {
-        _S181 = 0U;
+        _S187 = 0U;
     }
-    uint _S182 = parts_2 * 64U;
-    uint _S183 = (_S181 + _S182 - 1U) / _S182;
-    uint _S184 = _S183 * 64U;
-    uint _S185 = min(first_1 + part_3->number_0 * _S184, length_2);
-    part_3->begin_1 = _S185;
-    part_3->end_0 = min(_S185 + _S184, length_2);
+    uint _S188 = parts_2 * 64U;
+    uint _S189 = (_S187 + _S188 - 1U) / _S188;
+    uint _S190 = _S189 * 64U;
+    uint _S191 = min(first_1 + part_4->number_0 * _S190, length_2);
+    part_4->begin_0 = _S191;
+    part_4->end_0 = min(_S191 + _S190, length_2);
     return;
 }
 
-void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 device* scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+        *(scratch_1+(part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
     }
     return;
-}
-
-Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
-{
-    thread Start_0 _S186;
-    (&_S186)->peak_0 = peak_2;
-    (&_S186)->value_0 = value_3;
-    (&_S186)->weight_0 = weight_1;
-    return _S186;
 }
 
 [[kernel]] void attention_part_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], uint device* entryPointParams_k_pages_1 [[buffer(2)]], uint device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
 {
-    thread KernelContext_0 kernelContext_4;
-    (&kernelContext_4)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_4)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_4)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_4)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_4)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_4)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_4)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    thread KernelContext_0 kernelContext_6;
+    (&kernelContext_6)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_6)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_6)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_6)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_6)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_6)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_6)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_4)->query_0 = &query_1;
-    threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_4)->slots_0 = &slots_1;
-    threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_4)->exchange_0 = &exchange_1;
+    (&kernelContext_6)->query_0 = &query_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_4)->waves_0 = &waves_1;
+    (&kernelContext_6)->waves_0 = &waves_1;
+    threadgroup array<uint, int(64)> slots_1;
+    (&kernelContext_6)->slots_0 = &slots_1;
+    threadgroup array<float4, int(512)> exchange_1;
+    (&kernelContext_6)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_4)->weights_0 = &weights_1;
+    (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_4)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S187 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_5 = _S187;
-    bool _S188;
-    if(((&part_5)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S192 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S192;
+    bool _S193;
+    if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S188 = true;
+        _S193 = true;
     }
     else
     {
-        _S188 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
+        _S193 = ((&part_6)->row_0) >= (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
     }
-    if(_S188)
+    if(_S193)
     {
         return;
     }
-    SequenceTable_0 _S189 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S190 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
-    thread SequenceTable_0 _S191 = _S189;
-    uint _S192 = SequenceTable_end_of_0(&_S191, _S190);
-    share_out_0(&part_5, first_seen_0(_S190, entryPointParams_1->p_0.window_0), _S192, entryPointParams_1->p_0.parts_0);
-    if(((&part_5)->begin_1) >= ((&part_5)->end_0))
+    SequenceTable_0 _S194 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S195 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0);
+    thread SequenceTable_0 _S196 = _S194;
+    uint _S197 = SequenceTable_end_of_0(&_S196, _S195);
+    share_out_0(&part_6, first_seen_0(_S195, entryPointParams_1->p_0.window_0), _S197, entryPointParams_1->p_0.parts_0);
+    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        thread Part_0 _S193 = part_5;
-        leave_empty_0(sv_groupindex_0, &_S193, (&kernelContext_4)->entryPointParams_scratch_0);
+        thread Part_0 _S198 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S198, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
-    (&part_5)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
-    (&part_5)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
-    thread Plain_0 queries_0;
-    (&queries_0)->begin_2 = entryPointParams_1->p_0.q_offset_0 + (&part_5)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread Part_0 _S194 = part_5;
-    thread Plain_0 _S195 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S194, entryPointParams_1->p_0.scale_0, &_S195, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
-    Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    thread SequenceTable_0 _S196 = _S189;
-    thread Part_0 _S197 = part_5;
-    thread Start_0 _S198 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S196, &_S197, &_S198, &kernelContext_4);
+    (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
+    (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
+    thread Plain_0 queries_1;
+    (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_6)->row_0 * entryPointParams_1->p_0.q_stride_0;
+    thread SequenceTable_0 _S199 = _S194;
+    thread Part_0 _S200 = part_6;
+    thread Plain_0 _S201 = queries_1;
+    thread Plain_0 _S202 = queries_1;
+    thread Plain_0 _S203 = queries_1;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S199, &_S200, entryPointParams_1->p_0.scale_0, &_S201, (&kernelContext_6)->entryPointParams_q_0, false, &_S202, (&kernelContext_6)->entryPointParams_q_0, &_S203, (&kernelContext_6)->entryPointParams_q_0, &kernelContext_6);
     return;
 }

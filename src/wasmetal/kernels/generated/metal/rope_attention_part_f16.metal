@@ -3,14 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -18,7 +10,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -28,11 +20,18 @@ struct Part_0
     uint out_stride_0;
 };
 
-struct Start_0
+struct Rotation_0
 {
-    float4 peak_0;
-    float4 value_0;
-    float weight_0;
+    uint angles_0;
+    uint pairs_0;
+    bool interleaved_0;
+};
+
+struct Turned_0
+{
+    Rotation_0 rotation_0;
+    uint begin_1;
+    uint head_dim_1;
 };
 
 struct RopeAttentionPartParams_0
@@ -50,12 +49,12 @@ struct RopeAttentionPartParams_0
     uint scratch_offset_0;
     uint heads_1;
     uint kv_heads_0;
-    uint head_dim_1;
-    uint pairs_0;
+    uint head_dim_2;
+    uint pairs_1;
     uint positions_0;
-    uint interleaved_0;
-    uint pages_1;
-    uint page_size_1;
+    uint interleaved_1;
+    uint pages_0;
+    uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -90,41 +89,340 @@ struct KernelContext_0
     array<float4, int(64)> threadgroup* weights_0;
 };
 
-uint padded_vectors_0(uint head_dim_2)
+uint Rotation_pair_of_0(const Rotation_0 thread* this_0, uint element_0)
 {
-    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
+    uint _S2;
+    if(this_0->interleaved_0)
+    {
+        _S2 = element_0 / 2U;
+    }
+    else
+    {
+        uint _S3 = element_0 % this_0->pairs_0;
+        _S2 = _S3;
+    }
+    return _S2;
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
+uint2 Rotation_places_0(const Rotation_0 thread* this_1, uint pair_0)
 {
-    uint _S2 = this_0->begin_0;
-    uint _S3 = this_0->page_size_0;
-    uint _S4 = position_0 / this_0->page_size_0;
-    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
-    uint _S6 = position_0 % _S3;
-    return _S5 + _S6;
+    uint2 _S4;
+    if(this_1->interleaved_0)
+    {
+        uint _S5 = 2U * pair_0;
+        _S4 = uint2(_S5, _S5 + 1U);
+    }
+    else
+    {
+        _S4 = uint2(pair_0, pair_0 + this_1->pairs_0);
+    }
+    return _S4;
+}
+
+float2 Rotation_turn_0(const Rotation_0 thread* this_2, float device* table_0, uint pair_1, float2 x_0)
+{
+    uint _S6 = this_2->angles_0 + 2U * pair_1;
+    float _S7 = x_0.x;
+    float _S8 = x_0.y;
+    uint _S9 = _S6 + 1U;
+    return float2(_S7 * table_0[_S6] - _S8 * table_0[_S9], _S7 * table_0[_S9] + _S8 * table_0[_S6]);
+}
+
+float4 Turned_four_0(const Turned_0 thread* this_3, float device* this_x_0, float device* this_table_0, uint column_0)
+{
+    uint _S10;
+    uint _S11;
+    float _S12;
+    uint _S13 = this_3->begin_1;
+    uint _S14 = this_3->head_dim_1;
+    uint _S15 = column_0 / this_3->head_dim_1;
+    uint _S16 = _S13 + _S15 * _S14;
+    thread float4 result_0;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S17 = column_0 % _S14;
+                _S10 = _S17;
+                uint _S18 = 2U * (&this_3->rotation_0)->pairs_0;
+                _S11 = _S18;
+                if(_S17 >= _S18)
+                {
+                    result_0.x = this_x_0[_S16 + _S17];
+                    break;
+                }
+                uint _S19 = Rotation_pair_of_0(&this_3->rotation_0, _S17);
+                uint2 _S20 = Rotation_places_0(&this_3->rotation_0, _S19);
+                uint _S21 = _S20.x;
+                float2 _S22 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S19, float2(this_x_0[_S16 + _S21], this_x_0[_S16 + _S20.y]));
+                if(_S17 == _S21)
+                {
+                    _S12 = _S22.x;
+                }
+                else
+                {
+                    _S12 = _S22.y;
+                }
+                result_0.x = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S23 = _S10 + 1U;
+                if(_S23 >= _S11)
+                {
+                    result_0.y = this_x_0[_S16 + _S23];
+                    break;
+                }
+                uint _S24 = Rotation_pair_of_0(&this_3->rotation_0, _S23);
+                uint2 _S25 = Rotation_places_0(&this_3->rotation_0, _S24);
+                uint _S26 = _S25.x;
+                float2 _S27 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S24, float2(this_x_0[_S16 + _S26], this_x_0[_S16 + _S25.y]));
+                if(_S23 == _S26)
+                {
+                    _S12 = _S27.x;
+                }
+                else
+                {
+                    _S12 = _S27.y;
+                }
+                result_0.y = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S28 = _S10 + 2U;
+                if(_S28 >= _S11)
+                {
+                    result_0.z = this_x_0[_S16 + _S28];
+                    break;
+                }
+                uint _S29 = Rotation_pair_of_0(&this_3->rotation_0, _S28);
+                uint2 _S30 = Rotation_places_0(&this_3->rotation_0, _S29);
+                uint _S31 = _S30.x;
+                float2 _S32 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S29, float2(this_x_0[_S16 + _S31], this_x_0[_S16 + _S30.y]));
+                if(_S28 == _S31)
+                {
+                    _S12 = _S32.x;
+                }
+                else
+                {
+                    _S12 = _S32.y;
+                }
+                result_0.z = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S33 = _S10 + 3U;
+                if(_S33 >= _S11)
+                {
+                    result_0.w = this_x_0[_S16 + _S33];
+                    break;
+                }
+                uint _S34 = Rotation_pair_of_0(&this_3->rotation_0, _S33);
+                uint2 _S35 = Rotation_places_0(&this_3->rotation_0, _S34);
+                uint _S36 = _S35.x;
+                float2 _S37 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S34, float2(this_x_0[_S16 + _S36], this_x_0[_S16 + _S35.y]));
+                if(_S33 == _S36)
+                {
+                    _S12 = _S37.x;
+                }
+                else
+                {
+                    _S12 = _S37.y;
+                }
+                result_0.w = _S12;
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    return result_0;
+}
+
+void load_queries_0(uint thread_0, const Part_0 thread* part_0, uint padded_0, float scale_1, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint i_0 = thread_0;
+    for(;;)
+    {
+        if(i_0 < (4U * padded_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S38 = i_0 % padded_0;
+        uint _S39 = i_0 / padded_0;
+        bool _S40;
+        if(_S39 < (part_0->heads_0))
+        {
+            _S40 = _S38 < (part_0->head_dim_0 / 4U);
+        }
+        else
+        {
+            _S40 = false;
+        }
+        (*kernelContext_0->query_0)[i_0] = float4(int4(int(0)) );
+        if(_S40)
+        {
+            uint _S41 = part_0->head_0;
+            uint _S42 = i_0 / padded_0;
+            float4 _S43 = Turned_four_0(q_0, q_x_0, q_table_0, (_S41 + _S42) * part_0->head_dim_0 + 4U * _S38);
+            (*kernelContext_0->query_0)[i_0] = float4(scale_1)  * _S43;
+        }
+        i_0 = i_0 + 128U;
+    }
+    return;
+}
+
+struct Plain_0
+{
+    uint begin_2;
+};
+
+float4 Plain_four_0(const Plain_0 thread* this_4, float device* this_x_1, uint element_1)
+{
+    uint _S44 = this_4->begin_2 + element_1;
+    return float4(this_x_1[_S44], this_x_1[_S44 + 1U], this_x_1[_S44 + 2U], this_x_1[_S44 + 3U]);
 }
 
 struct Run_0
 {
     uint vector_0;
-    uint scale_1;
+    uint scale_2;
 };
 
-Run_0 Run_x24init_0(uint vector_1, uint scale_2)
+Run_0 Run_x24init_0(uint vector_1, uint scale_3)
 {
-    thread Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_1 = scale_2;
-    return _S7;
+    thread Run_0 _S45;
+    (&_S45)->vector_0 = vector_1;
+    (&_S45)->scale_2 = scale_3;
+    return _S45;
 }
 
-Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
+Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
 {
-    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / 4U, 0U);
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_2) / 4U, 0U);
 }
 
-float Float16_scale_0(packed_uint2 device* pool_0, uint at_0)
+uint pack_halves_0(float2 values_0)
+{
+    return (as_type<ushort>((half)((values_0.x)))) | ((as_type<ushort>((half)((values_0.y)))) << 16U);
+}
+
+void Float16_append_0(packed_uint2 device* pool_0, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+{
+    float4 _S46 = Plain_four_0(x_1, x_x_0, element_3);
+    *(pool_0+Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_0) = packed_uint2(uint2(pack_halves_0(_S46.xy), pack_halves_0(_S46.zw))) ;
+    return;
+}
+
+void Float16_append_1(packed_uint2 device* pool_1, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+{
+    float4 _S47 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    *(pool_1+Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_0) = packed_uint2(uint2(pack_halves_0(_S47.xy), pack_halves_0(_S47.zw))) ;
+    return;
+}
+
+struct SequenceTable_0
+{
+    uint begin_3;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
+};
+
+uint padded_vectors_0(uint head_dim_3)
+{
+    return (head_dim_3 / 4U + 16U - 1U) / 16U * 16U;
+}
+
+float4 query_at_0(uint vector_2, KernelContext_0 thread* kernelContext_1)
+{
+    return (*kernelContext_1->query_0)[vector_2];
+}
+
+float4 group_total_0(float4 value_0, uint thread_1, KernelContext_0 thread* kernelContext_2)
+{
+    uint _S48 = kernelContext_2->_S1;
+    float4 _S49 = simd_sum(value_0);
+    bool _S50 = simd_is_first();
+    if(_S50)
+    {
+        uint _S51 = thread_1 / _S48;
+        (*kernelContext_2->waves_0)[_S51] = _S49;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 _S52 = float4(int4(int(0)) );
+    uint wave_0 = 0U;
+    float4 result_1 = _S52;
+    for(;;)
+    {
+        uint _S53 = 128U / _S48;
+        if(wave_0 < _S53)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float4 result_2 = result_1 + (*kernelContext_2->waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_1 = result_2;
+    }
+    return result_1;
+}
+
+float4 score_0(uint thread_2, const Part_0 thread* part_1, float4 key_0, KernelContext_0 thread* kernelContext_3)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread float4 products_0 = float4(int4(int(0)) );
+    uint _S54 = part_1->head_dim_0;
+    if(thread_2 < (part_1->head_dim_0 / 4U))
+    {
+        float4 _S55 = query_at_0(thread_2, kernelContext_3);
+        products_0.x = dot(_S55, key_0);
+        uint _S56 = padded_vectors_0(_S54);
+        float4 _S57 = query_at_0(_S56 + thread_2, kernelContext_3);
+        products_0.y = dot(_S57, key_0);
+        float4 _S58 = query_at_0(2U * _S56 + thread_2, kernelContext_3);
+        products_0.z = dot(_S58, key_0);
+        float4 _S59 = query_at_0(3U * _S56 + thread_2, kernelContext_3);
+        products_0.w = dot(_S59, key_0);
+    }
+    float4 _S60 = group_total_0(products_0, thread_2, kernelContext_3);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return _S60;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_5, uint device* sequences_0, uint position_0)
+{
+    uint _S61 = this_5->begin_3;
+    uint _S62 = this_5->page_size_1;
+    uint _S63 = position_0 / this_5->page_size_1;
+    uint _S64 = min(sequences_0[_S61 + _S63], this_5->pages_1 - 1U) * _S62;
+    uint _S65 = position_0 % _S62;
+    return _S64 + _S65;
+}
+
+float Float16_scale_0(packed_uint2 device* pool_2, uint at_0)
 {
     return 1.0;
 }
@@ -139,197 +437,183 @@ float4 Float16_expand_0(uint2 four_0)
     return float4(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_3, KernelContext_0 thread* kernelContext_4)
 {
-    uint _S8 = kernelContext_0->_S1;
-    float4 _S9 = simd_max(value_1);
-    bool _S10 = simd_is_first();
-    if(_S10)
+    uint _S66 = kernelContext_4->_S1;
+    float4 _S67 = simd_max(value_1);
+    bool _S68 = simd_is_first();
+    if(_S68)
     {
-        uint _S11 = thread_0 / _S8;
-        (*kernelContext_0->waves_0)[_S11] = _S9;
+        uint _S69 = thread_3 / _S66;
+        (*kernelContext_4->waves_0)[_S69] = _S67;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 result_0 = float4(-3.4028234663852886e+38) ;
-    uint wave_0 = 0U;
+    float4 result_3 = float4(-3.4028234663852886e+38) ;
+    uint wave_1 = 0U;
     for(;;)
     {
-        uint _S12 = 128U / _S8;
-        if(wave_0 < _S12)
+        uint _S70 = 128U / _S66;
+        if(wave_1 < _S70)
         {
         }
         else
         {
             break;
         }
-        float4 _S13 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_0 = _S13;
-        wave_0 = wave_1;
+        float4 _S71 = max(result_3, (*kernelContext_4->waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_3 = _S71;
+        wave_1 = wave_2;
     }
-    return result_0;
+    return result_3;
 }
 
-float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+void attend_0(uint thread_4, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_1, const Part_0 thread* part_2, float scale_4, const Turned_0 thread* queries_0, float device* queries_x_0, float device* queries_table_0, bool with_own_0, const Turned_0 thread* own_key_0, float device* own_key_x_0, float device* own_key_table_0, const Plain_0 thread* own_value_0, float device* own_value_x_0, KernelContext_0 thread* kernelContext_5)
 {
-    uint _S14 = kernelContext_1->_S1;
-    float4 _S15 = simd_sum(value_2);
-    bool _S16 = simd_is_first();
-    if(_S16)
-    {
-        uint _S17 = thread_1 / _S14;
-        (*kernelContext_1->waves_0)[_S17] = _S15;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S18 = float4(int4(int(0)) );
-    uint wave_2 = 0U;
-    float4 result_1 = _S18;
-    for(;;)
-    {
-        uint _S19 = 128U / _S14;
-        if(wave_2 < _S19)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4 result_2 = result_1 + (*kernelContext_1->waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
-{
-    float4 score_0;
-    uint i_0;
+    float4 score_1;
     uint i_1;
-    uint _S20;
-    uint _S21 = part_0->head_dim_0;
-    uint _S22 = part_0->head_dim_0 / 4U;
-    uint _S23 = padded_vectors_0(part_0->head_dim_0);
-    uint _S24 = 128U / _S22;
-    uint _S25 = thread_2 / _S22;
-    uint _S26 = part_0->kv_head_0 * _S21;
-    uint _S27 = thread_2 % _S22;
-    uint _S28 = _S26 + 4U * _S27;
-    float4 _S29 = start_0->peak_0;
-    float _S30;
-    if(thread_2 == 0U)
-    {
-        _S30 = start_0->weight_0;
-    }
-    else
-    {
-        _S30 = 0.0;
-    }
-    float4 _S31 = float4(_S30) ;
+    uint i_2;
+    uint _S72;
+    uint _S73 = part_2->head_dim_0;
+    uint _S74 = part_2->head_dim_0 / 4U;
+    uint _S75 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S75, scale_4, queries_0, queries_x_0, queries_table_0, kernelContext_5);
+    uint _S76 = 128U / _S74;
+    uint _S77 = thread_4 / _S74;
+    uint _S78 = part_2->kv_head_0 * _S73;
+    uint _S79 = thread_4 % _S74;
+    uint _S80 = _S78 + 4U * _S79;
+    float4 _S81 = float4(-3.4028234663852886e+38) ;
+    float4 _S82 = float4(int4(int(0)) );
     thread array<float4, int(4)> sums_0;
-    bool _S32 = _S25 == 0U;
+    sums_0[0U] = _S82;
+    sums_0[1U] = _S82;
+    sums_0[2U] = _S82;
+    sums_0[3U] = _S82;
+    float4 peak_0;
     float4 total_0;
-    if(_S32)
+    if(with_own_0)
     {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+        float4 _S83 = Turned_four_0(own_key_0, own_key_x_0, own_key_table_0, _S80);
+        float4 _S84 = score_0(thread_4, part_2, _S83, kernelContext_5);
+        int _S85;
+        if(thread_4 == 0U)
+        {
+            _S85 = int(1);
+        }
+        else
+        {
+            _S85 = int(0);
+        }
+        float4 _S86 = float4(int4(_S85) );
+        float4 _S87 = Plain_four_0(own_value_0, own_value_x_0, _S80);
+        bool _S88 = _S77 == 0U;
+        if(_S88)
+        {
+            peak_0 = _S87;
+        }
+        else
+        {
+            peak_0 = _S82;
+        }
+        sums_0[0U] = peak_0;
+        if(_S88)
+        {
+            peak_0 = _S87;
+        }
+        else
+        {
+            peak_0 = _S82;
+        }
+        sums_0[1U] = peak_0;
+        if(_S88)
+        {
+            peak_0 = _S87;
+        }
+        else
+        {
+            peak_0 = _S82;
+        }
+        sums_0[2U] = peak_0;
+        if(_S88)
+        {
+            peak_0 = _S87;
+        }
+        else
+        {
+            peak_0 = _S82;
+        }
+        sums_0[3U] = peak_0;
+        peak_0 = _S84;
+        total_0 = _S86;
     }
     else
     {
-        total_0 = float4(int4(int(0)) );
+        peak_0 = _S81;
+        total_0 = _S82;
     }
-    sums_0[0U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[1U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[2U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[3U] = total_0;
-    uint tile_0 = part_0->begin_1;
-    total_0 = _S31;
-    float4 peak_1 = _S29;
+    uint tile_0 = part_2->begin_0;
     for(;;)
     {
-        uint _S33 = part_0->end_0;
-        if(tile_0 < (part_0->end_0))
+        uint _S89 = part_2->end_0;
+        if(tile_0 < (part_2->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S34 = thread_2 < 64U;
-        if(_S34)
+        bool _S90 = thread_4 < 64U;
+        if(_S90)
         {
-            uint _S35 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S33 - 1U));
-            (*kernelContext_2->slots_0)[thread_2] = _S35;
+            uint _S91 = SequenceTable_slot_0(table_1, sequences_1, min(tile_0 + thread_4, _S89 - 1U));
+            (*kernelContext_5->slots_0)[thread_4] = _S91;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        thread array<uint2, int(8)> values_0;
+        thread array<uint2, int(8)> values_1;
         thread array<float, int(8)> scales_0;
-        uint _S36 = part_0->v_pages_offset_0;
-        uint _S37 = part_0->columns_0;
-        Run_0 _S38 = Float16_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S25, 63U)], part_0->columns_0, _S28);
-        values_0[0U] = uint2(*(v_pages_0+_S38.vector_0)) ;
-        scales_0[0U] = Float16_scale_0(v_pages_0, _S38.scale_1);
-        Run_0 _S39 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S24, 63U)], _S37, _S28);
-        values_0[1U] = uint2(*(v_pages_0+_S39.vector_0)) ;
-        scales_0[1U] = Float16_scale_0(v_pages_0, _S39.scale_1);
-        uint _S40 = 2U * _S24;
-        Run_0 _S41 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S40, 63U)], _S37, _S28);
-        values_0[2U] = uint2(*(v_pages_0+_S41.vector_0)) ;
-        scales_0[2U] = Float16_scale_0(v_pages_0, _S41.scale_1);
-        uint _S42 = 3U * _S24;
-        Run_0 _S43 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S42, 63U)], _S37, _S28);
-        values_0[3U] = uint2(*(v_pages_0+_S43.vector_0)) ;
-        scales_0[3U] = Float16_scale_0(v_pages_0, _S43.scale_1);
-        uint _S44 = 4U * _S24;
-        Run_0 _S45 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S44, 63U)], _S37, _S28);
-        values_0[4U] = uint2(*(v_pages_0+_S45.vector_0)) ;
-        scales_0[4U] = Float16_scale_0(v_pages_0, _S45.scale_1);
-        uint _S46 = 5U * _S24;
-        Run_0 _S47 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S46, 63U)], _S37, _S28);
-        values_0[5U] = uint2(*(v_pages_0+_S47.vector_0)) ;
-        scales_0[5U] = Float16_scale_0(v_pages_0, _S47.scale_1);
-        uint _S48 = 6U * _S24;
-        Run_0 _S49 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S48, 63U)], _S37, _S28);
-        values_0[6U] = uint2(*(v_pages_0+_S49.vector_0)) ;
-        scales_0[6U] = Float16_scale_0(v_pages_0, _S49.scale_1);
-        uint _S50 = 7U * _S24;
-        Run_0 _S51 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S50, 63U)], _S37, _S28);
-        values_0[7U] = uint2(*(v_pages_0+_S51.vector_0)) ;
-        scales_0[7U] = Float16_scale_0(v_pages_0, _S51.scale_1);
+        uint _S92 = part_2->v_pages_offset_0;
+        uint _S93 = part_2->columns_0;
+        Run_0 _S94 = Float16_run_0(part_2->v_pages_offset_0, (*kernelContext_5->slots_0)[min(_S77, 63U)], part_2->columns_0, _S80);
+        values_1[0U] = uint2(*(v_pages_0+_S94.vector_0)) ;
+        scales_0[0U] = Float16_scale_0(v_pages_0, _S94.scale_2);
+        Run_0 _S95 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S76, 63U)], _S93, _S80);
+        values_1[1U] = uint2(*(v_pages_0+_S95.vector_0)) ;
+        scales_0[1U] = Float16_scale_0(v_pages_0, _S95.scale_2);
+        uint _S96 = 2U * _S76;
+        Run_0 _S97 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S96, 63U)], _S93, _S80);
+        values_1[2U] = uint2(*(v_pages_0+_S97.vector_0)) ;
+        scales_0[2U] = Float16_scale_0(v_pages_0, _S97.scale_2);
+        uint _S98 = 3U * _S76;
+        Run_0 _S99 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S98, 63U)], _S93, _S80);
+        values_1[3U] = uint2(*(v_pages_0+_S99.vector_0)) ;
+        scales_0[3U] = Float16_scale_0(v_pages_0, _S99.scale_2);
+        uint _S100 = 4U * _S76;
+        Run_0 _S101 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S100, 63U)], _S93, _S80);
+        values_1[4U] = uint2(*(v_pages_0+_S101.vector_0)) ;
+        scales_0[4U] = Float16_scale_0(v_pages_0, _S101.scale_2);
+        uint _S102 = 5U * _S76;
+        Run_0 _S103 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S102, 63U)], _S93, _S80);
+        values_1[5U] = uint2(*(v_pages_0+_S103.vector_0)) ;
+        scales_0[5U] = Float16_scale_0(v_pages_0, _S103.scale_2);
+        uint _S104 = 6U * _S76;
+        Run_0 _S105 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S104, 63U)], _S93, _S80);
+        values_1[6U] = uint2(*(v_pages_0+_S105.vector_0)) ;
+        scales_0[6U] = Float16_scale_0(v_pages_0, _S105.scale_2);
+        uint _S106 = 7U * _S76;
+        Run_0 _S107 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(_S77 + _S106, 63U)], _S93, _S80);
+        values_1[7U] = uint2(*(v_pages_0+_S107.vector_0)) ;
+        scales_0[7U] = Float16_scale_0(v_pages_0, _S107.scale_2);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Float16_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S37, _S26);
-        thread array<float4, int(2)> products_0;
-        float4 _S52 = float4(int4(int(0)) );
-        products_0[0U] = _S52;
-        keys_0[1U] = Float16_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S37, _S26);
-        products_0[1U] = _S52;
-        i_0 = thread_2 % 4U;
+        keys_0[0U] = Float16_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U], _S93, _S78);
+        thread array<float4, int(2)> products_1;
+        products_1[0U] = _S82;
+        keys_0[1U] = Float16_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U + 32U], _S93, _S78);
+        products_1[1U] = _S82;
+        i_1 = thread_4 % 4U;
         for(;;)
         {
-            if(i_0 < _S22)
+            if(i_1 < _S74)
             {
             }
             else
@@ -338,603 +622,352 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
             }
             thread array<uint2, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S53 = _S22 - 1U;
-            uint _S54 = min(i_0, _S53);
-            uint2 _S55 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S54))) ;
-            ahead_0[0U] = _S55;
-            float _S56 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S54 / 8U);
-            key_scales_0[0U] = _S56;
-            uint2 _S57 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S54))) ;
-            ahead_0[1U] = _S57;
-            float _S58 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S54 / 8U);
-            key_scales_0[1U] = _S58;
-            uint _S59 = i_0 + 4U;
-            uint _S60 = min(_S59, _S53);
-            uint2 _S61 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S60))) ;
-            ahead_0[2U] = _S61;
-            float _S62 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S60 / 8U);
-            key_scales_0[2U] = _S62;
-            uint2 _S63 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S60))) ;
-            ahead_0[3U] = _S63;
-            float _S64 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S60 / 8U);
-            key_scales_0[3U] = _S64;
-            uint _S65 = i_0 + 8U;
-            uint _S66 = min(_S65, _S53);
-            uint2 _S67 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S66))) ;
-            ahead_0[4U] = _S67;
-            float _S68 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S66 / 8U);
-            key_scales_0[4U] = _S68;
-            uint2 _S69 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S66))) ;
-            ahead_0[5U] = _S69;
-            float _S70 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S66 / 8U);
-            key_scales_0[5U] = _S70;
-            uint _S71 = i_0 + 12U;
-            uint _S72 = min(_S71, _S53);
-            uint2 _S73 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S72))) ;
-            ahead_0[6U] = _S73;
-            float _S74 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S72 / 8U);
-            key_scales_0[6U] = _S74;
-            uint2 _S75 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S72))) ;
-            ahead_0[7U] = _S75;
-            float _S76 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S72 / 8U);
-            key_scales_0[7U] = _S76;
-            float4 _S77 = (*kernelContext_2->query_0)[i_0];
-            float4 _S78 = Float16_expand_0(_S55);
-            products_0[0U].x = products_0[0U].x + _S56 * dot((*kernelContext_2->query_0)[i_0], _S78);
-            float4 _S79 = Float16_expand_0(_S57);
-            products_0[1U].x = products_0[1U].x + _S58 * dot(_S77, _S79);
-            uint _S80 = _S23 + i_0;
-            float4 _S81 = (*kernelContext_2->query_0)[_S80];
-            products_0[0U].y = products_0[0U].y + _S56 * dot((*kernelContext_2->query_0)[_S80], _S78);
-            products_0[1U].y = products_0[1U].y + _S58 * dot(_S81, _S79);
-            uint _S82 = 2U * _S23 + i_0;
-            float4 _S83 = (*kernelContext_2->query_0)[_S82];
-            products_0[0U].z = products_0[0U].z + _S56 * dot((*kernelContext_2->query_0)[_S82], _S78);
-            products_0[1U].z = products_0[1U].z + _S58 * dot(_S83, _S79);
-            uint _S84 = 3U * _S23 + i_0;
-            float4 _S85 = (*kernelContext_2->query_0)[_S84];
-            products_0[0U].w = products_0[0U].w + _S56 * dot((*kernelContext_2->query_0)[_S84], _S78);
-            products_0[1U].w = products_0[1U].w + _S58 * dot(_S85, _S79);
-            float4 _S86 = (*kernelContext_2->query_0)[_S59];
-            float4 _S87 = Float16_expand_0(_S61);
-            products_0[0U].x = products_0[0U].x + _S62 * dot((*kernelContext_2->query_0)[_S59], _S87);
-            float4 _S88 = Float16_expand_0(_S63);
-            products_0[1U].x = products_0[1U].x + _S64 * dot(_S86, _S88);
-            float4 _S89 = (*kernelContext_2->query_0)[_S80 + 4U];
-            products_0[0U].y = products_0[0U].y + _S62 * dot((*kernelContext_2->query_0)[_S80 + 4U], _S87);
-            products_0[1U].y = products_0[1U].y + _S64 * dot(_S89, _S88);
-            float4 _S90 = (*kernelContext_2->query_0)[_S82 + 4U];
-            products_0[0U].z = products_0[0U].z + _S62 * dot((*kernelContext_2->query_0)[_S82 + 4U], _S87);
-            products_0[1U].z = products_0[1U].z + _S64 * dot(_S90, _S88);
-            float4 _S91 = (*kernelContext_2->query_0)[_S84 + 4U];
-            products_0[0U].w = products_0[0U].w + _S62 * dot((*kernelContext_2->query_0)[_S84 + 4U], _S87);
-            products_0[1U].w = products_0[1U].w + _S64 * dot(_S91, _S88);
-            float4 _S92 = (*kernelContext_2->query_0)[_S65];
-            float4 _S93 = Float16_expand_0(_S67);
-            products_0[0U].x = products_0[0U].x + _S68 * dot((*kernelContext_2->query_0)[_S65], _S93);
-            float4 _S94 = Float16_expand_0(_S69);
-            products_0[1U].x = products_0[1U].x + _S70 * dot(_S92, _S94);
-            float4 _S95 = (*kernelContext_2->query_0)[_S80 + 8U];
-            products_0[0U].y = products_0[0U].y + _S68 * dot((*kernelContext_2->query_0)[_S80 + 8U], _S93);
-            products_0[1U].y = products_0[1U].y + _S70 * dot(_S95, _S94);
-            float4 _S96 = (*kernelContext_2->query_0)[_S82 + 8U];
-            products_0[0U].z = products_0[0U].z + _S68 * dot((*kernelContext_2->query_0)[_S82 + 8U], _S93);
-            products_0[1U].z = products_0[1U].z + _S70 * dot(_S96, _S94);
-            float4 _S97 = (*kernelContext_2->query_0)[_S84 + 8U];
-            products_0[0U].w = products_0[0U].w + _S68 * dot((*kernelContext_2->query_0)[_S84 + 8U], _S93);
-            products_0[1U].w = products_0[1U].w + _S70 * dot(_S97, _S94);
-            float4 _S98 = (*kernelContext_2->query_0)[_S71];
-            float4 _S99 = Float16_expand_0(_S73);
-            products_0[0U].x = products_0[0U].x + _S74 * dot((*kernelContext_2->query_0)[_S71], _S99);
-            float4 _S100 = Float16_expand_0(_S75);
-            products_0[1U].x = products_0[1U].x + _S76 * dot(_S98, _S100);
-            float4 _S101 = (*kernelContext_2->query_0)[_S80 + 12U];
-            products_0[0U].y = products_0[0U].y + _S74 * dot((*kernelContext_2->query_0)[_S80 + 12U], _S99);
-            products_0[1U].y = products_0[1U].y + _S76 * dot(_S101, _S100);
-            float4 _S102 = (*kernelContext_2->query_0)[_S82 + 12U];
-            products_0[0U].z = products_0[0U].z + _S74 * dot((*kernelContext_2->query_0)[_S82 + 12U], _S99);
-            products_0[1U].z = products_0[1U].z + _S76 * dot(_S102, _S100);
-            float4 _S103 = (*kernelContext_2->query_0)[_S84 + 12U];
-            products_0[0U].w = products_0[0U].w + _S74 * dot((*kernelContext_2->query_0)[_S84 + 12U], _S99);
-            products_0[1U].w = products_0[1U].w + _S76 * dot(_S103, _S100);
-            i_0 = i_0 + 16U;
+            uint _S108 = _S74 - 1U;
+            uint _S109 = min(i_1, _S108);
+            uint2 _S110 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S109))) ;
+            ahead_0[0U] = _S110;
+            float _S111 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S109 / 8U);
+            key_scales_0[0U] = _S111;
+            uint2 _S112 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S109))) ;
+            ahead_0[1U] = _S112;
+            float _S113 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S109 / 8U);
+            key_scales_0[1U] = _S113;
+            uint _S114 = i_1 + 4U;
+            uint _S115 = min(_S114, _S108);
+            uint2 _S116 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S115))) ;
+            ahead_0[2U] = _S116;
+            float _S117 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S115 / 8U);
+            key_scales_0[2U] = _S117;
+            uint2 _S118 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S115))) ;
+            ahead_0[3U] = _S118;
+            float _S119 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S115 / 8U);
+            key_scales_0[3U] = _S119;
+            uint _S120 = i_1 + 8U;
+            uint _S121 = min(_S120, _S108);
+            uint2 _S122 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S121))) ;
+            ahead_0[4U] = _S122;
+            float _S123 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S121 / 8U);
+            key_scales_0[4U] = _S123;
+            uint2 _S124 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S121))) ;
+            ahead_0[5U] = _S124;
+            float _S125 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S121 / 8U);
+            key_scales_0[5U] = _S125;
+            uint _S126 = i_1 + 12U;
+            uint _S127 = min(_S126, _S108);
+            uint2 _S128 = uint2(*(k_pages_0+((&keys_0[0U])->vector_0 + _S127))) ;
+            ahead_0[6U] = _S128;
+            float _S129 = Float16_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S127 / 8U);
+            key_scales_0[6U] = _S129;
+            uint2 _S130 = uint2(*(k_pages_0+((&keys_0[1U])->vector_0 + _S127))) ;
+            ahead_0[7U] = _S130;
+            float _S131 = Float16_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S127 / 8U);
+            key_scales_0[7U] = _S131;
+            float4 _S132 = query_at_0(i_1, kernelContext_5);
+            float4 _S133 = Float16_expand_0(_S110);
+            products_1[0U].x = products_1[0U].x + _S111 * dot(_S132, _S133);
+            float4 _S134 = Float16_expand_0(_S112);
+            products_1[1U].x = products_1[1U].x + _S113 * dot(_S132, _S134);
+            uint _S135 = _S75 + i_1;
+            float4 _S136 = query_at_0(_S135, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S111 * dot(_S136, _S133);
+            products_1[1U].y = products_1[1U].y + _S113 * dot(_S136, _S134);
+            uint _S137 = 2U * _S75 + i_1;
+            float4 _S138 = query_at_0(_S137, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S111 * dot(_S138, _S133);
+            products_1[1U].z = products_1[1U].z + _S113 * dot(_S138, _S134);
+            uint _S139 = 3U * _S75 + i_1;
+            float4 _S140 = query_at_0(_S139, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S111 * dot(_S140, _S133);
+            products_1[1U].w = products_1[1U].w + _S113 * dot(_S140, _S134);
+            float4 _S141 = query_at_0(_S114, kernelContext_5);
+            float4 _S142 = Float16_expand_0(_S116);
+            products_1[0U].x = products_1[0U].x + _S117 * dot(_S141, _S142);
+            float4 _S143 = Float16_expand_0(_S118);
+            products_1[1U].x = products_1[1U].x + _S119 * dot(_S141, _S143);
+            float4 _S144 = query_at_0(_S135 + 4U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S117 * dot(_S144, _S142);
+            products_1[1U].y = products_1[1U].y + _S119 * dot(_S144, _S143);
+            float4 _S145 = query_at_0(_S137 + 4U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S117 * dot(_S145, _S142);
+            products_1[1U].z = products_1[1U].z + _S119 * dot(_S145, _S143);
+            float4 _S146 = query_at_0(_S139 + 4U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S117 * dot(_S146, _S142);
+            products_1[1U].w = products_1[1U].w + _S119 * dot(_S146, _S143);
+            float4 _S147 = query_at_0(_S120, kernelContext_5);
+            float4 _S148 = Float16_expand_0(_S122);
+            products_1[0U].x = products_1[0U].x + _S123 * dot(_S147, _S148);
+            float4 _S149 = Float16_expand_0(_S124);
+            products_1[1U].x = products_1[1U].x + _S125 * dot(_S147, _S149);
+            float4 _S150 = query_at_0(_S135 + 8U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S123 * dot(_S150, _S148);
+            products_1[1U].y = products_1[1U].y + _S125 * dot(_S150, _S149);
+            float4 _S151 = query_at_0(_S137 + 8U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S123 * dot(_S151, _S148);
+            products_1[1U].z = products_1[1U].z + _S125 * dot(_S151, _S149);
+            float4 _S152 = query_at_0(_S139 + 8U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S123 * dot(_S152, _S148);
+            products_1[1U].w = products_1[1U].w + _S125 * dot(_S152, _S149);
+            float4 _S153 = query_at_0(_S126, kernelContext_5);
+            float4 _S154 = Float16_expand_0(_S128);
+            products_1[0U].x = products_1[0U].x + _S129 * dot(_S153, _S154);
+            float4 _S155 = Float16_expand_0(_S130);
+            products_1[1U].x = products_1[1U].x + _S131 * dot(_S153, _S155);
+            float4 _S156 = query_at_0(_S135 + 12U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S129 * dot(_S156, _S154);
+            products_1[1U].y = products_1[1U].y + _S131 * dot(_S156, _S155);
+            float4 _S157 = query_at_0(_S137 + 12U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S129 * dot(_S157, _S154);
+            products_1[1U].z = products_1[1U].z + _S131 * dot(_S157, _S155);
+            float4 _S158 = query_at_0(_S139 + 12U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S129 * dot(_S158, _S154);
+            products_1[1U].w = products_1[1U].w + _S131 * dot(_S158, _S155);
+            i_1 = i_1 + 16U;
         }
-        (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
-        (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
+        (*kernelContext_5->exchange_0)[thread_4] = products_1[0U];
+        (*kernelContext_5->exchange_0)[128U + thread_4] = products_1[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        bool _S104;
-        if(_S34)
+        bool _S159;
+        if(_S90)
         {
-            _S104 = (tile_0 + thread_2) < _S33;
+            _S159 = (tile_0 + thread_4) < _S89;
         }
         else
         {
-            _S104 = false;
+            _S159 = false;
         }
-        float4 _S105 = float4(-3.4028234663852886e+38) ;
-        if(_S104)
+        if(_S159)
         {
-            uint _S106 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S106] + (*kernelContext_2->exchange_0)[_S106 + 1U] + (*kernelContext_2->exchange_0)[_S106 + 2U] + (*kernelContext_2->exchange_0)[_S106 + 3U];
+            uint _S160 = thread_4 * 4U;
+            score_1 = (*kernelContext_5->exchange_0)[_S160] + (*kernelContext_5->exchange_0)[_S160 + 1U] + (*kernelContext_5->exchange_0)[_S160 + 2U] + (*kernelContext_5->exchange_0)[_S160 + 3U];
         }
         else
         {
-            score_0 = _S105;
+            score_1 = _S81;
         }
-        float4 _S107 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S108 = max(peak_1, _S107);
-        float4 _S109;
-        if(_S104)
+        float4 _S161 = group_peak_0(score_1, thread_4, kernelContext_5);
+        float4 _S162 = max(peak_0, _S161);
+        float4 _S163;
+        if(_S159)
         {
-            _S109 = exp(score_0 - _S108);
+            _S163 = exp(score_1 - _S162);
         }
         else
         {
-            _S109 = _S52;
+            _S163 = _S82;
         }
-        if(_S34)
+        if(_S90)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S109;
+            (*kernelContext_5->weights_0)[thread_4] = _S163;
         }
-        float4 _S110 = exp(peak_1 - _S108);
-        float4 _S111 = total_0 * _S110 + _S109;
+        float4 _S164 = exp(peak_0 - _S162);
+        float4 _S165 = total_0 * _S164 + _S163;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S110[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S110[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S110[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S110[3U]) ;
-        i_1 = _S25;
+        sums_0[0U] = sums_0[0U] * float4(_S164[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S164[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S164[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S164[3U]) ;
+        i_2 = _S77;
         for(;;)
         {
-            float4 _S112 = float4(scales_0[0U])  * Float16_expand_0(values_0[0U]);
-            float4 _S113;
-            if(i_1 < 64U)
+            float4 _S166 = float4(scales_0[0U])  * Float16_expand_0(values_1[0U]);
+            float4 _S167;
+            if(i_2 < 64U)
             {
-                _S113 = (*kernelContext_2->weights_0)[i_1];
+                _S167 = (*kernelContext_5->weights_0)[i_2];
             }
             else
             {
-                _S113 = _S52;
+                _S167 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S113[0U])  * _S112;
-            sums_0[1U] = sums_0[1U] + float4(_S113[1U])  * _S112;
-            sums_0[2U] = sums_0[2U] + float4(_S113[2U])  * _S112;
-            sums_0[3U] = sums_0[3U] + float4(_S113[3U])  * _S112;
-            float4 _S114 = float4(scales_0[1U])  * Float16_expand_0(values_0[1U]);
-            uint _S115 = i_1 + _S24;
-            float4 _S116;
-            if(_S115 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S167[0U])  * _S166;
+            sums_0[1U] = sums_0[1U] + float4(_S167[1U])  * _S166;
+            sums_0[2U] = sums_0[2U] + float4(_S167[2U])  * _S166;
+            sums_0[3U] = sums_0[3U] + float4(_S167[3U])  * _S166;
+            float4 _S168 = float4(scales_0[1U])  * Float16_expand_0(values_1[1U]);
+            uint _S169 = i_2 + _S76;
+            float4 _S170;
+            if(_S169 < 64U)
             {
-                _S116 = (*kernelContext_2->weights_0)[_S115];
+                _S170 = (*kernelContext_5->weights_0)[_S169];
             }
             else
             {
-                _S116 = _S52;
+                _S170 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S116[0U])  * _S114;
-            sums_0[1U] = sums_0[1U] + float4(_S116[1U])  * _S114;
-            sums_0[2U] = sums_0[2U] + float4(_S116[2U])  * _S114;
-            sums_0[3U] = sums_0[3U] + float4(_S116[3U])  * _S114;
-            float4 _S117 = float4(scales_0[2U])  * Float16_expand_0(values_0[2U]);
-            uint _S118 = i_1 + _S40;
-            float4 _S119;
-            if(_S118 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S170[0U])  * _S168;
+            sums_0[1U] = sums_0[1U] + float4(_S170[1U])  * _S168;
+            sums_0[2U] = sums_0[2U] + float4(_S170[2U])  * _S168;
+            sums_0[3U] = sums_0[3U] + float4(_S170[3U])  * _S168;
+            float4 _S171 = float4(scales_0[2U])  * Float16_expand_0(values_1[2U]);
+            uint _S172 = i_2 + _S96;
+            float4 _S173;
+            if(_S172 < 64U)
             {
-                _S119 = (*kernelContext_2->weights_0)[_S118];
+                _S173 = (*kernelContext_5->weights_0)[_S172];
             }
             else
             {
-                _S119 = _S52;
+                _S173 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S119[0U])  * _S117;
-            sums_0[1U] = sums_0[1U] + float4(_S119[1U])  * _S117;
-            sums_0[2U] = sums_0[2U] + float4(_S119[2U])  * _S117;
-            sums_0[3U] = sums_0[3U] + float4(_S119[3U])  * _S117;
-            float4 _S120 = float4(scales_0[3U])  * Float16_expand_0(values_0[3U]);
-            uint _S121 = i_1 + _S42;
-            float4 _S122;
-            if(_S121 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S173[0U])  * _S171;
+            sums_0[1U] = sums_0[1U] + float4(_S173[1U])  * _S171;
+            sums_0[2U] = sums_0[2U] + float4(_S173[2U])  * _S171;
+            sums_0[3U] = sums_0[3U] + float4(_S173[3U])  * _S171;
+            float4 _S174 = float4(scales_0[3U])  * Float16_expand_0(values_1[3U]);
+            uint _S175 = i_2 + _S98;
+            float4 _S176;
+            if(_S175 < 64U)
             {
-                _S122 = (*kernelContext_2->weights_0)[_S121];
+                _S176 = (*kernelContext_5->weights_0)[_S175];
             }
             else
             {
-                _S122 = _S52;
+                _S176 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S122[0U])  * _S120;
-            sums_0[1U] = sums_0[1U] + float4(_S122[1U])  * _S120;
-            sums_0[2U] = sums_0[2U] + float4(_S122[2U])  * _S120;
-            sums_0[3U] = sums_0[3U] + float4(_S122[3U])  * _S120;
-            float4 _S123 = float4(scales_0[4U])  * Float16_expand_0(values_0[4U]);
-            uint _S124 = i_1 + _S44;
-            float4 _S125;
-            if(_S124 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S176[0U])  * _S174;
+            sums_0[1U] = sums_0[1U] + float4(_S176[1U])  * _S174;
+            sums_0[2U] = sums_0[2U] + float4(_S176[2U])  * _S174;
+            sums_0[3U] = sums_0[3U] + float4(_S176[3U])  * _S174;
+            float4 _S177 = float4(scales_0[4U])  * Float16_expand_0(values_1[4U]);
+            uint _S178 = i_2 + _S100;
+            float4 _S179;
+            if(_S178 < 64U)
             {
-                _S125 = (*kernelContext_2->weights_0)[_S124];
+                _S179 = (*kernelContext_5->weights_0)[_S178];
             }
             else
             {
-                _S125 = _S52;
+                _S179 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S125[0U])  * _S123;
-            sums_0[1U] = sums_0[1U] + float4(_S125[1U])  * _S123;
-            sums_0[2U] = sums_0[2U] + float4(_S125[2U])  * _S123;
-            sums_0[3U] = sums_0[3U] + float4(_S125[3U])  * _S123;
-            float4 _S126 = float4(scales_0[5U])  * Float16_expand_0(values_0[5U]);
-            uint _S127 = i_1 + _S46;
-            float4 _S128;
-            if(_S127 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S179[0U])  * _S177;
+            sums_0[1U] = sums_0[1U] + float4(_S179[1U])  * _S177;
+            sums_0[2U] = sums_0[2U] + float4(_S179[2U])  * _S177;
+            sums_0[3U] = sums_0[3U] + float4(_S179[3U])  * _S177;
+            float4 _S180 = float4(scales_0[5U])  * Float16_expand_0(values_1[5U]);
+            uint _S181 = i_2 + _S102;
+            float4 _S182;
+            if(_S181 < 64U)
             {
-                _S128 = (*kernelContext_2->weights_0)[_S127];
+                _S182 = (*kernelContext_5->weights_0)[_S181];
             }
             else
             {
-                _S128 = _S52;
+                _S182 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S128[0U])  * _S126;
-            sums_0[1U] = sums_0[1U] + float4(_S128[1U])  * _S126;
-            sums_0[2U] = sums_0[2U] + float4(_S128[2U])  * _S126;
-            sums_0[3U] = sums_0[3U] + float4(_S128[3U])  * _S126;
-            float4 _S129 = float4(scales_0[6U])  * Float16_expand_0(values_0[6U]);
-            uint _S130 = i_1 + _S48;
-            float4 _S131;
-            if(_S130 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S182[0U])  * _S180;
+            sums_0[1U] = sums_0[1U] + float4(_S182[1U])  * _S180;
+            sums_0[2U] = sums_0[2U] + float4(_S182[2U])  * _S180;
+            sums_0[3U] = sums_0[3U] + float4(_S182[3U])  * _S180;
+            float4 _S183 = float4(scales_0[6U])  * Float16_expand_0(values_1[6U]);
+            uint _S184 = i_2 + _S104;
+            float4 _S185;
+            if(_S184 < 64U)
             {
-                _S131 = (*kernelContext_2->weights_0)[_S130];
+                _S185 = (*kernelContext_5->weights_0)[_S184];
             }
             else
             {
-                _S131 = _S52;
+                _S185 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S131[0U])  * _S129;
-            sums_0[1U] = sums_0[1U] + float4(_S131[1U])  * _S129;
-            sums_0[2U] = sums_0[2U] + float4(_S131[2U])  * _S129;
-            sums_0[3U] = sums_0[3U] + float4(_S131[3U])  * _S129;
-            float4 _S132 = float4(scales_0[7U])  * Float16_expand_0(values_0[7U]);
-            uint _S133 = i_1 + _S50;
-            float4 _S134;
-            if(_S133 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S185[0U])  * _S183;
+            sums_0[1U] = sums_0[1U] + float4(_S185[1U])  * _S183;
+            sums_0[2U] = sums_0[2U] + float4(_S185[2U])  * _S183;
+            sums_0[3U] = sums_0[3U] + float4(_S185[3U])  * _S183;
+            float4 _S186 = float4(scales_0[7U])  * Float16_expand_0(values_1[7U]);
+            uint _S187 = i_2 + _S106;
+            float4 _S188;
+            if(_S187 < 64U)
             {
-                _S134 = (*kernelContext_2->weights_0)[_S133];
+                _S188 = (*kernelContext_5->weights_0)[_S187];
             }
             else
             {
-                _S134 = _S52;
+                _S188 = _S82;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S134[0U])  * _S132;
-            sums_0[1U] = sums_0[1U] + float4(_S134[1U])  * _S132;
-            sums_0[2U] = sums_0[2U] + float4(_S134[2U])  * _S132;
-            sums_0[3U] = sums_0[3U] + float4(_S134[3U])  * _S132;
-            uint i_2 = i_1 + 8U * _S24;
-            if(i_2 >= 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S188[0U])  * _S186;
+            sums_0[1U] = sums_0[1U] + float4(_S188[1U])  * _S186;
+            sums_0[2U] = sums_0[2U] + float4(_S188[2U])  * _S186;
+            sums_0[3U] = sums_0[3U] + float4(_S188[3U])  * _S186;
+            uint i_3 = i_2 + 8U * _S76;
+            if(i_3 >= 64U)
             {
                 break;
             }
-            Run_0 _S135 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S37, _S28);
-            values_0[0U] = uint2(*(v_pages_0+_S135.vector_0)) ;
-            scales_0[0U] = Float16_scale_0(v_pages_0, _S135.scale_1);
-            Run_0 _S136 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S24, 63U)], _S37, _S28);
-            values_0[1U] = uint2(*(v_pages_0+_S136.vector_0)) ;
-            scales_0[1U] = Float16_scale_0(v_pages_0, _S136.scale_1);
-            Run_0 _S137 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S40, 63U)], _S37, _S28);
-            values_0[2U] = uint2(*(v_pages_0+_S137.vector_0)) ;
-            scales_0[2U] = Float16_scale_0(v_pages_0, _S137.scale_1);
-            Run_0 _S138 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S42, 63U)], _S37, _S28);
-            values_0[3U] = uint2(*(v_pages_0+_S138.vector_0)) ;
-            scales_0[3U] = Float16_scale_0(v_pages_0, _S138.scale_1);
-            Run_0 _S139 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S44, 63U)], _S37, _S28);
-            values_0[4U] = uint2(*(v_pages_0+_S139.vector_0)) ;
-            scales_0[4U] = Float16_scale_0(v_pages_0, _S139.scale_1);
-            Run_0 _S140 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S46, 63U)], _S37, _S28);
-            values_0[5U] = uint2(*(v_pages_0+_S140.vector_0)) ;
-            scales_0[5U] = Float16_scale_0(v_pages_0, _S140.scale_1);
-            Run_0 _S141 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S48, 63U)], _S37, _S28);
-            values_0[6U] = uint2(*(v_pages_0+_S141.vector_0)) ;
-            scales_0[6U] = Float16_scale_0(v_pages_0, _S141.scale_1);
-            Run_0 _S142 = Float16_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S50, 63U)], _S37, _S28);
-            values_0[7U] = uint2(*(v_pages_0+_S142.vector_0)) ;
-            scales_0[7U] = Float16_scale_0(v_pages_0, _S142.scale_1);
-            i_1 = i_2;
+            Run_0 _S189 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3, 63U)], _S93, _S80);
+            values_1[0U] = uint2(*(v_pages_0+_S189.vector_0)) ;
+            scales_0[0U] = Float16_scale_0(v_pages_0, _S189.scale_2);
+            Run_0 _S190 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S76, 63U)], _S93, _S80);
+            values_1[1U] = uint2(*(v_pages_0+_S190.vector_0)) ;
+            scales_0[1U] = Float16_scale_0(v_pages_0, _S190.scale_2);
+            Run_0 _S191 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S96, 63U)], _S93, _S80);
+            values_1[2U] = uint2(*(v_pages_0+_S191.vector_0)) ;
+            scales_0[2U] = Float16_scale_0(v_pages_0, _S191.scale_2);
+            Run_0 _S192 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S98, 63U)], _S93, _S80);
+            values_1[3U] = uint2(*(v_pages_0+_S192.vector_0)) ;
+            scales_0[3U] = Float16_scale_0(v_pages_0, _S192.scale_2);
+            Run_0 _S193 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S100, 63U)], _S93, _S80);
+            values_1[4U] = uint2(*(v_pages_0+_S193.vector_0)) ;
+            scales_0[4U] = Float16_scale_0(v_pages_0, _S193.scale_2);
+            Run_0 _S194 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S102, 63U)], _S93, _S80);
+            values_1[5U] = uint2(*(v_pages_0+_S194.vector_0)) ;
+            scales_0[5U] = Float16_scale_0(v_pages_0, _S194.scale_2);
+            Run_0 _S195 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S104, 63U)], _S93, _S80);
+            values_1[6U] = uint2(*(v_pages_0+_S195.vector_0)) ;
+            scales_0[6U] = Float16_scale_0(v_pages_0, _S195.scale_2);
+            Run_0 _S196 = Float16_run_0(_S92, (*kernelContext_5->slots_0)[min(i_3 + _S106, 63U)], _S93, _S80);
+            values_1[7U] = uint2(*(v_pages_0+_S196.vector_0)) ;
+            scales_0[7U] = Float16_scale_0(v_pages_0, _S196.scale_2);
+            i_2 = i_3;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S111;
-        peak_1 = _S108;
+        total_0 = _S165;
+        peak_0 = _S162;
     }
-    (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
-    (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
-    (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
-    (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S143 = group_total_0(total_0, thread_2, kernelContext_2);
-    i_0 = thread_2;
+    (*kernelContext_5->exchange_0)[thread_4] = sums_0[0U];
+    (*kernelContext_5->exchange_0)[128U + thread_4] = sums_0[1U];
+    (*kernelContext_5->exchange_0)[256U + thread_4] = sums_0[2U];
+    (*kernelContext_5->exchange_0)[384U + thread_4] = sums_0[3U];
+    float4 _S197 = group_total_0(total_0, thread_4, kernelContext_5);
+    i_1 = thread_4;
     for(;;)
     {
-        _S20 = part_0->heads_0;
-        if(i_0 < (part_0->heads_0 * _S22))
+        _S72 = part_2->heads_0;
+        if(i_1 < (part_2->heads_0 * _S74))
         {
         }
         else
         {
             break;
         }
-        float4 _S144 = float4(int4(int(0)) );
-        i_1 = 0U;
-        score_0 = _S144;
+        i_2 = 0U;
+        score_1 = _S82;
         for(;;)
         {
-            if(i_1 < _S24)
+            if(i_2 < _S76)
             {
             }
             else
             {
                 break;
             }
-            uint _S145 = i_0 / _S22;
-            uint _S146 = _S145 * 128U + i_1 * _S22;
-            uint _S147 = i_0 % _S22;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S146 + _S147];
-            i_1 = i_1 + 1U;
-            score_0 = whole_0;
+            uint _S198 = i_1 / _S74;
+            uint _S199 = _S198 * 128U + i_2 * _S74;
+            uint _S200 = i_1 % _S74;
+            float4 whole_0 = score_1 + (*kernelContext_5->exchange_0)[_S199 + _S200];
+            i_2 = i_2 + 1U;
+            score_1 = whole_0;
         }
-        uint _S148 = part_0->out_0;
-        uint _S149 = i_0 / _S22;
-        uint _S150 = _S148 + _S149 * part_0->out_stride_0;
-        uint _S151 = i_0 % _S22;
-        *(scratch_0+(_S150 + _S151)) = packed_float4(score_0) ;
-        i_0 = i_0 + 128U;
+        uint _S201 = part_2->out_0;
+        uint _S202 = i_1 / _S74;
+        uint _S203 = _S201 + _S202 * part_2->out_stride_0;
+        uint _S204 = i_1 % _S74;
+        *(scratch_0+(_S203 + _S204)) = packed_float4(score_1) ;
+        i_1 = i_1 + 128U;
     }
-    if(thread_2 < _S20)
+    if(thread_4 < _S72)
     {
-        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S22)) = packed_float4(float4(peak_1[thread_2], _S143[thread_2], 1.0, 0.0)) ;
-    }
-    return;
-}
-
-struct Plain_0
-{
-    uint begin_2;
-};
-
-float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
-{
-    uint _S152 = this_1->begin_2 + element_1;
-    return float4(this_x_0[_S152], this_x_0[_S152 + 1U], this_x_0[_S152 + 2U], this_x_0[_S152 + 3U]);
-}
-
-uint pack_halves_0(float2 values_1)
-{
-    return (as_type<ushort>((half)((values_1.x)))) | ((as_type<ushort>((half)((values_1.y)))) << 16U);
-}
-
-void Float16_append_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_2, const Plain_0 thread* x_0, float device* x_x_0)
-{
-    float4 _S153 = Plain_four_0(x_0, x_x_0, element_2);
-    *(pool_1+Float16_run_0(offset_1, slot_1, columns_2, element_2).vector_0) = packed_uint2(uint2(pack_halves_0(_S153.xy), pack_halves_0(_S153.zw))) ;
-    return;
-}
-
-struct Rotation_0
-{
-    uint angles_0;
-    uint pairs_1;
-    bool interleaved_1;
-};
-
-struct Turned_0
-{
-    Rotation_0 rotation_0;
-    uint begin_3;
-    uint head_dim_3;
-};
-
-uint Rotation_pair_of_0(const Rotation_0 thread* this_2, uint element_3)
-{
-    uint _S154;
-    if(this_2->interleaved_1)
-    {
-        _S154 = element_3 / 2U;
-    }
-    else
-    {
-        uint _S155 = element_3 % this_2->pairs_1;
-        _S154 = _S155;
-    }
-    return _S154;
-}
-
-uint2 Rotation_places_0(const Rotation_0 thread* this_3, uint pair_0)
-{
-    uint2 _S156;
-    if(this_3->interleaved_1)
-    {
-        uint _S157 = 2U * pair_0;
-        _S156 = uint2(_S157, _S157 + 1U);
-    }
-    else
-    {
-        _S156 = uint2(pair_0, pair_0 + this_3->pairs_1);
-    }
-    return _S156;
-}
-
-float2 Rotation_turn_0(const Rotation_0 thread* this_4, float device* table_1, uint pair_1, float2 x_1)
-{
-    uint _S158 = this_4->angles_0 + 2U * pair_1;
-    float _S159 = x_1.x;
-    float _S160 = x_1.y;
-    uint _S161 = _S158 + 1U;
-    return float2(_S159 * table_1[_S158] - _S160 * table_1[_S161], _S159 * table_1[_S161] + _S160 * table_1[_S158]);
-}
-
-float4 Turned_four_0(const Turned_0 thread* this_5, float device* this_x_1, float device* this_table_0, uint column_0)
-{
-    uint _S162;
-    uint _S163;
-    float _S164;
-    uint _S165 = this_5->begin_3;
-    uint _S166 = this_5->head_dim_3;
-    uint _S167 = column_0 / this_5->head_dim_3;
-    uint _S168 = _S165 + _S167 * _S166;
-    thread float4 result_3;
-    for(;;)
-    {
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S169 = column_0 % _S166;
-                _S162 = _S169;
-                uint _S170 = 2U * (&this_5->rotation_0)->pairs_1;
-                _S163 = _S170;
-                if(_S169 >= _S170)
-                {
-                    result_3.x = this_x_1[_S168 + _S169];
-                    break;
-                }
-                uint _S171 = Rotation_pair_of_0(&this_5->rotation_0, _S169);
-                uint2 _S172 = Rotation_places_0(&this_5->rotation_0, _S171);
-                uint _S173 = _S172.x;
-                float2 _S174 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S171, float2(this_x_1[_S168 + _S173], this_x_1[_S168 + _S172.y]));
-                if(_S169 == _S173)
-                {
-                    _S164 = _S174.x;
-                }
-                else
-                {
-                    _S164 = _S174.y;
-                }
-                result_3.x = _S164;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S175 = _S162 + 1U;
-                if(_S175 >= _S163)
-                {
-                    result_3.y = this_x_1[_S168 + _S175];
-                    break;
-                }
-                uint _S176 = Rotation_pair_of_0(&this_5->rotation_0, _S175);
-                uint2 _S177 = Rotation_places_0(&this_5->rotation_0, _S176);
-                uint _S178 = _S177.x;
-                float2 _S179 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S176, float2(this_x_1[_S168 + _S178], this_x_1[_S168 + _S177.y]));
-                if(_S175 == _S178)
-                {
-                    _S164 = _S179.x;
-                }
-                else
-                {
-                    _S164 = _S179.y;
-                }
-                result_3.y = _S164;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S180 = _S162 + 2U;
-                if(_S180 >= _S163)
-                {
-                    result_3.z = this_x_1[_S168 + _S180];
-                    break;
-                }
-                uint _S181 = Rotation_pair_of_0(&this_5->rotation_0, _S180);
-                uint2 _S182 = Rotation_places_0(&this_5->rotation_0, _S181);
-                uint _S183 = _S182.x;
-                float2 _S184 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S181, float2(this_x_1[_S168 + _S183], this_x_1[_S168 + _S182.y]));
-                if(_S180 == _S183)
-                {
-                    _S164 = _S184.x;
-                }
-                else
-                {
-                    _S164 = _S184.y;
-                }
-                result_3.z = _S164;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S185 = _S162 + 3U;
-                if(_S185 >= _S163)
-                {
-                    result_3.w = this_x_1[_S168 + _S185];
-                    break;
-                }
-                uint _S186 = Rotation_pair_of_0(&this_5->rotation_0, _S185);
-                uint2 _S187 = Rotation_places_0(&this_5->rotation_0, _S186);
-                uint _S188 = _S187.x;
-                float2 _S189 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S186, float2(this_x_1[_S168 + _S188], this_x_1[_S168 + _S187.y]));
-                if(_S185 == _S188)
-                {
-                    _S164 = _S189.x;
-                }
-                else
-                {
-                    _S164 = _S189.y;
-                }
-                result_3.w = _S164;
-                break;
-            }
-            break;
-        }
-        break;
-    }
-    return result_3;
-}
-
-void Float16_append_1(packed_uint2 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
-{
-    float4 _S190 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
-    *(pool_2+Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_0) = packed_uint2(uint2(pack_halves_0(_S190.xy), pack_halves_0(_S190.zw))) ;
-    return;
-}
-
-void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_3)
-{
-    uint _S191 = part_1->head_dim_0;
-    uint _S192 = padded_vectors_0(part_1->head_dim_0);
-    uint i_3 = thread_3;
-    for(;;)
-    {
-        if(i_3 < (4U * _S192))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S193 = i_3 % _S192;
-        uint _S194 = i_3 / _S192;
-        bool _S195;
-        if(_S194 < (part_1->heads_0))
-        {
-            _S195 = _S193 < (_S191 / 4U);
-        }
-        else
-        {
-            _S195 = false;
-        }
-        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
-        if(_S195)
-        {
-            uint _S196 = part_1->head_0;
-            uint _S197 = i_3 / _S192;
-            float4 _S198 = Turned_four_0(q_0, q_x_0, q_table_0, (_S196 + _S197) * _S191 + 4U * _S193);
-            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S198;
-        }
-        i_3 = i_3 + 128U;
+        *(scratch_0+(part_2->out_0 + thread_4 * part_2->out_stride_0 + _S74)) = packed_float4(float4(peak_0[thread_4], _S197[thread_4], 1.0, 0.0)) ;
     }
     return;
 }
@@ -946,47 +979,47 @@ uint group_number_0(uint3 group_0)
 
 Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
 {
-    uint _S199 = heads_2 / kv_heads_1;
-    uint _S200 = (_S199 + 4U - 1U) / 4U;
-    uint _S201 = rows_0 * kv_heads_1 * _S200;
-    uint _S202 = number_1 % _S201;
-    uint _S203 = _S202 % _S200;
-    thread Part_0 part_2;
-    uint _S204 = number_1 / _S201;
-    (&part_2)->number_0 = _S204;
-    uint _S205 = _S202 / (kv_heads_1 * _S200);
-    (&part_2)->row_0 = _S205;
-    uint _S206 = _S202 / _S200;
-    uint _S207 = _S206 % kv_heads_1;
-    (&part_2)->kv_head_0 = _S207;
-    uint _S208 = _S203 * 4U;
-    uint _S209 = _S207 * _S199 + _S208;
-    (&part_2)->head_0 = _S209;
-    (&part_2)->heads_0 = min(_S199 - _S208, 4U);
-    (&part_2)->head_dim_0 = head_dim_4;
-    (&part_2)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S210 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S210;
-    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S209) * _S210 + (&part_2)->number_0 * (head_dim_4 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S205 = heads_2 / kv_heads_1;
+    uint _S206 = (_S205 + 4U - 1U) / 4U;
+    uint _S207 = rows_0 * kv_heads_1 * _S206;
+    uint _S208 = number_1 % _S207;
+    uint _S209 = _S208 % _S206;
+    thread Part_0 part_3;
+    uint _S210 = number_1 / _S207;
+    (&part_3)->number_0 = _S210;
+    uint _S211 = _S208 / (kv_heads_1 * _S206);
+    (&part_3)->row_0 = _S211;
+    uint _S212 = _S208 / _S206;
+    uint _S213 = _S212 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S213;
+    uint _S214 = _S209 * 4U;
+    uint _S215 = _S213 * _S205 + _S214;
+    (&part_3)->head_0 = _S215;
+    (&part_3)->heads_0 = min(_S205 - _S214, 4U);
+    (&part_3)->head_dim_0 = head_dim_4;
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
+    uint _S216 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S216;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S215) * _S216 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_1)
 {
-    uint _S211;
+    uint _S217;
     if(offset_3 == 4294967295U)
     {
-        _S211 = rows_1;
+        _S217 = rows_1;
     }
     else
     {
-        _S211 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
+        _S217 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
     }
-    return _S211;
+    return _S217;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -996,18 +1029,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S212;
-    (&_S212)->begin_0 = begin_4;
-    (&_S212)->page_size_0 = page_size_2;
-    (&_S212)->pages_0 = pages_2;
-    (&_S212)->length_0 = length_1;
-    return _S212;
+    thread SequenceTable_0 _S218;
+    (&_S218)->begin_3 = begin_4;
+    (&_S218)->page_size_1 = page_size_2;
+    (&_S218)->pages_1 = pages_2;
+    (&_S218)->length_0 = length_1;
+    return _S218;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S213 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S213 + 1U, page_size_3, pages_3, min(sequences_2[_S213], min(entries_0, pages_3) * page_size_3));
+    uint _S219 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S219 + 1U, page_size_3, pages_3, min(sequences_2[_S219], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1017,63 +1050,63 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S214;
+    bool _S220;
     if(window_1 != 0U)
     {
-        _S214 = position_1 >= window_1;
+        _S220 = position_1 >= window_1;
     }
     else
     {
-        _S214 = false;
+        _S220 = false;
     }
-    uint _S215;
-    if(_S214)
+    uint _S221;
+    if(_S220)
     {
-        _S215 = position_1 - window_1 + 1U;
+        _S221 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S215 = 0U;
+        _S221 = 0U;
     }
-    return _S215;
+    return _S221;
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
 {
-    uint _S216;
+    uint _S222;
     if(first_1 < length_2)
     {
-        _S216 = length_2 - first_1;
+        _S222 = length_2 - first_1;
     }
     else
     {
-        _S216 = 0U;
+        _S222 = 0U;
     }
-    uint _S217 = parts_2 * 64U;
-    uint _S218 = (_S216 + _S217 - 1U) / _S217;
-    uint _S219 = _S218 * 64U;
-    uint _S220 = min(first_1 + part_3->number_0 * _S219, length_2);
-    part_3->begin_1 = _S220;
-    part_3->end_0 = min(_S220 + _S219, length_2);
+    uint _S223 = parts_2 * 64U;
+    uint _S224 = (_S222 + _S223 - 1U) / _S223;
+    uint _S225 = _S224 * 64U;
+    uint _S226 = min(first_1 + part_4->number_0 * _S225, length_2);
+    part_4->begin_0 = _S226;
+    part_4->end_0 = min(_S226 + _S225, length_2);
     return;
 }
 
-void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 device* scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+        *(scratch_1+(part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
     }
     return;
 }
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S221;
-    (&_S221)->angles_0 = angles_1;
-    (&_S221)->pairs_1 = pairs_2;
-    (&_S221)->interleaved_1 = interleaved_2;
-    return _S221;
+    thread Rotation_0 _S227;
+    (&_S227)->angles_0 = angles_1;
+    (&_S227)->pairs_0 = pairs_2;
+    (&_S227)->interleaved_0 = interleaved_2;
+    return _S227;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1081,160 +1114,119 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     return Rotation_x24init_0(table_offset_1 + 2U * min(position_2, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
 }
 
-Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
-{
-    thread Start_0 _S222;
-    (&_S222)->peak_0 = peak_2;
-    (&_S222)->value_0 = value_3;
-    (&_S222)->weight_0 = weight_1;
-    return _S222;
-}
-
-float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelContext_0 thread* kernelContext_4)
-{
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    thread float4 products_1 = float4(int4(int(0)) );
-    uint _S223 = part_5->head_dim_0;
-    if(thread_5 < (part_5->head_dim_0 / 4U))
-    {
-        products_1.x = dot((*kernelContext_4->query_0)[thread_5], key_0);
-        uint _S224 = padded_vectors_0(_S223);
-        products_1.y = dot((*kernelContext_4->query_0)[_S224 + thread_5], key_0);
-        products_1.z = dot((*kernelContext_4->query_0)[2U * _S224 + thread_5], key_0);
-        products_1.w = dot((*kernelContext_4->query_0)[3U * _S224 + thread_5], key_0);
-    }
-    float4 _S225 = group_total_0(products_1, thread_5, kernelContext_4);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return _S225;
-}
-
 [[kernel]] void rope_attention_part_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], float device* entryPointParams_k_1 [[buffer(2)]], float device* entryPointParams_v_1 [[buffer(3)]], float device* entryPointParams_table_1 [[buffer(4)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(5)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(6)]], packed_uint2 device* entryPointParams_new_k_1 [[buffer(7)]], packed_uint2 device* entryPointParams_new_v_1 [[buffer(8)]], uint device* entryPointParams_batch_1 [[buffer(9)]], uint device* entryPointParams_sequences_1 [[buffer(10)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(11)]])
 {
-    thread KernelContext_0 kernelContext_5;
-    (&kernelContext_5)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_5)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_5)->entryPointParams_k_0 = entryPointParams_k_1;
-    (&kernelContext_5)->entryPointParams_v_0 = entryPointParams_v_1;
-    (&kernelContext_5)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_5)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_5)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_5)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
-    (&kernelContext_5)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
-    (&kernelContext_5)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_5)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_5)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    thread KernelContext_0 kernelContext_6;
+    (&kernelContext_6)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_6)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_6)->entryPointParams_k_0 = entryPointParams_k_1;
+    (&kernelContext_6)->entryPointParams_v_0 = entryPointParams_v_1;
+    (&kernelContext_6)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_6)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_6)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_6)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
+    (&kernelContext_6)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
+    (&kernelContext_6)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_6)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_6)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_5)->query_0 = &query_1;
+    (&kernelContext_6)->query_0 = &query_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_5)->waves_0 = &waves_1;
+    (&kernelContext_6)->waves_0 = &waves_1;
     threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_5)->slots_0 = &slots_1;
+    (&kernelContext_6)->slots_0 = &slots_1;
     threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_5)->exchange_0 = &exchange_1;
+    (&kernelContext_6)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_5)->weights_0 = &weights_1;
+    (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_5)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S226 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S226;
-    bool _S227;
+    (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S228 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S228;
+    bool _S229;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S227 = true;
+        _S229 = true;
     }
     else
     {
-        _S227 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S229 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S227)
+    if(_S229)
     {
         return;
     }
-    SequenceTable_0 _S228 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S229 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S230 = _S229 < (_S228.length_0);
-    share_out_0(&part_6, first_seen_0(_S229, entryPointParams_1->p_0.window_0), min(_S229, _S228.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S230)
+    SequenceTable_0 _S230 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S231 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S232 = _S231 < (_S230.length_0);
+    share_out_0(&part_6, first_seen_0(_S231, entryPointParams_1->p_0.window_0), min(_S231, _S230.length_0), entryPointParams_1->p_0.parts_0);
+    if(_S232)
     {
-        _S227 = ((&part_6)->number_0) == 0U;
+        _S229 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S227 = false;
+        _S229 = false;
     }
-    bool _S231;
-    if(((&part_6)->begin_1) >= ((&part_6)->end_0))
+    bool _S233;
+    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S231 = !_S227;
+        _S233 = !_S229;
     }
     else
     {
-        _S231 = false;
+        _S233 = false;
     }
-    if(_S231)
+    if(_S233)
     {
-        thread Part_0 _S232 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S232, (&kernelContext_5)->entryPointParams_scratch_0);
+        thread Part_0 _S234 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S234, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
-    thread Turned_0 queries_0;
-    Rotation_0 _S233 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S229, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
-    (&queries_0)->rotation_0 = _S233;
-    (&queries_0)->begin_3 = entryPointParams_1->p_0.q_offset_0;
-    (&queries_0)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    thread Turned_0 queries_1;
+    Rotation_0 _S235 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S231, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S235;
+    (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
+    (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S233;
-    (&keys_1)->begin_3 = entryPointParams_1->p_0.k_offset_0;
-    (&keys_1)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    (&keys_1)->rotation_0 = _S235;
+    (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
+    (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread Part_0 _S234 = part_6;
-    thread Turned_0 _S235 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S234, entryPointParams_1->p_0.scale_0, &_S235, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
-    thread Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    if(_S227)
+    thread SequenceTable_0 _S236 = _S230;
+    thread Part_0 _S237 = part_6;
+    thread Turned_0 _S238 = queries_1;
+    thread Turned_0 _S239 = keys_1;
+    thread Plain_0 _S240 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S236, &_S237, entryPointParams_1->p_0.scale_0, &_S238, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S229, &_S239, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S240, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S229)
     {
-        uint _S236 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
-        uint _S237 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
-        uint _S238 = _S236 + 4U * _S237;
-        Part_0 _S239 = part_6;
-        thread Turned_0 _S240 = keys_1;
-        float4 _S241 = Turned_four_0(&_S240, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S238);
-        thread Part_0 _S242 = _S239;
-        float4 _S243 = score_1(sv_groupindex_0, &_S242, _S241, &kernelContext_5);
-        (&start_1)->peak_0 = _S243;
-        thread Plain_0 _S244 = values_2;
-        float4 _S245 = Plain_four_0(&_S244, (&kernelContext_5)->entryPointParams_v_0, _S238);
-        (&start_1)->value_0 = _S245;
-        (&start_1)->weight_0 = 1.0;
-        thread SequenceTable_0 _S246 = _S228;
-        uint _S247 = SequenceTable_slot_0(&_S246, (&kernelContext_5)->entryPointParams_sequences_0, _S229);
-        uint i_4 = sv_groupindex_0 * 4U;
-        for(;;)
-        {
-            if(i_4 < ((&part_6)->columns_0))
-            {
-            }
-            else
-            {
-                break;
-            }
-            uint _S248 = i_4 / entryPointParams_1->p_0.head_dim_1;
-            if(_S248 == ((&part_6)->kv_head_0))
-            {
-                thread Turned_0 _S249 = keys_1;
-                Float16_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S247, (&part_6)->columns_0, i_4, &_S249, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
-                thread Plain_0 _S250 = values_2;
-                Float16_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S247, (&part_6)->columns_0, i_4, &_S250, (&kernelContext_5)->entryPointParams_v_0);
-            }
-            i_4 = i_4 + 512U;
-        }
+        return;
     }
-    thread SequenceTable_0 _S251 = _S228;
-    thread Part_0 _S252 = part_6;
-    thread Start_0 _S253 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S251, &_S252, &_S253, &kernelContext_5);
+    thread SequenceTable_0 _S241 = _S230;
+    uint _S242 = SequenceTable_slot_0(&_S241, (&kernelContext_6)->entryPointParams_sequences_0, _S231);
+    uint i_4 = sv_groupindex_0 * 4U;
+    for(;;)
+    {
+        if(i_4 < ((&part_6)->columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S243 = i_4 / entryPointParams_1->p_0.head_dim_2;
+        if(_S243 == ((&part_6)->kv_head_0))
+        {
+            thread Turned_0 _S244 = keys_1;
+            Float16_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S242, (&part_6)->columns_0, i_4, &_S244, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S245 = values_2;
+            Float16_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S242, (&part_6)->columns_0, i_4, &_S245, (&kernelContext_6)->entryPointParams_v_0);
+        }
+        i_4 = i_4 + 512U;
+    }
     return;
 }

@@ -3,14 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -18,7 +10,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -28,11 +20,18 @@ struct Part_0
     uint out_stride_0;
 };
 
-struct Start_0
+struct Rotation_0
 {
-    float4 peak_0;
-    float4 value_0;
-    float weight_0;
+    uint angles_0;
+    uint pairs_0;
+    bool interleaved_0;
+};
+
+struct Turned_0
+{
+    Rotation_0 rotation_0;
+    uint begin_1;
+    uint head_dim_1;
 };
 
 struct RopeAttentionPartParams_0
@@ -50,12 +49,12 @@ struct RopeAttentionPartParams_0
     uint scratch_offset_0;
     uint heads_1;
     uint kv_heads_0;
-    uint head_dim_1;
-    uint pairs_0;
+    uint head_dim_2;
+    uint pairs_1;
     uint positions_0;
-    uint interleaved_0;
-    uint pages_1;
-    uint page_size_1;
+    uint interleaved_1;
+    uint pages_0;
+    uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -90,597 +89,205 @@ struct KernelContext_0
     array<float4, int(64)> threadgroup* weights_0;
 };
 
-uint padded_vectors_0(uint head_dim_2)
+uint Rotation_pair_of_0(const Rotation_0 thread* this_0, uint element_0)
 {
-    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
-}
-
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
-{
-    uint _S2 = this_0->begin_0;
-    uint _S3 = this_0->page_size_0;
-    uint _S4 = position_0 / this_0->page_size_0;
-    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
-    uint _S6 = position_0 % _S3;
-    return _S5 + _S6;
-}
-
-struct Run_0
-{
-    uint vector_0;
-    uint scale_1;
-};
-
-Run_0 Run_x24init_0(uint vector_1, uint scale_2)
-{
-    thread Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_1 = scale_2;
-    return _S7;
-}
-
-Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
-{
-    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / 4U, 0U);
-}
-
-float Float32_scale_0(packed_float4 device* pool_0, uint at_0)
-{
-    return 1.0;
-}
-
-float4 Float32_expand_0(float4 four_0)
-{
-    return four_0;
-}
-
-float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
-{
-    uint _S8 = kernelContext_0->_S1;
-    float4 _S9 = simd_max(value_1);
-    bool _S10 = simd_is_first();
-    if(_S10)
+    uint _S2;
+    if(this_0->interleaved_0)
     {
-        uint _S11 = thread_0 / _S8;
-        (*kernelContext_0->waves_0)[_S11] = _S9;
+        _S2 = element_0 / 2U;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 result_0 = float4(-3.4028234663852886e+38) ;
-    uint wave_0 = 0U;
+    else
+    {
+        uint _S3 = element_0 % this_0->pairs_0;
+        _S2 = _S3;
+    }
+    return _S2;
+}
+
+uint2 Rotation_places_0(const Rotation_0 thread* this_1, uint pair_0)
+{
+    uint2 _S4;
+    if(this_1->interleaved_0)
+    {
+        uint _S5 = 2U * pair_0;
+        _S4 = uint2(_S5, _S5 + 1U);
+    }
+    else
+    {
+        _S4 = uint2(pair_0, pair_0 + this_1->pairs_0);
+    }
+    return _S4;
+}
+
+float2 Rotation_turn_0(const Rotation_0 thread* this_2, float device* table_0, uint pair_1, float2 x_0)
+{
+    uint _S6 = this_2->angles_0 + 2U * pair_1;
+    float _S7 = x_0.x;
+    float _S8 = x_0.y;
+    uint _S9 = _S6 + 1U;
+    return float2(_S7 * table_0[_S6] - _S8 * table_0[_S9], _S7 * table_0[_S9] + _S8 * table_0[_S6]);
+}
+
+float4 Turned_four_0(const Turned_0 thread* this_3, float device* this_x_0, float device* this_table_0, uint column_0)
+{
+    uint _S10;
+    uint _S11;
+    float _S12;
+    uint _S13 = this_3->begin_1;
+    uint _S14 = this_3->head_dim_1;
+    uint _S15 = column_0 / this_3->head_dim_1;
+    uint _S16 = _S13 + _S15 * _S14;
+    thread float4 result_0;
     for(;;)
     {
-        uint _S12 = 128U / _S8;
-        if(wave_0 < _S12)
+        for(;;)
         {
-        }
-        else
-        {
+            for(;;)
+            {
+                uint _S17 = column_0 % _S14;
+                _S10 = _S17;
+                uint _S18 = 2U * (&this_3->rotation_0)->pairs_0;
+                _S11 = _S18;
+                if(_S17 >= _S18)
+                {
+                    result_0.x = this_x_0[_S16 + _S17];
+                    break;
+                }
+                uint _S19 = Rotation_pair_of_0(&this_3->rotation_0, _S17);
+                uint2 _S20 = Rotation_places_0(&this_3->rotation_0, _S19);
+                uint _S21 = _S20.x;
+                float2 _S22 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S19, float2(this_x_0[_S16 + _S21], this_x_0[_S16 + _S20.y]));
+                if(_S17 == _S21)
+                {
+                    _S12 = _S22.x;
+                }
+                else
+                {
+                    _S12 = _S22.y;
+                }
+                result_0.x = _S12;
+                break;
+            }
             break;
         }
-        float4 _S13 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_0 = _S13;
-        wave_0 = wave_1;
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S23 = _S10 + 1U;
+                if(_S23 >= _S11)
+                {
+                    result_0.y = this_x_0[_S16 + _S23];
+                    break;
+                }
+                uint _S24 = Rotation_pair_of_0(&this_3->rotation_0, _S23);
+                uint2 _S25 = Rotation_places_0(&this_3->rotation_0, _S24);
+                uint _S26 = _S25.x;
+                float2 _S27 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S24, float2(this_x_0[_S16 + _S26], this_x_0[_S16 + _S25.y]));
+                if(_S23 == _S26)
+                {
+                    _S12 = _S27.x;
+                }
+                else
+                {
+                    _S12 = _S27.y;
+                }
+                result_0.y = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S28 = _S10 + 2U;
+                if(_S28 >= _S11)
+                {
+                    result_0.z = this_x_0[_S16 + _S28];
+                    break;
+                }
+                uint _S29 = Rotation_pair_of_0(&this_3->rotation_0, _S28);
+                uint2 _S30 = Rotation_places_0(&this_3->rotation_0, _S29);
+                uint _S31 = _S30.x;
+                float2 _S32 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S29, float2(this_x_0[_S16 + _S31], this_x_0[_S16 + _S30.y]));
+                if(_S28 == _S31)
+                {
+                    _S12 = _S32.x;
+                }
+                else
+                {
+                    _S12 = _S32.y;
+                }
+                result_0.z = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S33 = _S10 + 3U;
+                if(_S33 >= _S11)
+                {
+                    result_0.w = this_x_0[_S16 + _S33];
+                    break;
+                }
+                uint _S34 = Rotation_pair_of_0(&this_3->rotation_0, _S33);
+                uint2 _S35 = Rotation_places_0(&this_3->rotation_0, _S34);
+                uint _S36 = _S35.x;
+                float2 _S37 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S34, float2(this_x_0[_S16 + _S36], this_x_0[_S16 + _S35.y]));
+                if(_S33 == _S36)
+                {
+                    _S12 = _S37.x;
+                }
+                else
+                {
+                    _S12 = _S37.y;
+                }
+                result_0.w = _S12;
+                break;
+            }
+            break;
+        }
+        break;
     }
     return result_0;
 }
 
-float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+void load_queries_0(uint thread_0, const Part_0 thread* part_0, uint padded_0, float scale_1, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S14 = kernelContext_1->_S1;
-    float4 _S15 = simd_sum(value_2);
-    bool _S16 = simd_is_first();
-    if(_S16)
-    {
-        uint _S17 = thread_1 / _S14;
-        (*kernelContext_1->waves_0)[_S17] = _S15;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S18 = float4(int4(int(0)) );
-    uint wave_2 = 0U;
-    float4 result_1 = _S18;
+    uint i_0 = thread_0;
     for(;;)
     {
-        uint _S19 = 128U / _S14;
-        if(wave_2 < _S19)
+        if(i_0 < (4U * padded_0))
         {
         }
         else
         {
             break;
         }
-        float4 result_2 = result_1 + (*kernelContext_1->waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
-{
-    float4 score_0;
-    uint i_0;
-    uint i_1;
-    uint _S20;
-    uint _S21 = part_0->head_dim_0;
-    uint _S22 = part_0->head_dim_0 / 4U;
-    uint _S23 = padded_vectors_0(part_0->head_dim_0);
-    uint _S24 = 128U / _S22;
-    uint _S25 = thread_2 / _S22;
-    uint _S26 = part_0->kv_head_0 * _S21;
-    uint _S27 = thread_2 % _S22;
-    uint _S28 = _S26 + 4U * _S27;
-    float4 _S29 = start_0->peak_0;
-    float _S30;
-    if(thread_2 == 0U)
-    {
-        _S30 = start_0->weight_0;
-    }
-    else
-    {
-        _S30 = 0.0;
-    }
-    float4 _S31 = float4(_S30) ;
-    thread array<float4, int(4)> sums_0;
-    bool _S32 = _S25 == 0U;
-    float4 total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[0U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[1U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[2U] = total_0;
-    if(_S32)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[3U] = total_0;
-    uint tile_0 = part_0->begin_1;
-    total_0 = _S31;
-    float4 peak_1 = _S29;
-    for(;;)
-    {
-        uint _S33 = part_0->end_0;
-        if(tile_0 < (part_0->end_0))
+        uint _S38 = i_0 % padded_0;
+        uint _S39 = i_0 / padded_0;
+        bool _S40;
+        if(_S39 < (part_0->heads_0))
         {
+            _S40 = _S38 < (part_0->head_dim_0 / 4U);
         }
         else
         {
-            break;
+            _S40 = false;
         }
-        bool _S34 = thread_2 < 64U;
-        if(_S34)
+        (*kernelContext_0->query_0)[i_0] = float4(int4(int(0)) );
+        if(_S40)
         {
-            uint _S35 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S33 - 1U));
-            (*kernelContext_2->slots_0)[thread_2] = _S35;
+            uint _S41 = part_0->head_0;
+            uint _S42 = i_0 / padded_0;
+            float4 _S43 = Turned_four_0(q_0, q_x_0, q_table_0, (_S41 + _S42) * part_0->head_dim_0 + 4U * _S38);
+            (*kernelContext_0->query_0)[i_0] = float4(scale_1)  * _S43;
         }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        thread array<float4, int(8)> values_0;
-        thread array<float, int(8)> scales_0;
-        uint _S36 = part_0->v_pages_offset_0;
-        uint _S37 = part_0->columns_0;
-        Run_0 _S38 = Float32_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S25, 63U)], part_0->columns_0, _S28);
-        values_0[0U] = float4(*(v_pages_0+_S38.vector_0)) ;
-        scales_0[0U] = Float32_scale_0(v_pages_0, _S38.scale_1);
-        Run_0 _S39 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S24, 63U)], _S37, _S28);
-        values_0[1U] = float4(*(v_pages_0+_S39.vector_0)) ;
-        scales_0[1U] = Float32_scale_0(v_pages_0, _S39.scale_1);
-        uint _S40 = 2U * _S24;
-        Run_0 _S41 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S40, 63U)], _S37, _S28);
-        values_0[2U] = float4(*(v_pages_0+_S41.vector_0)) ;
-        scales_0[2U] = Float32_scale_0(v_pages_0, _S41.scale_1);
-        uint _S42 = 3U * _S24;
-        Run_0 _S43 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S42, 63U)], _S37, _S28);
-        values_0[3U] = float4(*(v_pages_0+_S43.vector_0)) ;
-        scales_0[3U] = Float32_scale_0(v_pages_0, _S43.scale_1);
-        uint _S44 = 4U * _S24;
-        Run_0 _S45 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S44, 63U)], _S37, _S28);
-        values_0[4U] = float4(*(v_pages_0+_S45.vector_0)) ;
-        scales_0[4U] = Float32_scale_0(v_pages_0, _S45.scale_1);
-        uint _S46 = 5U * _S24;
-        Run_0 _S47 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S46, 63U)], _S37, _S28);
-        values_0[5U] = float4(*(v_pages_0+_S47.vector_0)) ;
-        scales_0[5U] = Float32_scale_0(v_pages_0, _S47.scale_1);
-        uint _S48 = 6U * _S24;
-        Run_0 _S49 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S48, 63U)], _S37, _S28);
-        values_0[6U] = float4(*(v_pages_0+_S49.vector_0)) ;
-        scales_0[6U] = Float32_scale_0(v_pages_0, _S49.scale_1);
-        uint _S50 = 7U * _S24;
-        Run_0 _S51 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S50, 63U)], _S37, _S28);
-        values_0[7U] = float4(*(v_pages_0+_S51.vector_0)) ;
-        scales_0[7U] = Float32_scale_0(v_pages_0, _S51.scale_1);
-        thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Float32_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S37, _S26);
-        thread array<float4, int(2)> products_0;
-        float4 _S52 = float4(int4(int(0)) );
-        products_0[0U] = _S52;
-        keys_0[1U] = Float32_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S37, _S26);
-        products_0[1U] = _S52;
-        i_0 = thread_2 % 4U;
-        for(;;)
-        {
-            if(i_0 < _S22)
-            {
-            }
-            else
-            {
-                break;
-            }
-            thread array<float4, int(8)> ahead_0;
-            thread array<float, int(8)> key_scales_0;
-            uint _S53 = _S22 - 1U;
-            uint _S54 = min(i_0, _S53);
-            float4 _S55 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S54))) ;
-            ahead_0[0U] = _S55;
-            float _S56 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S54 / 8U);
-            key_scales_0[0U] = _S56;
-            float4 _S57 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S54))) ;
-            ahead_0[1U] = _S57;
-            float _S58 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S54 / 8U);
-            key_scales_0[1U] = _S58;
-            uint _S59 = i_0 + 4U;
-            uint _S60 = min(_S59, _S53);
-            float4 _S61 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S60))) ;
-            ahead_0[2U] = _S61;
-            float _S62 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S60 / 8U);
-            key_scales_0[2U] = _S62;
-            float4 _S63 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S60))) ;
-            ahead_0[3U] = _S63;
-            float _S64 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S60 / 8U);
-            key_scales_0[3U] = _S64;
-            uint _S65 = i_0 + 8U;
-            uint _S66 = min(_S65, _S53);
-            float4 _S67 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S66))) ;
-            ahead_0[4U] = _S67;
-            float _S68 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S66 / 8U);
-            key_scales_0[4U] = _S68;
-            float4 _S69 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S66))) ;
-            ahead_0[5U] = _S69;
-            float _S70 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S66 / 8U);
-            key_scales_0[5U] = _S70;
-            uint _S71 = i_0 + 12U;
-            uint _S72 = min(_S71, _S53);
-            float4 _S73 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S72))) ;
-            ahead_0[6U] = _S73;
-            float _S74 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S72 / 8U);
-            key_scales_0[6U] = _S74;
-            float4 _S75 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S72))) ;
-            ahead_0[7U] = _S75;
-            float _S76 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S72 / 8U);
-            key_scales_0[7U] = _S76;
-            float4 _S77 = (*kernelContext_2->query_0)[i_0];
-            float4 _S78 = Float32_expand_0(_S55);
-            products_0[0U].x = products_0[0U].x + _S56 * dot((*kernelContext_2->query_0)[i_0], _S78);
-            float4 _S79 = Float32_expand_0(_S57);
-            products_0[1U].x = products_0[1U].x + _S58 * dot(_S77, _S79);
-            uint _S80 = _S23 + i_0;
-            float4 _S81 = (*kernelContext_2->query_0)[_S80];
-            products_0[0U].y = products_0[0U].y + _S56 * dot((*kernelContext_2->query_0)[_S80], _S78);
-            products_0[1U].y = products_0[1U].y + _S58 * dot(_S81, _S79);
-            uint _S82 = 2U * _S23 + i_0;
-            float4 _S83 = (*kernelContext_2->query_0)[_S82];
-            products_0[0U].z = products_0[0U].z + _S56 * dot((*kernelContext_2->query_0)[_S82], _S78);
-            products_0[1U].z = products_0[1U].z + _S58 * dot(_S83, _S79);
-            uint _S84 = 3U * _S23 + i_0;
-            float4 _S85 = (*kernelContext_2->query_0)[_S84];
-            products_0[0U].w = products_0[0U].w + _S56 * dot((*kernelContext_2->query_0)[_S84], _S78);
-            products_0[1U].w = products_0[1U].w + _S58 * dot(_S85, _S79);
-            float4 _S86 = (*kernelContext_2->query_0)[_S59];
-            float4 _S87 = Float32_expand_0(_S61);
-            products_0[0U].x = products_0[0U].x + _S62 * dot((*kernelContext_2->query_0)[_S59], _S87);
-            float4 _S88 = Float32_expand_0(_S63);
-            products_0[1U].x = products_0[1U].x + _S64 * dot(_S86, _S88);
-            float4 _S89 = (*kernelContext_2->query_0)[_S80 + 4U];
-            products_0[0U].y = products_0[0U].y + _S62 * dot((*kernelContext_2->query_0)[_S80 + 4U], _S87);
-            products_0[1U].y = products_0[1U].y + _S64 * dot(_S89, _S88);
-            float4 _S90 = (*kernelContext_2->query_0)[_S82 + 4U];
-            products_0[0U].z = products_0[0U].z + _S62 * dot((*kernelContext_2->query_0)[_S82 + 4U], _S87);
-            products_0[1U].z = products_0[1U].z + _S64 * dot(_S90, _S88);
-            float4 _S91 = (*kernelContext_2->query_0)[_S84 + 4U];
-            products_0[0U].w = products_0[0U].w + _S62 * dot((*kernelContext_2->query_0)[_S84 + 4U], _S87);
-            products_0[1U].w = products_0[1U].w + _S64 * dot(_S91, _S88);
-            float4 _S92 = (*kernelContext_2->query_0)[_S65];
-            float4 _S93 = Float32_expand_0(_S67);
-            products_0[0U].x = products_0[0U].x + _S68 * dot((*kernelContext_2->query_0)[_S65], _S93);
-            float4 _S94 = Float32_expand_0(_S69);
-            products_0[1U].x = products_0[1U].x + _S70 * dot(_S92, _S94);
-            float4 _S95 = (*kernelContext_2->query_0)[_S80 + 8U];
-            products_0[0U].y = products_0[0U].y + _S68 * dot((*kernelContext_2->query_0)[_S80 + 8U], _S93);
-            products_0[1U].y = products_0[1U].y + _S70 * dot(_S95, _S94);
-            float4 _S96 = (*kernelContext_2->query_0)[_S82 + 8U];
-            products_0[0U].z = products_0[0U].z + _S68 * dot((*kernelContext_2->query_0)[_S82 + 8U], _S93);
-            products_0[1U].z = products_0[1U].z + _S70 * dot(_S96, _S94);
-            float4 _S97 = (*kernelContext_2->query_0)[_S84 + 8U];
-            products_0[0U].w = products_0[0U].w + _S68 * dot((*kernelContext_2->query_0)[_S84 + 8U], _S93);
-            products_0[1U].w = products_0[1U].w + _S70 * dot(_S97, _S94);
-            float4 _S98 = (*kernelContext_2->query_0)[_S71];
-            float4 _S99 = Float32_expand_0(_S73);
-            products_0[0U].x = products_0[0U].x + _S74 * dot((*kernelContext_2->query_0)[_S71], _S99);
-            float4 _S100 = Float32_expand_0(_S75);
-            products_0[1U].x = products_0[1U].x + _S76 * dot(_S98, _S100);
-            float4 _S101 = (*kernelContext_2->query_0)[_S80 + 12U];
-            products_0[0U].y = products_0[0U].y + _S74 * dot((*kernelContext_2->query_0)[_S80 + 12U], _S99);
-            products_0[1U].y = products_0[1U].y + _S76 * dot(_S101, _S100);
-            float4 _S102 = (*kernelContext_2->query_0)[_S82 + 12U];
-            products_0[0U].z = products_0[0U].z + _S74 * dot((*kernelContext_2->query_0)[_S82 + 12U], _S99);
-            products_0[1U].z = products_0[1U].z + _S76 * dot(_S102, _S100);
-            float4 _S103 = (*kernelContext_2->query_0)[_S84 + 12U];
-            products_0[0U].w = products_0[0U].w + _S74 * dot((*kernelContext_2->query_0)[_S84 + 12U], _S99);
-            products_0[1U].w = products_0[1U].w + _S76 * dot(_S103, _S100);
-            i_0 = i_0 + 16U;
-        }
-        (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
-        (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        bool _S104;
-        if(_S34)
-        {
-            _S104 = (tile_0 + thread_2) < _S33;
-        }
-        else
-        {
-            _S104 = false;
-        }
-        float4 _S105 = float4(-3.4028234663852886e+38) ;
-        if(_S104)
-        {
-            uint _S106 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S106] + (*kernelContext_2->exchange_0)[_S106 + 1U] + (*kernelContext_2->exchange_0)[_S106 + 2U] + (*kernelContext_2->exchange_0)[_S106 + 3U];
-        }
-        else
-        {
-            score_0 = _S105;
-        }
-        float4 _S107 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S108 = max(peak_1, _S107);
-        float4 _S109;
-        if(_S104)
-        {
-            _S109 = exp(score_0 - _S108);
-        }
-        else
-        {
-            _S109 = _S52;
-        }
-        if(_S34)
-        {
-            (*kernelContext_2->weights_0)[thread_2] = _S109;
-        }
-        float4 _S110 = exp(peak_1 - _S108);
-        float4 _S111 = total_0 * _S110 + _S109;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S110[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S110[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S110[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S110[3U]) ;
-        i_1 = _S25;
-        for(;;)
-        {
-            float4 _S112 = float4(scales_0[0U])  * Float32_expand_0(values_0[0U]);
-            float4 _S113;
-            if(i_1 < 64U)
-            {
-                _S113 = (*kernelContext_2->weights_0)[i_1];
-            }
-            else
-            {
-                _S113 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S113[0U])  * _S112;
-            sums_0[1U] = sums_0[1U] + float4(_S113[1U])  * _S112;
-            sums_0[2U] = sums_0[2U] + float4(_S113[2U])  * _S112;
-            sums_0[3U] = sums_0[3U] + float4(_S113[3U])  * _S112;
-            float4 _S114 = float4(scales_0[1U])  * Float32_expand_0(values_0[1U]);
-            uint _S115 = i_1 + _S24;
-            float4 _S116;
-            if(_S115 < 64U)
-            {
-                _S116 = (*kernelContext_2->weights_0)[_S115];
-            }
-            else
-            {
-                _S116 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S116[0U])  * _S114;
-            sums_0[1U] = sums_0[1U] + float4(_S116[1U])  * _S114;
-            sums_0[2U] = sums_0[2U] + float4(_S116[2U])  * _S114;
-            sums_0[3U] = sums_0[3U] + float4(_S116[3U])  * _S114;
-            float4 _S117 = float4(scales_0[2U])  * Float32_expand_0(values_0[2U]);
-            uint _S118 = i_1 + _S40;
-            float4 _S119;
-            if(_S118 < 64U)
-            {
-                _S119 = (*kernelContext_2->weights_0)[_S118];
-            }
-            else
-            {
-                _S119 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S119[0U])  * _S117;
-            sums_0[1U] = sums_0[1U] + float4(_S119[1U])  * _S117;
-            sums_0[2U] = sums_0[2U] + float4(_S119[2U])  * _S117;
-            sums_0[3U] = sums_0[3U] + float4(_S119[3U])  * _S117;
-            float4 _S120 = float4(scales_0[3U])  * Float32_expand_0(values_0[3U]);
-            uint _S121 = i_1 + _S42;
-            float4 _S122;
-            if(_S121 < 64U)
-            {
-                _S122 = (*kernelContext_2->weights_0)[_S121];
-            }
-            else
-            {
-                _S122 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S122[0U])  * _S120;
-            sums_0[1U] = sums_0[1U] + float4(_S122[1U])  * _S120;
-            sums_0[2U] = sums_0[2U] + float4(_S122[2U])  * _S120;
-            sums_0[3U] = sums_0[3U] + float4(_S122[3U])  * _S120;
-            float4 _S123 = float4(scales_0[4U])  * Float32_expand_0(values_0[4U]);
-            uint _S124 = i_1 + _S44;
-            float4 _S125;
-            if(_S124 < 64U)
-            {
-                _S125 = (*kernelContext_2->weights_0)[_S124];
-            }
-            else
-            {
-                _S125 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S125[0U])  * _S123;
-            sums_0[1U] = sums_0[1U] + float4(_S125[1U])  * _S123;
-            sums_0[2U] = sums_0[2U] + float4(_S125[2U])  * _S123;
-            sums_0[3U] = sums_0[3U] + float4(_S125[3U])  * _S123;
-            float4 _S126 = float4(scales_0[5U])  * Float32_expand_0(values_0[5U]);
-            uint _S127 = i_1 + _S46;
-            float4 _S128;
-            if(_S127 < 64U)
-            {
-                _S128 = (*kernelContext_2->weights_0)[_S127];
-            }
-            else
-            {
-                _S128 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S128[0U])  * _S126;
-            sums_0[1U] = sums_0[1U] + float4(_S128[1U])  * _S126;
-            sums_0[2U] = sums_0[2U] + float4(_S128[2U])  * _S126;
-            sums_0[3U] = sums_0[3U] + float4(_S128[3U])  * _S126;
-            float4 _S129 = float4(scales_0[6U])  * Float32_expand_0(values_0[6U]);
-            uint _S130 = i_1 + _S48;
-            float4 _S131;
-            if(_S130 < 64U)
-            {
-                _S131 = (*kernelContext_2->weights_0)[_S130];
-            }
-            else
-            {
-                _S131 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S131[0U])  * _S129;
-            sums_0[1U] = sums_0[1U] + float4(_S131[1U])  * _S129;
-            sums_0[2U] = sums_0[2U] + float4(_S131[2U])  * _S129;
-            sums_0[3U] = sums_0[3U] + float4(_S131[3U])  * _S129;
-            float4 _S132 = float4(scales_0[7U])  * Float32_expand_0(values_0[7U]);
-            uint _S133 = i_1 + _S50;
-            float4 _S134;
-            if(_S133 < 64U)
-            {
-                _S134 = (*kernelContext_2->weights_0)[_S133];
-            }
-            else
-            {
-                _S134 = _S52;
-            }
-            sums_0[0U] = sums_0[0U] + float4(_S134[0U])  * _S132;
-            sums_0[1U] = sums_0[1U] + float4(_S134[1U])  * _S132;
-            sums_0[2U] = sums_0[2U] + float4(_S134[2U])  * _S132;
-            sums_0[3U] = sums_0[3U] + float4(_S134[3U])  * _S132;
-            uint i_2 = i_1 + 8U * _S24;
-            if(i_2 >= 64U)
-            {
-                break;
-            }
-            Run_0 _S135 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S37, _S28);
-            values_0[0U] = float4(*(v_pages_0+_S135.vector_0)) ;
-            scales_0[0U] = Float32_scale_0(v_pages_0, _S135.scale_1);
-            Run_0 _S136 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S24, 63U)], _S37, _S28);
-            values_0[1U] = float4(*(v_pages_0+_S136.vector_0)) ;
-            scales_0[1U] = Float32_scale_0(v_pages_0, _S136.scale_1);
-            Run_0 _S137 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S40, 63U)], _S37, _S28);
-            values_0[2U] = float4(*(v_pages_0+_S137.vector_0)) ;
-            scales_0[2U] = Float32_scale_0(v_pages_0, _S137.scale_1);
-            Run_0 _S138 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S42, 63U)], _S37, _S28);
-            values_0[3U] = float4(*(v_pages_0+_S138.vector_0)) ;
-            scales_0[3U] = Float32_scale_0(v_pages_0, _S138.scale_1);
-            Run_0 _S139 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S44, 63U)], _S37, _S28);
-            values_0[4U] = float4(*(v_pages_0+_S139.vector_0)) ;
-            scales_0[4U] = Float32_scale_0(v_pages_0, _S139.scale_1);
-            Run_0 _S140 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S46, 63U)], _S37, _S28);
-            values_0[5U] = float4(*(v_pages_0+_S140.vector_0)) ;
-            scales_0[5U] = Float32_scale_0(v_pages_0, _S140.scale_1);
-            Run_0 _S141 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S48, 63U)], _S37, _S28);
-            values_0[6U] = float4(*(v_pages_0+_S141.vector_0)) ;
-            scales_0[6U] = Float32_scale_0(v_pages_0, _S141.scale_1);
-            Run_0 _S142 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S50, 63U)], _S37, _S28);
-            values_0[7U] = float4(*(v_pages_0+_S142.vector_0)) ;
-            scales_0[7U] = Float32_scale_0(v_pages_0, _S142.scale_1);
-            i_1 = i_2;
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        tile_0 = tile_0 + 64U;
-        total_0 = _S111;
-        peak_1 = _S108;
-    }
-    (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
-    (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
-    (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
-    (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S143 = group_total_0(total_0, thread_2, kernelContext_2);
-    i_0 = thread_2;
-    for(;;)
-    {
-        _S20 = part_0->heads_0;
-        if(i_0 < (part_0->heads_0 * _S22))
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4 _S144 = float4(int4(int(0)) );
-        i_1 = 0U;
-        score_0 = _S144;
-        for(;;)
-        {
-            if(i_1 < _S24)
-            {
-            }
-            else
-            {
-                break;
-            }
-            uint _S145 = i_0 / _S22;
-            uint _S146 = _S145 * 128U + i_1 * _S22;
-            uint _S147 = i_0 % _S22;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S146 + _S147];
-            i_1 = i_1 + 1U;
-            score_0 = whole_0;
-        }
-        uint _S148 = part_0->out_0;
-        uint _S149 = i_0 / _S22;
-        uint _S150 = _S148 + _S149 * part_0->out_stride_0;
-        uint _S151 = i_0 % _S22;
-        *(scratch_0+(_S150 + _S151)) = packed_float4(score_0) ;
         i_0 = i_0 + 128U;
-    }
-    if(thread_2 < _S20)
-    {
-        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S22)) = packed_float4(float4(peak_1[thread_2], _S143[thread_2], 1.0, 0.0)) ;
     }
     return;
 }
@@ -690,243 +297,669 @@ struct Plain_0
     uint begin_2;
 };
 
-float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
+struct Run_0
 {
-    uint _S152 = this_1->begin_2 + element_1;
-    return float4(this_x_0[_S152], this_x_0[_S152 + 1U], this_x_0[_S152 + 2U], this_x_0[_S152 + 3U]);
+    uint vector_0;
+    uint scale_2;
+};
+
+Run_0 Run_x24init_0(uint vector_1, uint scale_3)
+{
+    thread Run_0 _S44;
+    (&_S44)->vector_0 = vector_1;
+    (&_S44)->scale_2 = scale_3;
+    return _S44;
 }
 
-void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_2, const Plain_0 thread* x_0, float device* x_x_0)
+Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    packed_float4 device* _S153 = pool_1+Float32_run_0(offset_1, slot_1, columns_2, element_2).vector_0;
-    float4 _S154 = Plain_four_0(x_0, x_x_0, element_2);
-    *_S153 = packed_float4(_S154) ;
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_1) / 4U, 0U);
+}
+
+float4 Plain_four_0(const Plain_0 thread* this_4, float device* this_x_1, uint element_2)
+{
+    uint _S45 = this_4->begin_2 + element_2;
+    return float4(this_x_1[_S45], this_x_1[_S45 + 1U], this_x_1[_S45 + 2U], this_x_1[_S45 + 3U]);
+}
+
+void Float32_append_0(packed_float4 device* pool_0, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+{
+    packed_float4 device* _S46 = pool_0+Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_0;
+    float4 _S47 = Plain_four_0(x_1, x_x_0, element_3);
+    *_S46 = packed_float4(_S47) ;
     return;
 }
 
-struct Rotation_0
+void Float32_append_1(packed_float4 device* pool_1, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
 {
-    uint angles_0;
-    uint pairs_1;
-    bool interleaved_1;
-};
+    packed_float4 device* _S48 = pool_1+Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_0;
+    float4 _S49 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    *_S48 = packed_float4(_S49) ;
+    return;
+}
 
-struct Turned_0
+struct SequenceTable_0
 {
-    Rotation_0 rotation_0;
     uint begin_3;
-    uint head_dim_3;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
 };
 
-uint Rotation_pair_of_0(const Rotation_0 thread* this_2, uint element_3)
+uint padded_vectors_0(uint head_dim_3)
 {
-    uint _S155;
-    if(this_2->interleaved_1)
-    {
-        _S155 = element_3 / 2U;
-    }
-    else
-    {
-        uint _S156 = element_3 % this_2->pairs_1;
-        _S155 = _S156;
-    }
-    return _S155;
+    return (head_dim_3 / 4U + 16U - 1U) / 16U * 16U;
 }
 
-uint2 Rotation_places_0(const Rotation_0 thread* this_3, uint pair_0)
+float4 query_at_0(uint vector_2, KernelContext_0 thread* kernelContext_1)
 {
-    uint2 _S157;
-    if(this_3->interleaved_1)
-    {
-        uint _S158 = 2U * pair_0;
-        _S157 = uint2(_S158, _S158 + 1U);
-    }
-    else
-    {
-        _S157 = uint2(pair_0, pair_0 + this_3->pairs_1);
-    }
-    return _S157;
+    return (*kernelContext_1->query_0)[vector_2];
 }
 
-float2 Rotation_turn_0(const Rotation_0 thread* this_4, float device* table_1, uint pair_1, float2 x_1)
+float4 group_total_0(float4 value_0, uint thread_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S159 = this_4->angles_0 + 2U * pair_1;
-    float _S160 = x_1.x;
-    float _S161 = x_1.y;
-    uint _S162 = _S159 + 1U;
-    return float2(_S160 * table_1[_S159] - _S161 * table_1[_S162], _S160 * table_1[_S162] + _S161 * table_1[_S159]);
-}
-
-float4 Turned_four_0(const Turned_0 thread* this_5, float device* this_x_1, float device* this_table_0, uint column_0)
-{
-    uint _S163;
-    uint _S164;
-    float _S165;
-    uint _S166 = this_5->begin_3;
-    uint _S167 = this_5->head_dim_3;
-    uint _S168 = column_0 / this_5->head_dim_3;
-    uint _S169 = _S166 + _S168 * _S167;
-    thread float4 result_3;
+    uint _S50 = kernelContext_2->_S1;
+    float4 _S51 = simd_sum(value_0);
+    bool _S52 = simd_is_first();
+    if(_S52)
+    {
+        uint _S53 = thread_1 / _S50;
+        (*kernelContext_2->waves_0)[_S53] = _S51;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 _S54 = float4(int4(int(0)) );
+    uint wave_0 = 0U;
+    float4 result_1 = _S54;
     for(;;)
     {
-        for(;;)
+        uint _S55 = 128U / _S50;
+        if(wave_0 < _S55)
         {
-            for(;;)
-            {
-                uint _S170 = column_0 % _S167;
-                _S163 = _S170;
-                uint _S171 = 2U * (&this_5->rotation_0)->pairs_1;
-                _S164 = _S171;
-                if(_S170 >= _S171)
-                {
-                    result_3.x = this_x_1[_S169 + _S170];
-                    break;
-                }
-                uint _S172 = Rotation_pair_of_0(&this_5->rotation_0, _S170);
-                uint2 _S173 = Rotation_places_0(&this_5->rotation_0, _S172);
-                uint _S174 = _S173.x;
-                float2 _S175 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S172, float2(this_x_1[_S169 + _S174], this_x_1[_S169 + _S173.y]));
-                if(_S170 == _S174)
-                {
-                    _S165 = _S175.x;
-                }
-                else
-                {
-                    _S165 = _S175.y;
-                }
-                result_3.x = _S165;
-                break;
-            }
+        }
+        else
+        {
             break;
         }
-        for(;;)
+        float4 result_2 = result_1 + (*kernelContext_2->waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_1 = result_2;
+    }
+    return result_1;
+}
+
+float4 score_0(uint thread_2, const Part_0 thread* part_1, float4 key_0, KernelContext_0 thread* kernelContext_3)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread float4 products_0 = float4(int4(int(0)) );
+    uint _S56 = part_1->head_dim_0;
+    if(thread_2 < (part_1->head_dim_0 / 4U))
+    {
+        float4 _S57 = query_at_0(thread_2, kernelContext_3);
+        products_0.x = dot(_S57, key_0);
+        uint _S58 = padded_vectors_0(_S56);
+        float4 _S59 = query_at_0(_S58 + thread_2, kernelContext_3);
+        products_0.y = dot(_S59, key_0);
+        float4 _S60 = query_at_0(2U * _S58 + thread_2, kernelContext_3);
+        products_0.z = dot(_S60, key_0);
+        float4 _S61 = query_at_0(3U * _S58 + thread_2, kernelContext_3);
+        products_0.w = dot(_S61, key_0);
+    }
+    float4 _S62 = group_total_0(products_0, thread_2, kernelContext_3);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return _S62;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_5, uint device* sequences_0, uint position_0)
+{
+    uint _S63 = this_5->begin_3;
+    uint _S64 = this_5->page_size_1;
+    uint _S65 = position_0 / this_5->page_size_1;
+    uint _S66 = min(sequences_0[_S63 + _S65], this_5->pages_1 - 1U) * _S64;
+    uint _S67 = position_0 % _S64;
+    return _S66 + _S67;
+}
+
+float Float32_scale_0(packed_float4 device* pool_2, uint at_0)
+{
+    return 1.0;
+}
+
+float4 Float32_expand_0(float4 four_0)
+{
+    return four_0;
+}
+
+float4 group_peak_0(float4 value_1, uint thread_3, KernelContext_0 thread* kernelContext_4)
+{
+    uint _S68 = kernelContext_4->_S1;
+    float4 _S69 = simd_max(value_1);
+    bool _S70 = simd_is_first();
+    if(_S70)
+    {
+        uint _S71 = thread_3 / _S68;
+        (*kernelContext_4->waves_0)[_S71] = _S69;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 result_3 = float4(-3.4028234663852886e+38) ;
+    uint wave_1 = 0U;
+    for(;;)
+    {
+        uint _S72 = 128U / _S68;
+        if(wave_1 < _S72)
         {
-            for(;;)
-            {
-                uint _S176 = _S163 + 1U;
-                if(_S176 >= _S164)
-                {
-                    result_3.y = this_x_1[_S169 + _S176];
-                    break;
-                }
-                uint _S177 = Rotation_pair_of_0(&this_5->rotation_0, _S176);
-                uint2 _S178 = Rotation_places_0(&this_5->rotation_0, _S177);
-                uint _S179 = _S178.x;
-                float2 _S180 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S177, float2(this_x_1[_S169 + _S179], this_x_1[_S169 + _S178.y]));
-                if(_S176 == _S179)
-                {
-                    _S165 = _S180.x;
-                }
-                else
-                {
-                    _S165 = _S180.y;
-                }
-                result_3.y = _S165;
-                break;
-            }
+        }
+        else
+        {
             break;
         }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S181 = _S163 + 2U;
-                if(_S181 >= _S164)
-                {
-                    result_3.z = this_x_1[_S169 + _S181];
-                    break;
-                }
-                uint _S182 = Rotation_pair_of_0(&this_5->rotation_0, _S181);
-                uint2 _S183 = Rotation_places_0(&this_5->rotation_0, _S182);
-                uint _S184 = _S183.x;
-                float2 _S185 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S182, float2(this_x_1[_S169 + _S184], this_x_1[_S169 + _S183.y]));
-                if(_S181 == _S184)
-                {
-                    _S165 = _S185.x;
-                }
-                else
-                {
-                    _S165 = _S185.y;
-                }
-                result_3.z = _S165;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S186 = _S163 + 3U;
-                if(_S186 >= _S164)
-                {
-                    result_3.w = this_x_1[_S169 + _S186];
-                    break;
-                }
-                uint _S187 = Rotation_pair_of_0(&this_5->rotation_0, _S186);
-                uint2 _S188 = Rotation_places_0(&this_5->rotation_0, _S187);
-                uint _S189 = _S188.x;
-                float2 _S190 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S187, float2(this_x_1[_S169 + _S189], this_x_1[_S169 + _S188.y]));
-                if(_S186 == _S189)
-                {
-                    _S165 = _S190.x;
-                }
-                else
-                {
-                    _S165 = _S190.y;
-                }
-                result_3.w = _S165;
-                break;
-            }
-            break;
-        }
-        break;
+        float4 _S73 = max(result_3, (*kernelContext_4->waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_3 = _S73;
+        wave_1 = wave_2;
     }
     return result_3;
 }
 
-void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void attend_0(uint thread_4, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_1, const Part_0 thread* part_2, float scale_4, const Turned_0 thread* queries_0, float device* queries_x_0, float device* queries_table_0, bool with_own_0, const Turned_0 thread* own_key_0, float device* own_key_x_0, float device* own_key_table_0, const Plain_0 thread* own_value_0, float device* own_value_x_0, KernelContext_0 thread* kernelContext_5)
 {
-    packed_float4 device* _S191 = pool_2+Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_0;
-    float4 _S192 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
-    *_S191 = packed_float4(_S192) ;
-    return;
-}
-
-void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_3)
-{
-    uint _S193 = part_1->head_dim_0;
-    uint _S194 = padded_vectors_0(part_1->head_dim_0);
-    uint i_3 = thread_3;
+    float4 score_1;
+    uint i_1;
+    uint i_2;
+    uint _S74;
+    uint _S75 = part_2->head_dim_0;
+    uint _S76 = part_2->head_dim_0 / 4U;
+    uint _S77 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S77, scale_4, queries_0, queries_x_0, queries_table_0, kernelContext_5);
+    uint _S78 = 128U / _S76;
+    uint _S79 = thread_4 / _S76;
+    uint _S80 = part_2->kv_head_0 * _S75;
+    uint _S81 = thread_4 % _S76;
+    uint _S82 = _S80 + 4U * _S81;
+    float4 _S83 = float4(-3.4028234663852886e+38) ;
+    float4 _S84 = float4(int4(int(0)) );
+    thread array<float4, int(4)> sums_0;
+    sums_0[0U] = _S84;
+    sums_0[1U] = _S84;
+    sums_0[2U] = _S84;
+    sums_0[3U] = _S84;
+    float4 peak_0;
+    float4 total_0;
+    if(with_own_0)
+    {
+        float4 _S85 = Turned_four_0(own_key_0, own_key_x_0, own_key_table_0, _S82);
+        float4 _S86 = score_0(thread_4, part_2, _S85, kernelContext_5);
+        int _S87;
+        if(thread_4 == 0U)
+        {
+            _S87 = int(1);
+        }
+        else
+        {
+            _S87 = int(0);
+        }
+        float4 _S88 = float4(int4(_S87) );
+        float4 _S89 = Plain_four_0(own_value_0, own_value_x_0, _S82);
+        bool _S90 = _S79 == 0U;
+        if(_S90)
+        {
+            peak_0 = _S89;
+        }
+        else
+        {
+            peak_0 = _S84;
+        }
+        sums_0[0U] = peak_0;
+        if(_S90)
+        {
+            peak_0 = _S89;
+        }
+        else
+        {
+            peak_0 = _S84;
+        }
+        sums_0[1U] = peak_0;
+        if(_S90)
+        {
+            peak_0 = _S89;
+        }
+        else
+        {
+            peak_0 = _S84;
+        }
+        sums_0[2U] = peak_0;
+        if(_S90)
+        {
+            peak_0 = _S89;
+        }
+        else
+        {
+            peak_0 = _S84;
+        }
+        sums_0[3U] = peak_0;
+        peak_0 = _S86;
+        total_0 = _S88;
+    }
+    else
+    {
+        peak_0 = _S83;
+        total_0 = _S84;
+    }
+    uint tile_0 = part_2->begin_0;
     for(;;)
     {
-        if(i_3 < (4U * _S194))
+        uint _S91 = part_2->end_0;
+        if(tile_0 < (part_2->end_0))
         {
         }
         else
         {
             break;
         }
-        uint _S195 = i_3 % _S194;
-        uint _S196 = i_3 / _S194;
-        bool _S197;
-        if(_S196 < (part_1->heads_0))
+        bool _S92 = thread_4 < 64U;
+        if(_S92)
         {
-            _S197 = _S195 < (_S193 / 4U);
+            uint _S93 = SequenceTable_slot_0(table_1, sequences_1, min(tile_0 + thread_4, _S91 - 1U));
+            (*kernelContext_5->slots_0)[thread_4] = _S93;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        thread array<float4, int(8)> values_0;
+        thread array<float, int(8)> scales_0;
+        uint _S94 = part_2->v_pages_offset_0;
+        uint _S95 = part_2->columns_0;
+        Run_0 _S96 = Float32_run_0(part_2->v_pages_offset_0, (*kernelContext_5->slots_0)[min(_S79, 63U)], part_2->columns_0, _S82);
+        values_0[0U] = float4(*(v_pages_0+_S96.vector_0)) ;
+        scales_0[0U] = Float32_scale_0(v_pages_0, _S96.scale_2);
+        Run_0 _S97 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S78, 63U)], _S95, _S82);
+        values_0[1U] = float4(*(v_pages_0+_S97.vector_0)) ;
+        scales_0[1U] = Float32_scale_0(v_pages_0, _S97.scale_2);
+        uint _S98 = 2U * _S78;
+        Run_0 _S99 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S98, 63U)], _S95, _S82);
+        values_0[2U] = float4(*(v_pages_0+_S99.vector_0)) ;
+        scales_0[2U] = Float32_scale_0(v_pages_0, _S99.scale_2);
+        uint _S100 = 3U * _S78;
+        Run_0 _S101 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S100, 63U)], _S95, _S82);
+        values_0[3U] = float4(*(v_pages_0+_S101.vector_0)) ;
+        scales_0[3U] = Float32_scale_0(v_pages_0, _S101.scale_2);
+        uint _S102 = 4U * _S78;
+        Run_0 _S103 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S102, 63U)], _S95, _S82);
+        values_0[4U] = float4(*(v_pages_0+_S103.vector_0)) ;
+        scales_0[4U] = Float32_scale_0(v_pages_0, _S103.scale_2);
+        uint _S104 = 5U * _S78;
+        Run_0 _S105 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S104, 63U)], _S95, _S82);
+        values_0[5U] = float4(*(v_pages_0+_S105.vector_0)) ;
+        scales_0[5U] = Float32_scale_0(v_pages_0, _S105.scale_2);
+        uint _S106 = 6U * _S78;
+        Run_0 _S107 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S106, 63U)], _S95, _S82);
+        values_0[6U] = float4(*(v_pages_0+_S107.vector_0)) ;
+        scales_0[6U] = Float32_scale_0(v_pages_0, _S107.scale_2);
+        uint _S108 = 7U * _S78;
+        Run_0 _S109 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(_S79 + _S108, 63U)], _S95, _S82);
+        values_0[7U] = float4(*(v_pages_0+_S109.vector_0)) ;
+        scales_0[7U] = Float32_scale_0(v_pages_0, _S109.scale_2);
+        thread array<Run_0, int(2)> keys_0;
+        keys_0[0U] = Float32_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U], _S95, _S80);
+        thread array<float4, int(2)> products_1;
+        products_1[0U] = _S84;
+        keys_0[1U] = Float32_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U + 32U], _S95, _S80);
+        products_1[1U] = _S84;
+        i_1 = thread_4 % 4U;
+        for(;;)
+        {
+            if(i_1 < _S76)
+            {
+            }
+            else
+            {
+                break;
+            }
+            thread array<float4, int(8)> ahead_0;
+            thread array<float, int(8)> key_scales_0;
+            uint _S110 = _S76 - 1U;
+            uint _S111 = min(i_1, _S110);
+            float4 _S112 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S111))) ;
+            ahead_0[0U] = _S112;
+            float _S113 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S111 / 8U);
+            key_scales_0[0U] = _S113;
+            float4 _S114 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S111))) ;
+            ahead_0[1U] = _S114;
+            float _S115 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S111 / 8U);
+            key_scales_0[1U] = _S115;
+            uint _S116 = i_1 + 4U;
+            uint _S117 = min(_S116, _S110);
+            float4 _S118 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S117))) ;
+            ahead_0[2U] = _S118;
+            float _S119 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S117 / 8U);
+            key_scales_0[2U] = _S119;
+            float4 _S120 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S117))) ;
+            ahead_0[3U] = _S120;
+            float _S121 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S117 / 8U);
+            key_scales_0[3U] = _S121;
+            uint _S122 = i_1 + 8U;
+            uint _S123 = min(_S122, _S110);
+            float4 _S124 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S123))) ;
+            ahead_0[4U] = _S124;
+            float _S125 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S123 / 8U);
+            key_scales_0[4U] = _S125;
+            float4 _S126 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S123))) ;
+            ahead_0[5U] = _S126;
+            float _S127 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S123 / 8U);
+            key_scales_0[5U] = _S127;
+            uint _S128 = i_1 + 12U;
+            uint _S129 = min(_S128, _S110);
+            float4 _S130 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S129))) ;
+            ahead_0[6U] = _S130;
+            float _S131 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S129 / 8U);
+            key_scales_0[6U] = _S131;
+            float4 _S132 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S129))) ;
+            ahead_0[7U] = _S132;
+            float _S133 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S129 / 8U);
+            key_scales_0[7U] = _S133;
+            float4 _S134 = query_at_0(i_1, kernelContext_5);
+            float4 _S135 = Float32_expand_0(_S112);
+            products_1[0U].x = products_1[0U].x + _S113 * dot(_S134, _S135);
+            float4 _S136 = Float32_expand_0(_S114);
+            products_1[1U].x = products_1[1U].x + _S115 * dot(_S134, _S136);
+            uint _S137 = _S77 + i_1;
+            float4 _S138 = query_at_0(_S137, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S113 * dot(_S138, _S135);
+            products_1[1U].y = products_1[1U].y + _S115 * dot(_S138, _S136);
+            uint _S139 = 2U * _S77 + i_1;
+            float4 _S140 = query_at_0(_S139, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S113 * dot(_S140, _S135);
+            products_1[1U].z = products_1[1U].z + _S115 * dot(_S140, _S136);
+            uint _S141 = 3U * _S77 + i_1;
+            float4 _S142 = query_at_0(_S141, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S113 * dot(_S142, _S135);
+            products_1[1U].w = products_1[1U].w + _S115 * dot(_S142, _S136);
+            float4 _S143 = query_at_0(_S116, kernelContext_5);
+            float4 _S144 = Float32_expand_0(_S118);
+            products_1[0U].x = products_1[0U].x + _S119 * dot(_S143, _S144);
+            float4 _S145 = Float32_expand_0(_S120);
+            products_1[1U].x = products_1[1U].x + _S121 * dot(_S143, _S145);
+            float4 _S146 = query_at_0(_S137 + 4U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S119 * dot(_S146, _S144);
+            products_1[1U].y = products_1[1U].y + _S121 * dot(_S146, _S145);
+            float4 _S147 = query_at_0(_S139 + 4U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S119 * dot(_S147, _S144);
+            products_1[1U].z = products_1[1U].z + _S121 * dot(_S147, _S145);
+            float4 _S148 = query_at_0(_S141 + 4U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S119 * dot(_S148, _S144);
+            products_1[1U].w = products_1[1U].w + _S121 * dot(_S148, _S145);
+            float4 _S149 = query_at_0(_S122, kernelContext_5);
+            float4 _S150 = Float32_expand_0(_S124);
+            products_1[0U].x = products_1[0U].x + _S125 * dot(_S149, _S150);
+            float4 _S151 = Float32_expand_0(_S126);
+            products_1[1U].x = products_1[1U].x + _S127 * dot(_S149, _S151);
+            float4 _S152 = query_at_0(_S137 + 8U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S125 * dot(_S152, _S150);
+            products_1[1U].y = products_1[1U].y + _S127 * dot(_S152, _S151);
+            float4 _S153 = query_at_0(_S139 + 8U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S125 * dot(_S153, _S150);
+            products_1[1U].z = products_1[1U].z + _S127 * dot(_S153, _S151);
+            float4 _S154 = query_at_0(_S141 + 8U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S125 * dot(_S154, _S150);
+            products_1[1U].w = products_1[1U].w + _S127 * dot(_S154, _S151);
+            float4 _S155 = query_at_0(_S128, kernelContext_5);
+            float4 _S156 = Float32_expand_0(_S130);
+            products_1[0U].x = products_1[0U].x + _S131 * dot(_S155, _S156);
+            float4 _S157 = Float32_expand_0(_S132);
+            products_1[1U].x = products_1[1U].x + _S133 * dot(_S155, _S157);
+            float4 _S158 = query_at_0(_S137 + 12U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S131 * dot(_S158, _S156);
+            products_1[1U].y = products_1[1U].y + _S133 * dot(_S158, _S157);
+            float4 _S159 = query_at_0(_S139 + 12U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S131 * dot(_S159, _S156);
+            products_1[1U].z = products_1[1U].z + _S133 * dot(_S159, _S157);
+            float4 _S160 = query_at_0(_S141 + 12U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S131 * dot(_S160, _S156);
+            products_1[1U].w = products_1[1U].w + _S133 * dot(_S160, _S157);
+            i_1 = i_1 + 16U;
+        }
+        (*kernelContext_5->exchange_0)[thread_4] = products_1[0U];
+        (*kernelContext_5->exchange_0)[128U + thread_4] = products_1[1U];
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        bool _S161;
+        if(_S92)
+        {
+            _S161 = (tile_0 + thread_4) < _S91;
         }
         else
         {
-            _S197 = false;
+            _S161 = false;
         }
-        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
-        if(_S197)
+        if(_S161)
         {
-            uint _S198 = part_1->head_0;
-            uint _S199 = i_3 / _S194;
-            float4 _S200 = Turned_four_0(q_0, q_x_0, q_table_0, (_S198 + _S199) * _S193 + 4U * _S195);
-            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S200;
+            uint _S162 = thread_4 * 4U;
+            score_1 = (*kernelContext_5->exchange_0)[_S162] + (*kernelContext_5->exchange_0)[_S162 + 1U] + (*kernelContext_5->exchange_0)[_S162 + 2U] + (*kernelContext_5->exchange_0)[_S162 + 3U];
         }
-        i_3 = i_3 + 128U;
+        else
+        {
+            score_1 = _S83;
+        }
+        float4 _S163 = group_peak_0(score_1, thread_4, kernelContext_5);
+        float4 _S164 = max(peak_0, _S163);
+        float4 _S165;
+        if(_S161)
+        {
+            _S165 = exp(score_1 - _S164);
+        }
+        else
+        {
+            _S165 = _S84;
+        }
+        if(_S92)
+        {
+            (*kernelContext_5->weights_0)[thread_4] = _S165;
+        }
+        float4 _S166 = exp(peak_0 - _S164);
+        float4 _S167 = total_0 * _S166 + _S165;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        sums_0[0U] = sums_0[0U] * float4(_S166[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S166[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S166[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S166[3U]) ;
+        i_2 = _S79;
+        for(;;)
+        {
+            float4 _S168 = float4(scales_0[0U])  * Float32_expand_0(values_0[0U]);
+            float4 _S169;
+            if(i_2 < 64U)
+            {
+                _S169 = (*kernelContext_5->weights_0)[i_2];
+            }
+            else
+            {
+                _S169 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S169[0U])  * _S168;
+            sums_0[1U] = sums_0[1U] + float4(_S169[1U])  * _S168;
+            sums_0[2U] = sums_0[2U] + float4(_S169[2U])  * _S168;
+            sums_0[3U] = sums_0[3U] + float4(_S169[3U])  * _S168;
+            float4 _S170 = float4(scales_0[1U])  * Float32_expand_0(values_0[1U]);
+            uint _S171 = i_2 + _S78;
+            float4 _S172;
+            if(_S171 < 64U)
+            {
+                _S172 = (*kernelContext_5->weights_0)[_S171];
+            }
+            else
+            {
+                _S172 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S172[0U])  * _S170;
+            sums_0[1U] = sums_0[1U] + float4(_S172[1U])  * _S170;
+            sums_0[2U] = sums_0[2U] + float4(_S172[2U])  * _S170;
+            sums_0[3U] = sums_0[3U] + float4(_S172[3U])  * _S170;
+            float4 _S173 = float4(scales_0[2U])  * Float32_expand_0(values_0[2U]);
+            uint _S174 = i_2 + _S98;
+            float4 _S175;
+            if(_S174 < 64U)
+            {
+                _S175 = (*kernelContext_5->weights_0)[_S174];
+            }
+            else
+            {
+                _S175 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S175[0U])  * _S173;
+            sums_0[1U] = sums_0[1U] + float4(_S175[1U])  * _S173;
+            sums_0[2U] = sums_0[2U] + float4(_S175[2U])  * _S173;
+            sums_0[3U] = sums_0[3U] + float4(_S175[3U])  * _S173;
+            float4 _S176 = float4(scales_0[3U])  * Float32_expand_0(values_0[3U]);
+            uint _S177 = i_2 + _S100;
+            float4 _S178;
+            if(_S177 < 64U)
+            {
+                _S178 = (*kernelContext_5->weights_0)[_S177];
+            }
+            else
+            {
+                _S178 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S178[0U])  * _S176;
+            sums_0[1U] = sums_0[1U] + float4(_S178[1U])  * _S176;
+            sums_0[2U] = sums_0[2U] + float4(_S178[2U])  * _S176;
+            sums_0[3U] = sums_0[3U] + float4(_S178[3U])  * _S176;
+            float4 _S179 = float4(scales_0[4U])  * Float32_expand_0(values_0[4U]);
+            uint _S180 = i_2 + _S102;
+            float4 _S181;
+            if(_S180 < 64U)
+            {
+                _S181 = (*kernelContext_5->weights_0)[_S180];
+            }
+            else
+            {
+                _S181 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S181[0U])  * _S179;
+            sums_0[1U] = sums_0[1U] + float4(_S181[1U])  * _S179;
+            sums_0[2U] = sums_0[2U] + float4(_S181[2U])  * _S179;
+            sums_0[3U] = sums_0[3U] + float4(_S181[3U])  * _S179;
+            float4 _S182 = float4(scales_0[5U])  * Float32_expand_0(values_0[5U]);
+            uint _S183 = i_2 + _S104;
+            float4 _S184;
+            if(_S183 < 64U)
+            {
+                _S184 = (*kernelContext_5->weights_0)[_S183];
+            }
+            else
+            {
+                _S184 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S184[0U])  * _S182;
+            sums_0[1U] = sums_0[1U] + float4(_S184[1U])  * _S182;
+            sums_0[2U] = sums_0[2U] + float4(_S184[2U])  * _S182;
+            sums_0[3U] = sums_0[3U] + float4(_S184[3U])  * _S182;
+            float4 _S185 = float4(scales_0[6U])  * Float32_expand_0(values_0[6U]);
+            uint _S186 = i_2 + _S106;
+            float4 _S187;
+            if(_S186 < 64U)
+            {
+                _S187 = (*kernelContext_5->weights_0)[_S186];
+            }
+            else
+            {
+                _S187 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S187[0U])  * _S185;
+            sums_0[1U] = sums_0[1U] + float4(_S187[1U])  * _S185;
+            sums_0[2U] = sums_0[2U] + float4(_S187[2U])  * _S185;
+            sums_0[3U] = sums_0[3U] + float4(_S187[3U])  * _S185;
+            float4 _S188 = float4(scales_0[7U])  * Float32_expand_0(values_0[7U]);
+            uint _S189 = i_2 + _S108;
+            float4 _S190;
+            if(_S189 < 64U)
+            {
+                _S190 = (*kernelContext_5->weights_0)[_S189];
+            }
+            else
+            {
+                _S190 = _S84;
+            }
+            sums_0[0U] = sums_0[0U] + float4(_S190[0U])  * _S188;
+            sums_0[1U] = sums_0[1U] + float4(_S190[1U])  * _S188;
+            sums_0[2U] = sums_0[2U] + float4(_S190[2U])  * _S188;
+            sums_0[3U] = sums_0[3U] + float4(_S190[3U])  * _S188;
+            uint i_3 = i_2 + 8U * _S78;
+            if(i_3 >= 64U)
+            {
+                break;
+            }
+            Run_0 _S191 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3, 63U)], _S95, _S82);
+            values_0[0U] = float4(*(v_pages_0+_S191.vector_0)) ;
+            scales_0[0U] = Float32_scale_0(v_pages_0, _S191.scale_2);
+            Run_0 _S192 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S78, 63U)], _S95, _S82);
+            values_0[1U] = float4(*(v_pages_0+_S192.vector_0)) ;
+            scales_0[1U] = Float32_scale_0(v_pages_0, _S192.scale_2);
+            Run_0 _S193 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S98, 63U)], _S95, _S82);
+            values_0[2U] = float4(*(v_pages_0+_S193.vector_0)) ;
+            scales_0[2U] = Float32_scale_0(v_pages_0, _S193.scale_2);
+            Run_0 _S194 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S100, 63U)], _S95, _S82);
+            values_0[3U] = float4(*(v_pages_0+_S194.vector_0)) ;
+            scales_0[3U] = Float32_scale_0(v_pages_0, _S194.scale_2);
+            Run_0 _S195 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S102, 63U)], _S95, _S82);
+            values_0[4U] = float4(*(v_pages_0+_S195.vector_0)) ;
+            scales_0[4U] = Float32_scale_0(v_pages_0, _S195.scale_2);
+            Run_0 _S196 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S104, 63U)], _S95, _S82);
+            values_0[5U] = float4(*(v_pages_0+_S196.vector_0)) ;
+            scales_0[5U] = Float32_scale_0(v_pages_0, _S196.scale_2);
+            Run_0 _S197 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S106, 63U)], _S95, _S82);
+            values_0[6U] = float4(*(v_pages_0+_S197.vector_0)) ;
+            scales_0[6U] = Float32_scale_0(v_pages_0, _S197.scale_2);
+            Run_0 _S198 = Float32_run_0(_S94, (*kernelContext_5->slots_0)[min(i_3 + _S108, 63U)], _S95, _S82);
+            values_0[7U] = float4(*(v_pages_0+_S198.vector_0)) ;
+            scales_0[7U] = Float32_scale_0(v_pages_0, _S198.scale_2);
+            i_2 = i_3;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_0 = tile_0 + 64U;
+        total_0 = _S167;
+        peak_0 = _S164;
+    }
+    (*kernelContext_5->exchange_0)[thread_4] = sums_0[0U];
+    (*kernelContext_5->exchange_0)[128U + thread_4] = sums_0[1U];
+    (*kernelContext_5->exchange_0)[256U + thread_4] = sums_0[2U];
+    (*kernelContext_5->exchange_0)[384U + thread_4] = sums_0[3U];
+    float4 _S199 = group_total_0(total_0, thread_4, kernelContext_5);
+    i_1 = thread_4;
+    for(;;)
+    {
+        _S74 = part_2->heads_0;
+        if(i_1 < (part_2->heads_0 * _S76))
+        {
+        }
+        else
+        {
+            break;
+        }
+        i_2 = 0U;
+        score_1 = _S84;
+        for(;;)
+        {
+            if(i_2 < _S78)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S200 = i_1 / _S76;
+            uint _S201 = _S200 * 128U + i_2 * _S76;
+            uint _S202 = i_1 % _S76;
+            float4 whole_0 = score_1 + (*kernelContext_5->exchange_0)[_S201 + _S202];
+            i_2 = i_2 + 1U;
+            score_1 = whole_0;
+        }
+        uint _S203 = part_2->out_0;
+        uint _S204 = i_1 / _S76;
+        uint _S205 = _S203 + _S204 * part_2->out_stride_0;
+        uint _S206 = i_1 % _S76;
+        *(scratch_0+(_S205 + _S206)) = packed_float4(score_1) ;
+        i_1 = i_1 + 128U;
+    }
+    if(thread_4 < _S74)
+    {
+        *(scratch_0+(part_2->out_0 + thread_4 * part_2->out_stride_0 + _S76)) = packed_float4(float4(peak_0[thread_4], _S199[thread_4], 1.0, 0.0)) ;
     }
     return;
 }
@@ -938,47 +971,47 @@ uint group_number_0(uint3 group_0)
 
 Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
 {
-    uint _S201 = heads_2 / kv_heads_1;
-    uint _S202 = (_S201 + 4U - 1U) / 4U;
-    uint _S203 = rows_0 * kv_heads_1 * _S202;
-    uint _S204 = number_1 % _S203;
-    uint _S205 = _S204 % _S202;
-    thread Part_0 part_2;
-    uint _S206 = number_1 / _S203;
-    (&part_2)->number_0 = _S206;
-    uint _S207 = _S204 / (kv_heads_1 * _S202);
-    (&part_2)->row_0 = _S207;
-    uint _S208 = _S204 / _S202;
-    uint _S209 = _S208 % kv_heads_1;
-    (&part_2)->kv_head_0 = _S209;
-    uint _S210 = _S205 * 4U;
-    uint _S211 = _S209 * _S201 + _S210;
-    (&part_2)->head_0 = _S211;
-    (&part_2)->heads_0 = min(_S201 - _S210, 4U);
-    (&part_2)->head_dim_0 = head_dim_4;
-    (&part_2)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S212 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S212;
-    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S211) * _S212 + (&part_2)->number_0 * (head_dim_4 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S207 = heads_2 / kv_heads_1;
+    uint _S208 = (_S207 + 4U - 1U) / 4U;
+    uint _S209 = rows_0 * kv_heads_1 * _S208;
+    uint _S210 = number_1 % _S209;
+    uint _S211 = _S210 % _S208;
+    thread Part_0 part_3;
+    uint _S212 = number_1 / _S209;
+    (&part_3)->number_0 = _S212;
+    uint _S213 = _S210 / (kv_heads_1 * _S208);
+    (&part_3)->row_0 = _S213;
+    uint _S214 = _S210 / _S208;
+    uint _S215 = _S214 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S215;
+    uint _S216 = _S211 * 4U;
+    uint _S217 = _S215 * _S207 + _S216;
+    (&part_3)->head_0 = _S217;
+    (&part_3)->heads_0 = min(_S207 - _S216, 4U);
+    (&part_3)->head_dim_0 = head_dim_4;
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
+    uint _S218 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S218;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S217) * _S218 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_1)
 {
-    uint _S213;
+    uint _S219;
     if(offset_3 == 4294967295U)
     {
-        _S213 = rows_1;
+        _S219 = rows_1;
     }
     else
     {
-        _S213 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
+        _S219 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
     }
-    return _S213;
+    return _S219;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -988,18 +1021,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S214;
-    (&_S214)->begin_0 = begin_4;
-    (&_S214)->page_size_0 = page_size_2;
-    (&_S214)->pages_0 = pages_2;
-    (&_S214)->length_0 = length_1;
-    return _S214;
+    thread SequenceTable_0 _S220;
+    (&_S220)->begin_3 = begin_4;
+    (&_S220)->page_size_1 = page_size_2;
+    (&_S220)->pages_1 = pages_2;
+    (&_S220)->length_0 = length_1;
+    return _S220;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S215 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S215 + 1U, page_size_3, pages_3, min(sequences_2[_S215], min(entries_0, pages_3) * page_size_3));
+    uint _S221 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S221 + 1U, page_size_3, pages_3, min(sequences_2[_S221], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1009,63 +1042,63 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S216;
+    bool _S222;
     if(window_1 != 0U)
     {
-        _S216 = position_1 >= window_1;
+        _S222 = position_1 >= window_1;
     }
     else
     {
-        _S216 = false;
+        _S222 = false;
     }
-    uint _S217;
-    if(_S216)
+    uint _S223;
+    if(_S222)
     {
-        _S217 = position_1 - window_1 + 1U;
+        _S223 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S217 = 0U;
+        _S223 = 0U;
     }
-    return _S217;
+    return _S223;
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
 {
-    uint _S218;
+    uint _S224;
     if(first_1 < length_2)
     {
-        _S218 = length_2 - first_1;
+        _S224 = length_2 - first_1;
     }
     else
     {
-        _S218 = 0U;
+        _S224 = 0U;
     }
-    uint _S219 = parts_2 * 64U;
-    uint _S220 = (_S218 + _S219 - 1U) / _S219;
-    uint _S221 = _S220 * 64U;
-    uint _S222 = min(first_1 + part_3->number_0 * _S221, length_2);
-    part_3->begin_1 = _S222;
-    part_3->end_0 = min(_S222 + _S221, length_2);
+    uint _S225 = parts_2 * 64U;
+    uint _S226 = (_S224 + _S225 - 1U) / _S225;
+    uint _S227 = _S226 * 64U;
+    uint _S228 = min(first_1 + part_4->number_0 * _S227, length_2);
+    part_4->begin_0 = _S228;
+    part_4->end_0 = min(_S228 + _S227, length_2);
     return;
 }
 
-void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 device* scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+        *(scratch_1+(part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
     }
     return;
 }
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S223;
-    (&_S223)->angles_0 = angles_1;
-    (&_S223)->pairs_1 = pairs_2;
-    (&_S223)->interleaved_1 = interleaved_2;
-    return _S223;
+    thread Rotation_0 _S229;
+    (&_S229)->angles_0 = angles_1;
+    (&_S229)->pairs_0 = pairs_2;
+    (&_S229)->interleaved_0 = interleaved_2;
+    return _S229;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1073,160 +1106,119 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     return Rotation_x24init_0(table_offset_1 + 2U * min(position_2, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
 }
 
-Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
-{
-    thread Start_0 _S224;
-    (&_S224)->peak_0 = peak_2;
-    (&_S224)->value_0 = value_3;
-    (&_S224)->weight_0 = weight_1;
-    return _S224;
-}
-
-float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelContext_0 thread* kernelContext_4)
-{
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    thread float4 products_1 = float4(int4(int(0)) );
-    uint _S225 = part_5->head_dim_0;
-    if(thread_5 < (part_5->head_dim_0 / 4U))
-    {
-        products_1.x = dot((*kernelContext_4->query_0)[thread_5], key_0);
-        uint _S226 = padded_vectors_0(_S225);
-        products_1.y = dot((*kernelContext_4->query_0)[_S226 + thread_5], key_0);
-        products_1.z = dot((*kernelContext_4->query_0)[2U * _S226 + thread_5], key_0);
-        products_1.w = dot((*kernelContext_4->query_0)[3U * _S226 + thread_5], key_0);
-    }
-    float4 _S227 = group_total_0(products_1, thread_5, kernelContext_4);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return _S227;
-}
-
 [[kernel]] void rope_attention_part_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], float device* entryPointParams_k_1 [[buffer(2)]], float device* entryPointParams_v_1 [[buffer(3)]], float device* entryPointParams_table_1 [[buffer(4)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(5)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(6)]], packed_float4 device* entryPointParams_new_k_1 [[buffer(7)]], packed_float4 device* entryPointParams_new_v_1 [[buffer(8)]], uint device* entryPointParams_batch_1 [[buffer(9)]], uint device* entryPointParams_sequences_1 [[buffer(10)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(11)]])
 {
-    thread KernelContext_0 kernelContext_5;
-    (&kernelContext_5)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_5)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_5)->entryPointParams_k_0 = entryPointParams_k_1;
-    (&kernelContext_5)->entryPointParams_v_0 = entryPointParams_v_1;
-    (&kernelContext_5)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_5)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_5)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_5)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
-    (&kernelContext_5)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
-    (&kernelContext_5)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_5)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_5)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    thread KernelContext_0 kernelContext_6;
+    (&kernelContext_6)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_6)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_6)->entryPointParams_k_0 = entryPointParams_k_1;
+    (&kernelContext_6)->entryPointParams_v_0 = entryPointParams_v_1;
+    (&kernelContext_6)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_6)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_6)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_6)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
+    (&kernelContext_6)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
+    (&kernelContext_6)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_6)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_6)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_5)->query_0 = &query_1;
+    (&kernelContext_6)->query_0 = &query_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_5)->waves_0 = &waves_1;
+    (&kernelContext_6)->waves_0 = &waves_1;
     threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_5)->slots_0 = &slots_1;
+    (&kernelContext_6)->slots_0 = &slots_1;
     threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_5)->exchange_0 = &exchange_1;
+    (&kernelContext_6)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_5)->weights_0 = &weights_1;
+    (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_5)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S228 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S228;
-    bool _S229;
+    (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S230 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S230;
+    bool _S231;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S229 = true;
+        _S231 = true;
     }
     else
     {
-        _S229 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S231 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S229)
+    if(_S231)
     {
         return;
     }
-    SequenceTable_0 _S230 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S231 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S232 = _S231 < (_S230.length_0);
-    share_out_0(&part_6, first_seen_0(_S231, entryPointParams_1->p_0.window_0), min(_S231, _S230.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S232)
+    SequenceTable_0 _S232 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S233 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S234 = _S233 < (_S232.length_0);
+    share_out_0(&part_6, first_seen_0(_S233, entryPointParams_1->p_0.window_0), min(_S233, _S232.length_0), entryPointParams_1->p_0.parts_0);
+    if(_S234)
     {
-        _S229 = ((&part_6)->number_0) == 0U;
+        _S231 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S229 = false;
+        _S231 = false;
     }
-    bool _S233;
-    if(((&part_6)->begin_1) >= ((&part_6)->end_0))
+    bool _S235;
+    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S233 = !_S229;
+        _S235 = !_S231;
     }
     else
     {
-        _S233 = false;
+        _S235 = false;
     }
-    if(_S233)
+    if(_S235)
     {
-        thread Part_0 _S234 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S234, (&kernelContext_5)->entryPointParams_scratch_0);
+        thread Part_0 _S236 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S236, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
-    thread Turned_0 queries_0;
-    Rotation_0 _S235 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S231, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
-    (&queries_0)->rotation_0 = _S235;
-    (&queries_0)->begin_3 = entryPointParams_1->p_0.q_offset_0;
-    (&queries_0)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    thread Turned_0 queries_1;
+    Rotation_0 _S237 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S233, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S237;
+    (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
+    (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S235;
-    (&keys_1)->begin_3 = entryPointParams_1->p_0.k_offset_0;
-    (&keys_1)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    (&keys_1)->rotation_0 = _S237;
+    (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
+    (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_1;
     (&values_1)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread Part_0 _S236 = part_6;
-    thread Turned_0 _S237 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S236, entryPointParams_1->p_0.scale_0, &_S237, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
-    thread Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    if(_S229)
+    thread SequenceTable_0 _S238 = _S232;
+    thread Part_0 _S239 = part_6;
+    thread Turned_0 _S240 = queries_1;
+    thread Turned_0 _S241 = keys_1;
+    thread Plain_0 _S242 = values_1;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S238, &_S239, entryPointParams_1->p_0.scale_0, &_S240, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S231, &_S241, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S242, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S231)
     {
-        uint _S238 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
-        uint _S239 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
-        uint _S240 = _S238 + 4U * _S239;
-        Part_0 _S241 = part_6;
-        thread Turned_0 _S242 = keys_1;
-        float4 _S243 = Turned_four_0(&_S242, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S240);
-        thread Part_0 _S244 = _S241;
-        float4 _S245 = score_1(sv_groupindex_0, &_S244, _S243, &kernelContext_5);
-        (&start_1)->peak_0 = _S245;
-        thread Plain_0 _S246 = values_1;
-        float4 _S247 = Plain_four_0(&_S246, (&kernelContext_5)->entryPointParams_v_0, _S240);
-        (&start_1)->value_0 = _S247;
-        (&start_1)->weight_0 = 1.0;
-        thread SequenceTable_0 _S248 = _S230;
-        uint _S249 = SequenceTable_slot_0(&_S248, (&kernelContext_5)->entryPointParams_sequences_0, _S231);
-        uint i_4 = sv_groupindex_0 * 4U;
-        for(;;)
-        {
-            if(i_4 < ((&part_6)->columns_0))
-            {
-            }
-            else
-            {
-                break;
-            }
-            uint _S250 = i_4 / entryPointParams_1->p_0.head_dim_1;
-            if(_S250 == ((&part_6)->kv_head_0))
-            {
-                thread Turned_0 _S251 = keys_1;
-                Float32_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S249, (&part_6)->columns_0, i_4, &_S251, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
-                thread Plain_0 _S252 = values_1;
-                Float32_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S249, (&part_6)->columns_0, i_4, &_S252, (&kernelContext_5)->entryPointParams_v_0);
-            }
-            i_4 = i_4 + 512U;
-        }
+        return;
     }
-    thread SequenceTable_0 _S253 = _S230;
-    thread Part_0 _S254 = part_6;
-    thread Start_0 _S255 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S253, &_S254, &_S255, &kernelContext_5);
+    thread SequenceTable_0 _S243 = _S232;
+    uint _S244 = SequenceTable_slot_0(&_S243, (&kernelContext_6)->entryPointParams_sequences_0, _S233);
+    uint i_4 = sv_groupindex_0 * 4U;
+    for(;;)
+    {
+        if(i_4 < ((&part_6)->columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S245 = i_4 / entryPointParams_1->p_0.head_dim_2;
+        if(_S245 == ((&part_6)->kv_head_0))
+        {
+            thread Turned_0 _S246 = keys_1;
+            Float32_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S244, (&part_6)->columns_0, i_4, &_S246, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S247 = values_1;
+            Float32_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S244, (&part_6)->columns_0, i_4, &_S247, (&kernelContext_6)->entryPointParams_v_0);
+        }
+        i_4 = i_4 + 512U;
+    }
     return;
 }

@@ -3,14 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
-};
-
 struct Part_0
 {
     uint number_0;
@@ -18,7 +10,7 @@ struct Part_0
     uint kv_head_0;
     uint head_0;
     uint heads_0;
-    uint begin_1;
+    uint begin_0;
     uint end_0;
     uint head_dim_0;
     uint columns_0;
@@ -28,11 +20,18 @@ struct Part_0
     uint out_stride_0;
 };
 
-struct Start_0
+struct Rotation_0
 {
-    float4 peak_0;
-    float4 value_0;
-    float weight_0;
+    uint angles_0;
+    uint pairs_0;
+    bool interleaved_0;
+};
+
+struct Turned_0
+{
+    Rotation_0 rotation_0;
+    uint begin_1;
+    uint head_dim_1;
 };
 
 struct RopeAttentionPartParams_0
@@ -50,12 +49,12 @@ struct RopeAttentionPartParams_0
     uint scratch_offset_0;
     uint heads_1;
     uint kv_heads_0;
-    uint head_dim_1;
-    uint pairs_0;
+    uint head_dim_2;
+    uint pairs_1;
     uint positions_0;
-    uint interleaved_0;
-    uint pages_1;
-    uint page_size_1;
+    uint interleaved_1;
+    uint pages_0;
+    uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -90,39 +89,586 @@ struct KernelContext_0
     array<float4, int(64)> threadgroup* weights_0;
 };
 
-uint padded_vectors_0(uint head_dim_2)
+uint Rotation_pair_of_0(const Rotation_0 thread* this_0, uint element_0)
 {
-    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
+    uint _S2;
+    if(this_0->interleaved_0)
+    {
+        _S2 = element_0 / 2U;
+    }
+    else
+    {
+        uint _S3 = element_0 % this_0->pairs_0;
+        _S2 = _S3;
+    }
+    return _S2;
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
+uint2 Rotation_places_0(const Rotation_0 thread* this_1, uint pair_0)
 {
-    uint _S2 = this_0->begin_0;
-    uint _S3 = this_0->page_size_0;
-    uint _S4 = position_0 / this_0->page_size_0;
-    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
-    uint _S6 = position_0 % _S3;
-    return _S5 + _S6;
+    uint2 _S4;
+    if(this_1->interleaved_0)
+    {
+        uint _S5 = 2U * pair_0;
+        _S4 = uint2(_S5, _S5 + 1U);
+    }
+    else
+    {
+        _S4 = uint2(pair_0, pair_0 + this_1->pairs_0);
+    }
+    return _S4;
 }
+
+float2 Rotation_turn_0(const Rotation_0 thread* this_2, float device* table_0, uint pair_1, float2 x_0)
+{
+    uint _S6 = this_2->angles_0 + 2U * pair_1;
+    float _S7 = x_0.x;
+    float _S8 = x_0.y;
+    uint _S9 = _S6 + 1U;
+    return float2(_S7 * table_0[_S6] - _S8 * table_0[_S9], _S7 * table_0[_S9] + _S8 * table_0[_S6]);
+}
+
+float4 Turned_four_0(const Turned_0 thread* this_3, float device* this_x_0, float device* this_table_0, uint column_0)
+{
+    uint _S10;
+    uint _S11;
+    float _S12;
+    uint _S13 = this_3->begin_1;
+    uint _S14 = this_3->head_dim_1;
+    uint _S15 = column_0 / this_3->head_dim_1;
+    uint _S16 = _S13 + _S15 * _S14;
+    thread float4 result_0;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S17 = column_0 % _S14;
+                _S10 = _S17;
+                uint _S18 = 2U * (&this_3->rotation_0)->pairs_0;
+                _S11 = _S18;
+                if(_S17 >= _S18)
+                {
+                    result_0.x = this_x_0[_S16 + _S17];
+                    break;
+                }
+                uint _S19 = Rotation_pair_of_0(&this_3->rotation_0, _S17);
+                uint2 _S20 = Rotation_places_0(&this_3->rotation_0, _S19);
+                uint _S21 = _S20.x;
+                float2 _S22 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S19, float2(this_x_0[_S16 + _S21], this_x_0[_S16 + _S20.y]));
+                if(_S17 == _S21)
+                {
+                    _S12 = _S22.x;
+                }
+                else
+                {
+                    _S12 = _S22.y;
+                }
+                result_0.x = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S23 = _S10 + 1U;
+                if(_S23 >= _S11)
+                {
+                    result_0.y = this_x_0[_S16 + _S23];
+                    break;
+                }
+                uint _S24 = Rotation_pair_of_0(&this_3->rotation_0, _S23);
+                uint2 _S25 = Rotation_places_0(&this_3->rotation_0, _S24);
+                uint _S26 = _S25.x;
+                float2 _S27 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S24, float2(this_x_0[_S16 + _S26], this_x_0[_S16 + _S25.y]));
+                if(_S23 == _S26)
+                {
+                    _S12 = _S27.x;
+                }
+                else
+                {
+                    _S12 = _S27.y;
+                }
+                result_0.y = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S28 = _S10 + 2U;
+                if(_S28 >= _S11)
+                {
+                    result_0.z = this_x_0[_S16 + _S28];
+                    break;
+                }
+                uint _S29 = Rotation_pair_of_0(&this_3->rotation_0, _S28);
+                uint2 _S30 = Rotation_places_0(&this_3->rotation_0, _S29);
+                uint _S31 = _S30.x;
+                float2 _S32 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S29, float2(this_x_0[_S16 + _S31], this_x_0[_S16 + _S30.y]));
+                if(_S28 == _S31)
+                {
+                    _S12 = _S32.x;
+                }
+                else
+                {
+                    _S12 = _S32.y;
+                }
+                result_0.z = _S12;
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                uint _S33 = _S10 + 3U;
+                if(_S33 >= _S11)
+                {
+                    result_0.w = this_x_0[_S16 + _S33];
+                    break;
+                }
+                uint _S34 = Rotation_pair_of_0(&this_3->rotation_0, _S33);
+                uint2 _S35 = Rotation_places_0(&this_3->rotation_0, _S34);
+                uint _S36 = _S35.x;
+                float2 _S37 = Rotation_turn_0(&this_3->rotation_0, this_table_0, _S34, float2(this_x_0[_S16 + _S36], this_x_0[_S16 + _S35.y]));
+                if(_S33 == _S36)
+                {
+                    _S12 = _S37.x;
+                }
+                else
+                {
+                    _S12 = _S37.y;
+                }
+                result_0.w = _S12;
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    return result_0;
+}
+
+void load_queries_0(uint thread_0, const Part_0 thread* part_0, uint padded_0, float scale_1, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint i_0 = thread_0;
+    for(;;)
+    {
+        if(i_0 < (4U * padded_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S38 = i_0 % padded_0;
+        uint _S39 = i_0 / padded_0;
+        bool _S40;
+        if(_S39 < (part_0->heads_0))
+        {
+            _S40 = _S38 < (part_0->head_dim_0 / 4U);
+        }
+        else
+        {
+            _S40 = false;
+        }
+        (*kernelContext_0->query_0)[i_0] = float4(int4(int(0)) );
+        if(_S40)
+        {
+            uint _S41 = part_0->head_0;
+            uint _S42 = i_0 / padded_0;
+            float4 _S43 = Turned_four_0(q_0, q_x_0, q_table_0, (_S41 + _S42) * part_0->head_dim_0 + 4U * _S38);
+            (*kernelContext_0->query_0)[i_0] = float4(scale_1)  * _S43;
+        }
+        i_0 = i_0 + 128U;
+    }
+    return;
+}
+
+struct Plain_0
+{
+    uint begin_2;
+};
 
 struct Run_0
 {
     uint vector_0;
-    uint scale_1;
+    uint scale_2;
 };
 
-Run_0 Run_x24init_0(uint vector_1, uint scale_2)
+Run_0 Run_x24init_0(uint vector_1, uint scale_3)
 {
-    thread Run_0 _S7;
-    (&_S7)->vector_0 = vector_1;
-    (&_S7)->scale_1 = scale_2;
-    return _S7;
+    thread Run_0 _S44;
+    (&_S44)->vector_0 = vector_1;
+    (&_S44)->scale_2 = scale_3;
+    return _S44;
 }
 
-Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
+Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S8 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S8 + element_0 / 4U, 2U * (_S8 + columns_1 / 4U) + element_0 / 32U);
+    uint _S45 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S45 + element_1 / 4U, 2U * (_S45 + columns_1 / 4U) + element_1 / 32U);
+}
+
+float4 Plain_four_0(const Plain_0 thread* this_4, float device* this_x_1, uint element_2)
+{
+    uint _S46 = this_4->begin_2 + element_2;
+    return float4(this_x_1[_S46], this_x_1[_S46 + 1U], this_x_1[_S46 + 2U], this_x_1[_S46 + 3U]);
+}
+
+uint pack_halves_0(float2 values_0)
+{
+    return (as_type<ushort>((half)((values_0.x)))) | ((as_type<ushort>((half)((values_0.y)))) << 16U);
+}
+
+void Blocks8_append_0(uint device* pool_0, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+{
+    float _S47;
+    Run_0 _S48 = Blocks8_run_0(offset_1, slot_1, columns_2, element_3);
+    thread float2 scales_0 = float2(int2(int(0)) );
+    uint block_0 = 0U;
+    for(;;)
+    {
+        if(block_0 < 2U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint i_1 = 0U;
+        float most_0 = 0.0;
+        for(;;)
+        {
+            if(i_1 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4 _S49 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
+            float4 _S50 = abs(_S49);
+            bool _S51;
+            if((_S50[0U]) > most_0)
+            {
+                _S51 = true;
+            }
+            else
+            {
+                _S51 = isnan(_S50[0U]);
+            }
+            if(_S51)
+            {
+                _S47 = _S50[0U];
+            }
+            else
+            {
+                _S47 = most_0;
+            }
+            bool _S52;
+            if((_S50[1U]) > _S47)
+            {
+                _S52 = true;
+            }
+            else
+            {
+                _S52 = isnan(_S50[1U]);
+            }
+            float _S53;
+            if(_S52)
+            {
+                _S53 = _S50[1U];
+            }
+            else
+            {
+                _S53 = _S47;
+            }
+            bool _S54;
+            if((_S50[2U]) > _S53)
+            {
+                _S54 = true;
+            }
+            else
+            {
+                _S54 = isnan(_S50[2U]);
+            }
+            float _S55;
+            if(_S54)
+            {
+                _S55 = _S50[2U];
+            }
+            else
+            {
+                _S55 = _S53;
+            }
+            bool _S56;
+            if((_S50[3U]) > _S55)
+            {
+                _S56 = true;
+            }
+            else
+            {
+                _S56 = isnan(_S50[3U]);
+            }
+            if(_S56)
+            {
+                most_0 = _S50[3U];
+            }
+            else
+            {
+                most_0 = _S55;
+            }
+            i_1 = i_1 + 1U;
+        }
+        scales_0[block_0] = most_0 / 127.0;
+        if(most_0 > 0.0)
+        {
+            _S47 = 127.0 / most_0;
+        }
+        else
+        {
+            _S47 = 0.0;
+        }
+        uint i_2 = 0U;
+        for(;;)
+        {
+            if(i_2 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4 _S57 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
+            float4 _S58 = float4(_S47)  * _S57;
+            int4 _S59 = int4(clamp(_S58 + select(float4(0.5) , float4(-0.5) , _S58 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
+            *(pool_0+(_S48.vector_0 + 8U * block_0 + i_2)) = uint(((((_S59.x) & int(255)) | (((_S59.y) & int(255)) << 8U)) | (((_S59.z) & int(255)) << 16U)) | ((_S59.w) << 24U));
+            i_2 = i_2 + 1U;
+        }
+        block_0 = block_0 + 1U;
+    }
+    *(pool_0+_S48.scale_2 / 2U) = pack_halves_0(scales_0);
+    return;
+}
+
+void Blocks8_append_1(uint device* pool_1, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+{
+    float _S60;
+    Run_0 _S61 = Blocks8_run_0(offset_2, slot_2, columns_3, element_4);
+    thread float2 scales_1 = float2(int2(int(0)) );
+    uint block_1 = 0U;
+    for(;;)
+    {
+        if(block_1 < 2U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint i_3 = 0U;
+        float most_1 = 0.0;
+        for(;;)
+        {
+            if(i_3 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4 _S62 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
+            float4 _S63 = abs(_S62);
+            bool _S64;
+            if((_S63[0U]) > most_1)
+            {
+                _S64 = true;
+            }
+            else
+            {
+                _S64 = isnan(_S63[0U]);
+            }
+            if(_S64)
+            {
+                _S60 = _S63[0U];
+            }
+            else
+            {
+                _S60 = most_1;
+            }
+            bool _S65;
+            if((_S63[1U]) > _S60)
+            {
+                _S65 = true;
+            }
+            else
+            {
+                _S65 = isnan(_S63[1U]);
+            }
+            float _S66;
+            if(_S65)
+            {
+                _S66 = _S63[1U];
+            }
+            else
+            {
+                _S66 = _S60;
+            }
+            bool _S67;
+            if((_S63[2U]) > _S66)
+            {
+                _S67 = true;
+            }
+            else
+            {
+                _S67 = isnan(_S63[2U]);
+            }
+            float _S68;
+            if(_S67)
+            {
+                _S68 = _S63[2U];
+            }
+            else
+            {
+                _S68 = _S66;
+            }
+            bool _S69;
+            if((_S63[3U]) > _S68)
+            {
+                _S69 = true;
+            }
+            else
+            {
+                _S69 = isnan(_S63[3U]);
+            }
+            if(_S69)
+            {
+                most_1 = _S63[3U];
+            }
+            else
+            {
+                most_1 = _S68;
+            }
+            i_3 = i_3 + 1U;
+        }
+        scales_1[block_1] = most_1 / 127.0;
+        if(most_1 > 0.0)
+        {
+            _S60 = 127.0 / most_1;
+        }
+        else
+        {
+            _S60 = 0.0;
+        }
+        uint i_4 = 0U;
+        for(;;)
+        {
+            if(i_4 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4 _S70 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
+            float4 _S71 = float4(_S60)  * _S70;
+            int4 _S72 = int4(clamp(_S71 + select(float4(0.5) , float4(-0.5) , _S71 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
+            *(pool_1+(_S61.vector_0 + 8U * block_1 + i_4)) = uint(((((_S72.x) & int(255)) | (((_S72.y) & int(255)) << 8U)) | (((_S72.z) & int(255)) << 16U)) | ((_S72.w) << 24U));
+            i_4 = i_4 + 1U;
+        }
+        block_1 = block_1 + 1U;
+    }
+    *(pool_1+_S61.scale_2 / 2U) = pack_halves_0(scales_1);
+    return;
+}
+
+struct SequenceTable_0
+{
+    uint begin_3;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
+};
+
+uint padded_vectors_0(uint head_dim_3)
+{
+    return (head_dim_3 / 4U + 16U - 1U) / 16U * 16U;
+}
+
+float4 query_at_0(uint vector_2, KernelContext_0 thread* kernelContext_1)
+{
+    return (*kernelContext_1->query_0)[vector_2];
+}
+
+float4 group_total_0(float4 value_0, uint thread_1, KernelContext_0 thread* kernelContext_2)
+{
+    uint _S73 = kernelContext_2->_S1;
+    float4 _S74 = simd_sum(value_0);
+    bool _S75 = simd_is_first();
+    if(_S75)
+    {
+        uint _S76 = thread_1 / _S73;
+        (*kernelContext_2->waves_0)[_S76] = _S74;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 _S77 = float4(int4(int(0)) );
+    uint wave_0 = 0U;
+    float4 result_1 = _S77;
+    for(;;)
+    {
+        uint _S78 = 128U / _S73;
+        if(wave_0 < _S78)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float4 result_2 = result_1 + (*kernelContext_2->waves_0)[wave_0];
+        wave_0 = wave_0 + 1U;
+        result_1 = result_2;
+    }
+    return result_1;
+}
+
+float4 score_0(uint thread_2, const Part_0 thread* part_1, float4 key_0, KernelContext_0 thread* kernelContext_3)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread float4 products_0 = float4(int4(int(0)) );
+    uint _S79 = part_1->head_dim_0;
+    if(thread_2 < (part_1->head_dim_0 / 4U))
+    {
+        float4 _S80 = query_at_0(thread_2, kernelContext_3);
+        products_0.x = dot(_S80, key_0);
+        uint _S81 = padded_vectors_0(_S79);
+        float4 _S82 = query_at_0(_S81 + thread_2, kernelContext_3);
+        products_0.y = dot(_S82, key_0);
+        float4 _S83 = query_at_0(2U * _S81 + thread_2, kernelContext_3);
+        products_0.z = dot(_S83, key_0);
+        float4 _S84 = query_at_0(3U * _S81 + thread_2, kernelContext_3);
+        products_0.w = dot(_S84, key_0);
+    }
+    float4 _S85 = group_total_0(products_0, thread_2, kernelContext_3);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return _S85;
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_5, uint device* sequences_0, uint position_0)
+{
+    uint _S86 = this_5->begin_3;
+    uint _S87 = this_5->page_size_1;
+    uint _S88 = position_0 / this_5->page_size_1;
+    uint _S89 = min(sequences_0[_S86 + _S88], this_5->pages_1 - 1U) * _S87;
+    uint _S90 = position_0 % _S87;
+    return _S89 + _S90;
 }
 
 float2 halves_0(uint word_0)
@@ -130,14 +676,14 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float half_at_0(uint device* words_0, uint offset_3, uint half_0)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_0[offset_3 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
 }
 
-float Blocks8_scale_0(uint device* pool_0, uint at_0)
+float Blocks8_scale_0(uint device* pool_2, uint at_0)
 {
-    return half_at_0(pool_0, 0U, at_0);
+    return half_at_0(pool_2, 0U, at_0);
 }
 
 float4 bytes_0(uint word_1)
@@ -150,197 +696,183 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
-float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_3, KernelContext_0 thread* kernelContext_4)
 {
-    uint _S9 = kernelContext_0->_S1;
-    float4 _S10 = simd_max(value_1);
-    bool _S11 = simd_is_first();
-    if(_S11)
+    uint _S91 = kernelContext_4->_S1;
+    float4 _S92 = simd_max(value_1);
+    bool _S93 = simd_is_first();
+    if(_S93)
     {
-        uint _S12 = thread_0 / _S9;
-        (*kernelContext_0->waves_0)[_S12] = _S10;
+        uint _S94 = thread_3 / _S91;
+        (*kernelContext_4->waves_0)[_S94] = _S92;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 result_0 = float4(-3.4028234663852886e+38) ;
-    uint wave_0 = 0U;
+    float4 result_3 = float4(-3.4028234663852886e+38) ;
+    uint wave_1 = 0U;
     for(;;)
     {
-        uint _S13 = 128U / _S9;
-        if(wave_0 < _S13)
+        uint _S95 = 128U / _S91;
+        if(wave_1 < _S95)
         {
         }
         else
         {
             break;
         }
-        float4 _S14 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
-        uint wave_1 = wave_0 + 1U;
-        result_0 = _S14;
-        wave_0 = wave_1;
+        float4 _S96 = max(result_3, (*kernelContext_4->waves_0)[wave_1]);
+        uint wave_2 = wave_1 + 1U;
+        result_3 = _S96;
+        wave_1 = wave_2;
     }
-    return result_0;
+    return result_3;
 }
 
-float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+void attend_0(uint thread_4, uint device* k_pages_0, uint device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_1, const Part_0 thread* part_2, float scale_4, const Turned_0 thread* queries_0, float device* queries_x_0, float device* queries_table_0, bool with_own_0, const Turned_0 thread* own_key_0, float device* own_key_x_0, float device* own_key_table_0, const Plain_0 thread* own_value_0, float device* own_value_x_0, KernelContext_0 thread* kernelContext_5)
 {
-    uint _S15 = kernelContext_1->_S1;
-    float4 _S16 = simd_sum(value_2);
-    bool _S17 = simd_is_first();
-    if(_S17)
-    {
-        uint _S18 = thread_1 / _S15;
-        (*kernelContext_1->waves_0)[_S18] = _S16;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S19 = float4(int4(int(0)) );
-    uint wave_2 = 0U;
-    float4 result_1 = _S19;
-    for(;;)
-    {
-        uint _S20 = 128U / _S15;
-        if(wave_2 < _S20)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float4 result_2 = result_1 + (*kernelContext_1->waves_0)[wave_2];
-        wave_2 = wave_2 + 1U;
-        result_1 = result_2;
-    }
-    return result_1;
-}
-
-void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
-{
-    float4 score_0;
-    uint i_0;
-    uint i_1;
-    uint _S21;
-    uint _S22 = part_0->head_dim_0;
-    uint _S23 = part_0->head_dim_0 / 4U;
-    uint _S24 = padded_vectors_0(part_0->head_dim_0);
-    uint _S25 = 128U / _S23;
-    uint _S26 = thread_2 / _S23;
-    uint _S27 = part_0->kv_head_0 * _S22;
-    uint _S28 = thread_2 % _S23;
-    uint _S29 = _S27 + 4U * _S28;
-    float4 _S30 = start_0->peak_0;
-    float _S31;
-    if(thread_2 == 0U)
-    {
-        _S31 = start_0->weight_0;
-    }
-    else
-    {
-        _S31 = 0.0;
-    }
-    float4 _S32 = float4(_S31) ;
+    float4 score_1;
+    uint i_5;
+    uint i_6;
+    uint _S97;
+    uint _S98 = part_2->head_dim_0;
+    uint _S99 = part_2->head_dim_0 / 4U;
+    uint _S100 = padded_vectors_0(part_2->head_dim_0);
+    load_queries_0(thread_4, part_2, _S100, scale_4, queries_0, queries_x_0, queries_table_0, kernelContext_5);
+    uint _S101 = 128U / _S99;
+    uint _S102 = thread_4 / _S99;
+    uint _S103 = part_2->kv_head_0 * _S98;
+    uint _S104 = thread_4 % _S99;
+    uint _S105 = _S103 + 4U * _S104;
+    float4 _S106 = float4(-3.4028234663852886e+38) ;
+    float4 _S107 = float4(int4(int(0)) );
     thread array<float4, int(4)> sums_0;
-    bool _S33 = _S26 == 0U;
+    sums_0[0U] = _S107;
+    sums_0[1U] = _S107;
+    sums_0[2U] = _S107;
+    sums_0[3U] = _S107;
+    float4 peak_0;
     float4 total_0;
-    if(_S33)
+    if(with_own_0)
     {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+        float4 _S108 = Turned_four_0(own_key_0, own_key_x_0, own_key_table_0, _S105);
+        float4 _S109 = score_0(thread_4, part_2, _S108, kernelContext_5);
+        int _S110;
+        if(thread_4 == 0U)
+        {
+            _S110 = int(1);
+        }
+        else
+        {
+            _S110 = int(0);
+        }
+        float4 _S111 = float4(int4(_S110) );
+        float4 _S112 = Plain_four_0(own_value_0, own_value_x_0, _S105);
+        bool _S113 = _S102 == 0U;
+        if(_S113)
+        {
+            peak_0 = _S112;
+        }
+        else
+        {
+            peak_0 = _S107;
+        }
+        sums_0[0U] = peak_0;
+        if(_S113)
+        {
+            peak_0 = _S112;
+        }
+        else
+        {
+            peak_0 = _S107;
+        }
+        sums_0[1U] = peak_0;
+        if(_S113)
+        {
+            peak_0 = _S112;
+        }
+        else
+        {
+            peak_0 = _S107;
+        }
+        sums_0[2U] = peak_0;
+        if(_S113)
+        {
+            peak_0 = _S112;
+        }
+        else
+        {
+            peak_0 = _S107;
+        }
+        sums_0[3U] = peak_0;
+        peak_0 = _S109;
+        total_0 = _S111;
     }
     else
     {
-        total_0 = float4(int4(int(0)) );
+        peak_0 = _S106;
+        total_0 = _S107;
     }
-    sums_0[0U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[1U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[2U] = total_0;
-    if(_S33)
-    {
-        total_0 = float4(start_0->weight_0)  * start_0->value_0;
-    }
-    else
-    {
-        total_0 = float4(int4(int(0)) );
-    }
-    sums_0[3U] = total_0;
-    uint tile_0 = part_0->begin_1;
-    total_0 = _S32;
-    float4 peak_1 = _S30;
+    uint tile_0 = part_2->begin_0;
     for(;;)
     {
-        uint _S34 = part_0->end_0;
-        if(tile_0 < (part_0->end_0))
+        uint _S114 = part_2->end_0;
+        if(tile_0 < (part_2->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S35 = thread_2 < 64U;
-        if(_S35)
+        bool _S115 = thread_4 < 64U;
+        if(_S115)
         {
-            uint _S36 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S34 - 1U));
-            (*kernelContext_2->slots_0)[thread_2] = _S36;
+            uint _S116 = SequenceTable_slot_0(table_1, sequences_1, min(tile_0 + thread_4, _S114 - 1U));
+            (*kernelContext_5->slots_0)[thread_4] = _S116;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        thread array<uint, int(8)> values_0;
-        thread array<float, int(8)> scales_0;
-        uint _S37 = part_0->v_pages_offset_0;
-        uint _S38 = part_0->columns_0;
-        Run_0 _S39 = Blocks8_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S26, 63U)], part_0->columns_0, _S29);
-        values_0[0U] = v_pages_0[_S39.vector_0];
-        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S39.scale_1);
-        Run_0 _S40 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S25, 63U)], _S38, _S29);
-        values_0[1U] = v_pages_0[_S40.vector_0];
-        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S40.scale_1);
-        uint _S41 = 2U * _S25;
-        Run_0 _S42 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S41, 63U)], _S38, _S29);
-        values_0[2U] = v_pages_0[_S42.vector_0];
-        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S42.scale_1);
-        uint _S43 = 3U * _S25;
-        Run_0 _S44 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S43, 63U)], _S38, _S29);
-        values_0[3U] = v_pages_0[_S44.vector_0];
-        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S44.scale_1);
-        uint _S45 = 4U * _S25;
-        Run_0 _S46 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S45, 63U)], _S38, _S29);
-        values_0[4U] = v_pages_0[_S46.vector_0];
-        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S46.scale_1);
-        uint _S47 = 5U * _S25;
-        Run_0 _S48 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S47, 63U)], _S38, _S29);
-        values_0[5U] = v_pages_0[_S48.vector_0];
-        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S48.scale_1);
-        uint _S49 = 6U * _S25;
-        Run_0 _S50 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S49, 63U)], _S38, _S29);
-        values_0[6U] = v_pages_0[_S50.vector_0];
-        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S50.scale_1);
-        uint _S51 = 7U * _S25;
-        Run_0 _S52 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S51, 63U)], _S38, _S29);
-        values_0[7U] = v_pages_0[_S52.vector_0];
-        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S52.scale_1);
+        thread array<uint, int(8)> values_1;
+        thread array<float, int(8)> scales_2;
+        uint _S117 = part_2->v_pages_offset_0;
+        uint _S118 = part_2->columns_0;
+        Run_0 _S119 = Blocks8_run_0(part_2->v_pages_offset_0, (*kernelContext_5->slots_0)[min(_S102, 63U)], part_2->columns_0, _S105);
+        values_1[0U] = v_pages_0[_S119.vector_0];
+        scales_2[0U] = Blocks8_scale_0(v_pages_0, _S119.scale_2);
+        Run_0 _S120 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S101, 63U)], _S118, _S105);
+        values_1[1U] = v_pages_0[_S120.vector_0];
+        scales_2[1U] = Blocks8_scale_0(v_pages_0, _S120.scale_2);
+        uint _S121 = 2U * _S101;
+        Run_0 _S122 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S121, 63U)], _S118, _S105);
+        values_1[2U] = v_pages_0[_S122.vector_0];
+        scales_2[2U] = Blocks8_scale_0(v_pages_0, _S122.scale_2);
+        uint _S123 = 3U * _S101;
+        Run_0 _S124 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S123, 63U)], _S118, _S105);
+        values_1[3U] = v_pages_0[_S124.vector_0];
+        scales_2[3U] = Blocks8_scale_0(v_pages_0, _S124.scale_2);
+        uint _S125 = 4U * _S101;
+        Run_0 _S126 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S125, 63U)], _S118, _S105);
+        values_1[4U] = v_pages_0[_S126.vector_0];
+        scales_2[4U] = Blocks8_scale_0(v_pages_0, _S126.scale_2);
+        uint _S127 = 5U * _S101;
+        Run_0 _S128 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S127, 63U)], _S118, _S105);
+        values_1[5U] = v_pages_0[_S128.vector_0];
+        scales_2[5U] = Blocks8_scale_0(v_pages_0, _S128.scale_2);
+        uint _S129 = 6U * _S101;
+        Run_0 _S130 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S129, 63U)], _S118, _S105);
+        values_1[6U] = v_pages_0[_S130.vector_0];
+        scales_2[6U] = Blocks8_scale_0(v_pages_0, _S130.scale_2);
+        uint _S131 = 7U * _S101;
+        Run_0 _S132 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(_S102 + _S131, 63U)], _S118, _S105);
+        values_1[7U] = v_pages_0[_S132.vector_0];
+        scales_2[7U] = Blocks8_scale_0(v_pages_0, _S132.scale_2);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S38, _S27);
-        thread array<float4, int(2)> products_0;
-        float4 _S53 = float4(int4(int(0)) );
-        products_0[0U] = _S53;
-        keys_0[1U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S38, _S27);
-        products_0[1U] = _S53;
-        i_0 = thread_2 % 4U;
+        keys_0[0U] = Blocks8_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U], _S118, _S103);
+        thread array<float4, int(2)> products_1;
+        products_1[0U] = _S107;
+        keys_0[1U] = Blocks8_run_0(part_2->k_pages_offset_0, (*kernelContext_5->slots_0)[thread_4 / 4U + 32U], _S118, _S103);
+        products_1[1U] = _S107;
+        i_5 = thread_4 % 4U;
         for(;;)
         {
-            if(i_0 < _S23)
+            if(i_5 < _S99)
             {
             }
             else
@@ -349,851 +881,352 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
             }
             thread array<uint, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S54 = _S23 - 1U;
-            uint _S55 = min(i_0, _S54);
-            uint _S56 = k_pages_0[(&keys_0[0U])->vector_0 + _S55];
-            ahead_0[0U] = _S56;
-            float _S57 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S55 / 8U);
-            key_scales_0[0U] = _S57;
-            uint _S58 = k_pages_0[(&keys_0[1U])->vector_0 + _S55];
-            ahead_0[1U] = _S58;
-            float _S59 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S55 / 8U);
-            key_scales_0[1U] = _S59;
-            uint _S60 = i_0 + 4U;
-            uint _S61 = min(_S60, _S54);
-            uint _S62 = k_pages_0[(&keys_0[0U])->vector_0 + _S61];
-            ahead_0[2U] = _S62;
-            float _S63 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S61 / 8U);
-            key_scales_0[2U] = _S63;
-            uint _S64 = k_pages_0[(&keys_0[1U])->vector_0 + _S61];
-            ahead_0[3U] = _S64;
-            float _S65 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S61 / 8U);
-            key_scales_0[3U] = _S65;
-            uint _S66 = i_0 + 8U;
-            uint _S67 = min(_S66, _S54);
-            uint _S68 = k_pages_0[(&keys_0[0U])->vector_0 + _S67];
-            ahead_0[4U] = _S68;
-            float _S69 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S67 / 8U);
-            key_scales_0[4U] = _S69;
-            uint _S70 = k_pages_0[(&keys_0[1U])->vector_0 + _S67];
-            ahead_0[5U] = _S70;
-            float _S71 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S67 / 8U);
-            key_scales_0[5U] = _S71;
-            uint _S72 = i_0 + 12U;
-            uint _S73 = min(_S72, _S54);
-            uint _S74 = k_pages_0[(&keys_0[0U])->vector_0 + _S73];
-            ahead_0[6U] = _S74;
-            float _S75 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S73 / 8U);
-            key_scales_0[6U] = _S75;
-            uint _S76 = k_pages_0[(&keys_0[1U])->vector_0 + _S73];
-            ahead_0[7U] = _S76;
-            float _S77 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S73 / 8U);
-            key_scales_0[7U] = _S77;
-            float4 _S78 = (*kernelContext_2->query_0)[i_0];
-            float4 _S79 = Blocks8_expand_0(_S56);
-            products_0[0U].x = products_0[0U].x + _S57 * dot((*kernelContext_2->query_0)[i_0], _S79);
-            float4 _S80 = Blocks8_expand_0(_S58);
-            products_0[1U].x = products_0[1U].x + _S59 * dot(_S78, _S80);
-            uint _S81 = _S24 + i_0;
-            float4 _S82 = (*kernelContext_2->query_0)[_S81];
-            products_0[0U].y = products_0[0U].y + _S57 * dot((*kernelContext_2->query_0)[_S81], _S79);
-            products_0[1U].y = products_0[1U].y + _S59 * dot(_S82, _S80);
-            uint _S83 = 2U * _S24 + i_0;
-            float4 _S84 = (*kernelContext_2->query_0)[_S83];
-            products_0[0U].z = products_0[0U].z + _S57 * dot((*kernelContext_2->query_0)[_S83], _S79);
-            products_0[1U].z = products_0[1U].z + _S59 * dot(_S84, _S80);
-            uint _S85 = 3U * _S24 + i_0;
-            float4 _S86 = (*kernelContext_2->query_0)[_S85];
-            products_0[0U].w = products_0[0U].w + _S57 * dot((*kernelContext_2->query_0)[_S85], _S79);
-            products_0[1U].w = products_0[1U].w + _S59 * dot(_S86, _S80);
-            float4 _S87 = (*kernelContext_2->query_0)[_S60];
-            float4 _S88 = Blocks8_expand_0(_S62);
-            products_0[0U].x = products_0[0U].x + _S63 * dot((*kernelContext_2->query_0)[_S60], _S88);
-            float4 _S89 = Blocks8_expand_0(_S64);
-            products_0[1U].x = products_0[1U].x + _S65 * dot(_S87, _S89);
-            float4 _S90 = (*kernelContext_2->query_0)[_S81 + 4U];
-            products_0[0U].y = products_0[0U].y + _S63 * dot((*kernelContext_2->query_0)[_S81 + 4U], _S88);
-            products_0[1U].y = products_0[1U].y + _S65 * dot(_S90, _S89);
-            float4 _S91 = (*kernelContext_2->query_0)[_S83 + 4U];
-            products_0[0U].z = products_0[0U].z + _S63 * dot((*kernelContext_2->query_0)[_S83 + 4U], _S88);
-            products_0[1U].z = products_0[1U].z + _S65 * dot(_S91, _S89);
-            float4 _S92 = (*kernelContext_2->query_0)[_S85 + 4U];
-            products_0[0U].w = products_0[0U].w + _S63 * dot((*kernelContext_2->query_0)[_S85 + 4U], _S88);
-            products_0[1U].w = products_0[1U].w + _S65 * dot(_S92, _S89);
-            float4 _S93 = (*kernelContext_2->query_0)[_S66];
-            float4 _S94 = Blocks8_expand_0(_S68);
-            products_0[0U].x = products_0[0U].x + _S69 * dot((*kernelContext_2->query_0)[_S66], _S94);
-            float4 _S95 = Blocks8_expand_0(_S70);
-            products_0[1U].x = products_0[1U].x + _S71 * dot(_S93, _S95);
-            float4 _S96 = (*kernelContext_2->query_0)[_S81 + 8U];
-            products_0[0U].y = products_0[0U].y + _S69 * dot((*kernelContext_2->query_0)[_S81 + 8U], _S94);
-            products_0[1U].y = products_0[1U].y + _S71 * dot(_S96, _S95);
-            float4 _S97 = (*kernelContext_2->query_0)[_S83 + 8U];
-            products_0[0U].z = products_0[0U].z + _S69 * dot((*kernelContext_2->query_0)[_S83 + 8U], _S94);
-            products_0[1U].z = products_0[1U].z + _S71 * dot(_S97, _S95);
-            float4 _S98 = (*kernelContext_2->query_0)[_S85 + 8U];
-            products_0[0U].w = products_0[0U].w + _S69 * dot((*kernelContext_2->query_0)[_S85 + 8U], _S94);
-            products_0[1U].w = products_0[1U].w + _S71 * dot(_S98, _S95);
-            float4 _S99 = (*kernelContext_2->query_0)[_S72];
-            float4 _S100 = Blocks8_expand_0(_S74);
-            products_0[0U].x = products_0[0U].x + _S75 * dot((*kernelContext_2->query_0)[_S72], _S100);
-            float4 _S101 = Blocks8_expand_0(_S76);
-            products_0[1U].x = products_0[1U].x + _S77 * dot(_S99, _S101);
-            float4 _S102 = (*kernelContext_2->query_0)[_S81 + 12U];
-            products_0[0U].y = products_0[0U].y + _S75 * dot((*kernelContext_2->query_0)[_S81 + 12U], _S100);
-            products_0[1U].y = products_0[1U].y + _S77 * dot(_S102, _S101);
-            float4 _S103 = (*kernelContext_2->query_0)[_S83 + 12U];
-            products_0[0U].z = products_0[0U].z + _S75 * dot((*kernelContext_2->query_0)[_S83 + 12U], _S100);
-            products_0[1U].z = products_0[1U].z + _S77 * dot(_S103, _S101);
-            float4 _S104 = (*kernelContext_2->query_0)[_S85 + 12U];
-            products_0[0U].w = products_0[0U].w + _S75 * dot((*kernelContext_2->query_0)[_S85 + 12U], _S100);
-            products_0[1U].w = products_0[1U].w + _S77 * dot(_S104, _S101);
-            i_0 = i_0 + 16U;
+            uint _S133 = _S99 - 1U;
+            uint _S134 = min(i_5, _S133);
+            uint _S135 = k_pages_0[(&keys_0[0U])->vector_0 + _S134];
+            ahead_0[0U] = _S135;
+            float _S136 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S134 / 8U);
+            key_scales_0[0U] = _S136;
+            uint _S137 = k_pages_0[(&keys_0[1U])->vector_0 + _S134];
+            ahead_0[1U] = _S137;
+            float _S138 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S134 / 8U);
+            key_scales_0[1U] = _S138;
+            uint _S139 = i_5 + 4U;
+            uint _S140 = min(_S139, _S133);
+            uint _S141 = k_pages_0[(&keys_0[0U])->vector_0 + _S140];
+            ahead_0[2U] = _S141;
+            float _S142 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S140 / 8U);
+            key_scales_0[2U] = _S142;
+            uint _S143 = k_pages_0[(&keys_0[1U])->vector_0 + _S140];
+            ahead_0[3U] = _S143;
+            float _S144 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S140 / 8U);
+            key_scales_0[3U] = _S144;
+            uint _S145 = i_5 + 8U;
+            uint _S146 = min(_S145, _S133);
+            uint _S147 = k_pages_0[(&keys_0[0U])->vector_0 + _S146];
+            ahead_0[4U] = _S147;
+            float _S148 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S146 / 8U);
+            key_scales_0[4U] = _S148;
+            uint _S149 = k_pages_0[(&keys_0[1U])->vector_0 + _S146];
+            ahead_0[5U] = _S149;
+            float _S150 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S146 / 8U);
+            key_scales_0[5U] = _S150;
+            uint _S151 = i_5 + 12U;
+            uint _S152 = min(_S151, _S133);
+            uint _S153 = k_pages_0[(&keys_0[0U])->vector_0 + _S152];
+            ahead_0[6U] = _S153;
+            float _S154 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_2 + _S152 / 8U);
+            key_scales_0[6U] = _S154;
+            uint _S155 = k_pages_0[(&keys_0[1U])->vector_0 + _S152];
+            ahead_0[7U] = _S155;
+            float _S156 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_2 + _S152 / 8U);
+            key_scales_0[7U] = _S156;
+            float4 _S157 = query_at_0(i_5, kernelContext_5);
+            float4 _S158 = Blocks8_expand_0(_S135);
+            products_1[0U].x = products_1[0U].x + _S136 * dot(_S157, _S158);
+            float4 _S159 = Blocks8_expand_0(_S137);
+            products_1[1U].x = products_1[1U].x + _S138 * dot(_S157, _S159);
+            uint _S160 = _S100 + i_5;
+            float4 _S161 = query_at_0(_S160, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S136 * dot(_S161, _S158);
+            products_1[1U].y = products_1[1U].y + _S138 * dot(_S161, _S159);
+            uint _S162 = 2U * _S100 + i_5;
+            float4 _S163 = query_at_0(_S162, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S136 * dot(_S163, _S158);
+            products_1[1U].z = products_1[1U].z + _S138 * dot(_S163, _S159);
+            uint _S164 = 3U * _S100 + i_5;
+            float4 _S165 = query_at_0(_S164, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S136 * dot(_S165, _S158);
+            products_1[1U].w = products_1[1U].w + _S138 * dot(_S165, _S159);
+            float4 _S166 = query_at_0(_S139, kernelContext_5);
+            float4 _S167 = Blocks8_expand_0(_S141);
+            products_1[0U].x = products_1[0U].x + _S142 * dot(_S166, _S167);
+            float4 _S168 = Blocks8_expand_0(_S143);
+            products_1[1U].x = products_1[1U].x + _S144 * dot(_S166, _S168);
+            float4 _S169 = query_at_0(_S160 + 4U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S142 * dot(_S169, _S167);
+            products_1[1U].y = products_1[1U].y + _S144 * dot(_S169, _S168);
+            float4 _S170 = query_at_0(_S162 + 4U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S142 * dot(_S170, _S167);
+            products_1[1U].z = products_1[1U].z + _S144 * dot(_S170, _S168);
+            float4 _S171 = query_at_0(_S164 + 4U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S142 * dot(_S171, _S167);
+            products_1[1U].w = products_1[1U].w + _S144 * dot(_S171, _S168);
+            float4 _S172 = query_at_0(_S145, kernelContext_5);
+            float4 _S173 = Blocks8_expand_0(_S147);
+            products_1[0U].x = products_1[0U].x + _S148 * dot(_S172, _S173);
+            float4 _S174 = Blocks8_expand_0(_S149);
+            products_1[1U].x = products_1[1U].x + _S150 * dot(_S172, _S174);
+            float4 _S175 = query_at_0(_S160 + 8U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S148 * dot(_S175, _S173);
+            products_1[1U].y = products_1[1U].y + _S150 * dot(_S175, _S174);
+            float4 _S176 = query_at_0(_S162 + 8U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S148 * dot(_S176, _S173);
+            products_1[1U].z = products_1[1U].z + _S150 * dot(_S176, _S174);
+            float4 _S177 = query_at_0(_S164 + 8U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S148 * dot(_S177, _S173);
+            products_1[1U].w = products_1[1U].w + _S150 * dot(_S177, _S174);
+            float4 _S178 = query_at_0(_S151, kernelContext_5);
+            float4 _S179 = Blocks8_expand_0(_S153);
+            products_1[0U].x = products_1[0U].x + _S154 * dot(_S178, _S179);
+            float4 _S180 = Blocks8_expand_0(_S155);
+            products_1[1U].x = products_1[1U].x + _S156 * dot(_S178, _S180);
+            float4 _S181 = query_at_0(_S160 + 12U, kernelContext_5);
+            products_1[0U].y = products_1[0U].y + _S154 * dot(_S181, _S179);
+            products_1[1U].y = products_1[1U].y + _S156 * dot(_S181, _S180);
+            float4 _S182 = query_at_0(_S162 + 12U, kernelContext_5);
+            products_1[0U].z = products_1[0U].z + _S154 * dot(_S182, _S179);
+            products_1[1U].z = products_1[1U].z + _S156 * dot(_S182, _S180);
+            float4 _S183 = query_at_0(_S164 + 12U, kernelContext_5);
+            products_1[0U].w = products_1[0U].w + _S154 * dot(_S183, _S179);
+            products_1[1U].w = products_1[1U].w + _S156 * dot(_S183, _S180);
+            i_5 = i_5 + 16U;
         }
-        (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
-        (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
+        (*kernelContext_5->exchange_0)[thread_4] = products_1[0U];
+        (*kernelContext_5->exchange_0)[128U + thread_4] = products_1[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        bool _S105;
-        if(_S35)
+        bool _S184;
+        if(_S115)
         {
-            _S105 = (tile_0 + thread_2) < _S34;
+            _S184 = (tile_0 + thread_4) < _S114;
         }
         else
         {
-            _S105 = false;
+            _S184 = false;
         }
-        float4 _S106 = float4(-3.4028234663852886e+38) ;
-        if(_S105)
+        if(_S184)
         {
-            uint _S107 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S107] + (*kernelContext_2->exchange_0)[_S107 + 1U] + (*kernelContext_2->exchange_0)[_S107 + 2U] + (*kernelContext_2->exchange_0)[_S107 + 3U];
+            uint _S185 = thread_4 * 4U;
+            score_1 = (*kernelContext_5->exchange_0)[_S185] + (*kernelContext_5->exchange_0)[_S185 + 1U] + (*kernelContext_5->exchange_0)[_S185 + 2U] + (*kernelContext_5->exchange_0)[_S185 + 3U];
         }
         else
         {
-            score_0 = _S106;
+            score_1 = _S106;
         }
-        float4 _S108 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S109 = max(peak_1, _S108);
-        float4 _S110;
-        if(_S105)
+        float4 _S186 = group_peak_0(score_1, thread_4, kernelContext_5);
+        float4 _S187 = max(peak_0, _S186);
+        float4 _S188;
+        if(_S184)
         {
-            _S110 = exp(score_0 - _S109);
+            _S188 = exp(score_1 - _S187);
         }
         else
         {
-            _S110 = _S53;
+            _S188 = _S107;
         }
-        if(_S35)
+        if(_S115)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S110;
+            (*kernelContext_5->weights_0)[thread_4] = _S188;
         }
-        float4 _S111 = exp(peak_1 - _S109);
-        float4 _S112 = total_0 * _S111 + _S110;
+        float4 _S189 = exp(peak_0 - _S187);
+        float4 _S190 = total_0 * _S189 + _S188;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S111[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S111[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S111[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S111[3U]) ;
-        i_1 = _S26;
+        sums_0[0U] = sums_0[0U] * float4(_S189[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S189[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S189[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S189[3U]) ;
+        i_6 = _S102;
         for(;;)
         {
-            float4 _S113 = float4(scales_0[0U])  * Blocks8_expand_0(values_0[0U]);
-            float4 _S114;
-            if(i_1 < 64U)
+            float4 _S191 = float4(scales_2[0U])  * Blocks8_expand_0(values_1[0U]);
+            float4 _S192;
+            if(i_6 < 64U)
             {
-                _S114 = (*kernelContext_2->weights_0)[i_1];
+                _S192 = (*kernelContext_5->weights_0)[i_6];
             }
             else
             {
-                _S114 = _S53;
+                _S192 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S114[0U])  * _S113;
-            sums_0[1U] = sums_0[1U] + float4(_S114[1U])  * _S113;
-            sums_0[2U] = sums_0[2U] + float4(_S114[2U])  * _S113;
-            sums_0[3U] = sums_0[3U] + float4(_S114[3U])  * _S113;
-            float4 _S115 = float4(scales_0[1U])  * Blocks8_expand_0(values_0[1U]);
-            uint _S116 = i_1 + _S25;
-            float4 _S117;
-            if(_S116 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S192[0U])  * _S191;
+            sums_0[1U] = sums_0[1U] + float4(_S192[1U])  * _S191;
+            sums_0[2U] = sums_0[2U] + float4(_S192[2U])  * _S191;
+            sums_0[3U] = sums_0[3U] + float4(_S192[3U])  * _S191;
+            float4 _S193 = float4(scales_2[1U])  * Blocks8_expand_0(values_1[1U]);
+            uint _S194 = i_6 + _S101;
+            float4 _S195;
+            if(_S194 < 64U)
             {
-                _S117 = (*kernelContext_2->weights_0)[_S116];
+                _S195 = (*kernelContext_5->weights_0)[_S194];
             }
             else
             {
-                _S117 = _S53;
+                _S195 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S117[0U])  * _S115;
-            sums_0[1U] = sums_0[1U] + float4(_S117[1U])  * _S115;
-            sums_0[2U] = sums_0[2U] + float4(_S117[2U])  * _S115;
-            sums_0[3U] = sums_0[3U] + float4(_S117[3U])  * _S115;
-            float4 _S118 = float4(scales_0[2U])  * Blocks8_expand_0(values_0[2U]);
-            uint _S119 = i_1 + _S41;
-            float4 _S120;
-            if(_S119 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S195[0U])  * _S193;
+            sums_0[1U] = sums_0[1U] + float4(_S195[1U])  * _S193;
+            sums_0[2U] = sums_0[2U] + float4(_S195[2U])  * _S193;
+            sums_0[3U] = sums_0[3U] + float4(_S195[3U])  * _S193;
+            float4 _S196 = float4(scales_2[2U])  * Blocks8_expand_0(values_1[2U]);
+            uint _S197 = i_6 + _S121;
+            float4 _S198;
+            if(_S197 < 64U)
             {
-                _S120 = (*kernelContext_2->weights_0)[_S119];
+                _S198 = (*kernelContext_5->weights_0)[_S197];
             }
             else
             {
-                _S120 = _S53;
+                _S198 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S120[0U])  * _S118;
-            sums_0[1U] = sums_0[1U] + float4(_S120[1U])  * _S118;
-            sums_0[2U] = sums_0[2U] + float4(_S120[2U])  * _S118;
-            sums_0[3U] = sums_0[3U] + float4(_S120[3U])  * _S118;
-            float4 _S121 = float4(scales_0[3U])  * Blocks8_expand_0(values_0[3U]);
-            uint _S122 = i_1 + _S43;
-            float4 _S123;
-            if(_S122 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S198[0U])  * _S196;
+            sums_0[1U] = sums_0[1U] + float4(_S198[1U])  * _S196;
+            sums_0[2U] = sums_0[2U] + float4(_S198[2U])  * _S196;
+            sums_0[3U] = sums_0[3U] + float4(_S198[3U])  * _S196;
+            float4 _S199 = float4(scales_2[3U])  * Blocks8_expand_0(values_1[3U]);
+            uint _S200 = i_6 + _S123;
+            float4 _S201;
+            if(_S200 < 64U)
             {
-                _S123 = (*kernelContext_2->weights_0)[_S122];
+                _S201 = (*kernelContext_5->weights_0)[_S200];
             }
             else
             {
-                _S123 = _S53;
+                _S201 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S123[0U])  * _S121;
-            sums_0[1U] = sums_0[1U] + float4(_S123[1U])  * _S121;
-            sums_0[2U] = sums_0[2U] + float4(_S123[2U])  * _S121;
-            sums_0[3U] = sums_0[3U] + float4(_S123[3U])  * _S121;
-            float4 _S124 = float4(scales_0[4U])  * Blocks8_expand_0(values_0[4U]);
-            uint _S125 = i_1 + _S45;
-            float4 _S126;
-            if(_S125 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S201[0U])  * _S199;
+            sums_0[1U] = sums_0[1U] + float4(_S201[1U])  * _S199;
+            sums_0[2U] = sums_0[2U] + float4(_S201[2U])  * _S199;
+            sums_0[3U] = sums_0[3U] + float4(_S201[3U])  * _S199;
+            float4 _S202 = float4(scales_2[4U])  * Blocks8_expand_0(values_1[4U]);
+            uint _S203 = i_6 + _S125;
+            float4 _S204;
+            if(_S203 < 64U)
             {
-                _S126 = (*kernelContext_2->weights_0)[_S125];
+                _S204 = (*kernelContext_5->weights_0)[_S203];
             }
             else
             {
-                _S126 = _S53;
+                _S204 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S126[0U])  * _S124;
-            sums_0[1U] = sums_0[1U] + float4(_S126[1U])  * _S124;
-            sums_0[2U] = sums_0[2U] + float4(_S126[2U])  * _S124;
-            sums_0[3U] = sums_0[3U] + float4(_S126[3U])  * _S124;
-            float4 _S127 = float4(scales_0[5U])  * Blocks8_expand_0(values_0[5U]);
-            uint _S128 = i_1 + _S47;
-            float4 _S129;
-            if(_S128 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S204[0U])  * _S202;
+            sums_0[1U] = sums_0[1U] + float4(_S204[1U])  * _S202;
+            sums_0[2U] = sums_0[2U] + float4(_S204[2U])  * _S202;
+            sums_0[3U] = sums_0[3U] + float4(_S204[3U])  * _S202;
+            float4 _S205 = float4(scales_2[5U])  * Blocks8_expand_0(values_1[5U]);
+            uint _S206 = i_6 + _S127;
+            float4 _S207;
+            if(_S206 < 64U)
             {
-                _S129 = (*kernelContext_2->weights_0)[_S128];
+                _S207 = (*kernelContext_5->weights_0)[_S206];
             }
             else
             {
-                _S129 = _S53;
+                _S207 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S129[0U])  * _S127;
-            sums_0[1U] = sums_0[1U] + float4(_S129[1U])  * _S127;
-            sums_0[2U] = sums_0[2U] + float4(_S129[2U])  * _S127;
-            sums_0[3U] = sums_0[3U] + float4(_S129[3U])  * _S127;
-            float4 _S130 = float4(scales_0[6U])  * Blocks8_expand_0(values_0[6U]);
-            uint _S131 = i_1 + _S49;
-            float4 _S132;
-            if(_S131 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S207[0U])  * _S205;
+            sums_0[1U] = sums_0[1U] + float4(_S207[1U])  * _S205;
+            sums_0[2U] = sums_0[2U] + float4(_S207[2U])  * _S205;
+            sums_0[3U] = sums_0[3U] + float4(_S207[3U])  * _S205;
+            float4 _S208 = float4(scales_2[6U])  * Blocks8_expand_0(values_1[6U]);
+            uint _S209 = i_6 + _S129;
+            float4 _S210;
+            if(_S209 < 64U)
             {
-                _S132 = (*kernelContext_2->weights_0)[_S131];
+                _S210 = (*kernelContext_5->weights_0)[_S209];
             }
             else
             {
-                _S132 = _S53;
+                _S210 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S132[0U])  * _S130;
-            sums_0[1U] = sums_0[1U] + float4(_S132[1U])  * _S130;
-            sums_0[2U] = sums_0[2U] + float4(_S132[2U])  * _S130;
-            sums_0[3U] = sums_0[3U] + float4(_S132[3U])  * _S130;
-            float4 _S133 = float4(scales_0[7U])  * Blocks8_expand_0(values_0[7U]);
-            uint _S134 = i_1 + _S51;
-            float4 _S135;
-            if(_S134 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S210[0U])  * _S208;
+            sums_0[1U] = sums_0[1U] + float4(_S210[1U])  * _S208;
+            sums_0[2U] = sums_0[2U] + float4(_S210[2U])  * _S208;
+            sums_0[3U] = sums_0[3U] + float4(_S210[3U])  * _S208;
+            float4 _S211 = float4(scales_2[7U])  * Blocks8_expand_0(values_1[7U]);
+            uint _S212 = i_6 + _S131;
+            float4 _S213;
+            if(_S212 < 64U)
             {
-                _S135 = (*kernelContext_2->weights_0)[_S134];
+                _S213 = (*kernelContext_5->weights_0)[_S212];
             }
             else
             {
-                _S135 = _S53;
+                _S213 = _S107;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S135[0U])  * _S133;
-            sums_0[1U] = sums_0[1U] + float4(_S135[1U])  * _S133;
-            sums_0[2U] = sums_0[2U] + float4(_S135[2U])  * _S133;
-            sums_0[3U] = sums_0[3U] + float4(_S135[3U])  * _S133;
-            uint i_2 = i_1 + 8U * _S25;
-            if(i_2 >= 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S213[0U])  * _S211;
+            sums_0[1U] = sums_0[1U] + float4(_S213[1U])  * _S211;
+            sums_0[2U] = sums_0[2U] + float4(_S213[2U])  * _S211;
+            sums_0[3U] = sums_0[3U] + float4(_S213[3U])  * _S211;
+            uint i_7 = i_6 + 8U * _S101;
+            if(i_7 >= 64U)
             {
                 break;
             }
-            Run_0 _S136 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S38, _S29);
-            values_0[0U] = v_pages_0[_S136.vector_0];
-            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S136.scale_1);
-            Run_0 _S137 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S25, 63U)], _S38, _S29);
-            values_0[1U] = v_pages_0[_S137.vector_0];
-            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S137.scale_1);
-            Run_0 _S138 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S41, 63U)], _S38, _S29);
-            values_0[2U] = v_pages_0[_S138.vector_0];
-            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S138.scale_1);
-            Run_0 _S139 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S43, 63U)], _S38, _S29);
-            values_0[3U] = v_pages_0[_S139.vector_0];
-            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S139.scale_1);
-            Run_0 _S140 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S45, 63U)], _S38, _S29);
-            values_0[4U] = v_pages_0[_S140.vector_0];
-            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S140.scale_1);
-            Run_0 _S141 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S47, 63U)], _S38, _S29);
-            values_0[5U] = v_pages_0[_S141.vector_0];
-            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S141.scale_1);
-            Run_0 _S142 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S49, 63U)], _S38, _S29);
-            values_0[6U] = v_pages_0[_S142.vector_0];
-            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S142.scale_1);
-            Run_0 _S143 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S51, 63U)], _S38, _S29);
-            values_0[7U] = v_pages_0[_S143.vector_0];
-            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S143.scale_1);
-            i_1 = i_2;
+            Run_0 _S214 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7, 63U)], _S118, _S105);
+            values_1[0U] = v_pages_0[_S214.vector_0];
+            scales_2[0U] = Blocks8_scale_0(v_pages_0, _S214.scale_2);
+            Run_0 _S215 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S101, 63U)], _S118, _S105);
+            values_1[1U] = v_pages_0[_S215.vector_0];
+            scales_2[1U] = Blocks8_scale_0(v_pages_0, _S215.scale_2);
+            Run_0 _S216 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S121, 63U)], _S118, _S105);
+            values_1[2U] = v_pages_0[_S216.vector_0];
+            scales_2[2U] = Blocks8_scale_0(v_pages_0, _S216.scale_2);
+            Run_0 _S217 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S123, 63U)], _S118, _S105);
+            values_1[3U] = v_pages_0[_S217.vector_0];
+            scales_2[3U] = Blocks8_scale_0(v_pages_0, _S217.scale_2);
+            Run_0 _S218 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S125, 63U)], _S118, _S105);
+            values_1[4U] = v_pages_0[_S218.vector_0];
+            scales_2[4U] = Blocks8_scale_0(v_pages_0, _S218.scale_2);
+            Run_0 _S219 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S127, 63U)], _S118, _S105);
+            values_1[5U] = v_pages_0[_S219.vector_0];
+            scales_2[5U] = Blocks8_scale_0(v_pages_0, _S219.scale_2);
+            Run_0 _S220 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S129, 63U)], _S118, _S105);
+            values_1[6U] = v_pages_0[_S220.vector_0];
+            scales_2[6U] = Blocks8_scale_0(v_pages_0, _S220.scale_2);
+            Run_0 _S221 = Blocks8_run_0(_S117, (*kernelContext_5->slots_0)[min(i_7 + _S131, 63U)], _S118, _S105);
+            values_1[7U] = v_pages_0[_S221.vector_0];
+            scales_2[7U] = Blocks8_scale_0(v_pages_0, _S221.scale_2);
+            i_6 = i_7;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S112;
-        peak_1 = _S109;
+        total_0 = _S190;
+        peak_0 = _S187;
     }
-    (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
-    (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
-    (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
-    (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S144 = group_total_0(total_0, thread_2, kernelContext_2);
-    i_0 = thread_2;
+    (*kernelContext_5->exchange_0)[thread_4] = sums_0[0U];
+    (*kernelContext_5->exchange_0)[128U + thread_4] = sums_0[1U];
+    (*kernelContext_5->exchange_0)[256U + thread_4] = sums_0[2U];
+    (*kernelContext_5->exchange_0)[384U + thread_4] = sums_0[3U];
+    float4 _S222 = group_total_0(total_0, thread_4, kernelContext_5);
+    i_5 = thread_4;
     for(;;)
     {
-        _S21 = part_0->heads_0;
-        if(i_0 < (part_0->heads_0 * _S23))
+        _S97 = part_2->heads_0;
+        if(i_5 < (part_2->heads_0 * _S99))
         {
         }
         else
         {
             break;
         }
-        float4 _S145 = float4(int4(int(0)) );
-        i_1 = 0U;
-        score_0 = _S145;
+        i_6 = 0U;
+        score_1 = _S107;
         for(;;)
         {
-            if(i_1 < _S25)
+            if(i_6 < _S101)
             {
             }
             else
             {
                 break;
             }
-            uint _S146 = i_0 / _S23;
-            uint _S147 = _S146 * 128U + i_1 * _S23;
-            uint _S148 = i_0 % _S23;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S147 + _S148];
-            i_1 = i_1 + 1U;
-            score_0 = whole_0;
-        }
-        uint _S149 = part_0->out_0;
-        uint _S150 = i_0 / _S23;
-        uint _S151 = _S149 + _S150 * part_0->out_stride_0;
-        uint _S152 = i_0 % _S23;
-        *(scratch_0+(_S151 + _S152)) = packed_float4(score_0) ;
-        i_0 = i_0 + 128U;
-    }
-    if(thread_2 < _S21)
-    {
-        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S23)) = packed_float4(float4(peak_1[thread_2], _S144[thread_2], 1.0, 0.0)) ;
-    }
-    return;
-}
-
-struct Plain_0
-{
-    uint begin_2;
-};
-
-float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
-{
-    uint _S153 = this_1->begin_2 + element_1;
-    return float4(this_x_0[_S153], this_x_0[_S153 + 1U], this_x_0[_S153 + 2U], this_x_0[_S153 + 3U]);
-}
-
-uint pack_halves_0(float2 values_1)
-{
-    return (as_type<ushort>((half)((values_1.x)))) | ((as_type<ushort>((half)((values_1.y)))) << 16U);
-}
-
-void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_2, const Plain_0 thread* x_0, float device* x_x_0)
-{
-    float _S154;
-    Run_0 _S155 = Blocks8_run_0(offset_2, slot_1, columns_2, element_2);
-    thread float2 scales_1 = float2(int2(int(0)) );
-    uint block_0 = 0U;
-    for(;;)
-    {
-        if(block_0 < 2U)
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint i_3 = 0U;
-        float most_0 = 0.0;
-        for(;;)
-        {
-            if(i_3 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4 _S156 = Plain_four_0(x_0, x_x_0, element_2 + 32U * block_0 + 4U * i_3);
-            float4 _S157 = abs(_S156);
-            bool _S158;
-            if((_S157[0U]) > most_0)
-            {
-                _S158 = true;
-            }
-            else
-            {
-                _S158 = isnan(_S157[0U]);
-            }
-            if(_S158)
-            {
-                _S154 = _S157[0U];
-            }
-            else
-            {
-                _S154 = most_0;
-            }
-            bool _S159;
-            if((_S157[1U]) > _S154)
-            {
-                _S159 = true;
-            }
-            else
-            {
-                _S159 = isnan(_S157[1U]);
-            }
-            float _S160;
-            if(_S159)
-            {
-                _S160 = _S157[1U];
-            }
-            else
-            {
-                _S160 = _S154;
-            }
-            bool _S161;
-            if((_S157[2U]) > _S160)
-            {
-                _S161 = true;
-            }
-            else
-            {
-                _S161 = isnan(_S157[2U]);
-            }
-            float _S162;
-            if(_S161)
-            {
-                _S162 = _S157[2U];
-            }
-            else
-            {
-                _S162 = _S160;
-            }
-            bool _S163;
-            if((_S157[3U]) > _S162)
-            {
-                _S163 = true;
-            }
-            else
-            {
-                _S163 = isnan(_S157[3U]);
-            }
-            if(_S163)
-            {
-                most_0 = _S157[3U];
-            }
-            else
-            {
-                most_0 = _S162;
-            }
-            i_3 = i_3 + 1U;
-        }
-        scales_1[block_0] = most_0 / 127.0;
-        if(most_0 > 0.0)
-        {
-            _S154 = 127.0 / most_0;
-        }
-        else
-        {
-            _S154 = 0.0;
-        }
-        uint i_4 = 0U;
-        for(;;)
-        {
-            if(i_4 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4 _S164 = Plain_four_0(x_0, x_x_0, element_2 + 32U * block_0 + 4U * i_4);
-            float4 _S165 = float4(_S154)  * _S164;
-            int4 _S166 = int4(clamp(_S165 + select(float4(0.5) , float4(-0.5) , _S165 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
-            *(pool_1+(_S155.vector_0 + 8U * block_0 + i_4)) = uint(((((_S166.x) & int(255)) | (((_S166.y) & int(255)) << 8U)) | (((_S166.z) & int(255)) << 16U)) | ((_S166.w) << 24U));
-            i_4 = i_4 + 1U;
-        }
-        block_0 = block_0 + 1U;
-    }
-    *(pool_1+_S155.scale_1 / 2U) = pack_halves_0(scales_1);
-    return;
-}
-
-struct Rotation_0
-{
-    uint angles_0;
-    uint pairs_1;
-    bool interleaved_1;
-};
-
-struct Turned_0
-{
-    Rotation_0 rotation_0;
-    uint begin_3;
-    uint head_dim_3;
-};
-
-uint Rotation_pair_of_0(const Rotation_0 thread* this_2, uint element_3)
-{
-    uint _S167;
-    if(this_2->interleaved_1)
-    {
-        _S167 = element_3 / 2U;
-    }
-    else
-    {
-        uint _S168 = element_3 % this_2->pairs_1;
-        _S167 = _S168;
-    }
-    return _S167;
-}
-
-uint2 Rotation_places_0(const Rotation_0 thread* this_3, uint pair_0)
-{
-    uint2 _S169;
-    if(this_3->interleaved_1)
-    {
-        uint _S170 = 2U * pair_0;
-        _S169 = uint2(_S170, _S170 + 1U);
-    }
-    else
-    {
-        _S169 = uint2(pair_0, pair_0 + this_3->pairs_1);
-    }
-    return _S169;
-}
-
-float2 Rotation_turn_0(const Rotation_0 thread* this_4, float device* table_1, uint pair_1, float2 x_1)
-{
-    uint _S171 = this_4->angles_0 + 2U * pair_1;
-    float _S172 = x_1.x;
-    float _S173 = x_1.y;
-    uint _S174 = _S171 + 1U;
-    return float2(_S172 * table_1[_S171] - _S173 * table_1[_S174], _S172 * table_1[_S174] + _S173 * table_1[_S171]);
-}
-
-float4 Turned_four_0(const Turned_0 thread* this_5, float device* this_x_1, float device* this_table_0, uint column_0)
-{
-    uint _S175;
-    uint _S176;
-    float _S177;
-    uint _S178 = this_5->begin_3;
-    uint _S179 = this_5->head_dim_3;
-    uint _S180 = column_0 / this_5->head_dim_3;
-    uint _S181 = _S178 + _S180 * _S179;
-    thread float4 result_3;
-    for(;;)
-    {
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S182 = column_0 % _S179;
-                _S175 = _S182;
-                uint _S183 = 2U * (&this_5->rotation_0)->pairs_1;
-                _S176 = _S183;
-                if(_S182 >= _S183)
-                {
-                    result_3.x = this_x_1[_S181 + _S182];
-                    break;
-                }
-                uint _S184 = Rotation_pair_of_0(&this_5->rotation_0, _S182);
-                uint2 _S185 = Rotation_places_0(&this_5->rotation_0, _S184);
-                uint _S186 = _S185.x;
-                float2 _S187 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S184, float2(this_x_1[_S181 + _S186], this_x_1[_S181 + _S185.y]));
-                if(_S182 == _S186)
-                {
-                    _S177 = _S187.x;
-                }
-                else
-                {
-                    _S177 = _S187.y;
-                }
-                result_3.x = _S177;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S188 = _S175 + 1U;
-                if(_S188 >= _S176)
-                {
-                    result_3.y = this_x_1[_S181 + _S188];
-                    break;
-                }
-                uint _S189 = Rotation_pair_of_0(&this_5->rotation_0, _S188);
-                uint2 _S190 = Rotation_places_0(&this_5->rotation_0, _S189);
-                uint _S191 = _S190.x;
-                float2 _S192 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S189, float2(this_x_1[_S181 + _S191], this_x_1[_S181 + _S190.y]));
-                if(_S188 == _S191)
-                {
-                    _S177 = _S192.x;
-                }
-                else
-                {
-                    _S177 = _S192.y;
-                }
-                result_3.y = _S177;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S193 = _S175 + 2U;
-                if(_S193 >= _S176)
-                {
-                    result_3.z = this_x_1[_S181 + _S193];
-                    break;
-                }
-                uint _S194 = Rotation_pair_of_0(&this_5->rotation_0, _S193);
-                uint2 _S195 = Rotation_places_0(&this_5->rotation_0, _S194);
-                uint _S196 = _S195.x;
-                float2 _S197 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S194, float2(this_x_1[_S181 + _S196], this_x_1[_S181 + _S195.y]));
-                if(_S193 == _S196)
-                {
-                    _S177 = _S197.x;
-                }
-                else
-                {
-                    _S177 = _S197.y;
-                }
-                result_3.z = _S177;
-                break;
-            }
-            break;
-        }
-        for(;;)
-        {
-            for(;;)
-            {
-                uint _S198 = _S175 + 3U;
-                if(_S198 >= _S176)
-                {
-                    result_3.w = this_x_1[_S181 + _S198];
-                    break;
-                }
-                uint _S199 = Rotation_pair_of_0(&this_5->rotation_0, _S198);
-                uint2 _S200 = Rotation_places_0(&this_5->rotation_0, _S199);
-                uint _S201 = _S200.x;
-                float2 _S202 = Rotation_turn_0(&this_5->rotation_0, this_table_0, _S199, float2(this_x_1[_S181 + _S201], this_x_1[_S181 + _S200.y]));
-                if(_S198 == _S201)
-                {
-                    _S177 = _S202.x;
-                }
-                else
-                {
-                    _S177 = _S202.y;
-                }
-                result_3.w = _S177;
-                break;
-            }
-            break;
-        }
-        break;
-    }
-    return result_3;
-}
-
-void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
-{
-    float _S203;
-    Run_0 _S204 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
-    thread float2 scales_2 = float2(int2(int(0)) );
-    uint block_1 = 0U;
-    for(;;)
-    {
-        if(block_1 < 2U)
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint i_5 = 0U;
-        float most_1 = 0.0;
-        for(;;)
-        {
-            if(i_5 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4 _S205 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_5);
-            float4 _S206 = abs(_S205);
-            bool _S207;
-            if((_S206[0U]) > most_1)
-            {
-                _S207 = true;
-            }
-            else
-            {
-                _S207 = isnan(_S206[0U]);
-            }
-            if(_S207)
-            {
-                _S203 = _S206[0U];
-            }
-            else
-            {
-                _S203 = most_1;
-            }
-            bool _S208;
-            if((_S206[1U]) > _S203)
-            {
-                _S208 = true;
-            }
-            else
-            {
-                _S208 = isnan(_S206[1U]);
-            }
-            float _S209;
-            if(_S208)
-            {
-                _S209 = _S206[1U];
-            }
-            else
-            {
-                _S209 = _S203;
-            }
-            bool _S210;
-            if((_S206[2U]) > _S209)
-            {
-                _S210 = true;
-            }
-            else
-            {
-                _S210 = isnan(_S206[2U]);
-            }
-            float _S211;
-            if(_S210)
-            {
-                _S211 = _S206[2U];
-            }
-            else
-            {
-                _S211 = _S209;
-            }
-            bool _S212;
-            if((_S206[3U]) > _S211)
-            {
-                _S212 = true;
-            }
-            else
-            {
-                _S212 = isnan(_S206[3U]);
-            }
-            if(_S212)
-            {
-                most_1 = _S206[3U];
-            }
-            else
-            {
-                most_1 = _S211;
-            }
-            i_5 = i_5 + 1U;
-        }
-        scales_2[block_1] = most_1 / 127.0;
-        if(most_1 > 0.0)
-        {
-            _S203 = 127.0 / most_1;
-        }
-        else
-        {
-            _S203 = 0.0;
-        }
-        uint i_6 = 0U;
-        for(;;)
-        {
-            if(i_6 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4 _S213 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_6);
-            float4 _S214 = float4(_S203)  * _S213;
-            int4 _S215 = int4(clamp(_S214 + select(float4(0.5) , float4(-0.5) , _S214 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
-            *(pool_2+(_S204.vector_0 + 8U * block_1 + i_6)) = uint(((((_S215.x) & int(255)) | (((_S215.y) & int(255)) << 8U)) | (((_S215.z) & int(255)) << 16U)) | ((_S215.w) << 24U));
+            uint _S223 = i_5 / _S99;
+            uint _S224 = _S223 * 128U + i_6 * _S99;
+            uint _S225 = i_5 % _S99;
+            float4 whole_0 = score_1 + (*kernelContext_5->exchange_0)[_S224 + _S225];
             i_6 = i_6 + 1U;
+            score_1 = whole_0;
         }
-        block_1 = block_1 + 1U;
+        uint _S226 = part_2->out_0;
+        uint _S227 = i_5 / _S99;
+        uint _S228 = _S226 + _S227 * part_2->out_stride_0;
+        uint _S229 = i_5 % _S99;
+        *(scratch_0+(_S228 + _S229)) = packed_float4(score_1) ;
+        i_5 = i_5 + 128U;
     }
-    *(pool_2+_S204.scale_1 / 2U) = pack_halves_0(scales_2);
-    return;
-}
-
-void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Turned_0 thread* q_0, float device* q_x_0, float device* q_table_0, KernelContext_0 thread* kernelContext_3)
-{
-    uint _S216 = part_1->head_dim_0;
-    uint _S217 = padded_vectors_0(part_1->head_dim_0);
-    uint i_7 = thread_3;
-    for(;;)
+    if(thread_4 < _S97)
     {
-        if(i_7 < (4U * _S217))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S218 = i_7 % _S217;
-        uint _S219 = i_7 / _S217;
-        bool _S220;
-        if(_S219 < (part_1->heads_0))
-        {
-            _S220 = _S218 < (_S216 / 4U);
-        }
-        else
-        {
-            _S220 = false;
-        }
-        (*kernelContext_3->query_0)[i_7] = float4(int4(int(0)) );
-        if(_S220)
-        {
-            uint _S221 = part_1->head_0;
-            uint _S222 = i_7 / _S217;
-            float4 _S223 = Turned_four_0(q_0, q_x_0, q_table_0, (_S221 + _S222) * _S216 + 4U * _S218);
-            (*kernelContext_3->query_0)[i_7] = float4(scale_3)  * _S223;
-        }
-        i_7 = i_7 + 128U;
+        *(scratch_0+(part_2->out_0 + thread_4 * part_2->out_stride_0 + _S99)) = packed_float4(float4(peak_0[thread_4], _S222[thread_4], 1.0, 0.0)) ;
     }
     return;
 }
@@ -1205,47 +1238,47 @@ uint group_number_0(uint3 group_0)
 
 Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
 {
-    uint _S224 = heads_2 / kv_heads_1;
-    uint _S225 = (_S224 + 4U - 1U) / 4U;
-    uint _S226 = rows_0 * kv_heads_1 * _S225;
-    uint _S227 = number_1 % _S226;
-    uint _S228 = _S227 % _S225;
-    thread Part_0 part_2;
-    uint _S229 = number_1 / _S226;
-    (&part_2)->number_0 = _S229;
-    uint _S230 = _S227 / (kv_heads_1 * _S225);
-    (&part_2)->row_0 = _S230;
-    uint _S231 = _S227 / _S225;
-    uint _S232 = _S231 % kv_heads_1;
-    (&part_2)->kv_head_0 = _S232;
-    uint _S233 = _S228 * 4U;
-    uint _S234 = _S232 * _S224 + _S233;
-    (&part_2)->head_0 = _S234;
-    (&part_2)->heads_0 = min(_S224 - _S233, 4U);
-    (&part_2)->head_dim_0 = head_dim_4;
-    (&part_2)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S235 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_2)->out_stride_0 = _S235;
-    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S234) * _S235 + (&part_2)->number_0 * (head_dim_4 / 4U + 1U);
-    (&part_2)->end_0 = 0U;
-    (&part_2)->begin_1 = 0U;
-    (&part_2)->v_pages_offset_0 = 0U;
-    (&part_2)->k_pages_offset_0 = 0U;
-    return part_2;
+    uint _S230 = heads_2 / kv_heads_1;
+    uint _S231 = (_S230 + 4U - 1U) / 4U;
+    uint _S232 = rows_0 * kv_heads_1 * _S231;
+    uint _S233 = number_1 % _S232;
+    uint _S234 = _S233 % _S231;
+    thread Part_0 part_3;
+    uint _S235 = number_1 / _S232;
+    (&part_3)->number_0 = _S235;
+    uint _S236 = _S233 / (kv_heads_1 * _S231);
+    (&part_3)->row_0 = _S236;
+    uint _S237 = _S233 / _S231;
+    uint _S238 = _S237 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S238;
+    uint _S239 = _S234 * 4U;
+    uint _S240 = _S238 * _S230 + _S239;
+    (&part_3)->head_0 = _S240;
+    (&part_3)->heads_0 = min(_S230 - _S239, 4U);
+    (&part_3)->head_dim_0 = head_dim_4;
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
+    uint _S241 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S241;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S240) * _S241 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->end_0 = 0U;
+    (&part_3)->begin_0 = 0U;
+    (&part_3)->v_pages_offset_0 = 0U;
+    (&part_3)->k_pages_offset_0 = 0U;
+    return part_3;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_0, uint rows_1)
 {
-    uint _S236;
+    uint _S242;
     if(offset_4 == 4294967295U)
     {
-        _S236 = rows_1;
+        _S242 = rows_1;
     }
     else
     {
-        _S236 = min(max(batch_0[offset_4], first_0) - first_0, rows_1);
+        _S242 = min(max(batch_0[offset_4], first_0) - first_0, rows_1);
     }
-    return _S236;
+    return _S242;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
@@ -1255,18 +1288,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S237;
-    (&_S237)->begin_0 = begin_4;
-    (&_S237)->page_size_0 = page_size_2;
-    (&_S237)->pages_0 = pages_2;
-    (&_S237)->length_0 = length_1;
-    return _S237;
+    thread SequenceTable_0 _S243;
+    (&_S243)->begin_3 = begin_4;
+    (&_S243)->page_size_1 = page_size_2;
+    (&_S243)->pages_1 = pages_2;
+    (&_S243)->length_0 = length_1;
+    return _S243;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S238 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S238 + 1U, page_size_3, pages_3, min(sequences_2[_S238], min(entries_0, pages_3) * page_size_3));
+    uint _S244 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S244 + 1U, page_size_3, pages_3, min(sequences_2[_S244], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
@@ -1276,63 +1309,63 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S239;
+    bool _S245;
     if(window_1 != 0U)
     {
-        _S239 = position_1 >= window_1;
+        _S245 = position_1 >= window_1;
     }
     else
     {
-        _S239 = false;
+        _S245 = false;
     }
-    uint _S240;
-    if(_S239)
+    uint _S246;
+    if(_S245)
     {
-        _S240 = position_1 - window_1 + 1U;
+        _S246 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S240 = 0U;
+        _S246 = 0U;
     }
-    return _S240;
+    return _S246;
 }
 
-void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
 {
-    uint _S241;
+    uint _S247;
     if(first_1 < length_2)
     {
-        _S241 = length_2 - first_1;
+        _S247 = length_2 - first_1;
     }
     else
     {
-        _S241 = 0U;
+        _S247 = 0U;
     }
-    uint _S242 = parts_2 * 64U;
-    uint _S243 = (_S241 + _S242 - 1U) / _S242;
-    uint _S244 = _S243 * 64U;
-    uint _S245 = min(first_1 + part_3->number_0 * _S244, length_2);
-    part_3->begin_1 = _S245;
-    part_3->end_0 = min(_S245 + _S244, length_2);
+    uint _S248 = parts_2 * 64U;
+    uint _S249 = (_S247 + _S248 - 1U) / _S248;
+    uint _S250 = _S249 * 64U;
+    uint _S251 = min(first_1 + part_4->number_0 * _S250, length_2);
+    part_4->begin_0 = _S251;
+    part_4->end_0 = min(_S251 + _S250, length_2);
     return;
 }
 
-void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 device* scratch_1)
 {
-    if(thread_4 < (part_4->heads_0))
+    if(thread_5 < (part_5->heads_0))
     {
-        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+        *(scratch_1+(part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
     }
     return;
 }
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S246;
-    (&_S246)->angles_0 = angles_1;
-    (&_S246)->pairs_1 = pairs_2;
-    (&_S246)->interleaved_1 = interleaved_2;
-    return _S246;
+    thread Rotation_0 _S252;
+    (&_S252)->angles_0 = angles_1;
+    (&_S252)->pairs_0 = pairs_2;
+    (&_S252)->interleaved_0 = interleaved_2;
+    return _S252;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1340,160 +1373,119 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     return Rotation_x24init_0(table_offset_1 + 2U * min(position_2, positions_1 - 1U) * pairs_3, pairs_3, interleaved_3 != 0U);
 }
 
-Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
-{
-    thread Start_0 _S247;
-    (&_S247)->peak_0 = peak_2;
-    (&_S247)->value_0 = value_3;
-    (&_S247)->weight_0 = weight_1;
-    return _S247;
-}
-
-float4 score_1(uint thread_5, const Part_0 thread* part_5, float4 key_0, KernelContext_0 thread* kernelContext_4)
-{
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    thread float4 products_1 = float4(int4(int(0)) );
-    uint _S248 = part_5->head_dim_0;
-    if(thread_5 < (part_5->head_dim_0 / 4U))
-    {
-        products_1.x = dot((*kernelContext_4->query_0)[thread_5], key_0);
-        uint _S249 = padded_vectors_0(_S248);
-        products_1.y = dot((*kernelContext_4->query_0)[_S249 + thread_5], key_0);
-        products_1.z = dot((*kernelContext_4->query_0)[2U * _S249 + thread_5], key_0);
-        products_1.w = dot((*kernelContext_4->query_0)[3U * _S249 + thread_5], key_0);
-    }
-    float4 _S250 = group_total_0(products_1, thread_5, kernelContext_4);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return _S250;
-}
-
 [[kernel]] void rope_attention_part_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], float device* entryPointParams_k_1 [[buffer(2)]], float device* entryPointParams_v_1 [[buffer(3)]], float device* entryPointParams_table_1 [[buffer(4)]], uint device* entryPointParams_k_pages_1 [[buffer(5)]], uint device* entryPointParams_v_pages_1 [[buffer(6)]], uint device* entryPointParams_new_k_1 [[buffer(7)]], uint device* entryPointParams_new_v_1 [[buffer(8)]], uint device* entryPointParams_batch_1 [[buffer(9)]], uint device* entryPointParams_sequences_1 [[buffer(10)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(11)]])
 {
-    thread KernelContext_0 kernelContext_5;
-    (&kernelContext_5)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_5)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_5)->entryPointParams_k_0 = entryPointParams_k_1;
-    (&kernelContext_5)->entryPointParams_v_0 = entryPointParams_v_1;
-    (&kernelContext_5)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_5)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_5)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_5)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
-    (&kernelContext_5)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
-    (&kernelContext_5)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_5)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_5)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    thread KernelContext_0 kernelContext_6;
+    (&kernelContext_6)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_6)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_6)->entryPointParams_k_0 = entryPointParams_k_1;
+    (&kernelContext_6)->entryPointParams_v_0 = entryPointParams_v_1;
+    (&kernelContext_6)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_6)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_6)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_6)->entryPointParams_new_k_0 = entryPointParams_new_k_1;
+    (&kernelContext_6)->entryPointParams_new_v_0 = entryPointParams_new_v_1;
+    (&kernelContext_6)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_6)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_6)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_5)->query_0 = &query_1;
+    (&kernelContext_6)->query_0 = &query_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_5)->waves_0 = &waves_1;
+    (&kernelContext_6)->waves_0 = &waves_1;
     threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_5)->slots_0 = &slots_1;
+    (&kernelContext_6)->slots_0 = &slots_1;
     threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_5)->exchange_0 = &exchange_1;
+    (&kernelContext_6)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_5)->weights_0 = &weights_1;
+    (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_5)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S251 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S251;
-    bool _S252;
+    (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S253 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S253;
+    bool _S254;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S252 = true;
+        _S254 = true;
     }
     else
     {
-        _S252 = (valid_rows_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S254 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S252)
+    if(_S254)
     {
         return;
     }
-    SequenceTable_0 _S253 = sequence_table_0((&kernelContext_5)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S254 = row_position_0((&kernelContext_5)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S255 = _S254 < (_S253.length_0);
-    share_out_0(&part_6, first_seen_0(_S254, entryPointParams_1->p_0.window_0), min(_S254, _S253.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S255)
+    SequenceTable_0 _S255 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S256 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S257 = _S256 < (_S255.length_0);
+    share_out_0(&part_6, first_seen_0(_S256, entryPointParams_1->p_0.window_0), min(_S256, _S255.length_0), entryPointParams_1->p_0.parts_0);
+    if(_S257)
     {
-        _S252 = ((&part_6)->number_0) == 0U;
+        _S254 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S252 = false;
+        _S254 = false;
     }
-    bool _S256;
-    if(((&part_6)->begin_1) >= ((&part_6)->end_0))
+    bool _S258;
+    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S256 = !_S252;
+        _S258 = !_S254;
     }
     else
     {
-        _S256 = false;
+        _S258 = false;
     }
-    if(_S256)
+    if(_S258)
     {
-        thread Part_0 _S257 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S257, (&kernelContext_5)->entryPointParams_scratch_0);
+        thread Part_0 _S259 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S259, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
-    thread Turned_0 queries_0;
-    Rotation_0 _S258 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S254, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_0, entryPointParams_1->p_0.interleaved_0);
-    (&queries_0)->rotation_0 = _S258;
-    (&queries_0)->begin_3 = entryPointParams_1->p_0.q_offset_0;
-    (&queries_0)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    thread Turned_0 queries_1;
+    Rotation_0 _S260 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S256, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S260;
+    (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
+    (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S258;
-    (&keys_1)->begin_3 = entryPointParams_1->p_0.k_offset_0;
-    (&keys_1)->head_dim_3 = entryPointParams_1->p_0.head_dim_1;
+    (&keys_1)->rotation_0 = _S260;
+    (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
+    (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread Part_0 _S259 = part_6;
-    thread Turned_0 _S260 = queries_0;
-    load_queries_0(sv_groupindex_0, &_S259, entryPointParams_1->p_0.scale_0, &_S260, (&kernelContext_5)->entryPointParams_q_0, (&kernelContext_5)->entryPointParams_table_0, &kernelContext_5);
-    thread Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
-    if(_S252)
+    thread SequenceTable_0 _S261 = _S255;
+    thread Part_0 _S262 = part_6;
+    thread Turned_0 _S263 = queries_1;
+    thread Turned_0 _S264 = keys_1;
+    thread Plain_0 _S265 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S261, &_S262, entryPointParams_1->p_0.scale_0, &_S263, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S254, &_S264, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S265, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S254)
     {
-        uint _S261 = (&part_6)->kv_head_0 * entryPointParams_1->p_0.head_dim_1;
-        uint _S262 = sv_groupindex_0 % (entryPointParams_1->p_0.head_dim_1 / 4U);
-        uint _S263 = _S261 + 4U * _S262;
-        Part_0 _S264 = part_6;
-        thread Turned_0 _S265 = keys_1;
-        float4 _S266 = Turned_four_0(&_S265, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0, _S263);
-        thread Part_0 _S267 = _S264;
-        float4 _S268 = score_1(sv_groupindex_0, &_S267, _S266, &kernelContext_5);
-        (&start_1)->peak_0 = _S268;
-        thread Plain_0 _S269 = values_2;
-        float4 _S270 = Plain_four_0(&_S269, (&kernelContext_5)->entryPointParams_v_0, _S263);
-        (&start_1)->value_0 = _S270;
-        (&start_1)->weight_0 = 1.0;
-        thread SequenceTable_0 _S271 = _S253;
-        uint _S272 = SequenceTable_slot_0(&_S271, (&kernelContext_5)->entryPointParams_sequences_0, _S254);
-        uint i_8 = sv_groupindex_0 * 64U;
-        for(;;)
-        {
-            if(i_8 < ((&part_6)->columns_0))
-            {
-            }
-            else
-            {
-                break;
-            }
-            uint _S273 = i_8 / entryPointParams_1->p_0.head_dim_1;
-            if(_S273 == ((&part_6)->kv_head_0))
-            {
-                thread Turned_0 _S274 = keys_1;
-                Blocks8_append_1((&kernelContext_5)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S272, (&part_6)->columns_0, i_8, &_S274, (&kernelContext_5)->entryPointParams_k_0, (&kernelContext_5)->entryPointParams_table_0);
-                thread Plain_0 _S275 = values_2;
-                Blocks8_append_0((&kernelContext_5)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S272, (&part_6)->columns_0, i_8, &_S275, (&kernelContext_5)->entryPointParams_v_0);
-            }
-            i_8 = i_8 + 8192U;
-        }
+        return;
     }
-    thread SequenceTable_0 _S276 = _S253;
-    thread Part_0 _S277 = part_6;
-    thread Start_0 _S278 = start_1;
-    attend_0(sv_groupindex_0, (&kernelContext_5)->entryPointParams_k_pages_0, (&kernelContext_5)->entryPointParams_v_pages_0, (&kernelContext_5)->entryPointParams_sequences_0, (&kernelContext_5)->entryPointParams_scratch_0, &_S276, &_S277, &_S278, &kernelContext_5);
+    thread SequenceTable_0 _S266 = _S255;
+    uint _S267 = SequenceTable_slot_0(&_S266, (&kernelContext_6)->entryPointParams_sequences_0, _S256);
+    uint i_8 = sv_groupindex_0 * 64U;
+    for(;;)
+    {
+        if(i_8 < ((&part_6)->columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S268 = i_8 / entryPointParams_1->p_0.head_dim_2;
+        if(_S268 == ((&part_6)->kv_head_0))
+        {
+            thread Turned_0 _S269 = keys_1;
+            Blocks8_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S267, (&part_6)->columns_0, i_8, &_S269, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S270 = values_2;
+            Blocks8_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S267, (&part_6)->columns_0, i_8, &_S270, (&kernelContext_6)->entryPointParams_v_0);
+        }
+        i_8 = i_8 + 8192U;
+    }
     return;
 }

@@ -731,6 +731,11 @@ float group_max_0(float value_1, uint thread_6, KernelContext_0 thread* kernelCo
     return result_1;
 }
 
+bool can_stop_0(bool done_0)
+{
+    return done_0;
+}
+
 uint logit_bits_0(uint word_0)
 {
     uint _S59 = max(word_0, 8388607U);
@@ -874,6 +879,10 @@ float group_sum_0(float value_3, uint thread_8, KernelContext_0 thread* kernelCo
         else
         {
             end_0 = 0U;
+        }
+        if(can_stop_0(end_0 == 0U))
+        {
+            break;
         }
         first_1 = first_1 + 1024U;
     }

@@ -144,59 +144,56 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
     {
         sum_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
-    var _S23 : f32 = sum_0.z;
-    var _S24 : bool = _S23 != 0.0f;
-    var _S25 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
-    var _S26 : f32;
-    if(_S25)
+    var _S23 : bool = (sum_0.z) != 0.0f;
+    var _S24 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
+    var _S25 : f32;
+    if(_S24)
     {
-        _S26 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S19], -3.4028234663852886e+38f);
+        _S25 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S19], -3.4028234663852886e+38f);
+    }
+    else
+    {
+        _S25 = -3.4028234663852886e+38f;
+    }
+    var _S26 : f32;
+    if(_S23)
+    {
+        _S26 = sum_0.x;
     }
     else
     {
         _S26 = -3.4028234663852886e+38f;
     }
-    var _S27 : f32;
-    if(_S24)
+    var _S27 : f32 = group_max_0(_S26, thread_2);
+    var _S28 : f32 = max(_S25, _S27);
+    if(_S23)
     {
-        _S27 = sum_0.x;
-    }
-    else
-    {
-        _S27 = -3.4028234663852886e+38f;
-    }
-    var _S28 : f32 = group_max_0(_S27, thread_2);
-    var _S29 : f32 = max(_S26, _S28);
-    if(_S24)
-    {
-        _S27 = exp(sum_0.x - _S29);
-    }
-    else
-    {
-        _S27 = 0.0f;
-    }
-    factors_0[thread_2] = _S27;
-    var _S30 : f32 = group_max_0(_S23, thread_2);
-    var _S31 : bool = _S30 != 0.0f;
-    var _S32 : f32 = group_sum_0(_S27 * sum_0.y, thread_2);
-    if(_S25)
-    {
-        _S26 = exp(_S26 - _S29);
+        _S26 = exp(sum_0.x - _S28);
     }
     else
     {
         _S26 = 0.0f;
     }
-    var _S33 : f32 = _S32 + _S26;
-    var _S34 : u32 = u32(128) / _S20;
-    var _S35 : u32 = thread_2 / _S20;
-    var _S36 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    factors_0[thread_2] = _S26;
+    var _S29 : f32 = group_sum_0(_S26 * sum_0.y, thread_2);
+    if(_S24)
+    {
+        _S25 = exp(_S25 - _S28);
+    }
+    else
+    {
+        _S25 = 0.0f;
+    }
+    var _S30 : f32 = _S29 + _S25;
+    var _S31 : u32 = u32(128) / _S20;
+    var _S32 : u32 = thread_2 / _S20;
+    var _S33 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var whole_0 : vec4<f32>;
     var i_0 : u32;
-    if(_S35 < _S34)
+    if(_S32 < _S31)
     {
-        i_0 = _S35;
-        sum_0 = _S36;
+        i_0 = _S32;
+        sum_0 = _S33;
         for(;;)
         {
             if(i_0 < (entryPointParams_0.p_0.parts_0))
@@ -208,183 +205,183 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             }
             if(i_0 < (entryPointParams_0.p_0.parts_0))
             {
-                _S26 = factors_0[i_0];
+                _S25 = factors_0[i_0];
             }
             else
             {
-                _S26 = 0.0f;
+                _S25 = 0.0f;
             }
-            if(_S26 != 0.0f)
+            if(_S25 != 0.0f)
             {
-                var _S37 : u32 = _S22 + i_0 * _S21;
-                var _S38 : u32 = thread_2 % _S20;
-                whole_0 = sum_0 + vec4<f32>(_S26) * entryPointParams_scratch_0[_S37 + _S38];
+                var _S34 : u32 = _S22 + i_0 * _S21;
+                var _S35 : u32 = thread_2 % _S20;
+                whole_0 = sum_0 + vec4<f32>(_S25) * entryPointParams_scratch_0[_S34 + _S35];
             }
             else
             {
                 whole_0 = sum_0;
             }
-            var _S39 : u32 = i_0 + _S34;
-            if(_S39 < (entryPointParams_0.p_0.parts_0))
+            var _S36 : u32 = i_0 + _S31;
+            if(_S36 < (entryPointParams_0.p_0.parts_0))
             {
-                _S27 = factors_0[_S39];
+                _S26 = factors_0[_S36];
             }
             else
             {
-                _S27 = 0.0f;
+                _S26 = 0.0f;
             }
             var sum_1 : vec4<f32>;
-            if(_S27 != 0.0f)
+            if(_S26 != 0.0f)
             {
-                var _S40 : u32 = _S22 + _S39 * _S21;
-                var _S41 : u32 = thread_2 % _S20;
-                sum_1 = whole_0 + vec4<f32>(_S27) * entryPointParams_scratch_0[_S40 + _S41];
+                var _S37 : u32 = _S22 + _S36 * _S21;
+                var _S38 : u32 = thread_2 % _S20;
+                sum_1 = whole_0 + vec4<f32>(_S26) * entryPointParams_scratch_0[_S37 + _S38];
             }
             else
             {
                 sum_1 = whole_0;
             }
-            var _S42 : u32 = i_0 + u32(2) * _S34;
-            var _S43 : f32;
-            if(_S42 < (entryPointParams_0.p_0.parts_0))
+            var _S39 : u32 = i_0 + u32(2) * _S31;
+            var _S40 : f32;
+            if(_S39 < (entryPointParams_0.p_0.parts_0))
             {
-                _S43 = factors_0[_S42];
+                _S40 = factors_0[_S39];
             }
             else
             {
-                _S43 = 0.0f;
+                _S40 = 0.0f;
             }
             var sum_2 : vec4<f32>;
-            if(_S43 != 0.0f)
+            if(_S40 != 0.0f)
             {
-                var _S44 : u32 = _S22 + _S42 * _S21;
-                var _S45 : u32 = thread_2 % _S20;
-                sum_2 = sum_1 + vec4<f32>(_S43) * entryPointParams_scratch_0[_S44 + _S45];
+                var _S41 : u32 = _S22 + _S39 * _S21;
+                var _S42 : u32 = thread_2 % _S20;
+                sum_2 = sum_1 + vec4<f32>(_S40) * entryPointParams_scratch_0[_S41 + _S42];
             }
             else
             {
                 sum_2 = sum_1;
             }
-            var _S46 : u32 = i_0 + u32(3) * _S34;
-            var _S47 : f32;
-            if(_S46 < (entryPointParams_0.p_0.parts_0))
+            var _S43 : u32 = i_0 + u32(3) * _S31;
+            var _S44 : f32;
+            if(_S43 < (entryPointParams_0.p_0.parts_0))
             {
-                _S47 = factors_0[_S46];
+                _S44 = factors_0[_S43];
             }
             else
             {
-                _S47 = 0.0f;
+                _S44 = 0.0f;
             }
             var sum_3 : vec4<f32>;
-            if(_S47 != 0.0f)
+            if(_S44 != 0.0f)
             {
-                var _S48 : u32 = _S22 + _S46 * _S21;
-                var _S49 : u32 = thread_2 % _S20;
-                sum_3 = sum_2 + vec4<f32>(_S47) * entryPointParams_scratch_0[_S48 + _S49];
+                var _S45 : u32 = _S22 + _S43 * _S21;
+                var _S46 : u32 = thread_2 % _S20;
+                sum_3 = sum_2 + vec4<f32>(_S44) * entryPointParams_scratch_0[_S45 + _S46];
             }
             else
             {
                 sum_3 = sum_2;
             }
-            var _S50 : u32 = i_0 + u32(4) * _S34;
-            var _S51 : f32;
-            if(_S50 < (entryPointParams_0.p_0.parts_0))
+            var _S47 : u32 = i_0 + u32(4) * _S31;
+            var _S48 : f32;
+            if(_S47 < (entryPointParams_0.p_0.parts_0))
             {
-                _S51 = factors_0[_S50];
+                _S48 = factors_0[_S47];
             }
             else
             {
-                _S51 = 0.0f;
+                _S48 = 0.0f;
             }
             var sum_4 : vec4<f32>;
-            if(_S51 != 0.0f)
+            if(_S48 != 0.0f)
             {
-                var _S52 : u32 = _S22 + _S50 * _S21;
-                var _S53 : u32 = thread_2 % _S20;
-                sum_4 = sum_3 + vec4<f32>(_S51) * entryPointParams_scratch_0[_S52 + _S53];
+                var _S49 : u32 = _S22 + _S47 * _S21;
+                var _S50 : u32 = thread_2 % _S20;
+                sum_4 = sum_3 + vec4<f32>(_S48) * entryPointParams_scratch_0[_S49 + _S50];
             }
             else
             {
                 sum_4 = sum_3;
             }
-            var _S54 : u32 = i_0 + u32(5) * _S34;
-            var _S55 : f32;
-            if(_S54 < (entryPointParams_0.p_0.parts_0))
+            var _S51 : u32 = i_0 + u32(5) * _S31;
+            var _S52 : f32;
+            if(_S51 < (entryPointParams_0.p_0.parts_0))
             {
-                _S55 = factors_0[_S54];
+                _S52 = factors_0[_S51];
             }
             else
             {
-                _S55 = 0.0f;
+                _S52 = 0.0f;
             }
             var sum_5 : vec4<f32>;
-            if(_S55 != 0.0f)
+            if(_S52 != 0.0f)
             {
-                var _S56 : u32 = _S22 + _S54 * _S21;
-                var _S57 : u32 = thread_2 % _S20;
-                sum_5 = sum_4 + vec4<f32>(_S55) * entryPointParams_scratch_0[_S56 + _S57];
+                var _S53 : u32 = _S22 + _S51 * _S21;
+                var _S54 : u32 = thread_2 % _S20;
+                sum_5 = sum_4 + vec4<f32>(_S52) * entryPointParams_scratch_0[_S53 + _S54];
             }
             else
             {
                 sum_5 = sum_4;
             }
-            var _S58 : u32 = i_0 + u32(6) * _S34;
-            var _S59 : f32;
-            if(_S58 < (entryPointParams_0.p_0.parts_0))
+            var _S55 : u32 = i_0 + u32(6) * _S31;
+            var _S56 : f32;
+            if(_S55 < (entryPointParams_0.p_0.parts_0))
             {
-                _S59 = factors_0[_S58];
+                _S56 = factors_0[_S55];
             }
             else
             {
-                _S59 = 0.0f;
+                _S56 = 0.0f;
             }
             var sum_6 : vec4<f32>;
-            if(_S59 != 0.0f)
+            if(_S56 != 0.0f)
             {
-                var _S60 : u32 = _S22 + _S58 * _S21;
-                var _S61 : u32 = thread_2 % _S20;
-                sum_6 = sum_5 + vec4<f32>(_S59) * entryPointParams_scratch_0[_S60 + _S61];
+                var _S57 : u32 = _S22 + _S55 * _S21;
+                var _S58 : u32 = thread_2 % _S20;
+                sum_6 = sum_5 + vec4<f32>(_S56) * entryPointParams_scratch_0[_S57 + _S58];
             }
             else
             {
                 sum_6 = sum_5;
             }
-            var _S62 : u32 = i_0 + u32(7) * _S34;
-            var _S63 : f32;
-            if(_S62 < (entryPointParams_0.p_0.parts_0))
+            var _S59 : u32 = i_0 + u32(7) * _S31;
+            var _S60 : f32;
+            if(_S59 < (entryPointParams_0.p_0.parts_0))
             {
-                _S63 = factors_0[_S62];
+                _S60 = factors_0[_S59];
             }
             else
             {
-                _S63 = 0.0f;
+                _S60 = 0.0f;
             }
-            if(_S63 != 0.0f)
+            if(_S60 != 0.0f)
             {
-                var _S64 : u32 = _S22 + _S62 * _S21;
-                var _S65 : u32 = thread_2 % _S20;
-                sum_0 = sum_6 + vec4<f32>(_S63) * entryPointParams_scratch_0[_S64 + _S65];
+                var _S61 : u32 = _S22 + _S59 * _S21;
+                var _S62 : u32 = thread_2 % _S20;
+                sum_0 = sum_6 + vec4<f32>(_S60) * entryPointParams_scratch_0[_S61 + _S62];
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + u32(8) * _S34;
+            i_0 = i_0 + u32(8) * _S31;
         }
     }
     else
     {
-        sum_0 = _S36;
+        sum_0 = _S33;
     }
     sums_0[thread_2] = sum_0;
     workgroupBarrier();
     if(thread_2 < _S20)
     {
         i_0 = u32(0);
-        whole_0 = _S36;
+        whole_0 = _S33;
         for(;;)
         {
-            if(i_0 < _S34)
+            if(i_0 < _S31)
             {
             }
             else
@@ -395,15 +392,15 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             i_0 = i_0 + u32(1);
             whole_0 = whole_1;
         }
-        if(_S31)
+        if(_S29 != 0.0f)
         {
-            sum_0 = whole_0 / vec4<f32>(_S33);
+            sum_0 = whole_0 / vec4<f32>(_S30);
         }
         else
         {
-            sum_0 = _S36;
+            sum_0 = _S33;
         }
-        var _S66 : u32 = entryPointParams_0.p_0.out_offset_0 + _S18 * entryPointParams_0.p_0.out_stride_0 + _S19 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
+        var _S63 : u32 = entryPointParams_0.p_0.out_offset_0 + _S18 * entryPointParams_0.p_0.out_stride_0 + _S19 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
         var j_0 : u32 = u32(0);
         for(;;)
         {
@@ -414,7 +411,7 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             {
                 break;
             }
-            entryPointParams_result_0[_S66 + j_0] = sum_0[j_0];
+            entryPointParams_result_0[_S63 + j_0] = sum_0[j_0];
             j_0 = j_0 + u32(1);
         }
     }

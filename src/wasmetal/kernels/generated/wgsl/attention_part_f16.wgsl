@@ -169,54 +169,40 @@ fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,
     return;
 }
 
+var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
+
 fn padded_vectors_0( head_dim_3 : u32) -> u32
 {
     return (head_dim_3 / u32(4) + u32(16) - u32(1)) / u32(16) * u32(16);
 }
 
-var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
-
-struct Start_0
+fn query_at_0( vector_0 : u32) -> vec4<f32>
 {
-     peak_0 : vec4<f32>,
-     value_0 : vec4<f32>,
-     weight_0 : f32,
-};
-
-fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
-{
-    var _S22 : Start_0;
-    _S22.peak_0 = peak_1;
-    _S22.value_0 = value_1;
-    _S22.weight_0 = weight_1;
-    return _S22;
+    return query_0[vector_0];
 }
 
-var<workgroup> slots_0 : array<u32, i32(64)>;
-
-var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
-
-var<private> _S23 : u32;
+var<private> _S22 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
-fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
+fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S24 : u32 = _S23;
-    var _S25 : vec4<f32> = subgroupMax(value_2);
-    var _S26 : bool = subgroupElect();
-    if(_S26)
+    var _S23 : u32 = _S22;
+    var _S24 : vec4<f32> = subgroupAdd(value_0);
+    var _S25 : bool = subgroupElect();
+    if(_S25)
     {
-        var _S27 : u32 = thread_0 / _S24;
-        waves_0[_S27] = _S25;
+        var _S26 : u32 = thread_0 / _S23;
+        waves_0[_S26] = _S24;
     }
     workgroupBarrier();
-    var result_0 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S27 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
+    var result_0 : vec4<f32> = _S27;
     for(;;)
     {
-        var _S28 : u32 = u32(128) / _S24;
+        var _S28 : u32 = u32(128) / _S23;
         if(wave_0 < _S28)
         {
         }
@@ -224,83 +210,103 @@ fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
         {
             break;
         }
-        var _S29 : vec4<f32> = max(result_0, waves_0[wave_0]);
-        var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S29;
-        wave_0 = wave_1;
+        var result_1 : vec4<f32> = result_0 + waves_0[wave_0];
+        wave_0 = wave_0 + u32(1);
+        result_0 = result_1;
     }
     return result_0;
 }
 
-var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
+fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
+{
+    workgroupBarrier();
+    var products_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(thread_1 < (part_2.head_dim_1 / u32(4)))
+    {
+        products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
+        var _S29 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S29 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S29 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S29 + thread_1), key_0);
+    }
+    var _S30 : vec4<f32> = group_total_0(products_0, thread_1);
+    workgroupBarrier();
+    return _S30;
+}
 
-fn group_total_0( value_3 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
+var<workgroup> slots_0 : array<u32, i32(64)>;
+
+var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
+
+fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S30 : u32 = _S23;
-    var _S31 : vec4<f32> = subgroupAdd(value_3);
-    var _S32 : bool = subgroupElect();
-    if(_S32)
+    var _S31 : u32 = _S22;
+    var _S32 : vec4<f32> = subgroupMax(value_1);
+    var _S33 : bool = subgroupElect();
+    if(_S33)
     {
-        var _S33 : u32 = thread_1 / _S30;
-        waves_0[_S33] = _S31;
+        var _S34 : u32 = thread_2 / _S31;
+        waves_0[_S34] = _S32;
     }
     workgroupBarrier();
-    var _S34 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var wave_2 : u32 = u32(0);
-    var result_1 : vec4<f32> = _S34;
+    var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S35 : u32 = u32(128) / _S30;
-        if(wave_2 < _S35)
+        var _S35 : u32 = u32(128) / _S31;
+        if(wave_1 < _S35)
         {
         }
         else
         {
             break;
         }
-        var result_2 : vec4<f32> = result_1 + waves_0[wave_2];
-        wave_2 = wave_2 + u32(1);
-        result_1 = result_2;
+        var _S36 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var wave_2 : u32 = wave_1 + u32(1);
+        result_2 = _S36;
+        wave_1 = wave_2;
     }
-    return result_1;
+    return result_2;
 }
 
-fn valid_rows_0( _S36 : u32,  _S37 : u32,  _S38 : u32) -> u32
+var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
+
+fn valid_rows_0( _S37 : u32,  _S38 : u32,  _S39 : u32) -> u32
 {
-    var _S39 : u32;
-    if(_S36 == u32(4294967295))
+    var _S40 : u32;
+    if(_S37 == u32(4294967295))
     {
-        _S39 = _S38;
+        _S40 = _S39;
     }
     else
     {
-        _S39 = min(max(entryPointParams_batch_0[_S36], _S37) - _S37, _S38);
+        _S40 = min(max(entryPointParams_batch_0[_S37], _S38) - _S38, _S39);
     }
-    return _S39;
+    return _S40;
 }
 
-fn row_sequence_0( _S40 : u32,  _S41 : u32) -> u32
+fn row_sequence_0( _S41 : u32,  _S42 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S40 + u32(3) + u32(2) * _S41];
+    return entryPointParams_batch_0[_S41 + u32(3) + u32(2) * _S42];
 }
 
-fn sequence_table_0( _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32) -> SequenceTable_0
+fn sequence_table_0( _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> SequenceTable_0
 {
-    var _S48 : u32 = _S42 + min(_S43, _S44 - u32(1)) * (_S45 + u32(1));
-    return SequenceTable_x24init_0(_S48 + u32(1), _S46, _S47, min(entryPointParams_sequences_0[_S48], min(_S45, _S47) * _S46));
+    var _S49 : u32 = _S43 + min(_S44, _S45 - u32(1)) * (_S46 + u32(1));
+    return SequenceTable_x24init_0(_S49 + u32(1), _S47, _S48, min(entryPointParams_sequences_0[_S49], min(_S46, _S48) * _S47));
 }
 
-fn row_position_0( _S49 : u32,  _S50 : u32) -> u32
+fn row_position_0( _S50 : u32,  _S51 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S49 + u32(2) + u32(2) * _S50];
+    return entryPointParams_batch_0[_S50 + u32(2) + u32(2) * _S51];
 }
 
-fn leave_empty_0( _S51 : u32,  _S52 : Part_0)
+fn leave_empty_0( _S52 : u32,  _S53 : Part_0)
 {
-    if(_S51 < (_S52.heads_1))
+    if(_S52 < (_S53.heads_1))
     {
-        entryPointParams_scratch_0[_S52.out_0 + _S51 * _S52.out_stride_0 + _S52.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S53.out_0 + _S52 * _S53.out_stride_0 + _S53.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -310,67 +316,66 @@ struct Plain_0
      begin_3 : u32,
 };
 
-fn Plain_four_0( _S53 : Plain_0,  _S54 : u32) -> vec4<f32>
+fn Plain_four_0( _S54 : Plain_0,  _S55 : u32) -> vec4<f32>
 {
-    var _S55 : u32 = _S53.begin_3 + _S54;
-    return vec4<f32>(entryPointParams_q_0[_S55], entryPointParams_q_0[_S55 + u32(1)], entryPointParams_q_0[_S55 + u32(2)], entryPointParams_q_0[_S55 + u32(3)]);
+    var _S56 : u32 = _S54.begin_3 + _S55;
+    return vec4<f32>(entryPointParams_q_0[_S56], entryPointParams_q_0[_S56 + u32(1)], entryPointParams_q_0[_S56 + u32(2)], entryPointParams_q_0[_S56 + u32(3)]);
 }
 
-fn load_queries_0( _S56 : u32,  _S57 : Part_0,  _S58 : f32,  _S59 : Plain_0)
+fn load_queries_0( _S57 : u32,  _S58 : Part_0,  _S59 : u32,  _S60 : f32,  _S61 : Plain_0)
 {
-    var _S60 : u32 = padded_vectors_0(_S57.head_dim_1);
-    var i_0 : u32 = _S56;
+    var i_0 : u32 = _S57;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S60))
+        if(i_0 < (u32(4) * _S59))
         {
         }
         else
         {
             break;
         }
-        var _S61 : u32 = i_0 % _S60;
-        var _S62 : u32 = i_0 / _S60;
-        var _S63 : bool;
-        if(_S62 < (_S57.heads_1))
+        var _S62 : u32 = i_0 % _S59;
+        var _S63 : u32 = i_0 / _S59;
+        var _S64 : bool;
+        if(_S63 < (_S58.heads_1))
         {
-            _S63 = _S61 < (_S57.head_dim_1 / u32(4));
+            _S64 = _S62 < (_S58.head_dim_1 / u32(4));
         }
         else
         {
-            _S63 = false;
+            _S64 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S63)
+        if(_S64)
         {
-            var _S64 : u32 = i_0 / _S60;
-            query_0[i_0] = vec4<f32>(_S58) * Plain_four_0(_S59, (_S57.head_0 + _S64) * _S57.head_dim_1 + u32(4) * _S61);
+            var _S65 : u32 = i_0 / _S59;
+            query_0[i_0] = vec4<f32>(_S60) * Plain_four_0(_S61, (_S58.head_0 + _S65) * _S58.head_dim_1 + u32(4) * _S62);
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn SequenceTable_slot_0( _S65 : SequenceTable_0,  _S66 : u32) -> u32
+fn SequenceTable_slot_0( _S66 : SequenceTable_0,  _S67 : u32) -> u32
 {
-    var _S67 : u32 = _S66 / _S65.page_size_1;
-    var _S68 : u32 = min(entryPointParams_sequences_0[_S65.begin_1 + _S67], _S65.pages_1 - u32(1)) * _S65.page_size_1;
-    var _S69 : u32 = _S66 % _S65.page_size_1;
-    return _S68 + _S69;
+    var _S68 : u32 = _S67 / _S66.page_size_1;
+    var _S69 : u32 = min(entryPointParams_sequences_0[_S66.begin_1 + _S68], _S66.pages_1 - u32(1)) * _S66.page_size_1;
+    var _S70 : u32 = _S67 % _S66.page_size_1;
+    return _S69 + _S70;
 }
 
 struct Run_0
 {
-     vector_0 : u32,
+     vector_1 : u32,
      scale_1 : u32,
 };
 
-fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
+fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S70 : Run_0;
-    _S70.vector_0 = vector_1;
-    _S70.scale_1 = scale_2;
-    return _S70;
+    var _S71 : Run_0;
+    _S71.vector_1 = vector_2;
+    _S71.scale_1 = scale_2;
+    return _S71;
 }
 
 fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
@@ -378,12 +383,12 @@ fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : 
     return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
 }
 
-fn Float16_scale_0( _S71 : u32) -> f32
+fn Float16_scale_0( _S72 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float16_scale_1( _S72 : u32) -> f32
+fn Float16_scale_1( _S73 : u32) -> f32
 {
     return 1.0f;
 }
@@ -398,130 +403,147 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S73 : u32,  _S74 : SequenceTable_0,  _S75 : Part_0,  _S76 : Start_0)
+fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  _S78 : Plain_0,  _S79 : bool,  _S80 : Plain_0,  _S81 : Plain_0)
 {
-    var score_0 : vec4<f32>;
+    var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S77 : u32;
-    var _S78 : u32 = _S75.head_dim_1 / u32(4);
-    var _S79 : u32 = padded_vectors_0(_S75.head_dim_1);
-    var _S80 : u32 = u32(128) / _S78;
-    var _S81 : u32 = _S73 / _S78;
-    var _S82 : u32 = _S75.kv_head_0 * _S75.head_dim_1;
-    var _S83 : u32 = _S73 % _S78;
-    var _S84 : u32 = _S82 + u32(4) * _S83;
-    var _S85 : f32;
-    if(_S73 == u32(0))
-    {
-        _S85 = _S76.weight_0;
-    }
-    else
-    {
-        _S85 = 0.0f;
-    }
-    var _S86 : vec4<f32> = vec4<f32>(_S85);
+    var _S82 : u32;
+    var _S83 : u32 = _S76.head_dim_1 / u32(4);
+    var _S84 : u32 = padded_vectors_0(_S76.head_dim_1);
+    load_queries_0(_S74, _S76, _S84, _S77, _S78);
+    var _S85 : u32 = u32(128) / _S83;
+    var _S86 : u32 = _S74 / _S83;
+    var _S87 : u32 = _S76.kv_head_0 * _S76.head_dim_1;
+    var _S88 : u32 = _S74 % _S83;
+    var _S89 : u32 = _S87 + u32(4) * _S88;
+    var _S90 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S91 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S87 : bool = _S81 == u32(0);
+    sums_0[u32(0)] = _S91;
+    sums_0[u32(1)] = _S91;
+    sums_0[u32(2)] = _S91;
+    sums_0[u32(3)] = _S91;
+    var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S87)
+    if(_S79)
     {
-        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
+        var _S92 : vec4<f32> = score_0(_S74, _S76, Plain_four_0(_S80, _S89));
+        var _S93 : i32;
+        if(_S74 == u32(0))
+        {
+            _S93 = i32(1);
+        }
+        else
+        {
+            _S93 = i32(0);
+        }
+        var _S94 : vec4<f32> = vec4<f32>(vec4<i32>(_S93));
+        var _S95 : vec4<f32> = Plain_four_0(_S81, _S89);
+        var _S96 : bool = _S86 == u32(0);
+        if(_S96)
+        {
+            peak_0 = _S95;
+        }
+        else
+        {
+            peak_0 = _S91;
+        }
+        sums_0[u32(0)] = peak_0;
+        if(_S96)
+        {
+            peak_0 = _S95;
+        }
+        else
+        {
+            peak_0 = _S91;
+        }
+        sums_0[u32(1)] = peak_0;
+        if(_S96)
+        {
+            peak_0 = _S95;
+        }
+        else
+        {
+            peak_0 = _S91;
+        }
+        sums_0[u32(2)] = peak_0;
+        if(_S96)
+        {
+            peak_0 = _S95;
+        }
+        else
+        {
+            peak_0 = _S91;
+        }
+        sums_0[u32(3)] = peak_0;
+        peak_0 = _S92;
+        total_0 = _S94;
     }
     else
     {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+        peak_0 = _S90;
+        total_0 = _S91;
     }
-    sums_0[u32(0)] = total_0;
-    if(_S87)
-    {
-        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(1)] = total_0;
-    if(_S87)
-    {
-        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(2)] = total_0;
-    if(_S87)
-    {
-        total_0 = vec4<f32>(_S76.weight_0) * _S76.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S75.begin_0;
-    total_0 = _S86;
-    var peak_2 : vec4<f32> = _S76.peak_0;
+    var tile_0 : u32 = _S76.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S75.end_0))
+        if(tile_0 < (_S76.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S88 : bool = _S73 < u32(64);
-        if(_S88)
+        var _S97 : bool = _S74 < u32(64);
+        if(_S97)
         {
-            var _S89 : u32 = SequenceTable_slot_0(_S74, min(tile_0 + _S73, _S75.end_0 - u32(1)));
-            slots_0[_S73] = _S89;
+            var _S98 : u32 = SequenceTable_slot_0(_S75, min(tile_0 + _S74, _S76.end_0 - u32(1)));
+            slots_0[_S74] = _S98;
         }
         workgroupBarrier();
         var values_0 : array<vec2<u32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S90 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S90.vector_0];
-        scales_0[u32(0)] = Float16_scale_0(_S90.scale_1);
-        var _S91 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S80, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S91.vector_0];
-        scales_0[u32(1)] = Float16_scale_0(_S91.scale_1);
-        var _S92 : u32 = u32(2) * _S80;
-        var _S93 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S92, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S93.vector_0];
-        scales_0[u32(2)] = Float16_scale_0(_S93.scale_1);
-        var _S94 : u32 = u32(3) * _S80;
-        var _S95 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S94, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S95.vector_0];
-        scales_0[u32(3)] = Float16_scale_0(_S95.scale_1);
-        var _S96 : u32 = u32(4) * _S80;
-        var _S97 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S96, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S97.vector_0];
-        scales_0[u32(4)] = Float16_scale_0(_S97.scale_1);
-        var _S98 : u32 = u32(5) * _S80;
-        var _S99 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S98, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S99.vector_0];
-        scales_0[u32(5)] = Float16_scale_0(_S99.scale_1);
-        var _S100 : u32 = u32(6) * _S80;
-        var _S101 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S100, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S101.vector_0];
-        scales_0[u32(6)] = Float16_scale_0(_S101.scale_1);
-        var _S102 : u32 = u32(7) * _S80;
-        var _S103 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(_S81 + _S102, u32(63))], _S75.columns_0, _S84);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S103.vector_0];
-        scales_0[u32(7)] = Float16_scale_0(_S103.scale_1);
+        var _S99 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S99.vector_1];
+        scales_0[u32(0)] = Float16_scale_0(_S99.scale_1);
+        var _S100 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S85, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S100.vector_1];
+        scales_0[u32(1)] = Float16_scale_0(_S100.scale_1);
+        var _S101 : u32 = u32(2) * _S85;
+        var _S102 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S101, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S102.vector_1];
+        scales_0[u32(2)] = Float16_scale_0(_S102.scale_1);
+        var _S103 : u32 = u32(3) * _S85;
+        var _S104 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S103, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S104.vector_1];
+        scales_0[u32(3)] = Float16_scale_0(_S104.scale_1);
+        var _S105 : u32 = u32(4) * _S85;
+        var _S106 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S105, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S106.vector_1];
+        scales_0[u32(4)] = Float16_scale_0(_S106.scale_1);
+        var _S107 : u32 = u32(5) * _S85;
+        var _S108 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S107, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S108.vector_1];
+        scales_0[u32(5)] = Float16_scale_0(_S108.scale_1);
+        var _S109 : u32 = u32(6) * _S85;
+        var _S110 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S109, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S110.vector_1];
+        scales_0[u32(6)] = Float16_scale_0(_S110.scale_1);
+        var _S111 : u32 = u32(7) * _S85;
+        var _S112 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S111, u32(63))], _S76.columns_0, _S89);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S112.vector_1];
+        scales_0[u32(7)] = Float16_scale_0(_S112.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float16_run_0(_S75.k_pages_offset_1, slots_0[_S73 / u32(4)], _S75.columns_0, _S82);
-        var products_0 : array<vec4<f32>, i32(2)>;
-        var _S104 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_0[u32(0)] = _S104;
-        keys_0[u32(1)] = Float16_run_0(_S75.k_pages_offset_1, slots_0[_S73 / u32(4) + u32(32)], _S75.columns_0, _S82);
-        products_0[u32(1)] = _S104;
-        i_1 = _S73 % u32(4);
+        keys_0[u32(0)] = Float16_run_0(_S76.k_pages_offset_1, slots_0[_S74 / u32(4)], _S76.columns_0, _S87);
+        var products_1 : array<vec4<f32>, i32(2)>;
+        products_1[u32(0)] = _S91;
+        keys_0[u32(1)] = Float16_run_0(_S76.k_pages_offset_1, slots_0[_S74 / u32(4) + u32(32)], _S76.columns_0, _S87);
+        products_1[u32(1)] = _S91;
+        i_1 = _S74 % u32(4);
         for(;;)
         {
-            if(i_1 < _S78)
+            if(i_1 < _S83)
             {
             }
             else
@@ -530,374 +552,387 @@ fn attend_0( _S73 : u32,  _S74 : SequenceTable_0,  _S75 : Part_0,  _S76 : Start_
             }
             var ahead_0 : array<vec2<u32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S105 : u32 = _S78 - u32(1);
-            var _S106 : u32 = min(i_1, _S105);
-            var _S107 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S106];
-            ahead_0[u32(0)] = _S107;
-            var _S108 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S106 / u32(8));
-            key_scales_0[u32(0)] = _S108;
-            var _S109 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S106];
-            ahead_0[u32(1)] = _S109;
-            var _S110 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S106 / u32(8));
-            key_scales_0[u32(1)] = _S110;
-            var _S111 : u32 = i_1 + u32(4);
-            var _S112 : u32 = min(_S111, _S105);
-            var _S113 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S112];
-            ahead_0[u32(2)] = _S113;
-            var _S114 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S112 / u32(8));
-            key_scales_0[u32(2)] = _S114;
-            var _S115 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S112];
-            ahead_0[u32(3)] = _S115;
-            var _S116 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S112 / u32(8));
-            key_scales_0[u32(3)] = _S116;
-            var _S117 : u32 = i_1 + u32(8);
-            var _S118 : u32 = min(_S117, _S105);
-            var _S119 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S118];
-            ahead_0[u32(4)] = _S119;
-            var _S120 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S118 / u32(8));
-            key_scales_0[u32(4)] = _S120;
-            var _S121 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S118];
-            ahead_0[u32(5)] = _S121;
-            var _S122 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S118 / u32(8));
-            key_scales_0[u32(5)] = _S122;
-            var _S123 : u32 = i_1 + u32(12);
-            var _S124 : u32 = min(_S123, _S105);
-            var _S125 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S124];
-            ahead_0[u32(6)] = _S125;
-            var _S126 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S124 / u32(8));
-            key_scales_0[u32(6)] = _S126;
-            var _S127 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S124];
-            ahead_0[u32(7)] = _S127;
-            var _S128 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S124 / u32(8));
-            key_scales_0[u32(7)] = _S128;
-            var _S129 : vec4<f32> = Float16_expand_0(_S107);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S108 * dot(query_0[i_1], _S129);
-            var _S130 : vec4<f32> = Float16_expand_0(_S109);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S110 * dot(query_0[i_1], _S130);
-            var _S131 : u32 = _S79 + i_1;
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S108 * dot(query_0[_S131], _S129);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S110 * dot(query_0[_S131], _S130);
-            var _S132 : u32 = u32(2) * _S79 + i_1;
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S108 * dot(query_0[_S132], _S129);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S110 * dot(query_0[_S132], _S130);
-            var _S133 : u32 = u32(3) * _S79 + i_1;
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S108 * dot(query_0[_S133], _S129);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S110 * dot(query_0[_S133], _S130);
-            var _S134 : vec4<f32> = Float16_expand_0(_S113);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S114 * dot(query_0[_S111], _S134);
-            var _S135 : vec4<f32> = Float16_expand_0(_S115);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S116 * dot(query_0[_S111], _S135);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S114 * dot(query_0[_S131 + u32(4)], _S134);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S116 * dot(query_0[_S131 + u32(4)], _S135);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S114 * dot(query_0[_S132 + u32(4)], _S134);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S116 * dot(query_0[_S132 + u32(4)], _S135);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S114 * dot(query_0[_S133 + u32(4)], _S134);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S116 * dot(query_0[_S133 + u32(4)], _S135);
-            var _S136 : vec4<f32> = Float16_expand_0(_S119);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S120 * dot(query_0[_S117], _S136);
-            var _S137 : vec4<f32> = Float16_expand_0(_S121);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S122 * dot(query_0[_S117], _S137);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S120 * dot(query_0[_S131 + u32(8)], _S136);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S122 * dot(query_0[_S131 + u32(8)], _S137);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S120 * dot(query_0[_S132 + u32(8)], _S136);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S122 * dot(query_0[_S132 + u32(8)], _S137);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S120 * dot(query_0[_S133 + u32(8)], _S136);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S122 * dot(query_0[_S133 + u32(8)], _S137);
-            var _S138 : vec4<f32> = Float16_expand_0(_S125);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S126 * dot(query_0[_S123], _S138);
-            var _S139 : vec4<f32> = Float16_expand_0(_S127);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S128 * dot(query_0[_S123], _S139);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S126 * dot(query_0[_S131 + u32(12)], _S138);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S128 * dot(query_0[_S131 + u32(12)], _S139);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S126 * dot(query_0[_S132 + u32(12)], _S138);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S128 * dot(query_0[_S132 + u32(12)], _S139);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S126 * dot(query_0[_S133 + u32(12)], _S138);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S128 * dot(query_0[_S133 + u32(12)], _S139);
+            var _S113 : u32 = _S83 - u32(1);
+            var _S114 : u32 = min(i_1, _S113);
+            var _S115 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S114];
+            ahead_0[u32(0)] = _S115;
+            var _S116 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S114 / u32(8));
+            key_scales_0[u32(0)] = _S116;
+            var _S117 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S114];
+            ahead_0[u32(1)] = _S117;
+            var _S118 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S114 / u32(8));
+            key_scales_0[u32(1)] = _S118;
+            var _S119 : u32 = i_1 + u32(4);
+            var _S120 : u32 = min(_S119, _S113);
+            var _S121 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S120];
+            ahead_0[u32(2)] = _S121;
+            var _S122 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S120 / u32(8));
+            key_scales_0[u32(2)] = _S122;
+            var _S123 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S120];
+            ahead_0[u32(3)] = _S123;
+            var _S124 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S120 / u32(8));
+            key_scales_0[u32(3)] = _S124;
+            var _S125 : u32 = i_1 + u32(8);
+            var _S126 : u32 = min(_S125, _S113);
+            var _S127 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S126];
+            ahead_0[u32(4)] = _S127;
+            var _S128 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S126 / u32(8));
+            key_scales_0[u32(4)] = _S128;
+            var _S129 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S126];
+            ahead_0[u32(5)] = _S129;
+            var _S130 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S126 / u32(8));
+            key_scales_0[u32(5)] = _S130;
+            var _S131 : u32 = i_1 + u32(12);
+            var _S132 : u32 = min(_S131, _S113);
+            var _S133 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S132];
+            ahead_0[u32(6)] = _S133;
+            var _S134 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S132 / u32(8));
+            key_scales_0[u32(6)] = _S134;
+            var _S135 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S132];
+            ahead_0[u32(7)] = _S135;
+            var _S136 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S132 / u32(8));
+            key_scales_0[u32(7)] = _S136;
+            var _S137 : vec4<f32> = query_at_0(i_1);
+            var _S138 : vec4<f32> = Float16_expand_0(_S115);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S116 * dot(_S137, _S138);
+            var _S139 : vec4<f32> = Float16_expand_0(_S117);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S118 * dot(_S137, _S139);
+            var _S140 : u32 = _S84 + i_1;
+            var _S141 : vec4<f32> = query_at_0(_S140);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S116 * dot(_S141, _S138);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S118 * dot(_S141, _S139);
+            var _S142 : u32 = u32(2) * _S84 + i_1;
+            var _S143 : vec4<f32> = query_at_0(_S142);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S116 * dot(_S143, _S138);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S118 * dot(_S143, _S139);
+            var _S144 : u32 = u32(3) * _S84 + i_1;
+            var _S145 : vec4<f32> = query_at_0(_S144);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S116 * dot(_S145, _S138);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S118 * dot(_S145, _S139);
+            var _S146 : vec4<f32> = query_at_0(_S119);
+            var _S147 : vec4<f32> = Float16_expand_0(_S121);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S122 * dot(_S146, _S147);
+            var _S148 : vec4<f32> = Float16_expand_0(_S123);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S124 * dot(_S146, _S148);
+            var _S149 : vec4<f32> = query_at_0(_S140 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S122 * dot(_S149, _S147);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S124 * dot(_S149, _S148);
+            var _S150 : vec4<f32> = query_at_0(_S142 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S122 * dot(_S150, _S147);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S124 * dot(_S150, _S148);
+            var _S151 : vec4<f32> = query_at_0(_S144 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S122 * dot(_S151, _S147);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S124 * dot(_S151, _S148);
+            var _S152 : vec4<f32> = query_at_0(_S125);
+            var _S153 : vec4<f32> = Float16_expand_0(_S127);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S128 * dot(_S152, _S153);
+            var _S154 : vec4<f32> = Float16_expand_0(_S129);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S130 * dot(_S152, _S154);
+            var _S155 : vec4<f32> = query_at_0(_S140 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S128 * dot(_S155, _S153);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S130 * dot(_S155, _S154);
+            var _S156 : vec4<f32> = query_at_0(_S142 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S128 * dot(_S156, _S153);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S130 * dot(_S156, _S154);
+            var _S157 : vec4<f32> = query_at_0(_S144 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S128 * dot(_S157, _S153);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S130 * dot(_S157, _S154);
+            var _S158 : vec4<f32> = query_at_0(_S131);
+            var _S159 : vec4<f32> = Float16_expand_0(_S133);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S134 * dot(_S158, _S159);
+            var _S160 : vec4<f32> = Float16_expand_0(_S135);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S136 * dot(_S158, _S160);
+            var _S161 : vec4<f32> = query_at_0(_S140 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S134 * dot(_S161, _S159);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S136 * dot(_S161, _S160);
+            var _S162 : vec4<f32> = query_at_0(_S142 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S134 * dot(_S162, _S159);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S136 * dot(_S162, _S160);
+            var _S163 : vec4<f32> = query_at_0(_S144 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S134 * dot(_S163, _S159);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S136 * dot(_S163, _S160);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S73] = products_0[u32(0)];
-        exchange_0[u32(128) + _S73] = products_0[u32(1)];
+        exchange_0[_S74] = products_1[u32(0)];
+        exchange_0[u32(128) + _S74] = products_1[u32(1)];
         workgroupBarrier();
-        var _S140 : bool;
-        if(_S88)
+        var _S164 : bool;
+        if(_S97)
         {
-            _S140 = (tile_0 + _S73) < (_S75.end_0);
+            _S164 = (tile_0 + _S74) < (_S76.end_0);
         }
         else
         {
-            _S140 = false;
+            _S164 = false;
         }
-        var _S141 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S140)
+        if(_S164)
         {
-            var _S142 : u32 = _S73 * u32(4);
-            score_0 = exchange_0[_S142] + exchange_0[_S142 + u32(1)] + exchange_0[_S142 + u32(2)] + exchange_0[_S142 + u32(3)];
+            var _S165 : u32 = _S74 * u32(4);
+            score_1 = exchange_0[_S165] + exchange_0[_S165 + u32(1)] + exchange_0[_S165 + u32(2)] + exchange_0[_S165 + u32(3)];
         }
         else
         {
-            score_0 = _S141;
+            score_1 = _S90;
         }
-        var _S143 : vec4<f32> = group_peak_0(score_0, _S73);
-        var _S144 : vec4<f32> = max(peak_2, _S143);
-        var _S145 : vec4<f32>;
-        if(_S140)
+        var _S166 : vec4<f32> = group_peak_0(score_1, _S74);
+        var _S167 : vec4<f32> = max(peak_0, _S166);
+        var _S168 : vec4<f32>;
+        if(_S164)
         {
-            _S145 = exp(score_0 - _S144);
+            _S168 = exp(score_1 - _S167);
         }
         else
         {
-            _S145 = _S104;
+            _S168 = _S91;
         }
-        if(_S88)
+        if(_S97)
         {
-            weights_0[_S73] = _S145;
+            weights_0[_S74] = _S168;
         }
-        var _S146 : vec4<f32> = exp(peak_2 - _S144);
-        var _S147 : vec4<f32> = total_0 * _S146 + _S145;
+        var _S169 : vec4<f32> = exp(peak_0 - _S167);
+        var _S170 : vec4<f32> = total_0 * _S169 + _S168;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S146[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S146[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S146[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S146[u32(3)]);
-        i_2 = _S81;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S169[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S169[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S169[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S169[u32(3)]);
+        i_2 = _S86;
         for(;;)
         {
-            var _S148 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_0[u32(0)]);
-            var _S149 : vec4<f32>;
+            var _S171 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_0[u32(0)]);
+            var _S172 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S149 = weights_0[i_2];
+                _S172 = weights_0[i_2];
             }
             else
             {
-                _S149 = _S104;
+                _S172 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S149[u32(0)]) * _S148;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S149[u32(1)]) * _S148;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S149[u32(2)]) * _S148;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S149[u32(3)]) * _S148;
-            var _S150 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_0[u32(1)]);
-            var _S151 : u32 = i_2 + _S80;
-            var _S152 : vec4<f32>;
-            if(_S151 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S172[u32(0)]) * _S171;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S172[u32(1)]) * _S171;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S172[u32(2)]) * _S171;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S172[u32(3)]) * _S171;
+            var _S173 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_0[u32(1)]);
+            var _S174 : u32 = i_2 + _S85;
+            var _S175 : vec4<f32>;
+            if(_S174 < u32(64))
             {
-                _S152 = weights_0[_S151];
+                _S175 = weights_0[_S174];
             }
             else
             {
-                _S152 = _S104;
+                _S175 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S152[u32(0)]) * _S150;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S152[u32(1)]) * _S150;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S152[u32(2)]) * _S150;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S152[u32(3)]) * _S150;
-            var _S153 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_0[u32(2)]);
-            var _S154 : u32 = i_2 + _S92;
-            var _S155 : vec4<f32>;
-            if(_S154 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S175[u32(0)]) * _S173;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S175[u32(1)]) * _S173;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S175[u32(2)]) * _S173;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S175[u32(3)]) * _S173;
+            var _S176 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_0[u32(2)]);
+            var _S177 : u32 = i_2 + _S101;
+            var _S178 : vec4<f32>;
+            if(_S177 < u32(64))
             {
-                _S155 = weights_0[_S154];
+                _S178 = weights_0[_S177];
             }
             else
             {
-                _S155 = _S104;
+                _S178 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S155[u32(0)]) * _S153;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S155[u32(1)]) * _S153;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S155[u32(2)]) * _S153;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S155[u32(3)]) * _S153;
-            var _S156 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_0[u32(3)]);
-            var _S157 : u32 = i_2 + _S94;
-            var _S158 : vec4<f32>;
-            if(_S157 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S178[u32(0)]) * _S176;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S178[u32(1)]) * _S176;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S178[u32(2)]) * _S176;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S178[u32(3)]) * _S176;
+            var _S179 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_0[u32(3)]);
+            var _S180 : u32 = i_2 + _S103;
+            var _S181 : vec4<f32>;
+            if(_S180 < u32(64))
             {
-                _S158 = weights_0[_S157];
+                _S181 = weights_0[_S180];
             }
             else
             {
-                _S158 = _S104;
+                _S181 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S158[u32(0)]) * _S156;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S158[u32(1)]) * _S156;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S158[u32(2)]) * _S156;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S158[u32(3)]) * _S156;
-            var _S159 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_0[u32(4)]);
-            var _S160 : u32 = i_2 + _S96;
-            var _S161 : vec4<f32>;
-            if(_S160 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S181[u32(0)]) * _S179;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S181[u32(1)]) * _S179;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S181[u32(2)]) * _S179;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S181[u32(3)]) * _S179;
+            var _S182 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_0[u32(4)]);
+            var _S183 : u32 = i_2 + _S105;
+            var _S184 : vec4<f32>;
+            if(_S183 < u32(64))
             {
-                _S161 = weights_0[_S160];
+                _S184 = weights_0[_S183];
             }
             else
             {
-                _S161 = _S104;
+                _S184 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S161[u32(0)]) * _S159;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S161[u32(1)]) * _S159;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S161[u32(2)]) * _S159;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S161[u32(3)]) * _S159;
-            var _S162 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_0[u32(5)]);
-            var _S163 : u32 = i_2 + _S98;
-            var _S164 : vec4<f32>;
-            if(_S163 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S184[u32(0)]) * _S182;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S184[u32(1)]) * _S182;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S184[u32(2)]) * _S182;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S184[u32(3)]) * _S182;
+            var _S185 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_0[u32(5)]);
+            var _S186 : u32 = i_2 + _S107;
+            var _S187 : vec4<f32>;
+            if(_S186 < u32(64))
             {
-                _S164 = weights_0[_S163];
+                _S187 = weights_0[_S186];
             }
             else
             {
-                _S164 = _S104;
+                _S187 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S164[u32(0)]) * _S162;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S164[u32(1)]) * _S162;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S164[u32(2)]) * _S162;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S164[u32(3)]) * _S162;
-            var _S165 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_0[u32(6)]);
-            var _S166 : u32 = i_2 + _S100;
-            var _S167 : vec4<f32>;
-            if(_S166 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S187[u32(0)]) * _S185;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S187[u32(1)]) * _S185;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S187[u32(2)]) * _S185;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S187[u32(3)]) * _S185;
+            var _S188 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_0[u32(6)]);
+            var _S189 : u32 = i_2 + _S109;
+            var _S190 : vec4<f32>;
+            if(_S189 < u32(64))
             {
-                _S167 = weights_0[_S166];
+                _S190 = weights_0[_S189];
             }
             else
             {
-                _S167 = _S104;
+                _S190 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S167[u32(0)]) * _S165;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S167[u32(1)]) * _S165;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S167[u32(2)]) * _S165;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S167[u32(3)]) * _S165;
-            var _S168 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_0[u32(7)]);
-            var _S169 : u32 = i_2 + _S102;
-            var _S170 : vec4<f32>;
-            if(_S169 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S190[u32(0)]) * _S188;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S190[u32(1)]) * _S188;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S190[u32(2)]) * _S188;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S190[u32(3)]) * _S188;
+            var _S191 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_0[u32(7)]);
+            var _S192 : u32 = i_2 + _S111;
+            var _S193 : vec4<f32>;
+            if(_S192 < u32(64))
             {
-                _S170 = weights_0[_S169];
+                _S193 = weights_0[_S192];
             }
             else
             {
-                _S170 = _S104;
+                _S193 = _S91;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S170[u32(0)]) * _S168;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S170[u32(1)]) * _S168;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S170[u32(2)]) * _S168;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S170[u32(3)]) * _S168;
-            var i_3 : u32 = i_2 + u32(8) * _S80;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S193[u32(0)]) * _S191;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S193[u32(1)]) * _S191;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S193[u32(2)]) * _S191;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S193[u32(3)]) * _S191;
+            var i_3 : u32 = i_2 + u32(8) * _S85;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S171 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(0)] = entryPointParams_v_pages_0[_S171.vector_0];
-            scales_0[u32(0)] = Float16_scale_0(_S171.scale_1);
-            var _S172 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S80, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(1)] = entryPointParams_v_pages_0[_S172.vector_0];
-            scales_0[u32(1)] = Float16_scale_0(_S172.scale_1);
-            var _S173 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S92, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(2)] = entryPointParams_v_pages_0[_S173.vector_0];
-            scales_0[u32(2)] = Float16_scale_0(_S173.scale_1);
-            var _S174 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S94, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(3)] = entryPointParams_v_pages_0[_S174.vector_0];
-            scales_0[u32(3)] = Float16_scale_0(_S174.scale_1);
-            var _S175 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S96, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(4)] = entryPointParams_v_pages_0[_S175.vector_0];
-            scales_0[u32(4)] = Float16_scale_0(_S175.scale_1);
-            var _S176 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S98, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(5)] = entryPointParams_v_pages_0[_S176.vector_0];
-            scales_0[u32(5)] = Float16_scale_0(_S176.scale_1);
-            var _S177 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S100, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(6)] = entryPointParams_v_pages_0[_S177.vector_0];
-            scales_0[u32(6)] = Float16_scale_0(_S177.scale_1);
-            var _S178 : Run_0 = Float16_run_0(_S75.v_pages_offset_1, slots_0[min(i_3 + _S102, u32(63))], _S75.columns_0, _S84);
-            values_0[u32(7)] = entryPointParams_v_pages_0[_S178.vector_0];
-            scales_0[u32(7)] = Float16_scale_0(_S178.scale_1);
+            var _S194 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(0)] = entryPointParams_v_pages_0[_S194.vector_1];
+            scales_0[u32(0)] = Float16_scale_0(_S194.scale_1);
+            var _S195 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S85, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(1)] = entryPointParams_v_pages_0[_S195.vector_1];
+            scales_0[u32(1)] = Float16_scale_0(_S195.scale_1);
+            var _S196 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S101, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(2)] = entryPointParams_v_pages_0[_S196.vector_1];
+            scales_0[u32(2)] = Float16_scale_0(_S196.scale_1);
+            var _S197 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S103, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(3)] = entryPointParams_v_pages_0[_S197.vector_1];
+            scales_0[u32(3)] = Float16_scale_0(_S197.scale_1);
+            var _S198 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S105, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(4)] = entryPointParams_v_pages_0[_S198.vector_1];
+            scales_0[u32(4)] = Float16_scale_0(_S198.scale_1);
+            var _S199 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S107, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(5)] = entryPointParams_v_pages_0[_S199.vector_1];
+            scales_0[u32(5)] = Float16_scale_0(_S199.scale_1);
+            var _S200 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S109, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(6)] = entryPointParams_v_pages_0[_S200.vector_1];
+            scales_0[u32(6)] = Float16_scale_0(_S200.scale_1);
+            var _S201 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S111, u32(63))], _S76.columns_0, _S89);
+            values_0[u32(7)] = entryPointParams_v_pages_0[_S201.vector_1];
+            scales_0[u32(7)] = Float16_scale_0(_S201.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S147;
-        peak_2 = _S144;
+        total_0 = _S170;
+        peak_0 = _S167;
     }
-    exchange_0[_S73] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S73] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S73] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S73] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S73);
-    i_1 = _S73;
+    exchange_0[_S74] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S74] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S74] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S74] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S74);
+    i_1 = _S74;
     for(;;)
     {
-        _S77 = _S75.heads_1;
-        if(i_1 < (_S75.heads_1 * _S78))
+        _S82 = _S76.heads_1;
+        if(i_1 < (_S76.heads_1 * _S83))
         {
         }
         else
         {
             break;
         }
-        var _S179 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
         i_2 = u32(0);
-        score_0 = _S179;
+        score_1 = _S91;
         for(;;)
         {
-            if(i_2 < _S80)
+            if(i_2 < _S85)
             {
             }
             else
             {
                 break;
             }
-            var _S180 : u32 = i_1 / _S78;
-            var _S181 : u32 = _S180 * u32(128) + i_2 * _S78;
-            var _S182 : u32 = i_1 % _S78;
-            var whole_0 : vec4<f32> = score_0 + exchange_0[_S181 + _S182];
+            var _S202 : u32 = i_1 / _S83;
+            var _S203 : u32 = _S202 * u32(128) + i_2 * _S83;
+            var _S204 : u32 = i_1 % _S83;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S203 + _S204];
             i_2 = i_2 + u32(1);
-            score_0 = whole_0;
+            score_1 = whole_0;
         }
-        var _S183 : u32 = i_1 / _S78;
-        var _S184 : u32 = _S75.out_0 + _S183 * _S75.out_stride_0;
-        var _S185 : u32 = i_1 % _S78;
-        entryPointParams_scratch_0[_S184 + _S185] = score_0;
+        var _S205 : u32 = i_1 / _S83;
+        var _S206 : u32 = _S76.out_0 + _S205 * _S76.out_stride_0;
+        var _S207 : u32 = i_1 % _S83;
+        entryPointParams_scratch_0[_S206 + _S207] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S73 < _S77)
+    if(_S74 < _S82)
     {
-        entryPointParams_scratch_0[_S75.out_0 + _S73 * _S75.out_stride_0 + _S78] = vec4<f32>(peak_2[_S73], total_1[_S73], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S76.out_0 + _S74 * _S76.out_stride_0 + _S83] = vec4<f32>(peak_0[_S74], total_1[_S74], 1.0f, 0.0f);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S23 = _builtinWaveLaneCount_0;
-    var _S186 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_2 : Part_0 = _S186;
-    var _S187 : bool;
-    if((part_2.number_0) >= (entryPointParams_0.p_0.parts_0))
+    _S22 = _builtinWaveLaneCount_0;
+    var _S208 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S208;
+    var _S209 : bool;
+    if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S187 = true;
+        _S209 = true;
     }
     else
     {
-        _S187 = (part_2.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
+        _S209 = (part_3.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
     }
-    if(_S187)
+    if(_S209)
     {
         return;
     }
-    var _S188 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S189 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0);
-    share_out_0(&(part_2), first_seen_0(_S189, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S188, _S189), entryPointParams_0.p_0.parts_0);
-    if((part_2.begin_0) >= (part_2.end_0))
+    var _S210 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S211 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0);
+    share_out_0(&(part_3), first_seen_0(_S211, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S210, _S211), entryPointParams_0.p_0.parts_0);
+    if((part_3.begin_0) >= (part_3.end_0))
     {
-        leave_empty_0(thread_2, part_2);
+        leave_empty_0(thread_3, part_3);
         return;
     }
-    part_2.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
-    part_2.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
+    part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
+    part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Plain_0;
-    queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_2.row_0 * entryPointParams_0.p_0.q_stride_0;
-    load_queries_0(thread_2, part_2, entryPointParams_0.p_0.scale_0, queries_0);
-    attend_0(thread_2, _S188, part_2, Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f));
+    queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_3.row_0 * entryPointParams_0.p_0.q_stride_0;
+    attend_0(thread_3, _S210, part_3, entryPointParams_0.p_0.scale_0, queries_0, false, queries_0, queries_0);
     return;
 }

@@ -169,54 +169,40 @@ fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,
     return;
 }
 
+var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
+
 fn padded_vectors_0( head_dim_3 : u32) -> u32
 {
     return (head_dim_3 / u32(4) + u32(16) - u32(1)) / u32(16) * u32(16);
 }
 
-var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
-
-struct Start_0
+fn query_at_0( vector_0 : u32) -> vec4<f32>
 {
-     peak_0 : vec4<f32>,
-     value_0 : vec4<f32>,
-     weight_0 : f32,
-};
-
-fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
-{
-    var _S22 : Start_0;
-    _S22.peak_0 = peak_1;
-    _S22.value_0 = value_1;
-    _S22.weight_0 = weight_1;
-    return _S22;
+    return query_0[vector_0];
 }
 
-var<workgroup> slots_0 : array<u32, i32(64)>;
-
-var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
-
-var<private> _S23 : u32;
+var<private> _S22 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
-fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
+fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S24 : u32 = _S23;
-    var _S25 : vec4<f32> = subgroupMax(value_2);
-    var _S26 : bool = subgroupElect();
-    if(_S26)
+    var _S23 : u32 = _S22;
+    var _S24 : vec4<f32> = subgroupAdd(value_0);
+    var _S25 : bool = subgroupElect();
+    if(_S25)
     {
-        var _S27 : u32 = thread_0 / _S24;
-        waves_0[_S27] = _S25;
+        var _S26 : u32 = thread_0 / _S23;
+        waves_0[_S26] = _S24;
     }
     workgroupBarrier();
-    var result_0 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S27 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
+    var result_0 : vec4<f32> = _S27;
     for(;;)
     {
-        var _S28 : u32 = u32(128) / _S24;
+        var _S28 : u32 = u32(128) / _S23;
         if(wave_0 < _S28)
         {
         }
@@ -224,83 +210,103 @@ fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
         {
             break;
         }
-        var _S29 : vec4<f32> = max(result_0, waves_0[wave_0]);
-        var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S29;
-        wave_0 = wave_1;
+        var result_1 : vec4<f32> = result_0 + waves_0[wave_0];
+        wave_0 = wave_0 + u32(1);
+        result_0 = result_1;
     }
     return result_0;
 }
 
-var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
+fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
+{
+    workgroupBarrier();
+    var products_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(thread_1 < (part_2.head_dim_1 / u32(4)))
+    {
+        products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
+        var _S29 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S29 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S29 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S29 + thread_1), key_0);
+    }
+    var _S30 : vec4<f32> = group_total_0(products_0, thread_1);
+    workgroupBarrier();
+    return _S30;
+}
 
-fn group_total_0( value_3 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
+var<workgroup> slots_0 : array<u32, i32(64)>;
+
+var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
+
+fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S30 : u32 = _S23;
-    var _S31 : vec4<f32> = subgroupAdd(value_3);
-    var _S32 : bool = subgroupElect();
-    if(_S32)
+    var _S31 : u32 = _S22;
+    var _S32 : vec4<f32> = subgroupMax(value_1);
+    var _S33 : bool = subgroupElect();
+    if(_S33)
     {
-        var _S33 : u32 = thread_1 / _S30;
-        waves_0[_S33] = _S31;
+        var _S34 : u32 = thread_2 / _S31;
+        waves_0[_S34] = _S32;
     }
     workgroupBarrier();
-    var _S34 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var wave_2 : u32 = u32(0);
-    var result_1 : vec4<f32> = _S34;
+    var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S35 : u32 = u32(128) / _S30;
-        if(wave_2 < _S35)
+        var _S35 : u32 = u32(128) / _S31;
+        if(wave_1 < _S35)
         {
         }
         else
         {
             break;
         }
-        var result_2 : vec4<f32> = result_1 + waves_0[wave_2];
-        wave_2 = wave_2 + u32(1);
-        result_1 = result_2;
+        var _S36 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var wave_2 : u32 = wave_1 + u32(1);
+        result_2 = _S36;
+        wave_1 = wave_2;
     }
-    return result_1;
+    return result_2;
 }
 
-fn valid_rows_0( _S36 : u32,  _S37 : u32,  _S38 : u32) -> u32
+var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
+
+fn valid_rows_0( _S37 : u32,  _S38 : u32,  _S39 : u32) -> u32
 {
-    var _S39 : u32;
-    if(_S36 == u32(4294967295))
+    var _S40 : u32;
+    if(_S37 == u32(4294967295))
     {
-        _S39 = _S38;
+        _S40 = _S39;
     }
     else
     {
-        _S39 = min(max(entryPointParams_batch_0[_S36], _S37) - _S37, _S38);
+        _S40 = min(max(entryPointParams_batch_0[_S37], _S38) - _S38, _S39);
     }
-    return _S39;
+    return _S40;
 }
 
-fn row_sequence_0( _S40 : u32,  _S41 : u32) -> u32
+fn row_sequence_0( _S41 : u32,  _S42 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S40 + u32(3) + u32(2) * _S41];
+    return entryPointParams_batch_0[_S41 + u32(3) + u32(2) * _S42];
 }
 
-fn sequence_table_0( _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32) -> SequenceTable_0
+fn sequence_table_0( _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> SequenceTable_0
 {
-    var _S48 : u32 = _S42 + min(_S43, _S44 - u32(1)) * (_S45 + u32(1));
-    return SequenceTable_x24init_0(_S48 + u32(1), _S46, _S47, min(entryPointParams_sequences_0[_S48], min(_S45, _S47) * _S46));
+    var _S49 : u32 = _S43 + min(_S44, _S45 - u32(1)) * (_S46 + u32(1));
+    return SequenceTable_x24init_0(_S49 + u32(1), _S47, _S48, min(entryPointParams_sequences_0[_S49], min(_S46, _S48) * _S47));
 }
 
-fn row_position_0( _S49 : u32,  _S50 : u32) -> u32
+fn row_position_0( _S50 : u32,  _S51 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S49 + u32(2) + u32(2) * _S50];
+    return entryPointParams_batch_0[_S50 + u32(2) + u32(2) * _S51];
 }
 
-fn leave_empty_0( _S51 : u32,  _S52 : Part_0)
+fn leave_empty_0( _S52 : u32,  _S53 : Part_0)
 {
-    if(_S51 < (_S52.heads_1))
+    if(_S52 < (_S53.heads_1))
     {
-        entryPointParams_scratch_0[_S52.out_0 + _S51 * _S52.out_stride_0 + _S52.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S53.out_0 + _S52 * _S53.out_stride_0 + _S53.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -310,73 +316,72 @@ struct Plain_0
      begin_3 : u32,
 };
 
-fn Plain_four_0( _S53 : Plain_0,  _S54 : u32) -> vec4<f32>
+fn Plain_four_0( _S54 : Plain_0,  _S55 : u32) -> vec4<f32>
 {
-    var _S55 : u32 = _S53.begin_3 + _S54;
-    return vec4<f32>(entryPointParams_q_0[_S55], entryPointParams_q_0[_S55 + u32(1)], entryPointParams_q_0[_S55 + u32(2)], entryPointParams_q_0[_S55 + u32(3)]);
+    var _S56 : u32 = _S54.begin_3 + _S55;
+    return vec4<f32>(entryPointParams_q_0[_S56], entryPointParams_q_0[_S56 + u32(1)], entryPointParams_q_0[_S56 + u32(2)], entryPointParams_q_0[_S56 + u32(3)]);
 }
 
-fn load_queries_0( _S56 : u32,  _S57 : Part_0,  _S58 : f32,  _S59 : Plain_0)
+fn load_queries_0( _S57 : u32,  _S58 : Part_0,  _S59 : u32,  _S60 : f32,  _S61 : Plain_0)
 {
-    var _S60 : u32 = padded_vectors_0(_S57.head_dim_1);
-    var i_0 : u32 = _S56;
+    var i_0 : u32 = _S57;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S60))
+        if(i_0 < (u32(4) * _S59))
         {
         }
         else
         {
             break;
         }
-        var _S61 : u32 = i_0 % _S60;
-        var _S62 : u32 = i_0 / _S60;
-        var _S63 : bool;
-        if(_S62 < (_S57.heads_1))
+        var _S62 : u32 = i_0 % _S59;
+        var _S63 : u32 = i_0 / _S59;
+        var _S64 : bool;
+        if(_S63 < (_S58.heads_1))
         {
-            _S63 = _S61 < (_S57.head_dim_1 / u32(4));
+            _S64 = _S62 < (_S58.head_dim_1 / u32(4));
         }
         else
         {
-            _S63 = false;
+            _S64 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S63)
+        if(_S64)
         {
-            var _S64 : u32 = i_0 / _S60;
-            query_0[i_0] = vec4<f32>(_S58) * Plain_four_0(_S59, (_S57.head_0 + _S64) * _S57.head_dim_1 + u32(4) * _S61);
+            var _S65 : u32 = i_0 / _S59;
+            query_0[i_0] = vec4<f32>(_S60) * Plain_four_0(_S61, (_S58.head_0 + _S65) * _S58.head_dim_1 + u32(4) * _S62);
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn SequenceTable_slot_0( _S65 : SequenceTable_0,  _S66 : u32) -> u32
+fn SequenceTable_slot_0( _S66 : SequenceTable_0,  _S67 : u32) -> u32
 {
-    var _S67 : u32 = _S66 / _S65.page_size_1;
-    var _S68 : u32 = min(entryPointParams_sequences_0[_S65.begin_1 + _S67], _S65.pages_1 - u32(1)) * _S65.page_size_1;
-    var _S69 : u32 = _S66 % _S65.page_size_1;
-    return _S68 + _S69;
+    var _S68 : u32 = _S67 / _S66.page_size_1;
+    var _S69 : u32 = min(entryPointParams_sequences_0[_S66.begin_1 + _S68], _S66.pages_1 - u32(1)) * _S66.page_size_1;
+    var _S70 : u32 = _S67 % _S66.page_size_1;
+    return _S69 + _S70;
 }
 
 struct Run_0
 {
-     vector_0 : u32,
+     vector_1 : u32,
      scale_1 : u32,
 };
 
-fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
+fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S70 : Run_0;
-    _S70.vector_0 = vector_1;
-    _S70.scale_1 = scale_2;
-    return _S70;
+    var _S71 : Run_0;
+    _S71.vector_1 = vector_2;
+    _S71.scale_1 = scale_2;
+    return _S71;
 }
 
 fn Blocks8_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
 {
-    var _S71 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
-    return Run_x24init_0(_S71 + element_0 / u32(4), u32(2) * (_S71 + columns_1 / u32(4)) + element_0 / u32(32));
+    var _S72 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
+    return Run_x24init_0(_S72 + element_0 / u32(4), u32(2) * (_S72 + columns_1 / u32(4)) + element_0 / u32(32));
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -384,24 +389,24 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S72 : u32,  _S73 : u32) -> f32
+fn half_at_0( _S73 : u32,  _S74 : u32) -> f32
 {
-    return halves_0((entryPointParams_v_pages_0[_S72 + _S73 / u32(2)] >> ((_S73 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_v_pages_0[_S73 + _S74 / u32(2)] >> ((_S74 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_0( _S74 : u32) -> f32
+fn Blocks8_scale_0( _S75 : u32) -> f32
 {
-    return half_at_0(u32(0), _S74);
+    return half_at_0(u32(0), _S75);
 }
 
-fn half_at_1( _S75 : u32,  _S76 : u32) -> f32
+fn half_at_1( _S76 : u32,  _S77 : u32) -> f32
 {
-    return halves_0((entryPointParams_k_pages_0[_S75 + _S76 / u32(2)] >> ((_S76 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_k_pages_0[_S76 + _S77 / u32(2)] >> ((_S77 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_1( _S77 : u32) -> f32
+fn Blocks8_scale_1( _S78 : u32) -> f32
 {
-    return half_at_1(u32(0), _S77);
+    return half_at_1(u32(0), _S78);
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -414,130 +419,147 @@ fn Blocks8_expand_0( four_0 : u32) -> vec4<f32>
     return bytes_0(four_0);
 }
 
-fn attend_0( _S78 : u32,  _S79 : SequenceTable_0,  _S80 : Part_0,  _S81 : Start_0)
+fn attend_0( _S79 : u32,  _S80 : SequenceTable_0,  _S81 : Part_0,  _S82 : f32,  _S83 : Plain_0,  _S84 : bool,  _S85 : Plain_0,  _S86 : Plain_0)
 {
-    var score_0 : vec4<f32>;
+    var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S82 : u32;
-    var _S83 : u32 = _S80.head_dim_1 / u32(4);
-    var _S84 : u32 = padded_vectors_0(_S80.head_dim_1);
-    var _S85 : u32 = u32(128) / _S83;
-    var _S86 : u32 = _S78 / _S83;
-    var _S87 : u32 = _S80.kv_head_0 * _S80.head_dim_1;
-    var _S88 : u32 = _S78 % _S83;
-    var _S89 : u32 = _S87 + u32(4) * _S88;
-    var _S90 : f32;
-    if(_S78 == u32(0))
-    {
-        _S90 = _S81.weight_0;
-    }
-    else
-    {
-        _S90 = 0.0f;
-    }
-    var _S91 : vec4<f32> = vec4<f32>(_S90);
+    var _S87 : u32;
+    var _S88 : u32 = _S81.head_dim_1 / u32(4);
+    var _S89 : u32 = padded_vectors_0(_S81.head_dim_1);
+    load_queries_0(_S79, _S81, _S89, _S82, _S83);
+    var _S90 : u32 = u32(128) / _S88;
+    var _S91 : u32 = _S79 / _S88;
+    var _S92 : u32 = _S81.kv_head_0 * _S81.head_dim_1;
+    var _S93 : u32 = _S79 % _S88;
+    var _S94 : u32 = _S92 + u32(4) * _S93;
+    var _S95 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S96 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S92 : bool = _S86 == u32(0);
+    sums_0[u32(0)] = _S96;
+    sums_0[u32(1)] = _S96;
+    sums_0[u32(2)] = _S96;
+    sums_0[u32(3)] = _S96;
+    var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S92)
+    if(_S84)
     {
-        total_0 = vec4<f32>(_S81.weight_0) * _S81.value_0;
+        var _S97 : vec4<f32> = score_0(_S79, _S81, Plain_four_0(_S85, _S94));
+        var _S98 : i32;
+        if(_S79 == u32(0))
+        {
+            _S98 = i32(1);
+        }
+        else
+        {
+            _S98 = i32(0);
+        }
+        var _S99 : vec4<f32> = vec4<f32>(vec4<i32>(_S98));
+        var _S100 : vec4<f32> = Plain_four_0(_S86, _S94);
+        var _S101 : bool = _S91 == u32(0);
+        if(_S101)
+        {
+            peak_0 = _S100;
+        }
+        else
+        {
+            peak_0 = _S96;
+        }
+        sums_0[u32(0)] = peak_0;
+        if(_S101)
+        {
+            peak_0 = _S100;
+        }
+        else
+        {
+            peak_0 = _S96;
+        }
+        sums_0[u32(1)] = peak_0;
+        if(_S101)
+        {
+            peak_0 = _S100;
+        }
+        else
+        {
+            peak_0 = _S96;
+        }
+        sums_0[u32(2)] = peak_0;
+        if(_S101)
+        {
+            peak_0 = _S100;
+        }
+        else
+        {
+            peak_0 = _S96;
+        }
+        sums_0[u32(3)] = peak_0;
+        peak_0 = _S97;
+        total_0 = _S99;
     }
     else
     {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+        peak_0 = _S95;
+        total_0 = _S96;
     }
-    sums_0[u32(0)] = total_0;
-    if(_S92)
-    {
-        total_0 = vec4<f32>(_S81.weight_0) * _S81.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(1)] = total_0;
-    if(_S92)
-    {
-        total_0 = vec4<f32>(_S81.weight_0) * _S81.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(2)] = total_0;
-    if(_S92)
-    {
-        total_0 = vec4<f32>(_S81.weight_0) * _S81.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S80.begin_0;
-    total_0 = _S91;
-    var peak_2 : vec4<f32> = _S81.peak_0;
+    var tile_0 : u32 = _S81.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S80.end_0))
+        if(tile_0 < (_S81.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S93 : bool = _S78 < u32(64);
-        if(_S93)
+        var _S102 : bool = _S79 < u32(64);
+        if(_S102)
         {
-            var _S94 : u32 = SequenceTable_slot_0(_S79, min(tile_0 + _S78, _S80.end_0 - u32(1)));
-            slots_0[_S78] = _S94;
+            var _S103 : u32 = SequenceTable_slot_0(_S80, min(tile_0 + _S79, _S81.end_0 - u32(1)));
+            slots_0[_S79] = _S103;
         }
         workgroupBarrier();
         var values_0 : array<u32, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S95 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S95.vector_0];
-        scales_0[u32(0)] = Blocks8_scale_0(_S95.scale_1);
-        var _S96 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S85, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S96.vector_0];
-        scales_0[u32(1)] = Blocks8_scale_0(_S96.scale_1);
-        var _S97 : u32 = u32(2) * _S85;
-        var _S98 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S97, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S98.vector_0];
-        scales_0[u32(2)] = Blocks8_scale_0(_S98.scale_1);
-        var _S99 : u32 = u32(3) * _S85;
-        var _S100 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S99, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S100.vector_0];
-        scales_0[u32(3)] = Blocks8_scale_0(_S100.scale_1);
-        var _S101 : u32 = u32(4) * _S85;
-        var _S102 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S101, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S102.vector_0];
-        scales_0[u32(4)] = Blocks8_scale_0(_S102.scale_1);
-        var _S103 : u32 = u32(5) * _S85;
-        var _S104 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S103, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S104.vector_0];
-        scales_0[u32(5)] = Blocks8_scale_0(_S104.scale_1);
-        var _S105 : u32 = u32(6) * _S85;
-        var _S106 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S105, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S106.vector_0];
-        scales_0[u32(6)] = Blocks8_scale_0(_S106.scale_1);
-        var _S107 : u32 = u32(7) * _S85;
-        var _S108 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(_S86 + _S107, u32(63))], _S80.columns_0, _S89);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S108.vector_0];
-        scales_0[u32(7)] = Blocks8_scale_0(_S108.scale_1);
+        var _S104 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S104.vector_1];
+        scales_0[u32(0)] = Blocks8_scale_0(_S104.scale_1);
+        var _S105 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S90, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S105.vector_1];
+        scales_0[u32(1)] = Blocks8_scale_0(_S105.scale_1);
+        var _S106 : u32 = u32(2) * _S90;
+        var _S107 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S106, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S107.vector_1];
+        scales_0[u32(2)] = Blocks8_scale_0(_S107.scale_1);
+        var _S108 : u32 = u32(3) * _S90;
+        var _S109 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S108, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S109.vector_1];
+        scales_0[u32(3)] = Blocks8_scale_0(_S109.scale_1);
+        var _S110 : u32 = u32(4) * _S90;
+        var _S111 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S110, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S111.vector_1];
+        scales_0[u32(4)] = Blocks8_scale_0(_S111.scale_1);
+        var _S112 : u32 = u32(5) * _S90;
+        var _S113 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S112, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S113.vector_1];
+        scales_0[u32(5)] = Blocks8_scale_0(_S113.scale_1);
+        var _S114 : u32 = u32(6) * _S90;
+        var _S115 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S114, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S115.vector_1];
+        scales_0[u32(6)] = Blocks8_scale_0(_S115.scale_1);
+        var _S116 : u32 = u32(7) * _S90;
+        var _S117 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(_S91 + _S116, u32(63))], _S81.columns_0, _S94);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S117.vector_1];
+        scales_0[u32(7)] = Blocks8_scale_0(_S117.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Blocks8_run_0(_S80.k_pages_offset_1, slots_0[_S78 / u32(4)], _S80.columns_0, _S87);
-        var products_0 : array<vec4<f32>, i32(2)>;
-        var _S109 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_0[u32(0)] = _S109;
-        keys_0[u32(1)] = Blocks8_run_0(_S80.k_pages_offset_1, slots_0[_S78 / u32(4) + u32(32)], _S80.columns_0, _S87);
-        products_0[u32(1)] = _S109;
-        i_1 = _S78 % u32(4);
+        keys_0[u32(0)] = Blocks8_run_0(_S81.k_pages_offset_1, slots_0[_S79 / u32(4)], _S81.columns_0, _S92);
+        var products_1 : array<vec4<f32>, i32(2)>;
+        products_1[u32(0)] = _S96;
+        keys_0[u32(1)] = Blocks8_run_0(_S81.k_pages_offset_1, slots_0[_S79 / u32(4) + u32(32)], _S81.columns_0, _S92);
+        products_1[u32(1)] = _S96;
+        i_1 = _S79 % u32(4);
         for(;;)
         {
-            if(i_1 < _S83)
+            if(i_1 < _S88)
             {
             }
             else
@@ -546,374 +568,387 @@ fn attend_0( _S78 : u32,  _S79 : SequenceTable_0,  _S80 : Part_0,  _S81 : Start_
             }
             var ahead_0 : array<u32, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S110 : u32 = _S83 - u32(1);
-            var _S111 : u32 = min(i_1, _S110);
-            var _S112 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S111];
-            ahead_0[u32(0)] = _S112;
-            var _S113 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S111 / u32(8));
-            key_scales_0[u32(0)] = _S113;
-            var _S114 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S111];
-            ahead_0[u32(1)] = _S114;
-            var _S115 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S111 / u32(8));
-            key_scales_0[u32(1)] = _S115;
-            var _S116 : u32 = i_1 + u32(4);
-            var _S117 : u32 = min(_S116, _S110);
-            var _S118 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S117];
-            ahead_0[u32(2)] = _S118;
-            var _S119 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S117 / u32(8));
-            key_scales_0[u32(2)] = _S119;
-            var _S120 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S117];
-            ahead_0[u32(3)] = _S120;
-            var _S121 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S117 / u32(8));
-            key_scales_0[u32(3)] = _S121;
-            var _S122 : u32 = i_1 + u32(8);
-            var _S123 : u32 = min(_S122, _S110);
-            var _S124 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S123];
-            ahead_0[u32(4)] = _S124;
-            var _S125 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S123 / u32(8));
-            key_scales_0[u32(4)] = _S125;
-            var _S126 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S123];
-            ahead_0[u32(5)] = _S126;
-            var _S127 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S123 / u32(8));
-            key_scales_0[u32(5)] = _S127;
-            var _S128 : u32 = i_1 + u32(12);
-            var _S129 : u32 = min(_S128, _S110);
-            var _S130 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S129];
-            ahead_0[u32(6)] = _S130;
-            var _S131 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S129 / u32(8));
-            key_scales_0[u32(6)] = _S131;
-            var _S132 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S129];
-            ahead_0[u32(7)] = _S132;
-            var _S133 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S129 / u32(8));
-            key_scales_0[u32(7)] = _S133;
-            var _S134 : vec4<f32> = Blocks8_expand_0(_S112);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S113 * dot(query_0[i_1], _S134);
-            var _S135 : vec4<f32> = Blocks8_expand_0(_S114);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S115 * dot(query_0[i_1], _S135);
-            var _S136 : u32 = _S84 + i_1;
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S113 * dot(query_0[_S136], _S134);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S115 * dot(query_0[_S136], _S135);
-            var _S137 : u32 = u32(2) * _S84 + i_1;
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S113 * dot(query_0[_S137], _S134);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S115 * dot(query_0[_S137], _S135);
-            var _S138 : u32 = u32(3) * _S84 + i_1;
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S113 * dot(query_0[_S138], _S134);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S115 * dot(query_0[_S138], _S135);
-            var _S139 : vec4<f32> = Blocks8_expand_0(_S118);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S119 * dot(query_0[_S116], _S139);
-            var _S140 : vec4<f32> = Blocks8_expand_0(_S120);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S121 * dot(query_0[_S116], _S140);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S119 * dot(query_0[_S136 + u32(4)], _S139);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S121 * dot(query_0[_S136 + u32(4)], _S140);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S119 * dot(query_0[_S137 + u32(4)], _S139);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S121 * dot(query_0[_S137 + u32(4)], _S140);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S119 * dot(query_0[_S138 + u32(4)], _S139);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S121 * dot(query_0[_S138 + u32(4)], _S140);
-            var _S141 : vec4<f32> = Blocks8_expand_0(_S124);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S125 * dot(query_0[_S122], _S141);
-            var _S142 : vec4<f32> = Blocks8_expand_0(_S126);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S127 * dot(query_0[_S122], _S142);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S125 * dot(query_0[_S136 + u32(8)], _S141);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S127 * dot(query_0[_S136 + u32(8)], _S142);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S125 * dot(query_0[_S137 + u32(8)], _S141);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S127 * dot(query_0[_S137 + u32(8)], _S142);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S125 * dot(query_0[_S138 + u32(8)], _S141);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S127 * dot(query_0[_S138 + u32(8)], _S142);
-            var _S143 : vec4<f32> = Blocks8_expand_0(_S130);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S131 * dot(query_0[_S128], _S143);
-            var _S144 : vec4<f32> = Blocks8_expand_0(_S132);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S133 * dot(query_0[_S128], _S144);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S131 * dot(query_0[_S136 + u32(12)], _S143);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S133 * dot(query_0[_S136 + u32(12)], _S144);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S131 * dot(query_0[_S137 + u32(12)], _S143);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S133 * dot(query_0[_S137 + u32(12)], _S144);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S131 * dot(query_0[_S138 + u32(12)], _S143);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S133 * dot(query_0[_S138 + u32(12)], _S144);
+            var _S118 : u32 = _S88 - u32(1);
+            var _S119 : u32 = min(i_1, _S118);
+            var _S120 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S119];
+            ahead_0[u32(0)] = _S120;
+            var _S121 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S119 / u32(8));
+            key_scales_0[u32(0)] = _S121;
+            var _S122 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S119];
+            ahead_0[u32(1)] = _S122;
+            var _S123 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S119 / u32(8));
+            key_scales_0[u32(1)] = _S123;
+            var _S124 : u32 = i_1 + u32(4);
+            var _S125 : u32 = min(_S124, _S118);
+            var _S126 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S125];
+            ahead_0[u32(2)] = _S126;
+            var _S127 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S125 / u32(8));
+            key_scales_0[u32(2)] = _S127;
+            var _S128 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S125];
+            ahead_0[u32(3)] = _S128;
+            var _S129 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S125 / u32(8));
+            key_scales_0[u32(3)] = _S129;
+            var _S130 : u32 = i_1 + u32(8);
+            var _S131 : u32 = min(_S130, _S118);
+            var _S132 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S131];
+            ahead_0[u32(4)] = _S132;
+            var _S133 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S131 / u32(8));
+            key_scales_0[u32(4)] = _S133;
+            var _S134 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S131];
+            ahead_0[u32(5)] = _S134;
+            var _S135 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S131 / u32(8));
+            key_scales_0[u32(5)] = _S135;
+            var _S136 : u32 = i_1 + u32(12);
+            var _S137 : u32 = min(_S136, _S118);
+            var _S138 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S137];
+            ahead_0[u32(6)] = _S138;
+            var _S139 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S137 / u32(8));
+            key_scales_0[u32(6)] = _S139;
+            var _S140 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S137];
+            ahead_0[u32(7)] = _S140;
+            var _S141 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S137 / u32(8));
+            key_scales_0[u32(7)] = _S141;
+            var _S142 : vec4<f32> = query_at_0(i_1);
+            var _S143 : vec4<f32> = Blocks8_expand_0(_S120);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S121 * dot(_S142, _S143);
+            var _S144 : vec4<f32> = Blocks8_expand_0(_S122);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S123 * dot(_S142, _S144);
+            var _S145 : u32 = _S89 + i_1;
+            var _S146 : vec4<f32> = query_at_0(_S145);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S121 * dot(_S146, _S143);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S123 * dot(_S146, _S144);
+            var _S147 : u32 = u32(2) * _S89 + i_1;
+            var _S148 : vec4<f32> = query_at_0(_S147);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S121 * dot(_S148, _S143);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S123 * dot(_S148, _S144);
+            var _S149 : u32 = u32(3) * _S89 + i_1;
+            var _S150 : vec4<f32> = query_at_0(_S149);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S121 * dot(_S150, _S143);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S123 * dot(_S150, _S144);
+            var _S151 : vec4<f32> = query_at_0(_S124);
+            var _S152 : vec4<f32> = Blocks8_expand_0(_S126);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S127 * dot(_S151, _S152);
+            var _S153 : vec4<f32> = Blocks8_expand_0(_S128);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S129 * dot(_S151, _S153);
+            var _S154 : vec4<f32> = query_at_0(_S145 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S127 * dot(_S154, _S152);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S129 * dot(_S154, _S153);
+            var _S155 : vec4<f32> = query_at_0(_S147 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S127 * dot(_S155, _S152);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S129 * dot(_S155, _S153);
+            var _S156 : vec4<f32> = query_at_0(_S149 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S127 * dot(_S156, _S152);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S129 * dot(_S156, _S153);
+            var _S157 : vec4<f32> = query_at_0(_S130);
+            var _S158 : vec4<f32> = Blocks8_expand_0(_S132);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S133 * dot(_S157, _S158);
+            var _S159 : vec4<f32> = Blocks8_expand_0(_S134);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S135 * dot(_S157, _S159);
+            var _S160 : vec4<f32> = query_at_0(_S145 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S133 * dot(_S160, _S158);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S135 * dot(_S160, _S159);
+            var _S161 : vec4<f32> = query_at_0(_S147 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S133 * dot(_S161, _S158);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S135 * dot(_S161, _S159);
+            var _S162 : vec4<f32> = query_at_0(_S149 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S133 * dot(_S162, _S158);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S135 * dot(_S162, _S159);
+            var _S163 : vec4<f32> = query_at_0(_S136);
+            var _S164 : vec4<f32> = Blocks8_expand_0(_S138);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S139 * dot(_S163, _S164);
+            var _S165 : vec4<f32> = Blocks8_expand_0(_S140);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S141 * dot(_S163, _S165);
+            var _S166 : vec4<f32> = query_at_0(_S145 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S139 * dot(_S166, _S164);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S141 * dot(_S166, _S165);
+            var _S167 : vec4<f32> = query_at_0(_S147 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S139 * dot(_S167, _S164);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S141 * dot(_S167, _S165);
+            var _S168 : vec4<f32> = query_at_0(_S149 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S139 * dot(_S168, _S164);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S141 * dot(_S168, _S165);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S78] = products_0[u32(0)];
-        exchange_0[u32(128) + _S78] = products_0[u32(1)];
+        exchange_0[_S79] = products_1[u32(0)];
+        exchange_0[u32(128) + _S79] = products_1[u32(1)];
         workgroupBarrier();
-        var _S145 : bool;
-        if(_S93)
+        var _S169 : bool;
+        if(_S102)
         {
-            _S145 = (tile_0 + _S78) < (_S80.end_0);
+            _S169 = (tile_0 + _S79) < (_S81.end_0);
         }
         else
         {
-            _S145 = false;
+            _S169 = false;
         }
-        var _S146 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S145)
+        if(_S169)
         {
-            var _S147 : u32 = _S78 * u32(4);
-            score_0 = exchange_0[_S147] + exchange_0[_S147 + u32(1)] + exchange_0[_S147 + u32(2)] + exchange_0[_S147 + u32(3)];
+            var _S170 : u32 = _S79 * u32(4);
+            score_1 = exchange_0[_S170] + exchange_0[_S170 + u32(1)] + exchange_0[_S170 + u32(2)] + exchange_0[_S170 + u32(3)];
         }
         else
         {
-            score_0 = _S146;
+            score_1 = _S95;
         }
-        var _S148 : vec4<f32> = group_peak_0(score_0, _S78);
-        var _S149 : vec4<f32> = max(peak_2, _S148);
-        var _S150 : vec4<f32>;
-        if(_S145)
+        var _S171 : vec4<f32> = group_peak_0(score_1, _S79);
+        var _S172 : vec4<f32> = max(peak_0, _S171);
+        var _S173 : vec4<f32>;
+        if(_S169)
         {
-            _S150 = exp(score_0 - _S149);
+            _S173 = exp(score_1 - _S172);
         }
         else
         {
-            _S150 = _S109;
+            _S173 = _S96;
         }
-        if(_S93)
+        if(_S102)
         {
-            weights_0[_S78] = _S150;
+            weights_0[_S79] = _S173;
         }
-        var _S151 : vec4<f32> = exp(peak_2 - _S149);
-        var _S152 : vec4<f32> = total_0 * _S151 + _S150;
+        var _S174 : vec4<f32> = exp(peak_0 - _S172);
+        var _S175 : vec4<f32> = total_0 * _S174 + _S173;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S151[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S151[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S151[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S151[u32(3)]);
-        i_2 = _S86;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S174[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S174[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S174[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S174[u32(3)]);
+        i_2 = _S91;
         for(;;)
         {
-            var _S153 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Blocks8_expand_0(values_0[u32(0)]);
-            var _S154 : vec4<f32>;
+            var _S176 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Blocks8_expand_0(values_0[u32(0)]);
+            var _S177 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S154 = weights_0[i_2];
+                _S177 = weights_0[i_2];
             }
             else
             {
-                _S154 = _S109;
+                _S177 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S154[u32(0)]) * _S153;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S154[u32(1)]) * _S153;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S154[u32(2)]) * _S153;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S154[u32(3)]) * _S153;
-            var _S155 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Blocks8_expand_0(values_0[u32(1)]);
-            var _S156 : u32 = i_2 + _S85;
-            var _S157 : vec4<f32>;
-            if(_S156 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S177[u32(0)]) * _S176;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S177[u32(1)]) * _S176;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S177[u32(2)]) * _S176;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S177[u32(3)]) * _S176;
+            var _S178 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Blocks8_expand_0(values_0[u32(1)]);
+            var _S179 : u32 = i_2 + _S90;
+            var _S180 : vec4<f32>;
+            if(_S179 < u32(64))
             {
-                _S157 = weights_0[_S156];
+                _S180 = weights_0[_S179];
             }
             else
             {
-                _S157 = _S109;
+                _S180 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S157[u32(0)]) * _S155;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S157[u32(1)]) * _S155;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S157[u32(2)]) * _S155;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S157[u32(3)]) * _S155;
-            var _S158 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Blocks8_expand_0(values_0[u32(2)]);
-            var _S159 : u32 = i_2 + _S97;
-            var _S160 : vec4<f32>;
-            if(_S159 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S180[u32(0)]) * _S178;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S180[u32(1)]) * _S178;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S180[u32(2)]) * _S178;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S180[u32(3)]) * _S178;
+            var _S181 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Blocks8_expand_0(values_0[u32(2)]);
+            var _S182 : u32 = i_2 + _S106;
+            var _S183 : vec4<f32>;
+            if(_S182 < u32(64))
             {
-                _S160 = weights_0[_S159];
+                _S183 = weights_0[_S182];
             }
             else
             {
-                _S160 = _S109;
+                _S183 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S160[u32(0)]) * _S158;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S160[u32(1)]) * _S158;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S160[u32(2)]) * _S158;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S160[u32(3)]) * _S158;
-            var _S161 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Blocks8_expand_0(values_0[u32(3)]);
-            var _S162 : u32 = i_2 + _S99;
-            var _S163 : vec4<f32>;
-            if(_S162 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S183[u32(0)]) * _S181;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S183[u32(1)]) * _S181;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S183[u32(2)]) * _S181;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S183[u32(3)]) * _S181;
+            var _S184 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Blocks8_expand_0(values_0[u32(3)]);
+            var _S185 : u32 = i_2 + _S108;
+            var _S186 : vec4<f32>;
+            if(_S185 < u32(64))
             {
-                _S163 = weights_0[_S162];
+                _S186 = weights_0[_S185];
             }
             else
             {
-                _S163 = _S109;
+                _S186 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S163[u32(0)]) * _S161;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S163[u32(1)]) * _S161;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S163[u32(2)]) * _S161;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S163[u32(3)]) * _S161;
-            var _S164 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Blocks8_expand_0(values_0[u32(4)]);
-            var _S165 : u32 = i_2 + _S101;
-            var _S166 : vec4<f32>;
-            if(_S165 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S186[u32(0)]) * _S184;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S186[u32(1)]) * _S184;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S186[u32(2)]) * _S184;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S186[u32(3)]) * _S184;
+            var _S187 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Blocks8_expand_0(values_0[u32(4)]);
+            var _S188 : u32 = i_2 + _S110;
+            var _S189 : vec4<f32>;
+            if(_S188 < u32(64))
             {
-                _S166 = weights_0[_S165];
+                _S189 = weights_0[_S188];
             }
             else
             {
-                _S166 = _S109;
+                _S189 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S166[u32(0)]) * _S164;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S166[u32(1)]) * _S164;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S166[u32(2)]) * _S164;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S166[u32(3)]) * _S164;
-            var _S167 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Blocks8_expand_0(values_0[u32(5)]);
-            var _S168 : u32 = i_2 + _S103;
-            var _S169 : vec4<f32>;
-            if(_S168 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S189[u32(0)]) * _S187;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S189[u32(1)]) * _S187;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S189[u32(2)]) * _S187;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S189[u32(3)]) * _S187;
+            var _S190 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Blocks8_expand_0(values_0[u32(5)]);
+            var _S191 : u32 = i_2 + _S112;
+            var _S192 : vec4<f32>;
+            if(_S191 < u32(64))
             {
-                _S169 = weights_0[_S168];
+                _S192 = weights_0[_S191];
             }
             else
             {
-                _S169 = _S109;
+                _S192 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S169[u32(0)]) * _S167;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S169[u32(1)]) * _S167;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S169[u32(2)]) * _S167;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S169[u32(3)]) * _S167;
-            var _S170 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Blocks8_expand_0(values_0[u32(6)]);
-            var _S171 : u32 = i_2 + _S105;
-            var _S172 : vec4<f32>;
-            if(_S171 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S192[u32(0)]) * _S190;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S192[u32(1)]) * _S190;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S192[u32(2)]) * _S190;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S192[u32(3)]) * _S190;
+            var _S193 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Blocks8_expand_0(values_0[u32(6)]);
+            var _S194 : u32 = i_2 + _S114;
+            var _S195 : vec4<f32>;
+            if(_S194 < u32(64))
             {
-                _S172 = weights_0[_S171];
+                _S195 = weights_0[_S194];
             }
             else
             {
-                _S172 = _S109;
+                _S195 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S172[u32(0)]) * _S170;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S172[u32(1)]) * _S170;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S172[u32(2)]) * _S170;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S172[u32(3)]) * _S170;
-            var _S173 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Blocks8_expand_0(values_0[u32(7)]);
-            var _S174 : u32 = i_2 + _S107;
-            var _S175 : vec4<f32>;
-            if(_S174 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S195[u32(0)]) * _S193;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S195[u32(1)]) * _S193;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S195[u32(2)]) * _S193;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S195[u32(3)]) * _S193;
+            var _S196 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Blocks8_expand_0(values_0[u32(7)]);
+            var _S197 : u32 = i_2 + _S116;
+            var _S198 : vec4<f32>;
+            if(_S197 < u32(64))
             {
-                _S175 = weights_0[_S174];
+                _S198 = weights_0[_S197];
             }
             else
             {
-                _S175 = _S109;
+                _S198 = _S96;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S175[u32(0)]) * _S173;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S175[u32(1)]) * _S173;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S175[u32(2)]) * _S173;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S175[u32(3)]) * _S173;
-            var i_3 : u32 = i_2 + u32(8) * _S85;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S198[u32(0)]) * _S196;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S198[u32(1)]) * _S196;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S198[u32(2)]) * _S196;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S198[u32(3)]) * _S196;
+            var i_3 : u32 = i_2 + u32(8) * _S90;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S176 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(0)] = entryPointParams_v_pages_0[_S176.vector_0];
-            scales_0[u32(0)] = Blocks8_scale_0(_S176.scale_1);
-            var _S177 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S85, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(1)] = entryPointParams_v_pages_0[_S177.vector_0];
-            scales_0[u32(1)] = Blocks8_scale_0(_S177.scale_1);
-            var _S178 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S97, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(2)] = entryPointParams_v_pages_0[_S178.vector_0];
-            scales_0[u32(2)] = Blocks8_scale_0(_S178.scale_1);
-            var _S179 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S99, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(3)] = entryPointParams_v_pages_0[_S179.vector_0];
-            scales_0[u32(3)] = Blocks8_scale_0(_S179.scale_1);
-            var _S180 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S101, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(4)] = entryPointParams_v_pages_0[_S180.vector_0];
-            scales_0[u32(4)] = Blocks8_scale_0(_S180.scale_1);
-            var _S181 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S103, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(5)] = entryPointParams_v_pages_0[_S181.vector_0];
-            scales_0[u32(5)] = Blocks8_scale_0(_S181.scale_1);
-            var _S182 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S105, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(6)] = entryPointParams_v_pages_0[_S182.vector_0];
-            scales_0[u32(6)] = Blocks8_scale_0(_S182.scale_1);
-            var _S183 : Run_0 = Blocks8_run_0(_S80.v_pages_offset_1, slots_0[min(i_3 + _S107, u32(63))], _S80.columns_0, _S89);
-            values_0[u32(7)] = entryPointParams_v_pages_0[_S183.vector_0];
-            scales_0[u32(7)] = Blocks8_scale_0(_S183.scale_1);
+            var _S199 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(0)] = entryPointParams_v_pages_0[_S199.vector_1];
+            scales_0[u32(0)] = Blocks8_scale_0(_S199.scale_1);
+            var _S200 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S90, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(1)] = entryPointParams_v_pages_0[_S200.vector_1];
+            scales_0[u32(1)] = Blocks8_scale_0(_S200.scale_1);
+            var _S201 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S106, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(2)] = entryPointParams_v_pages_0[_S201.vector_1];
+            scales_0[u32(2)] = Blocks8_scale_0(_S201.scale_1);
+            var _S202 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S108, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(3)] = entryPointParams_v_pages_0[_S202.vector_1];
+            scales_0[u32(3)] = Blocks8_scale_0(_S202.scale_1);
+            var _S203 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S110, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(4)] = entryPointParams_v_pages_0[_S203.vector_1];
+            scales_0[u32(4)] = Blocks8_scale_0(_S203.scale_1);
+            var _S204 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S112, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(5)] = entryPointParams_v_pages_0[_S204.vector_1];
+            scales_0[u32(5)] = Blocks8_scale_0(_S204.scale_1);
+            var _S205 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S114, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(6)] = entryPointParams_v_pages_0[_S205.vector_1];
+            scales_0[u32(6)] = Blocks8_scale_0(_S205.scale_1);
+            var _S206 : Run_0 = Blocks8_run_0(_S81.v_pages_offset_1, slots_0[min(i_3 + _S116, u32(63))], _S81.columns_0, _S94);
+            values_0[u32(7)] = entryPointParams_v_pages_0[_S206.vector_1];
+            scales_0[u32(7)] = Blocks8_scale_0(_S206.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S152;
-        peak_2 = _S149;
+        total_0 = _S175;
+        peak_0 = _S172;
     }
-    exchange_0[_S78] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S78] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S78] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S78] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S78);
-    i_1 = _S78;
+    exchange_0[_S79] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S79] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S79] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S79] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S79);
+    i_1 = _S79;
     for(;;)
     {
-        _S82 = _S80.heads_1;
-        if(i_1 < (_S80.heads_1 * _S83))
+        _S87 = _S81.heads_1;
+        if(i_1 < (_S81.heads_1 * _S88))
         {
         }
         else
         {
             break;
         }
-        var _S184 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
         i_2 = u32(0);
-        score_0 = _S184;
+        score_1 = _S96;
         for(;;)
         {
-            if(i_2 < _S85)
+            if(i_2 < _S90)
             {
             }
             else
             {
                 break;
             }
-            var _S185 : u32 = i_1 / _S83;
-            var _S186 : u32 = _S185 * u32(128) + i_2 * _S83;
-            var _S187 : u32 = i_1 % _S83;
-            var whole_0 : vec4<f32> = score_0 + exchange_0[_S186 + _S187];
+            var _S207 : u32 = i_1 / _S88;
+            var _S208 : u32 = _S207 * u32(128) + i_2 * _S88;
+            var _S209 : u32 = i_1 % _S88;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S208 + _S209];
             i_2 = i_2 + u32(1);
-            score_0 = whole_0;
+            score_1 = whole_0;
         }
-        var _S188 : u32 = i_1 / _S83;
-        var _S189 : u32 = _S80.out_0 + _S188 * _S80.out_stride_0;
-        var _S190 : u32 = i_1 % _S83;
-        entryPointParams_scratch_0[_S189 + _S190] = score_0;
+        var _S210 : u32 = i_1 / _S88;
+        var _S211 : u32 = _S81.out_0 + _S210 * _S81.out_stride_0;
+        var _S212 : u32 = i_1 % _S88;
+        entryPointParams_scratch_0[_S211 + _S212] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S78 < _S82)
+    if(_S79 < _S87)
     {
-        entryPointParams_scratch_0[_S80.out_0 + _S78 * _S80.out_stride_0 + _S83] = vec4<f32>(peak_2[_S78], total_1[_S78], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S81.out_0 + _S79 * _S81.out_stride_0 + _S88] = vec4<f32>(peak_0[_S79], total_1[_S79], 1.0f, 0.0f);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S23 = _builtinWaveLaneCount_0;
-    var _S191 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_2 : Part_0 = _S191;
-    var _S192 : bool;
-    if((part_2.number_0) >= (entryPointParams_0.p_0.parts_0))
+    _S22 = _builtinWaveLaneCount_0;
+    var _S213 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S213;
+    var _S214 : bool;
+    if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S192 = true;
+        _S214 = true;
     }
     else
     {
-        _S192 = (part_2.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
+        _S214 = (part_3.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
     }
-    if(_S192)
+    if(_S214)
     {
         return;
     }
-    var _S193 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S194 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0);
-    share_out_0(&(part_2), first_seen_0(_S194, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S193, _S194), entryPointParams_0.p_0.parts_0);
-    if((part_2.begin_0) >= (part_2.end_0))
+    var _S215 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S216 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0);
+    share_out_0(&(part_3), first_seen_0(_S216, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S215, _S216), entryPointParams_0.p_0.parts_0);
+    if((part_3.begin_0) >= (part_3.end_0))
     {
-        leave_empty_0(thread_2, part_2);
+        leave_empty_0(thread_3, part_3);
         return;
     }
-    part_2.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
-    part_2.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
+    part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
+    part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Plain_0;
-    queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_2.row_0 * entryPointParams_0.p_0.q_stride_0;
-    load_queries_0(thread_2, part_2, entryPointParams_0.p_0.scale_0, queries_0);
-    attend_0(thread_2, _S193, part_2, Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f));
+    queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_3.row_0 * entryPointParams_0.p_0.q_stride_0;
+    attend_0(thread_3, _S215, part_3, entryPointParams_0.p_0.scale_0, queries_0, false, queries_0, queries_0);
     return;
 }

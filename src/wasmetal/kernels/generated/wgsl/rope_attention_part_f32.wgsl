@@ -191,82 +191,41 @@ fn rotation_0( table_offset_1 : u32,  position_1 : u32,  positions_1 : u32,  pai
     return Rotation_x24init_0(table_offset_1 + u32(2) * min(position_1, positions_1 - u32(1)) * pairs_3, pairs_3, interleaved_3 != u32(0));
 }
 
+var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
+
 fn padded_vectors_0( head_dim_3 : u32) -> u32
 {
     return (head_dim_3 / u32(4) + u32(16) - u32(1)) / u32(16) * u32(16);
 }
 
-var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
-
-struct Start_0
+fn query_at_0( vector_0 : u32) -> vec4<f32>
 {
-     peak_0 : vec4<f32>,
-     value_0 : vec4<f32>,
-     weight_0 : f32,
-};
-
-fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
-{
-    var _S22 : Start_0;
-    _S22.peak_0 = peak_1;
-    _S22.value_0 = value_1;
-    _S22.weight_0 = weight_1;
-    return _S22;
+    return query_0[vector_0];
 }
 
-fn Rotation_pair_of_0( this_0 : Rotation_0,  element_0 : u32) -> u32
-{
-    var _S23 : u32;
-    if(this_0.interleaved_1)
-    {
-        _S23 = element_0 / u32(2);
-    }
-    else
-    {
-        var _S24 : u32 = element_0 % this_0.pairs_1;
-        _S23 = _S24;
-    }
-    return _S23;
-}
-
-fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
-{
-    var _S25 : vec2<u32>;
-    if(this_1.interleaved_1)
-    {
-        var _S26 : u32 = u32(2) * pair_0;
-        _S25 = vec2<u32>(_S26, _S26 + u32(1));
-    }
-    else
-    {
-        _S25 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
-    }
-    return _S25;
-}
-
-var<private> _S27 : u32;
+var<private> _S22 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
-fn group_total_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
+fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S28 : u32 = _S27;
-    var _S29 : vec4<f32> = subgroupAdd(value_2);
-    var _S30 : bool = subgroupElect();
-    if(_S30)
+    var _S23 : u32 = _S22;
+    var _S24 : vec4<f32> = subgroupAdd(value_0);
+    var _S25 : bool = subgroupElect();
+    if(_S25)
     {
-        var _S31 : u32 = thread_0 / _S28;
-        waves_0[_S31] = _S29;
+        var _S26 : u32 = thread_0 / _S23;
+        waves_0[_S26] = _S24;
     }
     workgroupBarrier();
-    var _S32 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S27 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S32;
+    var result_0 : vec4<f32> = _S27;
     for(;;)
     {
-        var _S33 : u32 = u32(128) / _S28;
-        if(wave_0 < _S33)
+        var _S28 : u32 = u32(128) / _S23;
+        if(wave_0 < _S28)
         {
         }
         else
@@ -286,67 +245,48 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     var products_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
-        products_0[u32(0)] = dot(query_0[thread_1], key_0);
-        var _S34 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_0[_S34 + thread_1], key_0);
-        products_0[u32(2)] = dot(query_0[u32(2) * _S34 + thread_1], key_0);
-        products_0[u32(3)] = dot(query_0[u32(3) * _S34 + thread_1], key_0);
+        products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
+        var _S29 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S29 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S29 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S29 + thread_1), key_0);
     }
-    var _S35 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S30 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S35;
-}
-
-struct Run_0
-{
-     vector_0 : u32,
-     scale_1 : u32,
-};
-
-fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
-{
-    var _S36 : Run_0;
-    _S36.vector_0 = vector_1;
-    _S36.scale_1 = scale_2;
-    return _S36;
-}
-
-fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_1 : u32) -> Run_0
-{
-    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_1) / u32(4), u32(0));
+    return _S30;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
 
 var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 
-fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
+fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S37 : u32 = _S27;
-    var _S38 : vec4<f32> = subgroupMax(value_3);
-    var _S39 : bool = subgroupElect();
-    if(_S39)
+    var _S31 : u32 = _S22;
+    var _S32 : vec4<f32> = subgroupMax(value_1);
+    var _S33 : bool = subgroupElect();
+    if(_S33)
     {
-        var _S40 : u32 = thread_2 / _S37;
-        waves_0[_S40] = _S38;
+        var _S34 : u32 = thread_2 / _S31;
+        waves_0[_S34] = _S32;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S41 : u32 = u32(128) / _S37;
-        if(wave_1 < _S41)
+        var _S35 : u32 = u32(128) / _S31;
+        if(wave_1 < _S35)
         {
         }
         else
         {
             break;
         }
-        var _S42 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S36 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S42;
+        result_2 = _S36;
         wave_1 = wave_2;
     }
     return result_2;
@@ -354,41 +294,60 @@ fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 
 var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 
-fn valid_rows_0( _S43 : u32,  _S44 : u32,  _S45 : u32) -> u32
+struct Run_0
 {
-    var _S46 : u32;
-    if(_S43 == u32(4294967295))
+     vector_1 : u32,
+     scale_1 : u32,
+};
+
+fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
+{
+    var _S37 : Run_0;
+    _S37.vector_1 = vector_2;
+    _S37.scale_1 = scale_2;
+    return _S37;
+}
+
+fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
+{
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
+}
+
+fn valid_rows_0( _S38 : u32,  _S39 : u32,  _S40 : u32) -> u32
+{
+    var _S41 : u32;
+    if(_S38 == u32(4294967295))
     {
-        _S46 = _S45;
+        _S41 = _S40;
     }
     else
     {
-        _S46 = min(max(entryPointParams_batch_0[_S43], _S44) - _S44, _S45);
+        _S41 = min(max(entryPointParams_batch_0[_S38], _S39) - _S39, _S40);
     }
-    return _S46;
+    return _S41;
 }
 
-fn row_sequence_0( _S47 : u32,  _S48 : u32) -> u32
+fn row_sequence_0( _S42 : u32,  _S43 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S47 + u32(3) + u32(2) * _S48];
+    return entryPointParams_batch_0[_S42 + u32(3) + u32(2) * _S43];
 }
 
-fn sequence_table_0( _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32) -> SequenceTable_0
+fn sequence_table_0( _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32) -> SequenceTable_0
 {
-    var _S55 : u32 = _S49 + min(_S50, _S51 - u32(1)) * (_S52 + u32(1));
-    return SequenceTable_x24init_0(_S55 + u32(1), _S53, _S54, min(entryPointParams_sequences_0[_S55], min(_S52, _S54) * _S53));
+    var _S50 : u32 = _S44 + min(_S45, _S46 - u32(1)) * (_S47 + u32(1));
+    return SequenceTable_x24init_0(_S50 + u32(1), _S48, _S49, min(entryPointParams_sequences_0[_S50], min(_S47, _S49) * _S48));
 }
 
-fn row_position_0( _S56 : u32,  _S57 : u32) -> u32
+fn row_position_0( _S51 : u32,  _S52 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S56 + u32(2) + u32(2) * _S57];
+    return entryPointParams_batch_0[_S51 + u32(2) + u32(2) * _S52];
 }
 
-fn leave_empty_0( _S58 : u32,  _S59 : Part_0)
+fn leave_empty_0( _S53 : u32,  _S54 : Part_0)
 {
-    if(_S58 < (_S59.heads_1))
+    if(_S53 < (_S54.heads_1))
     {
-        entryPointParams_scratch_0[_S59.out_0 + _S58 * _S59.out_stride_0 + _S59.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S54.out_0 + _S53 * _S54.out_stride_0 + _S54.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -405,23 +364,53 @@ struct Plain_0
      begin_4 : u32,
 };
 
-fn Rotation_turn_0( _S60 : Rotation_0,  _S61 : u32,  _S62 : vec2<f32>) -> vec2<f32>
+fn Rotation_pair_of_0( this_0 : Rotation_0,  element_1 : u32) -> u32
 {
-    var _S63 : u32 = _S60.angles_0 + u32(2) * _S61;
-    var _S64 : f32 = _S62.x;
-    var _S65 : f32 = _S62.y;
-    var _S66 : u32 = _S63 + u32(1);
-    return vec2<f32>(_S64 * entryPointParams_table_0[_S63] - _S65 * entryPointParams_table_0[_S66], _S64 * entryPointParams_table_0[_S66] + _S65 * entryPointParams_table_0[_S63]);
+    var _S55 : u32;
+    if(this_0.interleaved_1)
+    {
+        _S55 = element_1 / u32(2);
+    }
+    else
+    {
+        var _S56 : u32 = element_1 % this_0.pairs_1;
+        _S55 = _S56;
+    }
+    return _S55;
 }
 
-fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
+fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
 {
-    var _S69 : u32;
-    var _S70 : Rotation_0;
-    var _S71 : u32;
-    var _S72 : f32;
-    var _S73 : u32 = _S68 / _S67.head_dim_4;
-    var _S74 : u32 = _S67.begin_3 + _S73 * _S67.head_dim_4;
+    var _S57 : vec2<u32>;
+    if(this_1.interleaved_1)
+    {
+        var _S58 : u32 = u32(2) * pair_0;
+        _S57 = vec2<u32>(_S58, _S58 + u32(1));
+    }
+    else
+    {
+        _S57 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+    }
+    return _S57;
+}
+
+fn Rotation_turn_0( _S59 : Rotation_0,  _S60 : u32,  _S61 : vec2<f32>) -> vec2<f32>
+{
+    var _S62 : u32 = _S59.angles_0 + u32(2) * _S60;
+    var _S63 : f32 = _S61.x;
+    var _S64 : f32 = _S61.y;
+    var _S65 : u32 = _S62 + u32(1);
+    return vec2<f32>(_S63 * entryPointParams_table_0[_S62] - _S64 * entryPointParams_table_0[_S65], _S63 * entryPointParams_table_0[_S65] + _S64 * entryPointParams_table_0[_S62]);
+}
+
+fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
+{
+    var _S68 : u32;
+    var _S69 : Rotation_0;
+    var _S70 : u32;
+    var _S71 : f32;
+    var _S72 : u32 = _S67 / _S66.head_dim_4;
+    var _S73 : u32 = _S66.begin_3 + _S72 * _S66.head_dim_4;
     var result_3 : vec4<f32>;
     for(;;)
     {
@@ -429,29 +418,29 @@ fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S75 : u32 = _S68 % _S67.head_dim_4;
-                _S69 = _S75;
-                _S70 = _S67.rotation_1;
-                var _S76 : u32 = u32(2) * _S67.rotation_1.pairs_1;
-                _S71 = _S76;
-                if(_S75 >= _S76)
+                var _S74 : u32 = _S67 % _S66.head_dim_4;
+                _S68 = _S74;
+                _S69 = _S66.rotation_1;
+                var _S75 : u32 = u32(2) * _S66.rotation_1.pairs_1;
+                _S70 = _S75;
+                if(_S74 >= _S75)
                 {
-                    result_3[u32(0)] = entryPointParams_q_0[_S74 + _S75];
+                    result_3[u32(0)] = entryPointParams_q_0[_S73 + _S74];
                     break;
                 }
-                var _S77 : u32 = Rotation_pair_of_0(_S67.rotation_1, _S75);
-                var _S78 : vec2<u32> = Rotation_places_0(_S67.rotation_1, _S77);
-                var _S79 : u32 = _S78.x;
-                var _S80 : vec2<f32> = Rotation_turn_0(_S67.rotation_1, _S77, vec2<f32>(entryPointParams_q_0[_S74 + _S79], entryPointParams_q_0[_S74 + _S78.y]));
-                if(_S75 == _S79)
+                var _S76 : u32 = Rotation_pair_of_0(_S66.rotation_1, _S74);
+                var _S77 : vec2<u32> = Rotation_places_0(_S66.rotation_1, _S76);
+                var _S78 : u32 = _S77.x;
+                var _S79 : vec2<f32> = Rotation_turn_0(_S66.rotation_1, _S76, vec2<f32>(entryPointParams_q_0[_S73 + _S78], entryPointParams_q_0[_S73 + _S77.y]));
+                if(_S74 == _S78)
                 {
-                    _S72 = _S80.x;
+                    _S71 = _S79.x;
                 }
                 else
                 {
-                    _S72 = _S80.y;
+                    _S71 = _S79.y;
                 }
-                result_3[u32(0)] = _S72;
+                result_3[u32(0)] = _S71;
                 break;
             }
             break;
@@ -460,25 +449,25 @@ fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S81 : u32 = _S69 + u32(1);
-                if(_S81 >= _S71)
+                var _S80 : u32 = _S68 + u32(1);
+                if(_S80 >= _S70)
                 {
-                    result_3[u32(1)] = entryPointParams_q_0[_S74 + _S81];
+                    result_3[u32(1)] = entryPointParams_q_0[_S73 + _S80];
                     break;
                 }
-                var _S82 : u32 = Rotation_pair_of_0(_S70, _S81);
-                var _S83 : vec2<u32> = Rotation_places_0(_S70, _S82);
-                var _S84 : u32 = _S83.x;
-                var _S85 : vec2<f32> = Rotation_turn_0(_S70, _S82, vec2<f32>(entryPointParams_q_0[_S74 + _S84], entryPointParams_q_0[_S74 + _S83.y]));
-                if(_S81 == _S84)
+                var _S81 : u32 = Rotation_pair_of_0(_S69, _S80);
+                var _S82 : vec2<u32> = Rotation_places_0(_S69, _S81);
+                var _S83 : u32 = _S82.x;
+                var _S84 : vec2<f32> = Rotation_turn_0(_S69, _S81, vec2<f32>(entryPointParams_q_0[_S73 + _S83], entryPointParams_q_0[_S73 + _S82.y]));
+                if(_S80 == _S83)
                 {
-                    _S72 = _S85.x;
+                    _S71 = _S84.x;
                 }
                 else
                 {
-                    _S72 = _S85.y;
+                    _S71 = _S84.y;
                 }
-                result_3[u32(1)] = _S72;
+                result_3[u32(1)] = _S71;
                 break;
             }
             break;
@@ -487,25 +476,25 @@ fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S86 : u32 = _S69 + u32(2);
-                if(_S86 >= _S71)
+                var _S85 : u32 = _S68 + u32(2);
+                if(_S85 >= _S70)
                 {
-                    result_3[u32(2)] = entryPointParams_q_0[_S74 + _S86];
+                    result_3[u32(2)] = entryPointParams_q_0[_S73 + _S85];
                     break;
                 }
-                var _S87 : u32 = Rotation_pair_of_0(_S70, _S86);
-                var _S88 : vec2<u32> = Rotation_places_0(_S70, _S87);
-                var _S89 : u32 = _S88.x;
-                var _S90 : vec2<f32> = Rotation_turn_0(_S70, _S87, vec2<f32>(entryPointParams_q_0[_S74 + _S89], entryPointParams_q_0[_S74 + _S88.y]));
-                if(_S86 == _S89)
+                var _S86 : u32 = Rotation_pair_of_0(_S69, _S85);
+                var _S87 : vec2<u32> = Rotation_places_0(_S69, _S86);
+                var _S88 : u32 = _S87.x;
+                var _S89 : vec2<f32> = Rotation_turn_0(_S69, _S86, vec2<f32>(entryPointParams_q_0[_S73 + _S88], entryPointParams_q_0[_S73 + _S87.y]));
+                if(_S85 == _S88)
                 {
-                    _S72 = _S90.x;
+                    _S71 = _S89.x;
                 }
                 else
                 {
-                    _S72 = _S90.y;
+                    _S71 = _S89.y;
                 }
-                result_3[u32(2)] = _S72;
+                result_3[u32(2)] = _S71;
                 break;
             }
             break;
@@ -514,25 +503,25 @@ fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S91 : u32 = _S69 + u32(3);
-                if(_S91 >= _S71)
+                var _S90 : u32 = _S68 + u32(3);
+                if(_S90 >= _S70)
                 {
-                    result_3[u32(3)] = entryPointParams_q_0[_S74 + _S91];
+                    result_3[u32(3)] = entryPointParams_q_0[_S73 + _S90];
                     break;
                 }
-                var _S92 : u32 = Rotation_pair_of_0(_S70, _S91);
-                var _S93 : vec2<u32> = Rotation_places_0(_S70, _S92);
-                var _S94 : u32 = _S93.x;
-                var _S95 : vec2<f32> = Rotation_turn_0(_S70, _S92, vec2<f32>(entryPointParams_q_0[_S74 + _S94], entryPointParams_q_0[_S74 + _S93.y]));
-                if(_S91 == _S94)
+                var _S91 : u32 = Rotation_pair_of_0(_S69, _S90);
+                var _S92 : vec2<u32> = Rotation_places_0(_S69, _S91);
+                var _S93 : u32 = _S92.x;
+                var _S94 : vec2<f32> = Rotation_turn_0(_S69, _S91, vec2<f32>(entryPointParams_q_0[_S73 + _S93], entryPointParams_q_0[_S73 + _S92.y]));
+                if(_S90 == _S93)
                 {
-                    _S72 = _S95.x;
+                    _S71 = _S94.x;
                 }
                 else
                 {
-                    _S72 = _S95.y;
+                    _S71 = _S94.y;
                 }
-                result_3[u32(3)] = _S72;
+                result_3[u32(3)] = _S71;
                 break;
             }
             break;
@@ -542,50 +531,49 @@ fn Turned_four_0( _S67 : Turned_0,  _S68 : u32) -> vec4<f32>
     return result_3;
 }
 
-fn load_queries_0( _S96 : u32,  _S97 : Part_0,  _S98 : f32,  _S99 : Turned_0)
+fn load_queries_0( _S95 : u32,  _S96 : Part_0,  _S97 : u32,  _S98 : f32,  _S99 : Turned_0)
 {
-    var _S100 : u32 = padded_vectors_0(_S97.head_dim_1);
-    var i_0 : u32 = _S96;
+    var i_0 : u32 = _S95;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S100))
+        if(i_0 < (u32(4) * _S97))
         {
         }
         else
         {
             break;
         }
-        var _S101 : u32 = i_0 % _S100;
-        var _S102 : u32 = i_0 / _S100;
-        var _S103 : bool;
-        if(_S102 < (_S97.heads_1))
+        var _S100 : u32 = i_0 % _S97;
+        var _S101 : u32 = i_0 / _S97;
+        var _S102 : bool;
+        if(_S101 < (_S96.heads_1))
         {
-            _S103 = _S101 < (_S97.head_dim_1 / u32(4));
+            _S102 = _S100 < (_S96.head_dim_1 / u32(4));
         }
         else
         {
-            _S103 = false;
+            _S102 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S103)
+        if(_S102)
         {
-            var _S104 : u32 = i_0 / _S100;
-            var _S105 : vec4<f32> = Turned_four_0(_S99, (_S97.head_0 + _S104) * _S97.head_dim_1 + u32(4) * _S101);
-            query_0[i_0] = vec4<f32>(_S98) * _S105;
+            var _S103 : u32 = i_0 / _S97;
+            var _S104 : vec4<f32> = Turned_four_0(_S99, (_S96.head_0 + _S103) * _S96.head_dim_1 + u32(4) * _S100);
+            query_0[i_0] = vec4<f32>(_S98) * _S104;
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
+fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
 {
-    var _S108 : u32;
-    var _S109 : Rotation_0;
-    var _S110 : u32;
-    var _S111 : f32;
-    var _S112 : u32 = _S107 / _S106.head_dim_4;
-    var _S113 : u32 = _S106.begin_3 + _S112 * _S106.head_dim_4;
+    var _S107 : u32;
+    var _S108 : Rotation_0;
+    var _S109 : u32;
+    var _S110 : f32;
+    var _S111 : u32 = _S106 / _S105.head_dim_4;
+    var _S112 : u32 = _S105.begin_3 + _S111 * _S105.head_dim_4;
     var result_4 : vec4<f32>;
     for(;;)
     {
@@ -593,29 +581,29 @@ fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S114 : u32 = _S107 % _S106.head_dim_4;
-                _S108 = _S114;
-                _S109 = _S106.rotation_1;
-                var _S115 : u32 = u32(2) * _S106.rotation_1.pairs_1;
-                _S110 = _S115;
-                if(_S114 >= _S115)
+                var _S113 : u32 = _S106 % _S105.head_dim_4;
+                _S107 = _S113;
+                _S108 = _S105.rotation_1;
+                var _S114 : u32 = u32(2) * _S105.rotation_1.pairs_1;
+                _S109 = _S114;
+                if(_S113 >= _S114)
                 {
-                    result_4[u32(0)] = entryPointParams_k_0[_S113 + _S114];
+                    result_4[u32(0)] = entryPointParams_k_0[_S112 + _S113];
                     break;
                 }
-                var _S116 : u32 = Rotation_pair_of_0(_S106.rotation_1, _S114);
-                var _S117 : vec2<u32> = Rotation_places_0(_S106.rotation_1, _S116);
-                var _S118 : u32 = _S117.x;
-                var _S119 : vec2<f32> = Rotation_turn_0(_S106.rotation_1, _S116, vec2<f32>(entryPointParams_k_0[_S113 + _S118], entryPointParams_k_0[_S113 + _S117.y]));
-                if(_S114 == _S118)
+                var _S115 : u32 = Rotation_pair_of_0(_S105.rotation_1, _S113);
+                var _S116 : vec2<u32> = Rotation_places_0(_S105.rotation_1, _S115);
+                var _S117 : u32 = _S116.x;
+                var _S118 : vec2<f32> = Rotation_turn_0(_S105.rotation_1, _S115, vec2<f32>(entryPointParams_k_0[_S112 + _S117], entryPointParams_k_0[_S112 + _S116.y]));
+                if(_S113 == _S117)
                 {
-                    _S111 = _S119.x;
+                    _S110 = _S118.x;
                 }
                 else
                 {
-                    _S111 = _S119.y;
+                    _S110 = _S118.y;
                 }
-                result_4[u32(0)] = _S111;
+                result_4[u32(0)] = _S110;
                 break;
             }
             break;
@@ -624,25 +612,25 @@ fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S120 : u32 = _S108 + u32(1);
-                if(_S120 >= _S110)
+                var _S119 : u32 = _S107 + u32(1);
+                if(_S119 >= _S109)
                 {
-                    result_4[u32(1)] = entryPointParams_k_0[_S113 + _S120];
+                    result_4[u32(1)] = entryPointParams_k_0[_S112 + _S119];
                     break;
                 }
-                var _S121 : u32 = Rotation_pair_of_0(_S109, _S120);
-                var _S122 : vec2<u32> = Rotation_places_0(_S109, _S121);
-                var _S123 : u32 = _S122.x;
-                var _S124 : vec2<f32> = Rotation_turn_0(_S109, _S121, vec2<f32>(entryPointParams_k_0[_S113 + _S123], entryPointParams_k_0[_S113 + _S122.y]));
-                if(_S120 == _S123)
+                var _S120 : u32 = Rotation_pair_of_0(_S108, _S119);
+                var _S121 : vec2<u32> = Rotation_places_0(_S108, _S120);
+                var _S122 : u32 = _S121.x;
+                var _S123 : vec2<f32> = Rotation_turn_0(_S108, _S120, vec2<f32>(entryPointParams_k_0[_S112 + _S122], entryPointParams_k_0[_S112 + _S121.y]));
+                if(_S119 == _S122)
                 {
-                    _S111 = _S124.x;
+                    _S110 = _S123.x;
                 }
                 else
                 {
-                    _S111 = _S124.y;
+                    _S110 = _S123.y;
                 }
-                result_4[u32(1)] = _S111;
+                result_4[u32(1)] = _S110;
                 break;
             }
             break;
@@ -651,25 +639,25 @@ fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S125 : u32 = _S108 + u32(2);
-                if(_S125 >= _S110)
+                var _S124 : u32 = _S107 + u32(2);
+                if(_S124 >= _S109)
                 {
-                    result_4[u32(2)] = entryPointParams_k_0[_S113 + _S125];
+                    result_4[u32(2)] = entryPointParams_k_0[_S112 + _S124];
                     break;
                 }
-                var _S126 : u32 = Rotation_pair_of_0(_S109, _S125);
-                var _S127 : vec2<u32> = Rotation_places_0(_S109, _S126);
-                var _S128 : u32 = _S127.x;
-                var _S129 : vec2<f32> = Rotation_turn_0(_S109, _S126, vec2<f32>(entryPointParams_k_0[_S113 + _S128], entryPointParams_k_0[_S113 + _S127.y]));
-                if(_S125 == _S128)
+                var _S125 : u32 = Rotation_pair_of_0(_S108, _S124);
+                var _S126 : vec2<u32> = Rotation_places_0(_S108, _S125);
+                var _S127 : u32 = _S126.x;
+                var _S128 : vec2<f32> = Rotation_turn_0(_S108, _S125, vec2<f32>(entryPointParams_k_0[_S112 + _S127], entryPointParams_k_0[_S112 + _S126.y]));
+                if(_S124 == _S127)
                 {
-                    _S111 = _S129.x;
+                    _S110 = _S128.x;
                 }
                 else
                 {
-                    _S111 = _S129.y;
+                    _S110 = _S128.y;
                 }
-                result_4[u32(2)] = _S111;
+                result_4[u32(2)] = _S110;
                 break;
             }
             break;
@@ -678,25 +666,25 @@ fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S130 : u32 = _S108 + u32(3);
-                if(_S130 >= _S110)
+                var _S129 : u32 = _S107 + u32(3);
+                if(_S129 >= _S109)
                 {
-                    result_4[u32(3)] = entryPointParams_k_0[_S113 + _S130];
+                    result_4[u32(3)] = entryPointParams_k_0[_S112 + _S129];
                     break;
                 }
-                var _S131 : u32 = Rotation_pair_of_0(_S109, _S130);
-                var _S132 : vec2<u32> = Rotation_places_0(_S109, _S131);
-                var _S133 : u32 = _S132.x;
-                var _S134 : vec2<f32> = Rotation_turn_0(_S109, _S131, vec2<f32>(entryPointParams_k_0[_S113 + _S133], entryPointParams_k_0[_S113 + _S132.y]));
-                if(_S130 == _S133)
+                var _S130 : u32 = Rotation_pair_of_0(_S108, _S129);
+                var _S131 : vec2<u32> = Rotation_places_0(_S108, _S130);
+                var _S132 : u32 = _S131.x;
+                var _S133 : vec2<f32> = Rotation_turn_0(_S108, _S130, vec2<f32>(entryPointParams_k_0[_S112 + _S132], entryPointParams_k_0[_S112 + _S131.y]));
+                if(_S129 == _S132)
                 {
-                    _S111 = _S134.x;
+                    _S110 = _S133.x;
                 }
                 else
                 {
-                    _S111 = _S134.y;
+                    _S110 = _S133.y;
                 }
-                result_4[u32(3)] = _S111;
+                result_4[u32(3)] = _S110;
                 break;
             }
             break;
@@ -706,39 +694,26 @@ fn Turned_four_1( _S106 : Turned_0,  _S107 : u32) -> vec4<f32>
     return result_4;
 }
 
-fn Plain_four_0( _S135 : Plain_0,  _S136 : u32) -> vec4<f32>
+fn Plain_four_0( _S134 : Plain_0,  _S135 : u32) -> vec4<f32>
 {
-    var _S137 : u32 = _S135.begin_4 + _S136;
-    return vec4<f32>(entryPointParams_v_0[_S137], entryPointParams_v_0[_S137 + u32(1)], entryPointParams_v_0[_S137 + u32(2)], entryPointParams_v_0[_S137 + u32(3)]);
+    var _S136 : u32 = _S134.begin_4 + _S135;
+    return vec4<f32>(entryPointParams_v_0[_S136], entryPointParams_v_0[_S136 + u32(1)], entryPointParams_v_0[_S136 + u32(2)], entryPointParams_v_0[_S136 + u32(3)]);
 }
 
-fn SequenceTable_slot_0( _S138 : SequenceTable_0,  _S139 : u32) -> u32
+fn SequenceTable_slot_0( _S137 : SequenceTable_0,  _S138 : u32) -> u32
 {
-    var _S140 : u32 = _S139 / _S138.page_size_1;
-    var _S141 : u32 = min(entryPointParams_sequences_0[_S138.begin_1 + _S140], _S138.pages_1 - u32(1)) * _S138.page_size_1;
-    var _S142 : u32 = _S139 % _S138.page_size_1;
-    return _S141 + _S142;
+    var _S139 : u32 = _S138 / _S137.page_size_1;
+    var _S140 : u32 = min(entryPointParams_sequences_0[_S137.begin_1 + _S139], _S137.pages_1 - u32(1)) * _S137.page_size_1;
+    var _S141 : u32 = _S138 % _S137.page_size_1;
+    return _S140 + _S141;
 }
 
-fn Float32_append_0( _S143 : u32,  _S144 : u32,  _S145 : u32,  _S146 : u32,  _S147 : Turned_0)
-{
-    var _S148 : vec4<f32> = Turned_four_1(_S147, _S146);
-    entryPointParams_new_k_0[Float32_run_0(_S143, _S144, _S145, _S146).vector_0] = _S148;
-    return;
-}
-
-fn Float32_append_1( _S149 : u32,  _S150 : u32,  _S151 : u32,  _S152 : u32,  _S153 : Plain_0)
-{
-    entryPointParams_new_v_0[Float32_run_0(_S149, _S150, _S151, _S152).vector_0] = Plain_four_0(_S153, _S152);
-    return;
-}
-
-fn Float32_scale_0( _S154 : u32) -> f32
+fn Float32_scale_0( _S142 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float32_scale_1( _S155 : u32) -> f32
+fn Float32_scale_1( _S143 : u32) -> f32
 {
     return 1.0f;
 }
@@ -748,130 +723,148 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn attend_0( _S156 : u32,  _S157 : SequenceTable_0,  _S158 : Part_0,  _S159 : Start_0)
+fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f32,  _S148 : Turned_0,  _S149 : bool,  _S150 : Turned_0,  _S151 : Plain_0)
 {
     var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S160 : u32;
-    var _S161 : u32 = _S158.head_dim_1 / u32(4);
-    var _S162 : u32 = padded_vectors_0(_S158.head_dim_1);
-    var _S163 : u32 = u32(128) / _S161;
-    var _S164 : u32 = _S156 / _S161;
-    var _S165 : u32 = _S158.kv_head_0 * _S158.head_dim_1;
-    var _S166 : u32 = _S156 % _S161;
-    var _S167 : u32 = _S165 + u32(4) * _S166;
-    var _S168 : f32;
-    if(_S156 == u32(0))
-    {
-        _S168 = _S159.weight_0;
-    }
-    else
-    {
-        _S168 = 0.0f;
-    }
-    var _S169 : vec4<f32> = vec4<f32>(_S168);
+    var _S152 : u32;
+    var _S153 : u32 = _S146.head_dim_1 / u32(4);
+    var _S154 : u32 = padded_vectors_0(_S146.head_dim_1);
+    load_queries_0(_S144, _S146, _S154, _S147, _S148);
+    var _S155 : u32 = u32(128) / _S153;
+    var _S156 : u32 = _S144 / _S153;
+    var _S157 : u32 = _S146.kv_head_0 * _S146.head_dim_1;
+    var _S158 : u32 = _S144 % _S153;
+    var _S159 : u32 = _S157 + u32(4) * _S158;
+    var _S160 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S161 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S170 : bool = _S164 == u32(0);
+    sums_0[u32(0)] = _S161;
+    sums_0[u32(1)] = _S161;
+    sums_0[u32(2)] = _S161;
+    sums_0[u32(3)] = _S161;
+    var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S170)
+    if(_S149)
     {
-        total_0 = vec4<f32>(_S159.weight_0) * _S159.value_0;
+        var _S162 : vec4<f32> = Turned_four_1(_S150, _S159);
+        var _S163 : vec4<f32> = score_0(_S144, _S146, _S162);
+        var _S164 : i32;
+        if(_S144 == u32(0))
+        {
+            _S164 = i32(1);
+        }
+        else
+        {
+            _S164 = i32(0);
+        }
+        var _S165 : vec4<f32> = vec4<f32>(vec4<i32>(_S164));
+        var _S166 : vec4<f32> = Plain_four_0(_S151, _S159);
+        var _S167 : bool = _S156 == u32(0);
+        if(_S167)
+        {
+            peak_0 = _S166;
+        }
+        else
+        {
+            peak_0 = _S161;
+        }
+        sums_0[u32(0)] = peak_0;
+        if(_S167)
+        {
+            peak_0 = _S166;
+        }
+        else
+        {
+            peak_0 = _S161;
+        }
+        sums_0[u32(1)] = peak_0;
+        if(_S167)
+        {
+            peak_0 = _S166;
+        }
+        else
+        {
+            peak_0 = _S161;
+        }
+        sums_0[u32(2)] = peak_0;
+        if(_S167)
+        {
+            peak_0 = _S166;
+        }
+        else
+        {
+            peak_0 = _S161;
+        }
+        sums_0[u32(3)] = peak_0;
+        peak_0 = _S163;
+        total_0 = _S165;
     }
     else
     {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+        peak_0 = _S160;
+        total_0 = _S161;
     }
-    sums_0[u32(0)] = total_0;
-    if(_S170)
-    {
-        total_0 = vec4<f32>(_S159.weight_0) * _S159.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(1)] = total_0;
-    if(_S170)
-    {
-        total_0 = vec4<f32>(_S159.weight_0) * _S159.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(2)] = total_0;
-    if(_S170)
-    {
-        total_0 = vec4<f32>(_S159.weight_0) * _S159.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S158.begin_0;
-    total_0 = _S169;
-    var peak_2 : vec4<f32> = _S159.peak_0;
+    var tile_0 : u32 = _S146.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S158.end_0))
+        if(tile_0 < (_S146.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S171 : bool = _S156 < u32(64);
-        if(_S171)
+        var _S168 : bool = _S144 < u32(64);
+        if(_S168)
         {
-            var _S172 : u32 = SequenceTable_slot_0(_S157, min(tile_0 + _S156, _S158.end_0 - u32(1)));
-            slots_0[_S156] = _S172;
+            var _S169 : u32 = SequenceTable_slot_0(_S145, min(tile_0 + _S144, _S146.end_0 - u32(1)));
+            slots_0[_S144] = _S169;
         }
         workgroupBarrier();
         var values_0 : array<vec4<f32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S173 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S173.vector_0];
-        scales_0[u32(0)] = Float32_scale_0(_S173.scale_1);
-        var _S174 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S163, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S174.vector_0];
-        scales_0[u32(1)] = Float32_scale_0(_S174.scale_1);
-        var _S175 : u32 = u32(2) * _S163;
-        var _S176 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S175, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S176.vector_0];
-        scales_0[u32(2)] = Float32_scale_0(_S176.scale_1);
-        var _S177 : u32 = u32(3) * _S163;
-        var _S178 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S177, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S178.vector_0];
-        scales_0[u32(3)] = Float32_scale_0(_S178.scale_1);
-        var _S179 : u32 = u32(4) * _S163;
-        var _S180 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S179, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S180.vector_0];
-        scales_0[u32(4)] = Float32_scale_0(_S180.scale_1);
-        var _S181 : u32 = u32(5) * _S163;
-        var _S182 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S181, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S182.vector_0];
-        scales_0[u32(5)] = Float32_scale_0(_S182.scale_1);
-        var _S183 : u32 = u32(6) * _S163;
-        var _S184 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S183, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S184.vector_0];
-        scales_0[u32(6)] = Float32_scale_0(_S184.scale_1);
-        var _S185 : u32 = u32(7) * _S163;
-        var _S186 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(_S164 + _S185, u32(63))], _S158.columns_0, _S167);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S186.vector_0];
-        scales_0[u32(7)] = Float32_scale_0(_S186.scale_1);
+        var _S170 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S170.vector_1];
+        scales_0[u32(0)] = Float32_scale_0(_S170.scale_1);
+        var _S171 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S155, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S171.vector_1];
+        scales_0[u32(1)] = Float32_scale_0(_S171.scale_1);
+        var _S172 : u32 = u32(2) * _S155;
+        var _S173 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S172, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S173.vector_1];
+        scales_0[u32(2)] = Float32_scale_0(_S173.scale_1);
+        var _S174 : u32 = u32(3) * _S155;
+        var _S175 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S174, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S175.vector_1];
+        scales_0[u32(3)] = Float32_scale_0(_S175.scale_1);
+        var _S176 : u32 = u32(4) * _S155;
+        var _S177 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S176, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S177.vector_1];
+        scales_0[u32(4)] = Float32_scale_0(_S177.scale_1);
+        var _S178 : u32 = u32(5) * _S155;
+        var _S179 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S178, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S179.vector_1];
+        scales_0[u32(5)] = Float32_scale_0(_S179.scale_1);
+        var _S180 : u32 = u32(6) * _S155;
+        var _S181 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S180, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S181.vector_1];
+        scales_0[u32(6)] = Float32_scale_0(_S181.scale_1);
+        var _S182 : u32 = u32(7) * _S155;
+        var _S183 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S182, u32(63))], _S146.columns_0, _S159);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S183.vector_1];
+        scales_0[u32(7)] = Float32_scale_0(_S183.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float32_run_0(_S158.k_pages_offset_1, slots_0[_S156 / u32(4)], _S158.columns_0, _S165);
+        keys_0[u32(0)] = Float32_run_0(_S146.k_pages_offset_1, slots_0[_S144 / u32(4)], _S146.columns_0, _S157);
         var products_1 : array<vec4<f32>, i32(2)>;
-        var _S187 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_1[u32(0)] = _S187;
-        keys_0[u32(1)] = Float32_run_0(_S158.k_pages_offset_1, slots_0[_S156 / u32(4) + u32(32)], _S158.columns_0, _S165);
-        products_1[u32(1)] = _S187;
-        i_1 = _S156 % u32(4);
+        products_1[u32(0)] = _S161;
+        keys_0[u32(1)] = Float32_run_0(_S146.k_pages_offset_1, slots_0[_S144 / u32(4) + u32(32)], _S146.columns_0, _S157);
+        products_1[u32(1)] = _S161;
+        i_1 = _S144 % u32(4);
         for(;;)
         {
-            if(i_1 < _S161)
+            if(i_1 < _S153)
             {
             }
             else
@@ -880,338 +873,365 @@ fn attend_0( _S156 : u32,  _S157 : SequenceTable_0,  _S158 : Part_0,  _S159 : St
             }
             var ahead_0 : array<vec4<f32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S188 : u32 = _S161 - u32(1);
-            var _S189 : u32 = min(i_1, _S188);
-            var _S190 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S189];
-            ahead_0[u32(0)] = _S190;
-            var _S191 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S189 / u32(8));
-            key_scales_0[u32(0)] = _S191;
-            var _S192 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S189];
-            ahead_0[u32(1)] = _S192;
-            var _S193 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S189 / u32(8));
-            key_scales_0[u32(1)] = _S193;
-            var _S194 : u32 = i_1 + u32(4);
-            var _S195 : u32 = min(_S194, _S188);
-            var _S196 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S195];
-            ahead_0[u32(2)] = _S196;
-            var _S197 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S195 / u32(8));
-            key_scales_0[u32(2)] = _S197;
-            var _S198 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S195];
-            ahead_0[u32(3)] = _S198;
-            var _S199 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S195 / u32(8));
-            key_scales_0[u32(3)] = _S199;
-            var _S200 : u32 = i_1 + u32(8);
-            var _S201 : u32 = min(_S200, _S188);
-            var _S202 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S201];
-            ahead_0[u32(4)] = _S202;
-            var _S203 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S201 / u32(8));
-            key_scales_0[u32(4)] = _S203;
-            var _S204 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S201];
-            ahead_0[u32(5)] = _S204;
-            var _S205 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S201 / u32(8));
-            key_scales_0[u32(5)] = _S205;
-            var _S206 : u32 = i_1 + u32(12);
-            var _S207 : u32 = min(_S206, _S188);
-            var _S208 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S207];
-            ahead_0[u32(6)] = _S208;
-            var _S209 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S207 / u32(8));
-            key_scales_0[u32(6)] = _S209;
-            var _S210 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S207];
-            ahead_0[u32(7)] = _S210;
-            var _S211 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S207 / u32(8));
-            key_scales_0[u32(7)] = _S211;
-            var _S212 : vec4<f32> = Float32_expand_0(_S190);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S191 * dot(query_0[i_1], _S212);
-            var _S213 : vec4<f32> = Float32_expand_0(_S192);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S193 * dot(query_0[i_1], _S213);
-            var _S214 : u32 = _S162 + i_1;
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S191 * dot(query_0[_S214], _S212);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S193 * dot(query_0[_S214], _S213);
-            var _S215 : u32 = u32(2) * _S162 + i_1;
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S191 * dot(query_0[_S215], _S212);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S193 * dot(query_0[_S215], _S213);
-            var _S216 : u32 = u32(3) * _S162 + i_1;
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S191 * dot(query_0[_S216], _S212);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S193 * dot(query_0[_S216], _S213);
-            var _S217 : vec4<f32> = Float32_expand_0(_S196);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S197 * dot(query_0[_S194], _S217);
-            var _S218 : vec4<f32> = Float32_expand_0(_S198);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S199 * dot(query_0[_S194], _S218);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S197 * dot(query_0[_S214 + u32(4)], _S217);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S199 * dot(query_0[_S214 + u32(4)], _S218);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S197 * dot(query_0[_S215 + u32(4)], _S217);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S199 * dot(query_0[_S215 + u32(4)], _S218);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S197 * dot(query_0[_S216 + u32(4)], _S217);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S199 * dot(query_0[_S216 + u32(4)], _S218);
-            var _S219 : vec4<f32> = Float32_expand_0(_S202);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S203 * dot(query_0[_S200], _S219);
-            var _S220 : vec4<f32> = Float32_expand_0(_S204);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S205 * dot(query_0[_S200], _S220);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S203 * dot(query_0[_S214 + u32(8)], _S219);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S205 * dot(query_0[_S214 + u32(8)], _S220);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S203 * dot(query_0[_S215 + u32(8)], _S219);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S205 * dot(query_0[_S215 + u32(8)], _S220);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S203 * dot(query_0[_S216 + u32(8)], _S219);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S205 * dot(query_0[_S216 + u32(8)], _S220);
-            var _S221 : vec4<f32> = Float32_expand_0(_S208);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S209 * dot(query_0[_S206], _S221);
-            var _S222 : vec4<f32> = Float32_expand_0(_S210);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S211 * dot(query_0[_S206], _S222);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S209 * dot(query_0[_S214 + u32(12)], _S221);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S211 * dot(query_0[_S214 + u32(12)], _S222);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S209 * dot(query_0[_S215 + u32(12)], _S221);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S211 * dot(query_0[_S215 + u32(12)], _S222);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S209 * dot(query_0[_S216 + u32(12)], _S221);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S211 * dot(query_0[_S216 + u32(12)], _S222);
+            var _S184 : u32 = _S153 - u32(1);
+            var _S185 : u32 = min(i_1, _S184);
+            var _S186 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S185];
+            ahead_0[u32(0)] = _S186;
+            var _S187 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S185 / u32(8));
+            key_scales_0[u32(0)] = _S187;
+            var _S188 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S185];
+            ahead_0[u32(1)] = _S188;
+            var _S189 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S185 / u32(8));
+            key_scales_0[u32(1)] = _S189;
+            var _S190 : u32 = i_1 + u32(4);
+            var _S191 : u32 = min(_S190, _S184);
+            var _S192 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S191];
+            ahead_0[u32(2)] = _S192;
+            var _S193 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S191 / u32(8));
+            key_scales_0[u32(2)] = _S193;
+            var _S194 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S191];
+            ahead_0[u32(3)] = _S194;
+            var _S195 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S191 / u32(8));
+            key_scales_0[u32(3)] = _S195;
+            var _S196 : u32 = i_1 + u32(8);
+            var _S197 : u32 = min(_S196, _S184);
+            var _S198 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S197];
+            ahead_0[u32(4)] = _S198;
+            var _S199 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S197 / u32(8));
+            key_scales_0[u32(4)] = _S199;
+            var _S200 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S197];
+            ahead_0[u32(5)] = _S200;
+            var _S201 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S197 / u32(8));
+            key_scales_0[u32(5)] = _S201;
+            var _S202 : u32 = i_1 + u32(12);
+            var _S203 : u32 = min(_S202, _S184);
+            var _S204 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S203];
+            ahead_0[u32(6)] = _S204;
+            var _S205 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S203 / u32(8));
+            key_scales_0[u32(6)] = _S205;
+            var _S206 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S203];
+            ahead_0[u32(7)] = _S206;
+            var _S207 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S203 / u32(8));
+            key_scales_0[u32(7)] = _S207;
+            var _S208 : vec4<f32> = query_at_0(i_1);
+            var _S209 : vec4<f32> = Float32_expand_0(_S186);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S187 * dot(_S208, _S209);
+            var _S210 : vec4<f32> = Float32_expand_0(_S188);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S189 * dot(_S208, _S210);
+            var _S211 : u32 = _S154 + i_1;
+            var _S212 : vec4<f32> = query_at_0(_S211);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S187 * dot(_S212, _S209);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S189 * dot(_S212, _S210);
+            var _S213 : u32 = u32(2) * _S154 + i_1;
+            var _S214 : vec4<f32> = query_at_0(_S213);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S187 * dot(_S214, _S209);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S189 * dot(_S214, _S210);
+            var _S215 : u32 = u32(3) * _S154 + i_1;
+            var _S216 : vec4<f32> = query_at_0(_S215);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S187 * dot(_S216, _S209);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S189 * dot(_S216, _S210);
+            var _S217 : vec4<f32> = query_at_0(_S190);
+            var _S218 : vec4<f32> = Float32_expand_0(_S192);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S193 * dot(_S217, _S218);
+            var _S219 : vec4<f32> = Float32_expand_0(_S194);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S195 * dot(_S217, _S219);
+            var _S220 : vec4<f32> = query_at_0(_S211 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S193 * dot(_S220, _S218);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S195 * dot(_S220, _S219);
+            var _S221 : vec4<f32> = query_at_0(_S213 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S193 * dot(_S221, _S218);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S195 * dot(_S221, _S219);
+            var _S222 : vec4<f32> = query_at_0(_S215 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S193 * dot(_S222, _S218);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S195 * dot(_S222, _S219);
+            var _S223 : vec4<f32> = query_at_0(_S196);
+            var _S224 : vec4<f32> = Float32_expand_0(_S198);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S199 * dot(_S223, _S224);
+            var _S225 : vec4<f32> = Float32_expand_0(_S200);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S201 * dot(_S223, _S225);
+            var _S226 : vec4<f32> = query_at_0(_S211 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S199 * dot(_S226, _S224);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S201 * dot(_S226, _S225);
+            var _S227 : vec4<f32> = query_at_0(_S213 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S199 * dot(_S227, _S224);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S201 * dot(_S227, _S225);
+            var _S228 : vec4<f32> = query_at_0(_S215 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S199 * dot(_S228, _S224);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S201 * dot(_S228, _S225);
+            var _S229 : vec4<f32> = query_at_0(_S202);
+            var _S230 : vec4<f32> = Float32_expand_0(_S204);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S205 * dot(_S229, _S230);
+            var _S231 : vec4<f32> = Float32_expand_0(_S206);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S207 * dot(_S229, _S231);
+            var _S232 : vec4<f32> = query_at_0(_S211 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S205 * dot(_S232, _S230);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S207 * dot(_S232, _S231);
+            var _S233 : vec4<f32> = query_at_0(_S213 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S205 * dot(_S233, _S230);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S207 * dot(_S233, _S231);
+            var _S234 : vec4<f32> = query_at_0(_S215 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S205 * dot(_S234, _S230);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S207 * dot(_S234, _S231);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S156] = products_1[u32(0)];
-        exchange_0[u32(128) + _S156] = products_1[u32(1)];
+        exchange_0[_S144] = products_1[u32(0)];
+        exchange_0[u32(128) + _S144] = products_1[u32(1)];
         workgroupBarrier();
-        var _S223 : bool;
-        if(_S171)
+        var _S235 : bool;
+        if(_S168)
         {
-            _S223 = (tile_0 + _S156) < (_S158.end_0);
+            _S235 = (tile_0 + _S144) < (_S146.end_0);
         }
         else
         {
-            _S223 = false;
+            _S235 = false;
         }
-        var _S224 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S223)
+        if(_S235)
         {
-            var _S225 : u32 = _S156 * u32(4);
-            score_1 = exchange_0[_S225] + exchange_0[_S225 + u32(1)] + exchange_0[_S225 + u32(2)] + exchange_0[_S225 + u32(3)];
+            var _S236 : u32 = _S144 * u32(4);
+            score_1 = exchange_0[_S236] + exchange_0[_S236 + u32(1)] + exchange_0[_S236 + u32(2)] + exchange_0[_S236 + u32(3)];
         }
         else
         {
-            score_1 = _S224;
+            score_1 = _S160;
         }
-        var _S226 : vec4<f32> = group_peak_0(score_1, _S156);
-        var _S227 : vec4<f32> = max(peak_2, _S226);
-        var _S228 : vec4<f32>;
-        if(_S223)
+        var _S237 : vec4<f32> = group_peak_0(score_1, _S144);
+        var _S238 : vec4<f32> = max(peak_0, _S237);
+        var _S239 : vec4<f32>;
+        if(_S235)
         {
-            _S228 = exp(score_1 - _S227);
+            _S239 = exp(score_1 - _S238);
         }
         else
         {
-            _S228 = _S187;
+            _S239 = _S161;
         }
-        if(_S171)
+        if(_S168)
         {
-            weights_0[_S156] = _S228;
+            weights_0[_S144] = _S239;
         }
-        var _S229 : vec4<f32> = exp(peak_2 - _S227);
-        var _S230 : vec4<f32> = total_0 * _S229 + _S228;
+        var _S240 : vec4<f32> = exp(peak_0 - _S238);
+        var _S241 : vec4<f32> = total_0 * _S240 + _S239;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S229[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S229[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S229[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S229[u32(3)]);
-        i_2 = _S164;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S240[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S240[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S240[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S240[u32(3)]);
+        i_2 = _S156;
         for(;;)
         {
-            var _S231 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float32_expand_0(values_0[u32(0)]);
-            var _S232 : vec4<f32>;
+            var _S242 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float32_expand_0(values_0[u32(0)]);
+            var _S243 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S232 = weights_0[i_2];
+                _S243 = weights_0[i_2];
             }
             else
             {
-                _S232 = _S187;
+                _S243 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S232[u32(0)]) * _S231;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S232[u32(1)]) * _S231;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S232[u32(2)]) * _S231;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S232[u32(3)]) * _S231;
-            var _S233 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float32_expand_0(values_0[u32(1)]);
-            var _S234 : u32 = i_2 + _S163;
-            var _S235 : vec4<f32>;
-            if(_S234 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S243[u32(0)]) * _S242;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S243[u32(1)]) * _S242;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S243[u32(2)]) * _S242;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S243[u32(3)]) * _S242;
+            var _S244 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float32_expand_0(values_0[u32(1)]);
+            var _S245 : u32 = i_2 + _S155;
+            var _S246 : vec4<f32>;
+            if(_S245 < u32(64))
             {
-                _S235 = weights_0[_S234];
+                _S246 = weights_0[_S245];
             }
             else
             {
-                _S235 = _S187;
+                _S246 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S235[u32(0)]) * _S233;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S235[u32(1)]) * _S233;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S235[u32(2)]) * _S233;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S235[u32(3)]) * _S233;
-            var _S236 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float32_expand_0(values_0[u32(2)]);
-            var _S237 : u32 = i_2 + _S175;
-            var _S238 : vec4<f32>;
-            if(_S237 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S246[u32(0)]) * _S244;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S246[u32(1)]) * _S244;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S246[u32(2)]) * _S244;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S246[u32(3)]) * _S244;
+            var _S247 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float32_expand_0(values_0[u32(2)]);
+            var _S248 : u32 = i_2 + _S172;
+            var _S249 : vec4<f32>;
+            if(_S248 < u32(64))
             {
-                _S238 = weights_0[_S237];
+                _S249 = weights_0[_S248];
             }
             else
             {
-                _S238 = _S187;
+                _S249 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S238[u32(0)]) * _S236;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S238[u32(1)]) * _S236;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S238[u32(2)]) * _S236;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S238[u32(3)]) * _S236;
-            var _S239 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float32_expand_0(values_0[u32(3)]);
-            var _S240 : u32 = i_2 + _S177;
-            var _S241 : vec4<f32>;
-            if(_S240 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S249[u32(0)]) * _S247;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S249[u32(1)]) * _S247;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S249[u32(2)]) * _S247;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S249[u32(3)]) * _S247;
+            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float32_expand_0(values_0[u32(3)]);
+            var _S251 : u32 = i_2 + _S174;
+            var _S252 : vec4<f32>;
+            if(_S251 < u32(64))
             {
-                _S241 = weights_0[_S240];
+                _S252 = weights_0[_S251];
             }
             else
             {
-                _S241 = _S187;
+                _S252 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S241[u32(0)]) * _S239;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S241[u32(1)]) * _S239;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S241[u32(2)]) * _S239;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S241[u32(3)]) * _S239;
-            var _S242 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float32_expand_0(values_0[u32(4)]);
-            var _S243 : u32 = i_2 + _S179;
-            var _S244 : vec4<f32>;
-            if(_S243 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S252[u32(0)]) * _S250;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S252[u32(1)]) * _S250;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S252[u32(2)]) * _S250;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S252[u32(3)]) * _S250;
+            var _S253 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float32_expand_0(values_0[u32(4)]);
+            var _S254 : u32 = i_2 + _S176;
+            var _S255 : vec4<f32>;
+            if(_S254 < u32(64))
             {
-                _S244 = weights_0[_S243];
+                _S255 = weights_0[_S254];
             }
             else
             {
-                _S244 = _S187;
+                _S255 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S244[u32(0)]) * _S242;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S244[u32(1)]) * _S242;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S244[u32(2)]) * _S242;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S244[u32(3)]) * _S242;
-            var _S245 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float32_expand_0(values_0[u32(5)]);
-            var _S246 : u32 = i_2 + _S181;
-            var _S247 : vec4<f32>;
-            if(_S246 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S255[u32(0)]) * _S253;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S255[u32(1)]) * _S253;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S255[u32(2)]) * _S253;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S255[u32(3)]) * _S253;
+            var _S256 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float32_expand_0(values_0[u32(5)]);
+            var _S257 : u32 = i_2 + _S178;
+            var _S258 : vec4<f32>;
+            if(_S257 < u32(64))
             {
-                _S247 = weights_0[_S246];
+                _S258 = weights_0[_S257];
             }
             else
             {
-                _S247 = _S187;
+                _S258 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S247[u32(0)]) * _S245;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S247[u32(1)]) * _S245;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S247[u32(2)]) * _S245;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S247[u32(3)]) * _S245;
-            var _S248 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float32_expand_0(values_0[u32(6)]);
-            var _S249 : u32 = i_2 + _S183;
-            var _S250 : vec4<f32>;
-            if(_S249 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S258[u32(0)]) * _S256;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S258[u32(1)]) * _S256;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S258[u32(2)]) * _S256;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S258[u32(3)]) * _S256;
+            var _S259 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float32_expand_0(values_0[u32(6)]);
+            var _S260 : u32 = i_2 + _S180;
+            var _S261 : vec4<f32>;
+            if(_S260 < u32(64))
             {
-                _S250 = weights_0[_S249];
+                _S261 = weights_0[_S260];
             }
             else
             {
-                _S250 = _S187;
+                _S261 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S250[u32(0)]) * _S248;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S250[u32(1)]) * _S248;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S250[u32(2)]) * _S248;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S250[u32(3)]) * _S248;
-            var _S251 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float32_expand_0(values_0[u32(7)]);
-            var _S252 : u32 = i_2 + _S185;
-            var _S253 : vec4<f32>;
-            if(_S252 < u32(64))
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S261[u32(0)]) * _S259;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S261[u32(1)]) * _S259;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S261[u32(2)]) * _S259;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S261[u32(3)]) * _S259;
+            var _S262 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float32_expand_0(values_0[u32(7)]);
+            var _S263 : u32 = i_2 + _S182;
+            var _S264 : vec4<f32>;
+            if(_S263 < u32(64))
             {
-                _S253 = weights_0[_S252];
+                _S264 = weights_0[_S263];
             }
             else
             {
-                _S253 = _S187;
+                _S264 = _S161;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S253[u32(0)]) * _S251;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S253[u32(1)]) * _S251;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S253[u32(2)]) * _S251;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S253[u32(3)]) * _S251;
-            var i_3 : u32 = i_2 + u32(8) * _S163;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S264[u32(0)]) * _S262;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S264[u32(1)]) * _S262;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S264[u32(2)]) * _S262;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S264[u32(3)]) * _S262;
+            var i_3 : u32 = i_2 + u32(8) * _S155;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S254 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(0)] = entryPointParams_v_pages_0[_S254.vector_0];
-            scales_0[u32(0)] = Float32_scale_0(_S254.scale_1);
-            var _S255 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S163, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(1)] = entryPointParams_v_pages_0[_S255.vector_0];
-            scales_0[u32(1)] = Float32_scale_0(_S255.scale_1);
-            var _S256 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S175, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(2)] = entryPointParams_v_pages_0[_S256.vector_0];
-            scales_0[u32(2)] = Float32_scale_0(_S256.scale_1);
-            var _S257 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S177, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(3)] = entryPointParams_v_pages_0[_S257.vector_0];
-            scales_0[u32(3)] = Float32_scale_0(_S257.scale_1);
-            var _S258 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S179, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(4)] = entryPointParams_v_pages_0[_S258.vector_0];
-            scales_0[u32(4)] = Float32_scale_0(_S258.scale_1);
-            var _S259 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S181, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(5)] = entryPointParams_v_pages_0[_S259.vector_0];
-            scales_0[u32(5)] = Float32_scale_0(_S259.scale_1);
-            var _S260 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S183, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(6)] = entryPointParams_v_pages_0[_S260.vector_0];
-            scales_0[u32(6)] = Float32_scale_0(_S260.scale_1);
-            var _S261 : Run_0 = Float32_run_0(_S158.v_pages_offset_1, slots_0[min(i_3 + _S185, u32(63))], _S158.columns_0, _S167);
-            values_0[u32(7)] = entryPointParams_v_pages_0[_S261.vector_0];
-            scales_0[u32(7)] = Float32_scale_0(_S261.scale_1);
+            var _S265 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(0)] = entryPointParams_v_pages_0[_S265.vector_1];
+            scales_0[u32(0)] = Float32_scale_0(_S265.scale_1);
+            var _S266 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S155, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(1)] = entryPointParams_v_pages_0[_S266.vector_1];
+            scales_0[u32(1)] = Float32_scale_0(_S266.scale_1);
+            var _S267 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S172, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(2)] = entryPointParams_v_pages_0[_S267.vector_1];
+            scales_0[u32(2)] = Float32_scale_0(_S267.scale_1);
+            var _S268 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S174, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(3)] = entryPointParams_v_pages_0[_S268.vector_1];
+            scales_0[u32(3)] = Float32_scale_0(_S268.scale_1);
+            var _S269 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S176, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(4)] = entryPointParams_v_pages_0[_S269.vector_1];
+            scales_0[u32(4)] = Float32_scale_0(_S269.scale_1);
+            var _S270 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S178, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(5)] = entryPointParams_v_pages_0[_S270.vector_1];
+            scales_0[u32(5)] = Float32_scale_0(_S270.scale_1);
+            var _S271 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(6)] = entryPointParams_v_pages_0[_S271.vector_1];
+            scales_0[u32(6)] = Float32_scale_0(_S271.scale_1);
+            var _S272 : Run_0 = Float32_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S146.columns_0, _S159);
+            values_0[u32(7)] = entryPointParams_v_pages_0[_S272.vector_1];
+            scales_0[u32(7)] = Float32_scale_0(_S272.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S230;
-        peak_2 = _S227;
+        total_0 = _S241;
+        peak_0 = _S238;
     }
-    exchange_0[_S156] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S156] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S156] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S156] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S156);
-    i_1 = _S156;
+    exchange_0[_S144] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S144] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S144] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S144] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S144);
+    i_1 = _S144;
     for(;;)
     {
-        _S160 = _S158.heads_1;
-        if(i_1 < (_S158.heads_1 * _S161))
+        _S152 = _S146.heads_1;
+        if(i_1 < (_S146.heads_1 * _S153))
         {
         }
         else
         {
             break;
         }
-        var _S262 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
         i_2 = u32(0);
-        score_1 = _S262;
+        score_1 = _S161;
         for(;;)
         {
-            if(i_2 < _S163)
+            if(i_2 < _S155)
             {
             }
             else
             {
                 break;
             }
-            var _S263 : u32 = i_1 / _S161;
-            var _S264 : u32 = _S263 * u32(128) + i_2 * _S161;
-            var _S265 : u32 = i_1 % _S161;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S264 + _S265];
+            var _S273 : u32 = i_1 / _S153;
+            var _S274 : u32 = _S273 * u32(128) + i_2 * _S153;
+            var _S275 : u32 = i_1 % _S153;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S274 + _S275];
             i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S266 : u32 = i_1 / _S161;
-        var _S267 : u32 = _S158.out_0 + _S266 * _S158.out_stride_0;
-        var _S268 : u32 = i_1 % _S161;
-        entryPointParams_scratch_0[_S267 + _S268] = score_1;
+        var _S276 : u32 = i_1 / _S153;
+        var _S277 : u32 = _S146.out_0 + _S276 * _S146.out_stride_0;
+        var _S278 : u32 = i_1 % _S153;
+        entryPointParams_scratch_0[_S277 + _S278] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S156 < _S160)
+    if(_S144 < _S152)
     {
-        entryPointParams_scratch_0[_S158.out_0 + _S156 * _S158.out_stride_0 + _S161] = vec4<f32>(peak_2[_S156], total_1[_S156], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S146.out_0 + _S144 * _S146.out_stride_0 + _S153] = vec4<f32>(peak_0[_S144], total_1[_S144], 1.0f, 0.0f);
     }
+    return;
+}
+
+fn Float32_append_0( _S279 : u32,  _S280 : u32,  _S281 : u32,  _S282 : u32,  _S283 : Turned_0)
+{
+    var _S284 : vec4<f32> = Turned_four_1(_S283, _S282);
+    entryPointParams_new_k_0[Float32_run_0(_S279, _S280, _S281, _S282).vector_1] = _S284;
+    return;
+}
+
+fn Float32_append_1( _S285 : u32,  _S286 : u32,  _S287 : u32,  _S288 : u32,  _S289 : Plain_0)
+{
+    entryPointParams_new_v_0[Float32_run_0(_S285, _S286, _S287, _S288).vector_1] = Plain_four_0(_S289, _S288);
     return;
 }
 
@@ -1219,44 +1239,44 @@ fn attend_0( _S156 : u32,  _S157 : SequenceTable_0,  _S158 : Part_0,  _S159 : St
 @workgroup_size(128, 1, 1)
 fn rope_attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S27 = _builtinWaveLaneCount_0;
-    var _S269 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S269;
-    var _S270 : bool;
+    _S22 = _builtinWaveLaneCount_0;
+    var _S290 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S290;
+    var _S291 : bool;
     if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S270 = true;
+        _S291 = true;
     }
     else
     {
-        _S270 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
+        _S291 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
     }
-    if(_S270)
+    if(_S291)
     {
         return;
     }
-    var _S271 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S272 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S273 : bool = _S272 < (_S271.length_0);
-    share_out_0(&(part_3), first_seen_0(_S272, entryPointParams_0.p_0.window_0), min(_S272, _S271.length_0), entryPointParams_0.p_0.parts_0);
-    if(_S273)
+    var _S292 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S293 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S294 : bool = _S293 < (_S292.length_0);
+    share_out_0(&(part_3), first_seen_0(_S293, entryPointParams_0.p_0.window_0), min(_S293, _S292.length_0), entryPointParams_0.p_0.parts_0);
+    if(_S294)
     {
-        _S270 = (part_3.number_0) == u32(0);
+        _S291 = (part_3.number_0) == u32(0);
     }
     else
     {
-        _S270 = false;
+        _S291 = false;
     }
-    var _S274 : bool;
+    var _S295 : bool;
     if((part_3.begin_0) >= (part_3.end_0))
     {
-        _S274 = !_S270;
+        _S295 = !_S291;
     }
     else
     {
-        _S274 = false;
+        _S295 = false;
     }
-    if(_S274)
+    if(_S295)
     {
         leave_empty_0(thread_3, part_3);
         return;
@@ -1264,48 +1284,39 @@ fn rope_attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S275 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S272, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
-    queries_0.rotation_1 = _S275;
+    var _S296 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S293, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    queries_0.rotation_1 = _S296;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var keys_1 : Turned_0;
-    keys_1.rotation_1 = _S275;
+    keys_1.rotation_1 = _S296;
     keys_1.begin_3 = entryPointParams_0.p_0.k_offset_0;
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_1 : Plain_0;
     values_1.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    load_queries_0(thread_3, part_3, entryPointParams_0.p_0.scale_0, queries_0);
-    var start_0 : Start_0 = Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f);
-    if(_S270)
+    attend_0(thread_3, _S292, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S291, keys_1, values_1);
+    if(!_S291)
     {
-        var _S276 : u32 = part_3.kv_head_0 * entryPointParams_0.p_0.head_dim_0;
-        var _S277 : u32 = thread_3 % (entryPointParams_0.p_0.head_dim_0 / u32(4));
-        var _S278 : u32 = _S276 + u32(4) * _S277;
-        var _S279 : vec4<f32> = Turned_four_1(keys_1, _S278);
-        var _S280 : vec4<f32> = score_0(thread_3, part_3, _S279);
-        start_0.peak_0 = _S280;
-        start_0.value_0 = Plain_four_0(values_1, _S278);
-        start_0.weight_0 = 1.0f;
-        var _S281 : u32 = SequenceTable_slot_0(_S271, _S272);
-        var i_4 : u32 = thread_3 * u32(4);
-        for(;;)
-        {
-            if(i_4 < (part_3.columns_0))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S282 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
-            if(_S282 == (part_3.kv_head_0))
-            {
-                Float32_append_0(entryPointParams_0.p_0.new_k_offset_0, _S281, part_3.columns_0, i_4, keys_1);
-                Float32_append_1(entryPointParams_0.p_0.new_v_offset_0, _S281, part_3.columns_0, i_4, values_1);
-            }
-            i_4 = i_4 + u32(512);
-        }
+        return;
     }
-    attend_0(thread_3, _S271, part_3, start_0);
+    var _S297 : u32 = SequenceTable_slot_0(_S292, _S293);
+    var i_4 : u32 = thread_3 * u32(4);
+    for(;;)
+    {
+        if(i_4 < (part_3.columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S298 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
+        if(_S298 == (part_3.kv_head_0))
+        {
+            Float32_append_0(entryPointParams_0.p_0.new_k_offset_0, _S297, part_3.columns_0, i_4, keys_1);
+            Float32_append_1(entryPointParams_0.p_0.new_v_offset_0, _S297, part_3.columns_0, i_4, values_1);
+        }
+        i_4 = i_4 + u32(512);
+    }
     return;
 }

@@ -207,82 +207,41 @@ fn rotation_0( table_offset_1 : u32,  position_1 : u32,  positions_1 : u32,  pai
     return Rotation_x24init_0(table_offset_1 + u32(2) * min(position_1, positions_1 - u32(1)) * pairs_3, pairs_3, interleaved_3 != u32(0));
 }
 
+var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
+
 fn padded_vectors_0( head_dim_3 : u32) -> u32
 {
     return (head_dim_3 / u32(4) + u32(16) - u32(1)) / u32(16) * u32(16);
 }
 
-var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
-
-struct Start_0
+fn query_at_0( vector_0 : u32) -> vec4<f32>
 {
-     peak_0 : vec4<f32>,
-     value_0 : vec4<f32>,
-     weight_0 : f32,
-};
-
-fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
-{
-    var _S25 : Start_0;
-    _S25.peak_0 = peak_1;
-    _S25.value_0 = value_1;
-    _S25.weight_0 = weight_1;
-    return _S25;
+    return query_0[vector_0];
 }
 
-fn Rotation_pair_of_0( this_0 : Rotation_0,  element_0 : u32) -> u32
-{
-    var _S26 : u32;
-    if(this_0.interleaved_1)
-    {
-        _S26 = element_0 / u32(2);
-    }
-    else
-    {
-        var _S27 : u32 = element_0 % this_0.pairs_1;
-        _S26 = _S27;
-    }
-    return _S26;
-}
-
-fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
-{
-    var _S28 : vec2<u32>;
-    if(this_1.interleaved_1)
-    {
-        var _S29 : u32 = u32(2) * pair_0;
-        _S28 = vec2<u32>(_S29, _S29 + u32(1));
-    }
-    else
-    {
-        _S28 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
-    }
-    return _S28;
-}
-
-var<private> _S30 : u32;
+var<private> _S25 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
-fn group_total_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
+fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S31 : u32 = _S30;
-    var _S32 : vec4<f32> = subgroupAdd(value_2);
-    var _S33 : bool = subgroupElect();
-    if(_S33)
+    var _S26 : u32 = _S25;
+    var _S27 : vec4<f32> = subgroupAdd(value_0);
+    var _S28 : bool = subgroupElect();
+    if(_S28)
     {
-        var _S34 : u32 = thread_0 / _S31;
-        waves_0[_S34] = _S32;
+        var _S29 : u32 = thread_0 / _S26;
+        waves_0[_S29] = _S27;
     }
     workgroupBarrier();
-    var _S35 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S30 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S35;
+    var result_0 : vec4<f32> = _S30;
     for(;;)
     {
-        var _S36 : u32 = u32(128) / _S31;
-        if(wave_0 < _S36)
+        var _S31 : u32 = u32(128) / _S26;
+        if(wave_0 < _S31)
         {
         }
         else
@@ -302,73 +261,48 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     var products_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
-        products_0[u32(0)] = dot(query_0[thread_1], key_0);
-        var _S37 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_0[_S37 + thread_1], key_0);
-        products_0[u32(2)] = dot(query_0[u32(2) * _S37 + thread_1], key_0);
-        products_0[u32(3)] = dot(query_0[u32(3) * _S37 + thread_1], key_0);
+        products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
+        var _S32 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S32 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S32 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S32 + thread_1), key_0);
     }
-    var _S38 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S33 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S38;
-}
-
-struct Run_0
-{
-     vector_0 : u32,
-     scale_1 : u32,
-};
-
-fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
-{
-    var _S39 : Run_0;
-    _S39.vector_0 = vector_1;
-    _S39.scale_1 = scale_2;
-    return _S39;
-}
-
-fn Blocks8_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_1 : u32) -> Run_0
-{
-    var _S40 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
-    return Run_x24init_0(_S40 + element_1 / u32(4), u32(2) * (_S40 + columns_1 / u32(4)) + element_1 / u32(32));
-}
-
-fn pack_halves_0( values_0 : vec2<f32>) -> u32
-{
-    return ((pack2x16float(vec2f((values_0.x),0.0))) | ((((pack2x16float(vec2f((values_0.y),0.0))) << (u32(16))))));
+    return _S33;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
 
 var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 
-fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
+fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S41 : u32 = _S30;
-    var _S42 : vec4<f32> = subgroupMax(value_3);
-    var _S43 : bool = subgroupElect();
-    if(_S43)
+    var _S34 : u32 = _S25;
+    var _S35 : vec4<f32> = subgroupMax(value_1);
+    var _S36 : bool = subgroupElect();
+    if(_S36)
     {
-        var _S44 : u32 = thread_2 / _S41;
-        waves_0[_S44] = _S42;
+        var _S37 : u32 = thread_2 / _S34;
+        waves_0[_S37] = _S35;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S45 : u32 = u32(128) / _S41;
-        if(wave_1 < _S45)
+        var _S38 : u32 = u32(128) / _S34;
+        if(wave_1 < _S38)
         {
         }
         else
         {
             break;
         }
-        var _S46 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S39 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S46;
+        result_2 = _S39;
         wave_1 = wave_2;
     }
     return result_2;
@@ -376,41 +310,66 @@ fn group_peak_0( value_3 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 
 var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 
-fn valid_rows_0( _S47 : u32,  _S48 : u32,  _S49 : u32) -> u32
+struct Run_0
 {
-    var _S50 : u32;
-    if(_S47 == u32(4294967295))
+     vector_1 : u32,
+     scale_1 : u32,
+};
+
+fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
+{
+    var _S40 : Run_0;
+    _S40.vector_1 = vector_2;
+    _S40.scale_1 = scale_2;
+    return _S40;
+}
+
+fn Blocks8_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
+{
+    var _S41 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
+    return Run_x24init_0(_S41 + element_0 / u32(4), u32(2) * (_S41 + columns_1 / u32(4)) + element_0 / u32(32));
+}
+
+fn pack_halves_0( values_0 : vec2<f32>) -> u32
+{
+    return ((pack2x16float(vec2f((values_0.x),0.0))) | ((((pack2x16float(vec2f((values_0.y),0.0))) << (u32(16))))));
+}
+
+fn valid_rows_0( _S42 : u32,  _S43 : u32,  _S44 : u32) -> u32
+{
+    var _S45 : u32;
+    if(_S42 == u32(4294967295))
     {
-        _S50 = _S49;
+        _S45 = _S44;
     }
     else
     {
-        _S50 = min(max(entryPointParams_batch_0[_S47], _S48) - _S48, _S49);
+        _S45 = min(max(entryPointParams_batch_0[_S42], _S43) - _S43, _S44);
     }
-    return _S50;
+    return _S45;
 }
 
-fn row_sequence_0( _S51 : u32,  _S52 : u32) -> u32
+fn row_sequence_0( _S46 : u32,  _S47 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S51 + u32(3) + u32(2) * _S52];
+    return entryPointParams_batch_0[_S46 + u32(3) + u32(2) * _S47];
 }
 
-fn sequence_table_0( _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32) -> SequenceTable_0
+fn sequence_table_0( _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32) -> SequenceTable_0
 {
-    var _S59 : u32 = _S53 + min(_S54, _S55 - u32(1)) * (_S56 + u32(1));
-    return SequenceTable_x24init_0(_S59 + u32(1), _S57, _S58, min(entryPointParams_sequences_0[_S59], min(_S56, _S58) * _S57));
+    var _S54 : u32 = _S48 + min(_S49, _S50 - u32(1)) * (_S51 + u32(1));
+    return SequenceTable_x24init_0(_S54 + u32(1), _S52, _S53, min(entryPointParams_sequences_0[_S54], min(_S51, _S53) * _S52));
 }
 
-fn row_position_0( _S60 : u32,  _S61 : u32) -> u32
+fn row_position_0( _S55 : u32,  _S56 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S60 + u32(2) + u32(2) * _S61];
+    return entryPointParams_batch_0[_S55 + u32(2) + u32(2) * _S56];
 }
 
-fn leave_empty_0( _S62 : u32,  _S63 : Part_0)
+fn leave_empty_0( _S57 : u32,  _S58 : Part_0)
 {
-    if(_S62 < (_S63.heads_1))
+    if(_S57 < (_S58.heads_1))
     {
-        entryPointParams_scratch_0[_S63.out_0 + _S62 * _S63.out_stride_0 + _S63.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S58.out_0 + _S57 * _S58.out_stride_0 + _S58.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -427,23 +386,53 @@ struct Plain_0
      begin_4 : u32,
 };
 
-fn Rotation_turn_0( _S64 : Rotation_0,  _S65 : u32,  _S66 : vec2<f32>) -> vec2<f32>
+fn Rotation_pair_of_0( this_0 : Rotation_0,  element_1 : u32) -> u32
 {
-    var _S67 : u32 = _S64.angles_0 + u32(2) * _S65;
-    var _S68 : f32 = _S66.x;
-    var _S69 : f32 = _S66.y;
-    var _S70 : u32 = _S67 + u32(1);
-    return vec2<f32>(_S68 * entryPointParams_table_0[_S67] - _S69 * entryPointParams_table_0[_S70], _S68 * entryPointParams_table_0[_S70] + _S69 * entryPointParams_table_0[_S67]);
+    var _S59 : u32;
+    if(this_0.interleaved_1)
+    {
+        _S59 = element_1 / u32(2);
+    }
+    else
+    {
+        var _S60 : u32 = element_1 % this_0.pairs_1;
+        _S59 = _S60;
+    }
+    return _S59;
 }
 
-fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
+fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
 {
-    var _S73 : u32;
-    var _S74 : Rotation_0;
-    var _S75 : u32;
-    var _S76 : f32;
-    var _S77 : u32 = _S72 / _S71.head_dim_4;
-    var _S78 : u32 = _S71.begin_3 + _S77 * _S71.head_dim_4;
+    var _S61 : vec2<u32>;
+    if(this_1.interleaved_1)
+    {
+        var _S62 : u32 = u32(2) * pair_0;
+        _S61 = vec2<u32>(_S62, _S62 + u32(1));
+    }
+    else
+    {
+        _S61 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+    }
+    return _S61;
+}
+
+fn Rotation_turn_0( _S63 : Rotation_0,  _S64 : u32,  _S65 : vec2<f32>) -> vec2<f32>
+{
+    var _S66 : u32 = _S63.angles_0 + u32(2) * _S64;
+    var _S67 : f32 = _S65.x;
+    var _S68 : f32 = _S65.y;
+    var _S69 : u32 = _S66 + u32(1);
+    return vec2<f32>(_S67 * entryPointParams_table_0[_S66] - _S68 * entryPointParams_table_0[_S69], _S67 * entryPointParams_table_0[_S69] + _S68 * entryPointParams_table_0[_S66]);
+}
+
+fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
+{
+    var _S72 : u32;
+    var _S73 : Rotation_0;
+    var _S74 : u32;
+    var _S75 : f32;
+    var _S76 : u32 = _S71 / _S70.head_dim_4;
+    var _S77 : u32 = _S70.begin_3 + _S76 * _S70.head_dim_4;
     var result_3 : vec4<f32>;
     for(;;)
     {
@@ -451,29 +440,29 @@ fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S79 : u32 = _S72 % _S71.head_dim_4;
-                _S73 = _S79;
-                _S74 = _S71.rotation_1;
-                var _S80 : u32 = u32(2) * _S71.rotation_1.pairs_1;
-                _S75 = _S80;
-                if(_S79 >= _S80)
+                var _S78 : u32 = _S71 % _S70.head_dim_4;
+                _S72 = _S78;
+                _S73 = _S70.rotation_1;
+                var _S79 : u32 = u32(2) * _S70.rotation_1.pairs_1;
+                _S74 = _S79;
+                if(_S78 >= _S79)
                 {
-                    result_3[u32(0)] = entryPointParams_q_0[_S78 + _S79];
+                    result_3[u32(0)] = entryPointParams_q_0[_S77 + _S78];
                     break;
                 }
-                var _S81 : u32 = Rotation_pair_of_0(_S71.rotation_1, _S79);
-                var _S82 : vec2<u32> = Rotation_places_0(_S71.rotation_1, _S81);
-                var _S83 : u32 = _S82.x;
-                var _S84 : vec2<f32> = Rotation_turn_0(_S71.rotation_1, _S81, vec2<f32>(entryPointParams_q_0[_S78 + _S83], entryPointParams_q_0[_S78 + _S82.y]));
-                if(_S79 == _S83)
+                var _S80 : u32 = Rotation_pair_of_0(_S70.rotation_1, _S78);
+                var _S81 : vec2<u32> = Rotation_places_0(_S70.rotation_1, _S80);
+                var _S82 : u32 = _S81.x;
+                var _S83 : vec2<f32> = Rotation_turn_0(_S70.rotation_1, _S80, vec2<f32>(entryPointParams_q_0[_S77 + _S82], entryPointParams_q_0[_S77 + _S81.y]));
+                if(_S78 == _S82)
                 {
-                    _S76 = _S84.x;
+                    _S75 = _S83.x;
                 }
                 else
                 {
-                    _S76 = _S84.y;
+                    _S75 = _S83.y;
                 }
-                result_3[u32(0)] = _S76;
+                result_3[u32(0)] = _S75;
                 break;
             }
             break;
@@ -482,25 +471,25 @@ fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S85 : u32 = _S73 + u32(1);
-                if(_S85 >= _S75)
+                var _S84 : u32 = _S72 + u32(1);
+                if(_S84 >= _S74)
                 {
-                    result_3[u32(1)] = entryPointParams_q_0[_S78 + _S85];
+                    result_3[u32(1)] = entryPointParams_q_0[_S77 + _S84];
                     break;
                 }
-                var _S86 : u32 = Rotation_pair_of_0(_S74, _S85);
-                var _S87 : vec2<u32> = Rotation_places_0(_S74, _S86);
-                var _S88 : u32 = _S87.x;
-                var _S89 : vec2<f32> = Rotation_turn_0(_S74, _S86, vec2<f32>(entryPointParams_q_0[_S78 + _S88], entryPointParams_q_0[_S78 + _S87.y]));
-                if(_S85 == _S88)
+                var _S85 : u32 = Rotation_pair_of_0(_S73, _S84);
+                var _S86 : vec2<u32> = Rotation_places_0(_S73, _S85);
+                var _S87 : u32 = _S86.x;
+                var _S88 : vec2<f32> = Rotation_turn_0(_S73, _S85, vec2<f32>(entryPointParams_q_0[_S77 + _S87], entryPointParams_q_0[_S77 + _S86.y]));
+                if(_S84 == _S87)
                 {
-                    _S76 = _S89.x;
+                    _S75 = _S88.x;
                 }
                 else
                 {
-                    _S76 = _S89.y;
+                    _S75 = _S88.y;
                 }
-                result_3[u32(1)] = _S76;
+                result_3[u32(1)] = _S75;
                 break;
             }
             break;
@@ -509,25 +498,25 @@ fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S90 : u32 = _S73 + u32(2);
-                if(_S90 >= _S75)
+                var _S89 : u32 = _S72 + u32(2);
+                if(_S89 >= _S74)
                 {
-                    result_3[u32(2)] = entryPointParams_q_0[_S78 + _S90];
+                    result_3[u32(2)] = entryPointParams_q_0[_S77 + _S89];
                     break;
                 }
-                var _S91 : u32 = Rotation_pair_of_0(_S74, _S90);
-                var _S92 : vec2<u32> = Rotation_places_0(_S74, _S91);
-                var _S93 : u32 = _S92.x;
-                var _S94 : vec2<f32> = Rotation_turn_0(_S74, _S91, vec2<f32>(entryPointParams_q_0[_S78 + _S93], entryPointParams_q_0[_S78 + _S92.y]));
-                if(_S90 == _S93)
+                var _S90 : u32 = Rotation_pair_of_0(_S73, _S89);
+                var _S91 : vec2<u32> = Rotation_places_0(_S73, _S90);
+                var _S92 : u32 = _S91.x;
+                var _S93 : vec2<f32> = Rotation_turn_0(_S73, _S90, vec2<f32>(entryPointParams_q_0[_S77 + _S92], entryPointParams_q_0[_S77 + _S91.y]));
+                if(_S89 == _S92)
                 {
-                    _S76 = _S94.x;
+                    _S75 = _S93.x;
                 }
                 else
                 {
-                    _S76 = _S94.y;
+                    _S75 = _S93.y;
                 }
-                result_3[u32(2)] = _S76;
+                result_3[u32(2)] = _S75;
                 break;
             }
             break;
@@ -536,25 +525,25 @@ fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S95 : u32 = _S73 + u32(3);
-                if(_S95 >= _S75)
+                var _S94 : u32 = _S72 + u32(3);
+                if(_S94 >= _S74)
                 {
-                    result_3[u32(3)] = entryPointParams_q_0[_S78 + _S95];
+                    result_3[u32(3)] = entryPointParams_q_0[_S77 + _S94];
                     break;
                 }
-                var _S96 : u32 = Rotation_pair_of_0(_S74, _S95);
-                var _S97 : vec2<u32> = Rotation_places_0(_S74, _S96);
-                var _S98 : u32 = _S97.x;
-                var _S99 : vec2<f32> = Rotation_turn_0(_S74, _S96, vec2<f32>(entryPointParams_q_0[_S78 + _S98], entryPointParams_q_0[_S78 + _S97.y]));
-                if(_S95 == _S98)
+                var _S95 : u32 = Rotation_pair_of_0(_S73, _S94);
+                var _S96 : vec2<u32> = Rotation_places_0(_S73, _S95);
+                var _S97 : u32 = _S96.x;
+                var _S98 : vec2<f32> = Rotation_turn_0(_S73, _S95, vec2<f32>(entryPointParams_q_0[_S77 + _S97], entryPointParams_q_0[_S77 + _S96.y]));
+                if(_S94 == _S97)
                 {
-                    _S76 = _S99.x;
+                    _S75 = _S98.x;
                 }
                 else
                 {
-                    _S76 = _S99.y;
+                    _S75 = _S98.y;
                 }
-                result_3[u32(3)] = _S76;
+                result_3[u32(3)] = _S75;
                 break;
             }
             break;
@@ -564,50 +553,49 @@ fn Turned_four_0( _S71 : Turned_0,  _S72 : u32) -> vec4<f32>
     return result_3;
 }
 
-fn load_queries_0( _S100 : u32,  _S101 : Part_0,  _S102 : f32,  _S103 : Turned_0)
+fn load_queries_0( _S99 : u32,  _S100 : Part_0,  _S101 : u32,  _S102 : f32,  _S103 : Turned_0)
 {
-    var _S104 : u32 = padded_vectors_0(_S101.head_dim_1);
-    var i_0 : u32 = _S100;
+    var i_0 : u32 = _S99;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S104))
+        if(i_0 < (u32(4) * _S101))
         {
         }
         else
         {
             break;
         }
-        var _S105 : u32 = i_0 % _S104;
-        var _S106 : u32 = i_0 / _S104;
-        var _S107 : bool;
-        if(_S106 < (_S101.heads_1))
+        var _S104 : u32 = i_0 % _S101;
+        var _S105 : u32 = i_0 / _S101;
+        var _S106 : bool;
+        if(_S105 < (_S100.heads_1))
         {
-            _S107 = _S105 < (_S101.head_dim_1 / u32(4));
+            _S106 = _S104 < (_S100.head_dim_1 / u32(4));
         }
         else
         {
-            _S107 = false;
+            _S106 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S107)
+        if(_S106)
         {
-            var _S108 : u32 = i_0 / _S104;
-            var _S109 : vec4<f32> = Turned_four_0(_S103, (_S101.head_0 + _S108) * _S101.head_dim_1 + u32(4) * _S105);
-            query_0[i_0] = vec4<f32>(_S102) * _S109;
+            var _S107 : u32 = i_0 / _S101;
+            var _S108 : vec4<f32> = Turned_four_0(_S103, (_S100.head_0 + _S107) * _S100.head_dim_1 + u32(4) * _S104);
+            query_0[i_0] = vec4<f32>(_S102) * _S108;
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
+fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
 {
-    var _S112 : u32;
-    var _S113 : Rotation_0;
-    var _S114 : u32;
-    var _S115 : f32;
-    var _S116 : u32 = _S111 / _S110.head_dim_4;
-    var _S117 : u32 = _S110.begin_3 + _S116 * _S110.head_dim_4;
+    var _S111 : u32;
+    var _S112 : Rotation_0;
+    var _S113 : u32;
+    var _S114 : f32;
+    var _S115 : u32 = _S110 / _S109.head_dim_4;
+    var _S116 : u32 = _S109.begin_3 + _S115 * _S109.head_dim_4;
     var result_4 : vec4<f32>;
     for(;;)
     {
@@ -615,29 +603,29 @@ fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S118 : u32 = _S111 % _S110.head_dim_4;
-                _S112 = _S118;
-                _S113 = _S110.rotation_1;
-                var _S119 : u32 = u32(2) * _S110.rotation_1.pairs_1;
-                _S114 = _S119;
-                if(_S118 >= _S119)
+                var _S117 : u32 = _S110 % _S109.head_dim_4;
+                _S111 = _S117;
+                _S112 = _S109.rotation_1;
+                var _S118 : u32 = u32(2) * _S109.rotation_1.pairs_1;
+                _S113 = _S118;
+                if(_S117 >= _S118)
                 {
-                    result_4[u32(0)] = entryPointParams_k_0[_S117 + _S118];
+                    result_4[u32(0)] = entryPointParams_k_0[_S116 + _S117];
                     break;
                 }
-                var _S120 : u32 = Rotation_pair_of_0(_S110.rotation_1, _S118);
-                var _S121 : vec2<u32> = Rotation_places_0(_S110.rotation_1, _S120);
-                var _S122 : u32 = _S121.x;
-                var _S123 : vec2<f32> = Rotation_turn_0(_S110.rotation_1, _S120, vec2<f32>(entryPointParams_k_0[_S117 + _S122], entryPointParams_k_0[_S117 + _S121.y]));
-                if(_S118 == _S122)
+                var _S119 : u32 = Rotation_pair_of_0(_S109.rotation_1, _S117);
+                var _S120 : vec2<u32> = Rotation_places_0(_S109.rotation_1, _S119);
+                var _S121 : u32 = _S120.x;
+                var _S122 : vec2<f32> = Rotation_turn_0(_S109.rotation_1, _S119, vec2<f32>(entryPointParams_k_0[_S116 + _S121], entryPointParams_k_0[_S116 + _S120.y]));
+                if(_S117 == _S121)
                 {
-                    _S115 = _S123.x;
+                    _S114 = _S122.x;
                 }
                 else
                 {
-                    _S115 = _S123.y;
+                    _S114 = _S122.y;
                 }
-                result_4[u32(0)] = _S115;
+                result_4[u32(0)] = _S114;
                 break;
             }
             break;
@@ -646,25 +634,25 @@ fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S124 : u32 = _S112 + u32(1);
-                if(_S124 >= _S114)
+                var _S123 : u32 = _S111 + u32(1);
+                if(_S123 >= _S113)
                 {
-                    result_4[u32(1)] = entryPointParams_k_0[_S117 + _S124];
+                    result_4[u32(1)] = entryPointParams_k_0[_S116 + _S123];
                     break;
                 }
-                var _S125 : u32 = Rotation_pair_of_0(_S113, _S124);
-                var _S126 : vec2<u32> = Rotation_places_0(_S113, _S125);
-                var _S127 : u32 = _S126.x;
-                var _S128 : vec2<f32> = Rotation_turn_0(_S113, _S125, vec2<f32>(entryPointParams_k_0[_S117 + _S127], entryPointParams_k_0[_S117 + _S126.y]));
-                if(_S124 == _S127)
+                var _S124 : u32 = Rotation_pair_of_0(_S112, _S123);
+                var _S125 : vec2<u32> = Rotation_places_0(_S112, _S124);
+                var _S126 : u32 = _S125.x;
+                var _S127 : vec2<f32> = Rotation_turn_0(_S112, _S124, vec2<f32>(entryPointParams_k_0[_S116 + _S126], entryPointParams_k_0[_S116 + _S125.y]));
+                if(_S123 == _S126)
                 {
-                    _S115 = _S128.x;
+                    _S114 = _S127.x;
                 }
                 else
                 {
-                    _S115 = _S128.y;
+                    _S114 = _S127.y;
                 }
-                result_4[u32(1)] = _S115;
+                result_4[u32(1)] = _S114;
                 break;
             }
             break;
@@ -673,25 +661,25 @@ fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S129 : u32 = _S112 + u32(2);
-                if(_S129 >= _S114)
+                var _S128 : u32 = _S111 + u32(2);
+                if(_S128 >= _S113)
                 {
-                    result_4[u32(2)] = entryPointParams_k_0[_S117 + _S129];
+                    result_4[u32(2)] = entryPointParams_k_0[_S116 + _S128];
                     break;
                 }
-                var _S130 : u32 = Rotation_pair_of_0(_S113, _S129);
-                var _S131 : vec2<u32> = Rotation_places_0(_S113, _S130);
-                var _S132 : u32 = _S131.x;
-                var _S133 : vec2<f32> = Rotation_turn_0(_S113, _S130, vec2<f32>(entryPointParams_k_0[_S117 + _S132], entryPointParams_k_0[_S117 + _S131.y]));
-                if(_S129 == _S132)
+                var _S129 : u32 = Rotation_pair_of_0(_S112, _S128);
+                var _S130 : vec2<u32> = Rotation_places_0(_S112, _S129);
+                var _S131 : u32 = _S130.x;
+                var _S132 : vec2<f32> = Rotation_turn_0(_S112, _S129, vec2<f32>(entryPointParams_k_0[_S116 + _S131], entryPointParams_k_0[_S116 + _S130.y]));
+                if(_S128 == _S131)
                 {
-                    _S115 = _S133.x;
+                    _S114 = _S132.x;
                 }
                 else
                 {
-                    _S115 = _S133.y;
+                    _S114 = _S132.y;
                 }
-                result_4[u32(2)] = _S115;
+                result_4[u32(2)] = _S114;
                 break;
             }
             break;
@@ -700,25 +688,25 @@ fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S134 : u32 = _S112 + u32(3);
-                if(_S134 >= _S114)
+                var _S133 : u32 = _S111 + u32(3);
+                if(_S133 >= _S113)
                 {
-                    result_4[u32(3)] = entryPointParams_k_0[_S117 + _S134];
+                    result_4[u32(3)] = entryPointParams_k_0[_S116 + _S133];
                     break;
                 }
-                var _S135 : u32 = Rotation_pair_of_0(_S113, _S134);
-                var _S136 : vec2<u32> = Rotation_places_0(_S113, _S135);
-                var _S137 : u32 = _S136.x;
-                var _S138 : vec2<f32> = Rotation_turn_0(_S113, _S135, vec2<f32>(entryPointParams_k_0[_S117 + _S137], entryPointParams_k_0[_S117 + _S136.y]));
-                if(_S134 == _S137)
+                var _S134 : u32 = Rotation_pair_of_0(_S112, _S133);
+                var _S135 : vec2<u32> = Rotation_places_0(_S112, _S134);
+                var _S136 : u32 = _S135.x;
+                var _S137 : vec2<f32> = Rotation_turn_0(_S112, _S134, vec2<f32>(entryPointParams_k_0[_S116 + _S136], entryPointParams_k_0[_S116 + _S135.y]));
+                if(_S133 == _S136)
                 {
-                    _S115 = _S138.x;
+                    _S114 = _S137.x;
                 }
                 else
                 {
-                    _S115 = _S138.y;
+                    _S114 = _S137.y;
                 }
-                result_4[u32(3)] = _S115;
+                result_4[u32(3)] = _S114;
                 break;
             }
             break;
@@ -728,278 +716,18 @@ fn Turned_four_1( _S110 : Turned_0,  _S111 : u32) -> vec4<f32>
     return result_4;
 }
 
-fn Plain_four_0( _S139 : Plain_0,  _S140 : u32) -> vec4<f32>
+fn Plain_four_0( _S138 : Plain_0,  _S139 : u32) -> vec4<f32>
 {
-    var _S141 : u32 = _S139.begin_4 + _S140;
-    return vec4<f32>(entryPointParams_v_0[_S141], entryPointParams_v_0[_S141 + u32(1)], entryPointParams_v_0[_S141 + u32(2)], entryPointParams_v_0[_S141 + u32(3)]);
+    var _S140 : u32 = _S138.begin_4 + _S139;
+    return vec4<f32>(entryPointParams_v_0[_S140], entryPointParams_v_0[_S140 + u32(1)], entryPointParams_v_0[_S140 + u32(2)], entryPointParams_v_0[_S140 + u32(3)]);
 }
 
-fn SequenceTable_slot_0( _S142 : SequenceTable_0,  _S143 : u32) -> u32
+fn SequenceTable_slot_0( _S141 : SequenceTable_0,  _S142 : u32) -> u32
 {
-    var _S144 : u32 = _S143 / _S142.page_size_1;
-    var _S145 : u32 = min(entryPointParams_sequences_0[_S142.begin_1 + _S144], _S142.pages_1 - u32(1)) * _S142.page_size_1;
-    var _S146 : u32 = _S143 % _S142.page_size_1;
-    return _S145 + _S146;
-}
-
-fn Blocks8_append_0( _S147 : u32,  _S148 : u32,  _S149 : u32,  _S150 : u32,  _S151 : Turned_0)
-{
-    var _S152 : f32;
-    var _S153 : Run_0 = Blocks8_run_0(_S147, _S148, _S149, _S150);
-    var scales_0 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
-    var block_0 : u32 = u32(0);
-    for(;;)
-    {
-        if(block_0 < u32(2))
-        {
-        }
-        else
-        {
-            break;
-        }
-        var i_1 : u32 = u32(0);
-        var most_0 : f32 = 0.0f;
-        for(;;)
-        {
-            if(i_1 < u32(8))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S154 : vec4<f32> = Turned_four_1(_S151, _S150 + u32(32) * block_0 + u32(4) * i_1);
-            var _S155 : vec4<f32> = abs(_S154);
-            var _S156 : bool;
-            if((_S155[u32(0)]) > most_0)
-            {
-                _S156 = true;
-            }
-            else
-            {
-                _S156 = isnan_0(_S155[u32(0)]);
-            }
-            if(_S156)
-            {
-                _S152 = _S155[u32(0)];
-            }
-            else
-            {
-                _S152 = most_0;
-            }
-            var _S157 : bool;
-            if((_S155[u32(1)]) > _S152)
-            {
-                _S157 = true;
-            }
-            else
-            {
-                _S157 = isnan_0(_S155[u32(1)]);
-            }
-            var _S158 : f32;
-            if(_S157)
-            {
-                _S158 = _S155[u32(1)];
-            }
-            else
-            {
-                _S158 = _S152;
-            }
-            var _S159 : bool;
-            if((_S155[u32(2)]) > _S158)
-            {
-                _S159 = true;
-            }
-            else
-            {
-                _S159 = isnan_0(_S155[u32(2)]);
-            }
-            var _S160 : f32;
-            if(_S159)
-            {
-                _S160 = _S155[u32(2)];
-            }
-            else
-            {
-                _S160 = _S158;
-            }
-            var _S161 : bool;
-            if((_S155[u32(3)]) > _S160)
-            {
-                _S161 = true;
-            }
-            else
-            {
-                _S161 = isnan_0(_S155[u32(3)]);
-            }
-            if(_S161)
-            {
-                most_0 = _S155[u32(3)];
-            }
-            else
-            {
-                most_0 = _S160;
-            }
-            i_1 = i_1 + u32(1);
-        }
-        scales_0[block_0] = most_0 / 127.0f;
-        if(most_0 > 0.0f)
-        {
-            _S152 = 127.0f / most_0;
-        }
-        else
-        {
-            _S152 = 0.0f;
-        }
-        var i_2 : u32 = u32(0);
-        for(;;)
-        {
-            if(i_2 < u32(8))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S162 : vec4<f32> = Turned_four_1(_S151, _S150 + u32(32) * block_0 + u32(4) * i_2);
-            var _S163 : vec4<f32> = vec4<f32>(_S152) * _S162;
-            var _S164 : vec4<i32> = vec4<i32>(clamp(_S163 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S163 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_new_k_0[_S153.vector_0 + u32(8) * block_0 + i_2] = u32(((((((((_S164.x) & (i32(255)))) | ((((((_S164.y) & (i32(255)))) << (u32(8))))))) | ((((((_S164.z) & (i32(255)))) << (u32(16))))))) | ((((_S164.w) << (u32(24)))))));
-            i_2 = i_2 + u32(1);
-        }
-        block_0 = block_0 + u32(1);
-    }
-    entryPointParams_new_k_0[_S153.scale_1 / u32(2)] = pack_halves_0(scales_0);
-    return;
-}
-
-fn Blocks8_append_1( _S165 : u32,  _S166 : u32,  _S167 : u32,  _S168 : u32,  _S169 : Plain_0)
-{
-    var _S170 : f32;
-    var _S171 : Run_0 = Blocks8_run_0(_S165, _S166, _S167, _S168);
-    var scales_1 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
-    var block_1 : u32 = u32(0);
-    for(;;)
-    {
-        if(block_1 < u32(2))
-        {
-        }
-        else
-        {
-            break;
-        }
-        var i_3 : u32 = u32(0);
-        var most_1 : f32 = 0.0f;
-        for(;;)
-        {
-            if(i_3 < u32(8))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S172 : vec4<f32> = abs(Plain_four_0(_S169, _S168 + u32(32) * block_1 + u32(4) * i_3));
-            var _S173 : bool;
-            if((_S172[u32(0)]) > most_1)
-            {
-                _S173 = true;
-            }
-            else
-            {
-                _S173 = isnan_0(_S172[u32(0)]);
-            }
-            if(_S173)
-            {
-                _S170 = _S172[u32(0)];
-            }
-            else
-            {
-                _S170 = most_1;
-            }
-            var _S174 : bool;
-            if((_S172[u32(1)]) > _S170)
-            {
-                _S174 = true;
-            }
-            else
-            {
-                _S174 = isnan_0(_S172[u32(1)]);
-            }
-            var _S175 : f32;
-            if(_S174)
-            {
-                _S175 = _S172[u32(1)];
-            }
-            else
-            {
-                _S175 = _S170;
-            }
-            var _S176 : bool;
-            if((_S172[u32(2)]) > _S175)
-            {
-                _S176 = true;
-            }
-            else
-            {
-                _S176 = isnan_0(_S172[u32(2)]);
-            }
-            var _S177 : f32;
-            if(_S176)
-            {
-                _S177 = _S172[u32(2)];
-            }
-            else
-            {
-                _S177 = _S175;
-            }
-            var _S178 : bool;
-            if((_S172[u32(3)]) > _S177)
-            {
-                _S178 = true;
-            }
-            else
-            {
-                _S178 = isnan_0(_S172[u32(3)]);
-            }
-            if(_S178)
-            {
-                most_1 = _S172[u32(3)];
-            }
-            else
-            {
-                most_1 = _S177;
-            }
-            i_3 = i_3 + u32(1);
-        }
-        scales_1[block_1] = most_1 / 127.0f;
-        if(most_1 > 0.0f)
-        {
-            _S170 = 127.0f / most_1;
-        }
-        else
-        {
-            _S170 = 0.0f;
-        }
-        var i_4 : u32 = u32(0);
-        for(;;)
-        {
-            if(i_4 < u32(8))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S179 : vec4<f32> = vec4<f32>(_S170) * Plain_four_0(_S169, _S168 + u32(32) * block_1 + u32(4) * i_4);
-            var _S180 : vec4<i32> = vec4<i32>(clamp(_S179 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S179 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_new_v_0[_S171.vector_0 + u32(8) * block_1 + i_4] = u32(((((((((_S180.x) & (i32(255)))) | ((((((_S180.y) & (i32(255)))) << (u32(8))))))) | ((((((_S180.z) & (i32(255)))) << (u32(16))))))) | ((((_S180.w) << (u32(24)))))));
-            i_4 = i_4 + u32(1);
-        }
-        block_1 = block_1 + u32(1);
-    }
-    entryPointParams_new_v_0[_S171.scale_1 / u32(2)] = pack_halves_0(scales_1);
-    return;
+    var _S143 : u32 = _S142 / _S141.page_size_1;
+    var _S144 : u32 = min(entryPointParams_sequences_0[_S141.begin_1 + _S143], _S141.pages_1 - u32(1)) * _S141.page_size_1;
+    var _S145 : u32 = _S142 % _S141.page_size_1;
+    return _S144 + _S145;
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -1007,24 +735,24 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S181 : u32,  _S182 : u32) -> f32
+fn half_at_0( _S146 : u32,  _S147 : u32) -> f32
 {
-    return halves_0((entryPointParams_v_pages_0[_S181 + _S182 / u32(2)] >> ((_S182 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_v_pages_0[_S146 + _S147 / u32(2)] >> ((_S147 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_0( _S183 : u32) -> f32
+fn Blocks8_scale_0( _S148 : u32) -> f32
 {
-    return half_at_0(u32(0), _S183);
+    return half_at_0(u32(0), _S148);
 }
 
-fn half_at_1( _S184 : u32,  _S185 : u32) -> f32
+fn half_at_1( _S149 : u32,  _S150 : u32) -> f32
 {
-    return halves_0((entryPointParams_k_pages_0[_S184 + _S185 / u32(2)] >> ((_S185 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_k_pages_0[_S149 + _S150 / u32(2)] >> ((_S150 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_1( _S186 : u32) -> f32
+fn Blocks8_scale_1( _S151 : u32) -> f32
 {
-    return half_at_1(u32(0), _S186);
+    return half_at_1(u32(0), _S151);
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -1037,130 +765,148 @@ fn Blocks8_expand_0( four_0 : u32) -> vec4<f32>
     return bytes_0(four_0);
 }
 
-fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : Start_0)
+fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f32,  _S156 : Turned_0,  _S157 : bool,  _S158 : Turned_0,  _S159 : Plain_0)
 {
     var score_1 : vec4<f32>;
-    var i_5 : u32;
-    var i_6 : u32;
-    var _S191 : u32;
-    var _S192 : u32 = _S189.head_dim_1 / u32(4);
-    var _S193 : u32 = padded_vectors_0(_S189.head_dim_1);
-    var _S194 : u32 = u32(128) / _S192;
-    var _S195 : u32 = _S187 / _S192;
-    var _S196 : u32 = _S189.kv_head_0 * _S189.head_dim_1;
-    var _S197 : u32 = _S187 % _S192;
-    var _S198 : u32 = _S196 + u32(4) * _S197;
-    var _S199 : f32;
-    if(_S187 == u32(0))
-    {
-        _S199 = _S190.weight_0;
-    }
-    else
-    {
-        _S199 = 0.0f;
-    }
-    var _S200 : vec4<f32> = vec4<f32>(_S199);
+    var i_1 : u32;
+    var i_2 : u32;
+    var _S160 : u32;
+    var _S161 : u32 = _S154.head_dim_1 / u32(4);
+    var _S162 : u32 = padded_vectors_0(_S154.head_dim_1);
+    load_queries_0(_S152, _S154, _S162, _S155, _S156);
+    var _S163 : u32 = u32(128) / _S161;
+    var _S164 : u32 = _S152 / _S161;
+    var _S165 : u32 = _S154.kv_head_0 * _S154.head_dim_1;
+    var _S166 : u32 = _S152 % _S161;
+    var _S167 : u32 = _S165 + u32(4) * _S166;
+    var _S168 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S169 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    var _S201 : bool = _S195 == u32(0);
+    sums_0[u32(0)] = _S169;
+    sums_0[u32(1)] = _S169;
+    sums_0[u32(2)] = _S169;
+    sums_0[u32(3)] = _S169;
+    var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S201)
+    if(_S157)
     {
-        total_0 = vec4<f32>(_S190.weight_0) * _S190.value_0;
+        var _S170 : vec4<f32> = Turned_four_1(_S158, _S167);
+        var _S171 : vec4<f32> = score_0(_S152, _S154, _S170);
+        var _S172 : i32;
+        if(_S152 == u32(0))
+        {
+            _S172 = i32(1);
+        }
+        else
+        {
+            _S172 = i32(0);
+        }
+        var _S173 : vec4<f32> = vec4<f32>(vec4<i32>(_S172));
+        var _S174 : vec4<f32> = Plain_four_0(_S159, _S167);
+        var _S175 : bool = _S164 == u32(0);
+        if(_S175)
+        {
+            peak_0 = _S174;
+        }
+        else
+        {
+            peak_0 = _S169;
+        }
+        sums_0[u32(0)] = peak_0;
+        if(_S175)
+        {
+            peak_0 = _S174;
+        }
+        else
+        {
+            peak_0 = _S169;
+        }
+        sums_0[u32(1)] = peak_0;
+        if(_S175)
+        {
+            peak_0 = _S174;
+        }
+        else
+        {
+            peak_0 = _S169;
+        }
+        sums_0[u32(2)] = peak_0;
+        if(_S175)
+        {
+            peak_0 = _S174;
+        }
+        else
+        {
+            peak_0 = _S169;
+        }
+        sums_0[u32(3)] = peak_0;
+        peak_0 = _S171;
+        total_0 = _S173;
     }
     else
     {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+        peak_0 = _S168;
+        total_0 = _S169;
     }
-    sums_0[u32(0)] = total_0;
-    if(_S201)
-    {
-        total_0 = vec4<f32>(_S190.weight_0) * _S190.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(1)] = total_0;
-    if(_S201)
-    {
-        total_0 = vec4<f32>(_S190.weight_0) * _S190.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(2)] = total_0;
-    if(_S201)
-    {
-        total_0 = vec4<f32>(_S190.weight_0) * _S190.value_0;
-    }
-    else
-    {
-        total_0 = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    sums_0[u32(3)] = total_0;
-    var tile_0 : u32 = _S189.begin_0;
-    total_0 = _S200;
-    var peak_2 : vec4<f32> = _S190.peak_0;
+    var tile_0 : u32 = _S154.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S189.end_0))
+        if(tile_0 < (_S154.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S202 : bool = _S187 < u32(64);
-        if(_S202)
+        var _S176 : bool = _S152 < u32(64);
+        if(_S176)
         {
-            var _S203 : u32 = SequenceTable_slot_0(_S188, min(tile_0 + _S187, _S189.end_0 - u32(1)));
-            slots_0[_S187] = _S203;
+            var _S177 : u32 = SequenceTable_slot_0(_S153, min(tile_0 + _S152, _S154.end_0 - u32(1)));
+            slots_0[_S152] = _S177;
         }
         workgroupBarrier();
         var values_1 : array<u32, i32(8)>;
-        var scales_2 : array<f32, i32(8)>;
-        var _S204 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(0)] = entryPointParams_v_pages_0[_S204.vector_0];
-        scales_2[u32(0)] = Blocks8_scale_0(_S204.scale_1);
-        var _S205 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S194, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(1)] = entryPointParams_v_pages_0[_S205.vector_0];
-        scales_2[u32(1)] = Blocks8_scale_0(_S205.scale_1);
-        var _S206 : u32 = u32(2) * _S194;
-        var _S207 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S206, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(2)] = entryPointParams_v_pages_0[_S207.vector_0];
-        scales_2[u32(2)] = Blocks8_scale_0(_S207.scale_1);
-        var _S208 : u32 = u32(3) * _S194;
-        var _S209 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S208, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(3)] = entryPointParams_v_pages_0[_S209.vector_0];
-        scales_2[u32(3)] = Blocks8_scale_0(_S209.scale_1);
-        var _S210 : u32 = u32(4) * _S194;
-        var _S211 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S210, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(4)] = entryPointParams_v_pages_0[_S211.vector_0];
-        scales_2[u32(4)] = Blocks8_scale_0(_S211.scale_1);
-        var _S212 : u32 = u32(5) * _S194;
-        var _S213 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S212, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(5)] = entryPointParams_v_pages_0[_S213.vector_0];
-        scales_2[u32(5)] = Blocks8_scale_0(_S213.scale_1);
-        var _S214 : u32 = u32(6) * _S194;
-        var _S215 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S214, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(6)] = entryPointParams_v_pages_0[_S215.vector_0];
-        scales_2[u32(6)] = Blocks8_scale_0(_S215.scale_1);
-        var _S216 : u32 = u32(7) * _S194;
-        var _S217 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(_S195 + _S216, u32(63))], _S189.columns_0, _S198);
-        values_1[u32(7)] = entryPointParams_v_pages_0[_S217.vector_0];
-        scales_2[u32(7)] = Blocks8_scale_0(_S217.scale_1);
+        var scales_0 : array<f32, i32(8)>;
+        var _S178 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(0)] = entryPointParams_v_pages_0[_S178.vector_1];
+        scales_0[u32(0)] = Blocks8_scale_0(_S178.scale_1);
+        var _S179 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S163, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(1)] = entryPointParams_v_pages_0[_S179.vector_1];
+        scales_0[u32(1)] = Blocks8_scale_0(_S179.scale_1);
+        var _S180 : u32 = u32(2) * _S163;
+        var _S181 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S180, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(2)] = entryPointParams_v_pages_0[_S181.vector_1];
+        scales_0[u32(2)] = Blocks8_scale_0(_S181.scale_1);
+        var _S182 : u32 = u32(3) * _S163;
+        var _S183 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S182, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(3)] = entryPointParams_v_pages_0[_S183.vector_1];
+        scales_0[u32(3)] = Blocks8_scale_0(_S183.scale_1);
+        var _S184 : u32 = u32(4) * _S163;
+        var _S185 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S184, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(4)] = entryPointParams_v_pages_0[_S185.vector_1];
+        scales_0[u32(4)] = Blocks8_scale_0(_S185.scale_1);
+        var _S186 : u32 = u32(5) * _S163;
+        var _S187 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S186, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(5)] = entryPointParams_v_pages_0[_S187.vector_1];
+        scales_0[u32(5)] = Blocks8_scale_0(_S187.scale_1);
+        var _S188 : u32 = u32(6) * _S163;
+        var _S189 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S188, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(6)] = entryPointParams_v_pages_0[_S189.vector_1];
+        scales_0[u32(6)] = Blocks8_scale_0(_S189.scale_1);
+        var _S190 : u32 = u32(7) * _S163;
+        var _S191 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S190, u32(63))], _S154.columns_0, _S167);
+        values_1[u32(7)] = entryPointParams_v_pages_0[_S191.vector_1];
+        scales_0[u32(7)] = Blocks8_scale_0(_S191.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Blocks8_run_0(_S189.k_pages_offset_1, slots_0[_S187 / u32(4)], _S189.columns_0, _S196);
+        keys_0[u32(0)] = Blocks8_run_0(_S154.k_pages_offset_1, slots_0[_S152 / u32(4)], _S154.columns_0, _S165);
         var products_1 : array<vec4<f32>, i32(2)>;
-        var _S218 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        products_1[u32(0)] = _S218;
-        keys_0[u32(1)] = Blocks8_run_0(_S189.k_pages_offset_1, slots_0[_S187 / u32(4) + u32(32)], _S189.columns_0, _S196);
-        products_1[u32(1)] = _S218;
-        i_5 = _S187 % u32(4);
+        products_1[u32(0)] = _S169;
+        keys_0[u32(1)] = Blocks8_run_0(_S154.k_pages_offset_1, slots_0[_S152 / u32(4) + u32(32)], _S154.columns_0, _S165);
+        products_1[u32(1)] = _S169;
+        i_1 = _S152 % u32(4);
         for(;;)
         {
-            if(i_5 < _S192)
+            if(i_1 < _S161)
             {
             }
             else
@@ -1169,154 +915,229 @@ fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : St
             }
             var ahead_0 : array<u32, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S219 : u32 = _S192 - u32(1);
-            var _S220 : u32 = min(i_5, _S219);
-            var _S221 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S220];
-            ahead_0[u32(0)] = _S221;
-            var _S222 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S220 / u32(8));
-            key_scales_0[u32(0)] = _S222;
-            var _S223 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S220];
-            ahead_0[u32(1)] = _S223;
-            var _S224 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S220 / u32(8));
-            key_scales_0[u32(1)] = _S224;
-            var _S225 : u32 = i_5 + u32(4);
-            var _S226 : u32 = min(_S225, _S219);
-            var _S227 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S226];
-            ahead_0[u32(2)] = _S227;
-            var _S228 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S226 / u32(8));
-            key_scales_0[u32(2)] = _S228;
-            var _S229 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S226];
-            ahead_0[u32(3)] = _S229;
-            var _S230 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S226 / u32(8));
-            key_scales_0[u32(3)] = _S230;
-            var _S231 : u32 = i_5 + u32(8);
-            var _S232 : u32 = min(_S231, _S219);
-            var _S233 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S232];
-            ahead_0[u32(4)] = _S233;
-            var _S234 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S232 / u32(8));
-            key_scales_0[u32(4)] = _S234;
-            var _S235 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S232];
-            ahead_0[u32(5)] = _S235;
-            var _S236 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S232 / u32(8));
-            key_scales_0[u32(5)] = _S236;
-            var _S237 : u32 = i_5 + u32(12);
-            var _S238 : u32 = min(_S237, _S219);
-            var _S239 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S238];
-            ahead_0[u32(6)] = _S239;
-            var _S240 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S238 / u32(8));
-            key_scales_0[u32(6)] = _S240;
-            var _S241 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S238];
-            ahead_0[u32(7)] = _S241;
-            var _S242 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S238 / u32(8));
-            key_scales_0[u32(7)] = _S242;
-            var _S243 : vec4<f32> = Blocks8_expand_0(_S221);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S222 * dot(query_0[i_5], _S243);
-            var _S244 : vec4<f32> = Blocks8_expand_0(_S223);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S224 * dot(query_0[i_5], _S244);
-            var _S245 : u32 = _S193 + i_5;
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S222 * dot(query_0[_S245], _S243);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S224 * dot(query_0[_S245], _S244);
-            var _S246 : u32 = u32(2) * _S193 + i_5;
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S222 * dot(query_0[_S246], _S243);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S224 * dot(query_0[_S246], _S244);
-            var _S247 : u32 = u32(3) * _S193 + i_5;
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S222 * dot(query_0[_S247], _S243);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S224 * dot(query_0[_S247], _S244);
-            var _S248 : vec4<f32> = Blocks8_expand_0(_S227);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S228 * dot(query_0[_S225], _S248);
-            var _S249 : vec4<f32> = Blocks8_expand_0(_S229);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S230 * dot(query_0[_S225], _S249);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S228 * dot(query_0[_S245 + u32(4)], _S248);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S230 * dot(query_0[_S245 + u32(4)], _S249);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S228 * dot(query_0[_S246 + u32(4)], _S248);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S230 * dot(query_0[_S246 + u32(4)], _S249);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S228 * dot(query_0[_S247 + u32(4)], _S248);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S230 * dot(query_0[_S247 + u32(4)], _S249);
-            var _S250 : vec4<f32> = Blocks8_expand_0(_S233);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S234 * dot(query_0[_S231], _S250);
-            var _S251 : vec4<f32> = Blocks8_expand_0(_S235);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S236 * dot(query_0[_S231], _S251);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S234 * dot(query_0[_S245 + u32(8)], _S250);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S236 * dot(query_0[_S245 + u32(8)], _S251);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S234 * dot(query_0[_S246 + u32(8)], _S250);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S236 * dot(query_0[_S246 + u32(8)], _S251);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S234 * dot(query_0[_S247 + u32(8)], _S250);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S236 * dot(query_0[_S247 + u32(8)], _S251);
-            var _S252 : vec4<f32> = Blocks8_expand_0(_S239);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S240 * dot(query_0[_S237], _S252);
-            var _S253 : vec4<f32> = Blocks8_expand_0(_S241);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S242 * dot(query_0[_S237], _S253);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S240 * dot(query_0[_S245 + u32(12)], _S252);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S242 * dot(query_0[_S245 + u32(12)], _S253);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S240 * dot(query_0[_S246 + u32(12)], _S252);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S242 * dot(query_0[_S246 + u32(12)], _S253);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S240 * dot(query_0[_S247 + u32(12)], _S252);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S242 * dot(query_0[_S247 + u32(12)], _S253);
-            i_5 = i_5 + u32(16);
+            var _S192 : u32 = _S161 - u32(1);
+            var _S193 : u32 = min(i_1, _S192);
+            var _S194 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S193];
+            ahead_0[u32(0)] = _S194;
+            var _S195 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S193 / u32(8));
+            key_scales_0[u32(0)] = _S195;
+            var _S196 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S193];
+            ahead_0[u32(1)] = _S196;
+            var _S197 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S193 / u32(8));
+            key_scales_0[u32(1)] = _S197;
+            var _S198 : u32 = i_1 + u32(4);
+            var _S199 : u32 = min(_S198, _S192);
+            var _S200 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S199];
+            ahead_0[u32(2)] = _S200;
+            var _S201 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S199 / u32(8));
+            key_scales_0[u32(2)] = _S201;
+            var _S202 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S199];
+            ahead_0[u32(3)] = _S202;
+            var _S203 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S199 / u32(8));
+            key_scales_0[u32(3)] = _S203;
+            var _S204 : u32 = i_1 + u32(8);
+            var _S205 : u32 = min(_S204, _S192);
+            var _S206 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S205];
+            ahead_0[u32(4)] = _S206;
+            var _S207 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S205 / u32(8));
+            key_scales_0[u32(4)] = _S207;
+            var _S208 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S205];
+            ahead_0[u32(5)] = _S208;
+            var _S209 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S205 / u32(8));
+            key_scales_0[u32(5)] = _S209;
+            var _S210 : u32 = i_1 + u32(12);
+            var _S211 : u32 = min(_S210, _S192);
+            var _S212 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S211];
+            ahead_0[u32(6)] = _S212;
+            var _S213 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S211 / u32(8));
+            key_scales_0[u32(6)] = _S213;
+            var _S214 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S211];
+            ahead_0[u32(7)] = _S214;
+            var _S215 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S211 / u32(8));
+            key_scales_0[u32(7)] = _S215;
+            var _S216 : vec4<f32> = query_at_0(i_1);
+            var _S217 : vec4<f32> = Blocks8_expand_0(_S194);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S195 * dot(_S216, _S217);
+            var _S218 : vec4<f32> = Blocks8_expand_0(_S196);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S197 * dot(_S216, _S218);
+            var _S219 : u32 = _S162 + i_1;
+            var _S220 : vec4<f32> = query_at_0(_S219);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S195 * dot(_S220, _S217);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S197 * dot(_S220, _S218);
+            var _S221 : u32 = u32(2) * _S162 + i_1;
+            var _S222 : vec4<f32> = query_at_0(_S221);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S195 * dot(_S222, _S217);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S197 * dot(_S222, _S218);
+            var _S223 : u32 = u32(3) * _S162 + i_1;
+            var _S224 : vec4<f32> = query_at_0(_S223);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S195 * dot(_S224, _S217);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S197 * dot(_S224, _S218);
+            var _S225 : vec4<f32> = query_at_0(_S198);
+            var _S226 : vec4<f32> = Blocks8_expand_0(_S200);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S201 * dot(_S225, _S226);
+            var _S227 : vec4<f32> = Blocks8_expand_0(_S202);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S203 * dot(_S225, _S227);
+            var _S228 : vec4<f32> = query_at_0(_S219 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S201 * dot(_S228, _S226);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S203 * dot(_S228, _S227);
+            var _S229 : vec4<f32> = query_at_0(_S221 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S201 * dot(_S229, _S226);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S203 * dot(_S229, _S227);
+            var _S230 : vec4<f32> = query_at_0(_S223 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S201 * dot(_S230, _S226);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S203 * dot(_S230, _S227);
+            var _S231 : vec4<f32> = query_at_0(_S204);
+            var _S232 : vec4<f32> = Blocks8_expand_0(_S206);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S207 * dot(_S231, _S232);
+            var _S233 : vec4<f32> = Blocks8_expand_0(_S208);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S209 * dot(_S231, _S233);
+            var _S234 : vec4<f32> = query_at_0(_S219 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S207 * dot(_S234, _S232);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S209 * dot(_S234, _S233);
+            var _S235 : vec4<f32> = query_at_0(_S221 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S207 * dot(_S235, _S232);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S209 * dot(_S235, _S233);
+            var _S236 : vec4<f32> = query_at_0(_S223 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S207 * dot(_S236, _S232);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S209 * dot(_S236, _S233);
+            var _S237 : vec4<f32> = query_at_0(_S210);
+            var _S238 : vec4<f32> = Blocks8_expand_0(_S212);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S213 * dot(_S237, _S238);
+            var _S239 : vec4<f32> = Blocks8_expand_0(_S214);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S215 * dot(_S237, _S239);
+            var _S240 : vec4<f32> = query_at_0(_S219 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S213 * dot(_S240, _S238);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S215 * dot(_S240, _S239);
+            var _S241 : vec4<f32> = query_at_0(_S221 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S213 * dot(_S241, _S238);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S215 * dot(_S241, _S239);
+            var _S242 : vec4<f32> = query_at_0(_S223 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S213 * dot(_S242, _S238);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S215 * dot(_S242, _S239);
+            i_1 = i_1 + u32(16);
         }
-        exchange_0[_S187] = products_1[u32(0)];
-        exchange_0[u32(128) + _S187] = products_1[u32(1)];
+        exchange_0[_S152] = products_1[u32(0)];
+        exchange_0[u32(128) + _S152] = products_1[u32(1)];
         workgroupBarrier();
-        var _S254 : bool;
-        if(_S202)
+        var _S243 : bool;
+        if(_S176)
         {
-            _S254 = (tile_0 + _S187) < (_S189.end_0);
+            _S243 = (tile_0 + _S152) < (_S154.end_0);
         }
         else
         {
-            _S254 = false;
+            _S243 = false;
         }
-        var _S255 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-        if(_S254)
+        if(_S243)
         {
-            var _S256 : u32 = _S187 * u32(4);
-            score_1 = exchange_0[_S256] + exchange_0[_S256 + u32(1)] + exchange_0[_S256 + u32(2)] + exchange_0[_S256 + u32(3)];
+            var _S244 : u32 = _S152 * u32(4);
+            score_1 = exchange_0[_S244] + exchange_0[_S244 + u32(1)] + exchange_0[_S244 + u32(2)] + exchange_0[_S244 + u32(3)];
         }
         else
         {
-            score_1 = _S255;
+            score_1 = _S168;
         }
-        var _S257 : vec4<f32> = group_peak_0(score_1, _S187);
-        var _S258 : vec4<f32> = max(peak_2, _S257);
-        var _S259 : vec4<f32>;
-        if(_S254)
+        var _S245 : vec4<f32> = group_peak_0(score_1, _S152);
+        var _S246 : vec4<f32> = max(peak_0, _S245);
+        var _S247 : vec4<f32>;
+        if(_S243)
         {
-            _S259 = exp(score_1 - _S258);
+            _S247 = exp(score_1 - _S246);
         }
         else
         {
-            _S259 = _S218;
+            _S247 = _S169;
         }
-        if(_S202)
+        if(_S176)
         {
-            weights_0[_S187] = _S259;
+            weights_0[_S152] = _S247;
         }
-        var _S260 : vec4<f32> = exp(peak_2 - _S258);
-        var _S261 : vec4<f32> = total_0 * _S260 + _S259;
+        var _S248 : vec4<f32> = exp(peak_0 - _S246);
+        var _S249 : vec4<f32> = total_0 * _S248 + _S247;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S260[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S260[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S260[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S260[u32(3)]);
-        i_6 = _S195;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S248[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S248[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S248[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S248[u32(3)]);
+        i_2 = _S164;
         for(;;)
         {
-            var _S262 : vec4<f32> = vec4<f32>(scales_2[u32(0)]) * Blocks8_expand_0(values_1[u32(0)]);
-            var _S263 : vec4<f32>;
-            if(i_6 < u32(64))
+            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Blocks8_expand_0(values_1[u32(0)]);
+            var _S251 : vec4<f32>;
+            if(i_2 < u32(64))
             {
-                _S263 = weights_0[i_6];
+                _S251 = weights_0[i_2];
             }
             else
             {
-                _S263 = _S218;
+                _S251 = _S169;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S263[u32(0)]) * _S262;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S263[u32(1)]) * _S262;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S263[u32(2)]) * _S262;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S263[u32(3)]) * _S262;
-            var _S264 : vec4<f32> = vec4<f32>(scales_2[u32(1)]) * Blocks8_expand_0(values_1[u32(1)]);
-            var _S265 : u32 = i_6 + _S194;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S251[u32(0)]) * _S250;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S251[u32(1)]) * _S250;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S251[u32(2)]) * _S250;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S251[u32(3)]) * _S250;
+            var _S252 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Blocks8_expand_0(values_1[u32(1)]);
+            var _S253 : u32 = i_2 + _S163;
+            var _S254 : vec4<f32>;
+            if(_S253 < u32(64))
+            {
+                _S254 = weights_0[_S253];
+            }
+            else
+            {
+                _S254 = _S169;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S254[u32(0)]) * _S252;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S254[u32(1)]) * _S252;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S254[u32(2)]) * _S252;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S254[u32(3)]) * _S252;
+            var _S255 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Blocks8_expand_0(values_1[u32(2)]);
+            var _S256 : u32 = i_2 + _S180;
+            var _S257 : vec4<f32>;
+            if(_S256 < u32(64))
+            {
+                _S257 = weights_0[_S256];
+            }
+            else
+            {
+                _S257 = _S169;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S257[u32(0)]) * _S255;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S257[u32(1)]) * _S255;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S257[u32(2)]) * _S255;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S257[u32(3)]) * _S255;
+            var _S258 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Blocks8_expand_0(values_1[u32(3)]);
+            var _S259 : u32 = i_2 + _S182;
+            var _S260 : vec4<f32>;
+            if(_S259 < u32(64))
+            {
+                _S260 = weights_0[_S259];
+            }
+            else
+            {
+                _S260 = _S169;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S260[u32(0)]) * _S258;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S260[u32(1)]) * _S258;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S260[u32(2)]) * _S258;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S260[u32(3)]) * _S258;
+            var _S261 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Blocks8_expand_0(values_1[u32(4)]);
+            var _S262 : u32 = i_2 + _S184;
+            var _S263 : vec4<f32>;
+            if(_S262 < u32(64))
+            {
+                _S263 = weights_0[_S262];
+            }
+            else
+            {
+                _S263 = _S169;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S263[u32(0)]) * _S261;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S263[u32(1)]) * _S261;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S263[u32(2)]) * _S261;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S263[u32(3)]) * _S261;
+            var _S264 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Blocks8_expand_0(values_1[u32(5)]);
+            var _S265 : u32 = i_2 + _S186;
             var _S266 : vec4<f32>;
             if(_S265 < u32(64))
             {
@@ -1324,14 +1145,14 @@ fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : St
             }
             else
             {
-                _S266 = _S218;
+                _S266 = _S169;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S266[u32(0)]) * _S264;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S266[u32(1)]) * _S264;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S266[u32(2)]) * _S264;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S266[u32(3)]) * _S264;
-            var _S267 : vec4<f32> = vec4<f32>(scales_2[u32(2)]) * Blocks8_expand_0(values_1[u32(2)]);
-            var _S268 : u32 = i_6 + _S206;
+            var _S267 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Blocks8_expand_0(values_1[u32(6)]);
+            var _S268 : u32 = i_2 + _S188;
             var _S269 : vec4<f32>;
             if(_S268 < u32(64))
             {
@@ -1339,14 +1160,14 @@ fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : St
             }
             else
             {
-                _S269 = _S218;
+                _S269 = _S169;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S269[u32(0)]) * _S267;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S269[u32(1)]) * _S267;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S269[u32(2)]) * _S267;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S269[u32(3)]) * _S267;
-            var _S270 : vec4<f32> = vec4<f32>(scales_2[u32(3)]) * Blocks8_expand_0(values_1[u32(3)]);
-            var _S271 : u32 = i_6 + _S208;
+            var _S270 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Blocks8_expand_0(values_1[u32(7)]);
+            var _S271 : u32 = i_2 + _S190;
             var _S272 : vec4<f32>;
             if(_S271 < u32(64))
             {
@@ -1354,153 +1175,352 @@ fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : St
             }
             else
             {
-                _S272 = _S218;
+                _S272 = _S169;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S272[u32(0)]) * _S270;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S272[u32(1)]) * _S270;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S272[u32(2)]) * _S270;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S272[u32(3)]) * _S270;
-            var _S273 : vec4<f32> = vec4<f32>(scales_2[u32(4)]) * Blocks8_expand_0(values_1[u32(4)]);
-            var _S274 : u32 = i_6 + _S210;
-            var _S275 : vec4<f32>;
-            if(_S274 < u32(64))
-            {
-                _S275 = weights_0[_S274];
-            }
-            else
-            {
-                _S275 = _S218;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S275[u32(0)]) * _S273;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S275[u32(1)]) * _S273;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S275[u32(2)]) * _S273;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S275[u32(3)]) * _S273;
-            var _S276 : vec4<f32> = vec4<f32>(scales_2[u32(5)]) * Blocks8_expand_0(values_1[u32(5)]);
-            var _S277 : u32 = i_6 + _S212;
-            var _S278 : vec4<f32>;
-            if(_S277 < u32(64))
-            {
-                _S278 = weights_0[_S277];
-            }
-            else
-            {
-                _S278 = _S218;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S278[u32(0)]) * _S276;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S278[u32(1)]) * _S276;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S278[u32(2)]) * _S276;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S278[u32(3)]) * _S276;
-            var _S279 : vec4<f32> = vec4<f32>(scales_2[u32(6)]) * Blocks8_expand_0(values_1[u32(6)]);
-            var _S280 : u32 = i_6 + _S214;
-            var _S281 : vec4<f32>;
-            if(_S280 < u32(64))
-            {
-                _S281 = weights_0[_S280];
-            }
-            else
-            {
-                _S281 = _S218;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S281[u32(0)]) * _S279;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S281[u32(1)]) * _S279;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S281[u32(2)]) * _S279;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S281[u32(3)]) * _S279;
-            var _S282 : vec4<f32> = vec4<f32>(scales_2[u32(7)]) * Blocks8_expand_0(values_1[u32(7)]);
-            var _S283 : u32 = i_6 + _S216;
-            var _S284 : vec4<f32>;
-            if(_S283 < u32(64))
-            {
-                _S284 = weights_0[_S283];
-            }
-            else
-            {
-                _S284 = _S218;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S284[u32(0)]) * _S282;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S284[u32(1)]) * _S282;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S284[u32(2)]) * _S282;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S284[u32(3)]) * _S282;
-            var i_7 : u32 = i_6 + u32(8) * _S194;
-            if(i_7 >= u32(64))
+            var i_3 : u32 = i_2 + u32(8) * _S163;
+            if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S285 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(0)] = entryPointParams_v_pages_0[_S285.vector_0];
-            scales_2[u32(0)] = Blocks8_scale_0(_S285.scale_1);
-            var _S286 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S194, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(1)] = entryPointParams_v_pages_0[_S286.vector_0];
-            scales_2[u32(1)] = Blocks8_scale_0(_S286.scale_1);
-            var _S287 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S206, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(2)] = entryPointParams_v_pages_0[_S287.vector_0];
-            scales_2[u32(2)] = Blocks8_scale_0(_S287.scale_1);
-            var _S288 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S208, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(3)] = entryPointParams_v_pages_0[_S288.vector_0];
-            scales_2[u32(3)] = Blocks8_scale_0(_S288.scale_1);
-            var _S289 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S210, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(4)] = entryPointParams_v_pages_0[_S289.vector_0];
-            scales_2[u32(4)] = Blocks8_scale_0(_S289.scale_1);
-            var _S290 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S212, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(5)] = entryPointParams_v_pages_0[_S290.vector_0];
-            scales_2[u32(5)] = Blocks8_scale_0(_S290.scale_1);
-            var _S291 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S214, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(6)] = entryPointParams_v_pages_0[_S291.vector_0];
-            scales_2[u32(6)] = Blocks8_scale_0(_S291.scale_1);
-            var _S292 : Run_0 = Blocks8_run_0(_S189.v_pages_offset_1, slots_0[min(i_7 + _S216, u32(63))], _S189.columns_0, _S198);
-            values_1[u32(7)] = entryPointParams_v_pages_0[_S292.vector_0];
-            scales_2[u32(7)] = Blocks8_scale_0(_S292.scale_1);
-            i_6 = i_7;
+            var _S273 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(0)] = entryPointParams_v_pages_0[_S273.vector_1];
+            scales_0[u32(0)] = Blocks8_scale_0(_S273.scale_1);
+            var _S274 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S163, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(1)] = entryPointParams_v_pages_0[_S274.vector_1];
+            scales_0[u32(1)] = Blocks8_scale_0(_S274.scale_1);
+            var _S275 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(2)] = entryPointParams_v_pages_0[_S275.vector_1];
+            scales_0[u32(2)] = Blocks8_scale_0(_S275.scale_1);
+            var _S276 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(3)] = entryPointParams_v_pages_0[_S276.vector_1];
+            scales_0[u32(3)] = Blocks8_scale_0(_S276.scale_1);
+            var _S277 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S184, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(4)] = entryPointParams_v_pages_0[_S277.vector_1];
+            scales_0[u32(4)] = Blocks8_scale_0(_S277.scale_1);
+            var _S278 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S186, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(5)] = entryPointParams_v_pages_0[_S278.vector_1];
+            scales_0[u32(5)] = Blocks8_scale_0(_S278.scale_1);
+            var _S279 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S188, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(6)] = entryPointParams_v_pages_0[_S279.vector_1];
+            scales_0[u32(6)] = Blocks8_scale_0(_S279.scale_1);
+            var _S280 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S190, u32(63))], _S154.columns_0, _S167);
+            values_1[u32(7)] = entryPointParams_v_pages_0[_S280.vector_1];
+            scales_0[u32(7)] = Blocks8_scale_0(_S280.scale_1);
+            i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S261;
-        peak_2 = _S258;
+        total_0 = _S249;
+        peak_0 = _S246;
     }
-    exchange_0[_S187] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S187] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S187] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S187] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S187);
-    i_5 = _S187;
+    exchange_0[_S152] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S152] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S152] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S152] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S152);
+    i_1 = _S152;
     for(;;)
     {
-        _S191 = _S189.heads_1;
-        if(i_5 < (_S189.heads_1 * _S192))
+        _S160 = _S154.heads_1;
+        if(i_1 < (_S154.heads_1 * _S161))
         {
         }
         else
         {
             break;
         }
-        var _S293 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-        i_6 = u32(0);
-        score_1 = _S293;
+        i_2 = u32(0);
+        score_1 = _S169;
         for(;;)
         {
-            if(i_6 < _S194)
+            if(i_2 < _S163)
             {
             }
             else
             {
                 break;
             }
-            var _S294 : u32 = i_5 / _S192;
-            var _S295 : u32 = _S294 * u32(128) + i_6 * _S192;
-            var _S296 : u32 = i_5 % _S192;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S295 + _S296];
-            i_6 = i_6 + u32(1);
+            var _S281 : u32 = i_1 / _S161;
+            var _S282 : u32 = _S281 * u32(128) + i_2 * _S161;
+            var _S283 : u32 = i_1 % _S161;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S282 + _S283];
+            i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S297 : u32 = i_5 / _S192;
-        var _S298 : u32 = _S189.out_0 + _S297 * _S189.out_stride_0;
-        var _S299 : u32 = i_5 % _S192;
-        entryPointParams_scratch_0[_S298 + _S299] = score_1;
-        i_5 = i_5 + u32(128);
+        var _S284 : u32 = i_1 / _S161;
+        var _S285 : u32 = _S154.out_0 + _S284 * _S154.out_stride_0;
+        var _S286 : u32 = i_1 % _S161;
+        entryPointParams_scratch_0[_S285 + _S286] = score_1;
+        i_1 = i_1 + u32(128);
     }
-    if(_S187 < _S191)
+    if(_S152 < _S160)
     {
-        entryPointParams_scratch_0[_S189.out_0 + _S187 * _S189.out_stride_0 + _S192] = vec4<f32>(peak_2[_S187], total_1[_S187], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S154.out_0 + _S152 * _S154.out_stride_0 + _S161] = vec4<f32>(peak_0[_S152], total_1[_S152], 1.0f, 0.0f);
     }
+    return;
+}
+
+fn Blocks8_append_0( _S287 : u32,  _S288 : u32,  _S289 : u32,  _S290 : u32,  _S291 : Turned_0)
+{
+    var _S292 : f32;
+    var _S293 : Run_0 = Blocks8_run_0(_S287, _S288, _S289, _S290);
+    var scales_1 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
+    var block_0 : u32 = u32(0);
+    for(;;)
+    {
+        if(block_0 < u32(2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var i_4 : u32 = u32(0);
+        var most_0 : f32 = 0.0f;
+        for(;;)
+        {
+            if(i_4 < u32(8))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S294 : vec4<f32> = Turned_four_1(_S291, _S290 + u32(32) * block_0 + u32(4) * i_4);
+            var _S295 : vec4<f32> = abs(_S294);
+            var _S296 : bool;
+            if((_S295[u32(0)]) > most_0)
+            {
+                _S296 = true;
+            }
+            else
+            {
+                _S296 = isnan_0(_S295[u32(0)]);
+            }
+            if(_S296)
+            {
+                _S292 = _S295[u32(0)];
+            }
+            else
+            {
+                _S292 = most_0;
+            }
+            var _S297 : bool;
+            if((_S295[u32(1)]) > _S292)
+            {
+                _S297 = true;
+            }
+            else
+            {
+                _S297 = isnan_0(_S295[u32(1)]);
+            }
+            var _S298 : f32;
+            if(_S297)
+            {
+                _S298 = _S295[u32(1)];
+            }
+            else
+            {
+                _S298 = _S292;
+            }
+            var _S299 : bool;
+            if((_S295[u32(2)]) > _S298)
+            {
+                _S299 = true;
+            }
+            else
+            {
+                _S299 = isnan_0(_S295[u32(2)]);
+            }
+            var _S300 : f32;
+            if(_S299)
+            {
+                _S300 = _S295[u32(2)];
+            }
+            else
+            {
+                _S300 = _S298;
+            }
+            var _S301 : bool;
+            if((_S295[u32(3)]) > _S300)
+            {
+                _S301 = true;
+            }
+            else
+            {
+                _S301 = isnan_0(_S295[u32(3)]);
+            }
+            if(_S301)
+            {
+                most_0 = _S295[u32(3)];
+            }
+            else
+            {
+                most_0 = _S300;
+            }
+            i_4 = i_4 + u32(1);
+        }
+        scales_1[block_0] = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S292 = 127.0f / most_0;
+        }
+        else
+        {
+            _S292 = 0.0f;
+        }
+        var i_5 : u32 = u32(0);
+        for(;;)
+        {
+            if(i_5 < u32(8))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S302 : vec4<f32> = Turned_four_1(_S291, _S290 + u32(32) * block_0 + u32(4) * i_5);
+            var _S303 : vec4<f32> = vec4<f32>(_S292) * _S302;
+            var _S304 : vec4<i32> = vec4<i32>(clamp(_S303 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S303 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_new_k_0[_S293.vector_1 + u32(8) * block_0 + i_5] = u32(((((((((_S304.x) & (i32(255)))) | ((((((_S304.y) & (i32(255)))) << (u32(8))))))) | ((((((_S304.z) & (i32(255)))) << (u32(16))))))) | ((((_S304.w) << (u32(24)))))));
+            i_5 = i_5 + u32(1);
+        }
+        block_0 = block_0 + u32(1);
+    }
+    entryPointParams_new_k_0[_S293.scale_1 / u32(2)] = pack_halves_0(scales_1);
+    return;
+}
+
+fn Blocks8_append_1( _S305 : u32,  _S306 : u32,  _S307 : u32,  _S308 : u32,  _S309 : Plain_0)
+{
+    var _S310 : f32;
+    var _S311 : Run_0 = Blocks8_run_0(_S305, _S306, _S307, _S308);
+    var scales_2 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
+    var block_1 : u32 = u32(0);
+    for(;;)
+    {
+        if(block_1 < u32(2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var i_6 : u32 = u32(0);
+        var most_1 : f32 = 0.0f;
+        for(;;)
+        {
+            if(i_6 < u32(8))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S312 : vec4<f32> = abs(Plain_four_0(_S309, _S308 + u32(32) * block_1 + u32(4) * i_6));
+            var _S313 : bool;
+            if((_S312[u32(0)]) > most_1)
+            {
+                _S313 = true;
+            }
+            else
+            {
+                _S313 = isnan_0(_S312[u32(0)]);
+            }
+            if(_S313)
+            {
+                _S310 = _S312[u32(0)];
+            }
+            else
+            {
+                _S310 = most_1;
+            }
+            var _S314 : bool;
+            if((_S312[u32(1)]) > _S310)
+            {
+                _S314 = true;
+            }
+            else
+            {
+                _S314 = isnan_0(_S312[u32(1)]);
+            }
+            var _S315 : f32;
+            if(_S314)
+            {
+                _S315 = _S312[u32(1)];
+            }
+            else
+            {
+                _S315 = _S310;
+            }
+            var _S316 : bool;
+            if((_S312[u32(2)]) > _S315)
+            {
+                _S316 = true;
+            }
+            else
+            {
+                _S316 = isnan_0(_S312[u32(2)]);
+            }
+            var _S317 : f32;
+            if(_S316)
+            {
+                _S317 = _S312[u32(2)];
+            }
+            else
+            {
+                _S317 = _S315;
+            }
+            var _S318 : bool;
+            if((_S312[u32(3)]) > _S317)
+            {
+                _S318 = true;
+            }
+            else
+            {
+                _S318 = isnan_0(_S312[u32(3)]);
+            }
+            if(_S318)
+            {
+                most_1 = _S312[u32(3)];
+            }
+            else
+            {
+                most_1 = _S317;
+            }
+            i_6 = i_6 + u32(1);
+        }
+        scales_2[block_1] = most_1 / 127.0f;
+        if(most_1 > 0.0f)
+        {
+            _S310 = 127.0f / most_1;
+        }
+        else
+        {
+            _S310 = 0.0f;
+        }
+        var i_7 : u32 = u32(0);
+        for(;;)
+        {
+            if(i_7 < u32(8))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S319 : vec4<f32> = vec4<f32>(_S310) * Plain_four_0(_S309, _S308 + u32(32) * block_1 + u32(4) * i_7);
+            var _S320 : vec4<i32> = vec4<i32>(clamp(_S319 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S319 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_new_v_0[_S311.vector_1 + u32(8) * block_1 + i_7] = u32(((((((((_S320.x) & (i32(255)))) | ((((((_S320.y) & (i32(255)))) << (u32(8))))))) | ((((((_S320.z) & (i32(255)))) << (u32(16))))))) | ((((_S320.w) << (u32(24)))))));
+            i_7 = i_7 + u32(1);
+        }
+        block_1 = block_1 + u32(1);
+    }
+    entryPointParams_new_v_0[_S311.scale_1 / u32(2)] = pack_halves_0(scales_2);
     return;
 }
 
@@ -1508,44 +1528,44 @@ fn attend_0( _S187 : u32,  _S188 : SequenceTable_0,  _S189 : Part_0,  _S190 : St
 @workgroup_size(128, 1, 1)
 fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S30 = _builtinWaveLaneCount_0;
-    var _S300 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S300;
-    var _S301 : bool;
+    _S25 = _builtinWaveLaneCount_0;
+    var _S321 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S321;
+    var _S322 : bool;
     if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S301 = true;
+        _S322 = true;
     }
     else
     {
-        _S301 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
+        _S322 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
     }
-    if(_S301)
+    if(_S322)
     {
         return;
     }
-    var _S302 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S303 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S304 : bool = _S303 < (_S302.length_0);
-    share_out_0(&(part_3), first_seen_0(_S303, entryPointParams_0.p_0.window_0), min(_S303, _S302.length_0), entryPointParams_0.p_0.parts_0);
-    if(_S304)
+    var _S323 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S324 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S325 : bool = _S324 < (_S323.length_0);
+    share_out_0(&(part_3), first_seen_0(_S324, entryPointParams_0.p_0.window_0), min(_S324, _S323.length_0), entryPointParams_0.p_0.parts_0);
+    if(_S325)
     {
-        _S301 = (part_3.number_0) == u32(0);
+        _S322 = (part_3.number_0) == u32(0);
     }
     else
     {
-        _S301 = false;
+        _S322 = false;
     }
-    var _S305 : bool;
+    var _S326 : bool;
     if((part_3.begin_0) >= (part_3.end_0))
     {
-        _S305 = !_S301;
+        _S326 = !_S322;
     }
     else
     {
-        _S305 = false;
+        _S326 = false;
     }
-    if(_S305)
+    if(_S326)
     {
         leave_empty_0(thread_3, part_3);
         return;
@@ -1553,48 +1573,39 @@ fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S306 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S303, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
-    queries_0.rotation_1 = _S306;
+    var _S327 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S324, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    queries_0.rotation_1 = _S327;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var keys_1 : Turned_0;
-    keys_1.rotation_1 = _S306;
+    keys_1.rotation_1 = _S327;
     keys_1.begin_3 = entryPointParams_0.p_0.k_offset_0;
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_2 : Plain_0;
     values_2.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    load_queries_0(thread_3, part_3, entryPointParams_0.p_0.scale_0, queries_0);
-    var start_0 : Start_0 = Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f);
-    if(_S301)
+    attend_0(thread_3, _S323, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S322, keys_1, values_2);
+    if(!_S322)
     {
-        var _S307 : u32 = part_3.kv_head_0 * entryPointParams_0.p_0.head_dim_0;
-        var _S308 : u32 = thread_3 % (entryPointParams_0.p_0.head_dim_0 / u32(4));
-        var _S309 : u32 = _S307 + u32(4) * _S308;
-        var _S310 : vec4<f32> = Turned_four_1(keys_1, _S309);
-        var _S311 : vec4<f32> = score_0(thread_3, part_3, _S310);
-        start_0.peak_0 = _S311;
-        start_0.value_0 = Plain_four_0(values_2, _S309);
-        start_0.weight_0 = 1.0f;
-        var _S312 : u32 = SequenceTable_slot_0(_S302, _S303);
-        var i_8 : u32 = thread_3 * u32(64);
-        for(;;)
-        {
-            if(i_8 < (part_3.columns_0))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S313 : u32 = i_8 / entryPointParams_0.p_0.head_dim_0;
-            if(_S313 == (part_3.kv_head_0))
-            {
-                Blocks8_append_0(entryPointParams_0.p_0.new_k_offset_0, _S312, part_3.columns_0, i_8, keys_1);
-                Blocks8_append_1(entryPointParams_0.p_0.new_v_offset_0, _S312, part_3.columns_0, i_8, values_2);
-            }
-            i_8 = i_8 + u32(8192);
-        }
+        return;
     }
-    attend_0(thread_3, _S302, part_3, start_0);
+    var _S328 : u32 = SequenceTable_slot_0(_S323, _S324);
+    var i_8 : u32 = thread_3 * u32(64);
+    for(;;)
+    {
+        if(i_8 < (part_3.columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S329 : u32 = i_8 / entryPointParams_0.p_0.head_dim_0;
+        if(_S329 == (part_3.kv_head_0))
+        {
+            Blocks8_append_0(entryPointParams_0.p_0.new_k_offset_0, _S328, part_3.columns_0, i_8, keys_1);
+            Blocks8_append_1(entryPointParams_0.p_0.new_v_offset_0, _S328, part_3.columns_0, i_8, values_2);
+        }
+        i_8 = i_8 + u32(8192);
+    }
     return;
 }

@@ -662,6 +662,11 @@ fn group_max_0( value_1 : f32,  thread_6 : u32) -> f32
     return result_1;
 }
 
+fn can_stop_0( done_0 : bool) -> bool
+{
+    return false;
+}
+
 fn logit_bits_0( word_0 : u32) -> u32
 {
     var _S31 : u32 = max(word_0, u32(8388607));
@@ -841,6 +846,10 @@ fn top_logits_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_i
         else
         {
             end_0 = u32(0);
+        }
+        if(can_stop_0(end_0 == u32(0)))
+        {
+            break;
         }
         first_0 = first_0 + u32(1024);
     }
