@@ -504,7 +504,27 @@ _KERNELS = (
         for dtype in WEIGHTS
         if dtype is not DType.F32  # float16 would round the weights too
     ),
-    # The same for few rows, under the same conditions.
+    # Operands for GEMMs by a library.
+    Kernel(
+        name="halve_rows",
+        source="halve",
+        buffers=(_read("x", 16), _write("halves", 16), _write("out"), _BATCH),
+        fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
+        features=("mma",),
+    ),
+    *(
+        Kernel(
+            name=f"halve_{dtype.suffix}",
+            source="halve",
+            buffers=(_eights("weight", dtype), _write("halves", 16)),
+            fields=_u32("rows columns"),
+            defines=(("FORMAT", f"{dtype.name}Eights"),),
+            features=("mma",),
+        )
+        for dtype in WEIGHTS
+        if dtype not in (DType.F32, DType.F16)
+    ),
+    # The same as the GEMMs on cooperative matrices for few rows, under the same conditions.
     *(
         Kernel(
             name=f"gemm_few{across}_{dtype.suffix}",

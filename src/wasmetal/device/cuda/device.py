@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wasmetal.device import abandoned
-from wasmetal.device.backend import Backend, Dispatch, Range
+from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.cuda import memory
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context, Owned
+from wasmetal.device.cuda.cublas import Cublas
 from wasmetal.device.cuda.memory import CudaAllocation
-from wasmetal.device.cuda.pipeline import CudaPipelines, Pipeline
-from wasmetal.device.cuda.recording import CudaRecording
+from wasmetal.device.cuda.pipeline import CudaPipelines
+from wasmetal.device.cuda.recording import Code, CudaDispatch, CudaRecording
 from wasmetal.device.cuda.work import CudaWork, Events
 from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.kernels.catalog import Kernel
@@ -21,15 +22,18 @@ _OWN_ORDER: int = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
 """Streams that do not wait for other libraries' work in this process."""
 
 
-class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
+class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
     """An open GPU: everything runs on one stream, in order."""
 
-    def __init__(self, context: Context, pipelines: CudaPipelines, matrices: MatrixUnits) -> None:
-        """``matrices`` chooses kernels with cooperative matrices. Raises DeviceError."""
+    def __init__(
+        self, context: Context, pipelines: CudaPipelines, matrices: MatrixUnits, cublas: Cublas | None = None
+    ) -> None:
+        """``matrices`` chooses kernels with cooperative matrices; ``cublas`` GEMMs for itself. Raises DeviceError."""
         self.info = context.physical.info
         self.grid_limits = context.physical.grid_limits
         self.context = context
         self.pipelines = pipelines
+        self.cublas = cublas
         self._matrices = matrices
         self._stream, self._capturing = (Owned(self.context, "Stream", _OWN_ORDER) for _ in range(2))
         self._events = Events(self.context)
@@ -44,11 +48,13 @@ class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
         """Register host pages."""
         return memory.wrap(self.context, pages)
 
-    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Pipeline:
-        """The kernel, or its variant with cooperative matrices, compiled."""
-        return self.pipelines.get(self._matrices.choose(self, kernel, params))
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Code:
+        """The library's GEMM; or the kernel, or its variant with cooperative matrices, compiled."""
+        rounds = self.precision != "exact" and self._matrices.suited(kernel, params)
+        gemm = self.cublas.find(self, self._stream, kernel, params, ranges) if self.cublas and rounds else None
+        return gemm or self.pipelines.get(self._matrices.choose(self, kernel, params))
 
-    def build(self, dispatches: Sequence[Dispatch[CudaAllocation, Pipeline]]) -> CudaRecording:
+    def build(self, dispatches: Sequence[CudaDispatch]) -> CudaRecording:
         """Prepare the launches."""
         return CudaRecording(self.context, dispatches)
 

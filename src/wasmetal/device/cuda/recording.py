@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Dispatch, Recording
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context
+from wasmetal.device.cuda.cublas import CublasGemm
+from wasmetal.device.cuda.launch import Launch
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import Pipeline
+
+Code = Pipeline | CublasGemm
+"""What computes a dispatch."""
+CudaDispatch = Dispatch[CudaAllocation, Code]
 
 
 class CudaRecording(Recording):
@@ -19,11 +24,11 @@ class CudaRecording(Recording):
     A graph costs more to make than its launches cost once, so it is made when a list turns out to be submitted again.
     """
 
-    def __init__(self, context: Context, dispatches: Sequence[Dispatch[CudaAllocation, Pipeline]]) -> None:
+    def __init__(self, context: Context, dispatches: Sequence[CudaDispatch]) -> None:
         self.dispatches = len(dispatches)
         self._context = context
         self._keeps = [(each.code, each.ranges) for each in dispatches]
-        self._launches = [_Launch(each) for each in dispatches]
+        self._launches = [_launch(each) for each in dispatches]
         self._started = False
         self._graph: Any = None
 
@@ -49,21 +54,8 @@ class CudaRecording(Recording):
         return made
 
 
-class _Launch:
-    """The arguments of ``cuLaunchKernel``, ready to be passed."""
-
-    def __init__(self, dispatch: Dispatch[CudaAllocation, Pipeline]) -> None:
-        """A kernel takes the address of each binding, then its struct of parameters."""
-        addresses = [(bound.allocation.device_address or 0) + bound.offset for bound in dispatch.ranges]
-        places = (ctypes.c_uint64 * len(addresses))(*addresses)
-        struct = ctypes.create_string_buffer(dispatch.params, max(1, len(dispatch.params)))
-        starts = [ctypes.addressof(places) + 8 * i for i in range(len(addresses))]
-        arguments = (ctypes.c_uint64 * (len(starts) + 1))(*starts, ctypes.addressof(struct))
-        self._keeps = places, struct, arguments
-        self._function = dispatch.code.function
-        across, down, deep = dispatch.groups
-        self._shape = across, down, deep * dispatch.code.spread, *dispatch.code.threads, 0
-        self._arguments = ctypes.addressof(arguments)
-
-    def start(self, stream: Any) -> None:
-        call("cuLaunchKernel", self._function, *self._shape, stream, self._arguments, 0)
+def _launch(dispatch: CudaDispatch) -> Launch | CublasGemm:
+    code = dispatch.code
+    if isinstance(code, CublasGemm):
+        return code
+    return Launch(Dispatch(dispatch.kernel, code, dispatch.ranges, dispatch.params, dispatch.groups))
