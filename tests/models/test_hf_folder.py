@@ -197,8 +197,8 @@ def test_configurations_that_are_refused(folder: Path, cpu: Device, change: Edit
 
 TOKENIZER: dict[str, tuple[Edit, str]] = {
     "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "in a way that is not supported"),
-    "no model": (lambda t: t.update(model=None), "neither BPE nor unigram"),
-    "unigram": (lambda t: t["model"].update(type="Unigram"), "neither BPE nor unigram"),
+    "no model": (lambda t: t.update(model=None), "none of BPE, unigram and WordPiece"),
+    "unigram": (lambda t: t["model"].update(type="Unigram"), "none of BPE, unigram and WordPiece"),
     "dropout": (lambda t: t["model"].update(dropout=0.1), "has a dropout, which is not supported"),
     "merge": (lambda t: t["model"].update(merges=["a"]), "a merge that is not of two tokens"),
     "merge of others": (lambda t: t["model"].update(merges=[["zzzz", "y"]]), "the merge 'zzzz y' is not of two tokens"),
