@@ -1,6 +1,6 @@
 """Folders of embedding models: what the float64 oracle computes, and what is refused.
 
-``tests/reference/check_embeddings.py`` compares with transformers.
+``tests/reference/check_hf_embeddings.py`` compares with transformers.
 """
 
 from __future__ import annotations

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cli.command import wasmetal
+from tests.models.bert_folder import write_bert_folder
 from tests.models.folder import safetensors, write_folder, write_tokenizer
 from tests.models.hostile import reading
 from tests.models.tiny import write_tiny_llama
+from tests.models.tiny_bert import write_tiny_bert
 from wasmetal import load_model
 from wasmetal.device import Device
 from wasmetal.errors import ModelError
@@ -350,15 +352,27 @@ def test_a_bad_safetensors_file_is_one_clear_line(tmp_path: Path, content: bytes
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     path = tmp_path_factory.mktemp("folder")
-    return write_folder(path / "model", write_tiny_llama(path / "tiny.gguf", qtype="F16", blocks=1), 2)
+    llama = write_tiny_llama(path / "llama.gguf", qtype="F16", blocks=1)
+    gpt_oss = write_tiny_llama(
+        path / "gpt-oss.gguf", architecture="gpt-oss", qtype="F32", expert_qtype="MXFP4", blocks=1, experts=2
+    )
+    bert = write_bert_folder(path / "bert", write_tiny_bert(path / "bert.gguf", blocks=1))
+    (bert / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    return {
+        "llama": write_folder(path / "llama", llama, 2),
+        "gpt-oss": write_folder(path / "gpt-oss", gpt_oss, 2),
+        "bert": bert,
+    }
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt-oss", "bert"])
 @settings(max_examples=80)
 @given(data=st.data())
-def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(tiny.iterdir())), "file")
+def test_any_mutation_is_read_or_refused(tiny: dict[str, Path], kind: str, data: st.DataObject) -> None:
+    files = sorted(path for path in tiny[kind].rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files), "file")
     original = path.read_bytes()
     content = bytearray(original)
     for _ in range(data.draw(st.integers(0, 3), "edits")):
@@ -368,7 +382,7 @@ def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> Non
     path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)), "keep")])
     try:
         with reading(4 << 20):
-            file = HFFolder(tiny)
+            file = HFFolder(tiny[kind])
             for tensor in file.tensors.values():
                 assert tensor.data.nbytes == tensor.nbytes
             Tokenizer(file)

@@ -4,7 +4,7 @@
 
 Needs torch and transformers (``pip install -e .[reference]``). Compared are the logits of each position, decoded one by
 one, and those after a prompt and after 16 more tokens. Relative error is ‖ours − reference‖ / ‖reference‖. Of
-gpt-oss, a folder with MXFP4 is made, too: random blocks, which transformers expands. ``check_embeddings.py`` has the
+gpt-oss, a folder with MXFP4 is made, too: random blocks, which transformers expands. ``check_hf_embeddings.py`` has the
 folders of embedding models.
 """
 
