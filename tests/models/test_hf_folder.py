@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as PublishedTokenizer
 
 from tests.cli.command import wasmetal
 from tests.models.bert_folder import write_bert_folder
@@ -127,6 +128,21 @@ def test_patterns_of_pre_tokenizers(folder: Path, name: str) -> None:
     assert Tokenizer(file).encode("hello<|im_end|>")[-1] == 2
 
 
+@pytest.mark.parametrize("ignore_merges", [True, False])
+def test_whole_words_first(folder: Path, ignore_merges: bool) -> None:
+    """As gpt-oss has it, whose patterns are those of gpt-4o; GGUF files cannot say so."""
+    write_tokenizer(folder, PRE_TOKENIZERS["gpt-4o"][0])
+    edit(
+        folder / "tokenizer.json",
+        lambda t: t["model"].update(ignore_merges=ignore_merges, merges=t["model"]["merges"][:-1]),
+    )
+    ours, theirs = Tokenizer(HFFolder(folder)), PublishedTokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("hello world", " world's in the WorldWide", "a  world\n\n42"):
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert len(ours.encode(" world")) == (1 if ignore_merges else 2)
+    assert not ours.add_bos
+
+
 def test_models_show(folder: Path) -> None:
     shown = json.loads(wasmetal("models", "show", folder, "--json").stdout)
     assert (shown["architecture"], shown["context"], shown["refusal"]) == ("llama", 256, None)
@@ -200,6 +216,7 @@ def test_configurations_that_are_refused(folder: Path, cpu: Device, change: Edit
 TOKENIZER: dict[str, tuple[Edit, str]] = {
     "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "in a way that is not supported"),
     "no model": (lambda t: t.update(model=None), "none of BPE, unigram and WordPiece"),
+    "a list for a model": (lambda t: t.update(model=["BPE"]), "none of BPE, unigram and WordPiece"),
     "unigram": (lambda t: t["model"].update(type="Unigram"), "none of BPE, unigram and WordPiece"),
     "dropout": (lambda t: t["model"].update(dropout=0.1), "has a dropout, which is not supported"),
     "merge": (lambda t: t["model"].update(merges=["a"]), "a merge that is not of two tokens"),

@@ -32,7 +32,8 @@ def tokenizer_fields(found: dict[str, Any], size: Any, error: Error) -> dict[str
     """
     if type(size) is not int or not 1 <= size <= MAX_TOKENS:
         raise error(f"{size} tokens; 1 to {MAX_TOKENS} are supported")
-    model = found.get("model") or {}
+    model = found.get("model")
+    model = model if isinstance(model, dict) else {}
     added = _added(found.get("added_tokens") or [], size, error)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option) and (option, model.get("type")) != ("continuing_subword_prefix", "WordPiece"):
