@@ -1,7 +1,6 @@
 """In place of a folder's files: bytes that are made of theirs when they are read.
 
-A tensor of a folder that GGUF files have in another form keeps its place in memory to one reading: none is converted
-ahead.
+None is converted ahead, or kept: a tensor that GGUF files have in another form takes memory when it is loaded.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ class Mxfp4(_Rows):
             end = min(begin + most, last)
             part = out[begin - first : end - first]
             part[..., 0] = self._read(self._scales, begin, end, 1)[..., 0]
-            halves = self._read(self._blocks, begin, end, 16).view("<u8")
+            halves = self._read(self._blocks, begin, end, 16).view(np.uint64)
             low, high = halves[..., 0], halves[..., 1]
             part[..., 1::2] = _as_bytes(low & _LOW | (high & _LOW) << _NIBBLE)
             part[..., 2::2] = _as_bytes((low & _HIGH) >> _NIBBLE | high & _HIGH)
