@@ -240,6 +240,12 @@ def test_tokenizers_that_are_refused(folder: Path, change: Callable[[Any], objec
         Tokenizer(HFFolder(folder))
 
 
+def test_a_tokenizer_without_its_models_type(folder: Path) -> None:
+    """As it was written once."""
+    edit(folder / "tokenizer.json", lambda t: t["model"].pop("type"))
+    assert Tokenizer(HFFolder(folder)).encode("the world") == ids("the world")[:-1]
+
+
 def test_the_ends_of_texts(folder: Path) -> None:
     """Transformers wrote them in another way once; and a tokenizer may have none."""
     old = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}

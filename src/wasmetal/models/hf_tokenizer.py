@@ -32,8 +32,7 @@ def tokenizer_fields(found: dict[str, Any], size: Any, error: Error) -> dict[str
     """
     if type(size) is not int or not 1 <= size <= MAX_TOKENS:
         raise error(f"{size} tokens; 1 to {MAX_TOKENS} are supported")
-    model = found.get("model")
-    model = model if isinstance(model, dict) else {}
+    model = _model(found.get("model"))
     added = _added(found.get("added_tokens") or [], size, error)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option) and (option, model.get("type")) != ("continuing_subword_prefix", "WordPiece"):
@@ -62,6 +61,15 @@ def tokenizer_fields(found: dict[str, Any], size: Any, error: Error) -> dict[str
     fields |= _tokens(vocabulary, added, size, bool(model.get("byte_fallback")), error)
     ids = {token: i for i, token in enumerate(fields["tokenizer.ggml.tokens"])}
     return fields | _ends(found.get("post_processor"), ids)
+
+
+def _model(found: Any) -> dict[str, Any]:
+    """The tokenizer's model, with its type: that was not written until 2021, such as for bert-base-uncased."""
+    model = found if isinstance(found, dict) else {}
+    for key, kind in (("merges", "BPE"), ("max_input_chars_per_word", "WordPiece")):
+        if "type" not in model and key in model:
+            return {"type": kind, **model}
+    return model
 
 
 def wordpiece(text: str, config: dict[str, Any]) -> dict[str, Any]:
