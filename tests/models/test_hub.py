@@ -165,7 +165,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("tokenizer", ["tokenizer.json", "vocab.txt"])
 def test_a_folder_of_an_embedding_model(hub: Hub, cpu: Device, tmp_path: Path, tokenizer: str) -> None:
     """With the pooling, which is in a folder of its own."""
-    made = write_bert_folder(tmp_path / "made", write_tiny_bert(tmp_path / "m.gguf"), pooling="cls")
+    made = write_bert_folder(tmp_path / "made-0.5", write_tiny_bert(tmp_path / "m.gguf"), pooling="cls")
     (made / "vocab.txt").write_text("\n".join(spelled()))
     (made / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     wanted = files_of(made)
@@ -180,6 +180,7 @@ def test_a_folder_of_an_embedding_model(hub: Hub, cpu: Device, tmp_path: Path, t
     assert store.verify(store.models()[0]) == []
     with load_embedder(name, cpu) as pulled, load_embedder(made, cpu) as here:
         assert (pulled.pooling, pulled.context_length) == ("cls", 32)
+        assert (pulled.name, here.name) == (name, "made-0.5")
         np.testing.assert_array_equal(pulled.embed(["the world"]), here.embed(["the world"]))
     assert "bert" in wasmetal("models", "show", name).stdout
     store.remove(name)

@@ -42,7 +42,7 @@ def load_embedder(source: str | Path, device: Device) -> Embedder:
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        embedder = Embedder(open_model_file(path), path.stem, device)
+        embedder = Embedder(open_model_file(path), store.name_of(source, path), device)
         trim()
         return embedder
 

@@ -42,7 +42,6 @@ _BERT_MODEL = {
     "embeddings.LayerNorm": "token_embd_norm",
 }
 
-
 _PART = re.compile(r"(.+)\.(weight|bias|gamma|beta)")
 _PARTS = {"gamma": "weight", "beta": "bias"}
 """Names that norms' parts had in TensorFlow."""
@@ -58,14 +57,14 @@ class Architecture:
     """``general.architecture``."""
     modules: Mapping[str, str] = field(default_factory=lambda: _LAYER)
     """GGUF's name for each module of a layer. What all experts have is named without their numbers."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """The same for parameters of a layer that are named without ``weight`` or ``bias``."""
     model: Mapping[str, str] = field(default_factory=lambda: _MODEL)
     """GGUF's name for each module outside of the layers."""
     layers: str = "model.layers."
     """What is before a layer's number."""
     prefix: str = ""
     """What may be before every name: a model that was trained for more has this one as a part."""
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    """The same for parameters of a layer that are named without ``weight`` or ``bias``."""
     unused: tuple[str, ...] = ()
     """How the names of tensors begin that change nothing here."""
     joined_experts: bool = False
@@ -200,7 +199,7 @@ ARCHITECTURES = {
     "bert": Architecture(
         "bert",
         _BERT,
-        _BERT_MODEL,
+        model=_BERT_MODEL,
         layers="encoder.layer.",
         prefix="bert.",
         unused=("pooler.", "cls."),
