@@ -167,7 +167,10 @@ MODULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "no pooling": (lambda m: m.pop(1), "modules.json has"),
     "outside": (lambda m: m[1].update(path="../1_Pooling"), "the pooling in '../1_Pooling', which is no folder"),
     "itself": (lambda m: m[1].update(path=""), "the pooling in '', which is no folder"),
-    "missing": (lambda m: m[1].update(path="3_Pooling"), "config.json: No such file"),
+    "missing": (
+        lambda m: m[1].update(path="3_Pooling"),
+        "the pooling in 3_Pooling, and there is no 3_Pooling/config.json",
+    ),
     "no type": (lambda m: m[1].pop("type"), "modules.json is no list of modules with types and paths"),
 }
 

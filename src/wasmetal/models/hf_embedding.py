@@ -63,8 +63,9 @@ def _read_modules(file: ModelFile) -> None:
         )
     if not re.fullmatch(r"\w[\w.-]*", paths[1], re.ASCII):
         raise file.error(f"modules.json has the pooling in {quote(paths[1])}, which is no folder in this one")
-    pooling = read_json(file.path / paths[1] / "config.json", MAX_FILE)
-    file.fields["bert.pooling_type"] = _pooling(file, pooling)
+    if not (config := file.path / paths[1] / "config.json").exists():
+        raise file.error(f"modules.json has the pooling in {paths[1]}, and there is no {paths[1]}/{config.name}")
+    file.fields["bert.pooling_type"] = _pooling(file, read_json(config, MAX_FILE))
     file.fields["embedding.normalized"] = kinds[-1] == "Normalize"
 
 
