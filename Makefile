@@ -54,6 +54,7 @@ reference: $(VENV)/.reference ## logits and greedy ids against transformers in f
 	$(BIN)/python tests/reference/check_hf_folders.py --device cpu
 	$(BIN)/python -m tests.reference.check_chat_templates
 	$(BIN)/python tests/reference/check_embeddings.py --device cpu
+	$(BIN)/python tests/reference/check_hf_embeddings.py --device cpu
 
 fuzz: $(VENV)/.test ## hostile inputs at random, for MINUTES=10 in all; what is found goes to build/fuzz
 	$(BIN)/python -m tests.fuzz all --minutes $(MINUTES)

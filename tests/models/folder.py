@@ -42,6 +42,11 @@ OTHER_MODULES["qwen3moe"] = OTHER_MODULES["qwen3"] | {
     "ffn_gate_inp": "mlp.gate",
     **{f"ffn_{kind}_exps": f"mlp.experts.{{}}.{kind}_proj" for kind in ("gate", "up", "down")},
 }
+OTHER_MODULES["gpt-oss"] = {
+    "attn_sinks": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+    "post_attention_norm": "post_attention_layernorm",
+}
 MIXTRAL = {
     "ffn_gate_inp": "block_sparse_moe.gate",
     **{
@@ -49,9 +54,9 @@ MIXTRAL = {
         for kind, to in zip(("gate", "down", "up"), ("w1", "w2", "w3"), strict=True)
     },
 }
-MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}
 REORDERED = ("llama", "smollm3", "granite")
-TYPES = {"float32": "F32", "float16": "F16"}
+TYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int64": "I64"}
 
 
 def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
@@ -65,39 +70,51 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
 
     architecture = reader.fields["general.architecture"].contents()
     heads = {"attn_q": field("attention.head_count"), "attn_k": field("attention.head_count_kv")}
-    experts = field("expert_count")
-    mixtral = experts and architecture == "llama"
+    mixtral = field("expert_count") and architecture == "llama"
     modules = MODULES | OTHER_MODULES.get(architecture, {}) | (MIXTRAL if mixtral else {})
     tensors: dict[str, NDArray[Any]] = {}
+    if architecture == "gpt-oss":
+        tensors = joined_experts({tensor.name: tensor for tensor in reader.tensors})
     for tensor in reader.tensors:
         *block, module, kind = tensor.name.split(".")
-        if not block and module.startswith("rope_"):
+        if (not block and module.startswith("rope_")) or (architecture == "gpt-oss" and module.endswith("_exps")):
             continue
         values = np.array(tensor.data)
         if architecture in REORDERED and module in heads:  # from pairs side by side to halves
             values = values.reshape(heads[module], -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         if architecture == "gemma3" and module.endswith("norm"):
             values = values - np.float32(1)
-        name = f"{modules[module]}.{kind}"
+        name = modules[module] if module == "attn_sinks" else f"{modules[module]}.{kind}"
         name = f"model.layers.{block[1]}.{name}" if block else name
         if module.endswith("_exps"):
             tensors |= {name.format(number): each for number, each in enumerate(values)}
         else:
             tensors[name] = values
-    tied = "lm_head.weight" not in tensors
+    (folder / "config.json").write_text(json.dumps(config_of(reader, architecture, field, tensors)))
+    write_weights(folder, tensors, files)
+    write_tokenizer(folder)
+    return folder
+
+
+def config_of(
+    reader: gguf.GGUFReader, architecture: str, field: Callable[[str], Any], tensors: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """The configuration of a GGUF file's model."""
+    experts = field("expert_count")
+    mixtral = experts and architecture == "llama"
     config = {
         "model_type": MODEL_TYPES.get(architecture, architecture),
         "hidden_act": "silu",
         "hidden_size": field("embedding_length"),
         "intermediate_size": field("feed_forward_length"),
         "max_position_embeddings": field("context_length"),
-        "num_attention_heads": heads["attn_q"],
+        "num_attention_heads": field("attention.head_count"),
         "num_hidden_layers": field("block_count"),
-        "num_key_value_heads": heads["attn_k"],
+        "num_key_value_heads": field("attention.head_count_kv"),
         "head_dim": field("rope.dimension_count"),
         "rms_norm_eps": 1e-5,
         "rope_theta": field("rope.freq_base"),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
         "vocab_size": len(vocabulary()),
     }
     if window := field("attention.sliding_window"):
@@ -105,7 +122,7 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
         if architecture == "llama":
             config["model_type"] = "mistral"
     if experts:
-        config |= expert_config(field, bool(mixtral))
+        config |= expert_config(field, bool(mixtral), architecture == "gpt-oss")
     if architecture == "granite":
         config |= {"embedding_multiplier": 3.0, "residual_multiplier": 0.3}
         config |= {"attention_multiplier": 0.17, "logits_scaling": 5.0}
@@ -117,15 +134,17 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
         config["rope_scaling"] = {"rope_type": scaling, "factor": field("rope.scaling.factor")} | {
             "original_max_position_embeddings": field("rope.scaling.original_context_length")
         }
+    if architecture == "gpt-oss":
+        config["rope_scaling"] = {**config.get("rope_scaling", {"rope_type": "default"}), "truncate": False}
+        config["swiglu_limit"] = 7.0
+        if any("_blocks" in name for name in tensors):
+            config["quantization_config"] = {"quant_method": "mxfp4"}
     if scaling == "longrope":
         factors = {tensor.name: tensor.data.tolist() for tensor in reader.tensors if "factors" in tensor.name}
         config["rope_scaling"] |= {"attention_factor": field("rope.scaling.attn_factor")} | {
             f"{name}_factor": factors[f"rope_factors_{name}.weight"] for name in ("long", "short")
         }
-    (folder / "config.json").write_text(json.dumps(config))
-    write_weights(folder, tensors, files)
-    write_tokenizer(folder)
-    return folder
+    return config
 
 
 def write_weights(folder: Path, tensors: dict[str, NDArray[Any]], files: int) -> None:
@@ -141,12 +160,41 @@ def write_weights(folder: Path, tensors: dict[str, NDArray[Any]], files: int) ->
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-def expert_config(field: Callable[[str], Any], mixtral: bool) -> dict[str, Any]:
+def joined_experts(tensors: dict[str, gguf.ReaderTensor]) -> dict[str, NDArray[Any]]:
+    """The experts of gpt-oss as its folders have them: those of gate and up take turns, floats are transposed."""
+    joined = {}
+    for name in [name for name in tensors if name.endswith("down_exps.weight")]:
+        block = name.removesuffix("down_exps.weight")
+        module = f"model.layers.{block.split('.')[1]}.mlp.experts"
+        for to, kinds in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+            parts = [tensors[f"{block}{kind}_exps.weight"] for kind in kinds]
+            rows = np.stack([np.array(part.data) for part in parts], axis=2)
+            rows = rows.reshape(len(rows), -1, rows.shape[-1])
+            if parts[0].tensor_type is gguf.GGMLQuantizationType.MXFP4:
+                joined |= apart(f"{module}.{to}", rows)
+            else:
+                joined[f"{module}.{to}"] = np.ascontiguousarray(rows.swapaxes(1, 2))
+            biases = [np.array(tensors[f"{block}{kind}_exps.bias"].data) for kind in kinds]
+            joined[f"{module}.{to}_bias"] = np.stack(biases, axis=2).reshape(len(rows), -1)
+    return joined
+
+
+def apart(name: str, rows: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """ggml's MXFP4 as a folder's: scales by themselves, and weights that are neighbours in a byte."""
+    blocks = rows.reshape(*rows.shape[:2], -1, 17)
+    weights = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
+    pairs = weights[..., 0::2] | weights[..., 1::2] << 4
+    return {f"{name}_blocks": pairs, f"{name}_scales": np.ascontiguousarray(blocks[..., 0])}
+
+
+def expert_config(field: Callable[[str], Any], mixtral: bool, gpt_oss: bool) -> dict[str, Any]:
     """The keys of a mixture."""
     used = {"num_experts_per_tok": field("expert_used_count")}
+    width = field("expert_feed_forward_length")
     if mixtral:
         return used | {"model_type": "mixtral", "num_local_experts": field("expert_count")}
-    width = field("expert_feed_forward_length")
+    if gpt_oss:
+        return used | {"num_local_experts": field("expert_count"), "intermediate_size": width}
     return used | {"num_experts": field("expert_count"), "moe_intermediate_size": width, "norm_topk_prob": True}
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as PublishedTokenizer
 
 from tests.cli.command import wasmetal
+from tests.models.bert_folder import write_bert_folder
 from tests.models.folder import safetensors, write_folder, write_tokenizer
 from tests.models.hostile import reading
 from tests.models.tiny import write_tiny_llama
+from tests.models.tiny_bert import write_tiny_bert
 from wasmetal import load_model
 from wasmetal.device import Device
 from wasmetal.errors import ModelError
@@ -125,6 +128,21 @@ def test_patterns_of_pre_tokenizers(folder: Path, name: str) -> None:
     assert Tokenizer(file).encode("hello<|im_end|>")[-1] == 2
 
 
+@pytest.mark.parametrize("ignore_merges", [True, False])
+def test_whole_words_first(folder: Path, ignore_merges: bool) -> None:
+    """As gpt-oss has it, whose patterns are those of gpt-4o; GGUF files cannot say so."""
+    write_tokenizer(folder, PRE_TOKENIZERS["gpt-4o"][0])
+    edit(
+        folder / "tokenizer.json",
+        lambda t: t["model"].update(ignore_merges=ignore_merges, merges=t["model"]["merges"][:-1]),
+    )
+    ours, theirs = Tokenizer(HFFolder(folder)), PublishedTokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("hello world", " world's in the WorldWide", "a  world\n\n42"):
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert len(ours.encode(" world")) == (1 if ignore_merges else 2)
+    assert not ours.add_bos
+
+
 def test_models_show(folder: Path) -> None:
     shown = json.loads(wasmetal("models", "show", folder, "--json").stdout)
     assert (shown["architecture"], shown["context"], shown["refusal"]) == ("llama", 256, None)
@@ -197,8 +215,9 @@ def test_configurations_that_are_refused(folder: Path, cpu: Device, change: Edit
 
 TOKENIZER: dict[str, tuple[Edit, str]] = {
     "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "in a way that is not supported"),
-    "no model": (lambda t: t.update(model=None), "neither BPE nor unigram"),
-    "unigram": (lambda t: t["model"].update(type="Unigram"), "neither BPE nor unigram"),
+    "no model": (lambda t: t.update(model=None), "none of BPE, unigram and WordPiece"),
+    "a list for a model": (lambda t: t.update(model=["BPE"]), "none of BPE, unigram and WordPiece"),
+    "unigram": (lambda t: t["model"].update(type="Unigram"), "none of BPE, unigram and WordPiece"),
     "dropout": (lambda t: t["model"].update(dropout=0.1), "has a dropout, which is not supported"),
     "merge": (lambda t: t["model"].update(merges=["a"]), "a merge that is not of two tokens"),
     "merge of others": (lambda t: t["model"].update(merges=[["zzzz", "y"]]), "the merge 'zzzz y' is not of two tokens"),
@@ -350,15 +369,27 @@ def test_a_bad_safetensors_file_is_one_clear_line(tmp_path: Path, content: bytes
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     path = tmp_path_factory.mktemp("folder")
-    return write_folder(path / "model", write_tiny_llama(path / "tiny.gguf", qtype="F16", blocks=1), 2)
+    llama = write_tiny_llama(path / "llama.gguf", qtype="F16", blocks=1)
+    gpt_oss = write_tiny_llama(
+        path / "gpt-oss.gguf", architecture="gpt-oss", qtype="F32", expert_qtype="MXFP4", blocks=1, experts=2
+    )
+    bert = write_bert_folder(path / "bert", write_tiny_bert(path / "bert.gguf", blocks=1))
+    (bert / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    return {
+        "llama": write_folder(path / "llama", llama, 2),
+        "gpt-oss": write_folder(path / "gpt-oss", gpt_oss, 2),
+        "bert": bert,
+    }
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt-oss", "bert"])
 @settings(max_examples=80)
 @given(data=st.data())
-def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(tiny.iterdir())), "file")
+def test_any_mutation_is_read_or_refused(tiny: dict[str, Path], kind: str, data: st.DataObject) -> None:
+    files = sorted(path for path in tiny[kind].rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files), "file")
     original = path.read_bytes()
     content = bytearray(original)
     for _ in range(data.draw(st.integers(0, 3), "edits")):
@@ -368,7 +399,7 @@ def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> Non
     path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)), "keep")])
     try:
         with reading(4 << 20):
-            file = HFFolder(tiny)
+            file = HFFolder(tiny[kind])
             for tensor in file.tensors.values():
                 assert tensor.data.nbytes == tensor.nbytes
             Tokenizer(file)

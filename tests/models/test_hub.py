@@ -12,11 +12,13 @@ import pytest
 from huggingface_hub import constants
 
 from tests.cli.command import wasmetal
+from tests.models.bert_folder import spelled, write_bert_folder
 from tests.models.folder import write_folder
 from tests.models.hub import Hub, serving
 from tests.models.split import write_split_llama
 from tests.models.tiny import write_tiny_llama
-from wasmetal import load_model
+from tests.models.tiny_bert import write_tiny_bert
+from wasmetal import load_embedder, load_model
 from wasmetal.device import Device
 from wasmetal.errors import ModelError
 from wasmetal.models.files import catalog, store
@@ -154,6 +156,45 @@ def test_a_folder_is_pulled_loaded_listed_verified_and_removed(
     store.remove(name)
     assert store.models() == []
     assert [path for path in (tmp_path / "cache").rglob("blobs/*") if path.is_file()] == []
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "vocab.txt"])
+def test_a_folder_of_an_embedding_model(hub: Hub, cpu: Device, tmp_path: Path, tokenizer: str) -> None:
+    """With the pooling, which is in a folder of its own."""
+    made = write_bert_folder(tmp_path / "made-0.5", write_tiny_bert(tmp_path / "m.gguf"), pooling="cls")
+    (made / "vocab.txt").write_text("\n".join(spelled()))
+    (made / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    wanted = files_of(made)
+    if tokenizer == "vocab.txt":
+        del wanted["tokenizer.json"]
+    hub.repositories[FOLDER] = wanted | {"onnx/model.onnx": BIG, "2_Normalize/config.json": b"{}", "flax_model": BIG}
+    if tokenizer == "tokenizer.json":
+        del wanted["vocab.txt"]
+    name = f"hf:{FOLDER}"
+    path = store.pull(name)
+    assert files_of(path) == wanted
+    assert store.verify(store.models()[0]) == []
+    with load_embedder(name, cpu) as pulled, load_embedder(made, cpu) as here:
+        assert (pulled.pooling, pulled.context_length) == ("cls", 32)
+        assert (pulled.name, here.name) == (name, "made-0.5")
+        np.testing.assert_array_equal(pulled.embed(["the world"]), here.embed(["the world"]))
+    assert "bert" in wasmetal("models", "show", name).stdout
+    store.remove(name)
+    assert [path for path in (tmp_path / "cache").rglob("blobs/*") if path.is_file()] == []
+
+
+def test_a_folder_of_gpt_oss(hub: Hub, cpu: Device, tmp_path: Path) -> None:
+    source = write_tiny_llama(tmp_path / "m.gguf", architecture="gpt-oss", qtype="F32", expert_qtype="MXFP4")
+    made = write_folder(tmp_path / "made", source, 3)
+    hub.repositories[FOLDER] = files_of(made) | {"original/model.safetensors": BIG, "metal/model.bin": BIG}
+    path = store.pull(f"hf:{FOLDER}")
+    assert files_of(path) == files_of(made)
+    with load_model(f"hf:{FOLDER}", cpu) as model:
+        assert model.config.block_count == 2
 
 
 def test_a_folder_beside_gguf_files(hub: Hub, folder: dict[str, bytes], files: dict[str, bytes]) -> None:

@@ -162,6 +162,7 @@ def write_tiny_llama(
     architecture: str = "llama",
     qtype: str = "Q4_1",
     value_qtype: str | None = None,
+    expert_qtype: str | None = None,
     seed: int = 0,
     blocks: int = 2,
     heads: int = 6,
@@ -179,8 +180,9 @@ def write_tiny_llama(
     """Write the file and return its path.
 
     ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
-    ``value_qtype`` gives another, and of routers. ``architecture``: any. ``rope_scaling``: "none", "linear" or "yarn"
-    (factor 4), or by tensors of factors "llama3" or "longrope". ``window``: how many positions a row sees, 0 for all.
+    ``value_qtype`` gives another, those of experts if ``expert_qtype`` does, and of routers. ``architecture``: any.
+    ``rope_scaling``: "none", "linear" or "yarn" (factor 4), or by tensors of factors "llama3" or "longrope".
+    ``window``: how many positions a row sees, 0 for all.
     ``experts``: how many there are, of which each row uses a third; 0 for none. ``tokens``: another vocabulary, which
     ``tokenizer`` must write into the file.
     """
@@ -221,8 +223,9 @@ def write_tiny_llama(
             if name == "ffn_gate_inp.weight":  # files have it as float32
                 matrix(f"blk.{i}.{name}", *shape, kind="F32")
             elif len(shape) > 1 and not name.endswith(".bias"):
-                other = value_qtype and name in ("attn_v.weight", "ffn_up.weight", "ffn_up_exps.weight")
-                matrix(f"blk.{i}.{name}", *shape, kind=value_qtype if other else qtype)
+                other = value_qtype if name in ("attn_v.weight", "ffn_up.weight", "ffn_up_exps.weight") else None
+                other = expert_qtype if expert_qtype and "_exps" in name else other
+                matrix(f"blk.{i}.{name}", *shape, kind=other or qtype)
             else:
                 vector(f"blk.{i}.{name}", *shape)
     vector("output_norm.weight", dim)

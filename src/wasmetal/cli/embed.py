@@ -12,7 +12,9 @@ from wasmetal.cli.output import print_json
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="An embedding model: a name, or a GGUF file.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="An embedding model: a name, a GGUF file or a folder.", show_default=False)
+    ],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; without any, each line of standard input.", show_default=False)
     ] = None,

@@ -35,13 +35,14 @@ POOLINGS = {1: "mean", 2: "cls"}
 
 
 def load_embedder(source: str | Path, device: Device) -> Embedder:
-    """Load an embedding model onto a device: the name of one that was pulled, or a path to a GGUF file of ``bert``.
+    """Load an embedding model onto a device: the name of one that was pulled, or a path to a GGUF file of ``bert``
+    or to such a folder of Hugging Face.
 
     Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        embedder = Embedder(open_model_file(path), path.stem, device)
+        embedder = Embedder(open_model_file(path), store.name_of(source, path), device)
         trim()
         return embedder
 
@@ -69,6 +70,8 @@ class Embedder(Closing):
             raise file.error(f"bert.pooling_type is {pooling}; supported: 1 (mean), 2 (cls)")
         self.pooling = POOLINGS[pooling]
         """"mean" or "cls"."""
+        self.normalized = file.get("embedding.normalized", bool, True)
+        """Whether vectors are scaled to length 1."""
         self._rows = ROWS[0], max(ROWS[1], self.context_length)
         self._origin = Origin(f"the model {name}")
         self._lock = threading.Lock()
@@ -95,7 +98,7 @@ class Embedder(Closing):
         return self._buffers.counters
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
-        """The texts' vectors, float32 [texts, dimension], each of length 1.
+        """The texts' vectors, float32 [texts, dimension], each of length 1 if the model is ``normalized``.
 
         Control tokens written out in a text stay text. ``truncate``: of a text with more than ``context_length`` tokens
         take the first. Raises ModelError if a text is longer, or no valid Unicode, or the model is closed.
@@ -113,7 +116,7 @@ class Embedder(Closing):
                 for number in batch:
                     end = row + len(tokens[number])
                     of = states[row] if self.pooling == "cls" else states[row:end].mean(axis=0, dtype=np.float64)
-                    vectors[number] = of / max(float(np.linalg.norm(of)), 1e-12)
+                    vectors[number] = of / max(float(np.linalg.norm(of)), 1e-12) if self.normalized else of
                     row = end
         return vectors
 

@@ -1,4 +1,4 @@
-"""The configuration of a folder of Hugging Face in GGUF's terms: metadata, and the names of tensors.
+"""The configuration of a folder of Hugging Face in GGUF's terms: metadata.
 
 What llama.cpp's ``convert_hf_to_gguf.py`` makes of ``config.json``. All of it is untrusted.
 """
@@ -6,124 +6,14 @@ What llama.cpp's ``convert_hf_to_gguf.py`` makes of ``config.json``. All of it i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from wasmetal.models.architectures.gpt_oss import PERIOD
 from wasmetal.models.architectures.smollm3 import NOPE_INTERVAL
 from wasmetal.models.files.model_file import FileMetadata
-
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_ATTENTION = {name: to for name, to in _LAYER.items() if not name.startswith("mlp.")}
-_QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
-MODEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-"""GGUF's name for each module outside of the layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How folders of one ``model_type`` differ from GGUF files."""
-
-    name: str
-    """``general.architecture``."""
-    modules: Mapping[str, str] = field(default_factory=lambda: _LAYER)
-    """GGUF's name for each module of a layer. What all experts have is named without their numbers."""
-    reordered: bool = False
-    """Whether GGUF files have the rows of queries and keys in another order: pairs that RoPE turns side by side."""
-    windowed: bool = False
-    """Whether ``sliding_window`` holds without ``use_sliding_window``."""
-    activation: tuple[str, str] = ("hidden_act", "silu")
-    """Its key, and the only value that is supported."""
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    """Further metadata of the type float: the configuration's key by GGUF's."""
-    counts: Mapping[str, str] = field(default_factory=dict)
-    """The same of the type int."""
-    required: tuple[tuple[str, Any, Any], ...] = ()
-    """Keys, what they mean if they are missing, and the only values that are supported."""
-    head_dim: int | None = None
-    """If the configuration does not say, and it is not hidden_size / num_attention_heads."""
-    rope_theta: float = 10000.0
-    """If the configuration does not say."""
-    norms_less_one: bool = False
-    """Whether 1 is to be added to the weights of norms."""
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", reordered=True),
-    "mistral": Architecture("llama", reordered=True, windowed=True),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3", _LAYER | _QK_NORMS, head_dim=128),
-    "mixtral": Architecture(
-        "llama",
-        _ATTENTION
-        | {
-            "block_sparse_moe.gate": "ffn_gate_inp",
-            "block_sparse_moe.experts.w1": "ffn_gate_exps",
-            "block_sparse_moe.experts.w2": "ffn_down_exps",
-            "block_sparse_moe.experts.w3": "ffn_up_exps",
-        },
-        reordered=True,
-        windowed=True,
-        counts={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-    ),
-    "qwen3_moe": Architecture(
-        "qwen3moe",
-        _ATTENTION
-        | _QK_NORMS
-        | {"mlp.gate": "ffn_gate_inp"}
-        | {f"mlp.experts.{kind}_proj": f"ffn_{kind}_exps" for kind in ("gate", "up", "down")},
-        counts={
-            "expert_count": "num_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "moe_intermediate_size",
-        },
-        required=(("norm_topk_prob", False, True), ("decoder_sparse_step", 1, 1), ("mlp_only_layers", [], [])),
-        head_dim=128,
-    ),
-    "smollm3": Architecture("smollm3", reordered=True, rope_theta=2000000.0),
-    "granite": Architecture(
-        "granite",
-        reordered=True,
-        numbers={
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "attention.scale": "attention_multiplier",
-            "logit_scale": "logits_scaling",
-        },
-    ),
-    "olmo2": Architecture(
-        "olmo2", {name: to for name, to in _LAYER.items() if name != "input_layernorm"} | _QK_NORMS | _POST_NORMS
-    ),
-    "phi3": Architecture(
-        "phi3", _LAYER | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}, windowed=True
-    ),
-    "gemma3_text": Architecture(
-        "gemma3",
-        _LAYER | _QK_NORMS | _POST_NORMS | {"pre_feedforward_layernorm": "ffn_norm"},
-        windowed=True,
-        activation=("hidden_activation", "gelu_pytorch_tanh"),
-        numbers={
-            "attn_logit_softcapping": "attn_logit_softcapping",
-            "final_logit_softcapping": "final_logit_softcapping",
-        },
-        head_dim=256,
-        rope_theta=1000000.0,
-        norms_less_one=True,
-    ),
-}
-"""What is supported, by ``model_type``."""
+from wasmetal.models.hf_architectures import ARCHITECTURES, Architecture
 
 _NUMBERS: Mapping[str, tuple[str, type]] = {
     "context_length": ("max_position_embeddings", int),
@@ -144,10 +34,14 @@ def read_config(file: FileMetadata, config: Mapping[str, Any]) -> Architecture:
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         raise file.error(f"model_type is {model_type!r}; of folders, these are supported: {', '.join(ARCHITECTURES)}")
-    fixed = (architecture.activation, ("quantization_config", None), ("use_sliding_window", False))
+    fixed = (architecture.activation, ("use_sliding_window", False))
     for key, missing, value in (*architecture.required, *((key, value, value) for key, value in fixed)):
         if (found := config.get(key, missing)) != value:
             raise file.error(f"{key} is {found!r}, which is not supported")
+    if (found := config.get("quantization_config")) is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method is None or method != architecture.quantized:
+            raise file.error(f"quantization_config is {found!r}, which is not supported")
     prefix = architecture.name
     file.fields["general.architecture"] = prefix
     wanted = dict(_NUMBERS) | {key: (name, float) for key, name in architecture.numbers.items()}
@@ -165,6 +59,8 @@ def read_config(file: FileMetadata, config: Mapping[str, Any]) -> Architecture:
         _read_gemma3(file, config)
     elif prefix == "smollm3":
         _check_positions(file, config)
+    elif prefix == "gpt-oss":
+        _check_windows(file, config)
     return architecture
 
 
@@ -197,6 +93,15 @@ def _check_positions(file: FileMetadata, config: Mapping[str, Any]) -> None:
         raise file.error(f"layers without RoPE other than every {NOPE_INTERVAL}th are not supported")
     if len(listed) != layers:
         raise file.error(f"no_rope_layers has {len(listed)} entries for {layers} layers")
+
+
+def _check_windows(file: FileMetadata, config: Mapping[str, Any]) -> None:
+    """Which layers see a window: only gpt-oss's own choice is supported."""
+    layers = file.get("gpt-oss.block_count", int, 0)
+    listed = config.get("layer_types")
+    full = "full_attention"
+    if listed is not None and listed != ["sliding_attention" if (i + 1) % PERIOD else full for i in range(layers)]:
+        raise file.error(f"layer_types other than {full} in every {PERIOD}nd of {layers} layers are not supported")
 
 
 def typed(file: FileMetadata, kind: type, name: str, value: Any) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wasmetal.models.files.model_file import FileMetadata
-from wasmetal.models.hf_config import Architecture, typed
+from wasmetal.models.hf_architectures import Architecture
+from wasmetal.models.hf_config import typed
 
 _KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 _LOCAL_BASE = 10000.0
@@ -26,7 +27,7 @@ Add = Callable[[str, NDArray[np.float32]], None]
 def read_rope(file: FileMetadata, config: Mapping[str, Any], architecture: Architecture, add: Add) -> None:
     """Add RoPE's metadata to a file's, and call ``add`` with the tensors that belong to it. Raises ModelError."""
     prefix = architecture.name
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found: Any = config.get("rope_parameters") or config.get("rope_scaling") or architecture.rope
     if prefix == "gemma3":
         found = _of_gemma3(file, config, found)
     kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, dict) else found
@@ -49,7 +50,7 @@ def read_rope(file: FileMetadata, config: Mapping[str, Any], architecture: Archi
     if kind in ("linear", "yarn"):
         fields |= {"scaling.type": kind, "scaling.factor": number("factor")}
     if kind == "yarn":
-        fields |= _yarn(file, rope)
+        fields |= _yarn(file, rope, architecture.yarn_whole_pairs)
     if original is not None and kind in ("yarn", "longrope"):
         fields["scaling.original_context_length"] = typed(file, int, "original_max_position_embeddings", original)
     if kind == "longrope":
@@ -87,13 +88,17 @@ def _head(file: FileMetadata, prefix: str) -> int:
     return size
 
 
-def _yarn(file: FileMetadata, rope: Mapping[str, Any]) -> dict[str, Any]:
-    """What YaRN has besides its factor. Its usual magnitude alone is supported, and whole pairs as limits."""
+def _yarn(file: FileMetadata, rope: Mapping[str, Any], whole_pairs: bool) -> dict[str, Any]:
+    """What YaRN has besides its factor. Of magnitudes, the usual one is supported; of limits, either whole pairs or
+    any, as the architecture has it."""
     usual = 0.1 * math.log(max(1.0, typed(file, float, "factor", rope.get("factor")))) + 1
     given = rope.get("attention_factor")
     same = given is None or math.isclose(typed(file, float, "attention_factor", given), usual, rel_tol=1e-4)
-    if not same or rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False:
-        raise file.error("YaRN with a magnitude of its own, or with limits that are not whole pairs, is not supported")
+    if not same or rope.get("mscale") or rope.get("mscale_all_dim"):
+        raise file.error("YaRN with a magnitude of its own is not supported")
+    if (rope.get("truncate") is not False) != whole_pairs:
+        limits = "that are not whole pairs" if whole_pairs else "that are whole pairs (truncate)"
+        raise file.error(f"YaRN with limits {limits} is not supported for this model_type")
     return {
         f"scaling.yarn_{name}": typed(file, float, name, rope[name])
         for name in ("beta_fast", "beta_slow")

@@ -1,7 +1,7 @@
 """The tokenizer of a folder of Hugging Face (``tokenizer.json``), in GGUF's terms.
 
-Three kinds: byte-level BPE, SentencePiece's BPE with bytes for what has no token, and SentencePiece's unigram model.
-What GGUF files have no key for is under keys of our own, without ``ggml``. All of it is untrusted.
+Four kinds: byte-level BPE, SentencePiece's BPE with bytes for what has no token, SentencePiece's unigram model, and
+WordPiece. What GGUF files have no key for is under keys of our own, without ``ggml``. All of it is untrusted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from wasmetal.models.files.gguf_header import quote
 from wasmetal.models.lm.tokenizer import FLAGS
 from wasmetal.models.lm.tokenizer_patterns import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
 from wasmetal.models.lm.tokenizer_spaces import MAX_CHARSMAP, SPACE, WORDS
+from wasmetal.models.lm.tokenizer_wordpiece import CONTINUES, MAX_WORD
 from wasmetal.models.lm.vocabulary import MAX_TOKENS, byte_of
 
 Error = Callable[[str], ModelError]
@@ -31,10 +32,10 @@ def tokenizer_fields(found: dict[str, Any], size: Any, error: Error) -> dict[str
     """
     if type(size) is not int or not 1 <= size <= MAX_TOKENS:
         raise error(f"{size} tokens; 1 to {MAX_TOKENS} are supported")
-    model = found.get("model") or {}
+    model = _model(found.get("model"))
     added = _added(found.get("added_tokens") or [], size, error)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
+        if model.get(option) and (option, model.get("type")) != ("continuing_subword_prefix", "WordPiece"):
             raise error(f"tokenizer.json has a {option}, which is not supported")
     match model:
         case {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)} if model.get("byte_fallback"):
@@ -43,20 +44,57 @@ def tokenizer_fields(found: dict[str, Any], size: Any, error: Error) -> dict[str
             if model.get("ignore_merges"):
                 raise error("tokenizer.json takes whole words before merges, which is not supported")
         case {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)}:
-            pre = _pre_tokenizer(found, model.get("ignore_merges") is True, error)
-            fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre} | _merges(merges, error)
+            fields = {"tokenizer.ggml.model": "gpt2"} | _pre_tokenizer(found, model.get("ignore_merges") is True, error)
+            fields |= _merges(merges, error)
         case {"type": "Unigram", "vocab": list(pairs)}:
             fields = {"tokenizer.ggml.model": "t5"} | _spaces(found, error)
             vocabulary, fields["tokenizer.ggml.scores"] = _scored(pairs, size, error)
+        case {"type": "WordPiece", "vocab": dict(vocabulary)}:
+            fields = {"tokenizer.ggml.model": "bert"} | _words(found, error)
         case _:
-            raise error("tokenizer.json is neither BPE nor unigram, the kinds that are supported in folders")
+            raise error("tokenizer.json is none of BPE, unigram and WordPiece, the kinds that are supported in folders")
     unknown = model.get("unk_id")
     if isinstance(token := model.get("unk_token"), str):
         unknown = vocabulary.get(token, added.get(token, (None,))[0])
     if type(unknown) is int:
         fields["tokenizer.ggml.unknown_token_id"] = unknown
     fields |= _tokens(vocabulary, added, size, bool(model.get("byte_fallback")), error)
-    return fields | _ends(found.get("post_processor"), fields["tokenizer.ggml.tokens"])
+    ids = {token: i for i, token in enumerate(fields["tokenizer.ggml.tokens"])}
+    return fields | _ends(found.get("post_processor"), ids)
+
+
+def _model(found: Any) -> dict[str, Any]:
+    """The tokenizer's model, with its type: that was not written until 2021, such as for bert-base-uncased."""
+    model = found if isinstance(found, dict) else {}
+    for key, kind in (("merges", "BPE"), ("max_input_chars_per_word", "WordPiece")):
+        if "type" not in model and key in model:
+            return {"type": kind, **model}
+    return model
+
+
+def wordpiece(text: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What ``tokenizer.json`` would hold for BERT's ``vocab.txt``, a token on each line; ``config``: what
+    ``tokenizer_config.json`` holds."""
+    tokens = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    ids = {token: i for i, token in enumerate(tokens)}
+    special = {}
+    for role in ("unk", "sep", "pad", "cls", "mask"):
+        named = config.get(f"{role}_token", f"[{role.upper()}]")
+        special[role] = named.get("content") if isinstance(named, dict) else named
+    first, last = ({"SpecialToken": {"id": special[role]}} for role in ("cls", "sep"))
+    options = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
+    return {
+        "added_tokens": [
+            {"id": ids[token], "content": token, "special": True}
+            for token in special.values()
+            if isinstance(token, str) and token in ids
+        ],
+        "normalizer": {name: config.get(key, True) for name, key in options.items()}
+        | {"type": "BertNormalizer", "clean_text": True, "strip_accents": config.get("strip_accents")},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": [first, {"Sequence": {"id": "A"}}, last]},
+        "model": {"type": "WordPiece", "unk_token": special["unk"], "vocab": ids},
+    }
 
 
 def _tokens(
@@ -111,8 +149,9 @@ def _scored(pairs: list[Any], size: int, error: Error) -> tuple[dict[str, Any], 
     return ids, scores
 
 
-def _pre_tokenizer(found: dict[str, Any], whole_words_first: bool, error: Error) -> str:
-    """The name that a byte-level pre-tokenizer with these patterns has in GGUF files."""
+def _pre_tokenizer(found: dict[str, Any], whole_words_first: bool, error: Error) -> dict[str, Any]:
+    """The name that a byte-level pre-tokenizer with these patterns has in GGUF files; and, if none that has it takes
+    whole words first or not as this one does, which of it this one does."""
     if (found.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
         raise error("tokenizer.json has a normalizer that is not supported; supported: none, NFC")
     patterns: list[str] = []
@@ -131,10 +170,37 @@ def _pre_tokenizer(found: dict[str, Any], whole_words_first: bool, error: Error)
                 raise error("tokenizer.json splits texts in a way that is not supported")
     if not any(step["type"] == "ByteLevel" for step in steps):
         raise error("tokenizer.json has no bytes stand as characters, nor bytes as tokens, which is not supported")
-    for name, known in PRE_TOKENIZERS.items():
-        if known == tuple(patterns) and (name in WHOLE_WORDS_FIRST) == whole_words_first:
-            return name
-    raise error("tokenizer.json splits texts by patterns that are not supported")
+    names = [name for name, known in PRE_TOKENIZERS.items() if known == tuple(patterns)]
+    if not names:
+        raise error("tokenizer.json splits texts by patterns that are not supported")
+    for name in names:
+        if (name in WHOLE_WORDS_FIRST) == whole_words_first:
+            return {"tokenizer.ggml.pre": name}
+    return {"tokenizer.ggml.pre": names[0], "tokenizer.whole_words_first": whole_words_first}
+
+
+def _words(found: dict[str, Any], error: Error) -> dict[str, Any]:
+    """How WordPiece's texts are prepared, and its parts of words spelled."""
+    model: dict[str, Any] = found["model"]
+    normalizer: Any = found.get("normalizer")
+    match normalizer:
+        case {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": bool(lowercase)}:
+            accents = normalizer.get("strip_accents")
+        case _:
+            raise error("tokenizer.json has a normalizer that is not supported; of WordPiece, BertNormalizer is")
+    if found.get("pre_tokenizer") != {"type": "BertPreTokenizer"}:
+        raise error("tokenizer.json splits texts in a way that is not supported")
+    prefix, longest = model.get("continuing_subword_prefix", CONTINUES), model.get("max_input_chars_per_word", MAX_WORD)
+    if not isinstance(prefix, str) or longest != MAX_WORD or not isinstance(accents, bool | None):
+        raise error(
+            f"tokenizer.json has continuing_subword_prefix {prefix!r}, max_input_chars_per_word {longest!r} and "
+            f"strip_accents {accents!r}; a text, {MAX_WORD} and a boolean or null are supported"
+        )
+    return {
+        "tokenizer.ggml.normalizer.lowercase": lowercase,
+        "tokenizer.ggml.normalizer.strip_accents": lowercase if accents is None else accents,
+        "tokenizer.continuing_subword_prefix": prefix,
+    }
 
 
 def _spaces(found: dict[str, Any], error: Error) -> dict[str, Any]:
@@ -192,15 +258,26 @@ def _sequence(steps: Any, key: str) -> list[Any]:
     return steps if isinstance(steps, list) else [steps]
 
 
-def _ends(processor: Any, tokens: list[str]) -> dict[str, Any]:
-    """Whether a token is put before texts, or after them."""
-    ids = {token: i for i, token in enumerate(tokens)}
-    fields = {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}
+def _ends(processor: Any, ids: dict[str, int]) -> dict[str, Any]:
+    """Whether a token is put before texts, or after them; and which, if there is one."""
+    fields: dict[str, Any] = {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}
+
+    def add(role: str, name: str, token: Any) -> None:
+        if isinstance(token, str) and token in ids:
+            fields[f"tokenizer.ggml.add_{role}_token"] = True
+            fields[f"tokenizer.ggml.{name}_token_id"] = ids[token]
+
     for step in _sequence(processor, "processors"):
-        single = step.get("single") if isinstance(step, dict) else None
-        names = [each.get("SpecialToken", {}).get("id") if isinstance(each, dict) else None for each in single or [{}]]
-        if isinstance(names[0], str) and names[0] in ids:
-            fields["tokenizer.ggml.add_bos_token"] = True
-        if len(names) > 1 and isinstance(names[-1], str) and names[-1] in ids:
-            fields["tokenizer.ggml.add_eos_token"] = True
+        match step:
+            case {"type": "BertProcessing", "cls": [cls, _], "sep": [sep, _]}:
+                names = [cls, sep]
+            case {"single": [_, *_] as single}:
+                parts = (each.get("SpecialToken") if isinstance(each, dict) else None for each in single)
+                names = [part.get("id") if isinstance(part, dict) else None for part in parts]
+            case _:
+                names = []
+        if names:
+            add("bos", "cls", names[0])
+        if len(names) > 1:
+            add("eos", "seperator", names[-1])
     return fields

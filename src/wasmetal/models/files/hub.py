@@ -28,10 +28,14 @@ _AUXILIARY = re.compile(r"(?:^|[/._-])(?:mmproj|imatrix)", re.IGNORECASE)
 """Files that are no language models: the vision part of one, and statistics for quantizing it."""
 FOLDER = "config.json"
 """The file that makes a repository a folder of Hugging Face, and stands for it in names."""
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")
+"""Files that a tokenizer may be in; the first of them is taken."""
 _BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"),
-    *("special_tokens_map.json", "model.safetensors.index.json"),
+    *("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json"),
+    *("model.safetensors.index.json", "modules.json", "sentence_bert_config.json"),
 )
+_POOLING = re.compile(r"[0-9]+_Pooling/config\.json")
+"""The pooling of an embedding model, where sentence-transformers puts it."""
 _WEIGHTS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -93,12 +97,14 @@ def chosen(names: Iterable[str], choice: str) -> list[list[str]]:
 def folder_of(names: Iterable[str]) -> list[str]:
     """The files of a repository that make it a folder of Hugging Face, FOLDER first; none if it is not one."""
     there = set(names)
+    tokenizer = [name for name in _TOKENIZERS if name in there][:1]
+    pooling = sorted(name for name in there if _POOLING.fullmatch(name))
     weights = sorted(name for name in there if _WEIGHTS.fullmatch(name))
     if "model.safetensors.index.json" in there:
         weights = [name for name in weights if name != "model.safetensors"]
-    if not weights or not {FOLDER, "tokenizer.json"} <= there:
+    if not weights or not tokenizer or FOLDER not in there:
         return []
-    return [FOLDER, *(name for name in _BESIDE if name in there), *weights]
+    return [FOLDER, *tokenizer, *(name for name in _BESIDE if name in there), *pooling, *weights]
 
 
 def look_up(name: str) -> HubModel:
@@ -111,7 +117,9 @@ def look_up(name: str) -> HubModel:
         return HubModel(repository, [files[part] for part in parts], licence)
     if not models:
         there = _listed(name for name in files if name.lower().endswith(".gguf"))
-        folder = f", and beside {FOLDER} no tokenizer.json or no safetensors files" if FOLDER in files else ""
+        folder = (
+            f", and beside {FOLDER} no {' or '.join(_TOKENIZERS)}, or no safetensors files" if FOLDER in files else ""
+        )
         there = there or f"none{folder}"
         raise ModelError(f"{printable(name)}: no such GGUF file; the repository has {there}")
     if len(models) > 1:
@@ -126,7 +134,7 @@ def look_up(name: str) -> HubModel:
 def pull(model: HubModel, progress: Progress) -> list[StoredFile]:
     """Download a model into the library's cache, unless it is there. Raises ModelError, also if a hash differs."""
     library = _library()
-    total, done, stored = sum(file.nbytes for file in model.files), 0, []
+    total, done, stored, roots = sum(file.nbytes for file in model.files), 0, [], set()
     for file in model.files:
         bar = _bar(partial(_report, progress, done, total))
         download = partial(library.hf_hub_download, model.repository, file.name, tqdm_class=bar)
@@ -138,7 +146,8 @@ def pull(model: HubModel, progress: Progress) -> list[StoredFile]:
             raise ModelError(f"{file.name} is not the published file (its SHA-256 differs); try again")
         stored.append(StoredFile(str(path), path.stat().st_size, sha256))
         done += stored[-1].nbytes
-    if model.files[0].name == FOLDER and len({Path(file.path).parent for file in stored}) > 1:
+        roots.add(path.parents[file.name.count("/")])
+    if model.files[0].name == FOLDER and len(roots) > 1:
         raise ModelError(f"{model.repository} changed while it was being pulled; pull it again")
     return stored
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -22,6 +22,26 @@ from wasmetal.models.packed import Packed
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+
+class InFile(Protocol):
+    """A tensor's bytes in a file, whatever their type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many there are."""
+
+    @property
+    def offset(self) -> int:
+        """Where they begin."""
+
+    @property
+    def source(self) -> Source:
+        """The file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +130,7 @@ class ModelFile(FileMetadata):
         """The tensors by name, in the files' order."""
         self._headers = hashlib.sha256()
         """Of everything but the tensors that identifies the model."""
-        self._originals: tuple[FileTensor, ...] = ()
+        self._originals: tuple[InFile, ...] = ()
         """The tensors as they lie in the files, if they were replaced."""
 
     def digest(self) -> bytes:
@@ -126,6 +146,6 @@ class ModelFile(FileMetadata):
         self._headers.update(how.encode())
         self.tensors = tensors
 
-    def _in_files(self) -> Iterable[FileTensor]:
+    def _in_files(self) -> Iterable[InFile]:
         """The tensors as they lie in the files."""
         return self.tensors.values()

@@ -28,8 +28,9 @@ TYPES = {"q8_0": DType.Q8_0, "q4_0": DType.Q4_0, "q4_k": DType.Q4_K}
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
 _FINER = ("token_embd.weight", "output.weight")
 """What decides about tokens directly: Q8_0 in place of a type of four bits, as llama.cpp keeps them at six or eight."""
-_KEPT = ".ffn_gate_inp.weight"
-"""Which experts are asked, of a mixture: small, and sensitive. llama.cpp keeps it, too."""
+_KEPT = (".ffn_gate_inp.weight", ".bias")
+"""Which experts are asked, of a mixture: small, and sensitive; and the vectors that its experts add. llama.cpp keeps
+them, too."""
 _ELEMENTS = 1 << 20
 """Weights that are float32 at a time."""
 

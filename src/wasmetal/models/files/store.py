@@ -61,6 +61,12 @@ def resolve(name_or_path: str | Path) -> Path:
     raise ModelError(f"no file {name!r}, and no model of that name; known models: {', '.join(CATALOG)}")
 
 
+def name_of(name_or_path: str | Path, path: Path) -> str:
+    """What messages call the model at ``path``, which was asked for so: by its own name rather than a cache's."""
+    named = name_or_path in CATALOG or (path.is_dir() and str(name_or_path).startswith(hub.PREFIX))
+    return str(name_or_path) if named else path.name if path.is_dir() else path.stem
+
+
 def trusted(name_or_path: str | Path) -> bool:
     """Whether a name can only mean a file whose SHA-256 is in the catalogue: it was checked when it was pulled."""
     known = CATALOG.get(str(name_or_path))

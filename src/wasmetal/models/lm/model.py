@@ -16,7 +16,7 @@ from wasmetal.forked import Origin
 from wasmetal.memory.trim import trim
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
-from wasmetal.models.files import hub, store
+from wasmetal.models.files import store
 from wasmetal.models.files.download import Progress
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.quantize import quantize as quantize_file
@@ -71,15 +71,13 @@ def load_model(
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        known = source in store.CATALOG or (path.is_dir() and str(source).startswith(hub.PREFIX))
-        name = str(source) if known else path.name if path.is_dir() else path.stem
         trusted = store.trusted(source) if trusted is None else trusted
         file = open_model_file(path)
         if quantize is not None:
             quantize_file(file, quantize, progress)
         model = Model(
             file,
-            name,
+            store.name_of(source, path),
             device,
             context,
             contexts,

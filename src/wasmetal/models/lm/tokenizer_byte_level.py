@@ -21,14 +21,13 @@ class ByteLevel:
         if self._pre not in PRE_TOKENIZERS:
             raise file.error(f"tokenizer.ggml.pre is {self._pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
         self.add_bos = self._pre in WHOLE_WORDS_FIRST
+        self._whole_words_first = file.get("tokenizer.whole_words_first", bool, self.add_bos)
 
     def build(self, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         """The tokenizer of texts without control tokens. Raises ModelError."""
         ids = {token: i for i, token in enumerate(vocabulary.spellings())}
         merges = vocabulary.listed_merges()
-        tokenizer = tokenizers.Tokenizer(
-            models.BPE(vocab=ids, merges=merges, ignore_merges=self._pre in WHOLE_WORDS_FIRST)
-        )
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=self._whole_words_first))
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[self._pre]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
