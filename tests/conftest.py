@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.metal.devices import LAYERS, METAL, open_metal
+from tests.metal.devices import EMULATED, LAYERS, METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.errors import DeviceNotFoundError, ModelError
 from wasmetal.models.files import store
@@ -41,6 +41,18 @@ settings.load_profile("quick")
 
 MESSAGES = pytest.StashKey[list[str]]()
 """What the validation layer said in the workers of this run."""
+
+
+WHOLE_MODELS = "cli", "guests", "host", "models", "security"
+"""Folders of tests whose cases on the emulated Metal device are slow: those of its kernels and rules show most."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if EMULATED and folder in WHOLE_MODELS and METAL in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

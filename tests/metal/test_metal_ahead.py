@@ -93,7 +93,7 @@ def test_what_is_left_to_do_at_a_submission(emulated: Device, calls: Calls) -> N
     assert sums.value == 1 + 50 * (1 + 1 + 2 + 3 - 1)
 
 
-@pytest.mark.parametrize("blocks", [2, 30])
+@pytest.mark.parametrize("blocks", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_what_is_left_to_do_for_a_decoded_token(emulated: Device, calls: Calls, tmp_path: Path, blocks: int) -> None:
     """From the arrival of a token to the commit of what decodes it: the numbers in docs/metal.md."""
     counts, found = [], []

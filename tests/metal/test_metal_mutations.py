@@ -27,7 +27,7 @@ from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 
-pytestmark = pytest.mark.skipif(not EMULATED, reason="on a Mac Metal is not emulated")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not EMULATED, reason="on a Mac Metal is not emulated")]
 
 
 @pytest.fixture(autouse=True)

@@ -137,6 +137,7 @@ def test_embed(device, dtype, ids, vocabulary, k):
     check_embed(device, dtype, ids, vocabulary, k, gap=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LARGE)
 @pytest.mark.parametrize(("ids", "vocabulary", "k"), [(range(0, 4001, 31), 4001, 160), ([5], 49152, 576)])
 def test_embed_a_vocabulary(device, dtype, ids, vocabulary, k):

@@ -128,6 +128,7 @@ def kernels(device: Device) -> dict[str, Record]:
     }
 
 
+@pytest.mark.slow
 def test_scratch_of_kernels(cpu: Device) -> None:
     """While one runs, and what is kept after it has been recorded and has run."""
     peaks, kept = {}, {}
