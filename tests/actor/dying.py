@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.actor.snapshots import save
 from wasmetal.actor.store import DirectoryStore
@@ -41,7 +42,8 @@ def act_gc(root: Path, files: Files) -> None:
         saving.commit({"version": 1, "kind": "wasmetal-actor", "chunks": []})
     store = DirectoryStore(root, files=files)
     for i in range(5):
-        (store.layout.chunks / f"{i:02x}" / (f"{i:02x}" * 32)).write_bytes(b"nobody's")
+        (folder := store.layout.chunks / f"{i:02x}").mkdir(exist_ok=True)
+        (folder / (f"{i:02x}" * 32)).write_bytes(b"nobody's")
     store.gc()
 
 
@@ -101,22 +103,29 @@ class Dying(Files):
 
 def main(act: str, folder: Path) -> None:
     found = []
-    for half in (False, True):
-        for step in range(10_000):
-            root = folder / f"{step}-{'half' if half else 'before'}"
-            shutil.copytree(folder / "base", root)
-            reader, writer = os.pipe()
-            if (child := os.fork()) == 0:
-                ACTS[act](root, Dying(step, half, writer))
-                os._exit(0)
-            os.close(writer)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            name = os.read(reader, 100).decode()
-            os.close(reader)
-            found.append({"root": str(root), "step": step, "name": name, "status": status})
-            if status != -signal.SIGKILL:
-                break
+    for step in range(10_000):
+        found.append(killed(act, folder, step, half=False))
+        if found[-1]["status"] != -signal.SIGKILL:
+            break
+    found += [killed(act, folder, each["step"], half=True) for each in found if each["name"] == "write"]
     json.dump(found, sys.stdout)
+
+
+def killed(act: str, folder: Path, step: int, half: bool) -> dict[str, Any]:
+    root = folder / f"{step}{'-half' if half else ''}"
+    if act == "create":
+        root.mkdir()
+    else:
+        shutil.copytree(folder / "base", root)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        ACTS[act](root, Dying(step, half, writer))
+        os._exit(0)
+    os.close(writer)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    name = os.read(reader, 100).decode()
+    os.close(reader)
+    return {"root": str(root), "step": step, "half": half, "name": name, "status": status}
 
 
 if __name__ == "__main__":

@@ -180,6 +180,8 @@ class DirectorySave(Save):
             self._flush()
             for folder in sorted(self._folders):
                 self._files.sync_folder(folder)
+            if self._folders:  # any of which this save, or another at the same time, may have made
+                self._files.sync_folder(self._layout.chunks)
             part = self._pins.part()
             self._files.write_file(part, sealed)
             self._files.rename(part, self._layout.snapshot(actor_id))
@@ -237,6 +239,8 @@ class DirectorySave(Save):
         frame = compression.compressed(view) if self._store.compress else None
         part = self._pins.part()
         target = self._layout.chunk(digest) if frame is None else self._layout.compressed(digest)
+        if not target.parent.exists():
+            self._files.make_folder(target.parent)
         descriptor = self._files.create(part)
         self._open.append((descriptor, part, target))
         self._files.write(descriptor, view if frame is None else memoryview(frame))

@@ -16,7 +16,6 @@ from wasmetal.actor.store.system import Files
 FORMAT: Final = "wasmetal-actors 1\n"
 _SNAPSHOT: Final = ".snapshot"
 _FOLDERS: Final = ("chunks", "actors", "saving", "leases")
-_PAIRS: Final = tuple(f"{n:02x}" for n in range(256))
 
 
 class Layout:
@@ -51,7 +50,7 @@ class Layout:
 
     def stored(self) -> Iterator[tuple[str, Path]]:
         """The digest and the file of every chunk. Raises OSError."""
-        for pair in _PAIRS:
+        for pair in os.listdir(self.chunks):
             for name in os.listdir(self.chunks / pair):
                 digest = name.removesuffix(SUFFIX)
                 if is_digest(digest) and digest.startswith(pair):
@@ -70,10 +69,9 @@ class Layout:
             raise SnapshotError(
                 f"{self.root} is no store of actors and is not empty: it has {others[0]!r}; name another folder"
             )
-        for folder in (self.chunks, self.actors, self.saving, self.leases, *(self.chunks / pair for pair in _PAIRS)):
+        for folder in (self.chunks, self.actors, self.saving, self.leases):
             files.make_folder(folder)
-        for folder in (self.chunks, self.root):
-            files.sync_folder(folder)
+        files.sync_folder(self.root)
         part = self.root / f"format-{secrets.token_hex(8)}"
         files.write_file(part, FORMAT.encode())
         files.rename(part, self.root / "format")
