@@ -23,12 +23,12 @@ def as_bytes(data: Buffer) -> memoryview:
     return memoryview(data).cast("B")
 
 
-def digest_of(data: memoryview | bytes) -> str:
+def digest_of(data: memoryview | bytes | bytearray) -> str:
     """The SHA-256, in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
-def check(data: memoryview | bytes, digest: str) -> memoryview:
+def check(data: memoryview | bytes | bytearray, digest: str) -> memoryview:
     """The chunk, read-only. Raises SnapshotError if it has another digest."""
     if digest_of(data) != digest:
         raise SnapshotError(f"the snapshot's chunk {digest} is damaged: its SHA-256 differs")

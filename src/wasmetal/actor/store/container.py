@@ -134,15 +134,15 @@ def _placed(envelope: Envelope) -> tuple[Mapping[str, int], int]:
     return dict(zip(chunks, starts, strict=True)), end
 
 
-def _read(file: BinaryIO, nbytes: int) -> bytes:
+def _read(file: BinaryIO, nbytes: int) -> bytearray:
     """So many bytes of a file or pipe, or what there is."""
     data = bytearray()
     while len(data) < nbytes and (piece := file.read(min(_PIECE, nbytes - len(data)))):
         data += piece
-    return bytes(data)
+    return data
 
 
-def _exactly(file: BinaryIO, nbytes: int, digest: str) -> bytes:
+def _exactly(file: BinaryIO, nbytes: int, digest: str) -> bytearray:
     data = _read(file, nbytes)
     if len(data) != nbytes:
         raise SnapshotError(f"the snapshot ends before its chunk {digest}, or within it: it was cut off")

@@ -54,7 +54,7 @@ def seal(actor_id: str, manifest: manifest_json.Manifest, key: Key | None) -> by
 
 
 def unseal(
-    read: Callable[[int], bytes], available: int | None, key: Key | None, actor_id: str | None = None
+    read: Callable[[int], bytes | bytearray], available: int | None, key: Key | None, actor_id: str | None = None
 ) -> Envelope:
     """The manifest, from a file at its beginning. Nothing is read, and so allocated, before its header was checked.
 
@@ -62,7 +62,7 @@ def unseal(
     known. With a ``key``, a snapshot that it does not authenticate is refused; without one, damage is found and forgery
     is not. With an ``actor_id``, the snapshot of another actor is refused. Raises SnapshotError.
     """
-    header = read(HEADER_BYTES)
+    header = bytes(read(HEADER_BYTES))
     if len(header) < HEADER_BYTES:
         raise SnapshotError(f"the snapshot ends within its header, after {len(header)} bytes; it was cut off")
     magic, version, algorithm, nbytes, digest, name, reserved = _FIELDS.unpack_from(header)

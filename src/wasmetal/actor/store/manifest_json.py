@@ -33,7 +33,7 @@ def encode(manifest: Manifest) -> bytes:
     return data
 
 
-def decode(data: bytes) -> dict[str, Any]:
+def decode(data: bytes | bytearray) -> dict[str, Any]:
     """The manifest. Raises SnapshotError if it is no JSON object of this kind, or its list of chunks is malformed."""
     try:
         manifest = json.loads(data.decode(), parse_constant=_refuse)
