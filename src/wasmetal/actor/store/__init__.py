@@ -10,6 +10,8 @@ from wasmetal.actor.store.ed25519 import Ed25519Key
 from wasmetal.actor.store.keys import HmacKey, Key
 from wasmetal.actor.store.leasing import ActorHeldError, Holder, Lease
 from wasmetal.actor.store.names import checked_id
+from wasmetal.actor.store.opening import open_store
+from wasmetal.actor.store.url import UrlStore
 
 __all__ = [
     "ActorHeldError",
@@ -25,5 +27,7 @@ __all__ = [
     "SnapshotFile",
     "Store",
     "Stored",
+    "UrlStore",
     "checked_id",
+    "open_store",
 ]
