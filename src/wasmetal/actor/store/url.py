@@ -50,8 +50,8 @@ class UrlStore(Store):
     ) -> None:
         """``key``, ``compress`` and ``create`` as for :class:`DirectoryStore`; ``options`` are those of the file system.
 
-        ``lease_seconds``: how long a lease holds without being renewed; saving renews it. ``keep_seconds``: for so long
-        a chunk stays that nothing names; a save must take less than half of it. Raises SnapshotError if there is
+        ``lease_seconds``: how long a lease holds without being renewed; saving renews it. ``keep_seconds``: for so
+        long a chunk stays that nothing names; a save must take less than half of it. Raises SnapshotError if there is
         something else at the URL, or ``fsspec`` or what it needs for it is not installed.
         """
         self.url, self.key, self.compress = url, key, compress

@@ -1,4 +1,4 @@
-"""Leases of a store at a URL: objects with a time until which they hold, since nobody there tells of ended processes."""
+"""Leases of a store at a URL: objects with a time until which they hold, since nothing there ends with a process."""
 
 from __future__ import annotations
 
