@@ -60,10 +60,17 @@ def write(out: BinaryIO, snapshot: Snapshot, key: Key | None = None) -> int:
 
 
 def read_into(
-    store: Store, file: BinaryIO, *, actor_id: str | None = None, key: Key | None = None, lease: Lease | None = None
+    store: Store,
+    file: BinaryIO,
+    *,
+    actor_id: str | None = None,
+    key: Key | None = None,
+    lease: Lease | None = None,
+    replace: bool = True,
 ) -> str:
     """Store the snapshot in a file or pipe, under its own id or another; return that id.
 
+    ``replace``: also if there is a snapshot of that actor.
     With a ``key``, a snapshot that it does not authenticate is refused before anything is stored. Chunks come from the
     file alone: one that names what only the store has gets nothing. Raises SnapshotError if the file is no snapshot, or
     damaged, or something follows it; ActorHeldError if somebody has the actor awake.
@@ -73,7 +80,12 @@ def read_into(
     with setting_up("import a snapshot", SnapshotError):
         envelope = unseal(lambda nbytes: _read(file, nbytes), None, key)
         chunks = envelope.chunks
-        with store.saving(actor_id or envelope.actor_id, lease) as save:
+        name = actor_id or envelope.actor_id
+        with store.saving(name, lease) as save:
+            if not replace and name in store.actors():
+                raise SnapshotError(
+                    f"there is a snapshot of actor {name} already: replace it, or import under another id"
+                )
             at = envelope.nbytes
             for (digest, size), start in zip(chunks.items(), positions(at, chunks.values()), strict=False):
                 if any(_exactly(file, start - at, digest)):
@@ -83,7 +95,7 @@ def read_into(
             if file.read(1):
                 raise SnapshotError("the snapshot is damaged: something follows its last chunk")
             save.commit(envelope.manifest)
-    return actor_id or envelope.actor_id
+    return name
 
 
 class SnapshotFile(Snapshot):

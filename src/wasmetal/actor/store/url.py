@@ -48,7 +48,7 @@ class UrlStore(Store):
         keep_seconds: float = 86400.0,
         **options: Any,
     ) -> None:
-        """``key``, ``compress`` and ``create`` as for :class:`DirectoryStore`; ``options`` are those of the file system.
+        """``key``, ``compress`` and ``create`` as for :class:`DirectoryStore`; ``options`` as its file system has.
 
         ``lease_seconds``: how long a lease holds without being renewed; saving renews it. ``keep_seconds``: for so
         long a chunk stays that nothing names; a save must take less than half of it. Raises SnapshotError if there is
