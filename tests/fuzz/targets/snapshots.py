@@ -154,7 +154,7 @@ def _frames() -> list[bytes]:
     except ImportError:
         return []
     with_size, without = zstandard.ZstdCompressor(), zstandard.ZstdCompressor(write_content_size=False)
-    bombs = [with_size.compress(bytes(size)) for size in (1 << 20, 1 << 28)]
+    bombs = [with_size.compress(bytes(size)) for size in (1 << 20, 1 << 24)]
     return [*bombs, *[each.compress(ZIPPED) for each in (with_size, with_size, with_size, without)]]
 
 
