@@ -38,7 +38,7 @@ COUNTER = f"""(module {imports("reply_write")}
   (memory (export "memory") 2)
   (memory $own 1)
   (global $count (mut i32) (i32.const 0))
-  (global $stack (mut i32) (i32.const 131072))
+  (global $stack (mut i32) (i32.const 131056))
   (global $started (mut i32) (i32.const 0))
   (data (i32.const 0) "initial")
   (func $start (global.set $started (i32.add (global.get $started) (i32.const 1))))

@@ -76,7 +76,7 @@ def test_one_message_at_a_time() -> None:
         # The reply of three pieces fits between actor and reader, so that the message may have ended: wait for it.
         assert reply.read().startswith(b"first")
         assert actor.send("second").read().startswith(b"second")
-    text = f"(module (memory (export \"memory\") 1) {MESSAGE} (loop (br 0))))"
+    text = f'(module (memory (export "memory") 1) {MESSAGE} (loop (br 0))))'
     with Actor(wat(text)) as actor:
         reply = actor.send("")
         with pytest.raises(GuestError, match="running already"):

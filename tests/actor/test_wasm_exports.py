@@ -64,7 +64,7 @@ def test_all_state_is_exported_under_reserved_names() -> None:
 
 
 def test_the_start_function_does_not_run_by_itself() -> None:
-    text = '(module (global $n (mut i32) (i32.const 1)) (func $s (global.set $n (i32.const 2))) (start $s))'
+    text = "(module (global $n (mut i32) (i32.const 1)) (func $s (global.set $n (i32.const 2))) (start $s))"
     module, _ = export_state(bytes(wasmtime.wat2wasm(text)))
     store = wasmtime.Store(runtime().engine)
     store.set_epoch_deadline(1 << 40)
