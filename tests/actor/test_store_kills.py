@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 
 from tests.actor.dying import CONTENTS, prepare
 from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
+from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore
+from wasmetal.actor.store.system import Files
 
 STATES = {
     "old": (manifest_of(CONTENTS["old"], turn=1), set(CONTENTS["old"])),
@@ -98,3 +101,58 @@ def test_a_store_that_was_killed_while_it_was_made_is_made_again(tmp_path: Path)
         assert store.actors() in ([], ["a"])
         save(store, "a", CONTENTS["old"], turn=1)
         assert state_of(store) == "old"
+
+
+class FullDisk(Files):
+    """Has no room from one step on, until it is told otherwise."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def create(self, path: Path) -> int:
+        self._step()
+        return super().create(path)
+
+    def write(self, descriptor: int, data: memoryview) -> None:
+        self._step()
+        super().write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        self._step()
+        super().sync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step()
+        super().rename(source, target)
+
+    def make_folder(self, path: Path) -> None:
+        self._step()
+        super().make_folder(path)
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path) -> None:
+    failed = 0
+    for step in range(1000):
+        store = prepare(tmp_path / str(step))
+        store.files = FullDisk(step)
+        opened = len(os.listdir("/dev/fd"))
+        message = ""
+        try:
+            save(store, "a", CONTENTS["new"], turn=2)
+        except SnapshotError as error:
+            message = str(error)
+        if not message:
+            break
+        failed += 1
+        assert message == "cannot save actor a: No space left on device"
+        assert len(os.listdir("/dev/fd")) == opened
+        assert state_of(DirectoryStore(store.layout.root)) in ("old", "new")
+        assert [name for name in os.listdir(store.layout.saving) if not name.endswith(".pins")] == []
+        store.files = Files()
+        check_goes_on(store, set(CONTENTS[state_of(store)]))
+    assert failed > 15

@@ -53,7 +53,7 @@ class DirectoryStore(Store):
         """
         self.layout: Final = Layout(Path(path))
         self.key, self.compress = key, compress
-        self.files: Final = files or Files()
+        self.files = files or Files()
         if compress:
             compression.available()
         with setting_up(f"open the store {path}", SnapshotError):
@@ -152,6 +152,7 @@ class DirectorySave(Save):
         self._sizes: Chunks = {}
         self._open: list[tuple[int, Path, Path]] = []
         self._folders: set[Path] = set()
+        self._sealed: Path | None = None
 
     def put(self, data: Buffer) -> str:
         """See :class:`Save`."""
@@ -182,9 +183,9 @@ class DirectorySave(Save):
                 self._files.sync_folder(folder)
             if self._folders:  # any of which this save, or another at the same time, may have made
                 self._files.sync_folder(self._layout.chunks)
-            part = self._pins.part()
-            self._files.write_file(part, sealed)
-            self._files.rename(part, self._layout.snapshot(actor_id))
+            self._sealed = self._pins.part()
+            self._files.write_file(self._sealed, sealed)
+            self._files.rename(self._sealed, self._layout.snapshot(actor_id))
             self._lease.named = {}  # until the new one is known to be on the disk
             self._files.sync_folder(self._layout.actors)
             self._lease.named = named
@@ -196,6 +197,8 @@ class DirectorySave(Save):
             os.close(descriptor)
             part.unlink(missing_ok=True)
         self._open.clear()
+        if self._sealed:
+            self._sealed.unlink(missing_ok=True)
         self._pins.close()
         if self._own:
             self._own.close()

@@ -22,10 +22,10 @@ Chunks = dict[str, int]
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as UTF-8, the same bytes for the same content. Raises SnapshotError if it cannot be stored."""
+    """The manifest as ASCII, the same bytes for the same content. Raises SnapshotError if it cannot be stored."""
     chunks_of(manifest)
     try:
-        data = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+        data = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise SnapshotError(f"the manifest is not JSON: {_reason(error)}") from error
     if len(data) > MOST:
