@@ -101,7 +101,8 @@ class Instance:
     def set_table(self, index: int, functions: Sequence[int | None]) -> None:
         """Set a table's size and elements. Raises SnapshotError for a size or a function that it cannot have."""
         table = self._export(wasmtime.Table, Kind.TABLE, index)
-        more = len(functions) - table.size(self._store)
+        size = table.size(self._store)
+        more = len(functions) - size
         try:
             if more < 0:
                 raise wasmtime.WasmtimeError("it is larger when it is new")
@@ -112,6 +113,8 @@ class Instance:
                 f"table {index} cannot have the snapshot's {len(functions)} elements: {error}"
             ) from error
         for position, function in enumerate(functions):
+            if function is None and position >= size:
+                continue  # new elements are null
             table.set(self._store, position, self._function(function))
 
     # ---- References
