@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wasmetal.actor.chunks import MemoryChunks
-from wasmetal.actor.store import Snapshot, Store
+from wasmetal.actor.store import Store, StoredSnapshot
 
 
 def sha256(data: bytes) -> str:
@@ -29,7 +29,7 @@ def save(store: Store, actor_id: str, contents: list[bytes], **more: Any) -> dic
     return manifest
 
 
-def read(snapshot: Snapshot) -> tuple[dict[str, Any], set[bytes]]:
+def read(snapshot: StoredSnapshot) -> tuple[dict[str, Any], set[bytes]]:
     """The manifest and the contents of all chunks, whose digests are computed again here."""
     contents = set()
     for digest, size in snapshot.chunks.items():

@@ -126,6 +126,22 @@ def test_a_manifest_must_name_what_is_there(store: DirectoryStore) -> None:
     assert load(store, "a")[1] == {b"of b"}
 
 
+def test_what_has_not_changed_need_not_be_put_again(store: DirectoryStore) -> None:
+    """Though nothing pins it, for the lease's last snapshot names it until the new one does."""
+    with store.lease("a") as lease:
+        for contents in ([b"one", b"two"], [b"two", b"three"], [b"three", b"four"]):
+            with store.saving("a", lease) as saving:
+                saving.put(contents[1])
+                if not lease.named:
+                    saving.put(contents[0])
+                store.gc()
+                saving.commit(manifest_of(contents))
+                store.gc()
+            assert load(store, "a")[1] == set(contents)
+        with store.saving("a", lease) as saving, pytest.raises(SnapshotError, match="put it first"):
+            saving.commit(manifest_of([b"two"]))  # of the one before the last, and collected
+
+
 def test_only_what_the_manifest_lists_can_be_had(store: DirectoryStore) -> None:
     save(store, "a", [b"secret of a"])
     save(store, "b", [b"of b"], pages=[sha256(b"secret of a")])
@@ -162,7 +178,7 @@ def test_deleting(store: DirectoryStore) -> None:
     save(store, "a", [b"x" * 10])
     store.delete("a")
     assert store.actors() == []
-    for act in (store.delete, store.load, store.stored):
+    for act in (store.delete, store.load, store.entry):
         with pytest.raises(SnapshotError, match="there is no snapshot of actor a"):
             act("a")
     found = store.gc()
@@ -171,7 +187,7 @@ def test_deleting(store: DirectoryStore) -> None:
 
 def test_what_is_known_without_loading(store: DirectoryStore) -> None:
     save(store, "a", [b"x"])
-    found = store.stored("a")
+    found = store.entry("a")
     assert found.manifest_bytes == store.layout.snapshot("a").stat().st_size
     assert found.saved == store.layout.snapshot("a").stat().st_mtime
 
@@ -181,7 +197,7 @@ def test_what_is_known_without_loading(store: DirectoryStore) -> None:
 )
 def test_ids_cannot_be_paths(store: DirectoryStore, name: Any) -> None:
     before = sorted(store.layout.root.rglob("*"))
-    acts = (store.load, store.delete, store.lease, store.holder, store.saving, store.stored)
+    acts = (store.load, store.delete, store.lease, store.holder, store.saving, store.entry)
     for act in (*acts, lambda name: store.save(name, manifest_of([]), MemoryChunks())):
         with pytest.raises(SnapshotError, match="is not an actor id"):
             act(name)

@@ -63,15 +63,15 @@ def test_a_save_between_reading_and_removing(store: DirectoryStore, monkeypatch:
     """The collection has read what is named; before it removes anything, another save names one of its candidates."""
     save(store, "a", [b"x"])
     store.delete("a")
-    listed = store.layout.stored
+    listed = store.layout.chunk_files
 
-    def stored() -> object:
+    def chunk_files_then_save() -> object:
         found = list(listed())
         monkeypatch.undo()
         save(store, "b", [b"x"])
         return iter(found)
 
-    monkeypatch.setattr(store.layout, "stored", stored)
+    monkeypatch.setattr(store.layout, "chunk_files", chunk_files_then_save)
     assert store.gc().removed == 0
     assert load(store, "b")[1] == {b"x"}
 

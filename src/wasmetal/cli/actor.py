@@ -46,7 +46,7 @@ Id = Annotated[str, typer.Argument(metavar="ACTOR", help="An actor in the store.
 def listed(store: Where = None, as_json: Json = False) -> None:
     """List the actors that have a snapshot, and where they are awake."""
     opened = _open(store, None)
-    found = [(opened.stored(actor_id), opened.holder(actor_id)) for actor_id in opened.actors()]
+    found = [(opened.entry(actor_id), opened.holder(actor_id)) for actor_id in opened.actors()]
     if as_json:
         print_json([asdict(stored) | {"awake": _holder(holder)} for stored, holder in found])
         return
@@ -62,7 +62,7 @@ def show(actor_id: Id, store: Where = None, key: KeyFile = None, as_json: Json =
     from wasmetal.actor.store.usage import usage
 
     opened = _open(store, key)
-    stored, holder, found = opened.stored(actor_id), opened.holder(actor_id), usage(opened, actor_id)
+    stored, holder, found = opened.entry(actor_id), opened.holder(actor_id), usage(opened, actor_id)
     with opened.load(actor_id) as snapshot:
         algorithm = snapshot.algorithm
     if as_json:

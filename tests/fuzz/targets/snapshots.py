@@ -26,7 +26,7 @@ from tests.actor.snapshots import load, manifest_of, read, save
 from tests.fuzz import noise
 from tests.fuzz.target import Run, refusal
 from wasmetal.actor.chunks import SnapshotError
-from wasmetal.actor.store import DirectoryStore, HmacKey, Key, Snapshot, SnapshotFile, container
+from wasmetal.actor.store import DirectoryStore, HmacKey, Key, SnapshotFile, StoredSnapshot, container
 from wasmetal.actor.store.system import Files
 
 SECONDS = 30.0
@@ -220,7 +220,7 @@ def _bounded(content: bytes, act: Callable[[], None]) -> str:
     return outcome
 
 
-def _held(snapshot: Snapshot, key: Key | None) -> None:
+def _held(snapshot: StoredSnapshot, key: Key | None) -> None:
     with snapshot:
         manifest, contents = read(snapshot)
         if key is not None:

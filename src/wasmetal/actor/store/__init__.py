@@ -3,7 +3,7 @@
 docs/snapshot-format.md describes the format and what is guaranteed.
 """
 
-from wasmetal.actor.store.base import Collected, Save, Snapshot, Store, Stored
+from wasmetal.actor.store.base import Collected, Entry, Save, Store, StoredSnapshot
 from wasmetal.actor.store.container import SnapshotFile
 from wasmetal.actor.store.directory import DirectoryStore
 from wasmetal.actor.store.ed25519 import Ed25519Key
@@ -18,15 +18,15 @@ __all__ = [
     "Collected",
     "DirectoryStore",
     "Ed25519Key",
+    "Entry",
     "HmacKey",
     "Holder",
     "Key",
     "Lease",
     "Save",
-    "Snapshot",
     "SnapshotFile",
     "Store",
-    "Stored",
+    "StoredSnapshot",
     "UrlStore",
     "checked_id",
     "open_store",

@@ -27,12 +27,13 @@ class Save(Closing, ABC):
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Make this the actor's snapshot, in one step. On the disk when it returns, as the store guarantees.
 
-        Every chunk that the manifest names was put, or is in the store. Raises SnapshotError if one is not or the
-        manifest cannot be stored: then the old snapshot stands.
+        Every chunk that the manifest names was put, or is in the store; what the lease's last snapshot named need not
+        be put again, nor looked at. Raises SnapshotError if one is not there or the manifest cannot be stored: then the
+        old snapshot stands.
         """
 
 
-class Snapshot(Closing, ABC):
+class StoredSnapshot(Closing, ABC):
     """A stored snapshot that is open; a :class:`ChunkSource`. Its chunks stay as long as it is open."""
 
     actor_id: str
@@ -51,7 +52,7 @@ class Snapshot(Closing, ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Entry:
     """What is known of a stored snapshot without opening it."""
 
     actor_id: str
@@ -89,7 +90,7 @@ class Store(ABC):
         """Begin to save an actor. Without its lease, one is held for this save; raises ActorHeldError."""
 
     @abstractmethod
-    def load(self, actor_id: str, lease: Lease | None = None) -> Snapshot:
+    def load(self, actor_id: str, lease: Lease | None = None) -> StoredSnapshot:
         """Open an actor's snapshot. Whoever thaws it, to go on from there, gives the actor's lease.
 
         Raises SnapshotError if there is none, it is damaged, or the store's key does not authenticate it.
@@ -104,7 +105,7 @@ class Store(ABC):
         """The actors that have a snapshot, sorted."""
 
     @abstractmethod
-    def stored(self, actor_id: str) -> Stored:
+    def entry(self, actor_id: str) -> Entry:
         """What is known of an actor's snapshot. Raises SnapshotError if there is none."""
 
     @abstractmethod

@@ -36,7 +36,7 @@ def collect(layout: Layout, files: Files, chunks_of: Callable[[str], Iterable[st
     """
     named = _Named(layout, chunks_of)
     named.read_new()
-    unnamed = [found for found in layout.stored() if found[0] not in named.digests]
+    unnamed = [found for found in layout.chunk_files() if found[0] not in named.digests]
     removed = removed_bytes = 0
     for start in range(0, max(1, len(unnamed)), _TURN):  # once at least, to remove what ended processes left
         with locks.locked(layout.lock, exclusive=True):
@@ -51,7 +51,7 @@ def collect(layout: Layout, files: Files, chunks_of: Callable[[str], Iterable[st
                 except FileNotFoundError:  # another collection has removed it
                     continue
                 removed, removed_bytes = removed + 1, removed_bytes + nbytes
-    return Collected(removed, removed_bytes, sum(1 for _ in layout.stored()))
+    return Collected(removed, removed_bytes, sum(1 for _ in layout.chunk_files()))
 
 
 class _Named:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 
 from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes
-from wasmetal.actor.store.base import Snapshot, Store
+from wasmetal.actor.store.base import Store, StoredSnapshot
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
 from wasmetal.actor.store.leasing import Lease
@@ -42,7 +42,7 @@ def positions(manifest_end: int, sizes: Iterable[int]) -> Iterator[int]:
     yield at
 
 
-def write(out: BinaryIO, snapshot: Snapshot, key: Key | None = None) -> int:
+def write(out: BinaryIO, snapshot: StoredSnapshot, key: Key | None = None) -> int:
     """Write a stored snapshot to a file or pipe, and return how many bytes that was.
 
     ``key`` signs it. Raises SnapshotError if a chunk is missing or damaged, or the file cannot be written.
@@ -98,7 +98,7 @@ def read_into(
     return name
 
 
-class SnapshotFile(Snapshot):
+class SnapshotFile(StoredSnapshot):
     """An exported file, mapped: a :class:`ChunkSource` whose chunks are its pages, read when they are touched."""
 
     def __init__(self, path: str | os.PathLike[str], key: Key | None = None) -> None:
@@ -118,11 +118,11 @@ class SnapshotFile(Snapshot):
 
     @property
     def chunks(self) -> Chunks:
-        """See :class:`Snapshot`."""
+        """See :class:`StoredSnapshot`."""
         return self._chunks
 
     def get(self, digest: str, size: int) -> memoryview:
-        """See :class:`Snapshot`."""
+        """See :class:`StoredSnapshot`."""
         if self._chunks.get(digest) != size:
             raise SnapshotError(f"the manifest's list of chunks has no {digest} of {size} bytes")
         start = self._starts[digest]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wasmetal.actor.chunks import ChunkSource, SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, leases, manifest_json
-from wasmetal.actor.store.base import Collected, Save, Snapshot, Store, Stored, copy_in, no_snapshot
+from wasmetal.actor.store.base import Collected, Entry, Save, Store, StoredSnapshot, copy_in, no_snapshot
 from wasmetal.actor.store.collecting import collect
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
@@ -107,11 +107,11 @@ class DirectoryStore(Store):
         with setting_up(f"list the store {self.layout.root}", SnapshotError):
             return self.layout.actor_ids()
 
-    def stored(self, actor_id: str) -> Stored:
+    def entry(self, actor_id: str) -> Entry:
         """See :class:`Store`."""
         with setting_up(f"look at actor {checked_id(actor_id)}", SnapshotError), _there(actor_id):
             found = self.layout.snapshot(actor_id).stat()
-        return Stored(actor_id, found.st_mtime, found.st_size)
+        return Entry(actor_id, found.st_mtime, found.st_size)
 
     def delete(self, actor_id: str, lease: Lease | None = None) -> None:
         """See :class:`Store`. It stays deleted when this returns."""
@@ -262,7 +262,7 @@ class DirectorySave(Save):
             self._open.pop()
 
 
-class DirectorySnapshot(Snapshot):
+class DirectorySnapshot(StoredSnapshot):
     """A snapshot of a store on a directory, open."""
 
     def __init__(self, layout: Layout, envelope: Envelope, chunks: Chunks, pins: Pins) -> None:
@@ -271,11 +271,11 @@ class DirectorySnapshot(Snapshot):
 
     @property
     def chunks(self) -> Chunks:
-        """See :class:`Snapshot`."""
+        """See :class:`StoredSnapshot`."""
         return self._chunks
 
     def get(self, digest: str, size: int) -> memoryview:
-        """See :class:`Snapshot`. From 64 KiB on, uncompressed, it is the mapped file, read when it is touched."""
+        """See :class:`StoredSnapshot`. From 64 KiB on, uncompressed, it is the mapped file, read when it is touched."""
         check_named(self._chunks, digest, size)
         with setting_up(f"read the snapshot of actor {self.actor_id}", SnapshotError):
             try:

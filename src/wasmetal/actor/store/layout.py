@@ -48,7 +48,7 @@ class Layout:
         names = (name.removesuffix(_SNAPSHOT) for name in os.listdir(self.actors) if name.endswith(_SNAPSHOT))
         return sorted(filter(is_id, names))
 
-    def stored(self) -> Iterator[tuple[str, Path]]:
+    def chunk_files(self) -> Iterator[tuple[str, Path]]:
         """The digest and the file of every chunk. Raises OSError."""
         for pair in os.listdir(self.chunks):
             for name in os.listdir(self.chunks / pair):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wasmetal.actor.chunks import ChunkSource, SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, manifest_json, url_leases
-from wasmetal.actor.store.base import Collected, Save, Snapshot, Store, Stored, copy_in, no_snapshot
+from wasmetal.actor.store.base import Collected, Entry, Save, Store, StoredSnapshot, copy_in, no_snapshot
 from wasmetal.actor.store.directory import check_lease, check_named
 from wasmetal.actor.store.envelope import HEADER_BYTES, Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
@@ -109,14 +109,14 @@ class UrlStore(Store):
             names = [name.rpartition("/")[2] for name, _, _ in self.objects.under("actors")]
         return sorted(found for name in names if is_id(found := name.removesuffix(_SNAPSHOT)) and found != name)
 
-    def stored(self, actor_id: str) -> Stored:
+    def entry(self, actor_id: str) -> Entry:
         """See :class:`Store`."""
         with setting_up(f"look at actor {checked_id(actor_id)}", SnapshotError):
             try:
                 nbytes, changed = self.objects.found(snapshot_name(actor_id))
             except FileNotFoundError:
                 raise SnapshotError(no_snapshot(actor_id)) from None
-        return Stored(actor_id, changed, nbytes)
+        return Entry(actor_id, changed, nbytes)
 
     def delete(self, actor_id: str, lease: Lease | None = None) -> None:
         """See :class:`Store`."""
@@ -229,7 +229,7 @@ class UrlSave(Save):
         return False
 
 
-class UrlSnapshot(Snapshot):
+class UrlSnapshot(StoredSnapshot):
     """A snapshot of a store at a URL, open."""
 
     def __init__(self, store: UrlStore, envelope: Envelope) -> None:
@@ -238,11 +238,11 @@ class UrlSnapshot(Snapshot):
 
     @property
     def chunks(self) -> Chunks:
-        """See :class:`Snapshot`."""
+        """See :class:`StoredSnapshot`."""
         return self._chunks
 
     def get(self, digest: str, size: int) -> memoryview:
-        """See :class:`Snapshot`. It is read whole."""
+        """See :class:`StoredSnapshot`. It is read whole."""
         check_named(self._chunks, digest, size)
         with setting_up(f"read the snapshot of actor {self.actor_id}", SnapshotError):
             return read_chunk(self._objects, digest, size)
