@@ -27,9 +27,12 @@ def test_what_nothing_names_goes(store: DirectoryStore) -> None:
     save(store, "a", [b"one", b"two"])
     save(store, "b", [b"two", b"three"])
     save(store, "a", [b"four!"])
+    (store.layout.chunks / ".DS_Store").write_bytes(b"of a file manager")
+    (store.layout.chunks / sha256(b"one")[:2] / "note").write_bytes(b"of somebody")
     found = store.gc()
     assert (found.removed, found.removed_bytes, found.kept) == (1, 3, 3)
-    assert chunk_files(store.layout.root) == {sha256(data) for data in (b"two", b"three", b"four!")}
+    left = {sha256(data) for data in (b"two", b"three", b"four!")}
+    assert chunk_files(store.layout.root) == left | {".DS_Store", "note"}
     assert store.gc().removed == 0
 
 

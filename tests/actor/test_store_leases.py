@@ -159,6 +159,21 @@ def test_a_forked_child_cannot_give_a_lease_away(store: DirectoryStore) -> None:
             store.lease("a")
 
 
+def test_a_forked_child_does_not_keep_what_its_parent_gives_back(store: DirectoryStore) -> None:
+    save(store, "b", [])
+    reader, writer = os.pipe()
+    with store.lease("a"), store.load("b"):
+        if (child := os.fork()) == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent has done all that follows
+            os._exit(0)
+    store.lease("a").close()
+    assert store.gc().kept == 0
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(child, 0)
+
+
 def test_what_a_holder_says_of_itself_is_checked(store: DirectoryStore) -> None:
     with store.lease("a"):
         for text in (b"", b"[]", b"{", b'{"pid": 1}', b'{"pid": 1e999, "host": "h", "since": 0}', b"[" * 5000):

@@ -1,4 +1,4 @@
-"""``wasmetal actor``, as its users run it."""
+"""``wasmetal actor``: what it prints, and what it refuses. Here in this process, but for the pipe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from tests.actor.snapshots import load, save
-from tests.cli.command import SCRIPT, wasmetal
+from tests.cli.command import SCRIPT
 from wasmetal.actor.store import DirectoryStore
+from wasmetal.cli import app
 
 
 @pytest.fixture
@@ -23,9 +26,13 @@ def store(tmp_path: Path) -> DirectoryStore:
     return found
 
 
+def wasmetal(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)), env=environment)
+
+
 def actor(store: DirectoryStore, command: str, *arguments: object) -> str:
     done = wasmetal("actor", command, *arguments, "--store", store.layout.root)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -50,16 +57,16 @@ def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> Non
     (tmp_path / "key").write_bytes(bytes(range(32)))
     file, key = tmp_path / "chat.actor", ("--key", tmp_path / "key")
     refused = wasmetal("actor", "export", "chat", file, "--store", store.layout.root, *key)
-    assert (refused.returncode, "authenticated" in refused.stderr) == (2, True)  # the store's are not signed
+    assert (refused.exit_code, "authenticated" in refused.stderr) == (2, True)  # the store's are not signed
     assert actor(store, "export", "chat", file) == f"{file}\n"
-    assert wasmetal("actor", "export", "chat", file, "--store", store.layout.root).returncode == 2  # it exists
+    assert wasmetal("actor", "export", "chat", file, "--store", store.layout.root).exit_code == 2  # it exists
     other = tmp_path / "other"
     assert wasmetal("actor", "import", file, "--store", other).stdout == "chat\n"
     assert wasmetal("actor", "import", file, "--as", "again", "--store", other).stdout == "again\n"
     assert "there is a snapshot of actor chat already" in wasmetal("actor", "import", file, "--store", other).stderr
-    assert wasmetal("actor", "import", file, "--replace", "--store", other).returncode == 0
+    assert wasmetal("actor", "import", file, "--replace", "--store", other).exit_code == 0
     refused = wasmetal("actor", "import", file, "--as", "signed", "--store", other, *key)
-    assert (refused.returncode, "authenticated" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "authenticated" in refused.stderr) == (2, True)
     assert load(DirectoryStore(other), "again") == load(store, "chat")
     assert sorted(os.listdir(tmp_path)) == ["chat.actor", "key", "other", "store"]
 
@@ -92,9 +99,9 @@ def test_what_is_not_there(store: DirectoryStore, tmp_path: Path) -> None:
     assert not (tmp_path / "typo").exists()
     for command in ("show", "export", "rm"):
         done = wasmetal("actor", command, "nobody", "--store", store.layout.root)
-        assert (done.returncode, "there is no snapshot of actor nobody" in done.stderr) == (2, True)
+        assert (done.exit_code, "there is no snapshot of actor nobody" in done.stderr) == (2, True)
     for command in (("import", tmp_path / "nothing"), ("list", "--key", "x")):
         done = wasmetal("actor", *command, "--store", store.layout.root)
-        assert done.returncode == 2
+        assert done.exit_code == 2
     assert "--store" in wasmetal("actor", "list", "--help").stdout
     assert wasmetal("actor", "list", WASMETAL_STORE=str(store.layout.root)).stdout.startswith("actor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from wasmetal.actor.store.system import Files
 
 FORMAT: Final = "wasmetal-actors 1\n"
 _SNAPSHOT: Final = ".snapshot"
+_PAIR: Final = re.compile("[0-9a-f]{2}")
 _FOLDERS: Final = ("chunks", "actors", "saving", "leases")
 
 
@@ -50,7 +52,7 @@ class Layout:
 
     def chunk_files(self) -> Iterator[tuple[str, Path]]:
         """The digest and the file of every chunk. Raises OSError."""
-        for pair in os.listdir(self.chunks):
+        for pair in filter(_PAIR.fullmatch, os.listdir(self.chunks)):
             for name in os.listdir(self.chunks / pair):
                 digest = name.removesuffix(SUFFIX)
                 if is_digest(digest) and digest.startswith(pair):

@@ -48,6 +48,7 @@ class FileLease(Lease):
         if self._origin.here:
             with contextlib.suppress(OSError):  # the next holder finds it unlocked
                 self._path.unlink()
+                locks.unlock(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = None
 

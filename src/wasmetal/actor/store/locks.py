@@ -1,8 +1,8 @@
 """Locks on files, of other processes and other threads, that end when a process does, however it ends.
 
 They belong to open file descriptions (``F_OFD_SETLK``; fcntl(2)), so whoever wants one opens the file anew. A child
-made by ``os.fork`` has its parent's open files: a lock then lasts until both have closed the file. File systems of
-other machines may not pass them on.
+made by ``os.fork`` has its parent's open files: a lock then lasts until it is given back, or both have ended. File
+systems of other machines may not pass them on.
 """
 
 from __future__ import annotations
@@ -48,13 +48,21 @@ def is_locked(descriptor: int) -> bool:
     return bool(fields[3 if _DARWIN else 0] != fcntl.F_UNLCK)
 
 
+def unlock(descriptor: int) -> None:
+    """Give the lock back, also for a child that has the descriptor since a fork. Raises OSError."""
+    fcntl.fcntl(descriptor, _SETLK, _request(fcntl.F_UNLCK))
+
+
 @contextmanager
 def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Wait for the file's lock, alone or together with others that share it. Raises OSError."""
     descriptor = open_lock(path)
     try:
         fcntl.fcntl(descriptor, _SETLKW, _request(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK))
-        yield
+        try:
+            yield
+        finally:
+            unlock(descriptor)
     finally:
         os.close(descriptor)
 
