@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.actor.guests import MESSAGE, imports, wat
 from tests.actor.snapshots import chunk_files
@@ -13,6 +17,7 @@ from wasmetal import Actor
 from wasmetal.actor.actor import Snapshot
 from wasmetal.actor.manifest import Manifest
 from wasmetal.actor.store import DirectoryStore, HmacKey, SnapshotFile, container
+from wasmetal.actor.store.system import Files
 
 COUNTER = f"""(module {imports("reply_write")} (memory (export "memory") 40) (global $n (mut i32) (i32.const 0))
   {MESSAGE}
@@ -31,9 +36,9 @@ print(turn(sys.argv[1]))
 """
 
 
-def turn(folder: str | Path) -> int:
+def turn(folder: str | Path, files: Files | None = None) -> int:
     """Thaw the actor, have it handle a message, and freeze it again."""
-    store = DirectoryStore(folder, key=KEY)
+    store = DirectoryStore(folder, key=KEY, files=files)
     with store.lease("counter") as lease, store.load("counter", lease) as stored:
         snapshot = Snapshot(Manifest.from_json(stored.manifest), stored)
         with Actor.thaw(snapshot, wat(COUNTER)) as actor, store.saving("counter", lease) as saving:
@@ -61,6 +66,36 @@ def test_each_message_in_another_process(tmp_path: Path) -> None:
     assert len(chunk_files(store.layout.root)) == 4 + 4
     assert store.gc().removed == 3
     assert turn(store.layout.root) == 15
+
+
+DYING_TURN = """
+import sys
+from tests.actor.dying import Dying
+from tests.actor.test_store_actor import turn
+turn(sys.argv[1], Dying(int(sys.argv[2]), sys.argv[3] == "half", sys.stdout.fileno()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_freeze_killed_at_every_step_leaves_the_actor_before_its_message_or_after_it(tmp_path: Path) -> None:
+    begin(DirectoryStore(tmp_path / "base", key=KEY))
+    assert turn(tmp_path / "base") == 1
+    sums = []
+    for step in range(1000):
+        for half in ("before", "half"):
+            shutil.copytree(tmp_path / "base", root := tmp_path / f"{step}-{half}")
+            command = [sys.executable, "-c", DYING_TURN, root, str(step), half]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+            assert done.returncode in (0, -signal.SIGKILL), done.stderr
+            sums.append(turn(root))
+            if done.stdout != "write":
+                break  # it has no half
+        if done.returncode == 0:
+            break
+    assert step > 15
+    assert sums == sorted(sums)  # from some step on the message counts
+    assert set(sums) == {3, 6}
 
 
 def test_a_conversation_carried_in_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -166,6 +167,23 @@ def test_a_save_that_ends_at_any_step_leaves_the_old_snapshot_or_the_new_one(
     assert states[:-1] == sorted(states[:-1], key=["old", "new"].index)
     assert "old" in states
     assert len(states) > 3
+
+
+def test_a_bucket_that_refuses_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As s3fs does: an object that is there already is a condition that failed, and so an argument that is invalid."""
+    store = UrlStore("memory://bucket")
+    pipe_file = type(store.objects._system).pipe_file
+
+    def like_s3fs(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+        try:
+            pipe_file(self, path, value, mode)
+        except FileExistsError as error:
+            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold") from error
+
+    monkeypatch.setattr(type(store.objects._system), "pipe_file", like_s3fs)
+    with store.lease("a"), pytest.raises(ActorHeldError):
+        store.lease("a")
+    store.lease("a").close()
 
 
 def test_by_path_or_url(tmp_path: Path) -> None:

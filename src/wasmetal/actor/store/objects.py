@@ -51,12 +51,18 @@ class Objects:
     def create(self, name: str, data: bytes) -> None:
         """Make an object; FileExistsError if there is one. Whether two can do so at once depends on the file system."""
         path = self._path(name)
-        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._protocols.isdisjoint(_WHOLE):
+            self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         if "file" in self._protocols:
             with self._system.open(path, "xb") as file:
                 file.write(data)
-        else:
+            return
+        try:
             self._system.pipe_file(path, data, mode="create")
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and self.exists(name):  # s3fs: a condition that failed, EINVAL
+                raise FileExistsError from error
+            raise
 
     def remove(self, name: str) -> None:
         """Remove an object."""
