@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
 from wasmetal.actor.chunks import MemoryChunks, SnapshotError
-from wasmetal.actor.store import DirectoryStore, Ed25519Key, HmacKey, Key
+from wasmetal.actor.store import DirectoryStore, Ed25519Key, HmacKey, Key, chunk_bytes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -147,6 +148,36 @@ def test_only_what_the_manifest_lists_can_be_had(store: DirectoryStore) -> None:
     save(store, "b", [b"of b"], pages=[sha256(b"secret of a")])
     with store.load("b") as snapshot, pytest.raises(SnapshotError, match=r"no [0-9a-f]{64} of 11 bytes"):
         snapshot.get(sha256(b"secret of a"), 11)
+
+
+def test_verifying_once(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(100_000)
+    save(store, "a", [content, b"small"])
+    path, digest, computed = store.layout.chunk(sha256(content)), sha256(content), []
+    digest_of = chunk_bytes.digest_of
+    monkeypatch.setattr(chunk_bytes, "digest_of", lambda data: computed.append(len(data)) or digest_of(data))
+
+    def digests(store: DirectoryStore, now: float) -> list[int]:
+        """Of how many bytes digests are computed when everything is loaded at that time."""
+        monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
+        computed.clear()
+        load(store, "a")
+        return sorted(computed)
+
+    always, once = store, DirectoryStore(store.layout.root, verify_once=True)
+    saved = path.stat().st_ctime
+    assert [digests(always, saved + after) for after in (1, 10, 11)] == [[5, 100_000]] * 3
+    assert [digests(once, saved + 1) for _ in range(2)] == [[5, 100_000]] * 2  # too young to be remembered
+    assert [digests(once, saved + 10) for _ in range(3)] == [[5, 100_000], [5], [5]]
+    time.sleep(0.05)  # times of files are coarse
+    path.write_bytes(content)  # the same again, but who knows
+    assert digests(once, saved + 10) == [5, 100_000]
+    times = path.stat()
+    time.sleep(0.05)
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with once.load("a") as snapshot, pytest.raises(SnapshotError, match=digest):
+        snapshot.get(digest, len(content))
 
 
 @pytest.mark.parametrize("content", [b"x" * 100, bytes(range(256)) * 400])

@@ -98,10 +98,10 @@ def test_a_collection_needs_no_key(tmp_path: Path) -> None:
 
 def test_what_an_ended_process_left_goes(store: DirectoryStore) -> None:
     code = "import os, sys; from wasmetal.actor.store import DirectoryStore as S; s = S(sys.argv[1]).saving('a')\n"
-    code += "for i in range(70): s.put(b'%d' % i)\nos._exit(0)"
+    code += "for i in range(38): s.put(b'%d' % i)\nos._exit(0)"
     subprocess.run([sys.executable, "-c", code, store.layout.root], check=True, timeout=60, cwd=ROOT)
     assert len(os.listdir(store.layout.saving)) == 7  # pins, and six chunks that were not synced yet
-    assert store.gc().removed == 64
+    assert store.gc().removed == 32
     assert os.listdir(store.layout.saving) == []
 
 

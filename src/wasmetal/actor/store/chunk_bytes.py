@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import compression
+from wasmetal.actor.store.verified import Verified
 from wasmetal.memory.mapped import map_file
 
 if TYPE_CHECKING:
@@ -45,13 +46,24 @@ def wrong_size(digest: str, found: int, size: int) -> SnapshotError:
     return SnapshotError(f"the snapshot's chunk {digest} has {found} bytes; its manifest says {size}")
 
 
-def read_file(path: Path, digest: str, size: int) -> memoryview:
-    """A chunk that lies in a file as it is; mapped, if it is large. Raises SnapshotError if it is another; OSError."""
+def read_file(path: Path, digest: str, size: int, verified: Verified | None = None) -> memoryview:
+    """A chunk that lies in a file as it is; mapped, if it is large. Raises SnapshotError if it is another; OSError.
+
+    ``verified``: large files that need not be verified again.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if (found := os.fstat(descriptor).st_size) != size:
-            raise wrong_size(digest, found, size)
-        return check(map_file(descriptor, size).data if size >= MAPPED else _read(descriptor, size), digest)
+        if (found := os.fstat(descriptor)).st_size != size:
+            raise wrong_size(digest, found.st_size, size)
+        if size < MAPPED:
+            return check(_read(descriptor, size), digest)
+        mapped = map_file(descriptor, size).data
+        if verified is not None and verified.has(digest, found):
+            return mapped.toreadonly()
+        check(mapped, digest)
+        if verified is not None:
+            verified.add(digest, found)
+        return mapped.toreadonly()
     finally:
         os.close(descriptor)
 

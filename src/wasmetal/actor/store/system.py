@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +26,11 @@ class Files:
 
     def sync(self, descriptor: int) -> None:
         """Return when the file's content is on the disk."""
-        if _FULL_SYNC is None:
-            os.fsync(descriptor)
-        else:
-            fcntl.fcntl(descriptor, _FULL_SYNC)
+        if _FULL_SYNC is not None:
+            with suppress(OSError):  # where a file system does not have it, fsync is what there is
+                fcntl.fcntl(descriptor, _FULL_SYNC)
+                return
+        os.fsync(descriptor)
 
     def sync_folder(self, path: Path) -> None:
         """Return when the folder's entries are on the disk."""
