@@ -50,6 +50,21 @@ def test_a_save_without_a_lease_takes_it(store: DirectoryStore) -> None:
     store.lease("a").close()
 
 
+def test_one_save_at_a_time_with_a_lease(store: DirectoryStore) -> None:
+    """Else one could rely on what the other's snapshot no longer names."""
+    with store.lease("a") as lease:
+        with store.saving("a", lease) as first:
+            with pytest.raises(SnapshotError, match="is being saved with this lease already"):
+                store.saving("a", lease)
+            with pytest.raises(SnapshotError, match="is being saved with this lease already"):
+                store.delete("a", lease)
+            first.commit(manifest_of([]))
+            first.close()
+        with store.saving("a", lease):  # given up
+            pass
+        store.saving("a", lease).close()
+
+
 HOLD = """
 import os, sys
 from wasmetal.actor.store import DirectoryStore

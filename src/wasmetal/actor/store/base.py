@@ -87,7 +87,10 @@ class Store(ABC):
 
     @abstractmethod
     def saving(self, actor_id: str, lease: Lease | None = None) -> Save:
-        """Begin to save an actor. Without its lease, one is held for this save; raises ActorHeldError."""
+        """Begin to save an actor. Without its lease, one is held for this save; raises ActorHeldError.
+
+        One save at a time with a lease: raises SnapshotError while another is open.
+        """
 
     @abstractmethod
     def load(self, actor_id: str, lease: Lease | None = None) -> StoredSnapshot:

@@ -123,6 +123,8 @@ class DirectoryStore(Store):
         with ExitStack() as stack, setting_up(f"delete actor {checked_id(actor_id)}", SnapshotError):
             used = lease or stack.enter_context(self.lease(actor_id))
             check_lease(used, actor_id)
+            used.begin_save()
+            stack.callback(used.end_save)
             path = self.layout.snapshot(actor_id)
             with _there(actor_id):
                 path.stat()
@@ -153,7 +155,13 @@ class DirectorySave(Save):
         """``own``: the lease, if it is to be closed with the save. Raises OSError."""
         self._store, self._layout, self._files = store, store.layout, store.files
         self._lease, self._own = lease, own
-        self._pins = Pins(self._layout, self._files)
+        lease.begin_save()
+        try:
+            self._pins = Pins(self._layout, self._files)
+        except BaseException:
+            lease.end_save()
+            raise
+        self._closed = False
         self._sizes: Chunks = {}
         self._open: list[tuple[int, Path, Path]] = []
         self._folders: set[Path] = set()
@@ -198,6 +206,9 @@ class DirectorySave(Save):
 
     def close(self) -> None:
         """Give up what was not committed. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         for descriptor, part, _ in self._open:
             os.close(descriptor)
             part.unlink(missing_ok=True)
@@ -205,6 +216,7 @@ class DirectorySave(Save):
         if self._sealed:
             self._sealed.unlink(missing_ok=True)
         self._pins.close()
+        self._lease.end_save()
         if self._own:
             self._own.close()
 

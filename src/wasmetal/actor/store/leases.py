@@ -8,7 +8,6 @@ from pathlib import Path
 
 from wasmetal.actor.store import locks
 from wasmetal.actor.store.leasing import ActorHeldError, Holder, Lease, held
-from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.forked import Origin
 
 
@@ -17,8 +16,7 @@ class FileLease(Lease):
 
     def __init__(self, actor_id: str, path: Path) -> None:
         """Raises ActorHeldError if somebody holds it, in this process or another; OSError."""
-        self.actor_id = actor_id
-        self.named: Chunks = {}
+        super().__init__(actor_id)
         self._path, self._origin = path, Origin(f"the lease of actor {actor_id}")
         self._descriptor: int | None = None
         while self._descriptor is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -54,9 +55,20 @@ class Holder:
 class Lease(Closing, ABC):
     """The right to thaw, save and delete one actor, until it is closed or its process ends."""
 
-    actor_id: str
-    named: Chunks
-    """What the actor's snapshot names, as far as the holder has saved or loaded it: nobody else can change that."""
+    def __init__(self, actor_id: str) -> None:
+        self.actor_id = actor_id
+        self.named: Chunks = {}
+        """What the actor's snapshot names, as far as the holder has saved or loaded it: nobody else can change that."""
+        self._saving = threading.Lock()
+
+    def begin_save(self) -> None:
+        """Begin a save, which relies on ``named``, or a deletion. Raises SnapshotError while a save is in progress."""
+        if not self._saving.acquire(blocking=False):
+            raise SnapshotError(f"actor {self.actor_id} is being saved with this lease already: close that save first")
+
+    def end_save(self) -> None:
+        """Let the next save begin."""
+        self._saving.release()
 
     @abstractmethod
     def check(self) -> None:

@@ -84,8 +84,9 @@ class UrlStore(Store):
         with ExitStack() as stack, setting_up(f"save actor {checked_id(actor_id)}", SnapshotError):
             used = lease or stack.enter_context(self.lease(actor_id))
             check_lease(used, actor_id)
+            save = UrlSave(self, used, None if lease else used)
             stack.pop_all()
-            return UrlSave(self, used, None if lease else used)
+            return save
 
     def load(self, actor_id: str, lease: Lease | None = None) -> UrlSnapshot:
         """See :class:`Store`. Without the lease, its chunks may be collected once it is no longer the actor's."""
@@ -123,6 +124,8 @@ class UrlStore(Store):
         with ExitStack() as stack, setting_up(f"delete actor {checked_id(actor_id)}", SnapshotError):
             used = lease or stack.enter_context(self.lease(actor_id))
             check_lease(used, actor_id)
+            used.begin_save()
+            stack.callback(used.end_save)
             try:
                 self.objects.remove(snapshot_name(actor_id))
             except FileNotFoundError:
@@ -177,9 +180,11 @@ class UrlSave(Save):
     """A save in progress."""
 
     def __init__(self, store: UrlStore, lease: Lease, own: Lease | None) -> None:
-        """``own``: the lease, if it is to be closed with the save."""
+        """``own``: the lease, if it is to be closed with the save. Raises SnapshotError if another is in progress."""
         self._store, self._objects, self._lease, self._own = store, store.objects, lease, own
         self._sizes: Chunks = {}
+        lease.begin_save()
+        self._closed = False
 
     def put(self, data: Buffer) -> str:
         """See :class:`Save`."""
@@ -213,6 +218,10 @@ class UrlSave(Save):
 
     def close(self) -> None:
         """Give up what was not committed. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._lease.end_save()
         if self._own:
             self._own.close()
 

@@ -17,8 +17,7 @@ class UrlLease(Lease):
 
     def __init__(self, actor_id: str, objects: Objects, seconds: float) -> None:
         """Raises ActorHeldError if somebody holds it; OSError."""
-        self.actor_id = actor_id
-        self.named = {}
+        super().__init__(actor_id)
         self._objects, self._seconds = objects, seconds
         self._name, self._token, self._holder = _name(actor_id), secrets.token_hex(16), Holder.here()
         self._open = True
