@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ from wasmetal import Actor, ActorProgram, Guest, Limits
 from wasmetal.actor.chunks import SnapshotError
 from wasmetal.errors import GuestError, GuestTrapError, LimitError
 from wasmetal.host.randomness import RandomStream
+from wasmetal.sdk import INCLUDE
 
 
 def test_a_message_is_answered_in_pieces() -> None:
@@ -201,3 +205,19 @@ def test_a_guest_that_is_no_actor_is_refused_the_interface(tmp_path: Path) -> No
         (func (export "set") (result i32) (call $timer_set (i64.const 1))))"""
     with Guest(text.encode()) as guest:
         assert guest.call("set") == 58  # NOTSUP
+
+
+@pytest.mark.timeout(600)  # the first time, the compiler builds the C library too
+def test_the_example_in_c(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "actors.md").read_text()
+    (code,) = re.findall(r"```c\n(.*?)```", page, re.S)
+    (line,) = re.findall(r"^python -m (ziglang .*)$", page, re.M)
+    (tmp_path / "counter.c").write_text(code)
+    arguments = line.replace('"$(wasmetal sdk include-dir)"', str(INCLUDE)).split()
+    subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, check=True)
+    with Actor(tmp_path / "counter.wasm") as actor:
+        assert [actor.send("a").read(), actor.send("bc").read()] == [b"a\1\0\0\0", b"bc\2\0\0\0"]
+        with actor.fork() as fork:
+            assert fork.send("").read() == b"\3\0\0\0"
+        with Actor.thaw(actor.freeze(), tmp_path / "counter.wasm") as thawed:
+            assert thawed.send("").read() == b"\3\0\0\0"
