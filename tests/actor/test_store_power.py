@@ -168,7 +168,7 @@ def test_a_save_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_power_cuts(tmp_path: Path) -> None:
-    during, after = cuts(tmp_path, act_save, 200, go_on=False)
+    during, after = cuts(tmp_path, act_save, 60, go_on=False)
     assert set(during) == {"old", "new"}
     assert set(after) == {"new"}
 
