@@ -49,6 +49,7 @@ def act_gc(root: Path, files: Files) -> None:
 
 ACTS: dict[str, Callable[[Path, Files], None]] = {
     "save": act_save,
+    "save-one-by-one": act_save,
     "create": act_create,
     "delete": act_delete,
     "gc": act_gc,
@@ -65,8 +66,10 @@ def prepare(root: Path) -> DirectoryStore:
 class Dying(Files):
     """Ends the process at one of its steps."""
 
-    def __init__(self, last: int, half: bool, report: int) -> None:
+    def __init__(self, last: int, half: bool, report: int, together: bool = True) -> None:
         self.left, self.half, self.report = last, half, report
+        if not together:
+            self.TOGETHER = sys.maxsize
 
     def create(self, path: Path) -> int:
         self._step("create")
@@ -81,6 +84,10 @@ class Dying(Files):
     def sync(self, descriptor: int) -> None:
         self._step("sync")
         super().sync(descriptor)
+
+    def sync_file_system(self, descriptor: int) -> None:
+        self._step("sync_file_system")
+        super().sync_file_system(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         self._step("rename")
@@ -119,7 +126,7 @@ def killed(act: str, folder: Path, step: int, half: bool) -> dict[str, Any]:
         shutil.copytree(folder / "base", root)
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
-        ACTS[act](root, Dying(step, half, writer))
+        ACTS[act](root, Dying(step, half, writer, together=not act.endswith("one-by-one")))
         os._exit(0)
     os.close(writer)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.actor.dying import CONTENTS, prepare
 from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
 from wasmetal.actor.chunks import SnapshotError
@@ -45,14 +47,17 @@ def state_of(store: DirectoryStore) -> str:
     return name
 
 
-def test_a_killed_save_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path) -> None:
-    found = kill_at_every_step("save", tmp_path)
+@pytest.mark.parametrize("act", ["save", "save-one-by-one"])
+def test_a_killed_save_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path, act: str) -> None:
+    """However it syncs: the whole file system, or files and folders one by one."""
+    found = kill_at_every_step(act, tmp_path)
     steps = Counter(each["name"] for each in found if not each["half"])
     # Two new chunks and the manifest; pins are created, written and removed too.
     assert (steps["create"], steps["rename"]) == (4, 3)
     assert steps["write"] >= 4
     assert steps["make_folder"] == 2
-    assert steps["sync"] == 3 + 4 + 2  # files; the folders that four chunks are in; the folder of those, and snapshots
+    if act == "save-one-by-one" or "sync_file_system" not in steps:
+        assert steps["sync"] == 3 + 4 + 2  # files; four chunks' folders; the folder of those, and snapshots'
     states = []
     for each in sorted(found, key=lambda each: (each["step"], each["half"])):
         store = DirectoryStore(each["root"])
@@ -125,6 +130,10 @@ class FullDisk(Files):
     def sync(self, descriptor: int) -> None:
         self._step()
         super().sync(descriptor)
+
+    def sync_file_system(self, descriptor: int) -> None:
+        self._step()
+        super().sync_file_system(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         self._step()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,13 @@ class Watched(Files):
         self.open[descriptor].synced = self.open[descriptor].data
         self.after()
 
+    def sync_file_system(self, descriptor: int) -> None:
+        for content in self.named.values():
+            content.synced = content.data
+        for folder in list(self.disk.changes):
+            self.disk.sync(folder)
+        self.after()
+
     def sync_folder(self, path: Path) -> None:
         self.disk.sync(path.relative_to(self.root))
         self.after()
@@ -119,10 +127,21 @@ class Watched(Files):
 Act = Callable[[Path, Files], None]
 
 
+class OneByOne(Watched):
+    """Syncs each file and folder, as where the system cannot sync a file system."""
+
+    TOGETHER = sys.maxsize
+
+
+WAYS = pytest.mark.parametrize("files", [Watched, OneByOne])
+
+
 class Unsynced(Files):
     """Waits for no disk: for stores that nobody needs after the test."""
 
     def sync(self, descriptor: int) -> None: ...
+
+    def sync_file_system(self, descriptor: int) -> None: ...
 
 
 def cuts(
@@ -160,20 +179,23 @@ def state_of(store: DirectoryStore) -> str:
     return "old" if found == OLD else "new" if found == NEW else "wrong"
 
 
-def test_a_save_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path) -> None:
-    during, after = cuts(tmp_path, act_save, 2)
+@WAYS
+def test_a_save_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path, files: type[Watched]) -> None:
+    during, after = cuts(tmp_path, act_save, 2, files)
     assert set(during) == {"old", "new"}
     assert set(after) == {"new"}  # it stays saved when save has returned
 
 
 @pytest.mark.slow
-def test_many_power_cuts(tmp_path: Path) -> None:
-    during, after = cuts(tmp_path, act_save, 60, go_on=False)
+@WAYS
+def test_many_power_cuts(tmp_path: Path, files: type[Watched]) -> None:
+    during, after = cuts(tmp_path, act_save, 40, files, go_on=False)
     assert set(during) == {"old", "new"}
     assert set(after) == {"new"}
 
 
-def test_chunks_that_another_save_has_not_synced_are_synced_by_this_one(tmp_path: Path) -> None:
+@WAYS
+def test_chunks_that_another_save_has_not_synced_are_synced_by_this_one(tmp_path: Path, files: type[Watched]) -> None:
     """The other's chunks have their names, but not on the disk, when this save finds them."""
 
     def act(root: Path, files: Files) -> None:
@@ -184,14 +206,16 @@ def test_chunks_that_another_save_has_not_synced_are_synced_by_this_one(tmp_path
         act_save(root, files)
         other.close()
 
-    during, after = cuts(tmp_path, act, 2, go_on=False)
+    during, after = cuts(tmp_path, act, 2, files, go_on=False)
     assert set(during) == {"old", "new"}
     assert set(after) == {"new"}
 
 
-@pytest.mark.parametrize("skipped", ["sync", "sync_folder"])
-def test_the_model_shows_what_is_not_synced(tmp_path: Path, skipped: str) -> None:
-    class Careless(Watched):
+@pytest.mark.parametrize(
+    ("files", "skipped"), [(OneByOne, "sync"), (OneByOne, "sync_folder"), (Watched, "sync_file_system")]
+)
+def test_the_model_shows_what_is_not_synced(tmp_path: Path, files: type[Watched], skipped: str) -> None:
+    class Careless(files):  # type: ignore[misc, valid-type]
         pass
 
     setattr(Careless, skipped, lambda self, what: None)

@@ -129,6 +129,8 @@ class _Unsynced(Files):
 
     def sync(self, descriptor: int) -> None: ...
 
+    def sync_file_system(self, descriptor: int) -> None: ...
+
 
 @cache
 def _bases() -> dict[tuple[str, bool, bytes], bytes]:

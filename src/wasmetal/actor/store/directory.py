@@ -192,12 +192,11 @@ class DirectorySave(Save):
             for digest, size in named.items():
                 self._require(digest, size)
             self._flush()
-            for folder in sorted(self._folders):
-                self._files.sync_folder(folder)
-            if self._folders:  # any of which this save, or another at the same time, may have made
-                self._files.sync_folder(self._layout.chunks)
+            folders = sorted(self._folders)
+            if folders:  # any of which this save, or another at the same time, may have made
+                folders.append(self._layout.chunks)
             self._sealed = self._pins.part()
-            self._files.write_file(self._sealed, sealed)
+            self._files.write_file(self._sealed, sealed, folders)
             self._files.rename(self._sealed, self._layout.snapshot(actor_id))
             self._lease.named = {}  # until the new one is known to be on the disk
             self._files.sync_folder(self._layout.actors)
@@ -269,8 +268,7 @@ class DirectorySave(Save):
 
     def _flush(self) -> None:
         """Bring what was written to the disk, then give it its names."""
-        for descriptor, _, _ in self._open:
-            self._files.sync(descriptor)
+        self._files.sync_all([descriptor for descriptor, _, _ in self._open], [])
         while self._open:
             descriptor, part, target = self._open[-1]
             self._files.rename(part, target)
