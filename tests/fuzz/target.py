@@ -12,7 +12,10 @@ from typing import Protocol, cast
 
 from wasmetal.errors import WasmetalError
 
-NAMES = ("host_calls", "wasi_calls", "modules", "gguf_files", "tokenizers", "chat_templates", "sessions", "batches")
+NAMES = (
+    *("host_calls", "wasi_calls", "modules", "actors", "snapshots"),
+    *("gguf_files", "tokenizers", "chat_templates", "sessions", "batches"),
+)
 """Every target: a module of ``tests.fuzz.targets``."""
 CASES = Path(__file__).parent / "cases"
 """Inputs that are replayed by the tests, in a folder for each target: what was found once, and a few to begin with."""
