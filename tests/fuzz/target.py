@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from wasmetal.errors import WasmetalError
 
 NAMES = (
-    *("host_calls", "wasi_calls", "modules", "actors", "snapshots"),
+    *("host_calls", "wasi_calls", "modules", "actors", "manifests"),
     *("gguf_files", "tokenizers", "chat_templates", "sessions", "batches"),
 )
 """Every target: a module of ``tests.fuzz.targets``."""
