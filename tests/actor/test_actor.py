@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.actor.guests import ECHO, MESSAGE, imports, wat
-from wasmetal import Actor, ActorProgram, Guest, Limits
+from wasmetal import Actor, ActorProgram, Guest, Limits, Program
 from wasmetal.actor.chunks import SnapshotError
 from wasmetal.errors import GuestError, GuestTrapError, LimitError
 from wasmetal.host.randomness import RandomStream
@@ -198,6 +199,19 @@ def test_the_name_of_an_actor_is_checked() -> None:
     for name in ("", "x" * 257, "a\0b", "\ud800"):
         with pytest.raises(GuestError, match="1 to 256 bytes"):
             Actor(wat(ECHO), id=name)
+
+
+@pytest.mark.parametrize(
+    "given", [{"args": ["x" * (1 << 20) + "y"]}, {"env": {"a\0": "b"}}, {"dirs": {"x" * 5000: "."}}]
+)
+def test_what_no_snapshot_could_hold_is_refused_at_once(given: dict[str, Any]) -> None:
+    with pytest.raises(GuestError, match="no snapshot could hold these"):
+        Actor(wat(ECHO), **given)
+
+
+def test_a_program_for_guests_is_refused() -> None:
+    with pytest.raises(GuestError, match="make an ActorProgram"):
+        Actor(Program(ECHO.encode()))  # type: ignore[arg-type]
 
 
 def test_a_guest_that_is_no_actor_is_refused_the_interface(tmp_path: Path) -> None:

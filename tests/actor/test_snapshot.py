@@ -193,6 +193,7 @@ def test_device_memory_stays_charged(cpu: Device) -> None:
         snapshot = actor.freeze()
         with Actor.thaw(snapshot, program, device=cpu, limits=limits) as thawed:
             q = probe(thawed)
+            assert (thawed.memory_bytes, thawed.device_bytes) == (8 * PAGE, 3 << 18)
             assert q.buffer_create_device(1 << 19, 3, q.OUT) == Errno.NOMEM
             q.buffer_destroy(buffer)
             q.allocate(1 << 19)

@@ -15,7 +15,7 @@ from wasmetal.actor.forking import FromActor
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest, Reply
 from wasmetal.actor.json_fields import text
-from wasmetal.actor.manifest import MAX_NAME, Manifest
+from wasmetal.actor.manifest import MAX_NAME, Manifest, check_texts
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.restore import Contents, FromChunks, check, check_names, restore
 from wasmetal.closing import Closing
@@ -27,6 +27,7 @@ from wasmetal.host.errno import Refusal
 from wasmetal.host.functions.actor import Mailbox
 from wasmetal.host.grants import Dir
 from wasmetal.host.limits import Limits
+from wasmetal.host.program import Program
 from wasmetal.host.randomness import RandomStream
 
 if TYPE_CHECKING:
@@ -94,7 +95,14 @@ class Actor(Closing):
 
         Raises what :class:`Guest` does, and GuestError if ``id`` is empty or too long.
         """
-        program = program if isinstance(program, ActorProgram) else ActorProgram(program)
+        program = _program(program)
+        try:
+            check_texts(args, env or {}, [*(models or {}), *(dirs or {})])
+        except SnapshotError:
+            raise GuestError(
+                "no snapshot could hold these: an actor's arguments and variables are text of at most 1 MiB each, and "
+                "the names of what it is granted of 4096 bytes, without zeros"
+            ) from None
         grants = Grants(program, device, models or {}, loading or {}, dirs or {})
         try:
             self._make(
@@ -135,7 +143,7 @@ class Actor(Closing):
         Raises SnapshotError if the program, a model or a limit does not fit, a grant is missing, or a chunk is missing
         or damaged; LimitError, OutOfDeviceMemoryError and what :class:`Guest` raises.
         """
-        program = program if isinstance(program, ActorProgram) else ActorProgram(program)
+        program = _program(program)
         manifest = snapshot.manifest
         check_names(manifest, program, models or {}, dirs or {})
         grants = Grants(program, device, models or {}, loading or {}, dirs or {})
@@ -226,6 +234,16 @@ class Actor(Closing):
         """What it has caused, before it was frozen too."""
         return self._guest.counters
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of its linear memories; those that were never written to take no room."""
+        return sum(region.size for region in self._guest.state.regions)
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of its buffers and its pages of the KV cache; a fork's pages are its first ancestor's."""
+        return self._guest.account.device_bytes
+
     def stop(self) -> None:
         """Stop it, from another thread: it has failed then, in the middle of a message if it handles one."""
         self._guest.stop()
@@ -297,6 +315,14 @@ class Actor(Closing):
         if guest.failure:
             raise SnapshotError(f"the actor cannot be {what}: it has failed: {guest.failure}")
         return guest.quietly(function)
+
+
+def _program(program: ActorProgram | str | Path | bytes) -> ActorProgram:
+    if isinstance(program, Program):
+        if not isinstance(program, ActorProgram):
+            raise GuestError(f"{program.name} was compiled for guests: make an ActorProgram of the module instead")
+        return program
+    return ActorProgram(program)
 
 
 def _name(id: str | None) -> str:

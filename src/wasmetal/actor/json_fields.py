@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from wasmetal.actor.chunks import SnapshotError
@@ -11,13 +12,15 @@ from wasmetal.errors import printable
 
 T = TypeVar("T")
 
+_brief = Repr()
+_brief.maxstring = _brief.maxother = 70
 _HEX = re.compile("[0-9a-f]*")
 
 
 def check(what: str, fits: bool, value: object) -> None:
     """Raise SnapshotError unless the value fits."""
     if not fits:
-        raise SnapshotError(f"the snapshot's manifest is damaged: {what} is {printable(repr(value)[:80])}")
+        raise SnapshotError(f"the snapshot's manifest is damaged: {what} is {printable(_brief.repr(value))}")
 
 
 def integer(what: str, value: object, least: int, most: int) -> int:
@@ -26,9 +29,9 @@ def integer(what: str, value: object, least: int, most: int) -> int:
     return value  # type: ignore[return-value]
 
 
-def number(what: str, value: object) -> float:
-    """A number of 0 or more that is finite."""
-    check(what, type(value) in (int, float) and 0 <= value < 1e300, value)  # type: ignore[operator]
+def seconds(what: str, value: object) -> float:
+    """A time of 0 seconds or more; less than 2^63 nanoseconds."""
+    check(what, type(value) in (int, float) and 0 <= value < 9e9, value)  # type: ignore[operator]
     return float(value)  # type: ignore[arg-type]
 
 

@@ -9,13 +9,13 @@ unknown is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 from wasmetal.actor.chunks import SnapshotError
-from wasmetal.actor.json_fields import Fields, array, check, hexadecimal, integer, mapping, number, text
+from wasmetal.actor.json_fields import Fields, array, check, hexadecimal, integer, mapping, seconds, text
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.wasm_binary import ValueType
 from wasmetal.counters import Counters
@@ -379,7 +379,7 @@ class Used:
             fields.take("counters", _counters),
             fields.take("disk_bytes", integer, 0, _MOST),
             fields.take("files", integer, 0, _MOST),
-            fields.take("host_seconds", number),
+            fields.take("host_seconds", seconds),
         )
         fields.end()
         return used
@@ -504,6 +504,17 @@ MAX_NAME = 256
 _MAX_TEXT = 1 << 20
 
 
+def check_texts(arguments: Sequence[str], environment: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raise SnapshotError for what a manifest could not hold: texts that are too long, or have zeros.
+
+    ``names``: the guest's names of models and folders.
+    """
+    for value in (*arguments, *environment.values()):
+        _text("an argument, or a variable's value,", value)
+    for name in (*environment, *names):
+        text("a name", name)
+
+
 def _text(what: str, value: object) -> str:
     return text(what, value, _MAX_TEXT)
 
@@ -534,7 +545,7 @@ def _counters(what: str, value: object) -> Counters:
     counters = Counters()
     for name, zero in counters.as_dict().items():
         bounds = (0, _MOST) if isinstance(zero, int) else ()
-        setattr(counters, name, fields.take(name, integer if bounds else number, *bounds))
+        setattr(counters, name, fields.take(name, integer if bounds else seconds, *bounds))
     fields.end()
     return counters
 

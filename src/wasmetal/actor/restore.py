@@ -220,7 +220,10 @@ class FromChunks:
         return DType[self._manifest.models[held.model].kv_type or ""]
 
     def _get(self, digest: str, size: int) -> Bytes:
-        return np.frombuffer(self._source.get(digest, size), np.uint8)
+        data = np.frombuffer(self._source.get(digest, size), np.uint8)
+        if data.size != size:
+            raise SnapshotError(f"the snapshot's chunk {digest} has {data.size} bytes; its manifest says {size}")
+        return data
 
 
 def _check_state(manifest: Manifest, program: ActorProgram, limits: Limits) -> None:

@@ -5,6 +5,7 @@ The bytes are hostile: whatever they are, a :class:`Reader` reads no further tha
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 from wasmetal.errors import GuestError
@@ -79,6 +80,14 @@ class Reader:
                 return
         raise self.error("an integer is too long")
 
+    def integers(self, count: int) -> None:
+        """So many integers in LEB128, whose values are not wanted."""
+        self._many(_INTEGERS, count)
+
+    def locals(self, count: int) -> None:
+        """So many declarations of local variables: how many, and their type."""
+        self._many(_LOCALS, count)
+
     def name(self) -> str:
         """A name."""
         try:
@@ -113,6 +122,15 @@ class Reader:
         if self.more:
             raise self.error("a section is longer than what it holds")
 
+    def _many(self, patterns: list[tuple[int, re.Pattern[bytes]]], count: int) -> None:
+        for size, pattern in patterns:
+            while count >= size:
+                matched = pattern.match(self.code, self.position, self.end)
+                if matched is None:
+                    raise self.error("it ends early, or a value type is not known")
+                self.position = matched.end()
+                count -= size
+
     def _unsigned(self, bits: int) -> int:
         value = 0
         for shift in range(0, bits, 7):
@@ -125,7 +143,18 @@ class Reader:
         raise self.error("an integer is too large")
 
 
+LEB = rb"[\x80-\xff]*[\x00-\x7f]"
+"""An integer in LEB128, as a regular expression."""
 _VALUE_TYPES = frozenset(ValueType)
+
+
+def _repeated(pattern: bytes) -> list[tuple[int, re.Pattern[bytes]]]:
+    """What matches so many of them at a time, from many to one."""
+    return [(size, re.compile(rb"(?:%b){%d}" % (pattern, size), re.DOTALL)) for size in (4096, 128, 8, 1)]
+
+
+_INTEGERS = _repeated(LEB)
+_LOCALS = _repeated(LEB + b"[" + re.escape(bytes(_VALUE_TYPES)) + b"]")
 
 
 def leb(value: int) -> bytes:

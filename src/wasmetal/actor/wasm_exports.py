@@ -27,6 +27,8 @@ _ORDER = (
     *(_DATA_COUNT, _CODE, _DATA),
 )
 """In which the sections come."""
+_MAX_ELEMENTS = 1 << 20
+"""In all segments together: as many as a table may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class _Module:
         self._table_kinds: list[ValueType] = []
         self._named: set[int] = set()
         """Functions that references may name."""
+        self._elements_seen = 0
         self._memory: int | None = None
         self._changes = False
 
@@ -249,7 +252,11 @@ class _Module:
                     reader.reference_type()
                 elif reader.byte():
                     raise reader.error("an element segment of an unknown kind")
-            for _ in range(_count(reader)):
+            count = _count(reader)
+            self._elements_seen += count
+            if self._elements_seen > _MAX_ELEMENTS:
+                raise reader.error(f"more than {_MAX_ELEMENTS} elements of tables")
+            for _ in range(count):
                 if expressions:
                     self._constant(reader)
                 else:
@@ -260,9 +267,7 @@ class _Module:
             size = reader.u32()
             body = Reader(reader.code, reader.position, reader.position + size)
             reader.skip(size)
-            for _ in range(_count(body)):
-                body.u32()  # so many locals
-                body.value_type()
+            body.locals(body.u32())
             self._changes |= changes_tables(body)
 
     def _function(self, reader: Reader) -> int:
