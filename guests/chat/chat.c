@@ -326,22 +326,14 @@ static void prefill(Chat *chat, const wm_token *tokens, uint32_t n) {
   chat->prefill_seconds += now() - start;
 }
 
-static void write_all(const char *data, size_t len) {
-  while (len) {
-    ssize_t written = write(STDOUT_FILENO, data, len);
-    if (written < 0) exit(1);
-    data += written;
-    len -= (size_t)written;
-  }
-}
-
 /* Streams a token's bytes after those held back: line ends that may turn out to be the answer's last. */
-static void emit(Text *held, const char *bytes, size_t len) {
+static void emit(Chat *chat, const char *bytes, size_t len) {
+  Text *held = &chat->held;
   text_add(held, bytes, len);
   size_t ready = held->len;
   while (ready && held->data[ready - 1] == '\n') ready--;
   if (!ready) return;
-  write_all(held->data, ready);
+  chat->write(held->data, ready);
   memmove(held->data, held->data + ready, held->len - ready);
   held->len -= ready;
 }
@@ -349,7 +341,7 @@ static void emit(Text *held, const char *bytes, size_t len) {
 static void say(Chat *chat, wm_token token) {
   const char *bytes = chat->pieces + chat->offsets[token];
   size_t len = chat->offsets[token + 1] - chat->offsets[token];
-  emit(&chat->held, bytes, len);
+  emit(chat, bytes, len);
   text_add(&chat->reply, bytes, len);
   chat->reply_tokens++;
 }
@@ -422,7 +414,7 @@ bool chat_continue(Chat *chat, double seconds) {
 void chat_end(Chat *chat) {
   if (!chat->answering) return;
   chat->answering = false;
-  write_all("\n", 1);
+  chat->write("\n", 1);
   if (!chat->options.raw) chat_add(chat, ASSISTANT, chat->reply.data, chat->reply.len);
   chat->reply.len = chat->held.len = 0;
 }

@@ -31,6 +31,7 @@ typedef struct Message {
 
 typedef struct Chat {
   Options options;
+  void (*write)(const char *data, size_t len); /* takes the answers as they are made */
   wm_model model;
   wm_model_info info;
   wm_session session;

@@ -5,10 +5,11 @@
  * A token costs two host calls: wm_session_forward_top or wm_session_forward, and one write of its text. With drafts,
  * a pass may give several tokens.
  *
- * There are two ways to run it. As a command (_start) it answers -p, or each line of standard input, and exits. Turn by
- * turn, a host calls the functions exported below; between two calls no code of the guest runs, so a host can edit a
- * line, stop an answer or leave at any time. Either way answers go to standard output as they are made, each with one
- * newline at its end, and what went wrong goes to standard error, one line each.
+ * There are three ways to run it. As a command (_start) it answers -p, or each line of standard input, and exits. Turn
+ * by turn, a host calls the functions exported below; between two calls no code of the guest runs, so a host can edit a
+ * line, stop an answer or leave at any time. As an actor, it answers each message with a reply. Answers are given as they
+ * are made, each with one newline at its end, to standard output or as the reply; and what went wrong goes to standard
+ * error, one line each.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,7 +94,19 @@ static bool parse(int argc, char **argv, Options *o) {
   return true;
 }
 
-static int begin(int argc, char **argv) { return !parse(argc, argv, &chat.options) ? 2 : !chat_open(&chat) ? 1 : 0; }
+static void write_out(const char *data, size_t len) {
+  while (len) {
+    ssize_t written = write(STDOUT_FILENO, data, len);
+    if (written < 0) exit(1);
+    data += written;
+    len -= (size_t)written;
+  }
+}
+
+static int begin(int argc, char **argv) {
+  chat.write = write_out;
+  return !parse(argc, argv, &chat.options) ? 2 : !chat_open(&chat) ? 1 : 0;
+}
 
 /* ---- As a command ------------------------------------------------------------------------------------------------- */
 
@@ -191,4 +204,28 @@ EXPORT(stats) uint32_t export_stats(void) {
   exchange.len = 0;
   chat_stats(&chat, &exchange);
   return (uint32_t)exchange.len;
+}
+
+/* ---- As an actor -------------------------------------------------------------------------------------------------- */
+
+static void reply(const char *data, size_t len) {
+  if (wm_reply_write(data, len)) exit(1);
+}
+
+/* Before the first message: reads the arguments and opens the model. */
+__attribute__((export_name("wm_actor_start"))) void actor_start(void) {
+  int error = export_open();
+  if (error) exit(error);
+  chat.write = reply;
+}
+
+/* A message is a question, and the reply is its answer: none if it is too long. */
+__attribute__((export_name("wm_actor_message"))) void actor_message(void) {
+  wm_message_info info;
+  size_t len;
+  if (wm_message_describe(&info) || info.kind != WM_MESSAGE_SENT) return;
+  if (info.length > SIZE_MAX) exit(1);
+  char *text = export_text((uint32_t)info.length);
+  if (wm_message_read(text, (size_t)info.length, &len)) exit(1);
+  answer(text, len);
 }

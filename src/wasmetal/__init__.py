@@ -7,6 +7,8 @@ from wasmetal.errors import setting_up
 
 if TYPE_CHECKING:
     from wasmetal import errors
+    from wasmetal.actor.actor import Actor, Snapshot
+    from wasmetal.actor.program import ActorProgram
     from wasmetal.counters import Counters
     from wasmetal.device import open_device
     from wasmetal.host.grants import Dir
@@ -15,14 +17,30 @@ if TYPE_CHECKING:
     from wasmetal.host.program import Program
     from wasmetal.models import load_embedder, load_model
 
-__all__ = ["Counters", "Dir", "Guest", "Limits", "Program", "errors", "load_embedder", "load_model", "open_device"]
+__all__ = [
+    "Actor",
+    "ActorProgram",
+    "Counters",
+    "Dir",
+    "Guest",
+    "Limits",
+    "Program",
+    "Snapshot",
+    "errors",
+    "load_embedder",
+    "load_model",
+    "open_device",
+]
 
 _HOMES = {
+    "Actor": "wasmetal.actor.actor",
+    "ActorProgram": "wasmetal.actor.program",
     "Counters": "wasmetal.counters",
     "Dir": "wasmetal.host.grants",
     "Guest": "wasmetal.host.guest",
     "Limits": "wasmetal.host.limits",
     "Program": "wasmetal.host.program",
+    "Snapshot": "wasmetal.actor.actor",
     "load_embedder": "wasmetal.models",
     "load_model": "wasmetal.models",
     "open_device": "wasmetal.device",

@@ -34,7 +34,10 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "wasmtime_context_set_data",
         "wasmtime_context_t",
         "wasmtime_error_new",
+        "wasmtime_func_to_raw",
         "wasmtime_func_unchecked_callback_t",
+        "wasmtime_global_get",
+        "wasmtime_global_set",
         "wasmtime_linear_memory_t",
         "wasmtime_linker_define_func_unchecked",
         "wasmtime_memory_creator_t",
@@ -43,10 +46,13 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "wasmtime_new_memory_callback_t",
         "wasmtime_store_epoch_deadline_callback",
         "wasmtime_update_deadline_kind_t",
+        "wasmtime_val_t",
     ),
     "wasmtime._managed": ("Managed",),
     "wasmtime.Config": ("ptr",),
+    "wasmtime.Func": ("_as_extern",),
     "wasmtime.FuncType": ("ptr",),
+    "wasmtime.Global": ("_as_extern",),
     "wasmtime.Linker": ("ptr",),
     "wasmtime.Store": ("ptr", "_context"),
     "wasmtime.Trap": ("_consume",),
@@ -365,3 +371,32 @@ def define_function(
     if error:
         raise wasmtime.WasmtimeError._from_ptr(error)
     return callback
+
+
+# ---- Globals and references, bit for bit
+
+
+def global_bits(store: wasmtime.Store, exported: wasmtime.Global, nbytes: int) -> bytes:
+    """The first ``nbytes`` bytes, at most 16, of a global that is no reference; Python's floats lose bits of a NaN."""
+    value = _value(store, exported)
+    return bytes(ctypes.string_at(ctypes.addressof(value.of), nbytes))
+
+
+def set_global_bits(store: wasmtime.Store, exported: wasmtime.Global, bits: bytes) -> None:
+    """Set a global that is mutable and no reference, to what :func:`global_bits` gave."""
+    value = _value(store, exported)  # for its type
+    ctypes.memmove(ctypes.addressof(value.of), bits, min(len(bits), 16))
+    pointer = ctypes.byref(exported._as_extern().of.global_)
+    if error := _c.wasmtime_global_set(store._context(), pointer, ctypes.byref(value)):
+        raise wasmtime.WasmtimeError._from_ptr(error)
+
+
+def function_address(store: wasmtime.Store, function: wasmtime.Func) -> int:
+    """What tells a function of an instance from its others: the same for every reference to it."""
+    return _address(_c.wasmtime_func_to_raw(store._context(), ctypes.byref(function._as_extern().of.func)))
+
+
+def _value(store: wasmtime.Store, exported: wasmtime.Global) -> Any:
+    value = _c.wasmtime_val_t()
+    _c.wasmtime_global_get(store._context(), ctypes.byref(exported._as_extern().of.global_), ctypes.byref(value))
+    return value

@@ -13,15 +13,8 @@ from typing import Protocol, cast
 from wasmetal.errors import WasmetalError
 
 NAMES = (
-    "host_calls",
-    "wasi_calls",
-    "modules",
-    "gguf_files",
-    "hf_folders",
-    "tokenizers",
-    "chat_templates",
-    "sessions",
-    "batches",
+    *("host_calls", "wasi_calls", "modules", "actors", "manifests", "snapshots"),
+    *("gguf_files", "hf_folders", "tokenizers", "chat_templates", "sessions", "batches"),
 )
 """Every target: a module of ``tests.fuzz.targets``."""
 CASES = Path(__file__).parent / "cases"

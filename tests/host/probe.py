@@ -65,7 +65,7 @@ class Probe:
         self.guest.close()
 
     def __getattr__(self, name: str) -> Any:
-        kinds = {**abi.INTERFACES[abi.GPU], **abi.INTERFACES[abi.LLM]}.get(name)
+        kinds = {name: kinds for each in abi.INTERFACES.values() for name, kinds in each.items()}.get(name)
         if kinds is None:
             raise AttributeError(name)
 

@@ -412,3 +412,30 @@ def test_sessions_that_grow_in_turn_stay_contiguous(cpu: Device) -> None:
         cache.extend(one, 1)
         cache.extend(two, 1)
     assert (one, two) == (list(range(8)), list(range(8, 16)))
+
+
+@pytest.mark.parametrize("begin", [0, 31, 32, 45, 64])
+def test_rows_are_appended_where_others_ended(model: Model, begin: int) -> None:
+    """Also to a session whose last page is shared, which is then copied."""
+    tokens = [int(token) for token in np.random.default_rng(begin).integers(0, 200, 70)]
+    with model.session() as whole, model.session() as short:
+        whole.forward(tokens, None)
+        if begin:
+            short.forward(tokens[:begin], None)
+        shared = short.fork()
+        before = shared.rows(0, begin).tobytes()
+        short.append_rows(whole.rows(begin, 70).reshape(-1), 70 - begin, model.cache.dtype)
+        assert short.length == 70
+        assert (short.rows(begin, 70) == whole.rows(begin, 70)).all()
+        assert shared.rows(0, begin).tobytes() == before
+        logits = [model.logits() for _ in range(2)]
+        for session, out in zip((short, whole), logits, strict=True):
+            session.forward([5], out)
+        if begin == 0:  # bit for bit the same session; else its beginning was computed in other batches
+            assert (logits[0].buffer.view() == logits[1].buffer.view()).all()
+        with pytest.raises(ModelError, match="are not the keys and values of 2 tokens"):
+            short.append_rows(whole.rows(0, 1).reshape(-1), 2, model.cache.dtype)
+        with pytest.raises(ModelError, match="more than the context"):
+            short.append_rows(np.zeros(300 * model.cache.position_bytes, np.uint8), 300, model.cache.dtype)
+        with pytest.raises(ModelError, match="of a session of"):
+            whole.rows(0, 1000)

@@ -31,6 +31,8 @@ class GuestBuffer:
     """Set of Usage."""
     shared: bool
     """Whether it wraps pages of the guest's memory."""
+    offset: int = 0
+    """Where those pages begin in the guest's memory."""
     pending: int = 0
     """How many pending submissions name it."""
 

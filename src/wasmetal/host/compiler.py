@@ -31,8 +31,7 @@ _pool = WorkerPool("wasmetal.host.compiler_worker", GuestError, threads=4)
 
 def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
     """Compile a core module, binary or text, within bounds that follow from its size. Raises GuestError."""
-    if len(code) > MAX_MODULE:
-        raise GuestError(f"{name} has {len(code)} bytes; at most {MAX_MODULE} are supported")
+    check_size(name, code)
     if len(code) <= _SMALL:
         code = to_binary(name, code)
         if _is_small(code):
@@ -51,6 +50,20 @@ def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmti
         return wasmtime.Module.deserialize(engine, compiled)
     except wasmtime.WasmtimeError as error:
         raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def check_size(name: str, code: bytes) -> None:
+    """Raise GuestError if a module is too large to be looked at."""
+    if len(code) > MAX_MODULE:
+        raise GuestError(f"{name} has {len(code)} bytes; at most {MAX_MODULE} are supported")
+
+
+def binary_of(name: str, code: bytes) -> bytes:
+    """A module, binary or text, as binary. Raises GuestError; text may be small only, as it is converted here."""
+    check_size(name, code)
+    if len(code) > _SMALL and code[:4] != b"\0asm":
+        raise GuestError(f"{name} is text of {len(code)} bytes; convert it to binary, as with wat2wasm")
+    return to_binary(name, code)
 
 
 def _is_small(binary: bytes) -> bool:

@@ -6,7 +6,7 @@ import os
 import resource
 import select
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,6 +139,18 @@ class Descriptors:
         if number != to:
             self.remove(to)
             self._open[to] = self._open.pop(number)
+
+    def items(self) -> list[tuple[int, Descriptor]]:
+        """What is open, by number, in ascending order."""
+        return sorted(self._open.items(), key=lambda each: each[0])
+
+    def assign(self, numbers: Mapping[int, Descriptor]) -> None:
+        """Give what was granted other numbers, and close what of it gets none."""
+        kept = set(map(id, numbers.values()))
+        for number, descriptor in list(self._open.items()):
+            if id(descriptor) not in kept:
+                self.remove(number)
+        self._open = dict(numbers)
 
     def close(self) -> None:
         """Close everything. Idempotent."""

@@ -24,6 +24,7 @@ from wasmetal.forked import Origin
 from wasmetal.host import abi, wasi
 from wasmetal.host.account import Account
 from wasmetal.host.descriptors import Descriptors, Input
+from wasmetal.host.functions.actor import NoMailbox
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
 from wasmetal.host.grants import Dir, Granted, grant, open_directory
@@ -32,11 +33,12 @@ from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.isolated import IsolatedGuest
 from wasmetal.host.limits import Limits
-from wasmetal.host.link import CLOCKS, FILES, PATHS, GuestContext, log
+from wasmetal.host.link import CLOCKS, FILES, PATHS, RANDOM, GuestContext, log
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.program import Program
+from wasmetal.host.randomness import Randomness
 from wasmetal.host.runtime import runtime
-from wasmetal.host.streams import Output, TextPipe
+from wasmetal.host.streams import Output, Pipe
 from wasmetal.host.ticker import TICK_SECONDS
 from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
@@ -135,8 +137,8 @@ class Guest(Closing):
         try:
             with setting_up("create the guest", GuestError):
                 self._store.set_wasi(wasi.configure([program.name, *args], env or {}))
-                self._context.interfaces[CLOCKS] = wasi.Clocks(self._interrupt)
-                descriptors = self._open_files(stdin, stderr, dirs or {})
+                self._context.interfaces |= {CLOCKS: wasi.Clocks(self._interrupt), **self._own_interfaces()}
+                self._descriptors = descriptors = self._open_files(stdin, stderr, dirs or {})
                 self._context.interfaces[FILES] = Files(descriptors, self._account)
                 self._context.interfaces[PATHS] = Paths(descriptors, self._account)
                 if device is not None or models or program.imports_device:
@@ -170,7 +172,7 @@ class Guest(Closing):
         Stops the guest if the iterator is closed early. Raises what :meth:`run` does, and GuestError if the guest ends
         with an exit code other than 0.
         """
-        pipe = TextPipe(self._interrupt)
+        pipe = Pipe(self._interrupt)
 
         def run() -> int:
             given, self._stdout.target = self._stdout.target, pipe.write
@@ -182,7 +184,7 @@ class Guest(Closing):
 
         call = self._begin(run)
         try:
-            yield from pipe.read(call.alive)
+            yield from pipe.text(call.alive)
             self.exit_code = self._end(call)
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
@@ -243,6 +245,14 @@ class Guest(Closing):
         wasmtime_c.set_owner(store, self._context)
         return store
 
+    def _own_interfaces(self) -> dict[str, object]:
+        """Host functions that an actor has others of."""
+        return {RANDOM: Randomness(self._interrupt), abi.ACTOR: NoMailbox()}
+
+    def _family(self) -> Llm | None:
+        """The interface of a guest that this one is a fork of."""
+        return None
+
     def _open_files(
         self, stdin: bytes | Literal["inherit"], stderr: wasi.Output | None, dirs: Mapping[str, str | Path | Dir]
     ) -> Descriptors:
@@ -261,7 +271,7 @@ class Guest(Closing):
         self._cleanup.callback(device.close)
         gpu = Gpu(self._account, self._handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
-        llm = Llm(self._account, self._handles, device, granted.models)
+        llm = Llm(self._account, self._handles, device, granted.models, self._family())
         self._cleanup.callback(llm.close)
         self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from wasmetal.host.errno import Errno, Refusal
@@ -53,7 +53,7 @@ class Handles:
             self._generations.append(0)
         self._objects[index] = held
         self._count += 1
-        return (self._generations[index] << _INDEX_BITS | index) ^ self._key
+        return self.handle(index)
 
     def hold(self) -> None:
         """Count something that has a name of its own, such as an open file. Raises MFILE like :meth:`add`."""
@@ -79,6 +79,29 @@ class Handles:
         self._generations[index] += 1
         if self._generations[index] < _GENERATIONS:
             self._free.append(index)
+
+    def items(self) -> Iterator[tuple[int, object]]:
+        """What is held, by the index of its slot, in ascending order."""
+        return ((index, held) for index, held in enumerate(self._objects) if held is not None)
+
+    def handle(self, index: int) -> int:
+        """The handle of what is held in a slot."""
+        return (self._generations[index] << _INDEX_BITS | index) ^ self._key
+
+    def save(self) -> tuple[int, list[int], list[int]]:
+        """The key, the generation of each slot, and the free slots, for :meth:`load`."""
+        return self._key & ~_SLOTS, list(self._generations), list(self._free)
+
+    def load(self, key: int, generations: Sequence[int], free: Sequence[int]) -> None:
+        """Take over what :meth:`save` gave, before anything is held; what is to be held is given to :meth:`put`."""
+        self._key = key | _SLOTS
+        self._objects = [None] * len(generations)
+        self._generations, self._free = list(generations), list(free)
+
+    def put(self, index: int, held: object) -> None:
+        """Hold something in a slot that is neither taken nor free, under the handle that the slot has."""
+        self._objects[index] = held
+        self._count += 1
 
     def _index(self, handle: int) -> int:
         generation, index = divmod(handle ^ self._key, 1 << _INDEX_BITS)

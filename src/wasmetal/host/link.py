@@ -28,7 +28,7 @@ log = logging.getLogger("wasmetal.guest")
 and all of them with tracebacks at level DEBUG."""
 
 
-CLOCKS, FILES, PATHS = "clocks", "files", "paths"
+CLOCKS, RANDOM, FILES, PATHS = "clocks", "random", "files", "paths"
 
 
 @dataclass(eq=False)
@@ -40,7 +40,8 @@ class GuestContext:
     interrupt: Interrupt
     host_time: HostTime
     interfaces: dict[str, object] = field(default_factory=dict)
-    """The objects whose methods are host functions: by module name, those of WASI as CLOCKS, FILES and PATHS."""
+    """The objects whose methods are host functions: by module name, those of WASI as CLOCKS, RANDOM, FILES and
+    PATHS."""
     memory: GuestMemory | None = None
     """The guest's memory, from the first host call on."""
     reported: set[tuple[str, type]] = field(default_factory=set)
@@ -65,9 +66,10 @@ def host_functions(memory64: bool) -> HostFunctions:
     """The functions for guests with 64-bit addresses, or with 32-bit ones."""
     linker = wasmtime.Linker(runtime().engine)
     linker.define_wasi()
-    linker.allow_shadowing = True  # of WASI's functions, those for clocks and files are replaced
+    linker.allow_shadowing = True  # of WASI's functions, those for clocks, random bytes and files are replaced
     functions = HostFunctions(linker, [])
     _define(functions, wasi_abi.MODULE, CLOCKS, wasi_abi.CLOCKS, memory64)
+    _define(functions, wasi_abi.MODULE, RANDOM, wasi_abi.RANDOM, memory64)
     _define(functions, wasi_abi.MODULE, FILES, wasi_abi.FILES, memory64)
     _define(functions, wasi_abi.MODULE, PATHS, wasi_abi.PATHS, memory64)
     for module, signatures in abi.INTERFACES.items():

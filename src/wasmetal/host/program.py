@@ -35,7 +35,10 @@ class Program:
 
         Raises GuestError: no such file, not a module, too large, or an import that does not exist.
         """
-        name, code = read_module(module)
+        self._load(*read_module(module), trusted)
+
+    def _load(self, name: str, code: bytes, trusted: bool) -> None:
+        """Compile and link, or load what was compiled before."""
         engine = runtime().engine
         compiled = program_cache.load(engine, code)
         if compiled is None:
@@ -65,8 +68,8 @@ class Program:
         self._compiled = compiled
         self.memory64 = has_memory64(compiled)
         """Whether the exported memory has 64-bit addresses."""
-        self.imports_device = any(each.module in abi.INTERFACES for each in compiled.imports)
-        """Whether guests need a device, because the module imports from wasmetal."""
+        self.imports_device = any(each.module in (abi.GPU, abi.LLM) for each in compiled.imports)
+        """Whether guests need a device, because the module imports what works on one."""
         try:
             self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
         except wasmtime.WasmtimeError as error:

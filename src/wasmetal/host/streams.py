@@ -35,18 +35,21 @@ class Output:
         return len(data)
 
 
-class TextPipe:
-    """A guest's output, read as text on another thread. A guest that gets far ahead of the reader waits for it."""
+class Pipe:
+    """A guest's output, read on another thread. A guest that gets far ahead of the reader waits for it."""
 
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
         self._pieces: queue.Queue[bytes | None] = queue.Queue(_PIECES)
+        self.unread = False
+        """Set once nobody reads any more: what is written is then dropped."""
 
     def write(self, piece: bytes) -> None:
         """Called on the guest's thread with its output."""
-        while True:
+        while not self.unread:
             try:
-                return self._pieces.put(piece, timeout=_LOOK)
+                self._pieces.put(piece, timeout=_LOOK)
+                break
             except queue.Full:
                 self._interrupt.check()
 
@@ -55,13 +58,18 @@ class TextPipe:
         with contextlib.suppress(queue.Full):  # then the reader notices that the call has ended
             self._pieces.put_nowait(None)
 
-    def read(self, alive: Callable[[], bool]) -> Iterator[str]:
-        """Yield the text until ``finish`` is called or ``alive`` returns False.
+    def pieces(self, alive: Callable[[], bool]) -> Iterator[bytes]:
+        """Yield what is written until ``finish`` is called or ``alive`` returns False.
 
-        Bytes that are not UTF-8 are replaced. ``alive`` is called from time to time, and may raise.
+        ``alive`` is called from time to time, and may raise.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while (piece := self._next(alive)) is not None:
+            yield piece
+
+    def text(self, alive: Callable[[], bool]) -> Iterator[str]:
+        """:meth:`pieces` as text. Bytes that are not UTF-8 are replaced."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in self.pieces(alive):
             if text := decoder.decode(piece):
                 yield text
         if text := decoder.decode(b"", final=True):

@@ -40,6 +40,15 @@ class Clocks:
         self._interrupt = interrupt
         self._start = time.monotonic_ns()
 
+    @property
+    def elapsed(self) -> int:
+        """What the guest's monotonic clock shows, in nanoseconds."""
+        return time.monotonic_ns() - self._start
+
+    @elapsed.setter
+    def elapsed(self, nanoseconds: int) -> None:
+        self._start = time.monotonic_ns() - nanoseconds
+
     def clock_time_get(self, memory: GuestMemory, clock: int, precision: int, out: int) -> None:
         memory.array(out, 1, np.uint64)[0] = self._now(clock)
 
@@ -68,5 +77,5 @@ class Clocks:
         if clock == _REALTIME:
             return time.time_ns()
         if clock == _MONOTONIC:
-            return time.monotonic_ns() - self._start
+            return self.elapsed
         raise Refusal(Errno.INVAL, f"clock {clock} is not known")

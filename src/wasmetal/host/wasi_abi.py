@@ -14,6 +14,9 @@ MODULE = "wasi_snapshot_preview1"
 CLOCKS: dict[str, tuple[str, ...]] = {"clock_time_get": (U32, U64, U32), "poll_oneoff": (U32, U32, U32, U32)}
 """The functions of ``wasi.Clocks`` and their parameters."""
 
+RANDOM: dict[str, tuple[str, ...]] = {"random_get": (U32, U32)}
+"""The function of ``randomness.Randomness`` and its parameters."""
+
 FILES: dict[str, tuple[str, ...]] = {
     "fd_advise": (U32, U64, U64, U32),
     "fd_allocate": (U32, U64, U64),

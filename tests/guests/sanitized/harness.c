@@ -227,9 +227,12 @@ wm_errno wm_session_forward_top(
   return WM_SUCCESS;
 }
 
+static void write_out(const char *data, size_t len) { fwrite(data, 1, len, stdout); }
+
 static void run_chat(void) {
   Chat chat = {.options = {.model = "m", .draft_model = byte() % 2 ? "d" : 0, .draft_tokens = byte() % 16, .raw = byte() % 4 == 0, .max_tokens = byte() % 8, .system = byte() % 2 ? "s" : 0,
                            .sampler = {real(), byte(), real(), real(), byte() % 2 ? 1.1f : 1, word()}}};
+  chat.write = write_out;
   if (!chat_open(&chat)) return;
   Text out = {0};
   while (next < end) {

@@ -1,7 +1,7 @@
 """The guest ABI: what guests import, and the records that cross the boundary.
 
-It is described once, as data: ``gpu.py``, ``llm.py`` and ``ops.py``, in the terms of ``schema.py``. From it come the
-tables below, the C header that guests are compiled with (``sdk/include/wasmetal.h``) and the witx files.
+It is described once, as data: ``gpu.py``, ``llm.py``, ``actor.py`` and ``ops.py``, in the terms of ``schema.py``. From
+it come the tables below, the C header that guests are compiled with (``sdk/include/wasmetal.h``) and the witx files.
 ``python -m wasmetal.host.abi`` writes the files.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from wasmtime import FuncType, ValType
 
-from wasmetal.host.abi import gpu, llm, ops
+from wasmetal.host.abi import actor, gpu, llm, ops
+from wasmetal.host.abi.actor import MessageKind
 from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.gpu import Backend, Usage
 from wasmetal.host.abi.llm import TemplateFlags, TokenizeFlags
 from wasmetal.host.abi.schema import PTR, SIZE, U32, U64
 
 __all__ = [
+    "ACTOR",
     "CANDIDATE",
     "COMMAND",
     "COUNTERS",
@@ -28,6 +30,7 @@ __all__ = [
     "LOGIT_TOTALS",
     "MAX_TOP",
     "MAX_TOP_ROWS",
+    "MESSAGE_INFO",
     "MODEL_INFO",
     "OPS",
     "PTR",
@@ -38,6 +41,7 @@ __all__ = [
     "U64",
     "Backend",
     "Errno",
+    "MessageKind",
     "TemplateFlags",
     "TokenizeFlags",
     "Usage",
@@ -45,8 +49,8 @@ __all__ = [
     "width",
 ]
 
-DESCRIPTION = (gpu.GPU, llm.LLM)
-GPU, LLM = (interface.name for interface in DESCRIPTION)
+DESCRIPTION = (gpu.GPU, llm.LLM, actor.ACTOR)
+GPU, LLM, ACTOR = (interface.name for interface in DESCRIPTION)
 
 INTERFACES: dict[str, dict[str, tuple[str, ...]]] = {
     interface.name: {function.name: function.kinds for function in interface.functions} for interface in DESCRIPTION
@@ -60,6 +64,7 @@ TENSOR, COMMAND = gpu.TENSOR.dtype, gpu.COMMAND.dtype
 DEVICE_INFO, COUNTERS = gpu.DEVICE_INFO.dtype, gpu.COUNTERS.dtype
 MODEL_INFO, SAMPLING = llm.MODEL_INFO.dtype, llm.SAMPLING.dtype
 CANDIDATE, LOGIT_TOTALS = llm.CANDIDATE.dtype, llm.LOGIT_TOTALS.dtype
+MESSAGE_INFO = actor.MESSAGE_INFO.dtype
 FOREVER = gpu.FOREVER.value
 MAX_TOP, MAX_TOP_ROWS = llm.MAX_TOP.value, llm.MAX_TOP_ROWS.value
 

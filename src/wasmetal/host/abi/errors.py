@@ -21,7 +21,7 @@ class Errno(Documented):
     NODEV = 43, "The device is lost."
     NOENT = 44, "No model of that name was granted to the guest."
     NOMEM = 48, "The guest's limit on device memory is reached, or the device has no more."
-    NOTSUP = 58, "An op, dtype or page range that this host or device does not support."
+    NOTSUP = 58, "An op, dtype or page range that is not supported here; or the guest is no actor."
     OVERFLOW = 61, "The output does not fit, or the model's context is full."
     PERM = 63, "The buffer's usage does not allow what the command does with it."
     TIMEDOUT = 73, "The submission is still pending."

@@ -33,9 +33,10 @@ _BEGINNING = """\
  *
  * wasmetal.h: the host functions that a WebAssembly guest can import from wasmetal.
  *
- * Two interfaces: `wasmetal_gpu` (buffers and command lists) and `wasmetal_llm` (language models). Both work for wasm32
- * and wasm64 guests: pointers and sizes have the width of the guest's own memory. WASI preview 1 is available beside
- * them for arguments, environment, standard streams and files. The guest must export its memory as "memory".
+ * Three interfaces: `wasmetal_gpu` (buffers and command lists), `wasmetal_llm` (language models) and `wasmetal_actor`
+ * (messages). All work for wasm32 and wasm64 guests: pointers and sizes have the width of the guest's own memory. WASI
+ * preview 1 is available beside them for arguments, environment, standard streams and files. The guest must export its
+ * memory as "memory".
  *
  * Conventions
  *   Names       wm_<noun>_<verb>; the noun is what the function works on, and its first parameter if that is a handle.

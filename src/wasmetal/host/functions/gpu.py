@@ -20,7 +20,7 @@ from wasmetal.ops import ALIGNMENT
 
 
 class Gpu:
-    """One guest's buffers and submissions. Each public method but :meth:`close` is a host function."""
+    """One guest's buffers and submissions. Each method that ``wasmetal.h`` names is a host function."""
 
     def __init__(self, account: Account, handles: Handles, device: MeteredDevice, interrupt: Interrupt) -> None:
         self._account = account
@@ -32,10 +32,8 @@ class Gpu:
     def buffer_create(self, memory: GuestMemory, ptr: int, nbytes: int, usage: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
         _check_usage(usage)
-        aperture = memory.pages(ptr, nbytes, self._page_size)
         self._handles.check_room()
-        buffer = self._device.wrap(aperture)
-        handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=True))
+        handle[0] = self._handles.add(self.share(memory, ptr, nbytes, usage))
 
     def buffer_create_device(self, memory: GuestMemory, nbytes: int, usage: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
@@ -43,8 +41,7 @@ class Gpu:
         if nbytes == 0:
             raise Refusal(Errno.INVAL, "a buffer of 0 bytes")
         self._handles.check_room()
-        buffer = self._device.allocate(nbytes)
-        handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=False))
+        handle[0] = self._handles.add(self.allocate(nbytes, usage))
 
     def buffer_destroy(self, memory: GuestMemory, handle: int) -> None:
         held = self._idle(handle)
@@ -108,6 +105,15 @@ class Gpu:
         totals["device_ns"] = int(totals.pop("device_seconds") * 1e9)
         for name, total in totals.items():
             record[name] = total
+
+    def share(self, memory: GuestMemory, ptr: int, nbytes: int, usage: int) -> GuestBuffer:
+        """A buffer of pages of the guest's memory, without a handle yet. Raises Refusal and WrapRefusedError."""
+        aperture = memory.pages(ptr, nbytes, self._page_size)
+        return GuestBuffer(self._device.wrap(aperture), usage, shared=True, offset=ptr)
+
+    def allocate(self, nbytes: int, usage: int) -> GuestBuffer:
+        """A zeroed buffer of device memory, without a handle yet. Raises Refusal and OutOfDeviceMemoryError."""
+        return GuestBuffer(self._device.allocate(nbytes), usage, shared=False)
 
     def close(self) -> None:
         """Release the guest's lists and buffers once the device has finished with them."""

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError
 from wasmetal.host import abi
 from wasmetal.host.account import Account
 from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.functions.output import Output
 from wasmetal.host.handles import Handles
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.view import GuestMemory
@@ -40,6 +41,8 @@ _MAX_HEADER = 4096
 class OpenModel:
     """A model that a guest has opened."""
 
+    name: str
+    """The guest's name for it."""
     model: Model
     holder: Holder
     """The guest, for the model's KV cache."""
@@ -50,6 +53,8 @@ class OpenSession:
     """A session that a guest holds."""
 
     session: Session
+    opened: OpenModel
+    """The model that it was opened from."""
     logits_at: int = 0
     """Address of ``logits`` in the guest's memory."""
     logits: Tensor | None = None
@@ -73,15 +78,25 @@ class OpenSession:
 
 
 class Llm:
-    """One guest's models and sessions. Each public method but :meth:`close` is a host function.
+    """One guest's models and sessions. Each method that ``wasmetal.h`` names is a host function.
 
     The guest's device memory is charged for every page of a model's KV cache that it holds, once for all sessions that
     share the page.
     """
 
     def __init__(
-        self, account: Account, handles: Handles, device: MeteredDevice, models: Mapping[str, LoadedModel]
+        self,
+        account: Account,
+        handles: Handles,
+        device: MeteredDevice,
+        models: Mapping[str, LoadedModel],
+        family: Llm | None = None,
     ) -> None:
+        """``family``: the interface of a guest whose sessions this one's may share pages with.
+
+        The two, and what is in either's family, then have one share of each KV cache together, and the device memory
+        of its pages is charged to the first of them.
+        """
         self._account = account
         self._handles = handles
         self._device = device
@@ -90,19 +105,23 @@ class Llm:
         self._language_models: dict[str, OpenModel] = {}
         try:
             for name, model in models.items():
-                self._join(name, model)
+                self._join(name, model, family)
         except BaseException:
             self.close()
             raise
 
-    def _join(self, name: str, model: LoadedModel) -> None:
+    def _join(self, name: str, model: LoadedModel, family: Llm | None) -> None:
         """Make the guest a holder of the model's KV cache, if the model has one."""
         from wasmetal.models.loaded import Capability  # noqa: PLC0415 (slow to import; here it is loaded)
 
         if Capability.LANGUAGE in model.capabilities:
             language_model = cast("Model", model)
-            holder = language_model.join(self._account.charge)
-            self._language_models[name] = OpenModel(language_model, holder)
+            if family:
+                holder = family.opened(name).holder
+                language_model.rejoin(holder)
+            else:
+                holder = language_model.join(self._account.charge)
+            self._language_models[name] = OpenModel(name, language_model, holder)
 
     def model_open(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
@@ -122,12 +141,12 @@ class Llm:
         record["chat_template"] = model.chat_template is not None
 
     def model_end_tokens(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
-        output = _Output(memory, out, cap, needed, np.uint32)
+        output = Output(memory, out, cap, needed, np.uint32)
         output.give(np.array(sorted(self._model(handle).tokenizer.end_of_generation), np.uint32))
 
     def model_vocabulary(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         memory.array(out, 0, np.uint32)
-        output = _Output(memory, out, cap, needed, np.uint8)
+        output = Output(memory, out, cap, needed, np.uint8)
         pieces = self._model(handle).tokenizer.pieces()
         offsets = np.zeros(len(pieces) + 1, np.uint32)
         offsets[1:] = pieces.ends
@@ -136,7 +155,7 @@ class Llm:
     def model_tokenize(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
     ) -> None:
-        output = _Output(memory, out, cap, needed, np.uint32)
+        output = Output(memory, out, cap, needed, np.uint32)
         tokenizer = self._model(handle).tokenizer
         _check_flags(flags, abi.TokenizeFlags.PARSE_SPECIAL | abi.TokenizeFlags.ADD_BOS)
         ids = tokenizer.encode(
@@ -149,7 +168,7 @@ class Llm:
     def model_detokenize(
         self, memory: GuestMemory, handle: int, ptr: int, count: int, out: int, cap: int, needed: int
     ) -> None:
-        output = _Output(memory, out, cap, needed, np.uint8)
+        output = Output(memory, out, cap, needed, np.uint8)
         model = self._model(handle)
         ids = _tokens(memory, ptr, count, model)
         pieces = model.tokenizer.pieces()
@@ -160,7 +179,7 @@ class Llm:
     def model_apply_template(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
     ) -> None:
-        output = _Output(memory, out, cap, needed, np.uint8)
+        output = Output(memory, out, cap, needed, np.uint8)
         template = self._model(handle).chat_template
         _check_flags(flags, abi.TemplateFlags.GENERATION_PROMPT)
         if template is None:
@@ -177,7 +196,7 @@ class Llm:
         opened = self._handles.get(handle, OpenModel)
         self._handles.check_room()
         session = opened.model.session(opened.holder)
-        new_handle[0] = self._handles.add(OpenSession(session))
+        new_handle[0] = self._handles.add(OpenSession(session, opened))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
@@ -246,7 +265,7 @@ class Llm:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        new_handle[0] = self._handles.add(OpenSession(held.session.fork()))
+        new_handle[0] = self._handles.add(OpenSession(held.session.fork(), held.opened))
 
     def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)
@@ -256,7 +275,7 @@ class Llm:
         held.session.truncate(count)
 
     def session_save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
-        output = _Output(memory, out, cap, needed, np.uint8)
+        output = Output(memory, out, cap, needed, np.uint8)
         session = self._session(handle).session
         output.claim(session.state_bytes)  # before the copy is made
         with self._device.copying(session.counters):
@@ -276,8 +295,13 @@ class Llm:
         for held in self._handles:
             if isinstance(held, OpenSession):
                 held.close()
-        for opened in self._language_models.values():
+        while self._language_models:
+            _, opened = self._language_models.popitem()
             opened.model.leave(opened.holder)
+
+    def opened(self, name: str) -> OpenModel:
+        """A granted model. Raises KeyError."""
+        return self._language_models[name]
 
     def _model(self, handle: int) -> Model:
         return self._handles.get(handle, OpenModel).model
@@ -294,29 +318,6 @@ class Llm:
             held.logits_at = ptr
             held.logits = Tensor(buffer, ptr - aperture.offset, DType.F32, (held.model.vocab_size,))
         return held.logits
-
-
-class _Output:
-    """Room in the guest's memory for output of variable length. Checked on creation, filled once."""
-
-    def __init__(self, memory: GuestMemory, out: int, cap: int, needed: int, dtype: DTypeLike) -> None:
-        self._room = memory.array(out, cap, dtype)
-        self._needed = memory.size(needed)
-
-    def give(self, values: NDArray[Any]) -> None:
-        """Write the values and their number. Raises Refusal(OVERFLOW) if they do not fit."""
-        self.claim(len(values))
-        self._room[: len(values)] = values
-
-    def claim(self, count: int) -> None:
-        """Write only the number; raise Refusal(OVERFLOW) if that many elements do not fit."""
-        self._needed[0] = min(count, np.iinfo(self._needed.dtype).max)
-        if count > len(self._room):
-            raise Refusal(Errno.OVERFLOW, f"{count} elements do not fit in {len(self._room)}")
-
-    def give_bytes(self, data: bytes) -> None:
-        """Like :meth:`write`, for bytes."""
-        self.give(np.frombuffer(data, np.uint8))
 
 
 def _text(memory: GuestMemory, ptr: int, nbytes: int) -> str:

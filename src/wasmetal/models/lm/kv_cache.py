@@ -216,22 +216,28 @@ class KVCache:
             growth.copy = self._copies(parts)
         return growth.copy
 
-    def read(self, pages: Sequence[int], length: int) -> Bytes:
-        """The first ``length`` positions as bytes [layers, 2, length, bytes of a row]; counted as copied."""
-        out = np.empty((len(self.layers), 2, length, self._row), np.uint8)
+    def read(self, pages: Sequence[int], length: int, first: int = 0) -> Bytes:
+        """Positions ``first`` to ``length``, as bytes [layers, 2, positions, bytes of a row]; counted as copied.
+
+        A row is [kv_heads, head_dim] in the type of the cache: those of keys, then those of values.
+        """
+        out = np.empty((len(self.layers), 2, length - first, self._row), np.uint8)
+        runs = list(_runs(pages, length, first))
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
-                for begin, end, slot in _runs(pages, length):
-                    self._device.read(pool.buffer, slot * self._row, out[layer, which, begin:end].reshape(-1))
+                for begin, end, slot in runs:
+                    rows = out[layer, which, begin - first : end - first]
+                    self._device.read(pool.buffer, slot * self._row, rows.reshape(-1))
         return out
 
-    def write(self, pages: Sequence[int], length: int, data: Bytes, dtype: DType) -> None:
+    def write(self, pages: Sequence[int], length: int, data: Bytes, dtype: DType, first: int = 0) -> None:
         """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be."""
-        rows = data.reshape(len(self.layers), 2, length, dtype.row_bytes(self._columns))
+        rows = data.reshape(len(self.layers), 2, length - first, dtype.row_bytes(self._columns))
+        runs = list(_runs(pages, length, first))
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
-                for begin, end, slot in _runs(pages, length):
-                    some = self._converted(rows[layer, which, begin:end], dtype)
+                for begin, end, slot in runs:
+                    some = self._converted(rows[layer, which, begin - first : end - first], dtype)
                     self._device.write(pool.buffer, slot * self._row, some.reshape(-1))
 
     def _converted(self, rows: Bytes, dtype: DType) -> Bytes:
@@ -307,12 +313,12 @@ def _close(growth: Growth) -> None:
         growth.copy = None
 
 
-def _runs(pages: Sequence[int], length: int) -> Iterator[tuple[int, int, int]]:
-    """Positions 0..length as runs of consecutive slots: (first position, end, first slot)."""
-    begin = 0
-    for position in range(PAGE_SIZE, length + PAGE_SIZE, PAGE_SIZE):
+def _runs(pages: Sequence[int], length: int, first: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Positions first..length as runs of consecutive slots: (first position, end, first slot)."""
+    begin = first
+    for position in range((first // PAGE_SIZE + 1) * PAGE_SIZE, length + PAGE_SIZE, PAGE_SIZE):
         page = position // PAGE_SIZE
         if position >= length or pages[page] != pages[page - 1] + 1:
-            first = pages[begin // PAGE_SIZE]
-            yield begin, min(position, length), first * PAGE_SIZE
+            slot = pages[begin // PAGE_SIZE] * PAGE_SIZE + begin % PAGE_SIZE
+            yield begin, min(position, length), slot
             begin = position

@@ -180,8 +180,13 @@ class Model(Closing):
         with self.lock:
             return self.cache.quota.join(charge)
 
+    def rejoin(self, holder: Holder) -> None:
+        """Another guest is the same holder, so that its sessions may share pages with the first one's."""
+        with self.lock:
+            holder.users += 1
+
     def leave(self, holder: Holder) -> None:
-        """The guest has ended: what it was guaranteed is there for others. Idempotent."""
+        """The guest has ended: once all who joined as this holder have, its share is there for others."""
         with self.lock:
             self.cache.quota.leave(holder)
 

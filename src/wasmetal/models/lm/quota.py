@@ -21,6 +21,8 @@ class Holder:
     thread that has the model's lock. It may refuse pages by raising an error."""
     held: int = 0
     """Pages held, each counted once, however many sessions share it."""
+    users: int = 1
+    """How many guests are this holder together: forks of one actor."""
 
 
 class Quota:
@@ -44,8 +46,9 @@ class Quota:
         return holder
 
     def leave(self, holder: Holder) -> None:
-        """The holder takes no more pages. Idempotent."""
-        if holder in self._holders:
+        """One of those who are the holder takes no more pages; once all have left, nothing is guaranteed to it."""
+        holder.users -= 1
+        if not holder.users:
             self._holders.remove(holder)
 
     def room(self, holder: Holder, free: int) -> int:

@@ -13,13 +13,13 @@ import numpy as np
 
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
-from wasmetal.device.base import Submission
+from wasmetal.device.base import Bytes, Submission
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
 from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
 from wasmetal.models.lm.kv_cache import page_count
 from wasmetal.models.lm.quota import Holder
-from wasmetal.ops import Tensor
+from wasmetal.ops import DType, Tensor
 
 if TYPE_CHECKING:
     from wasmetal.models.lm.model import Model
@@ -29,6 +29,8 @@ _SNAPSHOT = struct.Struct("<8sIII32sQI")
 of bytes that follow, their CRC-32."""
 _MAGIC = b"wasmetal"
 _VERSION = 2
+_PATIENCE = 10.0
+"""Most seconds that the device may take to copy a page."""
 
 
 class Session(Closing):
@@ -133,6 +135,47 @@ class Session(Closing):
             self.length = 0
             model.cache.write(self.pages, length, data, dtype)
         self.counters.bytes_copied += data.size
+        self.length = length
+
+    def rows(self, begin: int, end: int) -> Bytes:
+        """Keys and values of the tokens from ``begin`` up to ``end``: bytes [layers, 2, tokens, bytes of a row].
+
+        They depend on neither device nor pages, only on the type of the cache. Counted in ``bytes_copied``. Raises
+        ModelError if the session has fewer tokens.
+        """
+        model = self._open()
+        if not 0 <= begin <= end <= self.length:
+            raise ModelError(f"tokens {begin} to {end} of a session of {self.length}")
+        with model.lock:
+            rows = model.cache.read(self.pages, end, begin)
+        self.counters.bytes_copied += rows.size
+        return rows
+
+    def append_rows(self, rows: Bytes, count: int, dtype: DType) -> None:
+        """Append ``count`` tokens by the keys and values that :meth:`rows` gave of them, from a cache of this type.
+
+        If this session's is of another type, they are converted, and then as exact as the coarser of the two. Counted
+        in ``bytes_copied``. Raises ModelError if the bytes are not as many, or the context has no room, and
+        OutOfDeviceMemoryError if the cache has none. The session is then unchanged.
+        """
+        model = self._open()
+        cache, length = model.cache, self.length + count
+        if not cache.can_be(dtype) or rows.size != count * cache.bytes_as(dtype):
+            raise ModelError(f"{rows.size} bytes of {dtype.name} are not the keys and values of {count} tokens")
+        if length > model.context_length:
+            raise ModelError(f"{length} tokens are more than the context of {model.context_length}")
+        with model.lock:
+            growth = cache.grow(self.pages, self.length, count, self.holder)
+            try:
+                if copies := cache.copying(growth):
+                    growth.submission = model.device.submit([copies])
+                    growth.submission.wait(_PATIENCE)
+                cache.write(growth.table, length, rows, dtype, self.length)
+            except BaseException:
+                cache.discard(growth)
+                raise
+            cache.adopt(self.pages, growth)
+        self.counters.bytes_copied += rows.size
         self.length = length
 
     def close(self) -> None:

@@ -2,9 +2,10 @@
  *
  * wasmetal.h: the host functions that a WebAssembly guest can import from wasmetal.
  *
- * Two interfaces: `wasmetal_gpu` (buffers and command lists) and `wasmetal_llm` (language models). Both work for wasm32
- * and wasm64 guests: pointers and sizes have the width of the guest's own memory. WASI preview 1 is available beside
- * them for arguments, environment, standard streams and files. The guest must export its memory as "memory".
+ * Three interfaces: `wasmetal_gpu` (buffers and command lists), `wasmetal_llm` (language models) and `wasmetal_actor`
+ * (messages). All work for wasm32 and wasm64 guests: pointers and sizes have the width of the guest's own memory. WASI
+ * preview 1 is available beside them for arguments, environment, standard streams and files. The guest must export its
+ * memory as "memory".
  *
  * Conventions
  *   Names       wm_<noun>_<verb>; the noun is what the function works on, and its first parameter if that is a handle.
@@ -57,7 +58,7 @@ typedef uint32_t wm_errno;
 #define WM_NODEV 43    /* The device is lost. */
 #define WM_NOENT 44    /* No model of that name was granted to the guest. */
 #define WM_NOMEM 48    /* The guest's limit on device memory is reached, or the device has no more. */
-#define WM_NOTSUP 58   /* An op, dtype or page range that this host or device does not support. */
+#define WM_NOTSUP 58   /* An op, dtype or page range that is not supported here; or the guest is no actor. */
 #define WM_OVERFLOW 61 /* The output does not fit, or the model's context is full. */
 #define WM_PERM 63     /* The buffer's usage does not allow what the command does with it. */
 #define WM_TIMEDOUT 73 /* The submission is still pending. */
@@ -517,6 +518,77 @@ wm_errno wm_session_save(wm_session session, void *out, size_t cap, size_t *len)
  * Errors: WM_BADF, WM_FAULT, WM_INVAL (the bytes are no state of this model), WM_NOMEM. */
 WM_LLM(session_restore)
 wm_errno wm_session_restore(wm_session session, const void *data, size_t len);
+
+/* ---- wasmetal_actor ---------------------------------------------------------------------------------------------- */
+
+/* Messages for a guest that is run as an actor. Such a guest exports `void wm_actor_message(void)`, which the host
+ * calls for each message, one at a time, and may export `void wm_actor_start(void)`, which it calls once, before the
+ * first message (after `_initialize`, if the guest exports that; `_start` is not called).
+ *
+ * Between two messages no code of the guest runs, and the host may freeze it: memory, globals, tables, handles,
+ * sessions and buffers are as they were when it is thawed, in whatever process and on whatever device. What cannot
+ * be frozen must be gone by the time wm_actor_message returns: submissions that were not waited for, and open files.
+ *
+ * If wm_actor_message traps or exits, the actor has failed and is not called again. */
+
+#define WM_ACTOR(name) __attribute__((import_module("wasmetal_actor"), import_name(#name)))
+
+/* Why wm_actor_message was called. */
+#define WM_MESSAGE_SENT 0  /* Somebody has sent a message. */
+#define WM_MESSAGE_TIMER 1 /* The time set with wm_timer_set has come. The message is empty, and nobody sent it. */
+
+/* The message that the actor is handling. 16 bytes, aligned to 8. */
+typedef struct wm_message_info {
+  uint32_t kind;   /* WM_MESSAGE_* */
+  uint32_t reserved;
+  uint64_t length; /* of the message, in bytes */
+} wm_message_info;
+
+/* The message that is being handled.
+ *
+ * Errors: WM_FAULT, WM_INVAL (no message is being handled), WM_NOTSUP. */
+WM_ACTOR(message_describe)
+wm_errno wm_message_describe(wm_message_info *info);
+
+/* The message's bytes. cap and *len count bytes.
+ *
+ * Errors: WM_FAULT, WM_INVAL (no message is being handled), WM_NOTSUP, WM_OVERFLOW. */
+WM_ACTOR(message_read)
+wm_errno wm_message_read(void *out, size_t cap, size_t *len);
+
+/* Who has sent the message, as the host says; empty if it does not. cap and *len count bytes.
+ *
+ * Errors: WM_FAULT, WM_INVAL (no message is being handled), WM_NOTSUP, WM_OVERFLOW. */
+WM_ACTOR(message_sender)
+wm_errno wm_message_sender(char *out, size_t cap, size_t *len);
+
+/* Gives the sender the next piece of the reply: at once, so that a reply can be read while it is made. The call
+ * waits if the sender is far behind.
+ *
+ * Errors: WM_FAULT, WM_NOTSUP, WM_INVAL (no message is being handled), WM_TOOBIG. */
+WM_ACTOR(reply_write)
+wm_errno wm_reply_write(const void *data, size_t len);
+
+/* The actor's own name, which is not that of the actor it was forked from. cap and *len count bytes.
+ *
+ * Errors: WM_FAULT, WM_INVAL, WM_NOTSUP, WM_OVERFLOW. */
+WM_ACTOR(actor_id)
+wm_errno wm_actor_id(char *out, size_t cap, size_t *len);
+
+/* Asks for a message of the kind WM_MESSAGE_TIMER in delay_ns nanoseconds, or as soon as possible after that; the
+ * time goes on while the actor is frozen. An actor has one timer: this replaces what was set before. WM_FOREVER: no
+ * message.
+ *
+ * Errors: WM_NOTSUP, WM_INVAL (more than 2^62 ns, and not WM_FOREVER). */
+WM_ACTOR(timer_set)
+wm_errno wm_timer_set(uint64_t delay_ns);
+
+/* Random bytes from the actor's own generator, whose state is frozen with the actor: once thawed, it goes on with
+ * the same bytes. WASI's random_get gives the next bytes of the same generator. A fork gets a generator of its own.
+ *
+ * Errors: WM_FAULT, WM_NOTSUP, WM_TOOBIG. */
+WM_ACTOR(random_fill)
+wm_errno wm_random_fill(void *out, size_t len);
 
 #ifdef __cplusplus
 }

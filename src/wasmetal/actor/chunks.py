@@ -1,0 +1,61 @@
+"""Chunks of a snapshot, addressed by their content: where they are put, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+from wasmetal.errors import WasmetalError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class SnapshotError(WasmetalError):
+    """A snapshot that cannot be made, read or thawed; the message names what is in the way."""
+
+
+class ChunkSink(Protocol):
+    """Takes the chunks of a snapshot that is being made."""
+
+    def put(self, data: Buffer) -> str:
+        """Keep the bytes; return the SHA-256 of them, in hexadecimal. The same bytes twice are one chunk.
+
+        The bytes are read before the call returns: the caller may change them afterwards.
+        """
+
+
+class ChunkSource(Protocol):
+    """Gives the chunks of a snapshot that is being thawed."""
+
+    def get(self, digest: str, size: int) -> memoryview:
+        """The ``size`` bytes with this SHA-256, read-only. Raises SnapshotError if missing, or not of that digest."""
+
+
+class MemoryChunks:
+    """Chunks in this process's memory, for a snapshot that is thawed here; a sink and a source."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, bytes] = {}
+
+    def put(self, data: Buffer) -> str:
+        """A copy of the bytes is kept."""
+        view = memoryview(data).cast("B")
+        digest = hashlib.sha256(view).hexdigest()
+        if digest not in self._chunks:
+            self._chunks[digest] = bytes(view)
+        return digest
+
+    def get(self, digest: str, size: int) -> memoryview:
+        """See :class:`ChunkSource`. What :meth:`put` has kept needs no check of its digest."""
+        chunk = self._chunks.get(digest)
+        if chunk is None:
+            raise SnapshotError(f"the snapshot's chunk {digest} is missing")
+        if len(chunk) != size:
+            raise SnapshotError(f"the snapshot's chunk {digest} has {len(chunk)} bytes; its manifest says {size}")
+        return memoryview(chunk)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(map(len, self._chunks.values()))

@@ -1,0 +1,132 @@
+"""What every store of actor snapshots does, whatever it lies on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.store.leasing import Holder, Lease
+from wasmetal.actor.store.manifest_json import Chunks
+from wasmetal.closing import Closing
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Save(Closing, ABC):
+    """A snapshot that is being stored; a :class:`ChunkSink`. Closing it without ``commit`` leaves the old one."""
+
+    @abstractmethod
+    def put(self, data: Buffer) -> str:
+        """Store a chunk, unless it is there; return its SHA-256. Raises SnapshotError if it cannot be stored."""
+
+    @abstractmethod
+    def commit(self, manifest: Mapping[str, Any]) -> None:
+        """Make this the actor's snapshot, in one step. On the disk when it returns, as the store guarantees.
+
+        Every chunk that the manifest names was put, or is in the store; what the lease's last snapshot named need not
+        be put again, nor looked at. Raises SnapshotError if one is not there or the manifest cannot be stored: then the
+        old snapshot stands.
+        """
+
+
+class StoredSnapshot(Closing, ABC):
+    """A stored snapshot that is open; a :class:`ChunkSource`. Its chunks stay as long as it is open."""
+
+    actor_id: str
+    manifest: dict[str, Any]
+    algorithm: str
+    """What authenticated it: ``none``, ``HMAC-SHA256`` or ``Ed25519``. Checked only by a store with a key."""
+
+    @property
+    @abstractmethod
+    def chunks(self) -> Chunks:
+        """Sizes in bytes by digest: what the manifest names."""
+
+    @abstractmethod
+    def get(self, digest: str, size: int) -> memoryview:
+        """A chunk that the manifest names. Raises SnapshotError if it is not named, missing or damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a stored snapshot without opening it."""
+
+    actor_id: str
+    saved: float
+    """Seconds since 1970."""
+    manifest_bytes: int
+    """With its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection did."""
+
+    removed: int
+    """Chunks that nothing names."""
+    removed_bytes: int
+    """What they took in the store."""
+    kept: int
+    """Chunks that are named, or may be soon."""
+
+
+class Store(ABC):
+    """Snapshots of actors by id, and their chunks. Any thread may use one."""
+
+    @abstractmethod
+    def lease(self, actor_id: str) -> Lease:
+        """The right to thaw, save and delete an actor, which need not have a snapshot. Raises ActorHeldError."""
+
+    @abstractmethod
+    def holder(self, actor_id: str) -> Holder | None:
+        """Who has the actor awake; None if nobody."""
+
+    @abstractmethod
+    def saving(self, actor_id: str, lease: Lease | None = None) -> Save:
+        """Begin to save an actor. Without its lease, one is held for this save; raises ActorHeldError.
+
+        One save at a time with a lease: raises SnapshotError while another is open.
+        """
+
+    @abstractmethod
+    def load(self, actor_id: str, lease: Lease | None = None) -> StoredSnapshot:
+        """Open an actor's snapshot. Whoever thaws it, to go on from there, gives the actor's lease.
+
+        Raises SnapshotError if there is none, it is damaged, or the store's key does not authenticate it.
+        """
+
+    @abstractmethod
+    def save(self, actor_id: str, manifest: Mapping[str, Any], chunks: ChunkSource, lease: Lease | None = None) -> None:
+        """Save a snapshot whose chunks are elsewhere. Raises SnapshotError, ActorHeldError."""
+
+    @abstractmethod
+    def actors(self) -> list[str]:
+        """The actors that have a snapshot, sorted."""
+
+    @abstractmethod
+    def entry(self, actor_id: str) -> Entry:
+        """What is known of an actor's snapshot. Raises SnapshotError if there is none."""
+
+    @abstractmethod
+    def delete(self, actor_id: str, lease: Lease | None = None) -> None:
+        """Remove an actor's snapshot; its chunks go with the next collection. Raises SnapshotError, ActorHeldError."""
+
+    @abstractmethod
+    def gc(self) -> Collected:
+        """Remove chunks that no snapshot names. Raises SnapshotError, and removes none, if a snapshot is damaged."""
+
+
+def copy_in(save: Save, manifest: Mapping[str, Any], named: Chunks, chunks: ChunkSource) -> None:
+    """Put what a manifest names, and commit it. Raises SnapshotError."""
+    for digest, size in named.items():
+        save.put(chunks.get(digest, size))
+    save.commit(manifest)
+
+
+def no_snapshot(actor_id: str) -> str:
+    """What to say of an actor that has no snapshot."""
+    return f"there is no snapshot of actor {actor_id}; `wasmetal actor list` shows those that there are"
