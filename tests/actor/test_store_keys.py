@@ -41,7 +41,7 @@ def others() -> list[Key | None]:
     return found
 
 
-@pytest.mark.parametrize("other", others(), ids=str)
+@pytest.mark.parametrize("other", others(), ids=lambda key: type(key).__name__)
 def test_what_another_key_made_is_refused(tmp_path: Path, other: Key | None) -> None:
     save(DirectoryStore(tmp_path, key=other), "a", [b"x"])
     with pytest.raises(SnapshotError, match="authenticated"):
