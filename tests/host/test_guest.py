@@ -538,3 +538,19 @@ def test_a_process_may_end_with_guests_open(end: str) -> None:
     for _ in range(3):
         ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_random_bytes_are_the_systems() -> None:
+    text = """(module (import "wasi_snapshot_preview1" "random_get" (func $get (param i32 i32) (result i32)))
+        (memory (export "memory") 4)
+        (func (export "get") (param i32 i32) (result i32) (call $get (local.get 0) (local.get 1))))"""
+    with Guest(text.encode()) as guest, Guest(text.encode()) as other:
+        drawn = []
+        for each in (guest, guest, other):
+            assert each.call("get", 8, 200_000) == 0
+            drawn.append(each.read(8, 200_000))
+            assert each.read(0, 8) == bytes(8)
+        assert len(set(drawn)) == 3
+        assert all(abs(data.count(0) - 200_000 / 256) < 400 for data in drawn)
+        assert guest.call("get", 0, 0) == 0
+        assert guest.call("get", 4 * 65536 - 1, 2) == Errno.FAULT

@@ -99,3 +99,20 @@ def test_a_handle_names_an_object_of_one_kind() -> None:
     with pytest.raises(Refusal, match="names no int") as refusal:
         handles.get(handle, int)
     assert refusal.value.errno is Errno.BADF
+
+
+def test_handles_that_were_saved_go_on_as_they_would_have() -> None:
+    handles = Handles(8, key=77)
+    numbers = [handles.add(f"{i}") for i in range(5)]
+    for number in (numbers[3], numbers[1]):
+        handles.remove(number)
+    loaded = Handles(8, key=5)
+    loaded.load(*handles.save())
+    for index, held in handles.items():
+        assert handles.handle(index) in numbers
+        loaded.put(index, held)
+    assert len(loaded) == len(handles) == 3
+    assert [loaded.get(numbers[i], str) for i in (0, 2, 4)] == ["0", "2", "4"]
+    with pytest.raises(Refusal):
+        loaded.get(numbers[1], str)
+    assert [loaded.add("new") for _ in range(4)] == [handles.add("new") for _ in range(4)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
-from wasmetal.errors import GuestError
+from wasmetal.errors import GuestError, printable
 
 
 class Kind(IntEnum):
@@ -47,7 +47,7 @@ class Reader:
 
     def error(self, what: str) -> GuestError:
         """An error at this place."""
-        return GuestError(f"the module is malformed at byte {self.position}: {what}")
+        return GuestError(f"the module is malformed at byte {self.position}: {printable(what)}")
 
     def byte(self) -> int:
         """One byte."""
