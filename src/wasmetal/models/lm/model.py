@@ -245,10 +245,10 @@ class Model(Closing):
                 decodes = id(sessions[0]) if len(requests) == row == 1 else None
                 job = Job(segments, last, begun, [growths[index] for index, _, _ in batch], decodes)
                 submission = yield from self._scheduler.run(job)
-                self._pacing.took(row, submission.seconds)
+                seconds, dispatches = submission.seconds, submission.dispatches
+                self._pacing.took(row, seconds)
                 for index, begin, end in batch:
-                    share = submission.seconds * (end - begin) / row
-                    requests[index].session.counters.count_submission(share, submission.dispatches)
+                    requests[index].session.counters.count_submission(seconds * (end - begin) / row, dispatches)
         for request in requests:
             request.session.length += len(request.tokens)
 

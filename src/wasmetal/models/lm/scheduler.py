@@ -51,11 +51,11 @@ class Job:
     """Why there is none."""
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when there is news for the job's thread."""
+    rows: int = field(init=False)
+    """The number of its rows."""
 
-    @property
-    def rows(self) -> int:
-        """The number of its rows."""
-        return sum(len(segment.tokens) for segment in self.segments)
+    def __post_init__(self) -> None:
+        self.rows = sum(len(segment.tokens) for segment in self.segments)
 
 
 class Batch:
