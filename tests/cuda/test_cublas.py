@@ -54,7 +54,19 @@ def test_without_it_kernels_run(forgotten: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
     with open_device("cuda", "standard") as device:
         assert find_problem(device, [gemm("f16", 150, 136, 96, tolerance=ROUNDED)]) is None
-        assert "no large GEMMs by cuBLAS for f16 (WASMETAL_NO_CUBLAS is set)" in device.info.features
+        assert "no large GEMMs by cuBLAS (WASMETAL_NO_CUBLAS is set)" in device.info.features
+
+
+@needs_gpu
+def test_a_library_that_is_gone_is_not_asked(device: Device, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
+    """It has passed its trial, and a later process does not find it."""
+    product = [gemm("f16", 150, 136, 96, tolerance=ROUNDED)]
+    assert find_problem(device, product) is None
+    cublas.load_cublas.cache_clear()
+    monkeypatch.setenv("WASMETAL_NO_CUBLAS", "1")
+    with open_device("cuda", "standard") as other:
+        assert find_problem(other, product) is None
+        assert cublas.NAME not in other.info.features
 
 
 @needs_gpu

@@ -74,6 +74,9 @@ class Cublas:
         self._pipelines = pipelines
         self._results = results
         self._open_with = open_with
+        self._version: str | None = None
+        self._missing: str | None = None
+        """Once it has been looked for: the library's version, or why it is not used."""
         self._lock = threading.Lock()
         """Guards what follows: command lists are recorded on any thread."""
         self._handle: ctypes.c_void_p | None = None
@@ -142,19 +145,20 @@ class Cublas:
         results, open_with = self._results, self._open_with
         if results is None or open_with is None:
             return True
+        if not (self._version or self._missing):
+            try:
+                self._version = _version()
+            except DeviceError as error:
+                self._missing = str(error)
 
         def run() -> str | None:
-            try:
-                load_cublas()
-            except DeviceError as error:
-                return str(error)
             other = open_with(Cublas(self._context, self._pipelines))
             other.precision = "standard"
             with OpenDevice(other) as device:
                 return find_problem(device, rounded_gemms(kind))
 
-        problem = results.problem(f"cuBLAS {kind}", run)
-        said = f"no {NAME} for {kind} ({problem})" if problem else NAME
+        problem = self._missing or results.problem(f"cuBLAS {self._version} {kind}", run)
+        said = f"no {NAME} ({self._missing or f'{kind}: {problem}'})" if problem else NAME
         if said not in backend.info.features:
             backend.info = replace(backend.info, features=(*backend.info.features, said))
         return problem is None
@@ -200,6 +204,14 @@ class CublasGemm:
         for launch in self._launches:
             launch.start(stream)
         self._cublas.multiply(stream, *self._arguments)
+
+
+def _version() -> str:
+    """The library's. Raises DeviceError if it is not there."""
+    numbers = [ctypes.c_int() for _ in range(3)]
+    for which, number in enumerate(numbers):
+        _call("cublasGetProperty", which, ctypes.byref(number))
+    return ".".join(str(number.value) for number in numbers)
 
 
 def _address(bound: Range[CudaAllocation]) -> int:
