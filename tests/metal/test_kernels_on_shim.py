@@ -313,6 +313,8 @@ class Case:
     tolerance: float
     simdgroups: bool = True
     """Whether GEMMs are computed with simdgroup matrices."""
+    shuffles: bool = False
+    """Whether the threads of attention read each other's values."""
 
 
 def case(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Case:
@@ -325,6 +327,18 @@ def products(tolerance: float, run: Callable[..., list[Tensor]], *args: object) 
     simdgroup = case(tolerance, run, *args)
     yield replace(simdgroup, name=f"{simdgroup.name} simdgroup")
     yield replace(simdgroup, simdgroups=False)
+
+
+def shuffled(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Case:
+    """The case with threads that read each other's values."""
+    plain = case(tolerance, run, *args)
+    return replace(plain, name=f"{plain.name} shuffled", shuffles=True)
+
+
+def attentions(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Iterator[Case]:
+    """The case with and without that."""
+    yield case(tolerance, run, *args)
+    yield shuffled(tolerance, run, *args)
 
 
 def cases() -> Iterator[Case]:
@@ -364,9 +378,12 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, rope_append, dtype, 3, 32, 6, interleaved)
     yield case(CLOSE, rope_append, DType.F16, 1, 12, 14, True)
     for dtype in KV:
-        yield case(CLOSE, split_attention, dtype, 4, 2, 96, 140, 2)
-        yield case(CLOSE, split_attention, dtype, 10, 2, 32, 9, 3, 4, True)
-        yield case(CLOSE, rope_split_attention, dtype, 10, 96, 140, 2, dtype is DType.F32)
+        yield from attentions(CLOSE, split_attention, dtype, 4, 2, 96, 140, 2)
+        yield from attentions(CLOSE, split_attention, dtype, 10, 2, 32, 9, 3, 4, True)
+        yield shuffled(CLOSE, split_attention, dtype, 2, 1, 256, 170, 1)
+        yield from attentions(CLOSE, rope_split_attention, dtype, 10, 96, 140, 2, dtype is DType.F32)
+        for head_dim in (64, 256):
+            yield shuffled(CLOSE, rope_split_attention, dtype, 6, head_dim, 130, 2, False)
         yield case(CLOSE, prefill_attention, dtype, 7, 6, 2, 96, 40)
         yield case(CLOSE, prefill_attention, dtype, 3, 20, 1, 64, 9, 4, True)
     yield case(CLOSE, split_attention, DType.F16, 2, 1, 256, 170, 1)
@@ -430,6 +447,7 @@ def check(shim: ShimDevice, case: Case) -> None:
     with CpuDevice() as cpu:
         wanted = results(cpu, case)
     shim.shim.simdgroups = case.simdgroups
+    shim.shim.info = replace(shim.shim.info, shuffles=case.shuffles)
     for got, want in zip(results(shim, case), wanted, strict=True):
         error = np.abs(got.astype(np.float64) - want)
         bound = case.tolerance * np.abs(want.astype(np.float64)).max()
