@@ -43,15 +43,15 @@ MESSAGES = pytest.StashKey[list[str]]()
 """What the validation layer said in the workers of this run."""
 
 
-WHOLE_MODELS = "cli", "guests", "host", "models", "security"
-"""Folders of tests whose cases on the emulated Metal device are slow: those of its kernels and rules show most."""
+OF_ALL_DEVICES = "actor", "cli", "guests", "host", "models", "ops", "security"
+"""Folders of tests whose cases on the emulated Metal device are slow: ``metal/`` tries each kernel and rule there."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if EMULATED and folder in WHOLE_MODELS and METAL in item.name:
+        if EMULATED and folder in OF_ALL_DEVICES and METAL in item.name:
             item.add_marker(pytest.mark.slow)
 
 

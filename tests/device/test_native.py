@@ -485,17 +485,9 @@ def test_a_forked_process_has_threads_of_its_own(native: Library) -> None:
 # ---- Which library
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "x86_64_v3.so",
-        "arm64.dylib",
-        # The same sources by the same compiler, for other processors of these two kinds.
-        pytest.param("x86_64_v4.so", marks=pytest.mark.slow),
-        pytest.param("aarch64.so", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("name", ["x86_64_v3.so", "x86_64_v4.so", "aarch64.so", "arm64.dylib"])
 def test_the_libraries_are_current(name: str, tmp_path: Path) -> None:
     pytest.importorskip("ziglang")
     compile_library(name, tmp_path / name)

@@ -24,11 +24,10 @@ OTHERS = (
 """What uses those pages."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # a suite in one test
 @pytest.mark.skipif(mmap.PAGESIZE >= SIZE, reason="this machine's pages are as large")
-@pytest.mark.parametrize(
-    "files", [MEMORY, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["memory", "what uses it"]
-)
+@pytest.mark.parametrize("files", [MEMORY, OTHERS], ids=["memory", "what uses it"])
 def test_with_pages_of_16_kib(files: tuple[str, ...]) -> None:
     chosen = [
         "-m",

@@ -110,6 +110,7 @@ def test_odd_widths(device, dtype, n, k):
     check_norm_gated(device, dtype, n, k, "silu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LARGE)
 def test_a_vocabulary(device, dtype):
     check_norm_linear(device, dtype, 49152, 576)

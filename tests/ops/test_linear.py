@@ -73,6 +73,7 @@ def test_odd_widths(device, dtype, rows, n, k):
     check_linear(device, dtype, rows, n, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LARGE)
 def test_a_vocabulary(device, dtype):
     check_linear(device, dtype, 1, 49152, 576)
