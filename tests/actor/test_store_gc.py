@@ -139,7 +139,7 @@ def test_collections_race_saves_of_other_processes(store: DirectoryStore) -> Non
 
 @pytest.mark.slow
 def test_collections_race_saves_for_longer(store: DirectoryStore) -> None:
-    race(store, 30)
+    race(store, 10)
 
 
 def race(store: DirectoryStore, seconds: float) -> None:
