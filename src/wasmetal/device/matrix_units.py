@@ -36,16 +36,6 @@ class MatrixTrials:
     open_with: Callable[[MatrixUnits], AnyBackend]
 
 
-def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B], choosing: type[MatrixUnits] | None = None) -> B:
-    """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on.
-
-    ``choosing``: the class that chooses them; MatrixUnits by default.
-    """
-    backend = open_with((choosing or MatrixUnits)(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
-    backend.info = replace(backend.info, features=(*backend.info.features, MatrixUnits.name))
-    return backend
-
-
 class MatrixUnits:
     """Chooses the kernels with cooperative matrices, unless the precision is ``exact``."""
 
@@ -62,8 +52,11 @@ class MatrixUnits:
 
         Updates ``backend.info.features`` if this tries a kernel that fails.
         """
-        if backend.precision == "exact" or (suited := self.suited(kernel, params)) is None:
-            return kernel
+        suited = None if backend.precision == "exact" else self.suited(kernel, params)
+        return kernel if suited is None else self.tried(backend, kernel, suited)
+
+    def tried(self, backend: AnyBackend, kernel: Kernel, suited: Kernel) -> Kernel:
+        """The variant that suits a GEMM, if its results are right; else the kernel itself. See :meth:`choose`."""
         found = self._only or suited
         return found if self._works(backend, found) else kernel
 
@@ -93,6 +86,16 @@ class MatrixUnits:
         backend.precision = "standard"
         with OpenDevice(backend) as device:
             return find_problem(device, rounded_gemms(kernel.name.split("_", 2)[2]))
+
+
+def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B], choosing: type[MatrixUnits] = MatrixUnits) -> B:
+    """A backend that uses the kernels with cooperative matrices. ``key`` says what the results of trials depend on.
+
+    ``choosing``: the class that chooses them.
+    """
+    backend = open_with(choosing(MatrixTrials(TrialResults(f"{key}.trials"), open_with)))
+    backend.info = replace(backend.info, features=(*backend.info.features, MatrixUnits.name))
+    return backend
 
 
 class HalfSimdgroups(MatrixUnits):

@@ -14,9 +14,9 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from wasmetal.device.backend import AnyBackend, Dispatch, Range
+from wasmetal.device.backend import AnyBackend, Range
 from wasmetal.device.cuda.context import Context, Owned
-from wasmetal.device.cuda.launch import Launch
+from wasmetal.device.cuda.launch import Launch, address_of
 from wasmetal.device.cuda.memory import CudaAllocation, allocate_device
 from wasmetal.device.cuda.pipeline import CudaPipelines
 from wasmetal.device.gemm_trials import rounded_gemms
@@ -121,7 +121,7 @@ class Cublas:
             weight, begin = self._take(stream, "weights", 2 * p.n * p.k), 0
             packed = convert.pack(weight_offset=p.weight_offset, halves_offset=0, rows=p.n, columns=p.k)
             launches.append(self._launch(convert, (read, weight), packed, -(-p.n * p.k // 8 // THREADS)))
-        places = _address(weight) + begin, _address(halves), _address(out) + 4 * p.out_offset
+        places = address_of(weight) + begin, address_of(halves), address_of(out) + 4 * p.out_offset
         return CublasGemm(self, launches, (p.n, p.rows, p.k), places, p.out_stride)
 
     def multiply(self, stream: Any, sizes: tuple[int, int, int], places: Sequence[int], stride: int) -> None:
@@ -180,7 +180,7 @@ class Cublas:
         return Range(self._scratch[name], 0, nbytes)
 
     def _launch(self, kernel: Kernel, ranges: tuple[Range[CudaAllocation], ...], params: bytes, groups: int) -> Launch:
-        return Launch(Dispatch(kernel, self._pipelines.get(kernel), ranges, params, grid(groups)))
+        return Launch(self._pipelines.get(kernel), ranges, params, grid(groups))
 
 
 class CublasGemm:
@@ -212,10 +212,6 @@ def _version() -> str:
     for which, number in enumerate(numbers):
         _call("cublasGetProperty", which, ctypes.byref(number))
     return ".".join(str(number.value) for number in numbers)
-
-
-def _address(bound: Range[CudaAllocation]) -> int:
-    return (bound.allocation.device_address or 0) + bound.offset
 
 
 def _call(function: str, *args: Any) -> None:

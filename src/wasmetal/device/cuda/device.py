@@ -11,6 +11,7 @@ from wasmetal.device.cuda import memory
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.cuda.cublas import Cublas
+from wasmetal.device.cuda.launch import address_of
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import CudaPipelines
 from wasmetal.device.cuda.recording import Code, CudaDispatch, CudaRecording
@@ -50,9 +51,11 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Code:
         """The library's GEMM; or the kernel, or its variant with cooperative matrices, compiled."""
-        rounds = self.precision != "exact" and self._matrices.suited(kernel, params)
-        gemm = self.cublas.find(self, self._stream, kernel, params, ranges) if self.cublas and rounds else None
-        return gemm or self.pipelines.get(self._matrices.choose(self, kernel, params))
+        suited = None if self.precision == "exact" else self._matrices.suited(kernel, params)
+        if suited is None:
+            return self.pipelines.get(kernel)
+        gemm = self.cublas.find(self, self._stream, kernel, params, ranges) if self.cublas else None
+        return gemm or self.pipelines.get(self._matrices.tried(self, kernel, suited))
 
     def build(self, dispatches: Sequence[CudaDispatch]) -> CudaRecording:
         """Prepare the launches."""
@@ -69,7 +72,7 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
 
     def copy(self, source: Range[CudaAllocation], target: Range[CudaAllocation]) -> None:
         """Copy on the stream, and wait for the copy."""
-        places = [(bound.allocation.device_address or 0) + bound.offset for bound in (target, source)]
+        places = [address_of(bound) for bound in (target, source)]
         work = self._start(lambda: call("cuMemcpyAsync", *places, source.nbytes, self._stream.handle))
         abandoned.finish(work.wait, (work, source, target), self.info.name)
         work.result()

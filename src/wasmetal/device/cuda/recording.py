@@ -58,4 +58,4 @@ def _launch(dispatch: CudaDispatch) -> Launch | CublasGemm:
     code = dispatch.code
     if isinstance(code, CublasGemm):
         return code
-    return Launch(Dispatch(dispatch.kernel, code, dispatch.ranges, dispatch.params, dispatch.groups))
+    return Launch(code, dispatch.ranges, dispatch.params, dispatch.groups)
