@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.chunks import ChunkSource, SnapshotError
 from wasmetal.actor.store.leasing import Holder, Lease
-from wasmetal.actor.store.manifest_json import Chunks
+from wasmetal.actor.store.manifest_json import Chunks, chunks_of
+from wasmetal.actor.store.names import checked_id
 from wasmetal.closing import Closing
+from wasmetal.errors import setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -85,12 +88,17 @@ class Store(ABC):
     def holder(self, actor_id: str) -> Holder | None:
         """Who has the actor awake; None if nobody."""
 
-    @abstractmethod
     def saving(self, actor_id: str, lease: Lease | None = None) -> Save:
         """Begin to save an actor. Without its lease, one is held for this save; raises ActorHeldError.
 
         One save at a time with a lease: raises SnapshotError while another is open.
         """
+        with ExitStack() as stack, setting_up(f"save actor {checked_id(actor_id)}", SnapshotError):
+            used = lease or stack.enter_context(self.lease(actor_id))
+            check_lease(used, actor_id)
+            save = self._begin(used, None if lease else used)
+            stack.pop_all()
+            return save
 
     @abstractmethod
     def load(self, actor_id: str, lease: Lease | None = None) -> StoredSnapshot:
@@ -99,9 +107,13 @@ class Store(ABC):
         Raises SnapshotError if there is none, it is damaged, or the store's key does not authenticate it.
         """
 
-    @abstractmethod
     def save(self, actor_id: str, manifest: Mapping[str, Any], chunks: ChunkSource, lease: Lease | None = None) -> None:
         """Save a snapshot whose chunks are elsewhere. Raises SnapshotError, ActorHeldError."""
+        named = chunks_of(manifest)
+        with self.saving(actor_id, lease) as save:
+            for digest, size in named.items():
+                save.put(chunks.get(digest, size))
+            save.commit(manifest)
 
     @abstractmethod
     def actors(self) -> list[str]:
@@ -111,20 +123,40 @@ class Store(ABC):
     def entry(self, actor_id: str) -> Entry:
         """What is known of an actor's snapshot. Raises SnapshotError if there is none."""
 
-    @abstractmethod
     def delete(self, actor_id: str, lease: Lease | None = None) -> None:
         """Remove an actor's snapshot; its chunks go with the next collection. Raises SnapshotError, ActorHeldError."""
+        with ExitStack() as stack, setting_up(f"delete actor {checked_id(actor_id)}", SnapshotError):
+            used = lease or stack.enter_context(self.lease(actor_id))
+            check_lease(used, actor_id)
+            used.begin_save()
+            stack.callback(used.end_save)
+            self._remove(actor_id)
+            used.named = {}
 
     @abstractmethod
     def gc(self) -> Collected:
         """Remove chunks that no snapshot names. Raises SnapshotError, and removes none, if a snapshot is damaged."""
 
+    @abstractmethod
+    def _begin(self, lease: Lease, own: Lease | None) -> Save:
+        """A save of the lease's actor. ``own``: the lease, if it is to be closed with the save."""
 
-def copy_in(save: Save, manifest: Mapping[str, Any], named: Chunks, chunks: ChunkSource) -> None:
-    """Put what a manifest names, and commit it. Raises SnapshotError."""
-    for digest, size in named.items():
-        save.put(chunks.get(digest, size))
-    save.commit(manifest)
+    @abstractmethod
+    def _remove(self, actor_id: str) -> None:
+        """Remove a snapshot, as lastingly as the store can. Raises SnapshotError if there is none."""
+
+
+def check_lease(lease: Lease, actor_id: str) -> None:
+    """Raise SnapshotError unless the lease is that actor's, and held."""
+    lease.check()
+    if lease.actor_id != actor_id:
+        raise SnapshotError(f"the lease is that of actor {lease.actor_id}, not of {actor_id}")
+
+
+def check_named(chunks: Chunks, digest: str, size: int) -> None:
+    """Raise SnapshotError unless a manifest's list of chunks has this one: so nobody gets another actor's."""
+    if chunks.get(digest) != size:
+        raise SnapshotError(f"the manifest's list of chunks has no {digest} of {size} bytes")
 
 
 def no_snapshot(actor_id: str) -> str:

@@ -12,9 +12,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, leases, manifest_json
-from wasmetal.actor.store.base import Collected, Entry, Save, Store, StoredSnapshot, copy_in, no_snapshot
+from wasmetal.actor.store.base import (
+    Collected,
+    Entry,
+    Save,
+    Store,
+    StoredSnapshot,
+    check_lease,
+    check_named,
+    no_snapshot,
+)
 from wasmetal.actor.store.collecting import collect
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
@@ -77,15 +86,6 @@ class DirectoryStore(Store):
         with setting_up(f"look at the lease of actor {checked_id(actor_id)}", SnapshotError):
             return leases.holder(self.layout.lease(actor_id))
 
-    def saving(self, actor_id: str, lease: Lease | None = None) -> DirectorySave:
-        """See :class:`Store`."""
-        with ExitStack() as stack, setting_up(f"save actor {checked_id(actor_id)}", SnapshotError):
-            used = lease or stack.enter_context(self.lease(actor_id))
-            check_lease(used, actor_id)
-            save = DirectorySave(self, used, None if lease else used)
-            stack.pop_all()
-            return save
-
     def load(self, actor_id: str, lease: Lease | None = None) -> DirectorySnapshot:
         """See :class:`Store`."""
         if lease:
@@ -101,12 +101,6 @@ class DirectoryStore(Store):
             stack.pop_all()
             return DirectorySnapshot(self, envelope, chunks, pins)
 
-    def save(self, actor_id: str, manifest: Mapping[str, Any], chunks: ChunkSource, lease: Lease | None = None) -> None:
-        """See :class:`Store`."""
-        named = manifest_json.chunks_of(manifest)
-        with self.saving(actor_id, lease) as save:
-            copy_in(save, manifest, named, chunks)
-
     def actors(self) -> list[str]:
         """See :class:`Store`."""
         with setting_up(f"list the store {self.layout.root}", SnapshotError):
@@ -118,24 +112,20 @@ class DirectoryStore(Store):
             found = self.layout.snapshot(actor_id).stat()
         return Entry(actor_id, found.st_mtime, found.st_size)
 
-    def delete(self, actor_id: str, lease: Lease | None = None) -> None:
-        """See :class:`Store`. It stays deleted when this returns."""
-        with ExitStack() as stack, setting_up(f"delete actor {checked_id(actor_id)}", SnapshotError):
-            used = lease or stack.enter_context(self.lease(actor_id))
-            check_lease(used, actor_id)
-            used.begin_save()
-            stack.callback(used.end_save)
-            path = self.layout.snapshot(actor_id)
-            with _there(actor_id):
-                path.stat()
-            self.files.remove(path)
-            self.files.sync_folder(self.layout.actors)
-            used.named = {}
-
     def gc(self) -> Collected:
         """See :class:`Store`. Safe beside saves, loads and collections of other processes."""
         with setting_up(f"collect the store {self.layout.root}", SnapshotError):
             return collect(self.layout, self.files, lambda actor_id: self._read(actor_id, None).chunks)
+
+    def _begin(self, lease: Lease, own: Lease | None) -> DirectorySave:
+        return DirectorySave(self, lease, own)
+
+    def _remove(self, actor_id: str) -> None:
+        path = self.layout.snapshot(actor_id)
+        with _there(actor_id):
+            path.stat()
+        self.files.remove(path)
+        self.files.sync_folder(self.layout.actors)
 
     def _read(self, actor_id: str, key: Key | None) -> Envelope:
         with _there(actor_id):
@@ -305,19 +295,6 @@ class DirectorySnapshot(StoredSnapshot):
     def close(self) -> None:
         """Let the chunks be collected, unless a snapshot names them. What was mapped stays mapped. Idempotent."""
         self._pins.close()
-
-
-def check_lease(lease: Lease, actor_id: str) -> None:
-    """Raise SnapshotError unless the lease is that actor's, and held."""
-    lease.check()
-    if lease.actor_id != actor_id:
-        raise SnapshotError(f"the lease is that of actor {lease.actor_id}, not of {actor_id}")
-
-
-def check_named(chunks: Chunks, digest: str, size: int) -> None:
-    """Raise SnapshotError unless a manifest's list of chunks has this one: so nobody gets another actor's."""
-    if chunks.get(digest) != size:
-        raise SnapshotError(f"the manifest's list of chunks has no {digest} of {size} bytes")
 
 
 @contextmanager

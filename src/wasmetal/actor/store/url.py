@@ -10,13 +10,20 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, manifest_json, url_leases
-from wasmetal.actor.store.base import Collected, Entry, Save, Store, StoredSnapshot, copy_in, no_snapshot
-from wasmetal.actor.store.directory import check_lease, check_named
+from wasmetal.actor.store.base import (
+    Collected,
+    Entry,
+    Save,
+    Store,
+    StoredSnapshot,
+    check_lease,
+    check_named,
+    no_snapshot,
+)
 from wasmetal.actor.store.envelope import HEADER_BYTES, Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
 from wasmetal.actor.store.leasing import Holder, Lease
@@ -79,15 +86,6 @@ class UrlStore(Store):
         with setting_up(f"look at the lease of actor {checked_id(actor_id)}", SnapshotError):
             return url_leases.holder(self.objects, actor_id)
 
-    def saving(self, actor_id: str, lease: Lease | None = None) -> UrlSave:
-        """See :class:`Store`."""
-        with ExitStack() as stack, setting_up(f"save actor {checked_id(actor_id)}", SnapshotError):
-            used = lease or stack.enter_context(self.lease(actor_id))
-            check_lease(used, actor_id)
-            save = UrlSave(self, used, None if lease else used)
-            stack.pop_all()
-            return save
-
     def load(self, actor_id: str, lease: Lease | None = None) -> UrlSnapshot:
         """See :class:`Store`. Without the lease, its chunks may be collected once it is no longer the actor's."""
         with setting_up(f"load actor {checked_id(actor_id)}", SnapshotError):
@@ -97,12 +95,6 @@ class UrlStore(Store):
         if lease:
             lease.named = snapshot.chunks
         return snapshot
-
-    def save(self, actor_id: str, manifest: Mapping[str, Any], chunks: ChunkSource, lease: Lease | None = None) -> None:
-        """See :class:`Store`."""
-        named = manifest_json.chunks_of(manifest)
-        with self.saving(actor_id, lease) as save:
-            copy_in(save, manifest, named, chunks)
 
     def actors(self) -> list[str]:
         """See :class:`Store`."""
@@ -118,19 +110,6 @@ class UrlStore(Store):
             except FileNotFoundError:
                 raise SnapshotError(no_snapshot(actor_id)) from None
         return Entry(actor_id, changed, nbytes)
-
-    def delete(self, actor_id: str, lease: Lease | None = None) -> None:
-        """See :class:`Store`."""
-        with ExitStack() as stack, setting_up(f"delete actor {checked_id(actor_id)}", SnapshotError):
-            used = lease or stack.enter_context(self.lease(actor_id))
-            check_lease(used, actor_id)
-            used.begin_save()
-            stack.callback(used.end_save)
-            try:
-                self.objects.remove(snapshot_name(actor_id))
-            except FileNotFoundError:
-                raise SnapshotError(no_snapshot(actor_id)) from None
-            used.named = {}
 
     def gc(self) -> Collected:
         """See :class:`Store`. Removes chunks that are older than ``keep_seconds`` and that nothing names."""
@@ -148,6 +127,15 @@ class UrlStore(Store):
                 self.objects.remove(name)
                 removed, removed_bytes = removed + 1, removed_bytes + nbytes
         return Collected(removed, removed_bytes, kept)
+
+    def _begin(self, lease: Lease, own: Lease | None) -> UrlSave:
+        return UrlSave(self, lease, own)
+
+    def _remove(self, actor_id: str) -> None:
+        try:
+            self.objects.remove(snapshot_name(actor_id))
+        except FileNotFoundError:
+            raise SnapshotError(no_snapshot(actor_id)) from None
 
     def read(self, actor_id: str, key: Key | None) -> Envelope:
         """An actor's manifest. Raises SnapshotError, OSError."""
