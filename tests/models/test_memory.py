@@ -15,6 +15,7 @@ from tests.models.tiny import write_tiny_llama
 from tests.models.tiny_bert import write_tiny_bert
 from tests.security.apart import run_apart
 from wasmetal.device import Device
+from wasmetal.memory.resident import resident_bytes
 from wasmetal.models import Embedder, Model
 from wasmetal.models.files.gguf import GGUFFile
 
@@ -119,8 +120,3 @@ def decode_many(spec: str, tokens: str) -> None:
             before, buffers = run(share)
             after, more = run(8 * share)
             print(before, after, more - buffers - 1)  # one array of logits lives as long as the model
-
-
-def resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))

@@ -16,12 +16,14 @@ from weakref import WeakSet
 
 import wasmetal
 from wasmetal.errors import WasmetalError, printable
+from wasmetal.memory.resident import resident_bytes
 from wasmetal.once import once
 from wasmetal.worker.channel import Channel, ChannelError, Header, Payload
-from wasmetal.worker.footprint import ENFORCED, resident_bytes
 
 _CODE = "import sys; sys.path[:] = sys.argv[2:]; from wasmetal.worker.child import main; main(int(sys.argv[1]))"
 _KEPT = ("DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TZ")
+ENFORCED = sys.platform == "linux"
+"""Whether the system holds a process to RLIMIT_DATA: macOS ignores the limits of ``setrlimit``."""
 _START_SECONDS = 60.0
 _GRACE = 2.0
 """Seconds after its deadline in which a worker ends itself, should its parent not be there to do it."""
