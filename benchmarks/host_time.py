@@ -43,7 +43,7 @@ class NoWork(Work):
 
     def wait(self, seconds: float) -> bool:
         """Wait as for a GPU."""
-        return poll(self.ended, seconds)
+        return poll(self.ended, seconds, self.patient)
 
     def ended(self) -> bool:
         """Whether it would have ended."""

@@ -81,8 +81,8 @@ class Queue:
         self._in_flight: dict[Work, Sequence[Recording]] = {}  # what pending submissions run
         on_release(self, _abandon_all, self._in_flight)
 
-    def submit(self, lists: Sequence[RecordedList]) -> DeviceSubmission:
-        """Start one or more finished lists, in order, as one submission.
+    def submit(self, lists: Sequence[RecordedList], patient: bool = False) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission. ``patient``: how it is waited for.
 
         Raises DeviceError if one is unfinished, closed, pending or named twice, and DeviceLostError.
         """
@@ -111,6 +111,7 @@ class Queue:
             except DeviceLostError:
                 self._lost = True
                 raise
+            work.patient = patient
             self._in_flight[work] = recordings
             submission = DeviceSubmission(self, work, dispatches)
             for commands in lists:

@@ -14,7 +14,7 @@ SPIN = 2e-3
 tokens of small models end within them."""
 
 _SLEEP, _LONGEST = 0.05, 1e-3
-"""How long it sleeps at a time after that: a part of the time that it has waited, and at most so many seconds."""
+"""How long :func:`poll` sleeps at a time after that: a part of the time that it has waited, and at most so many seconds."""
 
 
 def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) -> None:
@@ -32,13 +32,14 @@ def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) 
             raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
 
 
-def poll(ended: Callable[[], bool], seconds: float) -> bool:
+def poll(ended: Callable[[], bool], seconds: float, patient: bool = False) -> bool:
     """Ask ``ended()`` until it is true, for at most ``seconds``; return the last answer.
 
-    For work that cannot be waited for in any other way, or not as quickly.
+    For work that cannot be waited for in any other way. ``patient``: sleep from the beginning, so that other threads
+    get Python's lock: one that asks again and again lets go of it for too short a time.
     """
     begin = time.perf_counter()
-    done = spin(ended, seconds)
+    done = ended() if patient else spin(ended, seconds)
     while not done and (waited := time.perf_counter() - begin) < seconds:
         time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
         done = ended()

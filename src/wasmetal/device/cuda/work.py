@@ -41,7 +41,7 @@ class CudaWork(Work):
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
         self._context.use()
-        return poll(self._ask, seconds)
+        return poll(self._ask, seconds, self.patient)
 
     def ended(self) -> bool:
         """Whether the work has ended. Raises DeviceLostError."""

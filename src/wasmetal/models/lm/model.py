@@ -267,8 +267,8 @@ class Model(Closing):
         taken.write([segment for job in jobs for segment in job.segments])
         begun = [growth for job in jobs for growth in job.begun]
         copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
-        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)])
-        users: list[Pass | Head | TopLogits | Growth] = [taken, *(head for head, _ in heads)]
+        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)], patient=len(jobs) > 1)
+        users: list[Pass | Head | Growth] = [taken, *(head for head, _ in heads if isinstance(head, Head))]
         for user in users + [growth for job in jobs for growth in job.written]:
             user.submission = submission
         return submission

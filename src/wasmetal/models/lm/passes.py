@@ -131,11 +131,18 @@ class Pass:
         """
         alone = [(each, row) for each, row in wanted if isinstance(each, Head)]
         must = self._deterministic or len(alone) < len(wanted)
+        if self._heads:
+            self._heads.forget()
         if wanted and (must or len(wanted) > 1) and (heads := self._joint_heads(must)):
             return heads.lists(wanted)
         for head, row in alone:
             head.select(row)
         return [head.commands for head, _ in alone]
+
+    def collect(self) -> None:
+        """Take what the latest submission, which has ended, has found of logits."""
+        if self._heads:
+            self._heads.collect()
 
     def close(self) -> None:
         """Release the lists. Idempotent."""

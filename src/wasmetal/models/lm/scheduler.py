@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.models.lm.heads import Wanted
 from wasmetal.models.lm.kv_cache import Growth
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
+from wasmetal.models.lm.signal import Signal
 
 _ROWS = ROWS[1]
 """Batches have up to a multiple of so many rows."""
@@ -49,8 +51,8 @@ class Job:
     """Its part of a submission, once there is one."""
     error: Exception | None = None
     """Why there is none."""
-    wake: threading.Event = field(default_factory=threading.Event)
-    """Set when there is news for the job's thread."""
+    wake: Signal = field(default_factory=Signal)
+    """Given when there is news for the job's thread."""
     rows: int = field(init=False)
     """The number of its rows."""
 
@@ -85,7 +87,7 @@ class Batch:
     def wake(self) -> None:
         """Have every thread of the batch look at it."""
         for job in self.jobs:
-            job.wake.set()
+            job.wake.give()
 
 
 class Part:
@@ -154,8 +156,12 @@ class Scheduler:
         self._current: Batch | None = None
         self._expected: set[int] = set()
         """Sequences of the last batch that have not come back for their next token."""
-        self._until = -math.inf
-        """For how long they are waited for."""
+        self._ended = self._until = -math.inf
+        """When the last batch ended, and how long they are waited for."""
+        self._returned = 0
+        """How many of its sequences have come back."""
+        self._pace = 0.0
+        """Seconds that one has taken to come back, when as many did as with the batch before."""
 
     def run(self, job: Job) -> Generator[Submission | None, None, Part]:
         """Do a job, in steps: None while it waits for its turn, and a submission that must have ended before the next.
@@ -172,7 +178,6 @@ class Scheduler:
         """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
         if not batch.waiting.acquire(blocking=False):
             job.wake.wait(min(seconds, _LOOK))
-            job.wake.clear()
             return
         error = None
         try:
@@ -187,15 +192,18 @@ class Scheduler:
                 batch.wake()  # another thread may have to wait in its place
         with self._lock:
             self._end(batch, error)
-        batch.wake()
 
     def leave(self, batch: Batch) -> None:
         """A part of the batch has been abandoned."""
         with self._lock:
             batch.users -= 1
-            if batch.users == 0 and not batch.ended:
+            if batch.ended:
+                return
+            if batch.users == 0:
                 batch.submission.abandon()
                 self._end(batch)
+            else:
+                batch.wake()  # it may have been the one that was to wait for the device
 
     def close(self) -> None:
         """Release the passes. Idempotent."""
@@ -204,13 +212,22 @@ class Scheduler:
 
     def _once(self, job: Job) -> Generator[Submission | None, None, Part]:
         job.part = None
-        with self._lock:
-            self._expected -= {job.sequence}
-            self._queue.append(job)
         try:
-            while (part := self._step(job)) is None:
-                yield None
-            yield part
+            with self._lock:
+                if job.sequence in self._expected:
+                    self._comes_back(job.sequence)
+                self._queue.append(job)
+                self._advance(job)
+            while not job.part:
+                if job.error:
+                    raise job.error
+                self._wait_for_turn(job)
+                if not (job.part or job.error):
+                    with self._lock:
+                        self._advance(job)
+                    if not (job.part or job.error):
+                        yield None
+            yield job.part
         except BaseException:
             with self._lock:
                 if job in self._queue:
@@ -219,42 +236,46 @@ class Scheduler:
                 elif job.part:
                     job.part.abandon()
             raise
-        return part
-
-    def _step(self, job: Job) -> Part | None:
-        """Submit what waits if that is possible now, or wait for a moment; return the job's part if there is one."""
-        given_up = None
-        with self._lock:
-            pause = 0.0 if job.part or job.error else self._pause()
-            if not (job.part or job.error or pause):
-                taken = next((each for each in self._free if not each.pending), None)
-                if taken:
-                    self._submit(taken)
-                else:
-                    given_up = self._free[0].submission
-            current = self._current
-        if given_up:
-            _wait_for_abandoned(given_up)
-        elif not (job.part or job.error):
-            if current:
-                self.wait(current, job, _LOOK)
-            else:
-                job.wake.wait(pause or _LOOK)
-                job.wake.clear()
-        if job.error:
-            raise job.error
         return job.part
+
+    def _wait_for_turn(self, job: Job) -> None:
+        """Wait for a moment, or until there is news for a job that is in no batch yet."""
+        if current := self._current:
+            self.wait(current, job, _LOOK)
+        elif pause := self._pause():
+            first = next(iter(self._queue), None)
+            job.wake.wait(pause if job is first else _LOOK)  # the first submits for all
+        elif submission := self._free[0].submission:
+            _wait_for_abandoned(submission)
+
+    def _advance(self, job: Job | None = None) -> None:
+        """Submit what waits if that is possible now. ``job``: the one of this thread, if it waits."""
+        current = self._current
+        if current and not current.waiting.locked() and not current.submission.pending:
+            self._end(current)
+        if self._queue and not self._pause():
+            taken = next((each for each in self._free if not each.pending), None)
+            if taken:
+                self._submit(taken, job)
 
     def _pause(self) -> float:
         """Seconds until a batch may be submitted, as far as that is known; 0 if it may be now."""
-        if self._current and not self._current.submission.pending:
-            self._end(self._current)
         if self._current:
             return _LOOK
-        left = self._until - time.monotonic()
-        return min(left, _LOOK) if self._expected and left > 0 else 0.0
+        missing = len(self._expected)
+        left = self._until - time.monotonic() if missing else 0.0
+        if left <= 0 or (len(self._queue) >= missing and missing * self._pace > left):
+            return 0.0
+        return min(left, _LOOK)
 
-    def _submit(self, taken: Pass) -> None:
+    def _comes_back(self, sequence: int | None) -> None:
+        """A sequence of the last batch is here for its next token."""
+        self._expected.discard(cast(int, sequence))
+        self._returned += 1
+        self._pace = (time.monotonic() - self._ended) / self._returned
+
+    def _submit(self, taken: Pass, mine: Job | None) -> None:
+        """Submit the next batch. ``mine``: the job of this thread."""
         jobs = self._next()
         self._free.remove(taken)
         try:
@@ -270,12 +291,13 @@ class Scheduler:
                     self._queue.append(job)
                 else:
                     job.error = error
-        else:
-            self._current = batch = Batch(submission, taken, jobs)
-            for job in jobs:
-                job.part = Part(self, batch, job)
+                job.wake.give()
+            return
+        self._current = batch = Batch(submission, taken, jobs)
         for job in jobs:
-            job.wake.set()
+            job.part = Part(self, batch, job)
+        if mine not in jobs:
+            jobs[0].wake.give()  # to wait for the device; the others sleep on
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
@@ -299,20 +321,24 @@ class Scheduler:
         batch.error = error or batch.outcome()
         batch.ended = True
         if not batch.error and not batch.submission.pending:
-            for job in batch.jobs:
-                for head, _ in job.heads:
-                    head.collect()  # before the next batch uses the pass
+            batch.taken.collect()  # before the next batch uses the pass
         self._free.insert(0, batch.taken)  # the next token then uses the same buffers
-        if self._current is batch:
-            self._current = None
-            part, most = _SAMPLING
-            self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
-            self._until = time.monotonic() + min(part * batch.submission.seconds, most)
-        self._nudge()
+        try:
+            if self._current is batch:
+                self._current = None
+                part, most = _SAMPLING
+                self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
+                self._ended, self._returned = time.monotonic(), 0
+                self._until = self._ended + min(part * batch.submission.seconds, most)
+                self._advance()
+            self._nudge()
+        finally:
+            batch.wake()
 
     def _nudge(self) -> None:
+        """Have the first job that waits see whether it still must."""
         if self._queue:
-            self._queue[0].wake.set()
+            self._queue[0].wake.give()
 
 
 def _wait_for_abandoned(submission: Submission) -> None:
