@@ -16,6 +16,9 @@ tokens of small models end within them."""
 _SLEEP, _LONGEST = 0.05, 1e-3
 """How long :func:`poll` sleeps at a time after that: a part of the time that it has waited, and at most so many seconds."""
 
+_NAP = 2e-4
+"""How long a patient one sleeps, at least."""
+
 
 def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) -> None:
     """Call ``wait(seconds)``, which blocks for at most ``seconds``, until it returns True.
@@ -41,7 +44,8 @@ def poll(ended: Callable[[], bool], seconds: float, patient: bool = False) -> bo
     begin = time.perf_counter()
     done = ended() if patient else spin(ended, seconds)
     while not done and (waited := time.perf_counter() - begin) < seconds:
-        time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
+        least = _NAP if patient else 0.0
+        time.sleep(min(max(_SLEEP * waited, least), _LONGEST, seconds - waited))
         done = ended()
     return done
 

@@ -8,6 +8,7 @@ guest, the seconds on the clock are charged to it, if they are more than the dev
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -138,7 +139,8 @@ class Share:
 
     def _first(self) -> list[Share]:
         """The guests that are to go first."""
-        return [other for other in self._queue.shares if self._used - other._used > SLICE and other._wants()]
+        least = self._used - SLICE
+        return [other for other in self._queue.shares if other._used < least and other._wants()]
 
 
 def _ignore(_: Submission) -> None:
@@ -162,11 +164,13 @@ class _Queue:
 
     def settle(self) -> None:
         """Charge guests for what has ended, often that of many at once. Called with the lock."""
-        ended = [each for each in self.submissions if not each[1].pending]
+        ended: list[tuple[Share, Submission]] = []
+        pending: list[tuple[Share, Submission]] = []
+        for each in self.submissions:
+            (pending if each[1].pending else ended).append(each)
         if not ended:
             return
-        over = set(map(id, ended))
-        self.submissions[:] = [each for each in self.submissions if id(each) not in over]
+        self.submissions[:] = pending
         now = time.monotonic()
         for share, submission in ended:
             share._count(submission)
@@ -176,10 +180,11 @@ class _Queue:
                 seconds = max(seconds, now - max(share._holds_up, self.charged))
             self.charged = now
             share._used += seconds
-        latest = max((share._used for share in self.shares if share._waits), default=0.0)
+        latest = max([share._used for share in self.shares if share._waits], default=0.0)
         for share, _ in ended:
             share._holds_up = now if latest - share._used > SLICE else None
-        wanting = [share._used for share in self.shares if len(self.shares) == 1 or share._wants()]
+        recent = now - PAUSE if len(self.shares) > 1 else -math.inf
+        wanting = [share._used for share in self.shares if share._waits or share._left > recent]
         self.time = max(self.time, min(wanting, default=0.0))
         self.changed.notify_all()
 

@@ -85,12 +85,15 @@ class Pass:
         """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all."""
         row = 0
         for number, segment in enumerate(segments):
-            count = len(segment.tokens)
-            self._ids[row : row + count] = segment.tokens
-            self._batch[1 + row : 1 + row + count, 0] = range(segment.position, segment.position + count)
-            self._batch[1 + row : 1 + row + count, 1] = number
-            self._sequences[number, 0] = segment.position + count
-            self._sequences[number, 1 : 1 + len(segment.pages)] = segment.pages
+            count, pages, position = len(segment.tokens), len(segment.pages), segment.position
+            if count == 1:
+                self._ids[row] = segment.tokens[0]
+                self._batch[1 + row] = position, number
+            else:
+                self._ids[row : row + count] = segment.tokens
+                self._batch[1 + row : 1 + row + count, 0] = range(position, position + count)
+                self._batch[1 + row : 1 + row + count, 1] = number
+            self._sequences[number, : 1 + pages] = position + count, *segment.pages
             row += count
         if self._deterministic and row <= self._device.info.few_rows:
             row = self._pad(row, self._device.info.few_rows + 1, len(segments))

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -74,6 +75,8 @@ class Batch:
         self.error: Exception | None = None
         self.waiting = threading.Lock()
         """Held by the thread that waits for the device."""
+        self._asleep = list(jobs)
+        """Jobs whose threads have not been woken since the batch ended."""
 
     def outcome(self) -> Exception | None:
         """The error that the submission has ended with; None if it has succeeded, or not ended."""
@@ -89,6 +92,14 @@ class Batch:
         for job in self.jobs:
             job.wake.give()
 
+    def wake_one(self) -> None:
+        """Wake one more of the threads, now that the batch has ended; it wakes the next in turn.
+
+        If all woke at once, most would do so in vain, again and again: one of them has Python's lock.
+        """
+        with suppress(IndexError):
+            self._asleep.pop().wake.give()
+
 
 class Part:
     """One job's part of a batch, as a submission: its seconds are shared out by rows."""
@@ -101,8 +112,9 @@ class Part:
 
     @property
     def pending(self) -> bool:
-        """Whether the batch has not ended yet."""
-        return self._batch.submission.pending
+        """Whether the batch is not known to have ended. The device is asked only if no thread waits for it."""
+        batch = self._batch
+        return not batch.ended and (batch.waiting.locked() or batch.submission.pending)
 
     @property
     def seconds(self) -> float:
@@ -130,6 +142,10 @@ class Part:
                 raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
         if batch.error and not self.failed_with_others:
             raise batch.error
+
+    def pass_on(self) -> None:
+        """The caller is done with this part: the next one of the batch may go on."""
+        self._batch.wake_one()
 
     def abandon(self) -> None:
         """Nobody waits for this part any more. The submission is abandoned with its last part. Idempotent."""
@@ -198,6 +214,7 @@ class Scheduler:
         with self._lock:
             batch.users -= 1
             if batch.ended:
+                batch.wake_one()
                 return
             if batch.users == 0:
                 batch.submission.abandon()
@@ -228,6 +245,7 @@ class Scheduler:
                     if not (job.part or job.error):
                         yield None
             yield job.part
+            job.part.pass_on()
         except BaseException:
             with self._lock:
                 if job in self._queue:
@@ -301,17 +319,18 @@ class Scheduler:
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
-        first = self._queue[0]
-        room = [-(-first.rows // _ROWS) * _ROWS, SEQUENCES, SEQUENCES]
-        jobs = []
-        for job in self._queue:
-            needs = job.rows, len(job.segments), len(job.heads)
-            fits = all(need <= some for need, some in zip(needs, room, strict=True))
-            if job is first or (fits and not first.alone and not job.alone):
+        first, *others = self._queue
+        jobs, left = [first], []
+        rows = -(-first.rows // _ROWS) * _ROWS - first.rows
+        sequences, heads = SEQUENCES - len(first.segments), SEQUENCES - len(first.heads)
+        for job in others:
+            fits = job.rows <= rows and len(job.segments) <= sequences and len(job.heads) <= heads
+            if fits and not first.alone and not job.alone:
                 jobs.append(job)
-                room = [some - need for need, some in zip(needs, room, strict=True)]
-        for job in jobs:
-            self._queue.remove(job)
+                rows, sequences, heads = rows - job.rows, sequences - len(job.segments), heads - len(job.heads)
+            else:
+                left.append(job)
+        self._queue[:] = left
         return jobs
 
     def _end(self, batch: Batch, error: Exception | None = None) -> None:
@@ -333,7 +352,7 @@ class Scheduler:
                 self._advance()
             self._nudge()
         finally:
-            batch.wake()
+            batch.wake_one()
 
     def _nudge(self) -> None:
         """Have the first job that waits see whether it still must."""
