@@ -165,8 +165,9 @@ class Queue:
                 self._backend.prepare(recordings)
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
+        ended = False
         try:
-            work.wait(seconds)
+            ended = work.wait(seconds)
         except DeviceLostError as lost:
             with self.lock:
                 self._end(submission, lost)
@@ -174,7 +175,7 @@ class Queue:
             if not self._pending or self._pending[0] is not submission:
                 # Settle earlier submissions first, in order: this one may depend on them to end.
                 self._settle()
-            if self._poll(submission):
+            if self._poll(submission, ended):
                 self._check_answers(submission)
         return submission.work is None
 
@@ -197,12 +198,12 @@ class Queue:
         while self._pending and not self._poll(self._pending[0]):
             pass
 
-    def _poll(self, submission: DeviceSubmission) -> bool:
-        """Settle a submission if it has ended; return whether it is pending."""
+    def _poll(self, submission: DeviceSubmission, ended: bool = False) -> bool:
+        """Settle a submission if it has ended; return whether it is pending. ``ended``: it is known to have."""
         work = submission.work
         if work is not None:
             try:
-                if not work.ended():
+                if not (ended or work.ended()):
                     return True
                 submission.seconds, error = work.result()
             except DeviceLostError as lost:  # a lost device runs nothing

@@ -186,7 +186,8 @@ class _Queue:
         recent = now - PAUSE if len(self.shares) > 1 else -math.inf
         wanting = [share._used for share in self.shares if share._waits or share._left > recent]
         self.time = max(self.time, min(wanting, default=0.0))
-        self.changed.notify_all()
+        if len(self.shares) > 1:
+            self.changed.notify_all()
 
     def left_behind(self) -> bool:
         """Whether the device is still at work for a guest that was closed a moment ago."""

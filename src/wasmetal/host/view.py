@@ -36,7 +36,8 @@ class GuestMemory:
     def raw(self, ptr: int, count: int, element: np.dtype[Any]) -> NDArray[np.uint8]:
         """The bytes of what :meth:`array` returns. Viewing them as records would take longer than to get them."""
         nbytes = count * element.itemsize
-        self._check(ptr, nbytes, element.alignment)
+        if ptr % element.alignment or ptr + nbytes > self._region.size:
+            self._check(ptr, nbytes, element.alignment)
         return self._region.part(ptr, ptr + nbytes)
 
     def size(self, ptr: int) -> NDArray[Any]:

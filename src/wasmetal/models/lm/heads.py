@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -181,7 +182,7 @@ class Heads:
             each.found, each.sums = found[row, : each.k], sums[row]
 
     def _top(self, rows: int, k: int) -> _Top:
-        key = next(n for n in _TOP_ROWS if n >= rows), next(n for n in _TOP if n >= k)
+        key = _TOP_ROWS[bisect_left(_TOP_ROWS, rows)], _TOP[bisect_left(_TOP, k)]
         if key not in self._tops:
             self._tops[key] = _Top(self._device, self.logits.rows(0, key[0]), key[1])
         return self._tops[key]
@@ -214,8 +215,9 @@ class _Top:
 
     def take(self, rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """A copy of what was found in the first rows: i32 [rows, k, 2], ids and the bits of values; f32 [rows, 2]."""
-        ids, values = self.ids.values[:rows], self.values.values[:rows].view(np.int32)
-        return np.stack((ids, values), axis=-1), self.totals.values[:rows].copy()
+        found = np.empty((rows, self.ids.values.shape[1], 2), np.int32)
+        found[:, :, 0], found[:, :, 1] = self.ids.values[:rows], self.values.values[:rows].view(np.int32)
+        return found, self.totals.values[:rows].copy()
 
     def close(self) -> None:
         """Release the list and its memory. Idempotent."""

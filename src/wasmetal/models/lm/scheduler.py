@@ -11,7 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -58,7 +57,7 @@ class Job:
     """The number of its rows."""
 
     def __post_init__(self) -> None:
-        self.rows = sum(len(segment.tokens) for segment in self.segments)
+        self.rows = sum([len(segment.tokens) for segment in self.segments])
 
 
 class Batch:
@@ -68,7 +67,7 @@ class Batch:
         self.submission = submission
         self.taken = taken
         self.jobs = jobs
-        self.rows = sum(job.rows for job in jobs)
+        self.rows = sum([job.rows for job in jobs])
         self.users = len(jobs)
         """How many jobs have not given up."""
         self.ended = False
@@ -97,8 +96,12 @@ class Batch:
 
         If all woke at once, most would do so in vain, again and again: one of them has Python's lock.
         """
-        with suppress(IndexError):
-            self._asleep.pop().wake.give()
+        if self._asleep:
+            try:
+                job = self._asleep.pop()
+            except IndexError:  # another thread has just woken the last
+                return
+            job.wake.give()
 
 
 class Part:
