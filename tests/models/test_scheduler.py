@@ -66,7 +66,8 @@ class Gate:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[list[int]] = []
         self._model = model
-        self._waiting = threading.Event()
+        self.hold: Callable[[], object] = lambda: None
+        """Called while all calls wait."""
 
         def noting(start: Starter) -> Starter:
             def noted(taken: Pass, jobs: Sequence[Job]) -> Submission:
@@ -88,6 +89,7 @@ class Gate:
             with scheduler._current.waiting:  # and nobody waits for the device
                 futures = [threads.submit(call) for call in calls]
                 until(lambda: len(scheduler._queue) == len(calls))
+                self.hold()
             scheduler._pause = real
             submission.wait()
             for _ in steps:
@@ -280,7 +282,9 @@ class TestFailures:
         assert gate.together(*(lambda s=s: expect_loss(s) for s in sessions)) == [True] * 3
 
     @pytest.mark.parametrize("given_up", ["waiting", "in flight"])
-    def test_a_caller_that_gives_up(self, on_cpu: Model, gate: Gate, given_up: str) -> None:
+    def test_a_caller_that_gives_up(
+        self, on_cpu: Model, gate: Gate, given_up: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         session, other = on_cpu.session(), on_cpu.session()
         free = on_cpu.cache.free
         with on_cpu.session() as same:
@@ -293,7 +297,11 @@ class TestFailures:
                 pass
             assert (submission is None) == (given_up == "waiting")
             steps.close()
+            gave_up.set()
 
+        gave_up = threading.Event()
+        if given_up == "waiting":  # which it notices when it next looks
+            monkeypatch.setattr(gate, "hold", lambda: gave_up.wait(PATIENCE))
         _, logits = gate.together(give_up, lambda: step(other, 5))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         assert (session.length, other.length) == (0, 1)

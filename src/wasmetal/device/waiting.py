@@ -14,7 +14,7 @@ SPIN = 2e-3
 tokens of small models end within them."""
 
 _SLEEP, _LONGEST = 0.05, 1e-3
-"""How long :func:`poll` sleeps at a time after that: a part of the time that it has waited, and at most so many seconds."""
+"""How long :func:`poll` sleeps at a time after that: a part of the time that it has waited, and at most so much."""
 
 _NAP = 2e-4
 """How long a patient one sleeps, at least."""
