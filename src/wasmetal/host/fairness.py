@@ -25,6 +25,8 @@ short lists would lose its turn to one with long lists after every list. As long
 LEFT_BEHIND = 1.0
 """Seconds for which others wait for what a closed guest left on the device before they submit more. Otherwise guests
 that come, submit and go would fill the device's queue."""
+_FEW, _EXACT = 8, SLICE / 16
+"""So many guests or more are counted together, once so much has been charged: not all of them for each token of one."""
 _LOOK = 0.05
 """Seconds of waiting for a turn between two checks of the guest's limits."""
 
@@ -86,11 +88,11 @@ class Share:
 
         It may if it is not ahead of any guest that wants the device by more than SLICE, and no closed guest left work.
         """
-        if len(self._queue.shares) == 1:
-            return True
-        self.settle()
         queue = self._queue
+        if len(queue.shares) == 1:
+            return True
         with queue.lock:
+            queue.settle()
             self._return()
             first = self._first()
             for other in first:
@@ -140,6 +142,8 @@ class Share:
     def _first(self) -> list[Share]:
         """The guests that are to go first."""
         least = self._used - SLICE
+        if least <= self._queue.time:  # nobody who wants the device has used less
+            return []
         return [other for other in self._queue.shares if other._used < least and other._wants()]
 
 
@@ -160,10 +164,14 @@ class _Queue:
         self.charged = 0.0
         """When a submission was last charged for."""
         self.time = 0.0
-        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest count."""
+        self._uncounted = 0.0
+        """Seconds charged since then."""
 
     def settle(self) -> None:
         """Charge guests for what has ended, often that of many at once. Called with the lock."""
+        if not self.submissions:
+            return
         ended: list[tuple[Share, Submission]] = []
         pending: list[tuple[Share, Submission]] = []
         for each in self.submissions:
@@ -171,7 +179,7 @@ class _Queue:
         if not ended:
             return
         self.submissions[:] = pending
-        now = time.monotonic()
+        now, behind = time.monotonic(), len(self.shares) < _FEW
         for share, submission in ended:
             share._count(submission)
             seconds = submission.seconds
@@ -180,6 +188,11 @@ class _Queue:
                 seconds = max(seconds, now - max(share._holds_up, self.charged))
             self.charged = now
             share._used += seconds
+            self._uncounted += seconds
+            behind = behind or share._holds_up is not None
+        if self._uncounted < _EXACT and not behind:
+            return
+        self._uncounted = 0.0
         latest = max([share._used for share in self.shares if share._waits], default=0.0)
         for share, _ in ended:
             share._holds_up = now if latest - share._used > SLICE else None
