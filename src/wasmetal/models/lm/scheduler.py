@@ -1,8 +1,11 @@
 """Continuous batching: what several callers ask of a model at the same time becomes one submission.
 
-Rows wait while a batch is in flight; then one of the waiting threads submits what waits, for all of them. So a sequence
-joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a caller who is
-alone submits at once, and waits for the device itself.
+Rows wait while a batch is in flight; then the thread that waited for the device submits what waits, for all of them. So
+a sequence joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a
+caller who is alone submits at once, and waits for the device itself.
+
+With many callers, Python's global lock is what they wait for most. So a thread sleeps from when its job is queued until
+its batch has ended, and those of a batch wake one after the other.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 
 from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
@@ -29,7 +32,8 @@ _SLICE = 0.5
 """Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
 _SAMPLING = 0.5, 4e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
-last batch's time, and at most so many seconds."""
+last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
+missing take longer to come back. Then the others take turns with them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +78,7 @@ class Batch:
         self.error: Exception | None = None
         self.waiting = threading.Lock()
         """Held by the thread that waits for the device."""
-        self._asleep = list(jobs)
+        self.asleep = list(jobs)
         """Jobs whose threads have not been woken since the batch ended."""
 
     def outcome(self) -> Exception | None:
@@ -87,21 +91,19 @@ class Batch:
         return None
 
     def wake(self) -> None:
-        """Have every thread of the batch look at it."""
+        """Have every thread of the batch look at it: one of them is to wait for the device."""
         for job in self.jobs:
             job.wake.give()
 
     def wake_one(self) -> None:
-        """Wake one more of the threads, now that the batch has ended; it wakes the next in turn.
+        """Wake one more of the threads, now that the batch has ended, which does the same once it has its results.
 
-        If all woke at once, most would do so in vain, again and again: one of them has Python's lock.
+        If all woke at once, most would do so in vain, again and again: only one at a time has Python's lock. A thread
+        that is held up holds up the next for _LOOK seconds at most.
         """
-        if self._asleep:
-            try:
-                job = self._asleep.pop()
-            except IndexError:  # another thread has just woken the last
-                return
-            job.wake.give()
+        if self.asleep:
+            with suppress(IndexError):  # another thread may have woken the last just now
+                self.asleep.pop().wake.give()
 
 
 class Part:
@@ -109,35 +111,35 @@ class Part:
 
     def __init__(self, scheduler: Scheduler, batch: Batch, job: Job) -> None:
         self._scheduler = scheduler
-        self._batch = batch
+        self.batch = batch
         self._job = job
         self._abandoned = False
 
     @property
     def pending(self) -> bool:
         """Whether the batch is not known to have ended. The device is asked only if no thread waits for it."""
-        batch = self._batch
+        batch = self.batch
         return not batch.ended and (batch.waiting.locked() or batch.submission.pending)
 
     @property
     def seconds(self) -> float:
         """Device time of the batch, in proportion to the job's rows; 0.0 while pending."""
-        return self._batch.submission.seconds * self._job.rows / self._batch.rows
+        return self.batch.submission.seconds * self._job.rows / self.batch.rows
 
     @property
     def dispatches(self) -> int:
         """The number of dispatches of the batch."""
-        return self._batch.submission.dispatches
+        return self.batch.submission.dispatches
 
     @property
     def failed_with_others(self) -> bool:
         """Whether the device failed at the batch, perhaps because of what another job had in it."""
-        batch = self._batch
+        batch = self.batch
         return len(batch.jobs) > 1 and batch.error is not None and not isinstance(batch.error, DeviceLostError)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the batch has ended. Raises what :meth:`Submission.wait` does, but see ``failed_with_others``."""
-        batch, end = self._batch, math.inf if timeout is None else time.monotonic() + timeout
+        batch, end = self.batch, math.inf if timeout is None else time.monotonic() + timeout
         while not batch.ended:
             left = max(end - time.monotonic(), 0.0)
             self._scheduler.wait(batch, self._job, min(left, _SLICE))
@@ -146,15 +148,11 @@ class Part:
         if batch.error and not self.failed_with_others:
             raise batch.error
 
-    def pass_on(self) -> None:
-        """The caller is done with this part: the next one of the batch may go on."""
-        self._batch.wake_one()
-
     def abandon(self) -> None:
         """Nobody waits for this part any more. The submission is abandoned with its last part. Idempotent."""
         if not self._abandoned:
             self._abandoned = True
-            self._scheduler.leave(self._batch)
+            self._scheduler.leave(self.batch, self._job)
 
 
 class Scheduler:
@@ -180,7 +178,7 @@ class Scheduler:
         self._returned = 0
         """How many of its sequences have come back."""
         self._pace = 0.0
-        """Seconds that one has taken to come back, when as many did as with the batch before."""
+        """Seconds for each that has come back, the last time that one did."""
 
     def run(self, job: Job) -> Generator[Submission | None, None, Part]:
         """Do a job, in steps: None while it waits for its turn, and a submission that must have ended before the next.
@@ -212,17 +210,17 @@ class Scheduler:
         with self._lock:
             self._end(batch, error)
 
-    def leave(self, batch: Batch) -> None:
-        """A part of the batch has been abandoned."""
+    def leave(self, batch: Batch, job: Job) -> None:
+        """A job's part of the batch has been abandoned."""
         with self._lock:
             batch.users -= 1
             if batch.ended:
                 batch.wake_one()
-                return
-            if batch.users == 0:
+            elif batch.users == 0:
                 batch.submission.abandon()
                 self._end(batch)
             else:
+                batch.asleep.remove(job)
                 batch.wake()  # it may have been the one that was to wait for the device
 
     def close(self) -> None:
@@ -235,7 +233,7 @@ class Scheduler:
         try:
             with self._lock:
                 if job.sequence in self._expected:
-                    self._comes_back(job.sequence)
+                    self._comes_back(job)
                 self._queue.append(job)
                 self._advance(job)
             while not job.part:
@@ -248,7 +246,7 @@ class Scheduler:
                     if not (job.part or job.error):
                         yield None
             yield job.part
-            job.part.pass_on()
+            job.part.batch.wake_one()
         except BaseException:
             with self._lock:
                 if job in self._queue:
@@ -289,9 +287,9 @@ class Scheduler:
             return 0.0
         return min(left, _LOOK)
 
-    def _comes_back(self, sequence: int | None) -> None:
+    def _comes_back(self, job: Job) -> None:
         """A sequence of the last batch is here for its next token."""
-        self._expected.discard(cast(int, sequence))
+        self._expected -= {job.sequence}
         self._returned += 1
         self._pace = (time.monotonic() - self._ended) / self._returned
 
