@@ -133,8 +133,9 @@ def measure(path: Path, guests: int, tokens: int, seconds: tuple[float, float, f
     """Have guests decode. ``seconds``: of a submission with one row; of one with more, and for each of those."""
     backend = NoBackend()
     tokens *= 10 if guests == 1 else 1
+    context = ours.PROMPT_S + max(tokens, ours.WARM_UP) + 1
     device = OpenDevice(backend)
-    with device, load_model(path, device, context=ours.PROMPT_S + tokens + 1, contexts=guests + 1) as model:
+    with device, load_model(path, device, context=context, contexts=guests + 1) as model:
         ours.decode(model, guests, ours.WARM_UP)
         rows = _time_batches(model, backend, seconds)
         marks: list[tuple[float, float]] = []
