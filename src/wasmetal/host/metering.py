@@ -78,7 +78,7 @@ class MeteredDevice:
         it has waited, is used up.
         """
         begin = now = time.monotonic()
-        error = None
+        error: Exception | None = None
         while True:
             try:
                 submission.wait(min(LOOK, max(end - now, 0.0)))
