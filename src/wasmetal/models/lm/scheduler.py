@@ -57,11 +57,21 @@ class Job:
     """Why there is none."""
     wake: Signal = field(default_factory=Signal)
     """Given when there is news for the job's thread."""
+    listening: bool = False
+    """Whether its thread waits to be woken. It may also be at work, or wait for its guest's turn."""
     rows: int = field(init=False)
     """The number of its rows."""
 
     def __post_init__(self) -> None:
         self.rows = sum([len(segment.tokens) for segment in self.segments])
+
+    def listen(self, seconds: float) -> None:
+        """Wait for news."""
+        self.listening = True
+        try:
+            self.wake.wait(seconds)
+        finally:
+            self.listening = False
 
 
 class Batch:
@@ -194,7 +204,7 @@ class Scheduler:
     def wait(self, batch: Batch, job: Job, seconds: float) -> None:
         """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
         if not batch.waiting.acquire(blocking=False):
-            job.wake.wait(min(seconds, _LOOK))
+            job.listen(min(seconds, _LOOK))
             return
         error = None
         try:
@@ -263,7 +273,7 @@ class Scheduler:
             self.wait(current, job, _LOOK)
         elif pause := self._pause():
             first = next(iter(self._queue), None)
-            job.wake.wait(pause if job is first else _LOOK)  # the first submits for all
+            job.listen(pause if job is first else _LOOK)  # the first submits for all
         elif submission := self._free[0].submission:
             _wait_for_abandoned(submission)
 
@@ -316,7 +326,8 @@ class Scheduler:
         for job in jobs:
             job.part = Part(self, batch, job)
         if mine not in jobs:
-            jobs[0].wake.give()  # to wait for the device; the others sleep on
+            waiter = next((job for job in jobs if job.listening), jobs[0])
+            waiter.wake.give()  # to wait for the device; the others sleep on
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
