@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if EMULATED and folder in OF_ALL_DEVICES and METAL in item.name:
             item.add_marker(pytest.mark.slow)
+        if (marker := item.get_closest_marker("slow_on")) and f"[{marker.args[0]}" in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:
