@@ -91,8 +91,8 @@ def test_stats_are_json_on_standard_error(tiny: Path) -> None:
 def test_a_number_out_of_range_is_the_guests_one_line(
     tiny: Path, option: str, value: str, least: str, most: str
 ) -> None:
-    done = wasmetal("chat", tiny, "-p", "x", option, value, "--device", "cpu")
-    assert (done.returncode, done.stdout) == (2, "")
+    done = CliRunner().invoke(app, ["chat", str(tiny), "-p", "x", option, value, "--device", "cpu"])
+    assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == f"chat: {option} is a number from {least} to {most}, not '{value}'\n"
 
 
