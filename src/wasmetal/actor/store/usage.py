@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store.base import Store
+from wasmetal.errors import SnapshotError
 
 
 @dataclass(frozen=True, slots=True)
