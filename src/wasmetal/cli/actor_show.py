@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ from wasmetal.cli.output import in_bytes, print_json, print_table
 from wasmetal.errors import SnapshotError, printable
 
 if TYPE_CHECKING:
-    from wasmetal.actor.holdings import Holdings, Piece
+    from wasmetal.actor.holdings import Holdings, Piece, SessionHeld
     from wasmetal.actor.manifest import Manifest
     from wasmetal.actor.store import Holder, Store
 
 CELLS = 64
 """Characters of a drawing."""
+SESSIONS = 8
+"""Sessions that are shown one by one."""
 
 
 def show(actor_id: Id, store: Where = None, key: KeyFile = None, as_json: Json = False) -> None:
@@ -104,21 +106,31 @@ def _rows(manifest: Manifest, held: Holdings, kept: bool) -> list[tuple[str, str
             ),
             ("", drawn(dict(memory.pieces), memory.pages)),
         ]
-    for session in held.sessions:
-        rows.append(
-            (
-                "session",
-                f"{session.tokens} KV tokens of {printable(session.model)}, {in_bytes(session.bytes)} in "
-                f"{session.blocks} blocks ({session.shared} of them shared)",
-            )
-        )
-        if session.blocks:
-            rows.append(("", drawn(dict(enumerate(session.pieces)), session.blocks)))
+    rows += _sessions(held.sessions)
     if held.buffers:
         rows.append(("buffers", f"{held.buffers} in device memory, {in_bytes(held.buffer_bytes)}"))
     if manifest.timer is not None:
         rows.append(("timer", f"due at {as_time(manifest.timer / 1e9)}"))
     return rows
+
+
+def _sessions(sessions: Sequence[SessionHeld]) -> list[tuple[str, str]]:
+    rows = []
+    for session in sessions[:SESSIONS]:
+        rows.append(("session", f"{session.tokens} KV tokens of {printable(session.model)}, {_blocks([session])}"))
+        if session.blocks:
+            rows.append(("", drawn(dict(enumerate(session.pieces)), session.blocks)))
+    if more := sessions[SESSIONS:]:
+        tokens = sum(session.tokens for session in more)
+        rows.append(("sessions", f"{len(more)} more, {tokens} KV tokens, {_blocks(more)}"))
+    return rows
+
+
+def _blocks(sessions: Sequence[SessionHeld]) -> str:
+    nbytes, blocks, shared = (
+        sum(getattr(session, name) for session in sessions) for name in ("bytes", "blocks", "shared")
+    )
+    return f"{in_bytes(nbytes)} in {blocks} blocks ({shared} of them shared)"
 
 
 def _state(manifest: Manifest, held: Holdings, kept: bool) -> dict[str, Any]:
