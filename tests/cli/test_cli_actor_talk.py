@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.actor.guests import ECHO, MESSAGE, imports
+from tests.cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, Terminal, plain
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, load_model
 from wasmetal.actor.actor import Snapshot
+from wasmetal.actor.kept_programs import KEEP_SECONDS, Programs
 from wasmetal.actor.manifest import Manifest
-from wasmetal.actor.store import DirectoryStore
-from wasmetal.actor.store.programs import KEEP_SECONDS, Programs
+from wasmetal.actor.store import DirectoryStore, UrlStore
 from wasmetal.cli import app
 from wasmetal.device import Device
 from wasmetal.errors import SnapshotError
@@ -38,6 +40,8 @@ COUNTER = f"""(module {imports("reply_write", "timer_set", "random_fill", "messa
         (drop (call $reply_write (i32.const 160) (i32.const 1))) (return)))
     (drop (call $message_read (i32.const 256) (i32.const 1000) (i32.const 0)))
     (if (i32.eq (i32.load8_u (i32.const 256)) (i32.const 0x78)) (then unreachable)) ;; "x"
+    (if (i32.eq (i32.load8_u (i32.const 256)) (i32.const 0x73)) ;; "s"
+      (then (drop (call $reply_write (i32.const 256) (i32.const 1))) (loop $for_ever (br $for_ever))))
     (if (i32.eq (i32.load8_u (i32.const 256)) (i32.const 0x74)) ;; "t"
       (then (drop (call $timer_set (i64.const 0)))))
     (if (i32.eq (i32.load8_u (i32.const 256)) (i32.const 0x72)) ;; "r"
@@ -49,7 +53,8 @@ COUNTER = f"""(module {imports("reply_write", "timer_set", "random_fill", "messa
     (i32.store8 (i32.const 97) (i32.add (i32.load8_u (i32.const 96)) (i32.const 0x30)))
     (drop (call $reply_write (i32.const 97) (i32.const 1)))))"""
 """Replies with the number of messages, and writes a line to its standard output. "t": it sets its timer to now, whose
-message it answers with "!"; "r": it answers with eight random bytes; "x": it fails."""
+message it answers with "!"; "r": it answers with eight random bytes; "x": it fails; "s": it
+answers "s" and does not come to an end."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +85,10 @@ def done(*arguments: object, stdin: str | bytes = "") -> str:
     return found.stdout
 
 
-def refused(*arguments: object, stdin: str | bytes = "") -> str:
-    """The one line that says why."""
+def refused(*arguments: object, stdin: str | bytes = "", expected: str = "") -> str:
+    """The one line that says why. ``expected``: what is printed before."""
     found = wasmetal(*arguments, stdin=stdin)
-    assert found.exit_code == 2, found.stdout
+    assert (found.exit_code, found.stdout) == (2, expected)
     assert found.stderr.startswith("wasmetal: ")
     assert found.stderr.count("\n") == 1
     return found.stderr
@@ -165,6 +170,27 @@ def test_saved_once_at_the_end(counter: Path, store: DirectoryStore) -> None:
     failed = wasmetal("thaw", "c", "--save-at-end", stdin="a\nx\n")
     assert (failed.exit_code, failed.stdout) == (2, "3\n")
     assert done("send", "c", "b") == "3"
+
+
+def test_at_a_terminal(counter: Path, tmp_path: Path) -> None:
+    home = {"WASMETAL_HOME": str(tmp_path)}
+    with Terminal("actor", "run", "--id", "c", counter, **home) as terminal:
+        assert plain(terminal.until(PROMPT)).startswith("actor c; each line is a message")
+        assert terminal.line("a") == "log\n1\n"
+        terminal.type(CTRL_D)
+        terminal.rest()
+        assert terminal.wait() == 0
+    with Terminal("actor", "thaw", "c", **home) as terminal:
+        terminal.until(PROMPT)
+        assert terminal.line("b") == "log\n2\n"
+        terminal.type(b"s\r")
+        terminal.until(b"\x1b[?2004l")
+        terminal.until(b"s")
+        terminal.type(CTRL_C)
+        assert plain(terminal.rest()).endswith("\nactor c stays as it was saved last\n")
+        assert terminal.wait() == 130
+    assert done("send", "c", "c") == "3"
+    assert "0.1 seconds of wall time; actor c stays" in refused("send", "c", "s", "--timeout", "0.1", expected="s")
 
 
 # ---- What is in the way
@@ -272,6 +298,18 @@ def test_a_store_at_a_url(counter: Path, tmp_path: Path) -> None:
     assert done("send", "d", "a", *where) == "2"
     assert "kept by the store" in done("show", "c", *where)
     assert json.loads(done("gc", "--json", *where))["programs"]["kept"] == 1
+
+
+def test_a_lease_that_runs_out_is_renewed(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    from wasmetal.cli.awake import leased
+
+    store = UrlStore(f"memory://{tmp_path.name}", lease_seconds=2)
+    with leased(store, "c") as lease:
+        time.sleep(2.5)
+        lease.check()
+        assert store.holder("c")
+    assert store.holder("c") is None
 
 
 def test_a_key_signs_what_is_saved(counter: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def rm(
 @actor.command()
 def gc(store: Where = None, as_json: Json = False) -> None:
     """Remove chunks that no snapshot names, and programs that none has named for a day."""
-    from wasmetal.actor.store.programs import Programs
+    from wasmetal.actor.kept_programs import Programs
 
     opened = opened_store(store)
     found, programs = opened.gc(), Programs(opened).collect()

@@ -153,7 +153,7 @@ def _counts(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keeps(store: Store, digest: str) -> bool:
-    from wasmetal.actor.store.programs import Programs
+    from wasmetal.actor.kept_programs import Programs
 
     try:
         return Programs(store).find(digest) is not None

@@ -42,7 +42,7 @@ from wasmetal.cli.options import (
     pairs,
 )
 from wasmetal.cli.output import guest_output, print_json
-from wasmetal.errors import WasmetalError
+from wasmetal.errors import SnapshotError, WasmetalError
 
 if TYPE_CHECKING:
     from wasmetal.actor.guest import Reply
@@ -241,6 +241,8 @@ def fork(
 
     opened = opened_store(store, key)
     names = [checked_id(name) for name in new or [new_id(actor_id)]]
+    if taken := set(names) & set(opened.actors()):  # before the first of them is made
+        raise SnapshotError(f"there is a snapshot of actor {min(taken)} already: fork to another id, or delete it")
     for name in names:
         fork_stored(opened, actor_id, name)
         if not as_json:
@@ -278,8 +280,10 @@ class Printed:
                 out(piece)
                 pieces[:] = [piece]
         except WasmetalError as error:
-            left = "stays as it was saved last" if awake.saved else "was not saved"
-            raise type(error)(f"{error}; actor {awake.id} {left}") from error
+            raise type(error)(f"{error}; {_left(awake)}") from error
+        except KeyboardInterrupt:
+            print(f"\n{_left(awake)}", file=sys.stderr)
+            raise
         if self._line and not self._as_json and not b"".join(pieces).endswith(b"\n"):
             out(b"\n")
         self._reply, self._seconds = b"".join(pieces), time.perf_counter() - begin
@@ -291,6 +295,11 @@ class Printed:
             "reply_base64": base64.b64encode(self._reply).decode(),
             "seconds": self._seconds,
         }
+
+
+def _left(awake: Awake) -> str:
+    """What remains of an actor that cannot go on."""
+    return f"actor {awake.id} " + ("stays as it was saved last" if awake.saved else "was not saved")
 
 
 def _converse(awake: Awake, sender: str, save_at_end: bool, as_json: bool) -> None:

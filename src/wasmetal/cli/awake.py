@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from wasmetal import packaged
 from wasmetal.actor.actor import Actor, Snapshot
+from wasmetal.actor.kept_programs import Programs
 from wasmetal.actor.manifest import GrantedModel, Manifest
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.store import Lease, Store, UrlStore
-from wasmetal.actor.store.programs import Programs
 from wasmetal.actor.store.url_leases import UrlLease
 from wasmetal.cli.options import DEFAULT_MODEL
 from wasmetal.device import open_device
@@ -97,7 +97,7 @@ def made(
     models: Mapping[str, str] = granting.models
     if not models and module.program.imports_models:
         models = {"default": DEFAULT_MODEL}
-    with _leased(store, actor_id) as lease:
+    with leased(store, actor_id) as lease:
         if actor_id in store.actors():
             raise SnapshotError(
                 f"there is a snapshot of actor {actor_id} already: go on with `wasmetal actor thaw {actor_id}`, or "
@@ -117,7 +117,7 @@ def thawed(store: Store, actor_id: str, program: Path | None, granting: Granting
     Raises WasmetalError if somebody has it awake, there is no snapshot of it, it is damaged, or something that it needs
     is missing or does not fit.
     """
-    with _leased(store, actor_id) as lease, ExitStack() as stack:
+    with leased(store, actor_id) as lease, ExitStack() as stack:
         with store.load(actor_id, lease) as stored:
             manifest = Manifest.from_json(stored.manifest)
             models = _models(actor_id, manifest.models, granting.models)
@@ -126,6 +126,29 @@ def thawed(store: Store, actor_id: str, program: Path | None, granting: Granting
             granted = stack.enter_context(_granted(granting, models, output))
             actor = stack.enter_context(Actor.thaw(Snapshot(manifest, stored), module.program, **granted))
         yield Awake(actor, store, lease, module, saved=True)
+
+
+@contextmanager
+def leased(store: Store, actor_id: str) -> Iterator[Lease]:
+    """The actor's lease, which is renewed as long as it is needed, where leases run out."""
+    with store.lease(actor_id) as lease:
+        if not isinstance(store, UrlStore) or not isinstance(lease, UrlLease):
+            yield lease
+            return
+        done = threading.Event()
+
+        def renew(lease: UrlLease = lease, seconds: float = store.lease_seconds / 4) -> None:
+            while not done.wait(seconds):
+                with suppress(OSError, WasmetalError):  # what is lost, the next save says
+                    lease.renew()
+
+        thread = threading.Thread(target=renew, name=f"lease of {actor_id}", daemon=True)
+        thread.start()
+        try:
+            yield lease
+        finally:
+            done.set()
+            thread.join()
 
 
 def new_id(name: str) -> str:
@@ -192,26 +215,3 @@ def _granted(granting: Granting, models: Mapping[str, str], output: Output) -> I
         return
     with open_device(granting.device, granting.precision) as device:
         yield arguments | {"device": device}
-
-
-@contextmanager
-def _leased(store: Store, actor_id: str) -> Iterator[Lease]:
-    """The actor's lease, which is renewed as long as it is needed, where leases run out."""
-    with store.lease(actor_id) as lease:
-        if not isinstance(store, UrlStore) or not isinstance(lease, UrlLease):
-            yield lease
-            return
-        done = threading.Event()
-
-        def renew(lease: UrlLease = lease, seconds: float = store.lease_seconds / 4) -> None:
-            while not done.wait(seconds):
-                with suppress(OSError, WasmetalError):  # what is lost, the next save says
-                    lease.renew()
-
-        thread = threading.Thread(target=renew, name=f"lease of {actor_id}", daemon=True)
-        thread.start()
-        try:
-            yield lease
-        finally:
-            done.set()
-            thread.join()
