@@ -255,7 +255,7 @@ def test_the_store_keeps_the_program(counter: Path, tmp_path: Path, store: Direc
     assert done("send", "c", "a", "--program", other) == "2"
     assert done("send", "c", "a") == "3"  # the store keeps it again
     kept.write_bytes(b"damaged")
-    assert "is damaged" in refused("send", "c", "a")
+    assert "name the file of elsewhere.wasm with --program" in refused("send", "c", "a")
     assert done("send", "c", "a", "--program", other) == "4"
     assert kept.read_bytes() == binary
 

@@ -186,7 +186,10 @@ def _check_folders(actor_id: str, recorded: Iterable[str], given: Container[str]
 def _kept(store: Store, actor_id: str, manifest: Manifest) -> Module:
     """The program, from the store; or wasmetal's own, if it is that."""
     name, digest = printable(manifest.program_name), manifest.program_digest
-    binary = Programs(store).find(digest)
+    try:
+        binary = Programs(store).find(digest)
+    except SnapshotError as error:
+        raise SnapshotError(f"{error}; name the file of {name} with --program") from error
     if binary is None:
         with suppress(OSError):
             own = packaged.guest(PACKAGED).read_bytes()
