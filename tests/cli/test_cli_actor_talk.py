@@ -22,12 +22,13 @@ from wasmetal import Actor, load_model
 from wasmetal.actor.actor import Snapshot
 from wasmetal.actor.kept_programs import KEEP_SECONDS, Programs
 from wasmetal.actor.manifest import Manifest
-from wasmetal.actor.store import DirectoryStore, UrlStore
+from wasmetal.actor.store import Collected, DirectoryStore, UrlStore
 from wasmetal.cli import app
 from wasmetal.device import Device
 from wasmetal.errors import SnapshotError
 
 CHAT = Path(__file__).parents[2] / "guests" / "chat.wasm"
+TREE = CHAT.with_name("tree.wasm")
 COUNTER = f"""(module {imports("reply_write", "timer_set", "random_fill", "message_describe", "message_read")}
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 2)
@@ -206,7 +207,7 @@ def test_what_is_refused(counter: Path, tmp_path: Path, store: DirectoryStore) -
     assert "is not an actor id" in refused("fork", "c", "A/B")
     assert "cannot read" in refused("freeze", tmp_path / "nothing.wasm")
     (tmp_path / "none.wat").write_text("(module)")
-    assert "wm_actor_message" in refused("freeze", tmp_path / "none.wat")
+    assert "none.wat exports no function wm_actor_message" in refused("freeze", tmp_path / "none.wat")
     assert "has not the form NAME=MODEL" in refused("send", "c", "a", "--model", "x")
     with store.lease("c"):
         for command in (("send", "c", "a"), ("thaw", "c")):
@@ -277,6 +278,21 @@ def test_programs_are_collected_a_day_after_the_last_snapshot(counter: Path, sto
     removed = {"removed": 1, "removed_bytes": len(counter.read_bytes()), "kept": 0}
     assert json.loads(done("gc", "--json"))["programs"] == removed
     assert "removed 0 programs" in done("gc")
+
+
+def test_programs_at_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    programs = Programs(UrlStore(f"memory://{tmp_path.name}"))
+    digest = hashlib.sha256(b"a module").hexdigest()
+    assert programs.find(digest) is None
+    programs.keep(b"a module")
+    programs.keep(b"a module")
+    assert programs.find(digest) == b"a module"
+    assert programs.collect() == Collected(0, 0, 1)
+    monkeypatch.setattr("wasmetal.actor.kept_programs.KEEP_SECONDS", -60)
+    programs.keep(b"a module")  # it is old, and written again
+    assert programs.collect() == Collected(1, 8, 0)
+    assert programs.find(digest) is None
 
 
 def test_a_damaged_snapshot_keeps_every_program(counter: Path, store: DirectoryStore) -> None:
@@ -410,6 +426,21 @@ def test_conversations_go_on_as_if_the_actor_had_stayed_awake(tiny: Path, cpu: D
     [memory] = shown["memories"]
     assert memory["shared"] < memory["kept"] < memory["pages"]
     assert f"session      {session['tokens']} KV tokens of default, " in done("show", "c")
+
+
+def test_the_sessions_of_a_tree_are_shown_together(tiny: Path) -> None:
+    granted, options = ("--device", "cpu", "--model", f"default={tiny}"), ("--branches", 12, "--tokens", 3)
+    done("run", "--id", "t", *granted, TREE, *options, stdin="hello world and all " * 10)
+    sessions = json.loads(done("show", "t", "--json"))["state"]["sessions"]
+    assert len(sessions) == 13
+    whole = min(session["tokens"] for session in sessions) // 32
+    assert whole > 1
+    assert {session["blocks"] for session in sessions} == {whole + 1}
+    assert min(session["shared"] for session in sessions) == whole
+    shown = done("show", "t")
+    assert shown.count("\nsession ") == 8
+    assert f"5 more, {sum(session['tokens'] for session in sessions[8:])} KV tokens, " in shown
+    assert f"\n             {'=' * whole}#\n" in shown
 
 
 def test_models_that_are_not_granted_again(tiny: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def thaw(
     """Thaw an actor where it was, and send it messages as `wasmetal actor run` does.
 
     As long as the command runs, it holds the actor's lease: nobody else can thaw it. What the actor was granted must be
-    granted again; models that `wasmetal models` lists are, unless --model names others.
+    granted again: folders with --dir, and models with --model, but for those that wasmetal itself knows by name.
     """
     from wasmetal.cli.awake import thawed
 

@@ -21,7 +21,7 @@ from wasmetal.actor.store import Lease, Store, UrlStore
 from wasmetal.actor.store.url_leases import UrlLease
 from wasmetal.cli.options import DEFAULT_MODEL
 from wasmetal.device import open_device
-from wasmetal.errors import SnapshotError, WasmetalError, printable
+from wasmetal.errors import GuestError, SnapshotError, WasmetalError, printable
 from wasmetal.host.compiler import binary_of
 from wasmetal.host.wasm import read_module
 
@@ -45,12 +45,14 @@ class Module:
         """From a file, or by the name of wasmetal's own. Raises GuestError."""
         if str(path) == PACKAGED and not path.exists():
             path = packaged.guest(PACKAGED)
-        name, code = read_module(path)
-        return cls.of(name, binary_of(name, code))
+        program, binary = ActorProgram(path), binary_of(*read_module(path))
+        if hashlib.sha256(binary).hexdigest() != program.digest:
+            raise GuestError(f"{path} was changed while it was read: try again")
+        return cls(program, binary)
 
     @classmethod
-    def of(cls, name: str, binary: bytes) -> Module:
-        """From a module in binary."""
+    def kept(cls, name: str, binary: bytes) -> Module:
+        """From what a store keeps, under the name that the file had. Raises GuestError."""
         program = ActorProgram(binary)
         program.name = name
         return cls(program, binary)
@@ -199,7 +201,7 @@ def _kept(store: Store, actor_id: str, manifest: Manifest) -> Module:
             f"the store does not keep the program of actor {actor_id}, {name} (SHA-256 {digest[:16]}…): name its file "
             "with --program"
         )
-    return Module.of(name, binary)
+    return Module.kept(name, binary)
 
 
 @contextmanager
