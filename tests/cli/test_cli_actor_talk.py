@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.actor.guests import ECHO, MESSAGE, imports
+from tests.cli.command import SCRIPT
 from tests.cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, Terminal, plain
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, load_model
@@ -217,6 +219,24 @@ def test_what_is_refused(counter: Path, tmp_path: Path, store: DirectoryStore) -
     snapshot_file.write_bytes(snapshot_file.read_bytes()[:-1] + b"!")
     for command in (("send", "c", "a"), ("fork", "c"), ("show", "c")):
         assert "damaged" in refused(*command)
+
+
+def test_folders_are_granted_again(counter: Path, tmp_path: Path) -> None:
+    granted = ("--dir", f"{tmp_path}::data")
+    done("freeze", "--id", "c", *granted, counter)
+    assert "grant it again, or another, with --dir FOLDER::data" in refused("send", "c", "a")
+    assert "cannot grant directory" in refused("send", "c", "a", "--dir", f"{tmp_path}/nothing::data")
+    assert done("send", "c", "a", *granted) == "1"
+
+
+def test_a_reply_that_cannot_be_printed_is_not_saved(counter: Path) -> None:
+    done("freeze", "--id", "c", counter)
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run([SCRIPT, "actor", "send", "c", "a"], stdout=writing, timeout=100, check=False)
+    os.close(writing)
+    assert ran.returncode == 1
+    assert done("send", "c", "a") == "1"
 
 
 def test_a_store_that_cannot_be_written(counter: Path, tmp_path: Path) -> None:
