@@ -81,6 +81,10 @@ class LimitError(GuestError):
     """The guest reached one of its limits; the message names it."""
 
 
+class SnapshotError(WasmetalError):
+    """A snapshot of an actor that cannot be made, stored, read or thawed; the message names what is in the way."""
+
+
 @contextmanager
 def setting_up(what: str, kind: type[WasmetalError] = WasmetalError) -> Iterator[None]:
     """Turn the system's refusals, for example of another open file, into errors of a kind: "cannot ``what``: ..."."""

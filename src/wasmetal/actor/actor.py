@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wasmetal.actor.capture import capture
-from wasmetal.actor.chunks import ChunkSink, ChunkSource, MemoryChunks, SnapshotError
+from wasmetal.actor.chunks import ChunkSink, ChunkSource, MemoryChunks
 from wasmetal.actor.forking import FromActor
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest, Reply
@@ -21,7 +21,7 @@ from wasmetal.actor.restore import Contents, FromChunks, check, check_names, res
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import Device
-from wasmetal.errors import GuestError, LimitError
+from wasmetal.errors import GuestError, LimitError, SnapshotError
 from wasmetal.host import abi, wasi
 from wasmetal.host.errno import Refusal
 from wasmetal.host.functions.actor import Mailbox

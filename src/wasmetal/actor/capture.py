@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from wasmetal.actor import manifest
-from wasmetal.actor.chunks import ChunkSink, SnapshotError
+from wasmetal.actor.chunks import ChunkSink
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import BLOCK_BYTES, BLOCK_TOKENS, NULL, Chunk, Manifest, Pieces
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model
 from wasmetal.device.base import Bytes
+from wasmetal.errors import SnapshotError
 from wasmetal.host.commands import GuestBuffer
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession

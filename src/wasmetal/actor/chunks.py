@@ -5,14 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
-from wasmetal.errors import WasmetalError
+from wasmetal.errors import SnapshotError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-
-class SnapshotError(WasmetalError):
-    """A snapshot that cannot be made, read or thawed; the message names what is in the way."""
 
 
 class ChunkSink(Protocol):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import ChunkSource
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import (
@@ -28,7 +28,7 @@ from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
 from wasmetal.device.base import Buffer, Bytes, Device
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession
 from wasmetal.host.limits import Limits

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import ChunkSource
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
 from wasmetal.closing import Closing
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

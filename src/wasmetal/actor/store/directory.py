@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, leases, manifest_json
 from wasmetal.actor.store.base import (
     Collected,
@@ -34,7 +33,7 @@ from wasmetal.actor.store.names import checked_id
 from wasmetal.actor.store.pins import Pins
 from wasmetal.actor.store.system import Files
 from wasmetal.actor.store.verified import Verified
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, manifest_json, url_leases
 from wasmetal.actor.store.base import (
     Collected,
@@ -31,7 +30,7 @@ from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.actor.store.names import checked_id, is_digest, is_id
 from wasmetal.actor.store.objects import Objects
 from wasmetal.actor.store.url_leases import UrlLease
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
