@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,9 @@ class Actor(Closing):
     It handles one message at a time, on its own thread. Where it traps, exits, or reaches a limit, it has failed: it
     handles no further message and cannot be frozen, but its earlier snapshots can be thawed.
     """
+
+    _chunks: weakref.ref[MemoryChunks] | None = None
+    """Of the latest snapshot in memory."""
 
     def __init__(
         self,
@@ -159,14 +163,21 @@ class Actor(Closing):
     def freeze(self) -> Snapshot:
         """The actor's state, in this process's memory. The actor stays as it is, and can go on.
 
+        What has not changed since the latest snapshot is shared with it, if that still exists.
         Raises SnapshotError if it handles a message or has failed, and if it holds something that cannot be frozen: an
         open file, or a submission that it has not waited for. Raises GuestError if it is closed.
         """
-        chunks = MemoryChunks()
-        return Snapshot(self.freeze_into(chunks), chunks)
+        earlier = self._chunks() if self._chunks else None
+        chunks = MemoryChunks(earlier)
+        snapshot = Snapshot(self.freeze_into(chunks), chunks)
+        self._chunks = weakref.ref(chunks)
+        return snapshot
 
     def freeze_into(self, sink: ChunkSink) -> Manifest:
-        """Like :meth:`freeze`, with the bytes given to ``sink``. Raises what that does, too."""
+        """Like :meth:`freeze`, with the bytes given to ``sink``. Raises what that does, too.
+
+        What has not changed since the actor was frozen or thawed last is not read again if the sink has it.
+        """
         return self._quietly("frozen", lambda: capture(self._guest, sink))
 
     def fork(self, id: str | None = None) -> Self:
