@@ -1,4 +1,7 @@
-"""Freezing what has changed gives just what freezing everything gives: the same manifest, the same chunks."""
+"""Freezing what has changed gives just what freezing everything gives: the same manifest, the same chunks.
+
+And thawing in groups of chunks gives the same sessions as thawing all at once.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from tests.actor.guests import probe, probe_program
 from tests.actor.snapshots import chunk_files
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, Snapshot, load_model
-from wasmetal.actor import frozen
+from wasmetal.actor import frozen, restore
 from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.frozen import Frozen
-from wasmetal.actor.manifest import Manifest
+from wasmetal.actor.manifest import Manifest, Session
 from wasmetal.actor.store import DirectoryStore, Lease, UrlStore
 from wasmetal.device import Device
+from wasmetal.errors import SnapshotError
 from wasmetal.host.errno import Errno
 from wasmetal.host.functions.llm import OpenSession
 from wasmetal.models import Model
@@ -354,5 +358,56 @@ def test_a_damaged_chunk_of_another_actor_is_written_anew(model: Model, tmp_path
         with scene.actor.fork("y") as fork, store.saving("y") as saving:
             saving.commit(fork.freeze_into(saving).to_json())
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    finally:
+        scene.close()
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 100])
+def test_sessions_are_thawed_in_groups_of_chunks(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    monkeypatch.setattr(restore, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
+    scene = Scene(model, tmp_path)
+    try:
+        scene.forward(2, 31, 4)
+        scene.forward(0, 110, 2)
+        scene.fork_session(0, 1)
+        scene.truncate(1, 0.5)
+        scene.forward(1, 90, 3)
+        scene.freeze("a")
+        rows = [each.rows(0, each.length).tobytes() for each in sessions(scene.actor).values()]
+        scene.thaw("a")
+        assert [each.rows(0, each.length).tobytes() for each in sessions(scene.actor).values()] == rows
+        scene.freeze("b")
+    finally:
+        scene.close()
+
+
+@pytest.mark.parametrize("blocks", [1, 100])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_block_is_refused_and_nothing_is_held(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, damage: str
+) -> None:
+    monkeypatch.setattr(restore, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
+    scene = Scene(model, tmp_path)
+    try:
+        scene.forward(0, 150, 2)
+        scene.freeze("a")
+        model.reclaim()
+        free = model.cache.free
+        held = [
+            each.blocks for each in scene.actor.freeze().manifest.handles.held.values() if isinstance(each, Session)
+        ]
+        path = scene.folder[0].layout.chunk(held[0][3].digest)
+        if damage == "missing":
+            path.unlink()
+        else:
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+        with pytest.raises(SnapshotError, match=damage.replace("changed", "damaged")):
+            scene.thaw("a")
+        model.reclaim()
+        assert model.cache.free == free
     finally:
         scene.close()

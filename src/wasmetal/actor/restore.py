@@ -264,11 +264,13 @@ class FromChunks:
 def _groups(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
     """Chunks that follow one another, of AT_ONCE bytes together, or one."""
     group: list[Chunk] = []
+    nbytes = 0
     for chunk in chunks:
-        if group and sum(each.size for each in group) + chunk.size > AT_ONCE:
+        if group and nbytes + chunk.size > AT_ONCE:
             yield group
-            group = []
+            group, nbytes = [], 0
         group.append(chunk)
+        nbytes += chunk.size
     if group:
         yield group
 
