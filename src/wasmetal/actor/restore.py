@@ -6,8 +6,8 @@ What is wrong with a manifest, or does not fit what is granted, is found before 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ from wasmetal.actor.manifest import (
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
+from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
 from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
@@ -242,16 +243,17 @@ class FromChunks:
 
     def _read(self, chunks: Sequence[Chunk]) -> Generator[list[Bytes]]:
         """Chunks in groups, of which the next is read while the caller has one."""
+        ahead: Ahead[list[Bytes]] | None = None
         groups = list(_groups(chunks))
-        if len(groups) < 2:
-            yield from map(self._get_several, groups)
-            return
-        with ThreadPoolExecutor(1, "wasmetal-thaw") as reader:
-            ahead = reader.submit(self._get_several, groups[0])
-            for group in groups[1:]:
-                blocks, ahead = ahead.result(), reader.submit(self._get_several, group)
+        try:
+            for number, group in enumerate(groups):
+                blocks = ahead.result() if ahead else self._get_several(group)
+                following = groups[number + 1 : number + 2]
+                ahead = Ahead(partial(self._get_several, *following)) if following else None
                 yield blocks
-            yield ahead.result()
+        finally:
+            if ahead:
+                ahead.wait()
 
     def _get(self, digest: str, size: int) -> Bytes:
         return _array(self._source.get(digest, size), digest, size)

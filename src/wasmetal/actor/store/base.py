@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from wasmetal.actor.chunks import ChunkSource
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
+from wasmetal.actor.threads import each
 from wasmetal.closing import Closing
 from wasmetal.errors import SnapshotError, setting_up
 
@@ -71,13 +71,7 @@ class StoredSnapshot(Closing, ABC):
 
     def get_several(self, chunks: Sequence[tuple[str, int]]) -> list[memoryview]:
         """What :meth:`get` gives for each (digest, size): read and verified on several threads."""
-        if len(chunks) < 2:
-            return [self.get(digest, size) for digest, size in chunks]
-        pool = ThreadPoolExecutor(min(len(chunks), _READERS), "wasmetal-chunks")
-        try:
-            return list(pool.map(lambda chunk: self.get(*chunk), chunks))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return each(lambda chunk: self.get(*chunk), chunks, _READERS)
 
 
 @dataclass(frozen=True, slots=True)
