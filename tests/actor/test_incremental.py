@@ -275,6 +275,38 @@ def test_only_what_changed_is_put(model: Model, tmp_path: Path) -> None:
         scene.close()
 
 
+def test_snapshots_in_memory_share_what_did_not_change(model: Model, tmp_path: Path) -> None:
+    scene = Scene(model, tmp_path)
+
+    def shared(one: Snapshot, other: Snapshot) -> int:
+        """Bytes that the two have in common, and only once."""
+        common = set(one.manifest.chunks()) & set(other.manifest.chunks())
+        places = [
+            [np.frombuffer(each.chunks.get(chunk.digest, chunk.size), np.uint8).ctypes.data for chunk in sorted(common)]
+            for each in (one, other)
+        ]
+        return sum(chunk.size for chunk, a, b in zip(sorted(common), *places, strict=True) if a == b)
+
+    try:
+        scene.forward(0, 100, 1)
+        scene.flip(3, 5, 1)
+        first = scene.actor.freeze()
+        unchanged = PAGE + 3 * 32 * model.cache.position_bytes
+        scene.forward(0, 20, 2)
+        second = scene.actor.freeze()
+        assert shared(first, second) == unchanged
+        with Actor.thaw(first, probe_program(), models=scene.models) as thawed, thawed.fork() as forked:
+            assert shared(first, thawed.freeze()) >= unchanged
+            assert shared(first, forked.freeze()) >= unchanged
+        del first
+        third = scene.actor.freeze()
+        assert shared(second, third) >= unchanged
+        del second
+        assert state(scene.actor.freeze().manifest) == state(third.manifest)
+    finally:
+        scene.close()
+
+
 def test_a_changed_bit_anywhere_in_a_page_is_seen(model: Model, tmp_path: Path) -> None:
     scene, sink = Scene(model, tmp_path), MemoryChunks()
     try:

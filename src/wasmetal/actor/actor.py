@@ -72,7 +72,7 @@ class Actor(Closing):
     """
 
     _chunks: weakref.ref[MemoryChunks] | None = None
-    """Of the latest snapshot in memory."""
+    """Of the latest snapshot in memory that the actor was frozen to or thawed from."""
 
     def __init__(
         self,
@@ -156,14 +156,17 @@ class Actor(Closing):
             check(manifest, program, grants, settings.limits)
             random = RandomStream(bytes.fromhex(manifest.random_seed), manifest.random_position)
             contents = FromChunks(manifest, snapshot.chunks, grants.device)
-            return cls._restored(program, Mailbox(manifest.actor, random), grants, settings, manifest, contents)
+            actor = cls._restored(program, Mailbox(manifest.actor, random), grants, settings, manifest, contents)
+            if isinstance(snapshot.chunks, MemoryChunks):
+                actor._chunks = weakref.ref(snapshot.chunks)
+            return actor
         finally:
             grants.leave()
 
     def freeze(self) -> Snapshot:
         """The actor's state, in this process's memory. The actor stays as it is, and can go on.
 
-        What has not changed since the latest snapshot is shared with it, if that still exists.
+        What has not changed since the snapshot before it is shared with that, if it was in memory and still exists.
         Raises SnapshotError if it handles a message or has failed, and if it holds something that cannot be frozen: an
         open file, or a submission that it has not waited for. Raises GuestError if it is closed.
         """
@@ -269,6 +272,7 @@ class Actor(Closing):
         mailbox = Mailbox(name, guest.mailbox.random.derive(name))
         fork = self._restored(guest.program, mailbox, guest.grants, self._settings, manifest, contents, guest)
         fork.counters.bytes_copied += contents.copied
+        fork._chunks = self._chunks
         return fork
 
     @classmethod

@@ -148,10 +148,10 @@ def _buffer_pieces(guest: ActorGuest, slot: int, held: GuestBuffer, to: _Freezin
 
 
 def pieces_of(guest: ActorGuest, held: GuestBuffer) -> Iterator[Bytes]:
-    """The bytes of a buffer in pieces of BLOCK_BYTES, not copied where the host can see them."""
+    """The bytes of a buffer in pieces of BLOCK_BYTES, not copied on unified memory."""
     device, nbytes = guest.grants.device, held.buffer.nbytes
     assert device is not None
-    whole = None if held.buffer.address is None else held.buffer.view()
+    whole = held.buffer.view() if device.info.unified and held.buffer.address is not None else None
     for begin in range(0, nbytes, BLOCK_BYTES):
         end = min(begin + BLOCK_BYTES, nbytes)
         if whole is not None:

@@ -31,7 +31,7 @@ class Frozen:
 
     def keep(self, place: Place, data: Bytes, chunk: Chunk) -> None:
         """Keep a copy of a piece, uint8 of shape [n], if there is room for it."""
-        if self.nbytes + data.size <= MOST:
+        if self._has_room(data):
             self._add(place, data.copy(), chunk)
 
     def put(self, sink: ChunkSink, place: Place, data: Bytes, before: Frozen) -> Chunk:
@@ -43,12 +43,16 @@ class Frozen:
         else:
             if not sink.has(chunk.digest, chunk.size):
                 sink.put(data.data)
-            self._add(place, kept, chunk)
+            if self._has_room(kept):
+                self._add(place, kept, chunk)
         return chunk
 
     def fork(self) -> Frozen:
         """The same pieces, for another actor. The copies are shared."""
         return Frozen(dict(self.pieces), self.nbytes)
+
+    def _has_room(self, data: Bytes) -> bool:
+        return self.nbytes + data.size <= MOST
 
     def _add(self, place: Place, data: Bytes, chunk: Chunk) -> None:
         self.pieces[place] = data, chunk
