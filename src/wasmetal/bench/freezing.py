@@ -26,6 +26,8 @@ T = TypeVar("T")
 LENGTHS = (24, 512, 4096)
 """Tokens of the first message."""
 MESSAGE = "."
+SETTLED = 2.1
+"""Seconds after which a file that was written is remembered as verified: see ``wasmetal.actor.store.verified``."""
 _ARGUMENTS = ("--greedy", "--max-tokens", "1")
 _ID = "bench"
 
@@ -103,7 +105,7 @@ class _Conversation:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             stores = [DirectoryStore(folder), DirectoryStore(folder, verify_once=True)]
             stores[0].save(_ID, manifest.to_json(), chunks)
-            time.sleep(2.1)  # for files that have just been written are not remembered as verified
+            time.sleep(SETTLED)
             with stores[0].lease(_ID) as lease:
                 stores[0].load(_ID, lease).close()
                 self._round(snapshot, stores, lease)
