@@ -125,8 +125,7 @@ class ActorTypes(Closing):
                     f"{printable(snapshot.manifest.program_name)} (SHA-256 {digest[:16]}…)"
                 )
             kind = fitting[0]
-        if asked not in (None, kind):
-            raise GuestError(f"the actor is of the type {kind!r}, not {printable(repr(asked))}")
+        check_same(kind, asked)
         each = self._types[kind]
         actor = Actor.thaw(
             snapshot,
@@ -153,6 +152,12 @@ class Made:
 
     actor: Actor
     kind: str
+
+
+def check_same(kind: str, asked: str | None) -> None:
+    """Raise GuestError if an actor of this type was asked for as another's."""
+    if asked not in (None, kind):
+        raise GuestError(f"the actor is of the type {kind!r}, not {printable(repr(asked))}")
 
 
 def _key(model: str | Path | LoadedModel) -> str:

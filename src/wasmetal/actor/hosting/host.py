@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes
+from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes, check_same
 from wasmetal.actor.hosting.answered import MOST_KEYS, Answered, different
 from wasmetal.actor.hosting.reply import PendingReply, read_within
 from wasmetal.actor.hosting.resident import Resident
@@ -163,6 +163,7 @@ class ActorHost(Closing):
             )
             self._keys = keys
             self._upkeep = Upkeep(store, self._residents, self._due, idle_seconds=idle_seconds, timers=timers)
+            self._upkeep.start()
         except BaseException:
             self._types.close()
             raise
@@ -361,6 +362,7 @@ class ActorHost(Closing):
     def _handle_once(self, message: Message) -> None:
         actor_id = message.actor_id
         resident = self._residents.get(actor_id) or self._residents.activate(actor_id, message.kind, message.create)
+        check_same(resident.kind, message.kind)
         if message.name is not None:
             found = resident.answered.find(message.name, message.digest)
             if found is not None:

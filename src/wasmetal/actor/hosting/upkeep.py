@@ -44,6 +44,9 @@ class Upkeep:
         self._renewed = time.monotonic()
         self._closed = False
         self._thread = HostThread(self._run)
+
+    def start(self) -> None:
+        """Begin. Raises GuestError if the system has no thread."""
         self._thread.start()
 
     @property
