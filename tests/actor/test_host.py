@@ -287,6 +287,10 @@ def test_forks(tmp_path: Path) -> None:
         host.freeze("a")
         host.fork("a", "e")  # it is woken for that
         assert count(host, "e") == 5
+    with host_on(tmp_path, resident=1) as host:
+        assert count(host, "b") == 4
+        with pytest.raises(SnapshotError, match="an actor b already"):
+            host.fork("a", "b")  # which has the only place
 
 
 def test_actors_that_are_created_and_deleted(tmp_path: Path) -> None:

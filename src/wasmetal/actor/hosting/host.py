@@ -271,6 +271,8 @@ class ActorHost(Closing):
             if not self._turns.try_take(new_id):
                 raise _exists(new_id)
             try:
+                if self._residents.get(new_id):  # before this waits for a place, which the new one might hold
+                    raise _exists(new_id)
                 original = self._residents.get(actor_id) or self._residents.activate(actor_id, None, create=False)
                 self._fork(original, new_id)
             finally:
@@ -420,8 +422,6 @@ class ActorHost(Closing):
 
     def _fork(self, original: Resident, new_id: str) -> None:
         """Fork an actor. The worker has both turns."""
-        if new_id in self.resident():
-            raise _exists(new_id)
         with ExitStack() as stack:
             lease = stack.enter_context(self.store.lease(new_id))
             if self._residents.stored(new_id):
