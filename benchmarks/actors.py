@@ -40,17 +40,18 @@ SECONDS = 0.5
 
 
 def program(pages: int) -> ActorProgram:
-    """A guest that fills its pages with random bytes, counts messages, and replies with their number."""
+    """A guest that fills its pages with random bytes, counts messages in the first, and replies with their number."""
     text = f"""(module
       (import "wasmetal_actor" "random_fill" (func $random_fill (param i32 i32) (result i32)))
       (import "wasmetal_actor" "reply_write" (func $reply_write (param i32 i32) (result i32)))
-      (memory (export "memory") {pages + 1})
+      (memory (export "memory") {pages})
       (func (export "wm_actor_message") (local $at i32)
         (if (i32.eqz (i32.load (i32.const 0))) (then
           (loop
-            (local.set $at (i32.add (local.get $at) (i32.const {PAGE})))
             (if (call $random_fill (local.get $at) (i32.const {PAGE})) (then unreachable))
-            (br_if 0 (i32.lt_u (local.get $at) (i32.const {pages * PAGE}))))))
+            (local.set $at (i32.add (local.get $at) (i32.const {PAGE})))
+            (br_if 0 (i32.lt_u (local.get $at) (i32.const {pages * PAGE}))))
+          (i32.store (i32.const 0) (i32.const 0))))
         (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1)))
         (if (call $reply_write (i32.const 0) (i32.const 4)) (then unreachable))))"""
     return ActorProgram(bytes(wasmtime.wat2wasm(text)))
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000, help="of the soak")
     parser.add_argument("--activations", type=int, default=500, help="one at a time")
     parser.add_argument("--resident", type=int, default=32, help="actors that may be awake")
-    parser.add_argument("--pages", type=int, default=2, help="of 64 KiB, that each actor has for itself")
+    parser.add_argument("--pages", type=int, default=4, help="of 64 KiB, that each actor has for itself")
     parser.add_argument("--senders", type=int, default=16)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--durability", choices=("message", "freeze"), default="message")

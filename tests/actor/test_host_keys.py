@@ -179,10 +179,12 @@ def test_a_host_that_is_killed_loses_nothing_that_it_has_replied_to(tmp_path: Pa
             assert process.stdout
             left = chance.randrange(20, 120)
             for line in process.stdout:
+                if not line.endswith("\n"):  # cut off
+                    continue
                 what, actor, key, *found = line.split()
                 if what == "sent":
                     sent.add((actor, key))
-                elif found:  # the last line may be cut off
+                else:
                     replied[actor, key] = int(found[0])
                     left -= 1
                 if not left:

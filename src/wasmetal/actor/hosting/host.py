@@ -404,8 +404,8 @@ class ActorHost(Closing):
         with self._lock:
             self._messages += 1
         try:
-            self._residents.trim()
-        except SnapshotError as error:  # another actor's
+            self._residents.trim(resident.id)
+        except SnapshotError as error:  # of an actor that stays as it is
             log.warning("%s", error)
 
     def _save(self, resident: Resident) -> None:

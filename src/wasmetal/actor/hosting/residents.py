@@ -149,14 +149,18 @@ class Residents:
             finally:
                 self._give_place()
 
-    def trim(self) -> None:
+    def trim(self, own: str | None = None) -> None:
         """Freeze idle ones, the least recently used first, while all take more memory than they may.
 
+        ``own``: an actor whose turn the caller has, to be frozen if nothing else is left, and no message waits for it.
         Raises SnapshotError if the store can take none of them.
         """
         while self._too_much():
-            if not self._free_one(waiting=False):
-                return
+            if self._free_one(waiting=False):
+                continue
+            if own in self._there and not self._turns.waits(own):
+                self._freeze_or_end(own)
+            return
 
     def idle(self, since: float) -> None:
         """Freeze those that were not used since a time of ``time.monotonic``."""
@@ -266,12 +270,16 @@ class Residents:
         try:
             if actor_id not in self._there:
                 return False
-            self.freeze(actor_id)
-        except (UnfreezableError, ActorHeldError) as error:
-            log.warning("actor %s was ended, and its last snapshot stands: %s", actor_id, error)
+            self._freeze_or_end(actor_id)
         finally:
             self._turns.give_back(actor_id)
         return True
+
+    def _freeze_or_end(self, actor_id: str) -> None:
+        try:
+            self.freeze(actor_id)
+        except (UnfreezableError, ActorHeldError) as error:
+            log.warning("actor %s was ended, and its last snapshot stands: %s", actor_id, error)
 
 
 def _over(most: int | None, sizes: Iterable[int]) -> bool:

@@ -104,6 +104,11 @@ class Turns:
             self._queued += 1
             self._list(actor_id, line)
 
+    def waits(self, actor_id: str) -> bool:
+        """Whether a task waits for an actor."""
+        line = self._lines.get(actor_id)
+        return bool(line and line.tasks)
+
     def try_take(self, actor_id: str, waiting: bool = False) -> bool:
         """Take the turn of an actor that nobody else has, and, unless ``waiting``, for which no task waits."""
         with self._lock:
