@@ -75,6 +75,19 @@ def test_actors_that_decode_at_once_share_the_device(chat: ActorProgram, tiny: P
         assert min(lengths) > max(lengths) / 4 > 10
 
 
+def test_actors_for_whose_sessions_there_is_no_room_take_that_of_idle_ones(
+    chat: ActorProgram, tiny: Path, tmp_path: Path
+) -> None:
+    """A cache of 16 pages has one for each of 16 actors."""
+    actors = ActorType(program=chat, models={"default": tiny}, args=("--raw", "--max-tokens", "2", *ARGS))
+    with ActorHost(DirectoryStore(tmp_path), actors, device="cpu", loading={"contexts": 1, "trusted": True}) as host:
+        for _ in range(2):
+            for i in range(18):
+                assert host.send(f"a{i}", "a").read()
+        assert 0 < len(host.resident()) <= 16
+        assert host.stats().lost == host.stats().failed == 0
+
+
 def test_what_was_loaded_here_is_closed_here(chat: ActorProgram, tiny: Path, tmp_path: Path, cpu: Device) -> None:
     with load_model(tiny, cpu) as model:
         actors = ActorType(program=chat, models={"default": model}, args=("--max-tokens", "4"))

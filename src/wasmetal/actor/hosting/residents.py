@@ -158,7 +158,7 @@ class Residents:
         while self._too_much():
             if self._free_one(waiting=False):
                 continue
-            if own in self._there and not self._turns.waits(own):
+            if own is not None and own in self._there and not self._turns.waits(own):
                 self._freeze_or_end(own)
             return
 
