@@ -205,6 +205,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results["first reply of a new host, ms"] = round(
             1e3 * (bench_first(host, bench.names[-1], bench.sent[bench.names[-1]]) - begun), 1
         )
+        while host.stats().reading_timers:
+            time.sleep(0.01)
+        results["all timers found, s"] = round(time.perf_counter() - begun, 1)
     return results
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from wasmetal.actor.manifest import Manifest
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, UrlStore
 from wasmetal.errors import (
     ActorBusyError,
+    ForkedError,
     GuestError,
     GuestTrapError,
     LimitError,
@@ -414,6 +417,40 @@ def test_closing_stops_what_does_not_end(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="stopped"):
         reply.read(60)
     assert DirectoryStore(tmp_path).actors() == ["b"]
+
+
+def test_actors_are_frozen_when_the_process_ends(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from tests.actor.hosts import count, host_on
+host = host_on(Path(sys.argv[1]), durability="freeze")
+assert count(host, "a") == 1
+host.send("b", b"l")
+"""
+    command = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, timeout=100, check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    assert done.stderr == b""
+    with host_on(tmp_path) as host:
+        assert host.actors() == ["a"]
+        assert count(host, "a") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_cannot_use_its_parents_host(tmp_path: Path) -> None:
+    with host_on(tmp_path) as host:
+        assert count(host, "a") == 1
+        if not (child := os.fork()):
+            refused = 0
+            for use in (lambda: host.send("a", b"i"), lambda: host.freeze("a")):
+                try:
+                    use()
+                except ForkedError:
+                    refused += 1
+            host.close()
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        assert count(host, "a") == 2
 
 
 @linux

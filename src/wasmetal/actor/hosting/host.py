@@ -54,7 +54,9 @@ class HostStats:
     queued: int
     """Messages that wait."""
     timers: int
-    """Actors with a timer, frozen or not, as far as the store has been looked through."""
+    """Actors with a timer, frozen or not, as far as is known."""
+    reading_timers: bool
+    """Whether the store is still being looked through for timers."""
     messages: int
     """That were handled."""
     repeated: int
@@ -239,6 +241,8 @@ class ActorHost(Closing):
             if self._residents.get(actor_id) or self._residents.stored(actor_id):
                 raise _exists(actor_id)
             resident = self._residents.activate(actor_id, type, True, args, env)
+            if resident.saved:  # by another host, a moment ago
+                raise _exists(actor_id)
             self._save(resident)
 
         self._call(actor_id, create)
@@ -315,6 +319,7 @@ class ActorHost(Closing):
             busy=self._turns.busy,
             queued=self._turns.queued,
             timers=self._upkeep.timers,
+            reading_timers=self._upkeep.reading,
             messages=self._messages,
             repeated=self._repeated,
             failed=self._failed,

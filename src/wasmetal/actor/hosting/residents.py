@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from threading import Condition
 
 from wasmetal.actor.actor import Snapshot
-from wasmetal.actor.hosting.actor_type import ActorTypes, Made
+from wasmetal.actor.hosting.actor_type import ActorTypes
 from wasmetal.actor.hosting.answered import Answered
 from wasmetal.actor.hosting.record import split
 from wasmetal.actor.hosting.resident import Resident, UnfreezableError
@@ -105,6 +105,11 @@ class Residents:
             self._give_place()
             raise
         self._enter(resident)
+        with self._changed:
+            if resident.saved:
+                self.thawed += 1
+            else:
+                self.created += 1
         self.seconds.append(time.perf_counter() - begun)
         return resident
 
@@ -128,11 +133,13 @@ class Residents:
         try:
             resident.save()
         except (UnfreezableError, ActorHeldError):
-            self.lost += 1
             self.drop(actor_id)
+            with self._changed:
+                self.lost += 1
             raise
-        self.freezes += 1
         self.drop(actor_id)
+        with self._changed:
+            self.freezes += 1
 
     def drop(self, actor_id: str) -> None:
         """Close a resident. What was not saved is lost. The caller has its turn."""
@@ -198,16 +205,11 @@ class Residents:
             if not create:
                 raise SnapshotError(no_snapshot(actor_id))
             made, answered, stored = self._types.make(actor_id, kind, args, env), Answered(self._keys), False
-            self.created += 1
         else:
             with self._store.load(actor_id, lease) as snapshot:
                 manifest, record = split(snapshot.manifest, self._keys)
                 made = self._types.thaw(Snapshot(manifest, snapshot), record.kind if record else None, kind)
             answered, stored = record.answered if record else Answered(self._keys), True
-            self.thawed += 1
-        return self._resident(lease, made, answered, stored)
-
-    def _resident(self, lease: Lease, made: Made, answered: Answered, stored: bool) -> Resident:
         try:
             resident = Resident(self._store, lease, made.actor, made.kind, answered)
         except BaseException:

@@ -40,7 +40,10 @@ class Upkeep:
         self._changed = Condition()
         """Guards the timers."""
         self._timers = Timers()
-        self._unread: Iterator[str] | None = self._stored() if timers else None
+        self._unread: Iterator[str] | None = self._stored()
+        if not timers:
+            self._unread = None
+            self._timers.learned()
         self._renewed = time.monotonic()
         self._closed = False
         self._thread = HostThread(self._run)
@@ -53,6 +56,11 @@ class Upkeep:
     def timers(self) -> int:
         """How many timers are known of."""
         return len(self._timers)
+
+    @property
+    def reading(self) -> bool:
+        """Whether snapshots are left to be looked at for their timers."""
+        return self._unread is not None
 
     def set_timer(self, actor_id: str, due: float | None) -> None:
         """An actor's timer is due then, in seconds since 1970; None: it is not set."""
