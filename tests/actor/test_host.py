@@ -16,6 +16,7 @@ import pytest
 
 from tests.actor.guests import ECHO, wat
 from tests.actor.hosts import count, crash, descriptors, host_on, kind, number, obedient, tasks
+from tests.actor.snapshots import chunk_files
 from wasmetal import Actor, ActorHost, ActorType, Limits, Snapshot
 from wasmetal.actor.manifest import Manifest
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, UrlStore
@@ -451,6 +452,20 @@ def test_a_forked_process_cannot_use_its_parents_host(tmp_path: Path) -> None:
             os._exit(refused)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
         assert count(host, "a") == 2
+
+
+def test_the_store_is_collected(tmp_path: Path) -> None:
+    """Each message leaves a chunk behind, which its actor's next snapshot does not name."""
+    with host_on(tmp_path, collect_seconds=None) as host:
+        for expected in range(1, 11):
+            assert count(host, "a") == expected
+    assert len(chunk_files(tmp_path)) == 10
+    with host_on(tmp_path, collect_seconds=0.02) as host:
+        until(lambda: len(chunk_files(tmp_path)) == 1)
+        assert [count(host, "a") for _ in range(20)] == list(range(11, 31))
+        until(lambda: len(chunk_files(tmp_path)) == 1)
+    with host_on(tmp_path) as host:
+        assert count(host, "a") == 31
 
 
 @linux

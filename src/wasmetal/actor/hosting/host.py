@@ -104,6 +104,7 @@ class ActorHost(Closing):
         memory_bytes: int | None = None,
         device_bytes: int | None = None,
         idle_seconds: float | None = 300.0,
+        collect_seconds: float | None = 3600.0,
         workers: int = 8,
         queue: int = 64,
         queued_bytes: int = 256 << 20,
@@ -123,6 +124,8 @@ class ActorHost(Closing):
         ``resident``: actors that may be awake. ``memory_bytes``, ``device_bytes``: linear memory and device memory of
         all that are awake; beyond it those that are idle are frozen. An actor that handles a message is never frozen.
         ``idle_seconds``: after which an idle actor is frozen; None: only when others need its place.
+        ``collect_seconds``: after which the store is collected, once more and again, so that it does not fill up with
+        what actors were before; None: never. Stores at URLs are not: see :meth:`UrlStore.gc`.
         ``workers``: messages that are handled at a time, at most ``resident``. ``queue``: messages that may wait for
         one actor; ``queued_bytes``: that may wait in all, each counted with 1 KiB more.
         ``message_bytes``, ``reply_bytes``: of one message, of one reply.
@@ -164,7 +167,14 @@ class ActorHost(Closing):
                 frozen=self._left,
             )
             self._keys = keys
-            self._upkeep = Upkeep(store, self._residents, self._due, idle_seconds=idle_seconds, timers=timers)
+            self._upkeep = Upkeep(
+                store,
+                self._residents,
+                self._due,
+                idle_seconds=idle_seconds,
+                collect_seconds=collect_seconds,
+                timers=timers,
+            )
             self._upkeep.start()
         except BaseException:
             self._types.close()

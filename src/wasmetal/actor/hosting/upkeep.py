@@ -33,10 +33,15 @@ class Upkeep:
         wake: Callable[[str], None],
         *,
         idle_seconds: float | None,
+        collect_seconds: float | None,
         timers: bool,
     ) -> None:
         """``wake``: called with an actor whose timer is due. ``timers``: look for those of actors in the store, too."""
         self._store, self._residents, self._wake, self._idle_seconds = store, residents, wake, idle_seconds
+        self._collect_seconds = None if isinstance(store, UrlStore) else collect_seconds
+        self._collecting: HostThread | None = None
+        self._collected = time.monotonic()
+        """When the last collection began."""
         self._changed = Condition()
         """Guards the timers."""
         self._timers = Timers()
@@ -46,6 +51,14 @@ class Upkeep:
             self._timers.learned()
         self._renewed = time.monotonic()
         self._closed = False
+        self._steps = (
+            self._read_some,
+            self._fire,
+            self._renew,
+            self._freeze_idle,
+            self._collect,
+            self._residents.trim,
+        )
         self._thread = HostThread(self._run)
 
     def start(self) -> None:
@@ -75,12 +88,13 @@ class Upkeep:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        while not self._thread.wait(1.0):
-            pass
+        for thread in (self._thread, self._collecting):
+            while thread and not thread.wait(1.0):
+                pass
 
     def _run(self) -> None:
         while not self._closed:
-            for step in (self._read_some, self._fire, self._renew, self._freeze_idle, self._residents.trim):
+            for step in self._steps:
                 try:
                     step()
                 except WasmetalError as error:
@@ -98,6 +112,8 @@ class Upkeep:
         pause = _LONGEST
         if self._idle_seconds is not None:
             pause = min(pause, max(self._idle_seconds / 4, 0.01))
+        if self._collect_seconds is not None:
+            pause = min(pause, max(self._collect_seconds / 4, 0.01))
         if isinstance(self._store, UrlStore):
             pause = min(pause, self._store.lease_seconds / _RENEWALS)
         if (due := self._timers.next) is not None:
@@ -127,6 +143,22 @@ class Upkeep:
                 log.warning("the lease of actor %s was lost: %s", resident.id, error)
             except OSError as error:
                 log.warning("the lease of actor %s could not be renewed: %s", resident.id, error)
+
+    def _collect(self) -> None:
+        """Remove what no snapshot names, on another thread: it takes a while, and timers do not wait."""
+        if self._collect_seconds is None or (self._collecting and not self._collecting.ended):
+            return
+        if time.monotonic() - self._collected >= self._collect_seconds:
+            self._collected = time.monotonic()
+            thread = HostThread(self._collect_now)
+            thread.start()
+            self._collecting = thread
+
+    def _collect_now(self) -> None:
+        try:
+            self._store.gc()
+        except Exception as error:
+            log.warning("the store of an actor host was not collected: %s", error)
 
     def _stored(self) -> Iterator[str]:
         yield from self._store.actors()
