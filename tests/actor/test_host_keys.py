@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.actor.hosts import count, crash, host_on, kind, number
+from tests.actor.hosts import count, crash, host_on, kind, number, obedient
 from tests.actor.test_store_kills import FullDisk
+from wasmetal import Actor
 from wasmetal.actor.hosting.answered import Answered
 from wasmetal.actor.store import DirectoryStore
 from wasmetal.actor.store.system import Files
@@ -145,6 +146,25 @@ DIGEST = hashlib.sha256(b"").hexdigest()
 def test_hostile_records_are_refused(value: object) -> None:
     with pytest.raises(SnapshotError, match="manifest is damaged"):
         Answered.from_json("what was answered", value, 10)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        {"version": 2, "type": "a", "answered": []},
+        {"version": 1, "type": 3, "answered": []},
+        {"version": 1, "type": "a", "answered": [], "more": 1},
+        {"version": 1, "type": "a", "answered": [None]},
+    ],
+)
+def test_hostile_members_are_refused(tmp_path: Path, value: object) -> None:
+    store = DirectoryStore(tmp_path)
+    with Actor(obedient(), id="a") as actor, store.saving("a") as saving:
+        saving.commit(actor.freeze_into(saving).to_json() | {"host": value})
+    with host_on(tmp_path) as host, pytest.raises(SnapshotError, match="manifest is damaged: .*the manifest's host"):
+        host.send("a", b"i").read()
 
 
 SOAK = """

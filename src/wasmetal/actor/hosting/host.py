@@ -462,10 +462,11 @@ class ActorHost(Closing):
                 if not self._residents.stored(actor_id):
                     return
                 resident = self._residents.activate(actor_id, None, create=False)
-            due, resident.due_frozen = resident.actor.due, time.time() + _AGAIN  # if this fails
+            due = resident.actor.due
             if due is None or due > time.time():
                 self._upkeep.set_timer(actor_id, due)
                 return
+            resident.due_frozen = time.time() + _AGAIN  # if this fails
             reply = self._run(resident, resident.actor.wake, PendingReply())
             self._handled(resident)
         except BaseException as error:
