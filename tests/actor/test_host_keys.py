@@ -163,7 +163,7 @@ def test_hostile_members_are_refused(tmp_path: Path, value: object) -> None:
     store = DirectoryStore(tmp_path)
     with Actor(obedient(), id="a") as actor, store.saving("a") as saving:
         saving.commit(actor.freeze_into(saving).to_json() | {"host": value})
-    with host_on(tmp_path) as host, pytest.raises(SnapshotError, match="manifest is damaged: .*the manifest's host"):
+    with host_on(tmp_path) as host, pytest.raises(SnapshotError, match=r"manifest is damaged: .*the manifest's host"):
         host.send("a", b"i").read()
 
 
