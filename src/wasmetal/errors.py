@@ -21,6 +21,14 @@ class ForkedError(WasmetalError):
     """A device, model, session or guest was used in a process that was forked after it was opened."""
 
 
+class ActorBusyError(WasmetalError):
+    """Too many messages wait for an actor, or in its host: send this one later."""
+
+
+class AlreadyHandledError(WasmetalError):
+    """A message with this key was handled, and its reply is no longer kept."""
+
+
 class MemoryRefusedError(WasmetalError):
     """Pages could not be reserved, committed or shared: a limit, or the operating system's refusal."""
 

@@ -18,11 +18,12 @@ from wasmetal.actor.manifest.handles import (
     SharedBuffer,
 )
 from wasmetal.actor.manifest.instance import NULL, VALUE_BYTES, Global, Memory, Table
-from wasmetal.actor.manifest.whole import MAX_NAME, Manifest, check_texts
+from wasmetal.actor.manifest.whole import HOST, MAX_NAME, Manifest, check_texts
 
 __all__ = [
     "BLOCK_BYTES",
     "BLOCK_TOKENS",
+    "HOST",
     "MAX_NAME",
     "NULL",
     "VALUE_BYTES",

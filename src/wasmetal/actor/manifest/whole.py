@@ -14,6 +14,8 @@ from wasmetal.actor.manifest.handles import Handles, OpenedModel, Session
 from wasmetal.actor.manifest.instance import Global, Memory, Table
 from wasmetal.errors import SnapshotError
 
+HOST = "host"
+"""The member of a stored manifest that is not the actor's, but that of the host which runs it."""
 VERSION = 1
 KIND = "wasmetal-actor"
 MAX_NAME = 256
@@ -82,8 +84,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: object) -> Self:
-        """A manifest from what ``json.loads`` gave. Raises SnapshotError if anything about it is wrong."""
-        fields = Fields("the manifest", value)
+        """A manifest from what ``json.loads`` gave, but for what a host keeps there (HOST).
+
+        Raises SnapshotError if anything about it is wrong.
+        """
+        own = {name: each for name, each in value.items() if name != HOST} if isinstance(value, dict) else value
+        fields = Fields("the manifest", own)
         kind, version = fields.take("kind", text), fields.take("version", integer, 0, MOST)
         if kind != KIND or version != VERSION:
             raise SnapshotError(f"a snapshot of kind {kind!r}, version {version}; {KIND!r}, version {VERSION} is known")
