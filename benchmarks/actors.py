@@ -30,7 +30,7 @@ import wasmtime
 
 from wasmetal import ActorHost, ActorProgram, ActorType
 from wasmetal.actor.store import DirectoryStore
-from wasmetal.memory.resident import resident_bytes
+from wasmetal.resident import resident_bytes
 
 PAGE = 65536
 HOT = 16

@@ -93,6 +93,10 @@ class SnapshotError(WasmetalError):
     """A snapshot of an actor that cannot be made, stored, read or thawed; the message names what is in the way."""
 
 
+class ClusterError(WasmetalError):
+    """A cluster that cannot be started or reached, or whose nodes cannot do what was asked."""
+
+
 @contextmanager
 def setting_up(what: str, kind: type[WasmetalError] = WasmetalError) -> Iterator[None]:
     """Turn the system's refusals, for example of another open file, into errors of a kind: "cannot ``what``: ..."."""

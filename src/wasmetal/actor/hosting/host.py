@@ -311,6 +311,22 @@ class ActorHost(Closing):
 
         self._call(actor_id, delete)
 
+    def watch(self, actor_id: str) -> None:
+        """Wake an actor of the store when its timer is due, as if it had been awake here before.
+
+        For hosts that are made with ``timers=False``, since others have the same store. Raises SnapshotError if the
+        snapshot cannot be read; without one nothing happens.
+        """
+        if actor_id in self.resident() or not self._residents.stored(actor_id):
+            return
+        with self.store.load(actor_id) as snapshot:
+            due = snapshot.manifest.get("timer")
+        self._upkeep.set_timer(actor_id, due / 1e9 if type(due) is int else None)
+
+    def unwatch(self, actor_id: str) -> None:
+        """Do not wake an actor by its timer, unless it handles another message here."""
+        self._upkeep.set_timer(actor_id, None)
+
     def actors(self) -> list[str]:
         """All actors, sorted: those in the store, and those that are awake here and not saved yet."""
         return sorted({*self.store.actors(), *self.resident()})
