@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,14 +96,22 @@ def _together(device: Device, source: str, guests: int) -> float:
     """Tokens a second that all guests together decode, while all of them decode."""
     # One context for each guest, and one for the process itself, which is guaranteed an equal share of the cache.
     with load_model(source, device, context=PROMPT_S + TOKENS_S, contexts=guests + 1) as model:
-        _decode(model, guests, WARM_UP)
-        return rate(_decode(model, guests, TOKENS_S), TOKENS_S)
+        decode(model, guests, WARM_UP)
+        return rate(decode(model, guests, TOKENS_S), TOKENS_S)
 
 
-def _decode(model: Model, guests: int, tokens: int) -> list[Times]:
-    """Have so many guests, each on a thread of its own, decode. They begin when all of them have run their prompts."""
+def decode(model: Model, guests: int, tokens: int, mark: Callable[[], object] = lambda: None) -> list[Times]:
+    """Have so many guests, each on a thread of its own, decode. They begin when all of them have run their prompts.
+
+    ``mark`` is called when they begin, and again when all have ended.
+    """
     begun: Times = []
-    ready = threading.Barrier(guests, lambda: begun.append(time.perf_counter()))
+
+    def begin() -> None:
+        mark()
+        begun.append(time.perf_counter())
+
+    ready, over = threading.Barrier(guests, begin), threading.Barrier(guests, mark)
 
     def run(number: int) -> Times:
         arguments = ["--raw", "--seed", str(number), "--max-tokens", str(tokens + 1)]
@@ -118,9 +126,11 @@ def _decode(model: Model, guests: int, tokens: int) -> list[Times]:
                     raise GuestError("the chat guest failed")
                 ready.wait()
                 chat.guest.call("chat_continue", HOUR_MS)
+                over.wait()
                 decoded = chat.stats().decode_tokens
         except BaseException:
             ready.abort()  # the others would wait for ever
+            over.abort()
             raise
         if decoded != tokens:
             raise GuestError(f"the model ended a guest's text after {decoded} tokens")

@@ -52,6 +52,18 @@ def test_an_engine_that_fails_is_left_out(tmp_path: Path) -> None:
     assert "missing" in written["left out"]["Q8_0"]["llama-bench"]
 
 
+def test_the_hosts_time() -> None:
+    command = [sys.executable, "-m", "benchmarks.host_time", "--guests", "1,3", "--tokens", "4", "--rounds", "1"]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, three = json.loads(done.stdout)["results"]
+    assert (one["guests"], one["rows"], three["guests"]) == (1, 1.0, 3)
+    assert 1 <= three["rows"] <= 3
+    for figures in (one, three):
+        assert figures["tokens_s"] > 0
+        assert figures["processor_us"] > 0
+
+
 def test_the_rate_of_guests_is_that_of_the_time_they_share() -> None:
     # Ten tokens in ten seconds, and ten in five: fifteen in the first five seconds.
     slow, quick = [float(second) for second in range(11)], [second / 2 for second in range(11)]

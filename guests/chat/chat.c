@@ -405,7 +405,9 @@ static bool decode(Chat *chat) {
 bool chat_continue(Chat *chat, double seconds) {
   double start = now();
   bool more = chat->answering;
-  while (more && (more = decode(chat)) && (seconds == INFINITY || now() - start < seconds)) continue;
+  /* The clock is asked after 1, 2, 4, 8, ... tokens: to ask is a call of the host. */
+  for (uint32_t n = 1; more && (more = decode(chat)); n++)
+    if (seconds != INFINITY && !(n & (n - 1)) && now() - start >= seconds) break;
   chat->decode_seconds += now() - start;
   if (!more) chat_end(chat);
   return more;

@@ -73,7 +73,7 @@ void chat_forget(Chat *chat, bool all);
 /* Runs the conversation with this question, or for --raw this text alone: then chat_continue writes the answer. */
 bool chat_ask(Chat *chat, const char *text, size_t len);
 
-/* Goes on with the answer until it ends, which returns false, or for about so many seconds. */
+/* Goes on with the answer until it ends, which returns false, or for about so many seconds, at most twice as many. */
 bool chat_continue(Chat *chat, double seconds);
 
 /* Ends the answer now. */

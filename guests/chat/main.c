@@ -180,7 +180,7 @@ EXPORT(system) int32_t export_system(uint32_t len) { return chat_set_system(&cha
 /* Adds a message that was said before. role: 0 system, 1 user, 2 assistant. */
 EXPORT(add) int32_t export_add(uint32_t role, uint32_t len) { return chat_add(&chat, (Role)role, exchange.data, len); }
 
-/* Goes on with the answer for about so long: 1 if there is more to come, 0 if that was its end. */
+/* Goes on with the answer for so long or up to twice as long: 1 if there is more to come, 0 if that was its end. */
 EXPORT(continue) int32_t export_continue(uint32_t milliseconds) { return chat_continue(&chat, milliseconds / 1e3); }
 
 /* Ends the answer now; the conversation keeps what there is of it. */

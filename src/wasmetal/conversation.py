@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 _SLICE_MS = 50
-"""Seconds that the guest decodes before the host gets a chance to stop the answer."""
+"""Milliseconds, or up to twice as many, that the guest decodes before the host gets a chance to stop the answer."""
 
 
 @dataclass(frozen=True, slots=True)

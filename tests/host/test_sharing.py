@@ -270,6 +270,28 @@ def test_a_turn_that_is_not_used_is_forgone(clock: Clock) -> None:
         assert one.has_turn()
 
 
+def test_many_guests_and_little_work_of_each(clock: Clock) -> None:
+    """Nobody gets ahead of the others by doing little at a time; one that comes late starts where they stand."""
+    device = CpuDevice()
+    shares = [Share(device) for _ in range(20)]
+    with contextlib.ExitStack() as stack:
+        for share in shares:
+            stack.enter_context(share)
+        for share in shares * 100:
+            charge(share, SLICE / 50)
+        late = Share(device)
+        with late:
+            assert all(share.has_turn() for share in [late, *shares])
+            for _ in range(60):
+                charge(shares[0], SLICE / 50)
+            assert not shares[0].has_turn()
+            assert late.has_turn()
+            for _ in range(60):
+                charge(late, SLICE / 50)
+            assert not late.has_turn()
+            assert shares[1].has_turn()
+
+
 def test_a_closed_guest_does_not_count() -> None:
     device = CpuDevice()
     one, other = Share(device), Share(device)

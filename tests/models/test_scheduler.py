@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -66,7 +67,8 @@ class Gate:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[list[int]] = []
         self._model = model
-        self._waiting = threading.Event()
+        self.hold: Callable[[], object] = lambda: None
+        """Called while all calls wait."""
 
         def noting(start: Starter) -> Starter:
             def noted(taken: Pass, jobs: Sequence[Job]) -> Submission:
@@ -88,6 +90,7 @@ class Gate:
             with scheduler._current.waiting:  # and nobody waits for the device
                 futures = [threads.submit(call) for call in calls]
                 until(lambda: len(scheduler._queue) == len(calls))
+                self.hold()
             scheduler._pause = real
             submission.wait()
             for _ in steps:
@@ -159,6 +162,37 @@ def test_a_sequence_that_chooses_its_next_token_is_waited_for(on_cpu: Model, mon
     one.forward([7], None)  # after a second at most, as the last batch ended under the old rule
     one.forward([7], None)
     assert gate.batches[1:] == [[1], [1]]
+
+
+def test_one_that_would_come_back_late_is_not_waited_for(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If as many others are there: they take turns with it."""
+    gate = Gate(on_cpu, monkeypatch)
+    monkeypatch.setattr(scheduler, "_SAMPLING", (1e9, 1e3))
+    one, two = on_cpu.session(), on_cpu.session()
+    one.forward([5], None)
+    on_cpu._scheduler._pace = 1e6
+    two.forward([5], None)
+    assert gate.batches == [[1], [1]]
+
+
+def test_those_of_a_batch_wake_one_after_the_other(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if one of them gives up instead of waking the next. None of them looks by itself."""
+    gate = Gate(on_cpu, monkeypatch)
+    monkeypatch.setattr(scheduler, "_LOOK", 2 * PATIENCE)
+
+    def give_up(session: Session) -> None:
+        with contextlib.closing(session.steps([5], None)) as steps:
+            for submission in steps:
+                if submission is not None:
+                    submission.wait(PATIENCE)
+                    return
+
+    for _ in range(5):
+        sessions = [on_cpu.session() for _ in range(12)]
+        calls = [lambda s=s, i=i: s.forward([5], None) if i % 3 else give_up(s) for i, s in enumerate(sessions)]
+        gate.together(*calls)
+        assert [session.length for session in sessions] == [0, 1, 1] * 4
+    assert [len(batch) for batch in gate.batches] == [1, 12] * 5
 
 
 def alone_and_among_others(model: Model, others: int) -> tuple[list[bytes], list[bytes]]:
@@ -282,7 +316,9 @@ class TestFailures:
         assert gate.together(*(lambda s=s: expect_loss(s) for s in sessions)) == [True] * 3
 
     @pytest.mark.parametrize("given_up", ["waiting", "in flight"])
-    def test_a_caller_that_gives_up(self, on_cpu: Model, gate: Gate, given_up: str) -> None:
+    def test_a_caller_that_gives_up(
+        self, on_cpu: Model, gate: Gate, given_up: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         session, other = on_cpu.session(), on_cpu.session()
         free = on_cpu.cache.free
         with on_cpu.session() as same:
@@ -295,7 +331,11 @@ class TestFailures:
                 pass
             assert (submission is None) == (given_up == "waiting")
             steps.close()
+            gave_up.set()
 
+        gave_up = threading.Event()
+        if given_up == "waiting":  # which it notices when it next looks
+            monkeypatch.setattr(gate, "hold", lambda: gave_up.wait(PATIENCE))
         _, logits = gate.together(give_up, lambda: step(other, 5))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         assert (session.length, other.length) == (0, 1)

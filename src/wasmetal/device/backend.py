@@ -97,6 +97,9 @@ class Work(ABC):
     What the recordings use is kept alive until the work has ended, by the caller of :meth:`Backend.start`.
     """
 
+    patient = False
+    """Whether other threads need the processor meanwhile: then :meth:`wait` does not ask again and again."""
+
     @abstractmethod
     def wait(self, seconds: float) -> bool:
         """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""

@@ -220,8 +220,11 @@ class Device(Protocol):
     def record(self) -> CommandList:
         """A new, empty command list."""
 
-    def submit(self, lists: Sequence[CommandList]) -> Submission:
+    def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> Submission:
         """Start one or more finished lists, in order, as one submission.
+
+        ``patient``: other threads of this process have work of their own meanwhile, so whoever waits lets them have
+        the processor and Python's lock, and may notice the end a little later.
 
         Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
         """

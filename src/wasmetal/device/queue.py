@@ -81,8 +81,8 @@ class Queue:
         self._in_flight: dict[Work, Sequence[Recording]] = {}  # what pending submissions run
         on_release(self, _abandon_all, self._in_flight)
 
-    def submit(self, lists: Sequence[RecordedList]) -> DeviceSubmission:
-        """Start one or more finished lists, in order, as one submission.
+    def submit(self, lists: Sequence[RecordedList], patient: bool = False) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission. ``patient``: how it is waited for.
 
         Raises DeviceError if one is unfinished, closed, pending or named twice, and DeviceLostError.
         """
@@ -111,6 +111,7 @@ class Queue:
             except DeviceLostError:
                 self._lost = True
                 raise
+            work.patient = patient
             self._in_flight[work] = recordings
             submission = DeviceSubmission(self, work, dispatches)
             for commands in lists:
@@ -164,8 +165,9 @@ class Queue:
                 self._backend.prepare(recordings)
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
+        ended = False
         try:
-            work.wait(seconds)
+            ended = work.wait(seconds)
         except DeviceLostError as lost:
             with self.lock:
                 self._end(submission, lost)
@@ -173,7 +175,7 @@ class Queue:
             if not self._pending or self._pending[0] is not submission:
                 # Settle earlier submissions first, in order: this one may depend on them to end.
                 self._settle()
-            if self._poll(submission):
+            if self._poll(submission, ended):
                 self._check_answers(submission)
         return submission.work is None
 
@@ -196,12 +198,12 @@ class Queue:
         while self._pending and not self._poll(self._pending[0]):
             pass
 
-    def _poll(self, submission: DeviceSubmission) -> bool:
-        """Settle a submission if it has ended; return whether it is pending."""
+    def _poll(self, submission: DeviceSubmission, ended: bool = False) -> bool:
+        """Settle a submission if it has ended; return whether it is pending. ``ended``: it is known to have."""
         work = submission.work
         if work is not None:
             try:
-                if not work.ended():
+                if not (ended or work.ended()):
                     return True
                 submission.seconds, error = work.result()
             except DeviceLostError as lost:  # a lost device runs nothing

@@ -13,6 +13,12 @@ SPIN = 2e-3
 """Seconds for which a wait for a GPU asks again and again before it sleeps, since waking up takes a driver 0.1 ms: the
 tokens of small models end within them."""
 
+_SLEEP, _LONGEST = 0.05, 1e-3
+"""How long :func:`poll` sleeps at a time after that: a part of the time that it has waited, and at most so much."""
+
+_NAP = 2e-4
+"""How long a patient one sleeps, at least."""
+
 
 def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) -> None:
     """Call ``wait(seconds)``, which blocks for at most ``seconds``, until it returns True.
@@ -27,6 +33,21 @@ def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) 
     while not wait(min(SLICE, max(0.0, deadline - time.monotonic()))):
         if time.monotonic() >= deadline:
             raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
+
+
+def poll(ended: Callable[[], bool], seconds: float, patient: bool = False) -> bool:
+    """Ask ``ended()`` until it is true, for at most ``seconds``; return the last answer.
+
+    For work that cannot be waited for in any other way. ``patient``: sleep from the beginning, so that other threads
+    get Python's lock: one that asks again and again lets go of it for too short a time.
+    """
+    begin = time.perf_counter()
+    done = ended() if patient else spin(ended, seconds)
+    while not done and (waited := time.perf_counter() - begin) < seconds:
+        least = _NAP if patient else 0.0
+        time.sleep(min(max(_SLEEP * waited, least), _LONGEST, seconds - waited))
+        done = ended()
+    return done
 
 
 def spin(ended: Callable[[], bool], seconds: float) -> bool:

@@ -89,7 +89,7 @@ class Account:
 
     def check_clock(self) -> None:
         """Raise LimitError if the run has used up its wall time, or the guest its host time."""
-        self.host_time.settle()
+        self.host_time.look()
         self.check_host_time()
         if self.wall_left() == 0:
             raise LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")

@@ -8,6 +8,7 @@ guest, the seconds on the clock are charged to it, if they are more than the dev
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ short lists would lose its turn to one with long lists after every list. As long
 LEFT_BEHIND = 1.0
 """Seconds for which others wait for what a closed guest left on the device before they submit more. Otherwise guests
 that come, submit and go would fill the device's queue."""
+_FEW, _EXACT = 8, SLICE / 16
+"""So many guests or more are counted together, once so much has been charged: not all of them for each token of one."""
 _LOOK = 0.05
 """Seconds of waiting for a turn between two checks of the guest's limits."""
 
@@ -85,11 +88,11 @@ class Share:
 
         It may if it is not ahead of any guest that wants the device by more than SLICE, and no closed guest left work.
         """
-        if len(self._queue.shares) == 1:
-            return True
-        self.settle()
         queue = self._queue
+        if len(queue.shares) == 1:
+            return True
         with queue.lock:
+            queue.settle()
             self._return()
             first = self._first()
             for other in first:
@@ -138,7 +141,10 @@ class Share:
 
     def _first(self) -> list[Share]:
         """The guests that are to go first."""
-        return [other for other in self._queue.shares if self._used - other._used > SLICE and other._wants()]
+        least = self._used - SLICE
+        if least <= self._queue.time:  # nobody who wants the device has used less
+            return []
+        return [other for other in self._queue.shares if other._used < least and other._wants()]
 
 
 def _ignore(_: Submission) -> None:
@@ -158,16 +164,22 @@ class _Queue:
         self.charged = 0.0
         """When a submission was last charged for."""
         self.time = 0.0
-        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest count."""
+        self._uncounted = 0.0
+        """Seconds charged since then."""
 
     def settle(self) -> None:
         """Charge guests for what has ended, often that of many at once. Called with the lock."""
-        ended = [each for each in self.submissions if not each[1].pending]
+        if not self.submissions:
+            return
+        ended: list[tuple[Share, Submission]] = []
+        pending: list[tuple[Share, Submission]] = []
+        for each in self.submissions:
+            (pending if each[1].pending else ended).append(each)
         if not ended:
             return
-        over = set(map(id, ended))
-        self.submissions[:] = [each for each in self.submissions if id(each) not in over]
-        now = time.monotonic()
+        self.submissions[:] = pending
+        now, behind = time.monotonic(), len(self.shares) < _FEW
         for share, submission in ended:
             share._count(submission)
             seconds = submission.seconds
@@ -176,12 +188,19 @@ class _Queue:
                 seconds = max(seconds, now - max(share._holds_up, self.charged))
             self.charged = now
             share._used += seconds
-        latest = max((share._used for share in self.shares if share._waits), default=0.0)
+            self._uncounted += seconds
+            behind = behind or share._holds_up is not None
+        if self._uncounted < _EXACT and not behind:
+            return
+        self._uncounted = 0.0
+        latest = max([share._used for share in self.shares if share._waits], default=0.0)
         for share, _ in ended:
             share._holds_up = now if latest - share._used > SLICE else None
-        wanting = [share._used for share in self.shares if len(self.shares) == 1 or share._wants()]
+        recent = now - PAUSE if len(self.shares) > 1 else -math.inf
+        wanting = [share._used for share in self.shares if share._waits or share._left > recent]
         self.time = max(self.time, min(wanting, default=0.0))
-        self.changed.notify_all()
+        if len(self.shares) > 1:
+            self.changed.notify_all()
 
     def left_behind(self) -> bool:
         """Whether the device is still at work for a guest that was closed a moment ago."""

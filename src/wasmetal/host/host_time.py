@@ -40,6 +40,11 @@ class HostTime:
         if seconds > _LONG:
             self.settle()
 
+    def look(self) -> None:
+        """Settle, unless that was done a moment ago. Called on the thread of the run."""
+        if perf_counter() - self._since > _LONG:
+            self.settle()
+
     def settle(self) -> None:
         """Count what was used since the last time. Called on the thread of the run, also in the middle of a call."""
         now, processor = perf_counter(), time.thread_time()

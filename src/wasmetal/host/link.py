@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import struct
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -93,8 +94,10 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
     The method receives the parameters as non-negative integers.
     """
     # A raw value takes 16 bytes; the upper half of an i32's 8 bytes is undefined.
-    masks = tuple((1 << abi.width(kind, memory64)) - 1 for kind in kinds)
-    values_type = ctypes.c_uint64 * (2 * len(masks))
+    widths = [abi.width(kind, memory64) for kind in kinds]
+    parameters = struct.Struct("<" + "".join({32: "I12x", 64: "Q8x"}[width] for width in widths))
+    values_type = ctypes.c_uint64 * max(2 * len(kinds), 1)
+    unpack = parameters.unpack_from
     count = interface in abi.INTERFACES  # WASI's calls are not counted
 
     def call(_env: int, caller: int, raw: int, _count: int) -> int:
@@ -107,7 +110,7 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
                 context.counters.host_calls += 1
             memory = context.memory or _find_memory(context, caller)
             method = getattr(context.interfaces[interface], name)
-            method(memory, *[value & mask for value, mask in zip(values[::2], masks, strict=True)])
+            method(memory, *unpack(values))
             errno: int = Errno.SUCCESS
         except Refusal as refusal:
             errno = refusal.errno

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, CommandList, Device, DeviceInfo, HostPages, MemoryKind, Submission
@@ -77,13 +77,14 @@ class MeteredDevice:
         ``look`` is called while it is pending, and may raise. Raises LimitError if the guest's device time, with what
         it has waited, is used up.
         """
-        begin, error = time.monotonic(), None
+        begin = now = time.monotonic()
+        error: Exception | None = None
         while True:
-            now = time.monotonic()
             try:
                 submission.wait(min(LOOK, max(end - now, 0.0)))
                 break
             except DeviceTimeoutError:
+                now = time.monotonic()
                 if self.share.is_behind(submission):
                     begin = now
                 self._account.check_device_time(now - begin)
@@ -99,16 +100,20 @@ class MeteredDevice:
 
         The steps are given up if the guest is stopped or reaches a limit. Raises LimitError and what they raise.
         """
-        with closing(steps), self.share:
-            for submission in steps:
-                if submission is None:
-                    self._account.check_device_time()
-                    self._interrupt.check()
-                    self.share.wait_turn(self._interrupt.check)
-                else:
-                    self._submitted(submission)
-                    if error := self.wait(submission, self._interrupt.check):
-                        raise error
+        look = self._interrupt.check
+        try:
+            with self.share:
+                for submission in steps:
+                    if submission is None:
+                        self._account.check_device_time()
+                        look()
+                        self.share.wait_turn(look)
+                    else:
+                        self._submitted(submission)
+                        if error := self.wait(submission, look):
+                            raise error
+        finally:
+            steps.close()
         self._account.check_device_time()
 
     @contextmanager

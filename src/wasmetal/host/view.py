@@ -13,6 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.memory import Aperture, Region
 
+_BYTE = np.dtype(np.uint8)
+
 
 class GuestMemory:
     """Checked access to one guest's linear memory.
@@ -26,14 +28,17 @@ class GuestMemory:
 
     def array(self, ptr: int, count: int, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
         """``count`` elements at ``ptr``, aligned as C aligns them. INVAL if misaligned, FAULT if outside the memory."""
+        if dtype is np.uint8:
+            return self.raw(ptr, count, _BYTE)
         element = np.dtype(dtype)
         return self.raw(ptr, count, element).view(element)
 
     def raw(self, ptr: int, count: int, element: np.dtype[Any]) -> NDArray[np.uint8]:
         """The bytes of what :meth:`array` returns. Viewing them as records would take longer than to get them."""
         nbytes = count * element.itemsize
-        self._check(ptr, nbytes, element.alignment)
-        return self._region.view()[ptr : ptr + nbytes]
+        if ptr % element.alignment or ptr + nbytes > self._region.size:
+            self._check(ptr, nbytes, element.alignment)
+        return self._region.part(ptr, ptr + nbytes)
 
     def size(self, ptr: int) -> NDArray[Any]:
         """One ``size_t`` to write: an element as wide as the guest's addresses."""

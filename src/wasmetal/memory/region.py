@@ -71,6 +71,10 @@ class Region:
 
     def view(self) -> NDArray[np.uint8]:
         """The accessible bytes as they are now, uint8 of shape [size], not copied. It keeps the pages mapped."""
+        return self.part(0, self._size)
+
+    def part(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """Some of the bytes of :meth:`view`, which must be inside."""
         view = self._view
         if view is None:
             # Two threads may both make one; a view that growth has left too short is not kept.
@@ -78,7 +82,7 @@ class Region:
             view = self.pages.view(0, size)
             if size == self._size and self._pages is not None:
                 self._view = view
-        return view[:]
+        return view[begin:end]
 
     def aperture(self, offset: int, nbytes: int) -> Aperture:
         """Borrow ``nbytes`` > 0 from ``offset`` on: whole pages, inside ``size``, or MemoryRefusedError is raised."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from wasmetal.device.backend import Work
 from wasmetal.device.cuda.api import NOT_READY, call, cu, failure
 from wasmetal.device.cuda.context import Context, Owned
-from wasmetal.device.waiting import spin
-
-_SLEEP, _LONGEST = 0.05, 1e-3
-"""How long it sleeps at a time: a part of the time that it has waited, and at most so many seconds."""
+from wasmetal.device.waiting import poll
 
 
 class Events:
@@ -44,13 +40,8 @@ class CudaWork(Work):
 
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
-        begin = time.perf_counter()
         self._context.use()
-        done = spin(self._ask, seconds)
-        while not done and (waited := time.perf_counter() - begin) < seconds:
-            time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
-            done = self._ask()
-        return done
+        return poll(self._ask, seconds, self.patient)
 
     def ended(self) -> bool:
         """Whether the work has ended. Raises DeviceLostError."""

@@ -82,7 +82,7 @@ class VulkanWork(Work):
 
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the submission has ended. Raises DeviceLostError."""
-        return self._device.wait_for(self._number, seconds)
+        return self._device.wait_for(self._number, seconds, self.patient)
 
     def result(self) -> tuple[float, None]:
         """Seconds from the start of the first kernel to the end of the last, and no error. Raises DeviceLostError."""

@@ -58,9 +58,10 @@ class LogicalDevice:
             self._submitted = number
             return number
 
-    def wait_for(self, number: int, seconds: float) -> bool:
+    def wait_for(self, number: int, seconds: float, patient: bool = False) -> bool:
         """Block for at most ``seconds``; return whether a submission, and so every earlier one, has ended.
 
+        ``patient``: without asking again and again at first, which is quicker, but keeps other threads from working.
         Raises DeviceLostError.
         """
         if number <= self._completed:
@@ -72,7 +73,7 @@ class LogicalDevice:
         def ended(seconds: float = 0) -> bool:
             return call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) == int(lib.VK_SUCCESS)
 
-        if not (seconds and self.physical.info.gpu and spin(ended, seconds)) and not ended(seconds):
+        if not (seconds and not patient and self.physical.info.gpu and spin(ended, seconds)) and not ended(seconds):
             return False
         self._completed = max(self._completed, number)
         return True

@@ -112,8 +112,10 @@ class Llm:
 
     def _join(self, name: str, model: LoadedModel, family: Llm | None) -> None:
         """Make the guest a holder of the model's KV cache, if the model has one."""
-        from wasmetal.models.loaded import Capability  # noqa: PLC0415 (slow to import; here it is loaded)
+        from wasmetal.models.lm.heads import TopLogits  # noqa: PLC0415 (slow to import; here it is loaded)
+        from wasmetal.models.loaded import Capability  # noqa: PLC0415
 
+        self._top_logits = TopLogits
         if Capability.LANGUAGE in model.capabilities:
             language_model = cast("Model", model)
             if family:
@@ -216,21 +218,18 @@ class Llm:
     def session_forward_top(
         self, memory: GuestMemory, handle: int, ptr: int, count: int, rows: int, k: int, out: int, totals: int
     ) -> None:
-        from wasmetal.models import TopLogits  # noqa: PLC0415 (slow to import; here it is loaded)
-
         held = self._session(handle)
         if not 1 <= rows <= min(count, abi.MAX_TOP_ROWS):
             raise Refusal(Errno.INVAL, f"logits after {rows} of {count} tokens; at most {abi.MAX_TOP_ROWS} are given")
         if not 1 <= k <= abi.MAX_TOP:
             raise Refusal(Errno.INVAL, f"the {k} largest logits; 1 to {abi.MAX_TOP} can be found")
-        candidates = memory.raw(out, rows * k, abi.CANDIDATE).view(np.uint32).reshape(rows, k, 2)
+        candidates = memory.raw(out, rows * k, abi.CANDIDATE).view(np.int32).reshape(rows, k, 2)
         sums = memory.raw(totals, rows, abi.LOGIT_TOTALS).view(np.float32).reshape(rows, 2)
         tokens = _next_tokens(memory, ptr, count, held)
-        tops = [TopLogits(k) for _ in range(rows)]
+        tops = [self._top_logits(k) for _ in range(rows)]
         self._device.drive(held.session.steps(tokens, tops))
-        for top, candidate, total in zip(tops, candidates, sums, strict=True):
-            candidate[:, 0], candidate[:, 1] = top.ids.view(np.uint32), top.values.view(np.uint32)
-            total[:] = top.maximum, top.total
+        for row, top in enumerate(tops):
+            candidates[row], sums[row] = top.found, top.sums
 
     def session_generate(
         self,

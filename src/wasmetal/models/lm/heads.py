@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,9 +72,6 @@ class Head:
         """Whether the latest submission has not ended yet."""
         return self.submission is not None and self.submission.pending
 
-    def collect(self) -> None:
-        """Do nothing: the device has written the logits where they are wanted."""
-
     def close(self) -> None:
         """Release the lists. Idempotent."""
         for commands in (self.commands, *self._from.values()):
@@ -89,31 +87,40 @@ class TopLogits:
     probability is exp(value - ``maximum``) / ``total``.
     """
 
+    __slots__ = ("found", "k", "sums")
+
     def __init__(self, k: int) -> None:
         """``k``: how many, up to MOST_TOP. Raises ModelError."""
         if not 1 <= k <= MOST_TOP:
             raise ModelError(f"the {k} largest logits; 1 to {MOST_TOP} are supported")
-        self.ids: NDArray[np.int32] = np.zeros(k, np.int32)
-        self.values: NDArray[np.float32] = np.zeros(k, np.float32)
-        self.maximum = -math.inf
-        self.total = 0.0
+        self.k = k
+        self.found: NDArray[np.int32] = np.zeros((k, 2), np.int32)
+        """Ids, and the bits of the values: i32 [k, 2]."""
+        self.sums: NDArray[np.float32] = _NO_SUMS
+        """``maximum`` and ``total``: f32 [2]."""
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """The tokens, i32 [k]."""
+        return self.found[:, 0]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Their logits, f32 [k]."""
+        return self.found[:, 1].view(np.float32)
+
+    @property
+    def maximum(self) -> float:
+        """The largest logit."""
+        return float(self.sums[0])
+
+    @property
+    def total(self) -> float:
         """The sum of exp(logit - ``maximum``) over the vocabulary."""
-        self.submission: Submission | None = None
-        """The latest submission."""
-        self._found: tuple[_Top, int] | None = None
+        return float(self.sums[1])
 
-    def find_in(self, top: _Top, row: int) -> None:
-        """Say where the next submission writes them."""
-        self._found = top, row
 
-    def collect(self) -> None:
-        """Take what the submission, which has ended, has found."""
-        if self._found:
-            (top, row), self._found = self._found, None
-            k = len(self.ids)
-            self.ids[:], self.values[:] = top.ids.values[row, :k], top.values.values[row, :k]
-            self.maximum, self.total = map(float, top.totals.values[row])
-
+_NO_SUMS = np.array([-math.inf, 0.0], np.float32)
 
 Wanted = Sequence[tuple[Head | TopLogits, int]]
 """What is wanted of the logits, each after one row of a pass."""
@@ -138,6 +145,10 @@ class Heads:
         for commands in (self._one, self._many):
             commands.finish()
         self._tops: dict[tuple[int, int], _Top] = {}
+        self._wanted: Sequence[tuple[TopLogits, int]] = ()
+        """What the latest submission finds, and in which row."""
+        self._finds: _Top | None = None
+        """What finds it."""
 
     def lists(self, wanted: Wanted) -> list[CommandList]:
         """The lists that give each of ``wanted`` the logits after its row of the pass."""
@@ -145,7 +156,7 @@ class Heads:
         self._batch.values[0, 0] = rows
         self._rows.values[: len(wanted)] = [row for _, row in wanted]
         lists = [self._many if rows > 1 or self._least else self._one]
-        tops = []
+        tops = self._wanted = []
         for index, (each, _) in enumerate(wanted):
             if isinstance(each, TopLogits):
                 tops.append((each, index))
@@ -153,14 +164,25 @@ class Heads:
                 each.select(index)
                 lists.append(each.taking(self))
         if tops:
-            top = self._top(1 + tops[-1][1], max(len(each.ids) for each, _ in tops))
-            for each, index in tops:
-                each.find_in(top, index)
+            top = self._finds = self._top(1 + tops[-1][1], max([each.k for each, _ in tops]))
             lists.append(top.commands)
         return lists
 
+    def forget(self) -> None:
+        """Whoever wanted what the latest submission finds does not take it."""
+        self._wanted = ()
+
+    def collect(self) -> None:
+        """Take what the latest submission, which has ended, has found."""
+        if not self._wanted or not self._finds:
+            return
+        wanted, self._wanted = self._wanted, ()
+        found, sums = self._finds.take(1 + wanted[-1][1])
+        for each, row in wanted:
+            each.found, each.sums = found[row, : each.k], sums[row]
+
     def _top(self, rows: int, k: int) -> _Top:
-        key = next(n for n in _TOP_ROWS if n >= rows), next(n for n in _TOP if n >= k)
+        key = _TOP_ROWS[bisect_left(_TOP_ROWS, rows)], _TOP[bisect_left(_TOP, k)]
         if key not in self._tops:
             self._tops[key] = _Top(self._device, self.logits.rows(0, key[0]), key[1])
         return self._tops[key]
@@ -190,6 +212,12 @@ class _Top:
         top_logits(Recorder(device.info, self.commands), logits, *found, scratch=scratch)
         self.commands.finish()
         self._scratch = scratch.buffer
+
+    def take(self, rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """A copy of what was found in the first rows: i32 [rows, k, 2], ids and the bits of values; f32 [rows, 2]."""
+        found = np.empty((rows, self.ids.values.shape[1], 2), np.int32)
+        found[:, :, 0], found[:, :, 1] = self.ids.values[:rows], self.values.values[:rows].view(np.int32)
+        return found, self.totals.values[:rows].copy()
 
     def close(self) -> None:
         """Release the list and its memory. Idempotent."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
-from wasmetal.device.base import Device, MemoryKind, Submission
+from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError, setting_up
 from wasmetal.forked import Origin
 from wasmetal.memory.trim import trim
@@ -218,6 +218,9 @@ class Model(Closing):
         is closed early, the rest is given up, and all sessions are unchanged.
         """
         sessions = [request.session for request in requests]
+        if len(requests) == 1 and len(requests[0].tokens) == 1 and sessions[0].model is self:
+            yield from self._decode(requests[0])
+            return
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
             raise ModelError("a batch takes each session once, and only sessions of its own model")
         heads = [request.session.heads_into(request.logits) for request in requests]
@@ -242,8 +245,7 @@ class Model(Closing):
                     for token in range(max(begin, first), end):
                         last.append((heads[index][token - first], row - (end - token)))
                 yield None
-                decodes = id(sessions[0]) if len(requests) == row == 1 else None
-                job = Job(segments, last, begun, [growths[index] for index, _, _ in batch], decodes)
+                job = Job(segments, last, begun, [growths[index] for index, _, _ in batch])
                 submission = yield from self._scheduler.run(job)
                 seconds, dispatches = submission.seconds, submission.dispatches
                 self._pacing.took(row, seconds)
@@ -251,6 +253,36 @@ class Model(Closing):
                     requests[index].session.counters.count_submission(seconds * (end - begin) / row, dispatches)
         for request in requests:
             request.session.length += len(request.tokens)
+
+    def _decode(self, request: Request) -> Generator[Submission | None]:
+        """:meth:`steps` of one session and one token: what happens most often."""
+        session, tokens = request.session, request.tokens
+        wanted = session.heads_into(request.logits)
+        session.check(tokens, len(wanted))
+        growth, kept = self._growth(session)
+        try:
+            self._pacing.rows(session.holder)
+            yield None
+            segments, growths = (Segment(tokens, session.length, growth.table),), (growth,)
+            heads = [(wanted[0], 0)] if wanted else ()
+            submission = yield from self._scheduler.run(Job(segments, heads, growths, growths, id(session)))
+        except BaseException:
+            if not kept:
+                with self.lock:
+                    self.cache.discard(growth)
+            raise
+        if not kept:
+            with self.lock:
+                self.cache.adopt(session.pages, growth)
+        session.counters.count_submission(submission.seconds, submission.dispatches)
+        session.length += 1
+
+    def _growth(self, session: Session) -> tuple[Growth, bool]:
+        """The pages that a session is to have with one more token; whether they are those that it has."""
+        if self.cache.has_room(session.pages, session.length):
+            return Growth(list(session.pages), []), True
+        with self.lock:
+            return self.cache.grow(session.pages, session.length, 1, session.holder), False
 
     def head(self, logits: Tensor) -> Head:
         """A list that writes logits to a tensor. For sessions."""
@@ -260,17 +292,23 @@ class Model(Closing):
     def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
         """Start a forward pass for all jobs. Called with the lock."""
         heads: list[tuple[Head | TopLogits, int]] = []
+        segments: list[Segment] = []
+        copies: list[CommandList] = []
         rows = 0
         for job in jobs:
             heads += [(head, rows + row) for head, row in job.heads]
+            segments += job.segments
+            copies += [commands for growth in job.begun if growth.copied and (commands := self.cache.copying(growth))]
             rows += job.rows
-        taken.write([segment for job in jobs for segment in job.segments])
-        begun = [growth for job in jobs for growth in job.begun]
-        copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
-        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)])
-        users: list[Pass | Head | TopLogits | Growth] = [taken, *(head for head, _ in heads)]
-        for user in users + [growth for job in jobs for growth in job.written]:
-            user.submission = submission
+        taken.write(segments)
+        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)], patient=len(jobs) > 1)
+        taken.submission = submission
+        for head, _ in heads:
+            if isinstance(head, Head):
+                head.submission = submission
+        for job in jobs:
+            for growth in job.written:
+                growth.submission = submission
         return submission
 
     @contextmanager

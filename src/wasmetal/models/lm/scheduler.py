@@ -1,8 +1,11 @@
 """Continuous batching: what several callers ask of a model at the same time becomes one submission.
 
-Rows wait while a batch is in flight; then one of the waiting threads submits what waits, for all of them. So a sequence
-joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a caller who is
-alone submits at once, and waits for the device itself.
+Rows wait while a batch is in flight; then the thread that waited for the device submits what waits, for all of them. So
+a sequence joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a
+caller who is alone submits at once, and waits for the device itself.
+
+With many callers, Python's global lock is what they wait for most. So a thread sleeps from when its job is queued until
+its batch has ended, and those of a batch wake one after the other.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wasmetal.device.base import Submission
@@ -18,6 +22,7 @@ from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.models.lm.heads import Wanted
 from wasmetal.models.lm.kv_cache import Growth
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
+from wasmetal.models.lm.signal import Signal
 
 _ROWS = ROWS[1]
 """Batches have up to a multiple of so many rows."""
@@ -27,7 +32,8 @@ _SLICE = 0.5
 """Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
 _SAMPLING = 0.5, 4e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
-last batch's time, and at most so many seconds."""
+last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
+missing take longer to come back. Then the others take turns with them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -49,13 +55,13 @@ class Job:
     """Its part of a submission, once there is one."""
     error: Exception | None = None
     """Why there is none."""
-    wake: threading.Event = field(default_factory=threading.Event)
-    """Set when there is news for the job's thread."""
+    wake: Signal = field(default_factory=Signal)
+    """Given when there is news for the job's thread."""
     rows: int = field(init=False)
     """The number of its rows."""
 
     def __post_init__(self) -> None:
-        self.rows = sum(len(segment.tokens) for segment in self.segments)
+        self.rows = sum([len(segment.tokens) for segment in self.segments])
 
 
 class Batch:
@@ -65,13 +71,15 @@ class Batch:
         self.submission = submission
         self.taken = taken
         self.jobs = jobs
-        self.rows = sum(job.rows for job in jobs)
+        self.rows = sum([job.rows for job in jobs])
         self.users = len(jobs)
         """How many jobs have not given up."""
         self.ended = False
         self.error: Exception | None = None
         self.waiting = threading.Lock()
         """Held by the thread that waits for the device."""
+        self.asleep = list(jobs)
+        """Jobs whose threads have not been woken since the batch ended."""
 
     def outcome(self) -> Exception | None:
         """The error that the submission has ended with; None if it has succeeded, or not ended."""
@@ -83,9 +91,19 @@ class Batch:
         return None
 
     def wake(self) -> None:
-        """Have every thread of the batch look at it."""
+        """Have every thread of the batch look at it: one of them is to wait for the device."""
         for job in self.jobs:
-            job.wake.set()
+            job.wake.give()
+
+    def wake_one(self) -> None:
+        """Wake one more of the threads, now that the batch has ended, which does the same once it has its results.
+
+        If all woke at once, most would do so in vain, again and again: only one at a time has Python's lock. A thread
+        that is held up holds up the next for _LOOK seconds at most.
+        """
+        if self.asleep:
+            with suppress(IndexError):  # another thread may have woken the last just now
+                self.asleep.pop().wake.give()
 
 
 class Part:
@@ -93,34 +111,35 @@ class Part:
 
     def __init__(self, scheduler: Scheduler, batch: Batch, job: Job) -> None:
         self._scheduler = scheduler
-        self._batch = batch
+        self.batch = batch
         self._job = job
         self._abandoned = False
 
     @property
     def pending(self) -> bool:
-        """Whether the batch has not ended yet."""
-        return self._batch.submission.pending
+        """Whether the batch is not known to have ended. The device is asked only if no thread waits for it."""
+        batch = self.batch
+        return not batch.ended and (batch.waiting.locked() or batch.submission.pending)
 
     @property
     def seconds(self) -> float:
         """Device time of the batch, in proportion to the job's rows; 0.0 while pending."""
-        return self._batch.submission.seconds * self._job.rows / self._batch.rows
+        return self.batch.submission.seconds * self._job.rows / self.batch.rows
 
     @property
     def dispatches(self) -> int:
         """The number of dispatches of the batch."""
-        return self._batch.submission.dispatches
+        return self.batch.submission.dispatches
 
     @property
     def failed_with_others(self) -> bool:
         """Whether the device failed at the batch, perhaps because of what another job had in it."""
-        batch = self._batch
+        batch = self.batch
         return len(batch.jobs) > 1 and batch.error is not None and not isinstance(batch.error, DeviceLostError)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the batch has ended. Raises what :meth:`Submission.wait` does, but see ``failed_with_others``."""
-        batch, end = self._batch, math.inf if timeout is None else time.monotonic() + timeout
+        batch, end = self.batch, math.inf if timeout is None else time.monotonic() + timeout
         while not batch.ended:
             left = max(end - time.monotonic(), 0.0)
             self._scheduler.wait(batch, self._job, min(left, _SLICE))
@@ -133,7 +152,7 @@ class Part:
         """Nobody waits for this part any more. The submission is abandoned with its last part. Idempotent."""
         if not self._abandoned:
             self._abandoned = True
-            self._scheduler.leave(self._batch)
+            self._scheduler.leave(self.batch, self._job)
 
 
 class Scheduler:
@@ -154,8 +173,12 @@ class Scheduler:
         self._current: Batch | None = None
         self._expected: set[int] = set()
         """Sequences of the last batch that have not come back for their next token."""
-        self._until = -math.inf
-        """For how long they are waited for."""
+        self._ended = self._until = -math.inf
+        """When the last batch ended, and how long they are waited for."""
+        self._returned = 0
+        """How many of its sequences have come back."""
+        self._pace = 0.0
+        """Seconds for each that has come back, the last time that one did."""
 
     def run(self, job: Job) -> Generator[Submission | None, None, Part]:
         """Do a job, in steps: None while it waits for its turn, and a submission that must have ended before the next.
@@ -172,7 +195,6 @@ class Scheduler:
         """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
         if not batch.waiting.acquire(blocking=False):
             job.wake.wait(min(seconds, _LOOK))
-            job.wake.clear()
             return
         error = None
         try:
@@ -187,15 +209,19 @@ class Scheduler:
                 batch.wake()  # another thread may have to wait in its place
         with self._lock:
             self._end(batch, error)
-        batch.wake()
 
-    def leave(self, batch: Batch) -> None:
-        """A part of the batch has been abandoned."""
+    def leave(self, batch: Batch, job: Job) -> None:
+        """A job's part of the batch has been abandoned."""
         with self._lock:
             batch.users -= 1
-            if batch.users == 0 and not batch.ended:
+            if batch.ended:
+                batch.wake_one()
+            elif batch.users == 0:
                 batch.submission.abandon()
                 self._end(batch)
+            else:
+                batch.asleep.remove(job)
+                batch.wake()  # it may have been the one that was to wait for the device
 
     def close(self) -> None:
         """Release the passes. Idempotent."""
@@ -204,13 +230,23 @@ class Scheduler:
 
     def _once(self, job: Job) -> Generator[Submission | None, None, Part]:
         job.part = None
-        with self._lock:
-            self._expected -= {job.sequence}
-            self._queue.append(job)
         try:
-            while (part := self._step(job)) is None:
-                yield None
-            yield part
+            with self._lock:
+                if job.sequence in self._expected:
+                    self._comes_back(job)
+                self._queue.append(job)
+                self._advance(job)
+            while not job.part:
+                if job.error:
+                    raise job.error
+                self._wait_for_turn(job)
+                if not (job.part or job.error):
+                    with self._lock:
+                        self._advance(job)
+                    if not (job.part or job.error):
+                        yield None
+            yield job.part
+            job.part.batch.wake_one()
         except BaseException:
             with self._lock:
                 if job in self._queue:
@@ -219,42 +255,46 @@ class Scheduler:
                 elif job.part:
                     job.part.abandon()
             raise
-        return part
-
-    def _step(self, job: Job) -> Part | None:
-        """Submit what waits if that is possible now, or wait for a moment; return the job's part if there is one."""
-        given_up = None
-        with self._lock:
-            pause = 0.0 if job.part or job.error else self._pause()
-            if not (job.part or job.error or pause):
-                taken = next((each for each in self._free if not each.pending), None)
-                if taken:
-                    self._submit(taken)
-                else:
-                    given_up = self._free[0].submission
-            current = self._current
-        if given_up:
-            _wait_for_abandoned(given_up)
-        elif not (job.part or job.error):
-            if current:
-                self.wait(current, job, _LOOK)
-            else:
-                job.wake.wait(pause or _LOOK)
-                job.wake.clear()
-        if job.error:
-            raise job.error
         return job.part
+
+    def _wait_for_turn(self, job: Job) -> None:
+        """Wait for a moment, or until there is news for a job that is in no batch yet."""
+        if current := self._current:
+            self.wait(current, job, _LOOK)
+        elif pause := self._pause():
+            first = next(iter(self._queue), None)
+            job.wake.wait(pause if job is first else _LOOK)  # the first submits for all
+        elif submission := self._free[0].submission:
+            _wait_for_abandoned(submission)
+
+    def _advance(self, job: Job | None = None) -> None:
+        """Submit what waits if that is possible now. ``job``: the one of this thread, if it waits."""
+        current = self._current
+        if current and not current.waiting.locked() and not current.submission.pending:
+            self._end(current)
+        if self._queue and not self._pause():
+            taken = next((each for each in self._free if not each.pending), None)
+            if taken:
+                self._submit(taken, job)
 
     def _pause(self) -> float:
         """Seconds until a batch may be submitted, as far as that is known; 0 if it may be now."""
-        if self._current and not self._current.submission.pending:
-            self._end(self._current)
         if self._current:
             return _LOOK
-        left = self._until - time.monotonic()
-        return min(left, _LOOK) if self._expected and left > 0 else 0.0
+        missing = len(self._expected)
+        left = self._until - time.monotonic() if missing else 0.0
+        if left <= 0 or (len(self._queue) >= missing and missing * self._pace > left):
+            return 0.0
+        return min(left, _LOOK)
 
-    def _submit(self, taken: Pass) -> None:
+    def _comes_back(self, job: Job) -> None:
+        """A sequence of the last batch is here for its next token."""
+        self._expected -= {job.sequence}
+        self._returned += 1
+        self._pace = (time.monotonic() - self._ended) / self._returned
+
+    def _submit(self, taken: Pass, mine: Job | None) -> None:
+        """Submit the next batch. ``mine``: the job of this thread."""
         jobs = self._next()
         self._free.remove(taken)
         try:
@@ -270,26 +310,28 @@ class Scheduler:
                     self._queue.append(job)
                 else:
                     job.error = error
-        else:
-            self._current = batch = Batch(submission, taken, jobs)
-            for job in jobs:
-                job.part = Part(self, batch, job)
+                job.wake.give()
+            return
+        self._current = batch = Batch(submission, taken, jobs)
         for job in jobs:
-            job.wake.set()
+            job.part = Part(self, batch, job)
+        if mine not in jobs:
+            jobs[0].wake.give()  # to wait for the device; the others sleep on
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
-        first = self._queue[0]
-        room = [-(-first.rows // _ROWS) * _ROWS, SEQUENCES, SEQUENCES]
-        jobs = []
-        for job in self._queue:
-            needs = job.rows, len(job.segments), len(job.heads)
-            fits = all(need <= some for need, some in zip(needs, room, strict=True))
-            if job is first or (fits and not first.alone and not job.alone):
+        first, *others = self._queue
+        jobs, left = [first], []
+        rows = -(-first.rows // _ROWS) * _ROWS - first.rows
+        sequences, heads = SEQUENCES - len(first.segments), SEQUENCES - len(first.heads)
+        for job in others:
+            fits = job.rows <= rows and len(job.segments) <= sequences and len(job.heads) <= heads
+            if fits and not first.alone and not job.alone:
                 jobs.append(job)
-                room = [some - need for need, some in zip(needs, room, strict=True)]
-        for job in jobs:
-            self._queue.remove(job)
+                rows, sequences, heads = rows - job.rows, sequences - len(job.segments), heads - len(job.heads)
+            else:
+                left.append(job)
+        self._queue[:] = left
         return jobs
 
     def _end(self, batch: Batch, error: Exception | None = None) -> None:
@@ -299,20 +341,24 @@ class Scheduler:
         batch.error = error or batch.outcome()
         batch.ended = True
         if not batch.error and not batch.submission.pending:
-            for job in batch.jobs:
-                for head, _ in job.heads:
-                    head.collect()  # before the next batch uses the pass
+            batch.taken.collect()  # before the next batch uses the pass
         self._free.insert(0, batch.taken)  # the next token then uses the same buffers
-        if self._current is batch:
-            self._current = None
-            part, most = _SAMPLING
-            self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
-            self._until = time.monotonic() + min(part * batch.submission.seconds, most)
-        self._nudge()
+        try:
+            if self._current is batch:
+                self._current = None
+                part, most = _SAMPLING
+                self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
+                self._ended, self._returned = time.monotonic(), 0
+                self._until = self._ended + min(part * batch.submission.seconds, most)
+                self._advance()
+            self._nudge()
+        finally:
+            batch.wake_one()
 
     def _nudge(self) -> None:
+        """Have the first job that waits see whether it still must."""
         if self._queue:
-            self._queue[0].wake.set()
+            self._queue[0].wake.give()
 
 
 def _wait_for_abandoned(submission: Submission) -> None:
