@@ -8,6 +8,7 @@ from wasmetal.errors import setting_up
 if TYPE_CHECKING:
     from wasmetal import errors
     from wasmetal.actor.actor import Actor, Snapshot
+    from wasmetal.actor.hosting import ActorHost, ActorType
     from wasmetal.actor.program import ActorProgram
     from wasmetal.counters import Counters
     from wasmetal.device import open_device
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Actor",
+    "ActorHost",
     "ActorProgram",
+    "ActorType",
     "Counters",
     "Dir",
     "Guest",
@@ -34,7 +37,9 @@ __all__ = [
 
 _HOMES = {
     "Actor": "wasmetal.actor.actor",
+    "ActorHost": "wasmetal.actor.hosting",
     "ActorProgram": "wasmetal.actor.program",
+    "ActorType": "wasmetal.actor.hosting",
     "Counters": "wasmetal.counters",
     "Dir": "wasmetal.host.grants",
     "Guest": "wasmetal.host.guest",

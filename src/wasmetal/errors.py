@@ -21,6 +21,14 @@ class ForkedError(WasmetalError):
     """A device, model, session or guest was used in a process that was forked after it was opened."""
 
 
+class ActorBusyError(WasmetalError):
+    """Too many messages wait for an actor, or in its host: send this one later."""
+
+
+class AlreadyHandledError(WasmetalError):
+    """A message with this key was handled, and its reply is no longer kept."""
+
+
 class MemoryRefusedError(WasmetalError):
     """Pages could not be reserved, committed or shared: a limit, or the operating system's refusal."""
 
@@ -79,6 +87,14 @@ class GuestTrapError(GuestError):
 
 class LimitError(GuestError):
     """The guest reached one of its limits; the message names it."""
+
+
+class SnapshotError(WasmetalError):
+    """A snapshot of an actor that cannot be made, stored, read or thawed; the message names what is in the way."""
+
+
+class ClusterError(WasmetalError):
+    """A cluster that cannot be started or reached, or whose nodes cannot do what was asked."""
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import pytest
 
 from tests.actor.guests import ECHO, MESSAGE, imports, wat
 from wasmetal import Actor, ActorProgram, Guest, Limits, Program
-from wasmetal.actor.chunks import SnapshotError
-from wasmetal.errors import GuestError, GuestTrapError, LimitError
+from wasmetal.errors import GuestError, GuestTrapError, LimitError, SnapshotError
 from wasmetal.host.randomness import RandomStream
 from wasmetal.sdk import INCLUDE
 

@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from wasmetal.actor.chunks import MemoryChunks, SnapshotError
+from wasmetal.actor.chunks import MemoryChunks
+from wasmetal.errors import SnapshotError
 
 
 def test_a_chunk_comes_back_by_the_digest_of_its_content_and_is_kept_once() -> None:

@@ -17,9 +17,9 @@ from tests.host.probe import PAGE
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, ActorProgram, Snapshot, load_model
 from wasmetal.actor import actor as actor_module
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.manifest import Manifest
 from wasmetal.device import Device
+from wasmetal.errors import SnapshotError
 from wasmetal.host.errno import Errno
 
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from tests.models.tiny import write_tiny_llama
 from tests.security.wasi_probe import WasiProbe
 from tests.security.wasi_probe import module as wasi_module
 from wasmetal import Actor, ActorProgram, Dir, Limits, Snapshot, load_model
-from wasmetal.actor.chunks import MemoryChunks, SnapshotError
+from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.manifest import BLOCK_BYTES, Manifest
 from wasmetal.device import Device
-from wasmetal.errors import LimitError
+from wasmetal.errors import LimitError, SnapshotError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno, WasiErrno
 

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
-from wasmetal.actor.chunks import MemoryChunks, SnapshotError
+from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.store import DirectoryStore, Ed25519Key, HmacKey, Key, chunk_bytes
+from wasmetal.errors import SnapshotError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

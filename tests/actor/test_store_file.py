@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.actor.snapshots import chunk_files, load, manifest_of, read, save, sha256
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, HmacKey, SnapshotFile, container
 from wasmetal.actor.store.envelope import seal
+from wasmetal.errors import SnapshotError
 
 KEY = HmacKey(bytes(range(32)))
 

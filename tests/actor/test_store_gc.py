@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.actor.snapshots import chunk_files, load, manifest_of, read, save, sha256
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore, HmacKey
+from wasmetal.errors import SnapshotError
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.actor.snapshots import load, save
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore, Ed25519Key, HmacKey, Key
+from wasmetal.errors import SnapshotError
 
 SECRET = bytes(range(32))
 

@@ -16,9 +16,9 @@ import pytest
 
 from tests.actor.dying import CONTENTS, prepare
 from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore
 from wasmetal.actor.store.system import Files
+from wasmetal.errors import SnapshotError
 
 STATES = {
     "old": (manifest_of(CONTENTS["old"], turn=1), set(CONTENTS["old"])),

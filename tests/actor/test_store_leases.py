@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.actor.snapshots import load, manifest_of, save
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import ActorHeldError, DirectoryStore
+from wasmetal.errors import SnapshotError
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,9 +18,9 @@ import pytest
 
 from tests.actor.dying import CONTENTS, act_save, prepare
 from tests.actor.snapshots import load, manifest_of, save
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore
 from wasmetal.actor.store.system import Files
+from wasmetal.errors import SnapshotError
 
 OLD = (manifest_of(CONTENTS["old"], turn=1), set(CONTENTS["old"]))
 NEW = (manifest_of(CONTENTS["new"], turn=2), set(CONTENTS["new"]))

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.actor.snapshots import load, manifest_of, read, save, sha256
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, HmacKey, UrlStore, open_store
+from wasmetal.errors import SnapshotError
 
 fsspec = pytest.importorskip("fsspec")
 KEY = HmacKey(bytes(range(32)))

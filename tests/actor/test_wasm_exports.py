@@ -83,7 +83,7 @@ def test_a_module_without_an_export_section_gets_one_in_its_place() -> None:
         assert names(module) == {PREFIX + f"memory:{i}" for i in range(state.memories)}
 
 
-@pytest.mark.parametrize("name", ["chat", "matmul", "attacker"])
+@pytest.mark.parametrize("name", ["chat", "tree", "matmul", "attacker"])
 def test_guests_keep_their_exports_and_code(name: str) -> None:
     code = (GUESTS / f"{name}.wasm").read_bytes()
     module, state = export_state(code)

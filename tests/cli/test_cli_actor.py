@@ -50,7 +50,9 @@ def test_list_and_show(store: DirectoryStore) -> None:
     assert (shown["chunks"], shown["chunk_bytes"]) == (2, 1600)
     assert (shown["shared_chunks"], shown["shared_bytes"], shown["shared_with"]) == (1, 600, ["fork"])
     assert (shown["algorithm"], shown["authenticated"], shown["awake"]) == ("none", False, None)
-    assert "1, 600 B, with 1 other actors" in actor(store, "show", "chat")
+    assert "1, 600 B, with 1 other actor\n" in actor(store, "show", "chat")
+    # The store keeps manifests of whatever version; what they say of the actor is another's to read.
+    assert (shown["state"], "manifest" in shown["problem"]) == (None, True)
 
 
 def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> None:
@@ -88,7 +90,8 @@ def test_through_a_pipe(store: DirectoryStore, tmp_path: Path) -> None:
 
 def test_rm_and_gc(store: DirectoryStore) -> None:
     assert actor(store, "rm", "chat") == "deleted chat\n"
-    assert read(store, "gc") == {"removed": 1, "removed_bytes": 1000, "kept": 1}
+    programs = {"removed": 0, "removed_bytes": 0, "kept": 0}
+    assert read(store, "gc") == {"removed": 1, "removed_bytes": 1000, "kept": 1, "programs": programs}
     assert "removed 0 chunks" in actor(store, "gc")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.cli.command import wasmetal
+from wasmetal.cli import app
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def files(tmp_path: Path) -> Path:
     ],
 )
 def test_one_line(arguments: str, names: str, files: Path) -> None:
-    done = wasmetal(*arguments.format(files=files).split(), WASMETAL_HOME=str(files / "home"))
+    done = CliRunner().invoke(app, arguments.format(files=files).split(), env={"WASMETAL_HOME": str(files / "home")})
     assert done.stderr.startswith("wasmetal: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert names in done.stderr
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.exit_code, done.stdout) == (2, "")

@@ -124,3 +124,23 @@ def test_llm_adds_llama_cpp_where_it_is_on_the_path(tmp_path: Path) -> None:
     asked = (tmp_path / "arguments").read_text()
     assert f"-m {model} " in asked
     assert "-p 7 -n 5 " in asked
+
+
+def test_actor_measures_each_length(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny.gguf", context=2048)
+    arguments = ("--tokens", 24, "--tokens", 100, "--repeats", 2, "--device", "cpu", "--folder", tmp_path)
+    result = read("bench", "actor", model, *arguments)
+    assert (result["device"], result["repeats"]) == ("cpu:0", 2)
+    short, long = result["rows"]
+    assert (short["tokens"], long["tokens"]) == (24, 100)
+    assert short["nbytes"] < long["nbytes"]
+    for row in result["rows"]:
+        assert 0 < row["later_nbytes"] < row["nbytes"]
+        assert min(row[step] for step in ("prefill", "fork", "freeze", "freeze_later", "save", "save_later")) > 0
+        assert 0 < row["thaw"] < row["thaw_first_token"]
+        assert row["load"] > 0
+        assert row["thaw_of_prefill"] == pytest.approx(row["thaw"] / row["prefill"])
+        assert row["thaw_first_token_of_prefill"] == pytest.approx(row["thaw_first_token"] / row["prefill"])
+        assert row["freeze_bytes_per_second"] == pytest.approx(row["nbytes"] / row["freeze"])
+        assert row["thaw_bytes_per_second"] == pytest.approx(row["nbytes"] / row["thaw"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]

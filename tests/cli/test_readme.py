@@ -54,7 +54,7 @@ def test_commands_and_options_exist() -> None:
     assert len(lines) > 5
     for line in lines:
         words = line.partition("wasmetal ")[2].partition("#")[0].partition(".wasm")[0].split()
-        command = words[:2] if words[0] in ("bench", "models", "sdk") else words[:1]
+        command = words[:2] if words[0] in ("actor", "bench", "models", "sdk") else words[:1]
         shown = CliRunner().invoke(app, [*command, "--help"])
         assert shown.exit_code == 0, line
         for option in (word for word in words if word.startswith("-")):

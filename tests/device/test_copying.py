@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wasmetal.device import MemoryKind, copying
 from wasmetal.device.backend import Range
@@ -49,7 +51,7 @@ def test_what_the_host_does_not_see_is_copied_in_chunks() -> None:
     backend, copier = Hidden(), copying.Copier()
     memory = backend.allocate(1000, MemoryKind.DEVICE)
     data = np.random.default_rng(0).integers(1, 256, 730, dtype=np.uint8)
-    copier.copy_in(backend, memory, 45, data)
+    assert copier.copy_in(backend, memory, 45, [data]) == 730
     assert np.array_equal(memory.bytes[45:775], data)
     assert not memory.bytes[:45].any()
     assert not memory.bytes[775:].any()
@@ -63,11 +65,25 @@ def test_what_the_host_does_not_see_is_copied_in_chunks() -> None:
 def test_what_the_host_sees_is_copied_at_once() -> None:
     backend, copier = Hidden(), copying.Copier()
     memory = backend.allocate(1000, MemoryKind.SHARED)
-    copier.copy_in(backend, memory, 10, np.full(300, 7, np.uint8))
+    copier.copy_in(backend, memory, 10, [np.full(300, 7, np.uint8)])
     out = np.empty(310, np.uint8)
     copier.copy_out(backend, memory, 0, out)
     assert out.tolist() == [0] * 10 + [7] * 300
     assert backend.copies == []
+
+
+@pytest.mark.parametrize("kind", MemoryKind)
+@given(sizes=st.lists(st.sampled_from([0, 1, 30, 99, 100, 101, 250]), max_size=8))
+def test_arrays_are_copied_one_after_the_other(kind: MemoryKind, sizes: list[int]) -> None:
+    """In full chunks, however they are cut."""
+    backend, copier = Hidden(), copying.Copier()
+    memory = backend.allocate(3000, kind)
+    data = [np.random.default_rng(size).integers(1, 256, size, dtype=np.uint8) for size in sizes]
+    assert copier.copy_in(backend, memory, 45, data) == sum(sizes)
+    assert memory.bytes[45 : 45 + sum(sizes)].tobytes() == b"".join(map(bytes, data))
+    assert not memory.bytes[:45].any()
+    assert not memory.bytes[45 + sum(sizes) :].any()
+    assert len(backend.copies) == (-(-sum(sizes) // 100) if kind is MemoryKind.DEVICE else 0)
 
 
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
@@ -76,8 +92,8 @@ def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
     memory = backend.allocate(1000, MemoryKind.DEVICE)
     backend.interrupted = True
     with pytest.raises(KeyboardInterrupt):
-        copier.copy_in(backend, memory, 0, np.ones(50, np.uint8))
+        copier.copy_in(backend, memory, 0, [np.ones(50, np.uint8)])
     backend.interrupted = False
-    copier.copy_in(backend, memory, 0, np.ones(50, np.uint8))
+    copier.copy_in(backend, memory, 0, [np.ones(50, np.uint8)])
     (first, _), (second, _) = backend.copies
     assert first is not second

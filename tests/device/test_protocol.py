@@ -77,7 +77,8 @@ def test_write_and_read(device: Device, kind: MemoryKind, data: st.DataObject) -
     for _ in range(3):
         offset = data.draw(st.integers(0, size - 1))
         content = np.frombuffer(data.draw(st.binary(min_size=1, max_size=size - offset)), np.uint8)
-        device.write(buffer, offset, content)
+        cut = data.draw(st.integers(0, content.size))
+        device.write(buffer, offset, content[:cut], content[cut:])
         expected[offset : offset + content.size] = content
         copied += content.size
     start = data.draw(st.integers(0, size - 1))

@@ -220,6 +220,7 @@ class TestPendingWork:
         while opened() is not None and time.monotonic() < end:
             abandoned.release_ended()
             gc.collect()
+            time.sleep(0.02)
         assert opened() is None
 
 

@@ -207,6 +207,7 @@ def other(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield model
 
 
+@pytest.mark.slow_on("vulkan")
 @pytest.mark.parametrize("args", [("--raw", "-p", "hello hello hello"), ("-p", "the world", "--max-tokens", "20")])
 def test_greedy_text_is_the_same_with_drafts(tiny: Any, other: Any, args: tuple[str, ...]) -> None:
     """Up to the context's end, and with a draft model whose context ends before."""

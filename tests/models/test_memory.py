@@ -15,9 +15,9 @@ from tests.models.tiny import write_tiny_llama
 from tests.models.tiny_bert import write_tiny_bert
 from tests.security.apart import run_apart
 from wasmetal.device import Device
-from wasmetal.memory.resident import resident_bytes
 from wasmetal.models import Embedder, Model
 from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.resident import resident_bytes
 
 
 @pytest.mark.parametrize(("write", "model"), [(write_tiny_llama, Model), (write_tiny_bert, Embedder)])

@@ -21,6 +21,7 @@ def reference() -> dict[str, Any]:
     return json.loads((Path(__file__).parents[1] / "reference/smollm2_135m.json").read_text())
 
 
+@pytest.mark.slow_on("vulkan")
 @pytest.mark.parametrize("count", [6, pytest.param(24, marks=pytest.mark.slow)])
 def test_logits(device: Device, smollm2: Path, reference: dict[str, Any], count: int) -> None:
     """After the prompt, and after each of ``count`` tokens: 400 logits of each vector, and the length of the whole."""

@@ -228,6 +228,7 @@ def alone_and_among_others(model: Model, others: int) -> tuple[list[bytes], list
     return alone, among
 
 
+@pytest.mark.slow_on("vulkan")
 @pytest.mark.timeout(400)
 def test_the_same_tokens_alone_and_among_others(device: Device, path: Path) -> None:
     """Bit for bit, if that is asked for."""
@@ -243,6 +244,7 @@ def test_mixtures_cannot_be_deterministic(cpu: Device, tmp_path: Path) -> None:
         load_model(path, cpu, deterministic=True)
 
 
+@pytest.mark.slow_on("vulkan")
 @pytest.mark.timeout(400)
 def test_much_the_same_without_that(model: Model) -> None:
     others = 15 if model.device.info.backend == "cpu" else 5

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wasmetal.actor.capture import capture
-from wasmetal.actor.chunks import ChunkSink, ChunkSource, MemoryChunks, SnapshotError
+from wasmetal.actor.chunks import ChunkSink, ChunkSource, MemoryChunks
 from wasmetal.actor.forking import FromActor
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest, Reply
@@ -21,7 +22,7 @@ from wasmetal.actor.restore import Contents, FromChunks, check, check_names, res
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import Device
-from wasmetal.errors import GuestError, LimitError
+from wasmetal.errors import GuestError, LimitError, SnapshotError
 from wasmetal.host import abi, wasi
 from wasmetal.host.errno import Refusal
 from wasmetal.host.functions.actor import Mailbox
@@ -69,6 +70,9 @@ class Actor(Closing):
     It handles one message at a time, on its own thread. Where it traps, exits, or reaches a limit, it has failed: it
     handles no further message and cannot be frozen, but its earlier snapshots can be thawed.
     """
+
+    _chunks: weakref.ref[MemoryChunks] | None = None
+    """Of the latest snapshot in memory that the actor was frozen to or thawed from."""
 
     def __init__(
         self,
@@ -152,21 +156,31 @@ class Actor(Closing):
             check(manifest, program, grants, settings.limits)
             random = RandomStream(bytes.fromhex(manifest.random_seed), manifest.random_position)
             contents = FromChunks(manifest, snapshot.chunks, grants.device)
-            return cls._restored(program, Mailbox(manifest.actor, random), grants, settings, manifest, contents)
+            actor = cls._restored(program, Mailbox(manifest.actor, random), grants, settings, manifest, contents)
+            if isinstance(snapshot.chunks, MemoryChunks):
+                actor._chunks = weakref.ref(snapshot.chunks)
+            return actor
         finally:
             grants.leave()
 
     def freeze(self) -> Snapshot:
         """The actor's state, in this process's memory. The actor stays as it is, and can go on.
 
+        What has not changed since the snapshot before it is shared with that, if it was in memory and still exists.
         Raises SnapshotError if it handles a message or has failed, and if it holds something that cannot be frozen: an
         open file, or a submission that it has not waited for. Raises GuestError if it is closed.
         """
-        chunks = MemoryChunks()
-        return Snapshot(self.freeze_into(chunks), chunks)
+        earlier = self._chunks() if self._chunks else None
+        chunks = MemoryChunks(earlier)
+        snapshot = Snapshot(self.freeze_into(chunks), chunks)
+        self._chunks = weakref.ref(chunks)
+        return snapshot
 
     def freeze_into(self, sink: ChunkSink) -> Manifest:
-        """Like :meth:`freeze`, with the bytes given to ``sink``. Raises what that does, too."""
+        """Like :meth:`freeze`, with the bytes given to ``sink``. Raises what that does, too.
+
+        What has not changed since the actor was frozen or thawed last is not read again if the sink has it.
+        """
         return self._quietly("frozen", lambda: capture(self._guest, sink))
 
     def fork(self, id: str | None = None) -> Self:
@@ -258,6 +272,7 @@ class Actor(Closing):
         mailbox = Mailbox(name, guest.mailbox.random.derive(name))
         fork = self._restored(guest.program, mailbox, guest.grants, self._settings, manifest, contents, guest)
         fork.counters.bytes_copied += contents.copied
+        fork._chunks = self._chunks
         return fork
 
     @classmethod

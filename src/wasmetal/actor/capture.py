@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wasmetal.actor import manifest
-from wasmetal.actor.chunks import ChunkSink, SnapshotError
+from wasmetal.actor.chunks import ChunkSink
+from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import BLOCK_BYTES, BLOCK_TOKENS, NULL, Chunk, Manifest, Pieces
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model
 from wasmetal.device.base import Bytes
+from wasmetal.errors import SnapshotError
 from wasmetal.host.commands import GuestBuffer
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession
 from wasmetal.host.submissions import Submitted
 
+if TYPE_CHECKING:
+    from wasmetal.models import Session as ModelSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Freezing:
+    """Where contents go, and what is known of those that went somewhere before."""
+
+    sink: ChunkSink
+    before: Frozen
+    after: Frozen = field(default_factory=Frozen)
+
 
 def capture(guest: ActorGuest, sink: ChunkSink | None) -> Manifest:
     """The state of a guest none of whose code runs. Called on its thread.
 
-    ``sink`` takes the contents of memories, tables, buffers and sessions. None: they are left out, for a caller who has
-    them from the guest itself. Raises SnapshotError if the guest has something that cannot be frozen.
+    ``sink`` takes the contents of memories, tables, buffers and sessions, but for those that have not changed since
+    the guest was frozen or thawed last, and that it has. None: they are left out, for a caller who has them from the
+    guest itself. Raises SnapshotError if the guest has something that cannot be frozen.
     """
     _check(guest)
+    if sink is None:
+        return _captured(guest, None)
+    freezing = _Freezing(sink, guest.frozen)
+    found = _captured(guest, freezing)
+    guest.frozen = freezing.after
+    return found
+
+
+def _captured(guest: ActorGuest, to: _Freezing | None) -> Manifest:
     mailbox, account = guest.mailbox, guest.account
     key, generations, free = guest.handles.save()
     return Manifest(
@@ -42,15 +67,15 @@ def capture(guest: ActorGuest, sink: ChunkSink | None) -> Manifest:
         timer=mailbox.due,
         clock=guest.clocks.elapsed,
         used=manifest.Used(replace(account.counters), account.disk_bytes, account.files, account.host_time.seconds),
-        memories=tuple(_memory(guest, index, sink) for index in range(guest.program.state.memories)),
+        memories=tuple(_memory(guest, index, to) for index in range(guest.program.state.memories)),
         globals=guest.state.globals(),
-        tables=tuple(_table(guest, index, sink) for index in guest.state.changing),
+        tables=tuple(_table(guest, index, to) for index in guest.state.changing),
         descriptors=tuple(_descriptor(guest, number, each) for number, each in guest.descriptors.items()),
         handles=manifest.Handles(
             key,
             tuple(generations),
             tuple(free),
-            {slot: _held(guest, each, sink) for slot, each in guest.handles.items()},
+            {slot: _held(guest, slot, each, to) for slot, each in guest.handles.items()},
         ),
     )
 
@@ -81,54 +106,70 @@ def _descriptor(guest: ActorGuest, number: int, descriptor: Descriptor) -> manif
     return manifest.Descriptor(number, "stdout" if descriptor is guest.stdout else "stderr")
 
 
-def _memory(guest: ActorGuest, index: int, sink: ChunkSink | None) -> manifest.Memory:
+def _memory(guest: ActorGuest, index: int, to: _Freezing | None) -> manifest.Memory:
     memory = guest.state.regions[index].view()
     pages = len(memory) // PAGE
-    if sink is None:
+    if to is None:
         return manifest.Memory(pages, Pieces())
-    pieces = guest.state.images[index].differing(memory)
-    return manifest.Memory(pages, Pieces(tuple((i, None if page is None else _put(sink, page)) for i, page in pieces)))
+    pieces = [
+        (i, None if page is None else to.after.put(to.sink, ("memory", index, i), page, to.before))
+        for i, page in guest.state.images[index].differing(memory)
+    ]
+    return manifest.Memory(pages, Pieces(tuple(pieces)))
 
 
-def _table(guest: ActorGuest, index: int, sink: ChunkSink | None) -> manifest.Table:
+def _table(guest: ActorGuest, index: int, to: _Freezing | None) -> manifest.Table:
     functions = guest.state.table(index)
-    if sink is None or all(function is None for function in functions):
+    if to is None or all(function is None for function in functions):
         return manifest.Table(index, len(functions), None)
-    numbers = [NULL if function is None else function for function in functions]
-    return manifest.Table(index, len(functions), _put(sink, np.array(numbers, "<u4").view(np.uint8)))
+    numbers = np.array([NULL if function is None else function for function in functions], "<u4")
+    return manifest.Table(index, len(functions), Chunk(to.sink.put(numbers.data), numbers.nbytes))
 
 
-def _held(guest: ActorGuest, held: object, sink: ChunkSink | None) -> manifest.Held:
+def _held(guest: ActorGuest, slot: int, held: object, to: _Freezing | None) -> manifest.Held:
     match held:
         case GuestBuffer(shared=True):
             return manifest.SharedBuffer(held.offset, held.buffer.nbytes, held.usage)
         case GuestBuffer():
-            pieces = tuple(_buffer_pieces(guest, held, sink)) if sink else ()
+            pieces = tuple(_buffer_pieces(guest, slot, held, to)) if to else ()
             return manifest.DeviceBuffer(held.buffer.nbytes, held.usage, Pieces(pieces))
         case OpenModel():
             return manifest.OpenedModel(held.name)
         case OpenSession():
-            blocks = tuple(_put(sink, block) for block in _session_blocks(held)) if sink else ()
+            blocks = tuple(_session_blocks(held.session, to.sink)) if to else ()
             return manifest.Session(held.opened.name, held.session.length, blocks)
     raise SnapshotError(f"the actor cannot be frozen: it holds a {type(held).__name__}")
 
 
-def _buffer_pieces(guest: ActorGuest, held: GuestBuffer, sink: ChunkSink) -> Iterator[tuple[int, Chunk]]:
-    device = guest.grants.device
-    assert device is not None
-    nbytes = held.buffer.nbytes
-    for begin in range(0, nbytes, BLOCK_BYTES):
-        piece = np.empty(min(BLOCK_BYTES, nbytes - begin), np.uint8)
-        device.read(held.buffer, begin, piece)
+def _buffer_pieces(guest: ActorGuest, slot: int, held: GuestBuffer, to: _Freezing) -> Iterator[tuple[int, Chunk]]:
+    for index, piece in enumerate(pieces_of(guest, held)):
         if piece.any():
-            yield begin // BLOCK_BYTES, _put(sink, piece)
+            yield index, to.after.put(to.sink, ("buffer", slot, index), piece, to.before)
 
 
-def _session_blocks(held: OpenSession) -> Iterator[Bytes]:
-    length = held.session.length
-    for begin in range(0, length, BLOCK_TOKENS):
-        yield held.session.rows(begin, min(begin + BLOCK_TOKENS, length)).reshape(-1)
+def pieces_of(guest: ActorGuest, held: GuestBuffer) -> Iterator[Bytes]:
+    """The bytes of a buffer in pieces of BLOCK_BYTES, not copied on unified memory."""
+    device, nbytes = guest.grants.device, held.buffer.nbytes
+    assert device is not None
+    whole = held.buffer.view() if device.info.unified and held.buffer.address is not None else None
+    for begin in range(0, nbytes, BLOCK_BYTES):
+        end = min(begin + BLOCK_BYTES, nbytes)
+        if whole is not None:
+            yield whole[begin:end]
+            continue
+        piece = np.empty(end - begin, np.uint8)
+        device.read(held.buffer, begin, piece)
+        yield piece
 
 
-def _put(sink: ChunkSink, data: Bytes) -> Chunk:
-    return Chunk(sink.put(data.data), data.size)
+def _session_blocks(session: ModelSession, sink: ChunkSink) -> Iterator[Chunk]:
+    """The chunks of a session. Blocks whose digests it knows are read only if the sink does not have them."""
+    position_bytes = session.model.cache.position_bytes
+    for begin in range(0, session.length, BLOCK_TOKENS):
+        end = min(begin + BLOCK_TOKENS, session.length)
+        digest, nbytes = session.digests.get(end), (end - begin) * position_bytes
+        if digest is None or not sink.has(digest, nbytes):
+            digest = sink.put(session.rows(begin, end).data)
+            if end == begin + BLOCK_TOKENS:
+                session.digests[end] = digest
+        yield Chunk(digest, nbytes)

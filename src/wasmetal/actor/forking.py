@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from wasmetal.actor.capture import pieces_of
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import BLOCK_BYTES, DeviceBuffer, Session
 from wasmetal.actor.memory_image import PAGE
@@ -27,6 +26,7 @@ class FromActor:
     def __init__(self, guest: ActorGuest) -> None:
         self._guest = guest
         self._held = dict(guest.handles.items())
+        self.frozen = guest.frozen.fork()
         self.copied = 0
         """Bytes."""
 
@@ -46,10 +46,8 @@ class FromActor:
         device, original = self._guest.grants.device, self._held[slot]
         assert device is not None
         assert isinstance(original, GuestBuffer)
-        for begin in range(0, held.nbytes, BLOCK_BYTES):
-            piece = np.empty(min(BLOCK_BYTES, held.nbytes - begin), np.uint8)
-            device.read(original.buffer, begin, piece)
-            device.write(buffer, begin, piece)
+        for index, piece in enumerate(pieces_of(self._guest, original)):
+            device.write(buffer, index * BLOCK_BYTES, piece)
         self.copied += held.nbytes
 
     def session(self, slot: int, held: Session, opened: OpenModel) -> ModelSession:

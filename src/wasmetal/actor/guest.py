@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 import wasmtime
 
+from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.instance import Instance
 from wasmetal.actor.program import BEGIN, INITIALIZE, MESSAGE, ActorProgram
@@ -88,6 +89,8 @@ class ActorGuest(Guest):
         self.arguments, self.environment = arguments, environment
         self.mailbox = mailbox
         self.grants = grants
+        self.frozen = Frozen()
+        """What it held when it was frozen or thawed last."""
         self._parent = parent
         super().__init__(
             program,

@@ -11,13 +11,12 @@ import wasmtime
 
 from wasmetal import wasmtime_c
 from wasmetal.actor import manifest
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.manifest import VALUE_BYTES
 from wasmetal.actor.memory_image import PAGE, MemoryImage
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.wasm_binary import Kind, ValueType
 from wasmetal.actor.wasm_exports import name_of
-from wasmetal.errors import MemoryRefusedError
+from wasmetal.errors import MemoryRefusedError, SnapshotError
 from wasmetal.host.runtime import runtime
 from wasmetal.memory import Region
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from reprlib import Repr
 from typing import Any, TypeVar
 
-from wasmetal.actor.chunks import SnapshotError
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 
 T = TypeVar("T")
 
+MOST = 1 << 62
+"""The largest number of bytes, or of anything, that is taken."""
 _brief = Repr()
 _brief.maxstring = _brief.maxother = 70
 _HEX = re.compile("[0-9a-f]*")
@@ -65,6 +66,21 @@ def mapping(what: str, value: object) -> dict[str, Any]:
     for key in value:
         text(f"a key of {what}", key)
     return value
+
+
+def optional(what: str, value: object, read: Callable[..., T], *bounds: Any) -> T | None:
+    """What ``read(what, value, *bounds)`` gives; None for null."""
+    return None if value is None else read(what, value, *bounds)
+
+
+def tuple_of(what: str, value: object, read: Callable[..., T]) -> tuple[T, ...]:
+    """The elements of an array, as ``read(what, element)`` gives each."""
+    return tuple(read(f"{what}[{index}]", each) for index, each in enumerate(array(what, value)))
+
+
+def values_of(what: str, value: object, read: Callable[..., T]) -> dict[str, T]:
+    """An object, with its values as ``read(what, value)`` gives each."""
+    return {name: read(f"{what}.{name}", each) for name, each in mapping(what, value).items()}
 
 
 class Fields:

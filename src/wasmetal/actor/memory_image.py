@@ -30,8 +30,8 @@ class MemoryImage:
         """The pages of a memory that are not as in the image: (index, bytes); None if all of them are zero."""
         for index, page in _pages(memory):
             initial = self._pages.get(index)
-            if not _equal(page, _ZEROS if initial is None else initial):
-                yield index, None if initial is not None and _equal(page, _ZEROS) else page
+            if not equal(page, _ZEROS if initial is None else initial):
+                yield index, None if initial is not None and equal(page, _ZEROS) else page
 
 
 def _pages(memory: Bytes) -> Iterator[tuple[int, Bytes]]:
@@ -39,5 +39,9 @@ def _pages(memory: Bytes) -> Iterator[tuple[int, Bytes]]:
         yield index, memory[index * PAGE : (index + 1) * PAGE]
 
 
-def _equal(a: Bytes, b: Bytes) -> bool:
-    return bool((a.view(np.uint64) == b.view(np.uint64)).all())
+def equal(a: Bytes, b: Bytes) -> bool:
+    """Whether two arrays of bytes, uint8 of shape [n], are equal."""
+    if a.size != b.size:
+        return False
+    whole = a.size // 8 * 8
+    return bool((a[:whole].view(np.uint64) == b[:whole].view(np.uint64)).all()) and bool((a[whole:] == b[whole:]).all())

@@ -5,18 +5,22 @@ What is wrong with a manifest, or does not fit what is granted, is found before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import (
     BLOCK_BYTES,
     BLOCK_TOKENS,
     NULL,
+    Chunk,
     DeviceBuffer,
     Held,
     Manifest,
@@ -27,8 +31,9 @@ from wasmetal.actor.manifest import (
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
+from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession
 from wasmetal.host.limits import Limits
@@ -40,8 +45,15 @@ if TYPE_CHECKING:
     from wasmetal.models import Session as ModelSession
 
 
+AT_ONCE: Final = 64 << 20
+"""Bytes of chunks that are copied together: so few copies are made, and most of a long session is read meanwhile."""
+
+
 class Contents(Protocol):
     """The bytes of an actor's state."""
+
+    frozen: Frozen
+    """What the guest is to know of its pieces, once it has them."""
 
     def memory(self, index: int, memory: Bytes) -> None:
         """Fill a memory that is as it is in a new instance."""
@@ -125,6 +137,7 @@ def restore(guest: ActorGuest, manifest: Manifest, contents: Contents) -> None:
     used, account = manifest.used, guest.account
     for name, total in used.counters.as_dict().items():
         setattr(account.counters, name, total)
+    guest.frozen = contents.frozen
     account.disk_bytes, account.files, account.host_time.seconds = used.disk_bytes, used.files, used.host_seconds
 
 
@@ -168,13 +181,19 @@ class FromChunks:
         self._manifest = manifest
         self._source = source
         self._device = device
+        self.frozen = Frozen()
         self._prefixes: dict[tuple[int, str], tuple[int, ModelSession]] = {}
         """Sessions by their first blocks: from the number of a beginning and the next block to a longer beginning."""
 
     def memory(self, index: int, memory: Bytes) -> None:
         """See :class:`Contents`."""
         for page, chunk in self._manifest.memories[index].content.named:
-            memory[page * PAGE : (page + 1) * PAGE] = 0 if chunk is None else self._get(chunk.digest, chunk.size)
+            if chunk is None:
+                memory[page * PAGE : (page + 1) * PAGE] = 0
+                continue
+            data = self._get(chunk.digest, chunk.size)
+            memory[page * PAGE : (page + 1) * PAGE] = data
+            self.frozen.keep(("memory", index, page), data, chunk)
 
     def table(self, index: int) -> list[int | None]:
         """See :class:`Contents`."""
@@ -189,7 +208,9 @@ class FromChunks:
         assert self._device is not None
         for index, chunk in held.content.named:
             if chunk:
-                self._device.write(buffer, index * BLOCK_BYTES, self._get(chunk.digest, chunk.size))
+                data = self._get(chunk.digest, chunk.size)
+                self._device.write(buffer, index * BLOCK_BYTES, data)
+                self.frozen.keep(("buffer", slot, index), data, chunk)
 
     def session(self, slot: int, held: Session, opened: OpenModel) -> ModelSession:
         """See :class:`Contents`. Sessions that begin with the same blocks share their pages again."""
@@ -204,12 +225,13 @@ class FromChunks:
         session = other.fork() if other else opened.model.session(opened.holder)
         try:
             session.truncate(common * BLOCK_TOKENS)
-            for chunk in held.blocks[common:]:
-                count = min(BLOCK_TOKENS, held.tokens - session.length)
-                session.append_rows(self._get(chunk.digest, chunk.size), count, self._kv_type(held))
+            with closing(self._read(held.blocks[common:])) as groups:
+                session.append_rows(groups, held.tokens - session.length, dtype := self._kv_type(held))
         except BaseException:
             session.close()
             raise
+        if dtype is session.model.cache.dtype:  # else the rows were converted
+            session.digests = {(number + 1) * BLOCK_TOKENS: digest for number, digest in enumerate(digests)}
         for digest in digests[common:]:
             number = len(self._prefixes)
             self._prefixes[node, digest] = number, session
@@ -219,11 +241,46 @@ class FromChunks:
     def _kv_type(self, held: Session) -> DType:
         return DType[self._manifest.models[held.model].kv_type or ""]
 
+    def _read(self, chunks: Sequence[Chunk]) -> Generator[list[Bytes]]:
+        """Chunks in groups, of which the next is read while the caller has one."""
+        ahead: Ahead[list[Bytes]] | None = None
+        groups = list(_groups(chunks))
+        try:
+            for number, group in enumerate(groups):
+                blocks = ahead.result() if ahead else self._get_several(group)
+                following = groups[number + 1 : number + 2]
+                ahead = Ahead(partial(self._get_several, *following)) if following else None
+                yield blocks
+        finally:
+            if ahead:
+                ahead.wait()
+
     def _get(self, digest: str, size: int) -> Bytes:
-        data = np.frombuffer(self._source.get(digest, size), np.uint8)
-        if data.size != size:
-            raise SnapshotError(f"the snapshot's chunk {digest} has {data.size} bytes; its manifest says {size}")
-        return data
+        return _array(self._source.get(digest, size), digest, size)
+
+    def _get_several(self, chunks: Sequence[Chunk]) -> list[Bytes]:
+        found = self._source.get_several([(chunk.digest, chunk.size) for chunk in chunks])
+        return [_array(data, chunk.digest, chunk.size) for data, chunk in zip(found, chunks, strict=True)]
+
+
+def _groups(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks that follow one another, of AT_ONCE bytes together, or one."""
+    group: list[Chunk] = []
+    nbytes = 0
+    for chunk in chunks:
+        if group and nbytes + chunk.size > AT_ONCE:
+            yield group
+            group, nbytes = [], 0
+        group.append(chunk)
+        nbytes += chunk.size
+    if group:
+        yield group
+
+
+def _array(data: memoryview, digest: str, size: int) -> Bytes:
+    if data.nbytes != size:
+        raise SnapshotError(f"the snapshot's chunk {digest} has {data.nbytes} bytes; its manifest says {size}")
+    return np.frombuffer(data, np.uint8)
 
 
 def _check_state(manifest: Manifest, program: ActorProgram, limits: Limits) -> None:

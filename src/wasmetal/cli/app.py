@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from wasmetal.cli import actor, bench, chat, devices, doctor, embed, models, run, sdk
+from wasmetal.cli import actor, bench, chat, cluster, devices, doctor, embed, models, run, sdk
 from wasmetal.errors import WasmetalError
 
 
@@ -55,6 +55,7 @@ app.command()(devices.devices)
 app.command()(doctor.doctor)
 app.add_typer(models.models, name="models")
 app.add_typer(actor.actor, name="actor")
+app.add_typer(cluster.cluster, name="cluster")
 app.add_typer(bench.bench, name="bench")
 app.add_typer(sdk.sdk, name="sdk")
 

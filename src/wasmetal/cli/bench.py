@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from wasmetal.device import DeviceInfo
 
 bench = typer.Typer(
-    help="Measure what sharing saves, what a round trip and a new guest cost, and how fast a model runs."
+    help="Measure what sharing saves, what round trips, new guests and frozen actors cost, and how fast a model runs."
 )
 
 
@@ -160,6 +162,70 @@ def llm(
         f"bound: {in_bytes(result.weight_bytes)} of weights a token at {result.bandwidth / 1e9:.1f} GB/s, "
         f"as measured, would be {result.bound:.1f} tokens/s"
     )
+
+
+@bench.command()
+def actor(
+    model: Annotated[str, typer.Argument(help="A model that `wasmetal models` lists, or a GGUF file.")] = DEFAULT_MODEL,
+    device: Device = None,
+    precision: Precision = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of a conversation; may be given several times  [default: 24, 512, 4096]"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 3,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Save to the disk of this folder  [default: that of temporary files]"
+        ),
+    ] = None,
+    kv_type: KvType = None,
+    quantize: Quantize = None,
+    as_json: Json = False,
+) -> None:
+    """Freezing, thawing and forking a conversation in the chat guest, against prefilling the same tokens."""
+    from wasmetal.bench import actor
+    from wasmetal.device import open_device
+
+    with open_device(device, precision) as opened:
+        info = opened.info
+        rows = actor.measure(
+            opened, model, tokens or actor.TOKENS, repeats, kv_type=kv_type, quantize=quantize, folder=folder
+        )
+    if as_json:
+        measured = [
+            asdict(row)
+            | {
+                "thaw_of_prefill": row.thaw / row.prefill,
+                "thaw_first_token_of_prefill": row.thaw_first_token / row.prefill,
+                "freeze_bytes_per_second": row.nbytes / row.freeze,
+                "thaw_bytes_per_second": row.nbytes / row.thaw,
+            }
+            for row in rows
+        ]
+        print_json({**_named(info), "model": model, "repeats": repeats, "rows": measured})
+        return
+    print(f"{info.spec}  {info.name}: {model}; medians of {repeats} in ms")
+
+    def moved(row: actor.Row, seconds: float) -> str:
+        return f"{1e3 * seconds:.2f} ({row.nbytes / seconds / 1e9:.2f} GB/s)"
+
+    lines: list[tuple[str, Callable[[actor.Row], str]]] = [
+        ("bytes", lambda row: in_bytes(row.nbytes)),
+        ("bytes, new one message later", lambda row: in_bytes(row.later_nbytes)),
+        ("prefill to the first token", lambda row: f"{1e3 * row.prefill:.2f}"),
+        ("freeze", lambda row: moved(row, row.freeze)),
+        ("freeze, one message later", lambda row: f"{1e3 * row.freeze_later:.2f}"),
+        ("freeze to the disk", lambda row: moved(row, row.save)),
+        ("freeze to the disk, one message later", lambda row: f"{1e3 * row.save_later:.2f}"),
+        ("thaw", lambda row: moved(row, row.thaw)),
+        ("thaw from a store", lambda row: moved(row, row.load)),
+        ("thaw to the first token", lambda row: f"{1e3 * row.thaw_first_token:.2f}"),
+        ("  of the time of prefill", lambda row: f"{row.thaw_first_token / row.prefill:.4f}"),
+        ("fork", lambda row: f"{1e3 * row.fork:.2f}"),
+    ]
+    print_table(("", *(f"{row.tokens} tokens" for row in rows)), [(name, *map(of, rows)) for name, of in lines])
 
 
 def _named(info: DeviceInfo) -> dict[str, str]:

@@ -6,18 +6,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wasmetal.cli.models import progress
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, Precision, Quantize
-from wasmetal.cli.output import in_bytes, text_writer, writer
+from wasmetal.cli.output import guest_output, in_bytes, text_writer
 from wasmetal.cli.run import run_or_leave
 
 if TYPE_CHECKING:
     from wasmetal import Counters
-    from wasmetal.host.wasi import Output
     from wasmetal.models import Model
 
 
@@ -137,8 +136,8 @@ def _as_filter(name: str, models: dict[str, Model], arguments: Sequence[str]) ->
         args=arguments,
         trusted=True,  # wasmetal's own guest
         stdin="inherit",
-        stdout=_output(sys.stdout),
-        stderr=_output(sys.stderr),
+        stdout=guest_output(sys.stdout),
+        stderr=guest_output(sys.stderr),
     ) as guest:
         return run_or_leave(guest), guest.counters
 
@@ -159,21 +158,12 @@ def _at_terminal(name: str, models: dict[str, Model], arguments: Sequence[str]) 
         device=model.device,
         arguments=arguments,
         stdout=out,
-        stderr=_output(sys.stderr),
+        stderr=guest_output(sys.stderr),
     ) as conversation:
         if not (code := conversation.open()):
             print(interactive.greeting(name, model.device.info, conversation.stats()))
             interactive.converse(conversation, out, prompt_reader(home() / "chat-history"))
         return code, conversation.guest.counters
-
-
-def _output(stream: TextIO) -> Output:
-    """The function that prints a guest's output: unchanged into files and pipes, harmless on a terminal."""
-    if not stream.isatty():
-        return writer(stream)
-    from wasmetal.cli.terminal import Plain
-
-    return Plain(text_writer(stream))
 
 
 def _print_counters(counters: Counters) -> None:

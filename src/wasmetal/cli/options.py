@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wasmetal.errors import WasmetalError
+
+if TYPE_CHECKING:
+    from wasmetal import Dir, Limits
 
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
@@ -38,6 +41,24 @@ def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str
     return found
 
 
+def directories_of(values: list[str] | None) -> dict[str, Dir]:
+    """What ``--dir`` grants, by the guest's names. Raises OptionError."""
+    from wasmetal import Dir
+
+    return {
+        inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
+        for outside, inside in pairs(values, "::", "HOST::GUEST[:ro]")
+    }
+
+
+def limits_of(timeout: float | None, memory: str | None, device_memory: str | None, disk: str | None) -> Limits:
+    """The limits that are given, the others as they are by default. Raises OptionError."""
+    from wasmetal import Limits
+
+    given = {"memory_bytes": memory, "device_bytes": device_memory, "disk_bytes": disk}
+    return Limits(**{name: size(text) for name, text in given.items() if text}, wall_seconds=timeout)
+
+
 DEFAULT_MODEL = "smollm2:135m"
 
 Device = Annotated[
@@ -48,8 +69,9 @@ Device = Annotated[
         help="auto, cpu, vulkan, or one that `wasmetal devices` lists  [default: WASMETAL_DEVICE, or auto]",
     ),
 ]
+Precise = Literal["exact", "standard", "fast"]
 Precision = Annotated[
-    Literal["exact", "standard", "fast"] | None,
+    Precise | None,
     typer.Option(
         "--precision",
         help="What activations may be rounded to: nothing, float16 (on a GPU's matrix units), or also 8 bits (on the "
@@ -73,5 +95,31 @@ Context = Annotated[
 Quantize = Annotated[
     str | None,
     typer.Option("--quantize", metavar="TYPE", help="Quantize float weights while loading: q8_0, q4_0 or q4_k."),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME=MODEL",
+        help="Grant a model: the guest's name for it, and the model's name or path.",
+    ),
+]
+Directories = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dir",
+        metavar="HOST::GUEST[:ro]",
+        help="Grant a directory: its path, and the guest's name for it; ':ro' for reading only.",
+    ),
+]
+Environment = Annotated[
+    list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Set an environment variable.")
+]
+MemoryLimit = Annotated[str | None, typer.Option(metavar="SIZE", help="Limit on linear memory, for example 64MiB.")]
+DeviceMemoryLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Limit on device memory, for example 1GiB.")
+]
+DiskLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Limit on what the guest adds to files  [default: 1GiB]")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

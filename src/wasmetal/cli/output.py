@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from wasmetal.host.wasi import Output
 
 
 def print_json(value: Any) -> None:
@@ -64,3 +67,12 @@ def text_writer(stream: TextIO) -> Callable[[str], object]:
     """A function that writes text to a standard stream at once. Characters that its encoding lacks become ``?``."""
     write = writer(stream)
     return lambda text: write(text.encode(stream.encoding, "replace"))
+
+
+def guest_output(stream: TextIO) -> Output:
+    """The function that prints a guest's output: unchanged into files and pipes, harmless on a terminal."""
+    if not stream.isatty():
+        return writer(stream)
+    from wasmetal.cli.terminal import Plain
+
+    return Plain(text_writer(stream))

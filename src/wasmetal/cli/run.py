@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wasmetal.cli.models import progress
-from wasmetal.cli.options import Context, Device, KvType, Quantize, pairs, size
+from wasmetal.cli.options import (
+    Context,
+    Device,
+    DeviceMemoryLimit,
+    Directories,
+    DiskLimit,
+    Environment,
+    KvType,
+    MemoryLimit,
+    Models,
+    Quantize,
+    directories_of,
+    limits_of,
+    pairs,
+)
 from wasmetal.cli.output import writer
 
 if TYPE_CHECKING:
@@ -21,34 +35,12 @@ if TYPE_CHECKING:
 def run(
     guest: Annotated[Path, typer.Argument(metavar="GUEST.wasm", help="A WASI module.", show_default=False)],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="The guest's arguments.")] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="NAME=MODEL",
-            help="Grant a model: the guest's name for it, and the model's name or path.",
-        ),
-    ] = None,
-    directory: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dir",
-            metavar="HOST::GUEST[:ro]",
-            help="Grant a directory: its path, and the guest's name for it; ':ro' for reading only.",
-        ),
-    ] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Set an environment variable.")
-    ] = None,
-    memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit on linear memory, for example 64MiB.")
-    ] = None,
-    device_memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit on device memory, for example 1GiB.")
-    ] = None,
-    disk_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit on what the guest adds to files  [default: 1GiB]")
-    ] = None,
+    model: Models = None,
+    directory: Directories = None,
+    env: Environment = None,
+    memory_limit: MemoryLimit = None,
+    device_memory_limit: DeviceMemoryLimit = None,
+    disk_limit: DiskLimit = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Limit on the running time.")] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Compile the guest without limits on the compiler's time and memory.")
@@ -66,15 +58,9 @@ def run(
     The guest gets standard input and output, a device, and what the options grant; nothing else. Options of wasmetal
     must come before GUEST.wasm; everything after it is passed to the guest.
     """
-    from wasmetal import Dir, Guest, Limits
+    from wasmetal import Guest
 
-    limits = {}
-    if memory_limit:
-        limits["memory_bytes"] = size(memory_limit)
-    if device_memory_limit:
-        limits["device_bytes"] = size(device_memory_limit)
-    if disk_limit:
-        limits["disk_bytes"] = size(disk_limit)
+    limits = limits_of(timeout, memory_limit, device_memory_limit, disk_limit)
     loading = {"context": context, "kv_type": kv_type, "quantize": quantize}
     with ExitStack() as stack:
         with progress("quantizing") if quantize and not isolate else nullcontext() as report:
@@ -86,11 +72,8 @@ def run(
                     loading=loading | ({"progress": report} if report else {}),
                     args=arguments or [],
                     env=dict(pairs(env, "=", "KEY=VALUE")),
-                    dirs={
-                        inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
-                        for outside, inside in pairs(directory, "::", "HOST::GUEST[:ro]")
-                    },
-                    limits=Limits(**limits, wall_seconds=timeout),
+                    dirs=directories_of(directory),
+                    limits=limits,
                     trusted=trusted,
                     isolation="process" if isolate else None,
                     stdin="inherit",

@@ -229,8 +229,8 @@ class Device(Protocol):
         Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
         """
 
-    def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Copy ``data``, a one-dimensional uint8 array, into a buffer; counted in ``bytes_copied``.
+    def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
+        """Copy ``data``, one-dimensional uint8 arrays, into a buffer, one after the other; counted in ``bytes_copied``.
 
         ``write``, :meth:`read` and :meth:`load` do not wait for submissions that use the bytes: wait for them first.
         All three raise DeviceError for data of another dtype, and for a range that exceeds the buffer.

@@ -36,9 +36,12 @@ def check_binding(info: DeviceInfo, binding: Binding) -> None:
         raise DeviceError(f"binding of {nbytes} bytes: {info.name} allows at most {info.max_binding_bytes}")
 
 
-def check_copy(buffer: Buffer, offset: int, data: Bytes) -> None:
-    """Raise DeviceError if ``data`` cannot be copied to or from a buffer at ``offset``."""
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise DeviceError(f"data to copy must be one-dimensional uint8, not {data.ndim}-dimensional {data.dtype}")
-    if offset < 0 or offset + data.size > buffer.nbytes:
-        raise DeviceError(f"{data.size} bytes at {offset} are not within their buffer of {buffer.nbytes}")
+def check_copy(buffer: Buffer, offset: int, *data: Bytes) -> None:
+    """Raise DeviceError if ``data``, one after the other, cannot be copied to or from a buffer at ``offset``."""
+    nbytes = 0
+    for each in data:
+        if each.dtype != np.uint8 or each.ndim != 1:
+            raise DeviceError(f"data to copy must be one-dimensional uint8, not {each.ndim}-dimensional {each.dtype}")
+        nbytes += each.size
+    if offset < 0 or offset + nbytes > buffer.nbytes:
+        raise DeviceError(f"{nbytes} bytes at {offset} are not within their buffer of {buffer.nbytes}")

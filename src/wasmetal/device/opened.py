@@ -98,17 +98,17 @@ class OpenDevice(Closing):
                 raise DeviceError(f"a command list of another device cannot be submitted to {backend.info.name}")
         return self._queue.submit(cast(Sequence[RecordedList], lists), patient)
 
-    def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Copy ``data``, a one-dimensional uint8 array, into a buffer; counted in ``bytes_copied``."""
-        self._copy_in(buffer, offset, data)
+    def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
+        """Copy one-dimensional uint8 arrays, one after the other, into a buffer; counted in ``bytes_copied``."""
+        nbytes = self._copy_in(buffer, offset, *data)
         with self._queue.lock:
-            self._counters.bytes_copied += data.size
+            self._counters.bytes_copied += nbytes
 
     def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""
-        self._copy_in(buffer, offset, data)
+        nbytes = self._copy_in(buffer, offset, data)
         with self._queue.lock:
-            self._counters.bytes_loaded += data.size
+            self._counters.bytes_loaded += nbytes
 
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
         """Copy a buffer's bytes into ``out``; counted in ``bytes_copied``."""
@@ -140,13 +140,14 @@ class OpenDevice(Closing):
             self._buffers.add(buffer)
         return buffer
 
-    def _copy_in(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+    def _copy_in(self, buffer: Buffer, offset: int, *data: Bytes) -> int:
+        """Copy, and return how many bytes these were."""
         backend = self.backend
-        self._copier.copy_in(backend, _memory(backend, buffer, offset, data), offset, data)
+        return self._copier.copy_in(backend, _memory(backend, buffer, offset, *data), offset, data)
 
 
-def _memory(backend: AnyBackend, buffer: Buffer, offset: int, data: Bytes) -> Allocation:
+def _memory(backend: AnyBackend, buffer: Buffer, offset: int, *data: Bytes) -> Allocation:
     """The memory behind a buffer, if ``data`` can be copied to or from it at ``offset``."""
     allocation = allocation_of(buffer, backend)
-    check_copy(buffer, offset, data)
+    check_copy(buffer, offset, *data)
     return allocation

@@ -24,9 +24,9 @@ from wasmetal.doctor.report import Link, Report
 from wasmetal.errors import WasmetalError
 from wasmetal.memory.creator import MemoryCreator
 from wasmetal.memory.pages import page_size
-from wasmetal.memory.resident import resident_bytes
 from wasmetal.memory.wasmtime_engine import new_engine
 from wasmetal.ops import DType, Recorder, Tensor
+from wasmetal.resident import resident_bytes
 
 START = 1 << 20
 """Where the shared range begins in the guest's memory: a multiple of every page size in use."""

@@ -70,6 +70,8 @@ class Program:
         """Whether the exported memory has 64-bit addresses."""
         self.imports_device = any(each.module in (abi.GPU, abi.LLM) for each in compiled.imports)
         """Whether guests need a device, because the module imports what works on one."""
+        self.imports_models = any(each.module == abi.LLM for each in compiled.imports)
+        """Whether guests can use models, if they are granted some."""
         try:
             self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
         except wasmtime.WasmtimeError as error:

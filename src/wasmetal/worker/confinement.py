@@ -25,10 +25,14 @@ DEVICES = ("/dev/dri", "/dev/kfd", "/dev/null", "/dev/shm", *sorted(glob.glob("/
 
 
 def confine(*, files: bool, writable: Sequence[str] = ()) -> None:
-    """Give up, for good, all that the worker does not need. Called while the process has one thread.
+    """Give up, for good, all that the worker does not need.
 
     ``files``: whether it may open files, to read them and, at or below ``writable``, to change them.
+
+    Raises RuntimeError if the process has threads already: on Linux those would keep what this one gives up.
     """
+    if sys.platform == "linux" and (threads := len(os.listdir("/proc/self/task"))) > 1:
+        raise RuntimeError(f"the worker has {threads} threads before it is confined")
     descriptors = _descriptors()
     _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":

@@ -16,8 +16,8 @@ from weakref import WeakSet
 
 import wasmetal
 from wasmetal.errors import WasmetalError, printable
-from wasmetal.memory.resident import resident_bytes
 from wasmetal.once import once
+from wasmetal.resident import resident_bytes
 from wasmetal.worker.channel import Channel, ChannelError, Header, Payload
 
 _CODE = "import sys; sys.path[:] = sys.argv[2:]; from wasmetal.worker.child import main; main(int(sys.argv[1]))"

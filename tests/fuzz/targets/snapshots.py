@@ -25,9 +25,9 @@ from typing import Any
 from tests.actor.snapshots import load, manifest_of, read, save
 from tests.fuzz import noise
 from tests.fuzz.target import Run, refusal
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import DirectoryStore, HmacKey, Key, SnapshotFile, StoredSnapshot, container
 from wasmetal.actor.store.system import Files
+from wasmetal.errors import SnapshotError
 
 SECONDS = 30.0
 MEMORY = 1 << 30

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import ChunkSource, SnapshotError
+from wasmetal.actor.chunks import ChunkSource
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
+from wasmetal.actor.threads import each
 from wasmetal.closing import Closing
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+_READERS: Final = min(8, os.cpu_count() or 1)
+"""Threads that read chunks: computing digests takes most of the time, and releases the interpreter's lock."""
 
 
 class Save(Closing, ABC):
@@ -25,6 +31,13 @@ class Save(Closing, ABC):
     @abstractmethod
     def put(self, data: Buffer) -> str:
         """Store a chunk, unless it is there; return its SHA-256. Raises SnapshotError if it cannot be stored."""
+
+    @abstractmethod
+    def has(self, digest: str, size: int) -> bool:
+        """See :class:`ChunkSink`. True for what the lease's last snapshot names, which is not looked at again.
+
+        Raises SnapshotError if the store cannot be read.
+        """
 
     @abstractmethod
     def commit(self, manifest: Mapping[str, Any]) -> None:
@@ -51,7 +64,14 @@ class StoredSnapshot(Closing, ABC):
 
     @abstractmethod
     def get(self, digest: str, size: int) -> memoryview:
-        """A chunk that the manifest names. Raises SnapshotError if it is not named, missing or damaged."""
+        """A chunk that the manifest names. Raises SnapshotError if it is not named, missing or damaged.
+
+        Several threads may call this at the same time.
+        """
+
+    def get_several(self, chunks: Sequence[tuple[str, int]]) -> list[memoryview]:
+        """What :meth:`get` gives for each (digest, size): read and verified on several threads."""
+        return each(lambda chunk: self.get(*chunk), chunks, _READERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import compression
 from wasmetal.actor.store.verified import Verified
+from wasmetal.errors import SnapshotError
 from wasmetal.memory.mapped import map_file
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import locks
 from wasmetal.actor.store.base import Collected
 from wasmetal.actor.store.layout import Layout
 from wasmetal.actor.store.pins import pinned
 from wasmetal.actor.store.system import Files
+from wasmetal.errors import SnapshotError
 
 _TURN: Final = 1024
 """Chunks that are removed before saves get their turn."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from wasmetal.actor.chunks import SnapshotError
+from wasmetal.errors import SnapshotError
 
 SUFFIX: Final = ".zst"
 MOST: Final = 1 << 20

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.base import Store, StoredSnapshot
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
@@ -20,7 +19,7 @@ from wasmetal.actor.store.keys import Key
 from wasmetal.actor.store.leasing import Lease
 from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.actor.store.names import checked_id
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 from wasmetal.memory.mapped import map_file
 
 ALIGNED: Final = 16 << 10

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, leases, manifest_json
 from wasmetal.actor.store.base import (
     Collected,
@@ -34,7 +33,7 @@ from wasmetal.actor.store.names import checked_id
 from wasmetal.actor.store.pins import Pins
 from wasmetal.actor.store.system import Files
 from wasmetal.actor.store.verified import Verified
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -163,14 +162,24 @@ class DirectorySave(Save):
         digest = chunk_bytes.digest_of(view)
         if digest in self._sizes:
             return digest
-        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-            # What the current snapshot names is on the disk, and stays while that stands.
-            if digest not in self._lease.named:
-                self._pin(digest)
-                if not self._reuse(digest, view):
-                    self._write(digest, view)
-        self._sizes[digest] = view.nbytes
+        if not self.has(digest, view.nbytes):
+            with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
+                self._write(digest, view)
+            self._sizes[digest] = view.nbytes
         return digest
+
+    def has(self, digest: str, size: int) -> bool:
+        """See :class:`Save`. Other chunks that are in the store are read and compared with their digests."""
+        # What the current snapshot names is on the disk, and stays while that stands.
+        known = self._sizes.get(digest, self._lease.named.get(digest))
+        if known is not None:
+            return known == size
+        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
+            self._pin(digest)
+            if not self._reuse(digest, size):
+                return False
+        self._sizes[digest] = size
+        return True
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """See :class:`Save`. Then the save is closed."""
@@ -229,14 +238,14 @@ class DirectorySave(Save):
         with self._pins.shared():
             self._pins.add([digest])
 
-    def _reuse(self, digest: str, view: memoryview) -> bool:
+    def _reuse(self, digest: str, size: int) -> bool:
         """Whether the chunk is there, undamaged. Its name need not be on the disk yet: another save may be at it."""
         path, compressed = self._layout.chunk(digest), self._layout.compressed(digest)
         try:
             if path.exists():
-                chunk_bytes.read_file(path, digest, view.nbytes)
+                chunk_bytes.read_file(path, digest, size, self._store.verified)
             elif self._store.compress and compressed.exists():
-                chunk_bytes.read_compressed(compressed, digest, view.nbytes)
+                chunk_bytes.read_compressed(compressed, digest, size)
             else:
                 return False
         except (SnapshotError, FileNotFoundError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from wasmetal.actor.chunks import SnapshotError
+from wasmetal.errors import SnapshotError
 
 
 class Ed25519Key:

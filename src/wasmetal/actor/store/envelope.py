@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import manifest_json
 from wasmetal.actor.store.keys import ALGORITHMS, TAG_BYTES, Key
 from wasmetal.actor.store.names import is_id
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 
 MAGIC: Final = b"wmactor\0"
 VERSION: Final = 1

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from typing import ClassVar, Final, Protocol
 
-from wasmetal.actor.chunks import SnapshotError
+from wasmetal.errors import SnapshotError
 
 ALGORITHMS: Final = {0: "none", 1: "HMAC-SHA256", 2: "Ed25519"}
 """Names of the numbers in a header."""

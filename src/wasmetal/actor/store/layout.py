@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store.compression import SUFFIX
 from wasmetal.actor.store.names import is_digest, is_id
 from wasmetal.actor.store.system import Files
+from wasmetal.errors import SnapshotError
 
 FORMAT: Final = "wasmetal-actors 1\n"
 _SNAPSHOT: Final = ".snapshot"

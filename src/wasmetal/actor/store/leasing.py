@@ -11,10 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.closing import Closing
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 
 
 class ActorHeldError(SnapshotError):

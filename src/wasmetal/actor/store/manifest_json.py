@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store.names import is_digest
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 
 KIND: Final = "wasmetal-actor"
 MOST: Final = 32 << 20

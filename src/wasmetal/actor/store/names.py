@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from wasmetal.actor.chunks import SnapshotError
-from wasmetal.errors import printable
+from wasmetal.errors import SnapshotError, printable
 
 MOST: Final = 100
 """Characters of an actor id."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
+from wasmetal.errors import SnapshotError
 
 _WHOLE: Final = frozenset(("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"))
 """Protocols whose objects appear when they are complete. Elsewhere an object is written beside, and then renamed."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store import chunk_bytes, compression, manifest_json, url_leases
 from wasmetal.actor.store.base import (
     Collected,
@@ -31,7 +30,7 @@ from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.actor.store.names import checked_id, is_digest, is_id
 from wasmetal.actor.store.objects import Objects
 from wasmetal.actor.store.url_leases import UrlLease
-from wasmetal.errors import setting_up
+from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -178,14 +177,24 @@ class UrlSave(Save):
         """See :class:`Save`."""
         view = chunk_bytes.as_bytes(data)
         digest = chunk_bytes.digest_of(view)
-        if digest not in self._sizes:
+        if not self.has(digest, view.nbytes):
             with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-                if digest not in self._lease.named and not self._young(digest, view.nbytes):
-                    frame = compression.compressed(view) if self._store.compress else None
-                    name = chunk_name(digest) + (compression.SUFFIX if frame is not None else "")
-                    self._objects.write(name, bytes(view) if frame is None else frame)
+                frame = compression.compressed(view) if self._store.compress else None
+                name = chunk_name(digest) + (compression.SUFFIX if frame is not None else "")
+                self._objects.write(name, bytes(view) if frame is None else frame)
             self._sizes[digest] = view.nbytes
         return digest
+
+    def has(self, digest: str, size: int) -> bool:
+        """See :class:`Save`. Of other chunks, those that are young enough."""
+        known = self._sizes.get(digest, self._lease.named.get(digest))
+        if known is not None:
+            return known == size
+        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
+            if not self._young(digest, size):
+                return False
+        self._sizes[digest] = size
+        return True
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """See :class:`Save`. Then the save is closed."""

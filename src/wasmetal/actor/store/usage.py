@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasmetal.actor.chunks import SnapshotError
 from wasmetal.actor.store.base import Store
+from wasmetal.errors import SnapshotError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Usage:
     shared_bytes: int
     shared_with: tuple[str, ...]
     """Those actors, sorted."""
+    shared: frozenset[str]
+    """The digests of the shared chunks."""
 
 
 def usage(store: Store, actor_id: str) -> Usage:
@@ -38,4 +40,5 @@ def usage(store: Store, actor_id: str) -> Usage:
         shared |= common
         if common:
             others.append(other)
-    return Usage(len(own), sum(own.values()), len(shared), sum(own[digest] for digest in shared), tuple(sorted(others)))
+    shared_bytes = sum(own[digest] for digest in shared)
+    return Usage(len(own), sum(own.values()), len(shared), shared_bytes, tuple(sorted(others)), frozenset(shared))

@@ -11,7 +11,7 @@ each doubles, so that over time a page is copied less than twice. Page numbers s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,23 +238,27 @@ class KVCache:
                     self._device.read(pool.buffer, slot * self._row, rows.reshape(-1))
         return out
 
-    def write(self, pages: Sequence[int], length: int, data: Bytes, dtype: DType, first: int = 0) -> None:
-        """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be."""
-        rows = data.reshape(len(self.layers), 2, length - first, dtype.row_bytes(self._columns))
-        runs = list(_runs(pages, length, first))
-        for layer, pools in enumerate(self.layers):
-            for which, pool in enumerate(pools):
-                for begin, end, slot in runs:
-                    some = self._converted(rows[layer, which, begin - first : end - first], dtype)
-                    self._device.write(pool.buffer, slot * self._row, some.reshape(-1))
+    def write(self, pages: Sequence[int], length: int, blocks: Sequence[Bytes], dtype: DType, first: int = 0) -> None:
+        """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be.
+
+        ``blocks``: what it gave for positions that follow one another. They are copied run by run, not one by one.
+        """
+        row = dtype.row_bytes(self._columns)
+        rows = [block.reshape(2 * len(self.layers), -1) for block in blocks]
+        runs = list(_blocks_of_runs(_runs(pages, length, first), [each.shape[1] // row for each in rows], first))
+        for number, pool in enumerate(pool for pools in self.layers for pool in pools):
+            for slot, parts in runs:
+                data = [rows[block][number, begin * row : end * row] for block, begin, end in parts]
+                if dtype is not self.dtype:
+                    data = [self._converted(np.concatenate(data), dtype)]
+                self._device.write(pool.buffer, slot * self._row, *data)
 
     def _converted(self, rows: Bytes, dtype: DType) -> Bytes:
-        """Rows of a type in the cache's own."""
-        if dtype is self.dtype:
-            return rows
-        converted = np.empty((len(rows), self._row), np.uint8)
-        source = open_pool(dtype, np.ascontiguousarray(rows).reshape(-1), 0, len(rows), 1, self._columns)
-        target = open_pool(self.dtype, converted.reshape(-1), 0, len(rows), 1, self._columns)
+        """Rows of a type in the cache's own, one after the other."""
+        count = rows.size // dtype.row_bytes(self._columns)
+        converted = np.empty(count * self._row, np.uint8)
+        source = open_pool(dtype, rows, 0, count, 1, self._columns)
+        target = open_pool(self.dtype, converted, 0, count, 1, self._columns)
         target.write(slice(None), source.read(slice(None))[:, 0])
         return converted
 
@@ -330,3 +334,23 @@ def _runs(pages: Sequence[int], length: int, first: int = 0) -> Iterator[tuple[i
             slot = pages[begin // PAGE_SIZE] * PAGE_SIZE + begin % PAGE_SIZE
             yield begin, min(position, length), slot
             begin = position
+
+
+def _blocks_of_runs(
+    runs: Iterable[tuple[int, int, int]], counts: Sequence[int], first: int
+) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    """For each run, its first slot, and the parts of blocks that lie in it: (block, first row, end).
+
+    ``counts``: rows of each block, the first of which begins at the position ``first``.
+    """
+    block, start = 0, first
+    for begin, end, slot in runs:
+        parts = []
+        at = begin
+        while at < end:
+            stop = min(end, start + counts[block])
+            parts.append((block, at - start, stop - start))
+            at = stop
+            if at == start + counts[block]:
+                block, start = block + 1, at
+        yield slot, parts

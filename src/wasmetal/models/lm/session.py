@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import weakref
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,10 @@ class Session(Closing):
         seconds divided in proportion to their tokens in it."""
         self.pages: list[int] = []
         """The session's pages of the model's KV cache."""
+        self.digests: dict[int, str] = {}
+        """Digests of :meth:`rows`, noted by who has computed them, by where the rows end, in ascending order. Those of
+        rows that may be rewritten are removed, and forks have them too; so nobody needs to read rows to find that they
+        are as they were."""
         self._head: Head | None = None
         self._give_back = weakref.finalize(self, model.cache.give_back, self.pages)
 
@@ -75,6 +79,7 @@ class Session(Closing):
         with model.lock:
             other.pages += model.cache.share(self.pages)
         other.length = self.length
+        other.digests |= self.digests
         return other
 
     def truncate(self, length: int) -> None:
@@ -85,6 +90,8 @@ class Session(Closing):
         with model.lock:
             model.cache.release(self.pages, keep=page_count(length))
         self.length = length
+        while self.digests and next(reversed(self.digests)) > length:
+            self.digests.popitem()
 
     @property
     def state_bytes(self) -> int:
@@ -133,7 +140,8 @@ class Session(Closing):
         with model.lock:
             model.cache.replace(self.pages, page_count(length), self.holder)
             self.length = 0
-            model.cache.write(self.pages, length, data, dtype)
+            self.digests.clear()
+            model.cache.write(self.pages, length, [data], dtype)
         self.counters.bytes_copied += data.size
         self.length = length
 
@@ -151,31 +159,42 @@ class Session(Closing):
         self.counters.bytes_copied += rows.size
         return rows
 
-    def append_rows(self, rows: Bytes, count: int, dtype: DType) -> None:
+    def append_rows(self, groups: Iterable[Sequence[Bytes]], count: int, dtype: DType) -> None:
         """Append ``count`` tokens by the keys and values that :meth:`rows` gave of them, from a cache of this type.
 
-        If this session's is of another type, they are converted, and then as exact as the coarser of the two. Counted
-        in ``bytes_copied``. Raises ModelError if the bytes are not as many, or the context has no room, and
-        OutOfDeviceMemoryError if the cache has none. The session is then unchanged.
+        ``groups`` of blocks, uint8 of shape [n], each of which has some of the tokens. A group is copied at once, while
+        nobody else uses the model; between two, others can, so that the next one may take time to come.
+
+        If this session's cache is of another type, they are converted, and then as exact as the coarser of the two.
+        Counted in ``bytes_copied``. Raises ModelError if the bytes are not as many, or the context has no room,
+        OutOfDeviceMemoryError if the cache has none, and what the iterator does. The session is then unchanged.
         """
         model = self._open()
         cache, length = model.cache, self.length + count
-        if not cache.can_be(dtype) or rows.size != count * cache.bytes_as(dtype):
-            raise ModelError(f"{rows.size} bytes of {dtype.name} are not the keys and values of {count} tokens")
         if length > model.context_length:
             raise ModelError(f"{length} tokens are more than the context of {model.context_length}")
         with model.lock:
             growth = cache.grow(self.pages, self.length, count, self.holder)
-            try:
+        try:
+            with model.lock:
                 if copies := cache.copying(growth):
                     growth.submission = model.device.submit([copies])
                     growth.submission.wait(_PATIENCE)
-                cache.write(growth.table, length, rows, dtype, self.length)
-            except BaseException:
+            at = self.length
+            for blocks in groups:
+                end = at + _tokens(blocks, cache.bytes_as(dtype) if cache.can_be(dtype) else 0, length - at)
+                with model.lock:
+                    cache.write(growth.table, end, blocks, dtype, at)
+                at = end
+            if at < length:
+                raise ModelError(f"the keys and values of {length - at} tokens are missing")
+        except BaseException:
+            with model.lock:
                 cache.discard(growth)
-                raise
+            raise
+        with model.lock:
             cache.adopt(self.pages, growth)
-        self.counters.bytes_copied += rows.size
+        self.counters.bytes_copied += count * cache.bytes_as(dtype)
         self.length = length
 
     def close(self) -> None:
@@ -227,6 +246,15 @@ class Session(Closing):
         if self._head:
             self._head.close()
             self._head = None
+
+
+def _tokens(blocks: Sequence[Bytes], token_bytes: int, most: int) -> int:
+    """How many tokens' keys and values these are. Raises ModelError if that is no number, or too many."""
+    tokens = sum(block.size for block in blocks) // token_bytes if token_bytes else 0
+    if not 0 < tokens <= most or any(block.size % token_bytes for block in blocks):
+        sizes = sum(block.size for block in blocks)
+        raise ModelError(f"{sizes} bytes are not the keys and values of {most} tokens, nor of the first of them")
+    return tokens
 
 
 Logits = Tensor | TopLogits | Sequence[TopLogits] | None

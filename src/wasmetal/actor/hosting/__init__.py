@@ -1,0 +1,7 @@
+"""Many actors on one machine, of which a few are awake: :class:`ActorHost`."""
+
+from wasmetal.actor.hosting.actor_type import ActorType
+from wasmetal.actor.hosting.host import ActorHost, HostStats
+from wasmetal.actor.hosting.reply import PendingReply
+
+__all__ = ["ActorHost", "ActorType", "HostStats", "PendingReply"]

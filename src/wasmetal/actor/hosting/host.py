@@ -1,0 +1,545 @@
+"""Many actors on one machine: awake while they have messages, and in a store otherwise."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final, Literal, TypeVar
+from weakref import WeakSet
+
+import numpy as np
+
+from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes, check_same
+from wasmetal.actor.hosting.answered import MOST_KEYS, Answered, different
+from wasmetal.actor.hosting.reply import PendingReply, read_within
+from wasmetal.actor.hosting.resident import Resident
+from wasmetal.actor.hosting.residents import Residents
+from wasmetal.actor.hosting.tasks import Call, Message, Wake
+from wasmetal.actor.hosting.turns import Turns, closed
+from wasmetal.actor.hosting.upkeep import Upkeep
+from wasmetal.actor.store import Store, checked_id
+from wasmetal.closing import Closing
+from wasmetal.device import Device
+from wasmetal.errors import GuestError, LimitError, SnapshotError, printable
+from wasmetal.forked import Origin
+
+T = TypeVar("T")
+Durability = Literal["message", "freeze"]
+
+log = logging.getLogger("wasmetal.actor")
+
+_KEY: Final = 256
+"""Bytes of a key."""
+_SENDER: Final = 4096
+"""Bytes of a sender's name."""
+_AGAIN: Final = 60.0
+"""Seconds after which a timer whose message has failed is tried again."""
+_PATIENCE: Final = 10.0
+"""Seconds that stopped messages get to end when a host is closed. Only a long kernel on the CPU device takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """What a host does, and has done since it was made."""
+
+    resident: int
+    """Actors that are awake."""
+    busy: int
+    """Messages that are being handled."""
+    queued: int
+    """Messages that wait."""
+    timers: int
+    """Actors with a timer, frozen or not, as far as is known."""
+    reading_timers: bool
+    """Whether the store is still being looked through for timers."""
+    messages: int
+    """That were handled."""
+    repeated: int
+    """That were not handled, since a message with their key had been."""
+    failed: int
+    """That have failed."""
+    created: int
+    thawed: int
+    frozen: int
+    """Residents that were sent back to the store."""
+    lost: int
+    """Residents that could not be frozen, and went back to their last snapshot."""
+    memory_bytes: int
+    """Linear memory of the residents."""
+    device_bytes: int
+    """Device memory of the residents."""
+    activation_p50: float
+    """Seconds that an activation took, of the last 10,000: with the freezing of another actor, if that was needed."""
+    activation_p99: float
+
+
+class ActorHost(Closing):
+    """Actors by id, any number of them, of which a few are awake. Use it as a context manager, or call :meth:`close`.
+
+    ::
+
+        types = {"chat": wasmetal.ActorType(program="guests/chat.wasm", models={"default": "smollm2:135m"})}
+        with wasmetal.ActorHost(DirectoryStore("actors"), types, resident=32) as host:
+            print(host.send("ann", "Why is the sky blue?").read().decode())
+
+    An actor is woken by its first message, and frozen when it has been idle or others need its place. Each handles one
+    message at a time, in the order in which they were sent; actors that have messages take turns. A message that fails
+    ends its actor alone, whose last snapshot stands: the next message wakes that. Any thread may use a host.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        types: ActorType | Mapping[str, ActorType],
+        *,
+        device: str | Device | None = None,
+        loading: Mapping[str, Any] | None = None,
+        durability: Durability = "message",
+        resident: int = 32,
+        memory_bytes: int | None = None,
+        device_bytes: int | None = None,
+        idle_seconds: float | None = 300.0,
+        collect_seconds: float | None = 3600.0,
+        workers: int = 8,
+        queue: int = 64,
+        queued_bytes: int = 256 << 20,
+        message_bytes: int = 16 << 20,
+        reply_bytes: int = 16 << 20,
+        keys: int = 64,
+        timers: bool = True,
+        on_wake: Callable[[str, bytes], object] | None = None,
+    ) -> None:
+        """``types``: what actors are made of, by name; one without a name is called "default".
+
+        ``device``: as for :class:`Guest`; all actors share it. ``loading``: options of :func:`load_model` for the
+        models, each of which is loaded once.
+        ``durability``: when a message counts as handled, so that its reply ends. "message": once what it has changed is
+        in the store; a crash loses nothing that was replied to. "freeze": at once; it gets to the store when the actor
+        is frozen, and a crash, of the actor or the host, loses what it has handled since.
+        ``resident``: actors that may be awake. ``memory_bytes``, ``device_bytes``: linear memory and device memory of
+        all that are awake; beyond it those that are idle are frozen. An actor that handles a message is never frozen.
+        ``idle_seconds``: after which an idle actor is frozen; None: only when others need its place.
+        ``collect_seconds``: after which the store is collected, once more and again, so that it does not fill up with
+        what actors were before; None: never. Stores at URLs are not: see :meth:`UrlStore.gc`.
+        ``workers``: messages that are handled at a time, at most ``resident``. ``queue``: messages that may wait for
+        one actor; ``queued_bytes``: that may wait in all, each counted with 1 KiB more.
+        ``message_bytes``, ``reply_bytes``: of one message, of one reply.
+        ``keys``: messages with a key that are remembered of each actor.
+        ``timers``: whether to wake actors that have been frozen; the timers of those in the store are found by reading
+        all snapshots once, in the background. ``on_wake``: called with an actor's id and its reply once it has handled
+        the message that its timer is due, on a worker's thread, where it must not wait for this host.
+
+        Raises what :class:`ActorProgram`, :func:`open_device` and :func:`load_model` do, and GuestError for numbers
+        that make no sense.
+        """
+        if durability not in ("message", "freeze"):
+            raise GuestError(f"durability is {durability!r}; it must be 'message' or 'freeze'")
+        for name, value in (("resident", resident), ("workers", workers), ("queue", queue)):
+            if value < 1:
+                raise GuestError(f"{name} is {value}; it must be 1 or more")
+        if not 0 <= keys <= MOST_KEYS:
+            raise GuestError(f"keys is {keys}; it must be from 0 to {MOST_KEYS}")
+        self.store: Final = store
+        self._durability, self._on_wake = durability, on_wake
+        self._message_bytes, self._reply_bytes = message_bytes, reply_bytes
+        self._origin = Origin("the actor host")
+        self._lock = Lock()
+        self._keyed: dict[tuple[str, str], Message] = {}
+        """Messages with a key that have not ended, by actor and key."""
+        self._messages = self._repeated = self._failed = 0
+        self._closed = False
+        self._types = ActorTypes(types, device, loading or {})
+        try:
+            self._turns = Turns(min(workers, resident), queue, queued_bytes)
+            self._residents = Residents(
+                store,
+                self._types,
+                self._turns,
+                most=resident,
+                memory_bytes=memory_bytes,
+                device_bytes=device_bytes,
+                keys=keys,
+                frozen=self._left,
+            )
+            self._keys = keys
+            self._upkeep = Upkeep(
+                store,
+                self._residents,
+                self._due,
+                idle_seconds=idle_seconds,
+                collect_seconds=collect_seconds,
+                timers=timers,
+            )
+            self._upkeep.start()
+        except BaseException:
+            self._types.close()
+            raise
+        _open.add(self)
+
+    # ---- Messages
+
+    def send(
+        self,
+        actor_id: str,
+        message: bytes | str,
+        *,
+        sender: str = "",
+        key: str | None = None,
+        type: str | None = None,
+        create: bool = True,
+        wait: float = 0.0,
+    ) -> PendingReply:
+        """Send a message; return the reply, which can be read as it is made.
+
+        ``sender``: what the actor is told of who has sent it. ``key``: a text of 1 to 256 bytes that the sender gives
+        to this message alone. If it is sent again with the same key, because it is not known what has become of it, it
+        is not handled again: the reply is that of the first time. That holds among the last ``keys`` messages with a
+        key that the actor has handled, of all senders together, as far as a crash has not undone them.
+        ``type``: the actor's, if it is new and the host has several. ``create``: whether to make an actor that is not
+        there. ``wait``: seconds to wait for room in the queues.
+
+        Raises ActorBusyError if there is no room, SnapshotError for what cannot be an actor's id, and GuestError for
+        what cannot be a message, a sender or a key, and if the host is closed. The reply raises what goes wrong later.
+        """
+        self._origin.check()
+        checked_id(actor_id)
+        self._types.check(type)
+        data = message.encode() if isinstance(message, str) else bytes(message)
+        if len(data) > self._message_bytes:
+            raise GuestError(f"a message of {len(data)} bytes; at most {self._message_bytes} are taken")
+        _check_text("sender", sender, 0, _SENDER)
+        if key is not None:
+            _check_text("key", key, 1, _KEY)
+        sent = Message.of(actor_id, data, sender, key, type, create, self._handle, self._ended)
+        if sent.name is not None:
+            with self._lock:
+                if before := self._keyed.get((actor_id, sent.name)):
+                    if before.digest != sent.digest:
+                        raise different()
+                    self._repeated += 1
+                    return before.reply
+                self._keyed[actor_id, sent.name] = sent
+        try:
+            self._turns.put(actor_id, sent, wait)
+        except BaseException as error:
+            sent.fail(error)  # for who has sent it again meanwhile
+            raise
+        return sent.reply
+
+    # ---- Actors
+
+    def create(
+        self,
+        actor_id: str,
+        type: str | None = None,
+        *,
+        args: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make an actor, and save it. ``args``, ``env``: in place of its type's.
+
+        Raises SnapshotError if there is one of that id, and what :class:`Actor` and :meth:`send` raise.
+        """
+        self._types.check(type)
+
+        def create() -> None:
+            if self._residents.get(actor_id) or self._residents.stored(actor_id):
+                raise _exists(actor_id)
+            resident = self._residents.activate(actor_id, type, True, args, env)
+            if resident.saved:  # by another host, a moment ago
+                raise _exists(actor_id)
+            self._save(resident)
+
+        self._call(actor_id, create)
+
+    def freeze(self, actor_id: str) -> None:
+        """Send an actor back to the store, once it has handled what was sent before. If it is not awake here, nothing.
+
+        Raises SnapshotError if it cannot be frozen, and goes back to its last snapshot, or the store cannot take it,
+        and it stays awake; ActorBusyError.
+        """
+
+        def freeze() -> None:
+            if self._residents.get(actor_id):
+                self._residents.freeze(actor_id)
+
+        self._call(actor_id, freeze)
+
+    def fork(self, actor_id: str, new_id: str) -> None:
+        """Make a new actor in the state that this one has once it has handled what was sent before.
+
+        It is saved at once, and awake if there is a place. It shares pages of the KV cache with its original as long as
+        both are awake, and has a random generator of its own, and no keys.
+
+        Raises SnapshotError if there is no such actor, there is one of the new id, or it cannot be frozen; what
+        :meth:`Actor.fork` raises; ActorBusyError.
+        """
+        checked_id(new_id)
+
+        def fork() -> None:
+            if not self._turns.try_take(new_id):
+                raise _exists(new_id)
+            try:
+                if self._residents.get(new_id):  # before this waits for a place, which the new one might hold
+                    raise _exists(new_id)
+                original = self._residents.get(actor_id) or self._residents.activate(actor_id, None, create=False)
+                self._fork(original, new_id)
+            finally:
+                self._turns.give_back(new_id)
+
+        self._call(actor_id, fork)
+
+    def delete(self, actor_id: str) -> None:
+        """Remove an actor and its snapshot, once it has handled what was sent before.
+
+        Raises SnapshotError if there is none, ActorHeldError if it is awake elsewhere; ActorBusyError.
+        """
+
+        def delete() -> None:
+            resident = self._residents.get(actor_id)
+            if not resident or resident.saved:
+                self.store.delete(actor_id, resident.lease if resident else None)
+            if resident:
+                resident.due_frozen = None
+                self._residents.drop(actor_id)
+            self._upkeep.set_timer(actor_id, None)
+
+        self._call(actor_id, delete)
+
+    def watch(self, actor_id: str) -> None:
+        """Wake an actor of the store when its timer is due, as if it had been awake here before.
+
+        For hosts that are made with ``timers=False``, since others have the same store. Raises SnapshotError if the
+        snapshot cannot be read; without one nothing happens.
+        """
+        if actor_id in self.resident() or not self._residents.stored(actor_id):
+            return
+        with self.store.load(actor_id) as snapshot:
+            due = snapshot.manifest.get("timer")
+        self._upkeep.set_timer(actor_id, due / 1e9 if type(due) is int else None)
+
+    def unwatch(self, actor_id: str) -> None:
+        """Do not wake an actor by its timer, unless it handles another message here."""
+        self._upkeep.set_timer(actor_id, None)
+
+    def actors(self) -> list[str]:
+        """All actors, sorted: those in the store, and those that are awake here and not saved yet."""
+        return sorted({*self.store.actors(), *self.resident()})
+
+    def resident(self) -> list[str]:
+        """The actors that are awake here, the least recently used first."""
+        return [each.id for each in self._residents.all()]
+
+    def stats(self) -> HostStats:
+        """What the host does, and has done."""
+        residents, there = self._residents, self._residents.all()
+        seconds = list(residents.seconds) or [0.0]
+        p50, p99 = np.percentile(seconds, [50, 99])
+        return HostStats(
+            resident=len(there),
+            busy=self._turns.busy,
+            queued=self._turns.queued,
+            timers=self._upkeep.timers,
+            reading_timers=self._upkeep.reading,
+            messages=self._messages,
+            repeated=self._repeated,
+            failed=self._failed,
+            created=residents.created,
+            thawed=residents.thawed,
+            frozen=residents.freezes,
+            lost=residents.lost,
+            memory_bytes=sum(each.memory_bytes for each in there),
+            device_bytes=sum(each.device_bytes for each in there),
+            activation_p50=float(p50),
+            activation_p99=float(p99),
+        )
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Take no more messages, fail those that wait, and freeze all actors. Idempotent.
+
+        ``seconds``: that messages which are being handled get to end; then they are stopped, and their actors' last
+        snapshots stand. Raises SnapshotError if an actor could not be frozen, once all others are.
+        """
+        if self._closed or not self._origin.here:
+            return
+        self._closed = True
+        _open.discard(self)
+        self._turns.close(closed())
+        self._residents.close()
+        if not self._turns.join(seconds):
+            for resident in self._residents.all():
+                resident.stop_busy()
+            self._turns.join(_PATIENCE)
+        self._upkeep.close()
+        refused = list(self._freeze_all())
+        self._types.close()
+        if refused:
+            raise SnapshotError(f"{len(refused)} actors could not be frozen: {refused[0]}")
+
+    # ---- What workers do
+
+    def _handle(self, message: Message) -> None:
+        """Handle a message, unless it was handled before. The worker has its actor's turn. Raises why it failed."""
+        try:
+            self._handle_once(message)
+        except BaseException:
+            with self._lock:
+                self._failed += 1
+            raise
+
+    def _handle_once(self, message: Message) -> None:
+        actor_id = message.actor_id
+        resident = self._residents.get(actor_id) or self._residents.activate(actor_id, message.kind, message.create)
+        check_same(resident.kind, message.kind)
+        if message.name is not None:
+            found = resident.answered.find(message.name, message.digest)
+            if found is not None:
+                with self._lock:
+                    self._repeated += 1
+                message.reply.add(found)
+                return
+        reply = self._run(resident, lambda: resident.actor.send(message.data, message.sender), message.reply)
+        if message.name is not None and self._keys:
+            resident.answered.add(message.name, message.digest, reply)
+        self._handled(resident)
+
+    def _run(self, resident: Resident, begin: Callable[[], Iterator[bytes]], to: PendingReply) -> bytes:
+        """Have an actor handle a message to its end; return the reply. If that fails, the actor is dropped."""
+        try:
+            pieces = begin()
+        except BaseException:
+            if resident.actor.failure:
+                self._residents.drop(resident.id)
+            raise
+        try:
+            reply, total = read_within(pieces, to, self._reply_bytes)
+            if total > self._reply_bytes:
+                raise LimitError(f"limit reached: a reply of {self._reply_bytes} bytes")
+        except BaseException:
+            self._residents.drop(resident.id)
+            raise
+        resident.dirty = True
+        return reply
+
+    def _handled(self, resident: Resident) -> None:
+        """A message was handled: save it, if it is to be. Raises SnapshotError if that fails; the actor is dropped."""
+        resident.measure()
+        if self._durability == "message":
+            self._save(resident)
+        self._upkeep.set_timer(resident.id, resident.actor.due)
+        with self._lock:
+            self._messages += 1
+        try:
+            self._residents.trim(resident.id)
+        except SnapshotError as error:  # of an actor that stays as it is
+            log.warning("%s", error)
+
+    def _save(self, resident: Resident) -> None:
+        """Save an actor; one that cannot be saved goes back to its last snapshot, since nobody was told of the rest."""
+        try:
+            resident.save()
+        except BaseException:
+            self._residents.drop(resident.id)
+            raise
+
+    def _left(self, resident: Resident) -> None:
+        """A resident leaves: from now on its timer is that of its snapshot."""
+        self._upkeep.set_timer(resident.id, resident.due_frozen)
+
+    def _fork(self, original: Resident, new_id: str) -> None:
+        """Fork an actor. The worker has both turns."""
+        with ExitStack() as stack:
+            lease = stack.enter_context(self.store.lease(new_id))
+            if self._residents.stored(new_id):
+                raise _exists(new_id)
+            fork = stack.enter_context(original.actor.fork(new_id))
+            resident = Resident(self.store, lease, fork, original.kind, Answered(self._keys))
+            resident.save()
+            stack.pop_all()
+        self._upkeep.set_timer(new_id, resident.due_frozen)
+        self._residents.adopt(resident)
+
+    # ---- Timers
+
+    def _due(self, actor_id: str) -> None:
+        """An actor's timer may be due. Called on the upkeep's thread."""
+        with suppress(GuestError):  # the host is closed
+            self._turns.put(actor_id, Wake(lambda: self._wake(actor_id)), bounded=False)
+
+    def _wake(self, actor_id: str) -> None:
+        try:
+            resident = self._residents.get(actor_id)
+            if not resident:
+                if not self._residents.stored(actor_id):
+                    return
+                resident = self._residents.activate(actor_id, None, create=False)
+            due = resident.actor.due
+            if due is None or due > time.time():
+                self._upkeep.set_timer(actor_id, due)
+                return
+            resident.due_frozen = time.time() + _AGAIN  # if this fails
+            reply = self._run(resident, resident.actor.wake, PendingReply())
+            self._handled(resident)
+        except BaseException as error:
+            log.warning("actor %s did not handle its timer: %s", actor_id, error)
+            with self._lock:
+                self._failed += 1
+            self._upkeep.set_timer(actor_id, time.time() + _AGAIN)
+            return
+        if self._on_wake:
+            self._on_wake(actor_id, reply)
+
+    # ---- Helpers
+
+    def _ended(self, message: Message) -> None:
+        if message.name is not None:
+            with self._lock:
+                if self._keyed.get((message.actor_id, message.name)) is message:
+                    del self._keyed[message.actor_id, message.name]
+
+    def _call(self, actor_id: str, function: Callable[[], T]) -> T:
+        """Do something in an actor's turn, and wait for it."""
+        self._origin.check()
+        call = Call(function)
+        self._turns.put(checked_id(actor_id), call)
+        return call.result.result()
+
+    def _freeze_all(self) -> Iterator[str]:
+        """Freeze all residents, once nobody has a turn any more; the errors."""
+        for resident in self._residents.all():
+            try:
+                self._residents.freeze(resident.id)
+            except BaseException as error:
+                log.warning("actor %s could not be frozen: %s", resident.id, error)
+                yield f"{resident.id}: {error}"
+                if resident.id in self.resident():
+                    self._residents.drop(resident.id)
+
+
+def _exists(actor_id: str) -> SnapshotError:
+    return SnapshotError(f"there is an actor {actor_id} already: choose another id, or delete it")
+
+
+def _check_text(what: str, value: str, least: int, most: int) -> None:
+    try:
+        fits = least <= len(value.encode()) <= most
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise GuestError(f"a message's {what} is a text of {least} to {most} bytes, not {printable(repr(value)[:100])}")
+
+
+_open: WeakSet[ActorHost] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close hosts while Python still runs, and their guests are not closed yet."""
+    for host in list(_open):
+        with suppress(SnapshotError):  # it was logged
+            host.close(1.0)

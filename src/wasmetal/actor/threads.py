@@ -1,0 +1,81 @@
+"""Work on other threads, which is done on the caller's where no more threads can be started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from wasmetal.errors import GuestError
+from wasmetal.host.threads import HostThread
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """A call on another thread, which begins now."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+        self._thread: HostThread | None = HostThread(self._call)
+        try:
+            self._thread.start()
+        except GuestError:
+            self._thread = None
+
+    def wait(self) -> None:
+        """Return once the call has ended."""
+        while self._thread and not self._thread.wait(1.0):
+            pass
+
+    def result(self) -> T:
+        """What the function returns, once it has. Raises what it does."""
+        self.wait()
+        if not self._thread and not self._results and not self._error:
+            self._call()
+        if self._error:
+            raise self._error
+        return self._results[0]
+
+    def _call(self) -> None:
+        try:
+            self._results.append(self._function())
+        except BaseException as error:
+            self._error = error
+
+
+def each(function: Callable[[A], T], items: Sequence[A], threads: int) -> list[T]:
+    """What a function returns for each item: called on so many threads at a time, of which the caller's is one.
+
+    Raises what a call raises; then no more are begun.
+    """
+    results: dict[int, T] = {}
+    numbers = iter(range(len(items)))
+    taking = threading.Lock()
+    failed = False
+
+    def work() -> None:
+        nonlocal failed
+        while not failed:
+            with taking:
+                number = next(numbers, None)
+            if number is None:
+                return
+            try:
+                results[number] = function(items[number])
+            except BaseException:
+                failed = True
+                raise
+
+    helpers = [Ahead(work) for _ in range(min(threads, len(items)) - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            helper.wait()
+    for helper in helpers:
+        helper.result()
+    return [results[number] for number in range(len(items))]
