@@ -99,7 +99,7 @@ class Scene:
         tokens = np.random.default_rng(seed).integers(0, 200, count).astype(np.uint32)
         assert p.session_forward(self.handles[number], 8192, p.put(8192, tokens) // 4, 0) in (
             Errno.SUCCESS,
-            Errno.INVAL,  # the context is full
+            Errno.OVERFLOW,  # the context is full
         )
 
     def truncate(self, number: int, keep: float) -> None:
