@@ -142,7 +142,7 @@ class Scene:
             state[int(place * size)] ^= 1 << int(place * 997) % 8
         if repaired:
             state[60:] = 0xFF
-            struct.pack_into("<I", state, 56, zlib.crc32(state[60:].tobytes()))
+            struct.pack_into("<I", state, 56, zlib.crc32(state[60:].tobytes(), zlib.crc32(state[:56].tobytes())))
 
 
 def _equip(probe: Probe, handles: dict[str, list[int]]) -> None:

@@ -183,7 +183,9 @@ def _fill_cache(guest: Tenant, model: Model) -> None:
     guest.forward(session, [i % 200 for i in range(length)])
     state = bytearray(guest.saved(session))
     state[STATE_HEADER:] = WORD * ((len(state) - STATE_HEADER) // 4)
-    struct.pack_into("<I", state, STATE_HEADER - 4, zlib.crc32(state[STATE_HEADER:]))
+    struct.pack_into(
+        "<I", state, STATE_HEADER - 4, zlib.crc32(state[STATE_HEADER:], zlib.crc32(state[: STATE_HEADER - 4]))
+    )
     guest.put(CHUNK, bytes(state))
     while guest.session_restore(session, CHUNK, len(state)) == Errno.SUCCESS:
         session = guest.session()

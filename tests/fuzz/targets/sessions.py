@@ -165,7 +165,7 @@ class Guest:
         changed = bytearray(state)
         changed[int(place * len(state))] ^= 1 << bit
         if repaired:
-            struct.pack_into("<I", changed, HEADER - 4, zlib.crc32(changed[HEADER:]))
+            struct.pack_into("<I", changed, HEADER - 4, zlib.crc32(changed[HEADER:], zlib.crc32(changed[: HEADER - 4])))
         errno = self.probe.session_restore(session, STATE, self.probe.put(STATE, bytes(changed)))
         if changed == state or errno != Errno.SUCCESS:
             return self._noted(errno, session, tokens, "damage", refused=Errno.INVAL)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _SNAPSHOT = struct.Struct("<8sIII32sQI")
 """Header of a saved session: magic, version, type of the KV cache (ggml's number), length, the model's digest, number
-of bytes that follow, their CRC-32."""
+of bytes that follow, CRC-32 of what precedes it and what follows."""
 _MAGIC = b"wasmetal"
-_VERSION = 2
+_VERSION = 3
 _PATIENCE = 10.0
 """Most seconds that the device may take to copy a page."""
 
@@ -108,9 +108,9 @@ class Session(Closing):
         with model.lock:
             state = model.cache.read(self.pages, self.length).reshape(-1)
         self.counters.bytes_copied += state.size
-        crc = zlib.crc32(state.data)
-        header = _SNAPSHOT.pack(_MAGIC, _VERSION, model.cache.dtype.value, self.length, model.digest, state.size, crc)
-        return header + state.data
+        described = (_MAGIC, _VERSION, model.cache.dtype.value, self.length, model.digest, state.size)
+        header = _SNAPSHOT.pack(*described, 0)
+        return _SNAPSHOT.pack(*described, _checksum(header, state)) + state.data
 
     def restore(self, state: bytes) -> None:
         """Replace the session's state with a saved one. Counted in ``bytes_copied``.
@@ -134,7 +134,7 @@ class Session(Closing):
         if (
             dtype is None
             or not size == data.size == length * model.cache.bytes_as(dtype)
-            or zlib.crc32(data.data) != crc
+            or _checksum(state, data) != crc
         ):
             raise ModelError("the saved session is damaged")
         with model.lock:
@@ -246,6 +246,11 @@ class Session(Closing):
         if self._head:
             self._head.close()
             self._head = None
+
+
+def _checksum(header: bytes, data: Bytes) -> int:
+    """Of a saved session that begins with this header, and of its data."""
+    return zlib.crc32(data.data, zlib.crc32(header[: _SNAPSHOT.size - 4]))
 
 
 def _tokens(blocks: Sequence[Bytes], token_bytes: int, most: int) -> int:
