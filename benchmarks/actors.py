@@ -17,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -126,7 +127,7 @@ class Bench:
 
     def share_out(self, count: int, choose: Callable[[int], str], keys: bool = False) -> list[float]:
         """Have several senders send messages; return the seconds of each."""
-        seconds: list[list[float]] = [[] for _ in range(self.senders)]
+        seconds = [array("d") for _ in range(self.senders)]
         failed: list[BaseException] = []
 
         def run(sender: int) -> None:
