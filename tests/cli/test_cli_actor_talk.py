@@ -20,7 +20,7 @@ from tests.actor.guests import ECHO, MESSAGE, imports
 from tests.cli.command import SCRIPT
 from tests.cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, Terminal, plain
 from tests.models.tiny import write_tiny_llama
-from wasmetal import Actor, load_model
+from wasmetal import Actor, ActorHost, ActorType, load_model
 from wasmetal.actor.actor import Snapshot
 from wasmetal.actor.kept_programs import KEEP_SECONDS, Programs
 from wasmetal.actor.manifest import Manifest
@@ -279,6 +279,16 @@ def test_the_store_keeps_the_program(counter: Path, tmp_path: Path, store: Direc
     assert "name the file of elsewhere.wasm with --program" in refused("send", "c", "a")
     assert done("send", "c", "a", "--program", other) == "4"
     assert kept.read_bytes() == binary
+
+
+def test_an_actor_of_a_host_stays_one(counter: Path, store: DirectoryStore) -> None:
+    """A host finds the keys of its messages again after the command has had the actor."""
+    with ActorHost(store, ActorType(program=counter)) as host:
+        assert host.send("c", "a", key="one").read() == b"1"
+    assert done("send", "c", "a", "--program", counter) == "2"
+    with ActorHost(store, ActorType(program=counter)) as host:
+        assert host.send("c", "a", key="one").read() == b"1"
+        assert host.send("c", "a", key="two").read() == b"3"
 
 
 def test_programs_are_collected_a_day_after_the_last_snapshot(counter: Path, store: DirectoryStore) -> None:

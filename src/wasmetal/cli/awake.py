@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wasmetal import packaged
 from wasmetal.actor.actor import Actor, Snapshot
 from wasmetal.actor.kept_programs import Programs
-from wasmetal.actor.manifest import GrantedModel, Manifest
+from wasmetal.actor.manifest import HOST, GrantedModel, Manifest
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.store import Lease, Store, UrlStore
 from wasmetal.actor.store.url_leases import UrlLease
@@ -61,9 +61,12 @@ class Module:
 class Awake:
     """An actor that is awake."""
 
-    def __init__(self, actor: Actor, store: Store, lease: Lease, module: Module, saved: bool) -> None:
-        """``saved``: the store has a snapshot of it."""
+    def __init__(
+        self, actor: Actor, store: Store, lease: Lease, module: Module, saved: bool, beside: Mapping[str, Any]
+    ) -> None:
+        """``saved``: the store has a snapshot of it. ``beside``: what a host has put into that, which stays there."""
         self.actor, self.saved = actor, saved
+        self._beside = beside
         self._store, self._lease, self._module = store, lease, module
         self._kept = False
 
@@ -78,7 +81,7 @@ class Awake:
             Programs(self._store).keep(self._module.binary)
             self._kept = True
         with self._store.saving(self.id, self._lease) as saving:
-            saving.commit(self.actor.freeze_into(saving).to_json())
+            saving.commit({**self.actor.freeze_into(saving).to_json(), **self._beside})
         self.saved = True
 
 
@@ -109,7 +112,7 @@ def made(
             _granted(granting, models, output) as granted,
             Actor(module.program, id=actor_id, args=arguments, env=environment, **granted) as actor,
         ):
-            yield Awake(actor, store, lease, module, saved=False)
+            yield Awake(actor, store, lease, module, saved=False, beside={})
 
 
 @contextmanager
@@ -122,12 +125,13 @@ def thawed(store: Store, actor_id: str, program: Path | None, granting: Granting
     with leased(store, actor_id) as lease, ExitStack() as stack:
         with store.load(actor_id, lease) as stored:
             manifest = Manifest.from_json(stored.manifest)
+            beside = {name: stored.manifest[name] for name in (HOST,) if name in stored.manifest}
             models = _models(actor_id, manifest.models, granting.models)
             _check_folders(actor_id, manifest.folders, granting.directories)
             module = Module.read(program) if program else _kept(store, actor_id, manifest)
             granted = stack.enter_context(_granted(granting, models, output))
             actor = stack.enter_context(Actor.thaw(Snapshot(manifest, stored), module.program, **granted))
-        yield Awake(actor, store, lease, module, saved=True)
+        yield Awake(actor, store, lease, module, saved=True, beside=beside)
 
 
 @contextmanager
