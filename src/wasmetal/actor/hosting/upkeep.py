@@ -12,6 +12,7 @@ from wasmetal.actor.hosting.timers import Timers
 from wasmetal.actor.store import ActorHeldError, Store, UrlStore
 from wasmetal.errors import WasmetalError
 from wasmetal.host.threads import HostThread
+from wasmetal.memory.trim import trim
 
 log = logging.getLogger("wasmetal.actor")
 
@@ -19,6 +20,8 @@ _LONGEST = 10.0
 """Seconds between two looks: the clock that timers go by may be set."""
 _AT_ONCE = 16
 """Snapshots that are read for their timers before anything else is looked at."""
+_GIVE_BACK = 30.0
+"""Seconds after which freed memory is given back to the system."""
 _RENEWALS = 3
 """In the time of a lease."""
 
@@ -49,7 +52,7 @@ class Upkeep:
         if not timers:
             self._unread = None
             self._timers.learned()
-        self._renewed = time.monotonic()
+        self._renewed = self._given_back = time.monotonic()
         self._closed = False
         self._steps = (
             self._read_some,
@@ -58,6 +61,7 @@ class Upkeep:
             self._freeze_idle,
             self._collect,
             self._residents.trim,
+            self._give_back,
         )
         self._thread = HostThread(self._run)
 
@@ -153,6 +157,12 @@ class Upkeep:
             thread = HostThread(self._collect_now)
             thread.start()
             self._collecting = thread
+
+    def _give_back(self) -> None:
+        """Give back what is free in the C library's heaps, which actors that come and go leave full of holes."""
+        if time.monotonic() - self._given_back >= _GIVE_BACK:
+            trim()
+            self._given_back = time.monotonic()
 
     def _collect_now(self) -> None:
         try:
