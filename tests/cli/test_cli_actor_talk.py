@@ -175,6 +175,7 @@ def test_saved_once_at_the_end(counter: Path, store: DirectoryStore) -> None:
     assert done("send", "c", "b") == "3"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_at_a_terminal(counter: Path, tmp_path: Path) -> None:
     home = {"WASMETAL_HOME": str(tmp_path)}
     with Terminal("actor", "run", "--id", "c", counter, **home) as terminal:
