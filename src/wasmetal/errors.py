@@ -97,6 +97,10 @@ class ClusterError(WasmetalError):
     """A cluster that cannot be started or reached, or whose nodes cannot do what was asked."""
 
 
+class NoSnapshotError(SnapshotError):
+    """There is no snapshot of an actor."""
+
+
 @contextmanager
 def setting_up(what: str, kind: type[WasmetalError] = WasmetalError) -> Iterator[None]:
     """Turn the system's refusals, for example of another open file, into errors of a kind: "cannot ``what``: ..."."""

@@ -178,6 +178,7 @@ def test_the_random_stream_is_the_same_however_it_is_read() -> None:
     assert b"".join(pieces(n) for n in (0, 1, 63, 64, 65, 128, 300)) == whole[:621]
     assert RandomStream(bytes(32), 621)(379) == whole[621:]
     assert RandomStream(bytes(32)).derive("a")(64) != RandomStream(bytes(32)).derive("b")(64)
+    assert RandomStream(bytes(32)).derive("a")(64) != RandomStream(bytes(32), 1).derive("a")(64)
 
 
 def test_a_program_that_is_no_actor_is_refused() -> None:

@@ -21,7 +21,7 @@ def fork_stored(store: Store, actor_id: str, fork_id: str) -> None:
         if fork_id in store.actors():
             raise SnapshotError(f"there is a snapshot of actor {fork_id} already: fork to another id, or delete it")
         manifest = Manifest.from_json(stored.manifest)
-        seed = RandomStream(bytes.fromhex(manifest.random_seed)).derive(fork_id).seed
+        seed = RandomStream(bytes.fromhex(manifest.random_seed), manifest.random_position).derive(fork_id).seed
         fork = replace(manifest, actor=fork_id, random_seed=seed.hex(), random_position=0)
         with store.saving(fork_id, lease) as saving:
             saving.commit(fork.to_json())

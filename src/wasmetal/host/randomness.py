@@ -57,5 +57,6 @@ class RandomStream:
         return data[skip : skip + nbytes]
 
     def derive(self, name: str) -> RandomStream:
-        """Another stream, which this one's seed and a name determine."""
-        return RandomStream(hashlib.blake2b(name.encode(), key=self.seed, digest_size=32, person=b"derive").digest())
+        """Another stream, which this one's state and a name determine."""
+        state = self.position.to_bytes(16, "little") + name.encode()
+        return RandomStream(hashlib.blake2b(state, key=self.seed, digest_size=32, person=b"derive").digest())

@@ -17,7 +17,7 @@ from wasmetal.actor.hosting.resident import Resident, UnfreezableError
 from wasmetal.actor.hosting.turns import Turns, closed
 from wasmetal.actor.store import ActorHeldError, Lease, Store
 from wasmetal.actor.store.base import no_snapshot
-from wasmetal.errors import OutOfDeviceMemoryError, SnapshotError
+from wasmetal.errors import NoSnapshotError, OutOfDeviceMemoryError, SnapshotError
 
 log = logging.getLogger("wasmetal.actor")
 
@@ -186,10 +186,8 @@ class Residents:
         """Whether the store has a snapshot of an actor. Raises SnapshotError if that cannot be known."""
         try:
             self._store.entry(actor_id)
-        except SnapshotError as error:
-            if str(error) == no_snapshot(actor_id):
-                return False
-            raise
+        except NoSnapshotError:
+            return False
         return True
 
     def _wake(
@@ -203,7 +201,7 @@ class Residents:
         actor_id = lease.actor_id
         if not self.stored(actor_id):
             if not create:
-                raise SnapshotError(no_snapshot(actor_id))
+                raise no_snapshot(actor_id)
             made, answered, stored = self._types.make(actor_id, kind, args, env), Answered(self._keys), False
         else:
             with self._store.load(actor_id, lease) as snapshot:

@@ -15,7 +15,7 @@ from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
 from wasmetal.actor.threads import each
 from wasmetal.closing import Closing
-from wasmetal.errors import SnapshotError, setting_up
+from wasmetal.errors import NoSnapshotError, SnapshotError, setting_up
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -179,6 +179,8 @@ def check_named(chunks: Chunks, digest: str, size: int) -> None:
         raise SnapshotError(f"the manifest's list of chunks has no {digest} of {size} bytes")
 
 
-def no_snapshot(actor_id: str) -> str:
-    """What to say of an actor that has no snapshot."""
-    return f"there is no snapshot of actor {actor_id}; `wasmetal actor list` shows those that there are"
+def no_snapshot(actor_id: str) -> NoSnapshotError:
+    """The error of an actor that has no snapshot."""
+    return NoSnapshotError(
+        f"there is no snapshot of actor {actor_id}; `wasmetal actor list` shows those that there are"
+    )

@@ -311,4 +311,4 @@ def _there(actor_id: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise SnapshotError(no_snapshot(actor_id)) from None
+        raise no_snapshot(actor_id) from None

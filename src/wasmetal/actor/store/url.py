@@ -107,7 +107,7 @@ class UrlStore(Store):
             try:
                 nbytes, changed = self.objects.found(snapshot_name(actor_id))
             except FileNotFoundError:
-                raise SnapshotError(no_snapshot(actor_id)) from None
+                raise no_snapshot(actor_id) from None
         return Entry(actor_id, changed, nbytes)
 
     def gc(self) -> Collected:
@@ -134,7 +134,7 @@ class UrlStore(Store):
         try:
             self.objects.remove(snapshot_name(actor_id))
         except FileNotFoundError:
-            raise SnapshotError(no_snapshot(actor_id)) from None
+            raise no_snapshot(actor_id) from None
 
     def read(self, actor_id: str, key: Key | None) -> Envelope:
         """An actor's manifest. Raises SnapshotError, OSError."""
@@ -142,7 +142,7 @@ class UrlStore(Store):
         try:
             data = self.objects.read(snapshot_name(actor_id), most + 1)
         except FileNotFoundError:
-            raise SnapshotError(no_snapshot(actor_id)) from None
+            raise no_snapshot(actor_id) from None
         envelope = unseal(io.BytesIO(data).read, len(data), key, actor_id)
         if envelope.nbytes != len(data):
             raise SnapshotError(f"the snapshot of actor {actor_id} is damaged: something follows its manifest")
