@@ -30,6 +30,7 @@ def guest() -> Iterator[GuestSampler]:
 
 def largest(logits: np.ndarray, k: int) -> TopLogits:
     top = TopLogits(k)
+    top.ids[:], top.values[:] = -1, -np.inf  # what a device gives where there are fewer
     order = np.argsort(-logits, kind="stable")[:k]
     top.ids[: order.size], top.values[: order.size] = order, logits[order]
     return top
