@@ -61,8 +61,7 @@ class LogicalDevice:
     def wait_for(self, number: int, seconds: float, patient: bool = False) -> bool:
         """Block for at most ``seconds``; return whether a submission, and so every earlier one, has ended.
 
-        ``patient``: without asking again and again at first, which is quicker, but keeps other threads from working.
-        Raises DeviceLostError.
+        ``patient``: as for :meth:`Device.submit`. Raises DeviceLostError.
         """
         if number <= self._completed:
             return True
