@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wasmetal.actor.hosting.record import split
+from wasmetal.actor.hosting.record import split, timer_of
 from wasmetal.actor.store import open_store
 from wasmetal.cluster.node import GROUPS, Node
 from wasmetal.cluster.placement import Place, Placement
@@ -212,7 +212,7 @@ class Directory:
             handle = self._handles.get(node)
         if handle is not None:
             try:
-                ray.get(handle.owned.remote(), timeout=_ANSWER)
+                ray.get(handle.ping.remote(), timeout=_ANSWER)
             except RayError as error:
                 log.warning("node %s does not answer: %s", node[:8], _line(error))
                 self._leave(node)
@@ -241,9 +241,7 @@ class Directory:
                 if self._placement.find(actor_id) is not None:
                     continue
             try:
-                with self._store.load(actor_id) as snapshot:
-                    due = snapshot.manifest.get("timer")
-                if due is not None:
+                if timer_of(self._store, actor_id) is not None:
                     self.where(actor_id, None)
             except WasmetalError as error:
                 log.warning("the timer of actor %s is not known: %s", actor_id, error)

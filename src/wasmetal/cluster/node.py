@@ -104,6 +104,10 @@ class Node:
             return sorted(self._owned)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def ping(self) -> None:
+        """Answer."""
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stats(self) -> dict[str, Any]:
         """What the host does: the fields of :class:`HostStats`."""
         return asdict(self._host.stats())

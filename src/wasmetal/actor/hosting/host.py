@@ -16,6 +16,7 @@ import numpy as np
 
 from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes, check_same
 from wasmetal.actor.hosting.answered import MOST_KEYS, Answered, different
+from wasmetal.actor.hosting.record import timer_of
 from wasmetal.actor.hosting.reply import PendingReply, read_within
 from wasmetal.actor.hosting.resident import Resident
 from wasmetal.actor.hosting.residents import Residents
@@ -319,9 +320,7 @@ class ActorHost(Closing):
         """
         if actor_id in self.resident() or not self._residents.stored(actor_id):
             return
-        with self.store.load(actor_id) as snapshot:
-            due = snapshot.manifest.get("timer")
-        self._upkeep.set_timer(actor_id, due / 1e9 if type(due) is int else None)
+        self._upkeep.set_timer(actor_id, timer_of(self.store, actor_id))
 
     def unwatch(self, actor_id: str) -> None:
         """Do not wake an actor by its timer, unless it handles another message here."""

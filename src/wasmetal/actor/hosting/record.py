@@ -9,6 +9,7 @@ from typing import Any, Self
 from wasmetal.actor.hosting.answered import Answered
 from wasmetal.actor.json_fields import Fields, check, integer, text
 from wasmetal.actor.manifest import HOST, Manifest
+from wasmetal.actor.store import Store
 
 VERSION = 1
 
@@ -35,6 +36,13 @@ class Record:
         record = cls(fields.take("type", text), fields.take("answered", Answered.from_json, keys))
         fields.end()
         return record
+
+
+def timer_of(store: Store, actor_id: str) -> float | None:
+    """When a stored actor's timer is due, in seconds since 1970; None if it is not set. Raises SnapshotError."""
+    with store.load(actor_id) as snapshot:
+        due = snapshot.manifest.get("timer")
+    return due / 1e9 if type(due) is int else None
 
 
 def split(stored: Mapping[str, Any], keys: int) -> tuple[Manifest, Record | None]:

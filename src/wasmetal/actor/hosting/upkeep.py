@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from threading import Condition
 
+from wasmetal.actor.hosting.record import timer_of
 from wasmetal.actor.hosting.residents import Residents
 from wasmetal.actor.hosting.timers import Timers
 from wasmetal.actor.store import ActorHeldError, Store, UrlStore
@@ -185,11 +186,10 @@ class Upkeep:
                     self._timers.learned()
                 return
             try:
-                with self._store.load(actor_id) as snapshot:
-                    due = snapshot.manifest.get("timer")
+                due = timer_of(self._store, actor_id)
             except WasmetalError as error:
                 log.warning("the timer of actor %s is not known: %s", actor_id, error)
                 continue
-            if type(due) is int:
+            if due is not None:
                 with self._changed:
-                    self._timers.learn(actor_id, due / 1e9)
+                    self._timers.learn(actor_id, due)
