@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,19 +84,14 @@ def run(
 
     Options of wasmetal must come before PROGRAM; everything after it is passed to the actor.
     """
-    from wasmetal.cli.awake import Module, made, new_id
-
     granting = Granting.of(
         model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
     )
-    module, opened = Module.read(program), opened_store(store, key, create=True)
-    name = actor_id or new_id(Path(module.program.name).stem)
-    output, environment = guest_output(sys.stderr), dict(pairs(env, "=", "KEY=VALUE"))
-    with made(opened, name, module, granting, arguments or [], environment, output) as awake:
+    with _new(program, arguments, actor_id, env, granting, store, key) as awake:
         if not save_at_end:
             awake.save()
         if actor_id is None:
-            print(f"actor {name}", file=sys.stderr, flush=True)
+            print(f"actor {awake.id}", file=sys.stderr, flush=True)
         _converse(awake, sender, save_at_end, as_json)
 
 
@@ -204,20 +200,15 @@ def freeze(
     It has run its start functions, and `wasmetal actor send`, `thaw` and `fork` go on from there. (An actor that is
     awake in `run` or `thaw` is frozen by these themselves.) Options of wasmetal must come before PROGRAM.
     """
-    from wasmetal.cli.awake import Module, made, new_id
-
     granting = Granting.of(
         model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
     )
-    module, opened = Module.read(program), opened_store(store, key, create=True)
-    name = actor_id or new_id(Path(module.program.name).stem)
-    output, environment = guest_output(sys.stderr), dict(pairs(env, "=", "KEY=VALUE"))
-    with made(opened, name, module, granting, arguments or [], environment, output) as awake:
+    with _new(program, arguments, actor_id, env, granting, store, key) as awake:
         awake.save()
     if as_json:
-        print_json({"actor": name})
+        print_json({"actor": awake.id})
     else:
-        print(name)
+        print(awake.id)
 
 
 def fork(
@@ -249,6 +240,26 @@ def fork(
             print(name)
     if as_json:
         print_json({"actor": actor_id, "forks": names})
+
+
+@contextmanager
+def _new(
+    program: Path,
+    arguments: list[str] | None,
+    actor_id: str | None,
+    env: list[str] | None,
+    granting: Granting,
+    store: str | None,
+    key: Path | None,
+) -> Iterator[Awake]:
+    """A new actor of the store, which is not saved yet."""
+    from wasmetal.cli.awake import Module, made, new_id
+
+    module, opened = Module.read(program), opened_store(store, key, create=True)
+    name = actor_id or new_id(Path(module.program.name).stem)
+    output, environment = guest_output(sys.stderr), dict(pairs(env, "=", "KEY=VALUE"))
+    with made(opened, name, module, granting, arguments or [], environment, output) as awake:
+        yield awake
 
 
 # ---- Messages and replies

@@ -125,7 +125,7 @@ def thawed(store: Store, actor_id: str, program: Path | None, granting: Granting
     with leased(store, actor_id) as lease, ExitStack() as stack:
         with store.load(actor_id, lease) as stored:
             manifest = Manifest.from_json(stored.manifest)
-            beside = {name: stored.manifest[name] for name in (HOST,) if name in stored.manifest}
+            beside = {HOST: stored.manifest[HOST]} if HOST in stored.manifest else {}
             models = _models(actor_id, manifest.models, granting.models)
             _check_folders(actor_id, manifest.folders, granting.directories)
             module = Module.read(program) if program else _kept(store, actor_id, manifest)
