@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
@@ -28,16 +29,34 @@ _READERS: Final = min(8, os.cpu_count() or 1)
 class Save(Closing, ABC):
     """A snapshot that is being stored; a :class:`ChunkSink`. Closing it without ``commit`` leaves the old one."""
 
-    @abstractmethod
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._sizes: Chunks = {}
+        """Of the chunks that were put, or found in the store."""
+
     def put(self, data: Buffer) -> str:
         """Store a chunk, unless it is there; return its SHA-256. Raises SnapshotError if it cannot be stored."""
+        view = chunk_bytes.as_bytes(data)
+        digest = chunk_bytes.digest_of(view)
+        if not self.has(digest, view.nbytes):
+            with self._setting_up():
+                self._write(digest, view)
+            self._sizes[digest] = view.nbytes
+        return digest
 
-    @abstractmethod
     def has(self, digest: str, size: int) -> bool:
         """See :class:`ChunkSink`. True for what the lease's last snapshot names, which is not looked at again.
 
         Raises SnapshotError if the store cannot be read.
         """
+        known = self._known(digest)
+        if known is not None:
+            return known == size
+        with self._setting_up():
+            if not self._reuse(digest, size):
+                return False
+        self._sizes[digest] = size
+        return True
 
     @abstractmethod
     def commit(self, manifest: Mapping[str, Any]) -> None:
@@ -47,6 +66,21 @@ class Save(Closing, ABC):
         be put again, nor looked at. Raises SnapshotError if one is not there or the manifest cannot be stored: then the
         old snapshot stands.
         """
+
+    @abstractmethod
+    def _reuse(self, digest: str, size: int) -> bool:
+        """Whether the chunk is in the store, and will be when this save has ended. Raises OSError."""
+
+    @abstractmethod
+    def _write(self, digest: str, view: memoryview) -> None:
+        """Store a chunk. Raises OSError."""
+
+    def _known(self, digest: str) -> int | None:
+        """The size of a chunk that need not be looked at: what the current snapshot names stays while that stands."""
+        return self._sizes.get(digest, self._lease.named.get(digest))
+
+    def _setting_up(self) -> AbstractContextManager[None]:
+        return setting_up(f"save actor {self._lease.actor_id}", SnapshotError)
 
 
 class StoredSnapshot(Closing, ABC):

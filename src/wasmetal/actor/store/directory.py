@@ -36,7 +36,7 @@ from wasmetal.actor.store.verified import Verified
 from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    pass
 
 _AT_ONCE: Final = 32
 """Chunks of a save that are open before they are synced together: that takes the disk less time than one by one."""
@@ -142,8 +142,8 @@ class DirectorySave(Save):
 
     def __init__(self, store: DirectoryStore, lease: Lease, own: Lease | None) -> None:
         """``own``: the lease, if it is to be closed with the save. Raises OSError."""
-        self._store, self._layout, self._files = store, store.layout, store.files
-        self._lease, self._own = lease, own
+        super().__init__(lease)
+        self._store, self._layout, self._files, self._own = store, store.layout, store.files, own
         lease.begin_save()
         try:
             self._pins = Pins(self._layout, self._files)
@@ -151,35 +151,9 @@ class DirectorySave(Save):
             lease.end_save()
             raise
         self._closed = False
-        self._sizes: Chunks = {}
         self._open: list[tuple[int, Path, Path]] = []
         self._folders: set[Path] = set()
         self._sealed: Path | None = None
-
-    def put(self, data: Buffer) -> str:
-        """See :class:`Save`."""
-        view = chunk_bytes.as_bytes(data)
-        digest = chunk_bytes.digest_of(view)
-        if digest in self._sizes:
-            return digest
-        if not self.has(digest, view.nbytes):
-            with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-                self._write(digest, view)
-            self._sizes[digest] = view.nbytes
-        return digest
-
-    def has(self, digest: str, size: int) -> bool:
-        """See :class:`Save`. Other chunks that are in the store are read and compared with their digests."""
-        # What the current snapshot names is on the disk, and stays while that stands.
-        known = self._sizes.get(digest, self._lease.named.get(digest))
-        if known is not None:
-            return known == size
-        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-            self._pin(digest)
-            if not self._reuse(digest, size):
-                return False
-        self._sizes[digest] = size
-        return True
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """See :class:`Save`. Then the save is closed."""
@@ -220,7 +194,7 @@ class DirectorySave(Save):
 
     def _require(self, digest: str, size: int) -> None:
         """Raise SnapshotError unless a chunk that the manifest names will be there."""
-        known = self._sizes.get(digest, self._lease.named.get(digest))
+        known = self._known(digest)
         if known is None:
             self._pin(digest)
             path, compressed = self._layout.chunk(digest), self._layout.compressed(digest)
@@ -240,6 +214,7 @@ class DirectorySave(Save):
 
     def _reuse(self, digest: str, size: int) -> bool:
         """Whether the chunk is there, undamaged. Its name need not be on the disk yet: another save may be at it."""
+        self._pin(digest)
         path, compressed = self._layout.chunk(digest), self._layout.compressed(digest)
         try:
             if path.exists():

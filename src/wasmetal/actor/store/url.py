@@ -33,7 +33,7 @@ from wasmetal.actor.store.url_leases import UrlLease
 from wasmetal.errors import SnapshotError, setting_up
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    pass
 
 FORMAT: Final = b"wasmetal-actors-url 1\n"
 """Not that of a directory, whose users keep to other rules."""
@@ -168,41 +168,18 @@ class UrlSave(Save):
 
     def __init__(self, store: UrlStore, lease: Lease, own: Lease | None) -> None:
         """``own``: the lease, if it is to be closed with the save. Raises SnapshotError if another is in progress."""
-        self._store, self._objects, self._lease, self._own = store, store.objects, lease, own
-        self._sizes: Chunks = {}
+        super().__init__(lease)
+        self._store, self._objects, self._own = store, store.objects, own
         lease.begin_save()
         self._closed = False
-
-    def put(self, data: Buffer) -> str:
-        """See :class:`Save`."""
-        view = chunk_bytes.as_bytes(data)
-        digest = chunk_bytes.digest_of(view)
-        if not self.has(digest, view.nbytes):
-            with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-                frame = compression.compressed(view) if self._store.compress else None
-                name = chunk_name(digest) + (compression.SUFFIX if frame is not None else "")
-                self._objects.write(name, bytes(view) if frame is None else frame)
-            self._sizes[digest] = view.nbytes
-        return digest
-
-    def has(self, digest: str, size: int) -> bool:
-        """See :class:`Save`. Of other chunks, those that are young enough."""
-        known = self._sizes.get(digest, self._lease.named.get(digest))
-        if known is not None:
-            return known == size
-        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
-            if not self._young(digest, size):
-                return False
-        self._sizes[digest] = size
-        return True
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """See :class:`Save`. Then the save is closed."""
         named = manifest_json.chunks_of(manifest)
         sealed = seal(self._lease.actor_id, manifest, self._store.key)
-        with setting_up(f"save actor {self._lease.actor_id}", SnapshotError):
+        with self._setting_up():
             for digest, size in named.items():
-                known = self._sizes.get(digest, self._lease.named.get(digest))
+                known = self._known(digest)
                 if known is None:  # it is in the store, or this says that it is not; written again if it is old
                     self.put(read_chunk(self._objects, digest, size))
                 elif known != size:
@@ -222,8 +199,13 @@ class UrlSave(Save):
         if self._own:
             self._own.close()
 
-    def _young(self, digest: str, size: int) -> bool:
-        """Whether the chunk is there, and will be when this save has ended."""
+    def _write(self, digest: str, view: memoryview) -> None:
+        frame = compression.compressed(view) if self._store.compress else None
+        name = chunk_name(digest) + (compression.SUFFIX if frame is not None else "")
+        self._objects.write(name, bytes(view) if frame is None else frame)
+
+    def _reuse(self, digest: str, size: int) -> bool:
+        """Whether the chunk is there, and young enough to be there when this save has ended."""
         suffixes = ("", compression.SUFFIX) if self._store.compress else ("",)
         for suffix in suffixes:
             try:
