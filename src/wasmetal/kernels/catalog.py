@@ -309,6 +309,15 @@ _KERNELS = (
         fields=(*_u32("rows k parts"), ("inverse_temperature", "f32")),
     ),
     Kernel(
+        name="next_token",
+        source="next_token",
+        buffers=(
+            *(_read("ids"), _read("values"), _read("settings")),
+            *(_update("tokens"), _update("batch"), _update("sequences"), _write("chosen")),
+        ),
+        fields=_u32("rows k steps sequence_count table_length"),
+    ),
+    Kernel(
         name="rope",
         source="rope",
         buffers=(_update("x"), _read("table"), _BATCH),
