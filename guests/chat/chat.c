@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #define RECENT 64 /* tokens that the repetition penalty looks back */
-#define BURST 16   /* tokens of a call of wm_session_generate, at most; */
-#define PAUSE 0.05 /* twice as many as before if those took fewer seconds, half as many if they took twice that */
+#define BURST 32   /* tokens of a call of wm_session_generate, at most */
+#define PAUSE 0.05 /* seconds that they should take */
 
 static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 
@@ -415,8 +415,9 @@ static void generate(Chat *chat, wm_token token, uint32_t n) {
   check(wm_session_generate(chat->session, tokens, 1, &how, chat->ends, chat->info.end_tokens, out, n, &count),
         "session_generate");
   double took = now() - start;
-  if (count >= chat->burst && count < BURST && took < PAUSE) chat->burst = 2 * (uint32_t)count;
-  if (count > 1 && took > 2 * PAUSE) chat->burst = (uint32_t)count / 2;
+  /* Half of the time may be that of others, whose turn was before. */
+  if (count >= chat->burst && took < PAUSE) chat->burst = took * BURST < PAUSE * count ? BURST : (uint32_t)(PAUSE / took * count);
+  else if (took > 2 * PAUSE) chat->burst = count > 1 ? (uint32_t)count / 2 : 1;
   sampler->seed = how.seed;
   for (size_t i = 0; i + 1 < count; i++) {
     say(chat, out[i]);

@@ -219,7 +219,7 @@ def test_a_token_costs_one_host_call_at_most(tiny: Any, monkeypatch: pytest.Monk
     few, many = (Ran(tiny, "--raw", "--greedy", "--max-tokens", str(n), "-p", "hello") for n in (5, 25))
     tokens = 20
     assert len(greedy(tiny, "hello", 25)) >= 25  # it does not end earlier
-    assert many.counters.host_calls - few.counters.host_calls <= tokens  # on a fast machine, one for 16
+    assert many.counters.host_calls - few.counters.host_calls <= tokens  # on a fast machine, one for 32
     assert len(many.writes) - len(few.writes) <= tokens
     assert many.counters.bytes_shared == few.counters.bytes_shared
 

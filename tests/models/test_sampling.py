@@ -150,7 +150,7 @@ def test_several_tokens_in_a_submission(model: Model, temperature: float) -> Non
         chosen: list[int] = []
         before = session.counters.submits
         drive(generate(session, [7], sampler, 40, (), chosen))
-        assert session.counters.submits - before == 3  # of 16, 16 and 8 tokens
+        assert session.counters.submits - before == 2  # of 32 and 8 tokens
         assert (chosen, session.length, sampler.seed) == (expected, plain.length, other.seed)
         assert len(session.pages) == len(plain.pages)
         assert with_own_sampler(session, chosen[-1], sampler, 5) == with_own_sampler(plain, chosen[-1], other, 5)

@@ -26,7 +26,7 @@ from wasmetal.ops import (
     top_logits_scratch_shape,
 )
 
-MOST_STEPS = 16
+MOST_STEPS = 32
 """Most tokens of a sequence that a submission chooses."""
 
 
@@ -45,7 +45,7 @@ class Draws:
 
 
 class MultiStep:
-    """The lists of a pass that choose tokens: a list for each token of a submission."""
+    """The lists of a pass that choose tokens, each of which a submission runs once for each token."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class MultiStep:
         self._rows = Shared(device, DType.I32, rows)
         self._rows.values[:] = range(rows)
         self._chosen = Shared(device, DType.I32, rows, MOST_STEPS)
-        self._lists: dict[tuple[int, int, int], list[CommandList]] = {}
+        self._lists: dict[tuple[int, int, int], CommandList] = {}
         self._scratch: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._draws: Sequence[Draws] = ()
         """What the latest submission chooses, row by row."""
@@ -77,11 +77,9 @@ class MultiStep:
         self._draws = draws
         k = max([each.top_k if each.temperature > 0 else 1 for each in draws])
         key = fitting, TOP_ROWS[bisect_left(TOP_ROWS, len(draws))], TOP[bisect_left(TOP, k)]
-        lists = self._lists.setdefault(key, [])
-        count = max([len(each.randoms) for each in draws])
-        while len(lists) < count:
-            lists.append(self._record(*key))
-        return lists[:count]
+        if key not in self._lists:
+            self._lists[key] = self._record(*key)
+        return [self._lists[key]] * max([len(each.randoms) for each in draws])
 
     def collect(self) -> None:
         """Take what the latest submission, which has ended, has chosen."""
@@ -95,9 +93,8 @@ class MultiStep:
 
     def close(self) -> None:
         """Release the lists and their memory. Idempotent."""
-        for lists in self._lists.values():
-            for commands in lists:
-                commands.close()
+        for commands in self._lists.values():
+            commands.close()
         for tensors in self._scratch.values():
             for tensor in tensors:
                 tensor.buffer.close()
