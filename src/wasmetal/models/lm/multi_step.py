@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wasmetal.device.base import CommandList, Device
 from wasmetal.models.architectures.network import Inputs, KVPools, Network
@@ -39,8 +40,8 @@ class Draws:
     top_k: int
     top_p: float
     min_p: float
-    randoms: Sequence[float]
-    """From 0 to 1, one for each token, up to MOST_STEPS."""
+    randoms: NDArray[np.float64]
+    """From 0 to 1, [n]: one for each token, up to MOST_STEPS."""
     tokens: list[int] = field(default_factory=list)
 
 

@@ -11,6 +11,9 @@ from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.heads import MOST_TOP, TopLogits
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from wasmetal.models.lm.session import Session
 
 _MASK = 2**64 - 1
-_INCREMENT = 0x9E3779B97F4A7C15
+_INCREMENT, _MIX, _MIX_AGAIN = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass
@@ -53,20 +56,20 @@ class Sampler:
     def choose(self, top: TopLogits) -> int:
         """The next token, of at least ``candidates`` largest logits. 0 if all logits are -inf or NaN."""
         if self.temperature > 0 and math.isfinite(float(top.values[0])):
+            random = float(_uniforms(self.seed, 1)[0])
             self.advance(1)
-        return pick(self, top, _uniform(self.seed))
+            return pick(self, top, random)
+        return pick(self, top, 0.0)
 
     def draws(self, count: int) -> Draws:
         """How the device chooses the next ``count`` tokens. To be followed by :meth:`advance`."""
-        randoms: Sequence[float] = [0.0] * count
-        if self.temperature > 0:
-            randoms = [_uniform(self.seed + (1 + i) * _INCREMENT) for i in range(count)]
+        randoms = _uniforms(self.seed, count) if self.temperature > 0 else np.zeros(count)
         return Draws(self.temperature, self.top_k, self.top_p, self.min_p, randoms)
 
     def advance(self, count: int) -> None:
         """Leave the generator as it is after ``count`` tokens."""
         if self.temperature > 0:
-            self.seed = (self.seed + count * _INCREMENT) & _MASK
+            self.seed = (self.seed + count * int(_INCREMENT)) & _MASK
 
 
 def pick(how: Sampler | Draws, top: TopLogits, random: float) -> int:
@@ -92,12 +95,12 @@ def pick(how: Sampler | Draws, top: TopLogits, random: float) -> int:
     return chosen
 
 
-def _uniform(state: int) -> float:
-    """SplitMix64 (G. L. Steele et al., 2014); the upper 53 bits make a number in [0, 1)."""
-    z = state & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+def _uniforms(seed: int, count: int) -> NDArray[np.float64]:
+    """SplitMix64 (G. L. Steele et al., 2014); the upper 53 bits make numbers in [0, 1)."""
+    z = np.arange(1, 1 + count, dtype=np.uint64) * _INCREMENT + np.uint64(seed)
+    z = (z ^ (z >> np.uint64(30))) * _MIX
+    z = (z ^ (z >> np.uint64(27))) * _MIX_AGAIN
+    return np.asarray(((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def generate(
