@@ -95,6 +95,8 @@ class DeviceInfo:
     """True if a single row is computed faster by few kernels that do several ops each (``ops.fused``), as on a GPU."""
     shuffles: bool = False
     """True if subgroups have at least 32 threads, which can read each other's values, so that kernels may do it."""
+    joins: bool = False
+    """True if groups can read what others of the same dispatch have written, so that the last one may join it."""
     few_rows: int = 0
     """GEMMs of up to so many valid rows may add up products in another order than those of more."""
     features: tuple[str, ...] = ()

@@ -57,6 +57,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "simdgroup_matrix": ("metal",),
     "cooperative_matrix": ("spirv", "cuda"),
     "mma": ("cuda",),
+    "joins": ("spirv", "cuda"),
     "shuffles": ("spirv", "metal", "cuda"),
 }
 """The targets of kernels with certain features, if those are not all."""
@@ -125,11 +126,13 @@ class Kernel:
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
     ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
     ``mma``, CUDA's matrix instructions; ``shuffles``, subgroups of at least 32 threads, which read each other's
-    values."""
+    values; ``joins``, groups that read what others of the same dispatch have written."""
     size: int = THREADS
     """Threads of a group."""
     spread: int = 1
     """Groups, along the third side of the grid, for each group of the kernel that this one takes the place of."""
+    resident: int = 0
+    """Groups that a multiprocessor of CUDA's must have registers for at a time; 0 leaves it to the compiler."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -219,6 +222,22 @@ _EXCHANGES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
 }
 """The ways in which threads exchange what they have in attention to a part of a context: what they add to a kernel's
 name, and the macros and features."""
+
+_READS, _READS_OF_ROWS = 8, 4
+"""Vectors of keys, and of values, that a thread reads at once in the kernels of attention in which threads read each
+other's values: for a single row, and for several, of which more groups fit a multiprocessor with fewer registers."""
+_RESIDENT = 5
+"""Groups of the latter that a multiprocessor has room for, with heads of up to 64: more than there are for each of a
+large GPU's."""
+_JOINS: dict[str, tuple[tuple[Argument, ...], tuple[tuple[str, str], ...]]] = {
+    "part": ((_write("scratch", 16),), ()),
+    "split": (
+        (_update("scratch", 16), _update("counters"), _read("sinks"), _write("out")),
+        (("JOINS", "1"),),
+    ),
+}
+"""The kernels of attention to a part of a context, and those that also join the parts: what they have besides its
+operands, and the macros."""
 
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
@@ -399,20 +418,20 @@ _KERNELS = (
     # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.
     *(
         Kernel(
-            name=f"{variant}attention_part_{dtype.suffix}",
+            name=f"{variant}attention_{whole}_{dtype.suffix}",
             source="attention_part",
-            buffers=(
-                *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
-                _write("scratch", 16),
-            ),
+            buffers=(*(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED), *joined),
             fields=(
                 *_u32("batch_row rows heads kv_heads head_dim q_stride pages page_size sequence_count table_length"),
                 ("scale", "f32"),
-                *_u32("window parts"),
+                *_u32("window parts groups"),
+                *_u32("out_stride" if joins else ""),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
-            features=features,
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more, *joins, ("READS", str(_READS_OF_ROWS))),
+            features=(*(name.lower() for name, _ in joins), *features),
+            resident=_RESIDENT if variant == "shuffled2_" else 0,
         )
+        for whole, (joined, joins) in _JOINS.items()
         for variant, (more, features) in _EXCHANGES.items()
         for dtype, vector in _POOLS
     ),
@@ -431,7 +450,7 @@ _KERNELS = (
                 ("scale", "f32"),
                 *_u32("window parts"),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more, ("READS", str(_READS))),
             features=features,
         )
         for variant, (more, features) in _EXCHANGES.items()

@@ -18,7 +18,12 @@ from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
-from wasmetal.ops.split_attention import rope_split_attention, scratch_shape, split_attention
+from wasmetal.ops.split_attention import (
+    counters_shape,
+    rope_split_attention,
+    scratch_shape,
+    split_attention,
+)
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 from wasmetal.ops.top_logits import top_logits, top_logits_scratch_shape
 
@@ -32,6 +37,7 @@ __all__ = [
     "attention",
     "batch_shape",
     "copy",
+    "counters_shape",
     "embed",
     "expert_linear",
     "gelu",

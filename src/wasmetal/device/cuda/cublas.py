@@ -33,7 +33,7 @@ _LARGEST = 256 << 20
 """Bytes of an operand that is converted, at most: a larger one, such as a vocabulary's, is left to the kernels."""
 _FEWEST = 2 << 20
 """Bytes of a weight from which on a GEMM of few rows pays for the conversion of its activations."""
-_PARTS, _CLEARED = 4, 8192
+_PARTS, _CLEARED = 4, 2048
 """Groups for each row of activations, at least, and columns of the result that a group clears (``halve.slang``)."""
 _UNSCALED = 16.0
 """By what products are multiplied, since activations are made smaller (``float16_weights.slang``: SCALE)."""

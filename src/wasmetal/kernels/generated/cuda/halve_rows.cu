@@ -99,7 +99,7 @@ struct HalveRowsParams_0
 extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructuredBuffer<uint4 > halves_0, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, HalveRowsParams_0 p_0)
 {
     uint _S5 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S6 = (U32_max((4U), (p_0.n_0 / 8192U)));
+    uint _S6 = (U32_max((4U), (p_0.n_0 / 2048U)));
     uint _S7 = group_number_0(blockIdx);
     uint _S8 = _S7 / _S6;
     uint _S9 = _S7 % _S6;
