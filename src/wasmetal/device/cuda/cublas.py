@@ -87,13 +87,15 @@ class Cublas:
     def find(
         self, backend: AnyBackend, stream: Owned, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]
     ) -> CublasGemm | None:
-        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if the kernel runs instead.
+        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if a kernel runs instead.
 
         The kernel runs for few rows, if the library is not installed or wrong, and without memory for the operands.
         Updates ``backend.info.features`` if this tries the library. Raises DeviceError if the library fails.
         """
+        operation, _, kind = kernel.name.partition("_")
+        if operation != "gemm":
+            return None
         p = kernel.unpack(params)
-        kind = kernel.name.partition("_")[2]
         if (self._results and p.rows <= FEW_ROWS) or 2 * max(p.n, p.rows) * p.k > _LARGEST:
             return None
         if not self._works(backend, kind):

@@ -32,6 +32,7 @@ class Pipeline:
         self.function = call("cuModuleGetFunction", module, kernel.name.encode())
         self.threads = kernel.threads
         self.spread = kernel.spread
+        self.most = kernel.most
 
 
 class CudaPipelines(Pipelines[Pipeline]):
