@@ -221,12 +221,12 @@ class Device(Protocol):
         """A new, empty command list."""
 
     def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> Submission:
-        """Start one or more finished lists, in order, as one submission.
+        """Start one or more finished lists, in order, as one submission. A list runs as often as it is named.
 
         ``patient``: other threads of this process have work of their own meanwhile, so whoever waits lets them have
         the processor and Python's lock, and may notice the end a little later.
 
-        Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
+        Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
 
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:

@@ -94,6 +94,9 @@ GEMV_ROWS = 2
 SUBGROUP_ROWS = 2
 """Rows of a weight that a subgroup of the other kernels of a single row does; twice as many if ``wide``."""
 
+EMBED_COLUMNS = 2048
+"""Columns of a row that a group of the ``embed`` kernels copies: a multiple of four for each of its threads."""
+
 
 def grid(groups: int) -> tuple[int, int, int]:
     """A grid of at least ``groups`` groups; surplus groups return without doing anything."""
@@ -338,6 +341,15 @@ _KERNELS = (
         fields=(*_u32("rows k parts"), ("inverse_temperature", "f32")),
     ),
     Kernel(
+        name="next_token",
+        source="next_token",
+        buffers=(
+            *(_read("ids"), _read("values"), _read("settings")),
+            *(_update("tokens"), _update("batch"), _update("sequences"), _write("chosen")),
+        ),
+        fields=_u32("rows k steps sequence_count table_length"),
+    ),
+    Kernel(
         name="rope",
         source="rope",
         buffers=(_update("x"), _read("table"), _BATCH),
@@ -467,7 +479,7 @@ _KERNELS = (
             buffers=(_read("table"), _read("ids"), _write("out"), _BATCH),
             # The binding holds rows first_row .. first_row + bound_rows of a table of table_rows.
             fields=_u32("batch_row rows columns out_stride table_rows first_row bound_rows"),
-            defines=(("FORMAT", dtype.name),),
+            defines=(("FORMAT", dtype.name), ("EMBED_COLUMNS", str(EMBED_COLUMNS))),
         )
         for dtype in WEIGHTS
     ),

@@ -13,6 +13,7 @@ from wasmetal.ops.fused import norm_gated, norm_linear
 from wasmetal.ops.kv_append import kv_append
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
+from wasmetal.ops.next_token import next_token, settings_shape
 from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
@@ -39,6 +40,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "next_token",
     "norm_gated",
     "norm_linear",
     "prefill_attention",
@@ -49,6 +51,7 @@ __all__ = [
     "scale",
     "scratch_shape",
     "sequences_shape",
+    "settings_shape",
     "silu_mul",
     "softmax",
     "split_attention",

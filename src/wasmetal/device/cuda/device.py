@@ -8,7 +8,7 @@ from wasmetal.device import abandoned
 from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.cuda import memory
-from wasmetal.device.cuda.api import call, cu
+from wasmetal.device.cuda.api import call, cu, quick_call
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.cuda.cublas import Cublas
 from wasmetal.device.cuda.launch import address_of
@@ -80,7 +80,8 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
     def _start(self, launch: Callable[[], object]) -> CudaWork:
         self.context.use()
         begin, end = self._events.take(), self._events.take()
-        call("cuEventRecord", begin.handle, self._stream.handle)
+        stream = int(self._stream.handle)
+        quick_call("cuEventRecord", int(begin.handle), stream)
         launch()
-        call("cuEventRecord", end.handle, self._stream.handle)
+        quick_call("cuEventRecord", int(end.handle), stream)
         return CudaWork(self.context, self._events, begin, end)
