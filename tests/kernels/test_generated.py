@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.kernels.spirv import parse
+from wasmetal.device import integers
 from wasmetal.device.matrix_units import SUBGROUP
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import (
     ACTIVATIONS,
     CATALOG,
     GRID_WIDTH,
+    INTEGER_SLICE,
     NO_BATCH,
     NO_BIAS,
     NO_SINKS,
@@ -166,8 +168,10 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["fragments", "LANES"] == SUBGROUP
-    assert found["norm_gemv", "NO_BIAS"] == NO_BIAS
-    assert found["gated_gemv", "GELU"] == ACTIVATIONS.index("gelu")
+    assert found["integers", "LANES"] == integers.SUBGROUP
+    assert 2 * found["integers", "LANES"] * found["integers", "BLOCK"] == INTEGER_SLICE
+    assert found["gemv_params", "NO_BIAS"] == NO_BIAS
+    assert found["gemv_params", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
     assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
     assert found["attention", "MAX_VECTORS"] * 4 == found["split", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import KeysView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from importlib import resources
@@ -47,6 +47,11 @@ FEW_ACROSS = {1: 4, 4: 2}
 """The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
 GEMM becomes."""
 
+INTEGER_SLICE = 2048
+"""Elements of the vector that a subgroup of the ``integer`` kernels has: a group has a slice for each at most."""
+INTEGER_GROUPS = 264
+"""The most groups of an ``integer`` kernel, each of which quantizes the vector: two for a multiprocessor of an H200."""
+
 CUDA_PRELUDE = "prelude.cuh"
 """The file under ``generated/cuda/`` that every kernel there includes."""
 
@@ -58,6 +63,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "cooperative_matrix": ("spirv", "cuda"),
     "mma": ("cuda",),
     "joins": ("spirv", "cuda"),
+    "integer_dot": ("cuda",),
     "shuffles": ("spirv", "metal", "cuda"),
 }
 """The targets of kernels with certain features, if those are not all."""
@@ -125,14 +131,17 @@ class Kernel:
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
     ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
-    ``mma``, CUDA's matrix instructions; ``shuffles``, subgroups of at least 32 threads, which read each other's
-    values; ``joins``, groups that read what others of the same dispatch have written."""
+    ``mma``, CUDA's matrix instructions; ``integer_dot``, its products of four bytes; ``shuffles``, subgroups of at
+    least 32 threads, which read each other's values; ``joins``, groups that read what others of the same dispatch have
+    written."""
     size: int = THREADS
     """Threads of a group."""
     spread: int = 1
     """Groups, along the third side of the grid, for each group of the kernel that this one takes the place of."""
     resident: int = 0
     """Groups that a multiprocessor of CUDA's must have registers for at a time; 0 leaves it to the compiler."""
+    most: int = 0
+    """If not 0, the grid has so many groups at most, each of which does what the kernel's parameters leave for it."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -251,6 +260,27 @@ def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple
 def _eights(name: str, dtype: DType) -> Argument:
     """A weight as kernels read it that take eight weights at a time."""
     return _read(name, dtype.gemv_unit)
+
+
+INTEGERS = (DType.Q8_0, DType.Q4_0)
+"""The weight types whose products with a single row can be computed in integers."""
+_INTEGER_SIZES = {"gemv": (512, 1), "norm_gemv": (256, 2), "gated_gemv": (256, 2)}
+"""The kernels that have such variants, with those' threads of a group, and rows that a subgroup reads at a time."""
+
+
+def _in_integers(kernel: Kernel, dtype: DType) -> Kernel:
+    """The variant of a kernel of a single row that quantizes the row."""
+    size, at_once = _INTEGER_SIZES[kernel.source]
+    given = {"FORMAT": f"{dtype.name}Integers", "GROUP": size, "AT_ONCE": at_once, "MOST": INTEGER_GROUPS}
+    return replace(
+        kernel,
+        name=f"integer_{kernel.name}",
+        source=f"integer_{kernel.source}",
+        defines=tuple((name, str(value)) for name, value in given.items()),
+        features=("integer_dot",),
+        size=size,
+        most=INTEGER_GROUPS,
+    )
 
 
 def _by_eights(dtype: DType) -> tuple[tuple[str, str], ...]:
@@ -637,3 +667,7 @@ def cuda_prelude() -> bytes:
 
 CATALOG: dict[str, Kernel] = {kernel.name: kernel for kernel in _KERNELS}
 """Every kernel, by name."""
+CATALOG |= {
+    kernel.name: kernel
+    for kernel in [_in_integers(CATALOG[f"{of}_{dtype.suffix}"], dtype) for of in _INTEGER_SIZES for dtype in INTEGERS]
+}

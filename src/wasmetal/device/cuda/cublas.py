@@ -89,14 +89,16 @@ class Cublas:
     def find(
         self, backend: AnyBackend, stream: Owned, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]
     ) -> CublasGemm | None:
-        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if the kernel runs instead.
+        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if a kernel runs instead.
 
         The kernel runs for few rows, unless the weight can be used as it is; if the library is not installed or wrong;
         and without memory for the operands.
         Updates ``backend.info.features`` if this tries the library. Raises DeviceError if the library fails.
         """
+        operation, _, kind = kernel.name.partition("_")
+        if operation != "gemm":
+            return None
         p = kernel.unpack(params)
-        kind = kernel.name.partition("_")[2]
         few = p.rows <= FEW_ROWS and (p.rows == 1 or kind != "f16" or 2 * p.n * p.k < _FEWEST)
         converted = p.rows if kind == "f16" else max(p.n, p.rows)
         if (self._results and few) or 2 * converted * p.k > _LARGEST:

@@ -50,7 +50,7 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
         return memory.wrap(self.context, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Code:
-        """The library's GEMM; or the kernel, or its variant with cooperative matrices, compiled."""
+        """The library's GEMM; or the kernel, or its variant that suits the dispatch, compiled."""
         suited = None if self.precision == "exact" else self._matrices.suited(kernel, params)
         if suited is None:
             return self.pipelines.get(kernel)
