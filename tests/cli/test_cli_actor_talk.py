@@ -282,6 +282,35 @@ def test_the_store_keeps_the_program(counter: Path, tmp_path: Path, store: Direc
     assert kept.read_bytes() == binary
 
 
+def test_an_exported_actor_brings_its_program(counter: Path, tmp_path: Path, store: DirectoryStore) -> None:
+    done("freeze", "--id", "c", counter)
+    binary = counter.read_bytes()
+    counter.unlink()
+    file, there = tmp_path / "c.actor", ("--store", tmp_path / "there")
+    found = wasmetal("export", "c", file)
+    assert (found.exit_code, found.stdout, found.stderr) == (0, f"{file}\n", "")
+    assert done("import", file, *there) == "c\n"
+    assert done("send", "c", "a", *there) == "1"
+    assert done("import", file, "--as", "again", *there) == "again\n"
+    done("fork", "again", "forked", *there)
+    assert done("send", "forked", "a", *there) == "1"
+    other = DirectoryStore(tmp_path / "there")
+    assert {path.read_bytes() for path in (other.layout.root / "programs").iterdir()} == {binary}
+    listed = [snapshot(other, name)["chunks"] for name in ("again", "forked")]
+    program = [hashlib.sha256(binary).hexdigest(), len(binary)]
+    assert [program in chunks for chunks in listed] == [True, False]
+    (again := tmp_path / "again.actor").write_bytes(wasmetal("export", "again", "-", *there).stdout_bytes)
+    done("import", again, "--as", "back", "--replace")
+    assert snapshot(store, "back") == snapshot(other, "again")
+
+    for kept in (store.layout.root / "programs").iterdir():
+        kept.unlink()
+    found = wasmetal("export", "c", tmp_path / "alone.actor")
+    assert (found.exit_code, "the store does not keep it" in found.stderr) == (0, True)
+    done("import", tmp_path / "alone.actor", "--as", "alone", "--store", tmp_path / "third")
+    assert "--program" in refused("send", "alone", "a", "--store", tmp_path / "third")
+
+
 def test_an_actor_of_a_host_stays_one(counter: Path, store: DirectoryStore) -> None:
     """A host finds the keys of its messages again after the command has had the actor."""
     with ActorHost(store, ActorType(program=counter)) as host:
