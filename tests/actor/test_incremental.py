@@ -390,7 +390,7 @@ def test_a_damaged_chunk_of_another_actor_is_written_anew(model: Model, tmp_path
         scene.forward(0, 100, 1)
         scene.freeze("a")
         digest = next(digest for digest, size in scene.leases["a"].named.items() if size == PAGE)
-        path = store.layout.chunk(digest)
+        path = Path(store.layout.chunk(digest))
         path.write_bytes(bytes(path.stat().st_size))
         with scene.actor.fork("y") as fork, store.saving("y") as saving:
             saving.commit(fork.freeze_into(saving).to_json())
@@ -452,7 +452,7 @@ def test_a_damaged_block_is_refused_and_nothing_is_held(
         held = [
             each.blocks for each in scene.actor.freeze().manifest.handles.held.values() if isinstance(each, Session)
         ]
-        path = scene.folder[0].layout.chunk(held[0][3].digest)
+        path = Path(scene.folder[0].layout.chunk(held[0][3].digest))
         if damage == "missing":
             path.unlink()
         else:

@@ -216,7 +216,7 @@ def test_what_is_refused(counter: Path, tmp_path: Path, store: DirectoryStore) -
         for command in (("send", "c", "a"), ("thaw", "c")):
             assert f"actor c is awake in process {os.getpid()} on " in refused(*command)
         done("fork", "c", "of-one-that-is-awake")
-    snapshot_file = store.layout.snapshot("c")
+    snapshot_file = Path(store.layout.snapshot("c"))
     snapshot_file.write_bytes(snapshot_file.read_bytes()[:-1] + b"!")
     for command in (("send", "c", "a"), ("fork", "c"), ("show", "c")):
         assert "damaged" in refused(*command)
@@ -253,7 +253,7 @@ def test_a_store_that_cannot_be_written(counter: Path, tmp_path: Path) -> None:
 def test_a_chunk_that_is_damaged(counter: Path, store: DirectoryStore) -> None:
     done("run", "--id", "c", counter, stdin="a\n")
     for digest, path in store.layout.chunk_files():
-        path.write_bytes(path.read_bytes()[::-1])
+        Path(path).write_bytes(Path(path).read_bytes()[::-1])
         assert f"chunk {digest} is damaged" in refused("send", "c", "a")
 
 
@@ -359,7 +359,7 @@ def test_a_damaged_snapshot_keeps_every_program(counter: Path, store: DirectoryS
     done("freeze", "--id", "c", counter)
     [kept] = (store.layout.root / "programs").iterdir()
     os.utime(kept, (0, 0))
-    store.layout.snapshot("c").write_bytes(b"nothing")
+    Path(store.layout.snapshot("c")).write_bytes(b"nothing")
     with pytest.raises(SnapshotError):
         Programs(store).collect()
     assert kept.exists()
