@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 import wasmtime
 
+from wasmetal.actor.fork_image import ForkImages
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.instance import Instance
@@ -91,6 +92,8 @@ class ActorGuest(Guest):
         self.grants = grants
         self.frozen = Frozen()
         """What it held when it was frozen or thawed last."""
+        self.fork_images = ForkImages()
+        """What its memories have in common with those of other actors."""
         self._parent = parent
         super().__init__(
             program,
@@ -104,6 +107,7 @@ class ActorGuest(Guest):
             stderr=stderr,
         )
         self._parent = None
+        self._cleanup.callback(self.fork_images.clear)
         try:
             self.state = Instance(program, self._store, self._instance)
             """Its memories, globals and tables."""
