@@ -157,15 +157,14 @@ class ActorGuest(Guest):
 
         Raises GuestError if the guest runs, has failed, or is closed.
         """
-        return self._enter(function)
+        return self._calls.enter(function)
 
     # ---- Messages
 
     @property
     def busy(self) -> bool:
         """Whether a message is being handled."""
-        call = self._call
-        return call is not None and not call.ended
+        return self._calls.busy
 
     @property
     def failure(self) -> BaseException | None:
@@ -181,7 +180,7 @@ class ActorGuest(Guest):
             for function in functions:
                 self._call_function(cast(wasmtime.Func, function))
 
-        self._enter(run)
+        self._calls.enter(run)
 
     def handle(self, data: bytes, sender: str, kind: abi.MessageKind) -> Reply:
         """Begin to handle a message. Raises GuestError if another one is being handled, or the guest cannot go on."""
@@ -196,7 +195,7 @@ class ActorGuest(Guest):
                 self.mailbox.message = None
                 pipe.finish()
 
-        return Reply(pipe, self._begin(run), self._end)
+        return Reply(pipe, self._calls.begin(run), self._calls.end)
 
     def _call_function(self, function: wasmtime.Func) -> None:
         """Call it to its end. If it ends in any other way, the guest has failed, and none of its code runs again."""
