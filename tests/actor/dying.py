@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.actor.snapshots import save
 from wasmetal.actor.store import DirectoryStore
-from wasmetal.actor.store.system import Files
+from wasmetal.actor.store.system import Files, StrPath
 
 OLD, NEW, SHARED, BIG = b"old " * 50, b"new " * 60, b"shared" * 70, bytes(range(256)) * 300
 CONTENTS = {"old": [OLD, SHARED], "new": [NEW, SHARED, BIG, b"of b"], "b": [b"of b"]}
@@ -71,7 +71,7 @@ class Dying(Files):
         if not together:
             self.TOGETHER = sys.maxsize
 
-    def create(self, path: Path) -> int:
+    def create(self, path: StrPath) -> int:
         self._step("create")
         return super().create(path)
 
@@ -89,15 +89,15 @@ class Dying(Files):
         self._step("sync_file_system")
         super().sync_file_system(descriptor)
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: StrPath, target: StrPath) -> None:
         self._step("rename")
         super().rename(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: StrPath) -> None:
         self._step("remove")
         super().remove(path)
 
-    def make_folder(self, path: Path) -> None:
+    def make_folder(self, path: StrPath) -> None:
         self._step("make_folder")
         super().make_folder(path)
 

@@ -495,7 +495,7 @@ def test_what_a_host_takes_does_not_grow_with_its_actors(tmp_path: Path) -> None
                 before = tasks(), descriptors()
         until(lambda: tasks() <= before[0] and descriptors() <= before[1])
         assert len(host._turns._lines) == 0
-        assert len(host._keyed) == 0
+        assert len(host._under_way) == 0
     with host_on(tmp_path, resident=4) as host:
         assert count(host, "a0") == 5
     opened = descriptors()

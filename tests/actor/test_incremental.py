@@ -5,6 +5,8 @@ And thawing in groups of chunks gives the same sessions as thawing all at once.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -390,7 +392,7 @@ def test_a_damaged_chunk_of_another_actor_is_written_anew(model: Model, tmp_path
         scene.forward(0, 100, 1)
         scene.freeze("a")
         digest = next(digest for digest, size in scene.leases["a"].named.items() if size == PAGE)
-        path = store.layout.chunk(digest)
+        path = Path(store.layout.chunk(digest))
         path.write_bytes(bytes(path.stat().st_size))
         with scene.actor.fork("y") as fork, store.saving("y") as saving:
             saving.commit(fork.freeze_into(saving).to_json())
@@ -452,7 +454,7 @@ def test_a_damaged_block_is_refused_and_nothing_is_held(
         held = [
             each.blocks for each in scene.actor.freeze().manifest.handles.held.values() if isinstance(each, Session)
         ]
-        path = scene.folder[0].layout.chunk(held[0][3].digest)
+        path = Path(scene.folder[0].layout.chunk(held[0][3].digest))
         if damage == "missing":
             path.unlink()
         else:
@@ -465,3 +467,36 @@ def test_a_damaged_block_is_refused_and_nothing_is_held(
         assert model.cache.free == free
     finally:
         scene.close()
+
+
+class _MallInfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33: what malloc has of the system, over all heaps."""
+
+    _fields_ = (
+        ("arena", ctypes.c_size_t),
+        ("ordblks", ctypes.c_size_t),
+        ("smblks", ctypes.c_size_t),
+        ("hblks", ctypes.c_size_t),
+        ("hblkhd", ctypes.c_size_t),
+        ("usmblks", ctypes.c_size_t),
+        ("fsmblks", ctypes.c_size_t),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_what_is_kept_is_not_in_the_heaps_of_the_c_library() -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _MallInfo
+    gc.collect()
+    before = libc.mallinfo2()
+    kept = Frozen()
+    for index in range(400):
+        page = np.full(PAGE, index % 256, np.uint8)
+        kept.keep(("memory", 0, index), page, Chunk("0" * 64, PAGE))
+    after = libc.mallinfo2()
+    assert len(kept.pieces) == 400
+    assert all((data == index % 256).all() for (_, _, index), (data, _) in kept.pieces.items())
+    assert after.uordblks + after.hblkhd - before.uordblks - before.hblkhd < 8 << 20  # and not 25 MiB

@@ -83,7 +83,7 @@ def test_large_chunks_are_the_mapped_file(store: DirectoryStore) -> None:
     """Of this process's memory only the pages that are touched: here, by the check of the digest, all from the file."""
     content = os.urandom(300_000)
     save(store, "a", [content, b"small"])
-    path = store.layout.chunk(sha256(content))
+    path = Path(store.layout.chunk(sha256(content)))
     with store.load("a") as snapshot:
         view = snapshot.get(sha256(content), len(content))
         assert view.readonly
@@ -154,7 +154,7 @@ def test_only_what_the_manifest_lists_can_be_had(store: DirectoryStore) -> None:
 def test_verifying_once(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     content = os.urandom(100_000)
     save(store, "a", [content, b"small"])
-    path, digest, computed = store.layout.chunk(sha256(content)), sha256(content), []
+    path, digest, computed = Path(store.layout.chunk(sha256(content))), sha256(content), []
     digest_of = chunk_bytes.digest_of
     monkeypatch.setattr(chunk_bytes, "digest_of", lambda data: computed.append(len(data)) or digest_of(data))
 
@@ -187,7 +187,7 @@ def test_a_damaged_chunk_is_refused_and_mended_by_the_next_put(
     store: DirectoryStore, content: bytes, damage: str
 ) -> None:
     manifest = save(store, "a", [content, b"other"])
-    path = store.layout.chunk(sha256(content))
+    path = Path(store.layout.chunk(sha256(content)))
     path.unlink() if damage == "removed" else path.write_bytes(
         {"cut off": content[:-1], "longer": content + b"x", "a bit": bytes([content[0] ^ 1]) + content[1:]}[damage]
     )
@@ -201,7 +201,7 @@ def test_a_damaged_chunk_is_refused_and_mended_by_the_next_put(
 
 def test_a_snapshot_is_only_its_own_actor_s(store: DirectoryStore) -> None:
     save(store, "a", [b"x"])
-    store.layout.snapshot("a").rename(store.layout.snapshot("b"))
+    Path(store.layout.snapshot("a")).rename(store.layout.snapshot("b"))
     with pytest.raises(SnapshotError, match="that of a, in its place"):
         store.load("b")
 
@@ -220,8 +220,8 @@ def test_deleting(store: DirectoryStore) -> None:
 def test_what_is_known_without_loading(store: DirectoryStore) -> None:
     save(store, "a", [b"x"])
     found = store.entry("a")
-    assert found.manifest_bytes == store.layout.snapshot("a").stat().st_size
-    assert found.saved == store.layout.snapshot("a").stat().st_mtime
+    assert found.manifest_bytes == Path(store.layout.snapshot("a")).stat().st_size
+    assert found.saved == Path(store.layout.snapshot("a")).stat().st_mtime
 
 
 @pytest.mark.parametrize(
@@ -239,11 +239,11 @@ def test_ids_cannot_be_paths(store: DirectoryStore, name: Any) -> None:
 def test_links_are_not_followed(store: DirectoryStore, tmp_path: Path) -> None:
     save(store, "a", [b"x"])
     outside = tmp_path / "outside"
-    store.layout.snapshot("a").rename(outside)
-    store.layout.snapshot("a").symlink_to(outside)
+    Path(store.layout.snapshot("a")).rename(outside)
+    Path(store.layout.snapshot("a")).symlink_to(outside)
     with pytest.raises(SnapshotError, match="symbolic link"):
         store.load("a")
-    store.layout.lease("b").symlink_to(tmp_path / "made")
+    Path(store.layout.lease("b")).symlink_to(tmp_path / "made")
     with pytest.raises(SnapshotError, match="symbolic link"):
         store.lease("b")
     assert not (tmp_path / "made").exists()

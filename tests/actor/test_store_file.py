@@ -48,6 +48,23 @@ def test_what_is_exported_is_imported(tmp_path_factory: Any, contents: list[byte
     assert (folder / "again").read_bytes() == path.read_bytes()
 
 
+def test_a_program_is_one_more_chunk(store: DirectoryStore, tmp_path: Path) -> None:
+    _, contents = save(store, "a", [b"x" * 100]), {b"x" * 100}
+    program = os.urandom(70_000)
+    path = tmp_path / "a"
+    with store.load("a") as snapshot, path.open("wb") as out:
+        assert container.write(out, snapshot, KEY, program) == out.tell()
+    with SnapshotFile(path, KEY) as opened:
+        assert read(opened)[1] == contents | {program}
+        assert bytes(opened.get(sha256(program), len(program))) == program
+    case = tmp_path / "case"
+    for at in (-1, -len(program)):
+        data = bytearray(path.read_bytes())
+        data[at] ^= 1
+        case.write_bytes(data)
+        check_refused(store, case, KEY)
+
+
 def test_chunks_lie_where_the_documentation_says(store: DirectoryStore, tmp_path: Path) -> None:
     """Read with struct alone: header, manifest, then each chunk at a multiple of 64 bytes, or of 16 KiB."""
     contents = [os.urandom(size) for size in (1, 100, 16383, 16384, 50_000)]

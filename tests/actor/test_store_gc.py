@@ -82,7 +82,7 @@ def test_a_save_between_reading_and_removing(store: DirectoryStore, monkeypatch:
 def test_a_damaged_snapshot_stops_the_collection(store: DirectoryStore) -> None:
     save(store, "a", [b"x"])
     save(store, "b", [b"y"])
-    path = store.layout.snapshot("a")
+    path = Path(store.layout.snapshot("a"))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SnapshotError, match="cut off"):
         store.gc()

@@ -59,7 +59,7 @@ def test_a_public_key_checks_and_does_not_sign(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="save with the private key"):
         save(store, "a", [b"y"])
     assert load(store, "a")[1] == {b"x"}
-    path = store.layout.snapshot("a")
+    path = Path(store.layout.snapshot("a"))
     data = bytearray(path.read_bytes())
     for at in range(8, 256):  # each byte of the header but the magic
         path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])

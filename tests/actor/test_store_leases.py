@@ -192,10 +192,10 @@ def test_a_forked_child_does_not_keep_what_its_parent_gives_back(store: Director
 def test_what_a_holder_says_of_itself_is_checked(store: DirectoryStore) -> None:
     with store.lease("a"):
         for text in (b"", b"[]", b"{", b'{"pid": 1}', b'{"pid": 1e999, "host": "h", "since": 0}', b"[" * 5000):
-            store.layout.lease("a").write_bytes(text)
+            Path(store.layout.lease("a")).write_bytes(text)
             with pytest.raises(ActorHeldError, match="actor a is awake in another process"):
                 store.lease("a")
             assert store.holder("a")
-        store.layout.lease("a").write_text('{"pid": 7, "host": "\\u001b[2J", "since": 0}')
+        Path(store.layout.lease("a")).write_text('{"pid": 7, "host": "\\u001b[2J", "since": 0}')
         with pytest.raises(ActorHeldError, match="process 7 on \N{REPLACEMENT CHARACTER}"):
             store.lease("a")

@@ -19,7 +19,7 @@ import pytest
 from tests.actor.dying import CONTENTS, act_save, prepare
 from tests.actor.snapshots import load, manifest_of, save
 from wasmetal.actor.store import DirectoryStore
-from wasmetal.actor.store.system import Files
+from wasmetal.actor.store.system import Files, StrPath
 from wasmetal.errors import SnapshotError
 
 OLD = (manifest_of(CONTENTS["old"], turn=1), set(CONTENTS["old"]))
@@ -80,10 +80,13 @@ class Watched(Files):
         self.named: dict[Path, Content] = {}
         self.open: dict[int, Content] = {}
 
-    def create(self, path: Path) -> int:
+    def _name(self, path: StrPath) -> Path:
+        return Path(path).relative_to(self.root)
+
+    def create(self, path: StrPath) -> int:
         descriptor = super().create(path)
-        self.open[descriptor] = self.named[path] = content = Content()
-        self.disk.change(path.relative_to(self.root), content)
+        self.open[descriptor] = self.named[self._name(path)] = content = Content()
+        self.disk.change(self._name(path), content)
         self.after()
         return descriptor
 
@@ -103,24 +106,24 @@ class Watched(Files):
             self.disk.sync(folder)
         self.after()
 
-    def sync_folder(self, path: Path) -> None:
-        self.disk.sync(path.relative_to(self.root))
+    def sync_folder(self, path: StrPath) -> None:
+        self.disk.sync(self._name(path))
         self.after()
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: StrPath, target: StrPath) -> None:
         super().rename(source, target)
-        self.disk.change(target.relative_to(self.root), self.named[source])
-        self.disk.change(source.relative_to(self.root), None)
+        self.disk.change(self._name(target), self.named[self._name(source)])
+        self.disk.change(self._name(source), None)
         self.after()
 
-    def make_folder(self, path: Path) -> None:
+    def make_folder(self, path: StrPath) -> None:
         super().make_folder(path)
-        self.disk.change(path.relative_to(self.root), FOLDER)
+        self.disk.change(self._name(path), FOLDER)
         self.after()
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: StrPath) -> None:
         super().remove(path)
-        self.disk.change(path.relative_to(self.root), None)
+        self.disk.change(self._name(path), None)
         self.after()
 
 

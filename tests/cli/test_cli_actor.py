@@ -60,7 +60,8 @@ def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> Non
     file, key = tmp_path / "chat.actor", ("--key", tmp_path / "key")
     refused = wasmetal("actor", "export", "chat", file, "--store", store.layout.root, *key)
     assert (refused.exit_code, "authenticated" in refused.stderr) == (2, True)  # the store's are not signed
-    assert actor(store, "export", "chat", file) == f"{file}\n"
+    done = wasmetal("actor", "export", "chat", file, "--store", store.layout.root)
+    assert (done.exit_code, done.stdout, "program" in done.stderr) == (0, f"{file}\n", True)
     assert wasmetal("actor", "export", "chat", file, "--store", store.layout.root).exit_code == 2  # it exists
     other = tmp_path / "other"
     assert wasmetal("actor", "import", file, "--store", other).stdout == "chat\n"

@@ -216,7 +216,7 @@ def test_what_is_refused(counter: Path, tmp_path: Path, store: DirectoryStore) -
         for command in (("send", "c", "a"), ("thaw", "c")):
             assert f"actor c is awake in process {os.getpid()} on " in refused(*command)
         done("fork", "c", "of-one-that-is-awake")
-    snapshot_file = store.layout.snapshot("c")
+    snapshot_file = Path(store.layout.snapshot("c"))
     snapshot_file.write_bytes(snapshot_file.read_bytes()[:-1] + b"!")
     for command in (("send", "c", "a"), ("fork", "c"), ("show", "c")):
         assert "damaged" in refused(*command)
@@ -253,7 +253,7 @@ def test_a_store_that_cannot_be_written(counter: Path, tmp_path: Path) -> None:
 def test_a_chunk_that_is_damaged(counter: Path, store: DirectoryStore) -> None:
     done("run", "--id", "c", counter, stdin="a\n")
     for digest, path in store.layout.chunk_files():
-        path.write_bytes(path.read_bytes()[::-1])
+        Path(path).write_bytes(Path(path).read_bytes()[::-1])
         assert f"chunk {digest} is damaged" in refused("send", "c", "a")
 
 
@@ -280,6 +280,35 @@ def test_the_store_keeps_the_program(counter: Path, tmp_path: Path, store: Direc
     assert "name the file of elsewhere.wasm with --program" in refused("send", "c", "a")
     assert done("send", "c", "a", "--program", other) == "4"
     assert kept.read_bytes() == binary
+
+
+def test_an_exported_actor_brings_its_program(counter: Path, tmp_path: Path, store: DirectoryStore) -> None:
+    done("freeze", "--id", "c", counter)
+    binary = counter.read_bytes()
+    counter.unlink()
+    file, there = tmp_path / "c.actor", ("--store", tmp_path / "there")
+    found = wasmetal("export", "c", file)
+    assert (found.exit_code, found.stdout, found.stderr) == (0, f"{file}\n", "")
+    assert done("import", file, *there) == "c\n"
+    assert done("send", "c", "a", *there) == "1"
+    assert done("import", file, "--as", "again", *there) == "again\n"
+    done("fork", "again", "forked", *there)
+    assert done("send", "forked", "a", *there) == "1"
+    other = DirectoryStore(tmp_path / "there")
+    assert {path.read_bytes() for path in (other.layout.root / "programs").iterdir()} == {binary}
+    listed = [snapshot(other, name)["chunks"] for name in ("again", "forked")]
+    program = [hashlib.sha256(binary).hexdigest(), len(binary)]
+    assert [program in chunks for chunks in listed] == [True, False]
+    (again := tmp_path / "again.actor").write_bytes(wasmetal("export", "again", "-", *there).stdout_bytes)
+    done("import", again, "--as", "back", "--replace")
+    assert snapshot(store, "back") == snapshot(other, "again")
+
+    for kept in (store.layout.root / "programs").iterdir():
+        kept.unlink()
+    found = wasmetal("export", "c", tmp_path / "alone.actor")
+    assert (found.exit_code, "the store does not keep it" in found.stderr) == (0, True)
+    done("import", tmp_path / "alone.actor", "--as", "alone", "--store", tmp_path / "third")
+    assert "--program" in refused("send", "alone", "a", "--store", tmp_path / "third")
 
 
 def test_an_actor_of_a_host_stays_one(counter: Path, store: DirectoryStore) -> None:
@@ -330,7 +359,7 @@ def test_a_damaged_snapshot_keeps_every_program(counter: Path, store: DirectoryS
     done("freeze", "--id", "c", counter)
     [kept] = (store.layout.root / "programs").iterdir()
     os.utime(kept, (0, 0))
-    store.layout.snapshot("c").write_bytes(b"nothing")
+    Path(store.layout.snapshot("c")).write_bytes(b"nothing")
     with pytest.raises(SnapshotError):
         Programs(store).collect()
     assert kept.exists()

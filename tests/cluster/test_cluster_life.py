@@ -38,6 +38,25 @@ def test_no_cluster_is_one_line(nodes: tuple[Nodes, list[Any]]) -> None:
         Cluster(nodes[0].address)
 
 
+def test_a_connection_to_ray_ends_with_who_made_it(nodes: tuple[Nodes, list[Any]], tmp_path: Path) -> None:
+    chosen = settings(tmp_path / "store", worker={"worker": 1})
+    with up(chosen, nodes[0]) as cluster:
+        with Cluster(nodes[0].address):
+            pass
+        assert number(cluster.send("a", "i")) == 1
+    assert not ray.is_initialized()
+    with pytest.raises(ClusterError):
+        Cluster(nodes[0].address)
+    assert not ray.is_initialized()
+    ray.init(address=nodes[0].address, log_to_driver=False, configure_logging=False)
+    try:
+        with up(chosen, nodes[0]) as cluster:
+            assert number(cluster.send("a", "i")) == 2
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
 def test_what_no_node_has(nodes: tuple[Nodes, list[Any]], tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="no node can run actors: none has the resources of any type"):
         Cluster.up(settings(tmp_path / "store", worker={"unobtainium": 1}), nodes[0].address, seconds=2)

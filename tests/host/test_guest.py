@@ -330,8 +330,8 @@ def test_interrupting_the_main_thread_stops_the_guest(interruptible: None) -> No
     with Guest(writer(b"I run", then="(loop (br 0))"), stdout=interrupt_soon) as guest:
         with pytest.raises(KeyboardInterrupt):
             guest.run()
-        assert guest._call is not None
-        assert guest._call.ended
+        assert guest._calls.current is not None
+        assert guest._calls.current.ended
 
 
 def test_a_closed_guest_is_closed() -> None:
@@ -372,7 +372,7 @@ def test_one_call_at_a_time() -> None:
     with Guest(SPIN) as guest:
         thread = threading.Thread(target=run)
         thread.start()
-        while guest._call is None or guest._call.ended:
+        while guest._calls.current is None or guest._calls.current.ended:
             time.sleep(0.01)
         with pytest.raises(GuestError, match="running already"):
             guest.run()

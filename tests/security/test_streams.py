@@ -23,8 +23,8 @@ SLACK = 20.0
 
 def ended(guest: Guest, begin: float, seconds: float) -> None:
     """The guest's thread has ended, at most ``seconds`` after ``begin``."""
-    assert guest._call is not None
-    while not guest._call.ended:
+    assert guest._calls.current is not None
+    while not guest._calls.current.ended:
         assert time.monotonic() - begin < seconds + SLACK
         time.sleep(0.01)
     assert time.monotonic() - begin < seconds + SLACK

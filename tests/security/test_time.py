@@ -207,8 +207,8 @@ def test_a_guest_ends_if_the_ticker_dies(
         monkeypatch.setattr(runtime(), "ticker", Dead(after=0.3))
         with within(0.5), pytest.raises(GuestError, match="does not run"):
             run(guest)
-        assert guest._call is not None
-        assert guest._call.ended
+        assert guest._calls.current is not None
+        assert guest._calls.current.ended
 
 
 @pytest.mark.parametrize("end", [Guest.stop, Guest.close])
@@ -228,7 +228,7 @@ def test_a_dead_ticker_does_not_keep_a_guest_from_being_stopped(
 
     runner = threading.Thread(target=run, daemon=True)
     runner.start()
-    while guest._call is None or guest._call.ended:
+    while guest._calls.current is None or guest._calls.current.ended:
         time.sleep(0.001)
     time.sleep(0.05)
     with within(0):

@@ -187,9 +187,10 @@ class Actor(Closing):
         """A new actor in the same state, which from now on goes its own way.
 
         It has a name (``id``, by default a random one) and a random generator of its own; limits, streams and grants
-        are the same. Sessions share pages of the KV cache until one of the two writes to them; what differs from the
-        program's initial memory is copied, and counted in the fork's ``bytes_copied``. The two have one share of each
-        KV cache between them, until both are closed.
+        are the same. Sessions share pages of the KV cache until one of the two writes to them; so do the memories of
+        forks where the system and the device allow it, and otherwise what differs from the program's initial memory is
+        copied. What was copied is counted in the fork's ``bytes_copied``. The two have one share of each KV cache
+        between them, until both are closed.
 
         Raises what :meth:`freeze` and :meth:`thaw` do.
         """
@@ -271,6 +272,7 @@ class Actor(Closing):
         manifest, contents = capture(guest, None), FromActor(guest)
         mailbox = Mailbox(name, guest.mailbox.random.derive(name))
         fork = self._restored(guest.program, mailbox, guest.grants, self._settings, manifest, contents, guest)
+        fork._guest.fork_images.adopt(contents.images)
         fork.counters.bytes_copied += contents.copied
         fork._chunks = self._chunks
         return fork

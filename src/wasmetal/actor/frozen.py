@@ -7,16 +7,24 @@ Comparing takes a third of the time of hashing, and less where SHA-256 has no in
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from wasmetal.actor.chunks import ChunkSink
-from wasmetal.actor.manifest import Chunk
-from wasmetal.actor.memory_image import equal
+from wasmetal.actor.manifest import BLOCK_BYTES, Chunk
+from wasmetal.actor.memory_image import PAGE, equal
 from wasmetal.device.base import Bytes
+from wasmetal.errors import MemoryRefusedError
+from wasmetal.memory.copies import Copies
 
 MOST: Final = 64 << 20
 """Bytes of an actor's copies. What does not fit is hashed each time."""
+
+_WARM: Final = 16 << 20
+"""Bytes that are kept for copies to come, once others were freed: fresh memory costs more than the copy."""
+_COPIES: Final = {nbytes: Copies(nbytes, _WARM // nbytes) for nbytes in (PAGE, BLOCK_BYTES)}
+"""Of whole pages of memory and pieces of buffers. The last piece of a buffer may be smaller."""
 
 Place = tuple[str, int, int]
 """Memory or buffer, its number, and the piece's index. Only where to look: what lies there is compared."""
@@ -32,7 +40,9 @@ class Frozen:
     def keep(self, place: Place, data: Bytes, chunk: Chunk) -> None:
         """Keep a copy of a piece, uint8 of shape [n], if there is room for it."""
         if self._has_room(data):
-            self._add(place, data.copy(), chunk)
+            copies = _COPIES.get(data.size)
+            with suppress(MemoryRefusedError):  # then it is hashed
+                self._add(place, copies.copy(data) if copies else data.copy(), chunk)
 
     def put(self, sink: ChunkSink, place: Place, data: Bytes, before: Frozen) -> Chunk:
         """Put a piece into a sink, unless it has it and the piece is as it was ``before``; keep it here."""

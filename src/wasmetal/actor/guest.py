@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 import wasmtime
 
+from wasmetal.actor.fork_image import ForkImages
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.instance import Instance
@@ -91,6 +92,8 @@ class ActorGuest(Guest):
         self.grants = grants
         self.frozen = Frozen()
         """What it held when it was frozen or thawed last."""
+        self.fork_images = ForkImages()
+        """What its memories have in common with those of other actors."""
         self._parent = parent
         super().__init__(
             program,
@@ -104,6 +107,7 @@ class ActorGuest(Guest):
             stderr=stderr,
         )
         self._parent = None
+        self._cleanup.callback(self.fork_images.clear)
         try:
             self.state = Instance(program, self._store, self._instance)
             """Its memories, globals and tables."""
@@ -153,15 +157,14 @@ class ActorGuest(Guest):
 
         Raises GuestError if the guest runs, has failed, or is closed.
         """
-        return self._enter(function)
+        return self._calls.enter(function)
 
     # ---- Messages
 
     @property
     def busy(self) -> bool:
         """Whether a message is being handled."""
-        call = self._call
-        return call is not None and not call.ended
+        return self._calls.busy
 
     @property
     def failure(self) -> BaseException | None:
@@ -177,7 +180,7 @@ class ActorGuest(Guest):
             for function in functions:
                 self._call_function(cast(wasmtime.Func, function))
 
-        self._enter(run)
+        self._calls.enter(run)
 
     def handle(self, data: bytes, sender: str, kind: abi.MessageKind) -> Reply:
         """Begin to handle a message. Raises GuestError if another one is being handled, or the guest cannot go on."""
@@ -192,7 +195,7 @@ class ActorGuest(Guest):
                 self.mailbox.message = None
                 pipe.finish()
 
-        return Reply(pipe, self._begin(run), self._end)
+        return Reply(pipe, self._calls.begin(run), self._calls.end)
 
     def _call_function(self, function: wasmtime.Func) -> None:
         """Call it to its end. If it ends in any other way, the guest has failed, and none of its code runs again."""

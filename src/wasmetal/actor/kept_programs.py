@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from wasmetal.actor.store import chunk_bytes
-from wasmetal.actor.store.base import Collected, Store
+from wasmetal.actor.store.base import Collected, Store, StoredSnapshot
 from wasmetal.actor.store.directory import DirectoryStore
 from wasmetal.actor.store.names import is_digest
 from wasmetal.actor.store.objects import Objects
@@ -61,6 +61,17 @@ class Programs:
             raise SnapshotError(f"the store's program {digest} is damaged: its SHA-256 differs")
         return binary
 
+    def keep_carried(self, actor_id: str) -> None:
+        """Keep the program that came with a snapshot as one of its chunks, if it did.
+
+        Raises SnapshotError if there is no snapshot, it is damaged, or the program cannot be written.
+        """
+        with self._store.load(actor_id) as snapshot:
+            digest = named_by(snapshot)
+            size = snapshot.chunks.get(digest) if digest else None
+            if digest and size and size <= MAX_MODULE:
+                self.keep(bytes(snapshot.get(digest, size)))
+
     def collect(self) -> Collected:
         """Remove programs that no snapshot names, and that nobody has kept within the last day.
 
@@ -80,13 +91,20 @@ class Programs:
         for actor_id in self._store.actors():
             try:
                 with self._store.load(actor_id) as snapshot:
-                    program = snapshot.manifest.get("program")
+                    digest = named_by(snapshot)
             except SnapshotError:
                 if actor_id in self._store.actors():
                     raise
                 continue  # deleted
-            if isinstance(program, dict) and is_digest(program.get("digest")):
-                yield program["digest"]
+            if digest:
+                yield digest
+
+
+def named_by(snapshot: StoredSnapshot) -> str | None:
+    """The SHA-256 of the program that a snapshot names; None if its manifest is of another kind."""
+    program = snapshot.manifest.get("program")
+    digest = program.get("digest") if isinstance(program, dict) else None
+    return digest if is_digest(digest) else None
 
 
 class _Place(Protocol):

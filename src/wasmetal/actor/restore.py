@@ -39,7 +39,7 @@ from wasmetal.host.functions.llm import OpenModel, OpenSession
 from wasmetal.host.limits import Limits
 from wasmetal.host.view import GuestMemory
 from wasmetal.kernels.dtypes import KV, DType
-from wasmetal.memory import page_size
+from wasmetal.memory import Region, page_size
 
 if TYPE_CHECKING:
     from wasmetal.models import Session as ModelSession
@@ -55,7 +55,7 @@ class Contents(Protocol):
     frozen: Frozen
     """What the guest is to know of its pieces, once it has them."""
 
-    def memory(self, index: int, memory: Bytes) -> None:
+    def memory(self, index: int, memory: Region) -> None:
         """Fill a memory that is as it is in a new instance."""
 
     def table(self, index: int) -> list[int | None]:
@@ -123,7 +123,7 @@ def restore(guest: ActorGuest, manifest: Manifest, contents: Contents) -> None:
     Raises SnapshotError, Refusal where a limit is reached, and what the device and the model raise.
     """
     for index, memory in enumerate(manifest.memories):
-        contents.memory(index, guest.state.grow(index, memory.pages).view())
+        contents.memory(index, guest.state.grow(index, memory.pages))
     guest.state.set_globals(manifest.globals)
     for table in manifest.tables:
         guest.state.set_table(table.index, contents.table(table.index))
@@ -185,14 +185,15 @@ class FromChunks:
         self._prefixes: dict[tuple[int, str], tuple[int, ModelSession]] = {}
         """Sessions by their first blocks: from the number of a beginning and the next block to a longer beginning."""
 
-    def memory(self, index: int, memory: Bytes) -> None:
+    def memory(self, index: int, memory: Region) -> None:
         """See :class:`Contents`."""
+        view = memory.view()
         for page, chunk in self._manifest.memories[index].content.named:
             if chunk is None:
-                memory[page * PAGE : (page + 1) * PAGE] = 0
+                view[page * PAGE : (page + 1) * PAGE] = 0
                 continue
             data = self._get(chunk.digest, chunk.size)
-            memory[page * PAGE : (page + 1) * PAGE] = data
+            view[page * PAGE : (page + 1) * PAGE] = data
             self.frozen.keep(("memory", index, page), data, chunk)
 
     def table(self, index: int) -> list[int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -54,14 +55,20 @@ def export(
     store: Where = None,
     key: KeyFile = None,
 ) -> None:
-    """Write an actor's snapshot and its chunks to one file, and print its path. Program and models are not in it."""
+    """Write an actor's snapshot, its chunks and its program to one file, and print its path. Models are not in it."""
+    from wasmetal.actor.kept_programs import named_by
     from wasmetal.actor.store import container
+    from wasmetal.cli.awake import kept_binary
 
     opened, secret = opened_store(store, key), read_key(key)
     path = file or Path(f"{actor_id}.actor")
     with opened.load(actor_id) as snapshot:
+        digest = named_by(snapshot)
+        program = kept_binary(opened, digest) if digest else None
+        if program is None:
+            print("the program is not in the file, since the store does not keep it", file=sys.stderr)
         if str(path) == "-":
-            container.write(sys.stdout.buffer, snapshot, secret)
+            container.write(sys.stdout.buffer, snapshot, secret, program)
             return
         if path.exists():
             raise WasmetalError(f"{path} exists already: name another file, or remove it")
@@ -69,7 +76,7 @@ def export(
         with setting_up(f"write {path}"):
             try:
                 with part.open("xb") as out:
-                    container.write(out, snapshot, secret)
+                    container.write(out, snapshot, secret, program)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -84,17 +91,19 @@ def import_(
     store: Where = None,
     key: KeyFile = None,
 ) -> None:
-    """Put an exported snapshot into the store, and print the actor's id."""
+    """Put an exported snapshot and its program into the store, and print the actor's id."""
+    from wasmetal.actor.kept_programs import Programs
     from wasmetal.actor.store import container
 
     opened, secret = opened_store(store, key, create=True), read_key(key)
-    if str(file) == "-":
-        print(container.read_into(opened, sys.stdin.buffer, actor_id=name, key=secret, replace=replace))
-        return
-    with setting_up(f"read {file}"):
-        source: BinaryIO = file.open("rb")
-    with source:
-        print(container.read_into(opened, source, actor_id=name, key=secret, replace=replace))
+    with ExitStack() as stack:
+        source: BinaryIO = sys.stdin.buffer
+        if str(file) != "-":
+            with setting_up(f"read {file}"):
+                source = stack.enter_context(file.open("rb"))
+        actor_id = container.read_into(opened, source, actor_id=name, key=secret, replace=replace)
+    Programs(opened).keep_carried(actor_id)
+    print(actor_id)
 
 
 @actor.command()

@@ -193,19 +193,25 @@ def _kept(store: Store, actor_id: str, manifest: Manifest) -> Module:
     """The program, from the store; or wasmetal's own, if it is that."""
     name, digest = printable(manifest.program_name), manifest.program_digest
     try:
-        binary = Programs(store).find(digest)
+        binary = kept_binary(store, digest)
     except SnapshotError as error:
         raise SnapshotError(f"{error}; name the file of {name} with --program") from error
-    if binary is None:
-        with suppress(OSError):
-            own = packaged.guest(PACKAGED).read_bytes()
-            binary = own if hashlib.sha256(own).hexdigest() == digest else None
     if binary is None:
         raise SnapshotError(
             f"the store does not keep the program of actor {actor_id}, {name} (SHA-256 {digest[:16]}…): name its file "
             "with --program"
         )
     return Module.kept(name, binary)
+
+
+def kept_binary(store: Store, digest: str) -> bytes | None:
+    """The module with this SHA-256, if the store keeps it or it is wasmetal's own. Raises SnapshotError."""
+    binary = Programs(store).find(digest)
+    if binary is None:
+        with suppress(OSError):
+            own = packaged.guest(PACKAGED).read_bytes()
+            binary = own if hashlib.sha256(own).hexdigest() == digest else None
+    return binary
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from wasmetal.actor.store import checked_id
 from wasmetal.closing import Closing
+from wasmetal.cluster.connection import Connection
 from wasmetal.cluster.directory import DIRECTORY, NAMESPACE, THREADS, Directory
 from wasmetal.cluster.ending import Ending
 from wasmetal.cluster.settings import ClusterSettings
@@ -53,13 +54,15 @@ class Cluster(Closing):
 
     def __init__(self, address: str = "auto") -> None:
         """Join a cluster that is up. ``address``: Ray's. Raises ClusterError if there is none."""
-        _connect(address)
-        try:
-            self._directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
-        except ValueError:
-            raise ClusterError(
-                "no actors run on this Ray cluster: start them with `wasmetal cluster up SETTINGS`"
-            ) from None
+        with ExitStack() as stack:
+            self._connection = stack.enter_context(Connection(address))
+            try:
+                self._directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
+            except ValueError:
+                raise ClusterError(
+                    "no actors run on this Ray cluster: start them with `wasmetal cluster up SETTINGS`"
+                ) from None
+            stack.pop_all()
 
     @classmethod
     def up(cls, settings: ClusterSettings, address: str = "auto", *, seconds: float = 600.0) -> Self:
@@ -71,28 +74,28 @@ class Cluster(Closing):
         Raises ClusterError if Ray cannot be reached, the store cannot be used, or no node can run any of the types
         within ``seconds``.
         """
-        _connect(address)
-        directory = (
-            ray.remote(Directory)
-            .options(
-                name=DIRECTORY,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                max_restarts=-1,
-                max_concurrency=THREADS,
-                num_cpus=0,
+        with Connection(address):
+            directory = (
+                ray.remote(Directory)
+                .options(
+                    name=DIRECTORY,
+                    namespace=NAMESPACE,
+                    lifetime="detached",
+                    get_if_exists=True,
+                    max_restarts=-1,
+                    max_concurrency=THREADS,
+                    num_cpus=0,
+                )
+                .remote(settings)
             )
-            .remote(settings)
-        )
-        until = time.monotonic() + seconds
-        while not (status := _call(directory.status.remote))["nodes"]:
-            if time.monotonic() > until or (status["failed"] and not status["starting"]):
-                ray.kill(directory)
-                reason = "; ".join(f"node {each['node'][:8]}: {each['error']}" for each in status["failed"])
-                raise ClusterError(f"no node can run actors: {reason or 'none has the resources of any type'}")
-            time.sleep(_PAUSE)
-        return cls(address)
+            until = time.monotonic() + seconds
+            while not (status := _call(directory.status.remote))["nodes"]:
+                if time.monotonic() > until or (status["failed"] and not status["starting"]):
+                    ray.kill(directory)
+                    reason = "; ".join(f"node {each['node'][:8]}: {each['error']}" for each in status["failed"])
+                    raise ClusterError(f"no node can run actors: {reason or 'none has the resources of any type'}")
+                time.sleep(_PAUSE)
+            return cls(address)
 
     def send(
         self,
@@ -136,8 +139,8 @@ class Cluster(Closing):
         return errors
 
     def close(self) -> None:
-        """Leave the cluster. Idempotent."""
-        ray.shutdown()
+        """Leave the cluster. A connection to Ray that the program had before stays. Idempotent."""
+        self._connection.close()
 
     def _begin(self, request: _Request, refused: str) -> tuple[str, Iterator[Any]]:
         """Send a message to the node that has its actor: the node, and the stream of the reply."""
@@ -214,18 +217,6 @@ class ClusterReply:
             seen += len(item)
             if new := item[len(known) :]:
                 yield new
-
-
-def _connect(address: str) -> None:
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {printable(address)}: start one with `ray start --head`, and `ray start --address=...` "
-            f"on the other machines ({_line(error)})"
-        ) from None
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

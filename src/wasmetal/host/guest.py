@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import secrets
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from weakref import WeakSet
 
 import wasmtime
 
@@ -19,30 +14,28 @@ from wasmetal import wasmtime_c
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import Device
-from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError, setting_up
-from wasmetal.forked import Origin
-from wasmetal.host import abi, wasi
+from wasmetal.errors import GuestError, LimitError, MemoryCountError, MemorySizeError, setting_up
+from wasmetal.host import abi, unreleased, wasi
 from wasmetal.host.account import Account
 from wasmetal.host.descriptors import Descriptors, Input
 from wasmetal.host.functions.actor import NoMailbox
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
 from wasmetal.host.grants import Dir, Granted, grant, open_directory
-from wasmetal.host.guest_thread import GuestThread
+from wasmetal.host.guest_calls import GuestCalls
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.isolated import IsolatedGuest
 from wasmetal.host.limits import Limits
-from wasmetal.host.link import CLOCKS, FILES, PATHS, RANDOM, GuestContext, log
+from wasmetal.host.link import CLOCKS, FILES, PATHS, RANDOM, GuestContext
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.program import Program
 from wasmetal.host.randomness import Randomness
 from wasmetal.host.runtime import runtime
 from wasmetal.host.streams import Output, Pipe
-from wasmetal.host.ticker import TICK_SECONDS
 from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
-from wasmetal.host.wasm import describe_trap, exited, one_line
+from wasmetal.host.wasm import exited
 from wasmetal.memory import Budget
 
 if TYPE_CHECKING:
@@ -54,10 +47,6 @@ _TABLES = 4
 _BYTES_PER_ELEMENT = 2048
 """A table may have one element for each so many bytes of ``memory_bytes``. An element takes up to 8 bytes, so tables
 take up to a 64th of ``memory_bytes`` more. Wasmtime's C API does not tell how large they are."""
-_WAKE = 0.1
-"""Seconds after which a waiting main thread checks for Ctrl-C, which does not end a wait if it arrives just before."""
-_PATIENCE = 1.0
-"""Seconds that a stopped guest gets to end. Only a guest in a long kernel on the CPU device takes longer."""
 
 
 class Guest(Closing):
@@ -115,25 +104,21 @@ class Guest(Closing):
         Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
-        _close_unreleased()
+        unreleased.release_left()
         program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
-        self._call: GuestThread[Any] | None = None
-        self._closed = False
         self._released = False
-        self._origin = Origin("the guest")
-        self._lock = threading.Lock()
-        """Held while a call begins and while the guest is closed."""
         self._account = Account(limits or Limits())
         self._interrupt = Interrupt(self._account)
+        self._calls = GuestCalls(self._account, self._interrupt)
         self._context = GuestContext(program.memory64, self._account.counters, self._interrupt, self._account.host_time)
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
         self._store = self._new_store()
         self._cleanup = ExitStack()
         self._cleanup.callback(self._store.close)
-        _open.add(self)
+        unreleased.opened(self)
         try:
             with setting_up("create the guest", GuestError):
                 self._store.set_wasi(wasi.configure([program.name, *args], env or {}))
@@ -143,7 +128,7 @@ class Guest(Closing):
                 self._context.interfaces[PATHS] = Paths(descriptors, self._account)
                 if device is not None or models or program.imports_device:
                     self._give(grant(device, models or {}, loading or {}, self._cleanup))
-            self._instance = self._enter(lambda: self._instantiate(program))
+            self._instance = self._calls.enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()
             raise
@@ -163,7 +148,7 @@ class Guest(Closing):
 
         Raises GuestTrapError, LimitError, and what a callback for its output raised.
         """
-        self.exit_code = self._enter(self._start)
+        self.exit_code = self._calls.enter(self._start)
         return self.exit_code
 
     def stream(self) -> Iterator[str]:
@@ -182,26 +167,28 @@ class Guest(Closing):
                 self._stdout.target = given
                 pipe.finish()
 
-        call = self._begin(run)
+        call = self._calls.begin(run)
         try:
             yield from pipe.text(call.alive)
-            self.exit_code = self._end(call)
+            self.exit_code = self._calls.end(call)
         finally:
-            self._abandon(call, GuestError("the guest's output is no longer read"))
+            self._calls.abandon(call, GuestError("the guest's output is no longer read"))
         if self.exit_code:
             raise exited(self.exit_code)
 
     def call(self, name: str, *args: int | float) -> Any:
         """Call an exported function. Raises GuestError if there is none or it exits, GuestTrapError, LimitError."""
-        return self._enter(lambda: self._function(name)(self._store, *args))
+        return self._calls.enter(lambda: self._function(name)(self._store, *args))
 
     def read(self, address: int, nbytes: int) -> bytes:
         """A copy of ``nbytes`` bytes of the exported memory. Raises GuestError if they are not all inside it."""
-        return self._enter(lambda: bytes(self._memory(address, nbytes).read(self._store, address, address + nbytes)))
+        return self._calls.enter(
+            lambda: bytes(self._memory(address, nbytes).read(self._store, address, address + nbytes))
+        )
 
     def write(self, address: int, data: bytes) -> None:
         """Copy bytes into the exported memory. Raises GuestError if they would leave it."""
-        self._enter(lambda: self._memory(address, len(data)).write(self._store, data, address) if data else 0)
+        self._calls.enter(lambda: self._memory(address, len(data)).write(self._store, data, address) if data else 0)
 
     def stop(self) -> None:
         """Stop the guest, from another thread; its run raises GuestError. The guest cannot be run again."""
@@ -214,24 +201,32 @@ class Guest(Closing):
         A guest that cannot be stopped within a second, because it is in a long kernel on the CPU device, is released
         after it has ended: when the next guest is made, called or closed.
         """
-        self._release()
-        _close_unreleased()
+        self.release()
+        unreleased.release_left()
+
+    def release(self) -> None:
+        """See :class:`Releasable`; for callers there is :meth:`close`."""
+        if self.here and not self._calls.close(self._clean_up) and not unreleased.is_left(self):
+            unreleased.leave(self)  # it is in a kernel, which goes on using what it holds
+
+    @property
+    def here(self) -> bool:
+        """See :class:`Releasable`."""
+        return self._calls.origin.here
+
+    @property
+    def stuck(self) -> bool:
+        """See :class:`Releasable`."""
+        return self._calls.closed and self._calls.busy
 
     def __del__(self) -> None:
         # Closing takes locks, and this thread may hold any lock: garbage is collected in the middle of other work.
         if hasattr(self, "_cleanup") and not self._released:
-            _unreleased.append(self)
+            unreleased.leave(self)
 
-    def _release(self) -> None:
-        if not self._origin.here:
-            return
-        self._closed = True
-        with self._lock:
-            if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
-                self._released = True
-                self._cleanup.close()
-            elif self not in _unreleased:  # it is in a kernel, which goes on using what it holds
-                _unreleased.append(self)
+    def _clean_up(self) -> None:
+        self._released = True
+        self._cleanup.close()
 
     def _new_store(self) -> wasmtime.Store:
         limits = self._account.limits
@@ -307,90 +302,3 @@ class Guest(Closing):
         except wasmtime.ExitTrap as exit:
             return exit.code
         return 0
-
-    def _enter(self, function: Callable[[], T]) -> T:
-        """Run guest code on its thread, to its end."""
-        call = self._begin(function)
-        try:
-            return self._end(call)
-        except BaseException as error:
-            self._abandon(call, error)
-            raise
-
-    def _begin(self, function: Callable[[], T]) -> GuestThread[T]:
-        def run() -> T:
-            with self._account.host_time:
-                return function()
-
-        self._origin.check()
-        _close_unreleased()
-        with self._lock:
-            if self._closed:
-                raise GuestError("the guest is closed")
-            if self._call and not self._call.ended:
-                raise GuestError("the guest is running already; a guest runs one call at a time")
-            if self._interrupt.reason:
-                raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
-            self._account.check_host_time()
-            self._account.start_clock()
-            self._call = call = GuestThread(run)
-            try:
-                call.start()
-            except BaseException as error:
-                self._abandon(call, error)
-                raise
-        return call
-
-    def _end(self, call: GuestThread[T]) -> T:
-        """Wait for a call to return. Raises a WasmetalError if it ended in any other way."""
-        while not call.wait(_WAKE):
-            call.alive()
-        try:
-            value = call.result()
-        except wasmtime.Trap as trap:
-            raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
-        except wasmtime.ExitTrap as exit:
-            raise exited(exit.code) from None
-        except wasmtime.WasmtimeError as error:
-            raise self._interrupt.reason or GuestError(one_line(error)) from None
-        if self._interrupt.reason:  # the guest ended by itself before it noticed
-            raise self._interrupt.reason
-        return value
-
-    def _abandon(self, call: GuestThread[Any], reason: BaseException) -> bool:
-        """Stop a call; False if it cannot be stopped because it is in a long kernel on the CPU device."""
-        if self._origin.here and not call.ended and not call.is_current:
-            self._interrupt.stop(reason)
-            give_up = time.monotonic() + _PATIENCE
-            while not call.wait(TICK_SECONDS) and time.monotonic() < give_up:
-                runtime().ticker.tick()  # it may be the ticker that failed
-        return call.ended
-
-
-_open: WeakSet[Guest] = WeakSet()
-_unreleased: deque[Guest] = deque()
-"""Guests that nobody referred to any more before they were closed, and guests that had not ended when they were."""
-
-
-def _close_unreleased() -> None:
-    for _ in range(len(_unreleased)):
-        with suppress(IndexError):  # another thread was faster
-            guest = _unreleased.popleft()
-            if guest._closed and guest._call and not guest._call.ended:
-                _unreleased.append(guest)
-                continue
-            try:
-                guest._release()
-            except Exception:  # none of the caller's business, who has another guest
-                log.exception("a guest that had been dropped could not be closed")
-
-
-@atexit.register
-def _close_all() -> None:
-    """Close guests while Python still runs: Wasmtime's threads must not call back into an interpreter that is gone."""
-    guests = [guest for guest in list(_open) if guest._origin.here]
-    for guest in guests:  # at once, so that they end at the same time
-        guest.stop()
-    for guest in guests:
-        guest.close()
-    _close_unreleased()

@@ -31,6 +31,7 @@ _PROT_NONE = 0
 _MAP_FAILED = ctypes.c_void_p(-1).value
 # Reserved pages must not count as used memory. The constant is missing from ``mmap`` before Python 3.13.
 _MAP_NORESERVE = 0x40 if sys.platform == "darwin" else 0x4000
+_MAP_FIXED = 0x10
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
@@ -76,6 +77,14 @@ class Pages:
             raise MemoryRefusedError(
                 f"cannot open {end - start} bytes of memory: {reason}; close other programs, or lower the guest's limit"
             )
+
+    def map(self, descriptor: int, start: int, end: int) -> None:
+        """Replace the opened pages [start, end) by those of a file, copy on write. Raises MemoryRefusedError."""
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        if _mmap(self.address + start, end - start, protection, flags, descriptor, start) == _MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryRefusedError(f"cannot map {end - start} bytes of a file: {reason}; close other guests")
 
     def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Opened bytes as a writable array, not copied. It, and every array made from it, keeps the pages mapped."""

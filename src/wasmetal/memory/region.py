@@ -69,6 +69,16 @@ class Region:
             pages.open(self._size, size)
             self._size, self._view = size, None
 
+    def map(self, descriptor: int, begin: int, end: int) -> None:
+        """Replace whole pages inside ``size`` by those of a file at the same place, copy on write.
+
+        For a region that nobody else uses yet. What is written to that part of the file later may show. The pages stay
+        mapped if the file is closed. Raises MemoryRefusedError; the region is to be closed then.
+        """
+        begin, end = _whole_pages("offset", begin), _whole_pages("end", end)
+        self._check_inside(begin, end - begin)
+        self.pages.map(descriptor, begin, end)
+
     def view(self) -> NDArray[np.uint8]:
         """The accessible bytes as they are now, uint8 of shape [size], not copied. It keeps the pages mapped."""
         return self.part(0, self._size)

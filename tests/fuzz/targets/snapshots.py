@@ -140,7 +140,7 @@ def _bases() -> dict[tuple[str, bool, bytes], bytes]:
             store = DirectoryStore(Path(folder, str(signed)), key=KEY if signed else None, files=_Unsynced())
             for actor, contents in CONTENTS.items():
                 save(store, actor, contents, sessions=[{"tokens": [1, 2, 3]}])
-                found[actor, signed, STORED] = store.layout.snapshot(actor).read_bytes()
+                found[actor, signed, STORED] = Path(store.layout.snapshot(actor)).read_bytes()
                 out = io.BytesIO()
                 with store.load(actor) as snapshot:
                     container.write(out, snapshot, store.key)
@@ -168,8 +168,8 @@ def opened(device: str) -> Iterator[Run]:
         save(stores[KEY], "b", CONTENTS["b"])
         save(stores[KEY], "every", [data for each in CONTENTS.values() for data in each])
         save(stores[None], "z", [ZIPPED])
-        zipped = stores[None].layout.compressed(hashlib.sha256(ZIPPED).hexdigest())
-        stores[None].layout.chunk(zipped.name.removesuffix(".zst")).unlink()
+        zipped = Path(stores[None].layout.compressed(hashlib.sha256(ZIPPED).hexdigest()))
+        Path(stores[None].layout.chunk(zipped.name.removesuffix(".zst"))).unlink()
         before = load(stores[KEY], "b")
         tracemalloc.start()
         ran = 0
@@ -185,11 +185,11 @@ def opened(device: str) -> Iterator[Run]:
                 outcomes["compressed", _bounded(content, lambda: _held(stores[None].load("z"), None))] += 1
                 zipped.unlink()
             elif kind.lower() == STORED:
-                store.layout.snapshot("a").write_bytes(content)
+                Path(store.layout.snapshot("a")).write_bytes(content)
                 outcomes["load", _bounded(content, lambda: _held(store.load("a"), key))] += 1
                 with suppress(SnapshotError):
                     store.gc()
-                store.layout.snapshot("a").unlink()
+                Path(store.layout.snapshot("a")).unlink()
             else:
                 path = Path(folder, "file")
                 path.write_bytes(content)

@@ -163,7 +163,7 @@ def _run(calls: list[tuple[str, list[int]]], program: Program, memory: bytes, ro
     with Guest(program, dirs={"/d": granted}, limits=limits, stdin=b"typed\n" * 10) as guest:
         guest.write(0, memory)
         try:
-            guest._enter(lambda: _call_all(guest, calls, outcomes))
+            guest._calls.enter(lambda: _call_all(guest, calls, outcomes))
         except WasmetalError as error:
             outcomes[type(error).__name__] += 1
     assert [path.name for path in beside.iterdir()] == ["secret"], "a file was made or removed outside"

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import atexit
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Final, Literal, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 
-from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes, check_same
-from wasmetal.actor.hosting.answered import MOST_KEYS, Answered, different
+from wasmetal.actor.hosting.actor_type import ActorType, ActorTypes
+from wasmetal.actor.hosting.answered import MOST_KEYS
+from wasmetal.actor.hosting.handling import Durability, Handling
 from wasmetal.actor.hosting.record import timer_of
-from wasmetal.actor.hosting.reply import PendingReply, read_within
+from wasmetal.actor.hosting.reply import PendingReply
 from wasmetal.actor.hosting.resident import Resident
 from wasmetal.actor.hosting.residents import Residents
+from wasmetal.actor.hosting.stats import HostStats
 from wasmetal.actor.hosting.tasks import Call, Message, Wake
 from wasmetal.actor.hosting.turns import Turns, closed
+from wasmetal.actor.hosting.under_way import UnderWay
 from wasmetal.actor.hosting.upkeep import Upkeep
 from wasmetal.actor.store import Store, checked_id
 from wasmetal.closing import Closing
 from wasmetal.device import Device
-from wasmetal.errors import GuestError, LimitError, SnapshotError, printable
+from wasmetal.errors import GuestError, SnapshotError, printable
 from wasmetal.forked import Origin
 
 T = TypeVar("T")
-Durability = Literal["message", "freeze"]
 
 log = logging.getLogger("wasmetal.actor")
 
@@ -38,45 +37,8 @@ _KEY: Final = 256
 """Bytes of a key."""
 _SENDER: Final = 4096
 """Bytes of a sender's name."""
-_AGAIN: Final = 60.0
-"""Seconds after which a timer whose message has failed is tried again."""
 _PATIENCE: Final = 10.0
 """Seconds that stopped messages get to end when a host is closed. Only a long kernel on the CPU device takes longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostStats:
-    """What a host does, and has done since it was made."""
-
-    resident: int
-    """Actors that are awake."""
-    busy: int
-    """Messages that are being handled."""
-    queued: int
-    """Messages that wait."""
-    timers: int
-    """Actors with a timer, frozen or not, as far as is known."""
-    reading_timers: bool
-    """Whether the store is still being looked through for timers."""
-    messages: int
-    """That were handled."""
-    repeated: int
-    """That were not handled, since a message with their key had been."""
-    failed: int
-    """That have failed."""
-    created: int
-    thawed: int
-    frozen: int
-    """Residents that were sent back to the store."""
-    lost: int
-    """Residents that could not be frozen, and went back to their last snapshot."""
-    memory_bytes: int
-    """Linear memory of the residents."""
-    device_bytes: int
-    """Device memory of the residents."""
-    activation_p50: float
-    """Seconds that an activation took, of the last 10,000: with the freezing of another actor, if that was needed."""
-    activation_p99: float
 
 
 class ActorHost(Closing):
@@ -146,13 +108,9 @@ class ActorHost(Closing):
         if not 0 <= keys <= MOST_KEYS:
             raise GuestError(f"keys is {keys}; it must be from 0 to {MOST_KEYS}")
         self.store: Final = store
-        self._durability, self._on_wake = durability, on_wake
-        self._message_bytes, self._reply_bytes = message_bytes, reply_bytes
+        self._message_bytes = message_bytes
         self._origin = Origin("the actor host")
-        self._lock = Lock()
-        self._keyed: dict[tuple[str, str], Message] = {}
-        """Messages with a key that have not ended, by actor and key."""
-        self._messages = self._repeated = self._failed = 0
+        self._under_way = UnderWay()
         self._closed = False
         self._types = ActorTypes(types, device, loading or {})
         try:
@@ -167,7 +125,6 @@ class ActorHost(Closing):
                 keys=keys,
                 frozen=self._left,
             )
-            self._keys = keys
             self._upkeep = Upkeep(
                 store,
                 self._residents,
@@ -175,6 +132,16 @@ class ActorHost(Closing):
                 idle_seconds=idle_seconds,
                 collect_seconds=collect_seconds,
                 timers=timers,
+            )
+            self._handling = Handling(
+                store,
+                self._residents,
+                self._turns,
+                self._upkeep.set_timer,
+                durability=durability,
+                reply_bytes=reply_bytes,
+                keys=keys,
+                on_wake=on_wake,
             )
             self._upkeep.start()
         except BaseException:
@@ -216,15 +183,10 @@ class ActorHost(Closing):
         _check_text("sender", sender, 0, _SENDER)
         if key is not None:
             _check_text("key", key, 1, _KEY)
-        sent = Message.of(actor_id, data, sender, key, type, create, self._handle, self._ended)
-        if sent.name is not None:
-            with self._lock:
-                if before := self._keyed.get((actor_id, sent.name)):
-                    if before.digest != sent.digest:
-                        raise different()
-                    self._repeated += 1
-                    return before.reply
-                self._keyed[actor_id, sent.name] = sent
+        sent = Message.of(actor_id, data, sender, key, type, create, self._handling.handle, self._under_way.remove)
+        if before := self._under_way.add(sent):
+            self._handling.count_repeated()
+            return before
         try:
             self._turns.put(actor_id, sent, wait)
         except BaseException as error:
@@ -247,16 +209,7 @@ class ActorHost(Closing):
         Raises SnapshotError if there is one of that id, and what :class:`Actor` and :meth:`send` raise.
         """
         self._types.check(type)
-
-        def create() -> None:
-            if self._residents.get(actor_id) or self._residents.stored(actor_id):
-                raise _exists(actor_id)
-            resident = self._residents.activate(actor_id, type, True, args, env)
-            if resident.saved:  # by another host, a moment ago
-                raise _exists(actor_id)
-            self._save(resident)
-
-        self._call(actor_id, create)
+        self._call(actor_id, lambda: self._handling.create(actor_id, type, args, env))
 
     def freeze(self, actor_id: str) -> None:
         """Send an actor back to the store, once it has handled what was sent before. If it is not awake here, nothing.
@@ -264,12 +217,7 @@ class ActorHost(Closing):
         Raises SnapshotError if it cannot be frozen, and goes back to its last snapshot, or the store cannot take it,
         and it stays awake; ActorBusyError.
         """
-
-        def freeze() -> None:
-            if self._residents.get(actor_id):
-                self._residents.freeze(actor_id)
-
-        self._call(actor_id, freeze)
+        self._call(actor_id, lambda: self._handling.freeze(actor_id))
 
     def fork(self, actor_id: str, new_id: str) -> None:
         """Make a new actor in the state that this one has once it has handled what was sent before.
@@ -281,36 +229,14 @@ class ActorHost(Closing):
         :meth:`Actor.fork` raises; ActorBusyError.
         """
         checked_id(new_id)
-
-        def fork() -> None:
-            if not self._turns.try_take(new_id):
-                raise _exists(new_id)
-            try:
-                if self._residents.get(new_id):  # before this waits for a place, which the new one might hold
-                    raise _exists(new_id)
-                original = self._residents.get(actor_id) or self._residents.activate(actor_id, None, create=False)
-                self._fork(original, new_id)
-            finally:
-                self._turns.give_back(new_id)
-
-        self._call(actor_id, fork)
+        self._call(actor_id, lambda: self._handling.fork(actor_id, new_id))
 
     def delete(self, actor_id: str) -> None:
         """Remove an actor and its snapshot, once it has handled what was sent before.
 
         Raises SnapshotError if there is none, ActorHeldError if it is awake elsewhere; ActorBusyError.
         """
-
-        def delete() -> None:
-            resident = self._residents.get(actor_id)
-            if not resident or resident.saved:
-                self.store.delete(actor_id, resident.lease if resident else None)
-            if resident:
-                resident.due_frozen = None
-                self._residents.drop(actor_id)
-            self._upkeep.set_timer(actor_id, None)
-
-        self._call(actor_id, delete)
+        self._call(actor_id, lambda: self._handling.delete(actor_id))
 
     def watch(self, actor_id: str) -> None:
         """Wake an actor of the store when its timer is due, as if it had been awake here before.
@@ -336,7 +262,7 @@ class ActorHost(Closing):
 
     def stats(self) -> HostStats:
         """What the host does, and has done."""
-        residents, there = self._residents, self._residents.all()
+        residents, handling, there = self._residents, self._handling, self._residents.all()
         seconds = list(residents.seconds) or [0.0]
         p50, p99 = np.percentile(seconds, [50, 99])
         return HostStats(
@@ -345,9 +271,9 @@ class ActorHost(Closing):
             queued=self._turns.queued,
             timers=self._upkeep.timers,
             reading_timers=self._upkeep.reading,
-            messages=self._messages,
-            repeated=self._repeated,
-            failed=self._failed,
+            messages=handling.messages,
+            repeated=handling.repeated,
+            failed=handling.failed,
             created=residents.created,
             thawed=residents.thawed,
             frozen=residents.freezes,
@@ -380,126 +306,16 @@ class ActorHost(Closing):
         if refused:
             raise SnapshotError(f"{len(refused)} actors could not be frozen: {refused[0]}")
 
-    # ---- What workers do
-
-    def _handle(self, message: Message) -> None:
-        """Handle a message, unless it was handled before. The worker has its actor's turn. Raises why it failed."""
-        try:
-            self._handle_once(message)
-        except BaseException:
-            with self._lock:
-                self._failed += 1
-            raise
-
-    def _handle_once(self, message: Message) -> None:
-        actor_id = message.actor_id
-        resident = self._residents.get(actor_id) or self._residents.activate(actor_id, message.kind, message.create)
-        check_same(resident.kind, message.kind)
-        if message.name is not None:
-            found = resident.answered.find(message.name, message.digest)
-            if found is not None:
-                with self._lock:
-                    self._repeated += 1
-                message.reply.add(found)
-                return
-        reply = self._run(resident, lambda: resident.actor.send(message.data, message.sender), message.reply)
-        if message.name is not None and self._keys:
-            resident.answered.add(message.name, message.digest, reply)
-        self._handled(resident)
-
-    def _run(self, resident: Resident, begin: Callable[[], Iterator[bytes]], to: PendingReply) -> bytes:
-        """Have an actor handle a message to its end; return the reply. If that fails, the actor is dropped."""
-        try:
-            pieces = begin()
-        except BaseException:
-            if resident.actor.failure:
-                self._residents.drop(resident.id)
-            raise
-        try:
-            reply, total = read_within(pieces, to, self._reply_bytes)
-            if total > self._reply_bytes:
-                raise LimitError(f"limit reached: a reply of {self._reply_bytes} bytes")
-        except BaseException:
-            self._residents.drop(resident.id)
-            raise
-        resident.dirty = True
-        return reply
-
-    def _handled(self, resident: Resident) -> None:
-        """A message was handled: save it, if it is to be. Raises SnapshotError if that fails; the actor is dropped."""
-        resident.measure()
-        if self._durability == "message":
-            self._save(resident)
-        self._upkeep.set_timer(resident.id, resident.actor.due)
-        with self._lock:
-            self._messages += 1
-        try:
-            self._residents.trim(resident.id)
-        except SnapshotError as error:  # of an actor that stays as it is
-            log.warning("%s", error)
-
-    def _save(self, resident: Resident) -> None:
-        """Save an actor; one that cannot be saved goes back to its last snapshot, since nobody was told of the rest."""
-        try:
-            resident.save()
-        except BaseException:
-            self._residents.drop(resident.id)
-            raise
+    # ---- Helpers
 
     def _left(self, resident: Resident) -> None:
         """A resident leaves: from now on its timer is that of its snapshot."""
         self._upkeep.set_timer(resident.id, resident.due_frozen)
 
-    def _fork(self, original: Resident, new_id: str) -> None:
-        """Fork an actor. The worker has both turns."""
-        with ExitStack() as stack:
-            lease = stack.enter_context(self.store.lease(new_id))
-            if self._residents.stored(new_id):
-                raise _exists(new_id)
-            fork = stack.enter_context(original.actor.fork(new_id))
-            resident = Resident(self.store, lease, fork, original.kind, Answered(self._keys))
-            resident.save()
-            stack.pop_all()
-        self._upkeep.set_timer(new_id, resident.due_frozen)
-        self._residents.adopt(resident)
-
-    # ---- Timers
-
     def _due(self, actor_id: str) -> None:
         """An actor's timer may be due. Called on the upkeep's thread."""
         with suppress(GuestError):  # the host is closed
-            self._turns.put(actor_id, Wake(lambda: self._wake(actor_id)), bounded=False)
-
-    def _wake(self, actor_id: str) -> None:
-        try:
-            resident = self._residents.get(actor_id)
-            if not resident:
-                if not self._residents.stored(actor_id):
-                    return
-                resident = self._residents.activate(actor_id, None, create=False)
-            due = resident.actor.due
-            if due is None or due > time.time():
-                self._upkeep.set_timer(actor_id, due)
-                return
-            resident.due_frozen = time.time() + _AGAIN  # if this fails
-            reply = self._run(resident, resident.actor.wake, PendingReply())
-            self._handled(resident)
-        except BaseException as error:
-            log.warning("actor %s did not handle its timer: %s", actor_id, error)
-            with self._lock:
-                self._failed += 1
-            self._upkeep.set_timer(actor_id, time.time() + _AGAIN)
-            return
-        if self._on_wake:
-            self._on_wake(actor_id, reply)
-
-    # ---- Helpers
-
-    def _ended(self, message: Message) -> None:
-        if message.name is not None:
-            with self._lock:
-                if self._keyed.get((message.actor_id, message.name)) is message:
-                    del self._keyed[message.actor_id, message.name]
+            self._turns.put(actor_id, Wake(lambda: self._handling.wake(actor_id)), bounded=False)
 
     def _call(self, actor_id: str, function: Callable[[], T]) -> T:
         """Do something in an actor's turn, and wait for it."""
@@ -518,10 +334,6 @@ class ActorHost(Closing):
                 yield f"{resident.id}: {error}"
                 if resident.id in self.resident():
                     self._residents.drop(resident.id)
-
-
-def _exists(actor_id: str) -> SnapshotError:
-    return SnapshotError(f"there is an actor {actor_id} already: choose another id, or delete it")
 
 
 def _check_text(what: str, value: str, least: int, most: int) -> None:

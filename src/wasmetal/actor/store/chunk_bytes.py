@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wasmetal.actor.store import compression
@@ -46,7 +45,7 @@ def wrong_size(digest: str, found: int, size: int) -> SnapshotError:
     return SnapshotError(f"the snapshot's chunk {digest} has {found} bytes; its manifest says {size}")
 
 
-def read_file(path: Path, digest: str, size: int, verified: Verified | None = None) -> memoryview:
+def read_file(path: str, digest: str, size: int, verified: Verified | None = None) -> memoryview:
     """A chunk that lies in a file as it is; mapped, if it is large. Raises SnapshotError if it is another; OSError.
 
     ``verified``: large files that need not be verified again.
@@ -68,7 +67,7 @@ def read_file(path: Path, digest: str, size: int, verified: Verified | None = No
         os.close(descriptor)
 
 
-def read_compressed(path: Path, digest: str, size: int) -> memoryview:
+def read_compressed(path: str, digest: str, size: int) -> memoryview:
     """A chunk that lies in a file compressed. Raises SnapshotError if it is not this one; OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

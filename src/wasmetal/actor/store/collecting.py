@@ -46,7 +46,7 @@ def collect(layout: Layout, files: Files, chunks_of: Callable[[str], Iterable[st
                 if digest in pins or digest in named.digests:
                     continue
                 try:
-                    nbytes = path.stat().st_size
+                    nbytes = os.stat(path).st_size
                     files.remove(path)
                 except FileNotFoundError:  # another collection has removed it
                     continue
@@ -77,5 +77,5 @@ class _Named:
             try:
                 self.digests.update(self._chunks_of(actor_id))
             except SnapshotError:
-                if self._layout.snapshot(actor_id).exists():
+                if os.path.exists(self._layout.snapshot(actor_id)):
                     raise

@@ -41,19 +41,25 @@ def positions(manifest_end: int, sizes: Iterable[int]) -> Iterator[int]:
     yield at
 
 
-def write(out: BinaryIO, snapshot: StoredSnapshot, key: Key | None = None) -> int:
+def write(out: BinaryIO, snapshot: StoredSnapshot, key: Key | None = None, program: bytes | None = None) -> int:
     """Write a stored snapshot to a file or pipe, and return how many bytes that was.
 
-    ``key`` signs it. Raises SnapshotError if a chunk is missing or damaged, or the file cannot be written.
+    ``key`` signs it. ``program``: the actor's module, in binary, which becomes one more chunk.
+    Raises SnapshotError if a chunk is missing or damaged, or the file cannot be written.
     """
-    sealed = seal(snapshot.actor_id, snapshot.manifest, key)
-    starts = positions(len(sealed), snapshot.chunks.values())
+    chunks, manifest = snapshot.chunks, snapshot.manifest
+    added = {} if program is None else {chunk_bytes.digest_of(program): program}
+    if added:
+        chunks = dict(sorted((chunks | {digest: len(data) for digest, data in added.items()}).items()))
+        manifest = {**manifest, "chunks": [list(each) for each in chunks.items()]}
+    sealed = seal(snapshot.actor_id, manifest, key)
+    starts = positions(len(sealed), chunks.values())
     with setting_up(f"export actor {snapshot.actor_id}", SnapshotError):
         out.write(sealed)
         at = len(sealed)
-        for (digest, size), start in zip(snapshot.chunks.items(), starts, strict=False):
+        for (digest, size), start in zip(chunks.items(), starts, strict=False):
             out.write(bytes(start - at))
-            out.write(snapshot.get(digest, size))
+            out.write(added[digest] if digest in added else snapshot.get(digest, size))
             at = start + size
     return at
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,7 +108,7 @@ class DirectoryStore(Store):
     def entry(self, actor_id: str) -> Entry:
         """See :class:`Store`."""
         with setting_up(f"look at actor {checked_id(actor_id)}", SnapshotError), _there(actor_id):
-            found = self.layout.snapshot(actor_id).stat()
+            found = os.stat(self.layout.snapshot(actor_id))
         return Entry(actor_id, found.st_mtime, found.st_size)
 
     def gc(self) -> Collected:
@@ -122,7 +122,7 @@ class DirectoryStore(Store):
     def _remove(self, actor_id: str) -> None:
         path = self.layout.snapshot(actor_id)
         with _there(actor_id):
-            path.stat()
+            os.stat(path)
         self.files.remove(path)
         self.files.sync_folder(self.layout.actors)
 
@@ -151,9 +151,9 @@ class DirectorySave(Save):
             lease.end_save()
             raise
         self._closed = False
-        self._open: list[tuple[int, Path, Path]] = []
-        self._folders: set[Path] = set()
-        self._sealed: Path | None = None
+        self._open: list[tuple[int, str, str]] = []
+        self._folders: set[str] = set()
+        self._sealed: str | None = None
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """See :class:`Save`. Then the save is closed."""
@@ -167,7 +167,7 @@ class DirectorySave(Save):
             self._flush()
             folders = sorted(self._folders)
             if folders:  # any of which this save, or another at the same time, may have made
-                folders.append(self._layout.chunks)
+                folders.append(str(self._layout.chunks))
             self._sealed = self._pins.part()
             self._files.write_file(self._sealed, sealed, folders)
             self._files.rename(self._sealed, self._layout.snapshot(actor_id))
@@ -183,10 +183,12 @@ class DirectorySave(Save):
         self._closed = True
         for descriptor, part, _ in self._open:
             os.close(descriptor)
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(part)
         self._open.clear()
         if self._sealed:
-            self._sealed.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(self._sealed)
         self._pins.close()
         self._lease.end_save()
         if self._own:
@@ -198,13 +200,13 @@ class DirectorySave(Save):
         if known is None:
             self._pin(digest)
             path, compressed = self._layout.chunk(digest), self._layout.compressed(digest)
-            if path.exists():
+            if os.path.exists(path):
                 chunk_bytes.read_file(path, digest, size)
-            elif compressed.exists():
+            elif os.path.exists(compressed):
                 chunk_bytes.read_compressed(compressed, digest, size)
             else:
                 raise SnapshotError(f"the manifest names chunk {digest}, which is not in the store: put it first")
-            self._folders.add(path.parent)
+            self._folders.add(os.path.dirname(path))
         elif known != size:
             raise SnapshotError(f"the manifest gives chunk {digest} {size} bytes; it has {known}")
 
@@ -217,23 +219,23 @@ class DirectorySave(Save):
         self._pin(digest)
         path, compressed = self._layout.chunk(digest), self._layout.compressed(digest)
         try:
-            if path.exists():
+            if os.path.exists(path):
                 chunk_bytes.read_file(path, digest, size, self._store.verified)
-            elif self._store.compress and compressed.exists():
+            elif self._store.compress and os.path.exists(compressed):
                 chunk_bytes.read_compressed(compressed, digest, size)
             else:
                 return False
         except (SnapshotError, FileNotFoundError):
             return False
-        self._folders.add(path.parent)
+        self._folders.add(os.path.dirname(path))
         return True
 
     def _write(self, digest: str, view: memoryview) -> None:
         frame = compression.compressed(view) if self._store.compress else None
         part = self._pins.part()
         target = self._layout.chunk(digest) if frame is None else self._layout.compressed(digest)
-        if not target.parent.exists():
-            self._files.make_folder(target.parent)
+        if not os.path.exists(folder := os.path.dirname(target)):
+            self._files.make_folder(folder)
         descriptor = self._files.create(part)
         self._open.append((descriptor, part, target))
         self._files.write(descriptor, view if frame is None else memoryview(frame))
@@ -246,7 +248,7 @@ class DirectorySave(Save):
         while self._open:
             descriptor, part, target = self._open[-1]
             self._files.rename(part, target)
-            self._folders.add(target.parent)
+            self._folders.add(os.path.dirname(target))
             os.close(descriptor)
             self._open.pop()
 

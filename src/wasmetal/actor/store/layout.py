@@ -21,7 +21,11 @@ _FOLDERS: Final = ("chunks", "actors", "saving", "leases")
 
 
 class Layout:
-    """Where what lies."""
+    """Where what lies.
+
+    Paths of single files are strings: ``pathlib`` interns the parts of each, and with ever new names Python makes its
+    table of interned strings, some megabytes, anew again and again, in the heap of whichever thread comes by.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root: Final = root
@@ -29,34 +33,35 @@ class Layout:
         self.lock: Final = root / "lock"
         """Shared by whoever begins to rely on a chunk; held alone by whoever removes chunks."""
 
-    def snapshot(self, actor_id: str) -> Path:
+    def snapshot(self, actor_id: str) -> str:
         """The file of an actor's snapshot."""
-        return self.actors / f"{actor_id}{_SNAPSHOT}"
+        return os.path.join(self.actors, f"{actor_id}{_SNAPSHOT}")
 
-    def lease(self, actor_id: str) -> Path:
+    def lease(self, actor_id: str) -> str:
         """The file that says who holds an actor."""
-        return self.leases / actor_id
+        return os.path.join(self.leases, actor_id)
 
-    def chunk(self, digest: str) -> Path:
+    def chunk(self, digest: str) -> str:
         """The file of a chunk as it is. Compressed, it has ``.zst`` after its name."""
-        return self.chunks / digest[:2] / digest
+        return os.path.join(self.chunks, digest[:2], digest)
 
-    def compressed(self, digest: str) -> Path:
+    def compressed(self, digest: str) -> str:
         """The file of a compressed chunk."""
-        return self.chunks / digest[:2] / f"{digest}{SUFFIX}"
+        return self.chunk(digest) + SUFFIX
 
     def actor_ids(self) -> list[str]:
         """The actors that have a snapshot, sorted. Raises OSError."""
         names = (name.removesuffix(_SNAPSHOT) for name in os.listdir(self.actors) if name.endswith(_SNAPSHOT))
         return sorted(filter(is_id, names))
 
-    def chunk_files(self) -> Iterator[tuple[str, Path]]:
+    def chunk_files(self) -> Iterator[tuple[str, str]]:
         """The digest and the file of every chunk. Raises OSError."""
         for pair in filter(_PAIR.fullmatch, os.listdir(self.chunks)):
-            for name in os.listdir(self.chunks / pair):
+            folder = os.path.join(self.chunks, pair)
+            for name in os.listdir(folder):
                 digest = name.removesuffix(SUFFIX)
                 if is_digest(digest) and digest.startswith(pair):
-                    yield digest, self.chunks / pair / name
+                    yield digest, os.path.join(folder, name)
 
     def make(self, files: Files) -> None:
         """Make the folders, unless this is a store already; what marks it as one comes last.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 from wasmetal.actor.store import locks
 from wasmetal.actor.store.leasing import ActorHeldError, Holder, Lease, held
@@ -14,7 +13,7 @@ from wasmetal.forked import Origin
 class FileLease(Lease):
     """A lease, held until it is closed."""
 
-    def __init__(self, actor_id: str, path: Path) -> None:
+    def __init__(self, actor_id: str, path: str) -> None:
         """Raises ActorHeldError if somebody holds it, in this process or another; OSError."""
         super().__init__(actor_id)
         self._path, self._origin = path, Origin(f"the lease of actor {actor_id}")
@@ -45,13 +44,13 @@ class FileLease(Lease):
             return
         if self._origin.here:
             with contextlib.suppress(OSError):  # the next holder finds it unlocked
-                self._path.unlink()
+                os.unlink(self._path)
                 locks.unlock(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = None
 
 
-def holder(path: Path) -> Holder | None:
+def holder(path: str) -> Holder | None:
     """Who holds the lease; None if nobody does. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -65,7 +64,7 @@ def holder(path: Path) -> Holder | None:
         os.close(descriptor)
 
 
-def _same(descriptor: int, path: Path) -> bool:
+def _same(descriptor: int, path: str) -> bool:
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

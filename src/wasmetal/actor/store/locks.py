@@ -14,7 +14,6 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 _DARWIN: Final = sys.platform == "darwin"
@@ -25,7 +24,7 @@ _GETLK: Final = 92 if _DARWIN else fcntl.F_OFD_GETLK
 _LAYOUT: Final = "qqihh" if _DARWIN else "hhqqi"
 
 
-def open_lock(path: Path) -> int:
+def open_lock(path: str | os.PathLike[str]) -> int:
     """The descriptor of a file to lock, which is made if it is not there. Raises OSError."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
@@ -54,7 +53,7 @@ def unlock(descriptor: int) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], *, exclusive: bool) -> Iterator[None]:
     """Wait for the file's lock, alone or together with others that share it. Raises OSError."""
     descriptor = open_lock(path)
     try:

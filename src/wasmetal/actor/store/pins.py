@@ -12,7 +12,6 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Final
 
 from wasmetal.actor.store import locks
@@ -31,7 +30,7 @@ class Pins(Closing):
         """Raises OSError."""
         self._layout, self._files = layout, files
         self._token = secrets.token_hex(16)
-        self._path = layout.saving / f"{self._token}{_SUFFIX}"
+        self._path = os.path.join(layout.saving, f"{self._token}{_SUFFIX}")
         self._parts = 0
         with self.shared():
             self._descriptor: int | None = files.create(self._path)
@@ -46,10 +45,10 @@ class Pins(Closing):
         assert self._descriptor is not None
         self._files.write(self._descriptor, memoryview(b"".join(map(bytes.fromhex, digests))))
 
-    def part(self) -> Path:
+    def part(self) -> str:
         """The path of a new file, which is removed with the pins if their owner ends before it has another name."""
         self._parts += 1
-        return self._layout.saving / f"{self._token}-{self._parts}.part"
+        return os.path.join(self._layout.saving, f"{self._token}-{self._parts}.part")
 
     def close(self) -> None:
         """Give the chunks free. Idempotent."""
@@ -66,16 +65,16 @@ def pinned(layout: Layout, files: Files) -> set[str]:
     digests: set[str] = set()
     live = set()
     for name in names:
-        if name.endswith(_SUFFIX) and (found := _read(layout.saving / name)) is not None:
+        if name.endswith(_SUFFIX) and (found := _read(os.path.join(layout.saving, name))) is not None:
             digests |= found
             live.add(name.removesuffix(_SUFFIX))
     for name in sorted(names):  # a token's parts ("-") before its pins (".")
         if name.partition("-")[0].removesuffix(_SUFFIX) not in live:
-            files.remove(layout.saving / name)
+            files.remove(os.path.join(layout.saving, name))
     return digests
 
 
-def _read(path: Path) -> set[str] | None:
+def _read(path: str) -> set[str] | None:
     """The digests in a file of pins; None if its owner has ended."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
+StrPath = str | os.PathLike[str]
+
 _FULL_SYNC: Final = getattr(fcntl, "F_FULLFSYNC", None)
 """On macOS, fsync alone leaves the data in the drive's cache."""
 
@@ -30,7 +31,7 @@ class Files:
     """From so many files or folders on, the whole file system is synced, where the system can do that: one wait, not
     one for each. What other programs have written there is waited for, too."""
 
-    def create(self, path: Path) -> int:
+    def create(self, path: StrPath) -> int:
         """A new file, open for writing, that only this user can read: its descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
@@ -47,7 +48,7 @@ class Files:
                 return
         os.fsync(descriptor)
 
-    def sync_folder(self, path: Path) -> None:
+    def sync_folder(self, path: StrPath) -> None:
         """Return when the folder's entries are on the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -61,7 +62,7 @@ class Files:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
-    def sync_all(self, descriptors: Sequence[int], folders: Sequence[Path]) -> None:
+    def sync_all(self, descriptors: Sequence[int], folders: Sequence[StrPath]) -> None:
         """Return when the content of these files, and the entries of these folders, are on the disk."""
         if len(descriptors) + len(folders) >= self.TOGETHER and _syncs_file_systems():
             descriptor = descriptors[0] if descriptors else os.open(folders[0], os.O_RDONLY | os.O_CLOEXEC)
@@ -76,19 +77,24 @@ class Files:
         for folder in folders:
             self.sync_folder(folder)
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: StrPath, target: StrPath) -> None:
         """Give a file another name, in one step; what had that name is gone."""
         os.replace(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: StrPath) -> None:
         """Remove a file's name, if it is there."""
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
-    def make_folder(self, path: Path) -> None:
+    def make_folder(self, path: StrPath) -> None:
         """A folder that only this user can enter, unless there is one already."""
-        path.mkdir(mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
 
-    def write_file(self, path: Path, data: bytes, folders: Sequence[Path] = ()) -> None:
+    def write_file(self, path: StrPath, data: bytes, folders: Sequence[StrPath] = ()) -> None:
         """A new file, whose content is on the disk when this returns, and so are the entries of these folders.
 
         The file's own name need not be.
