@@ -28,7 +28,7 @@ from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.quota import Holder
-from wasmetal.models.lm.scheduler import Job, Scheduler
+from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
@@ -161,6 +161,11 @@ class Model(Closing):
     def counters(self) -> Counters:
         """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
+
+    @property
+    def batches(self) -> Batches:
+        """How many submissions there were for sessions, and for how many at a time."""
+        return self._scheduler.batches
 
     def session(self, holder: Holder | None = None) -> Session:
         """A new session, empty. Its pages of the KV cache are held by ``holder``, by default the model's owner."""
