@@ -42,6 +42,8 @@ class Engine:
         self.pool = ThreadPoolExecutor(limits.running, thread_name_prefix="completion")
         self.tasks: set[asyncio.Task[None]] = set()
         """Completions that run or wait."""
+        self.unfinished: dict[object, Callable[[ApiError], object]] = {}
+        """What gives up each request whose completions they are."""
         language = {name: model for name, model in self.models.items() if isinstance(model, Model)}
         self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, language)
 
@@ -65,6 +67,11 @@ class Engine:
                 return await asyncio.get_running_loop().run_in_executor(self.pool, work)
         finally:
             self.admission.give_back()
+
+    def give_up(self, error: ApiError) -> None:
+        """Stop all completions, and give this error to those who wait for them."""
+        for give_up in list(self.unfinished.values()):
+            give_up(error)
 
     async def close(self) -> None:
         """Wait until all completions have ended, which they do soon once their requests have been given up."""

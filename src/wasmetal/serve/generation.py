@@ -27,12 +27,15 @@ class Generation:
         """Raises ApiError if there is no place for them. They begin when there is one to run in."""
         engine.admission.reserve(len(requests))
         self.cancelled = False
+        """Whether nobody waits for it any more."""
+        self._stopped = False
         self._engine = engine
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
         self._completions = [Completion(engine.program, model, request, engine.limits) for request in requests]
         self._started: set[Completion] = set()
+        engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
         for request, task in zip(requests, self._tasks, strict=True):
             engine.metrics.prompt(model.name, len(request.prompt))
@@ -43,7 +46,7 @@ class Generation:
     async def events(self) -> AsyncIterator[tuple[int, Token | End]]:
         """Tokens and ends as they come, each with its completion's number. Ends early if it is cancelled.
 
-        Raises ApiError if a guest fails.
+        Raises ApiError if a guest fails, or it is given up.
         """
         metrics, name = self._engine.metrics, self._model.name
         last: dict[int, float] = {}
@@ -64,10 +67,19 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop all that have not ended: those that run within a token, those that wait at once."""
-        if self.cancelled:
-            return
         self.cancelled = True
-        self._news.put_nowait((0, None))
+        self._stop(None)
+
+    def give_up(self, error: ApiError) -> None:
+        """Stop them likewise, and tell whoever waits for them why."""
+        self._stop(error)
+
+    def _stop(self, reason: ApiError | None) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self._engine.unfinished.pop(self)
+        self._news.put_nowait((0, reason))
         for completion, task in zip(self._completions, self._tasks, strict=True):
             if completion in self._started:
                 completion.stop()
@@ -91,7 +103,7 @@ class Generation:
             try:
                 await loop.run_in_executor(engine.pool, completion.run, tell)
             except WasmetalError as error:
-                if not self.cancelled:
+                if not self._stopped:
                     engine.metrics.failed(self._model.name)
                     log.warning("a completion of %s failed: %s", self._model.name, error)
                     self._tell(number, failed(str(error)))

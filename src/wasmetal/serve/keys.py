@@ -20,7 +20,7 @@ LEAST = 16
 _LINE = re.compile(r"([\w.@-]{1,64})\s+([0-9a-f]{64})")
 
 
-class KeyError_(WasmetalError):
+class KeysError(WasmetalError):
     """A key, or a file of keys, that cannot be used."""
 
 
@@ -48,21 +48,21 @@ def read_keys(key: str | None, file: Path | None) -> Keys:
     digests = {}
     if key is not None:
         if len(key) < LEAST:
-            raise KeyError_(f"the API key has {len(key)} characters; it must have {LEAST} or more")
+            raise KeysError(f"the API key has {len(key)} characters; it must have {LEAST} or more")
         digests["default"] = _digest(key)
     if file is not None:
-        with setting_up(f"read the keys in {file}", KeyError_):
+        with setting_up(f"read the keys in {file}", KeysError):
             lines = file.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             if not (text := line.split("#")[0].strip()):
                 continue
             if not (found := _LINE.fullmatch(text)):
-                raise KeyError_(f"{file}, line {number}: not a name and the SHA-256 of a key in hexadecimal")
+                raise KeysError(f"{file}, line {number}: not a name and the SHA-256 of a key in hexadecimal")
             if found[1] in digests:
-                raise KeyError_(f"{file}, line {number}: there is another key of {found[1]}")
+                raise KeysError(f"{file}, line {number}: there is another key of {found[1]}")
             digests[found[1]] = bytes.fromhex(found[2])
         if not digests:
-            raise KeyError_(f"{file} has no keys")
+            raise KeysError(f"{file} has no keys")
     return Keys(digests)
 
 

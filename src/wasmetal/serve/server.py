@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 
 from wasmetal.serve.connection import Connection
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.errors import draining
 
 log = logging.getLogger("wasmetal.serve")
 _LAST = 5
@@ -73,11 +74,9 @@ class Server(uvicorn.Server):
 
     def drain(self) -> None:
         """End, when those requests that run have ended, or after ``drain_seconds``; at once if it is called again."""
-        if self._engine.admission.draining:
-            self.should_exit = True
-            return
+        again = self._engine.admission.draining
         self._engine.admission.draining = True
-        self._deadline = time.monotonic() + self._engine.limits.drain_seconds
+        self._deadline = time.monotonic() + (0 if again else self._engine.limits.drain_seconds)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end."""
@@ -85,6 +84,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
-        if self._engine.admission.draining and (not self.server_state.tasks or time.monotonic() > self._deadline):
+        if self._engine.admission.draining and not self.server_state.tasks:
+            self.should_exit = True
+        if time.monotonic() > self._deadline:
+            self._engine.give_up(draining())
             self.should_exit = True
         return await super().on_tick(counter)
