@@ -25,7 +25,6 @@ class Generation:
 
     def __init__(self, engine: Engine, model: Model, requests: Sequence[Request]) -> None:
         """Raises ApiError if there is no place for them. They begin when there is one to run in."""
-        engine.admission.reserve(len(requests))
         self.cancelled = False
         """Whether nobody waits for it any more."""
         self._stopped = False
@@ -34,6 +33,7 @@ class Generation:
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
         self._completions = [Completion(engine.program, model, request, engine.limits) for request in requests]
+        engine.admission.reserve(len(requests))
         self._started: set[Completion] = set()
         engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
