@@ -152,3 +152,4 @@ def _event(data: Any) -> bytes:
 
 async def _send_event(send: Send, data: Any) -> None:
     await send({"type": "http.response.body", "body": _event(data), "more_body": True})
+    await asyncio.sleep(0)  # or what has piled up would be sent in one go, even to a client that has gone
