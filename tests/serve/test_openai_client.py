@@ -14,7 +14,9 @@ from tests.serve.serving import Serving, serving
 from wasmetal import Guest, load_model, packaged
 from wasmetal.device import Device
 from wasmetal.models import Embedder, Model
+from wasmetal.models.lm.kv_cache import PAGE_SIZE
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.keys import new_key, read_keys
 from wasmetal.serve.limits import ServerLimits
 
 HELLO: list[Any] = [{"role": "user", "content": "hello world"}]
@@ -246,3 +248,32 @@ def test_smollm2_says_what_wasmetal_chat_says(smollm2: Path, cpu: Device) -> Non
             )
             assert (answer.choices[0].message.content or "").rstrip("\n") + "\n" == expected
             assert server.metric("wasmetal_bytes_copied_total") == 0
+
+
+def test_the_second_request_runs_what_is_new(tiny_path: Path, cpu: Device, tmp_path: Path) -> None:
+    first, second = new_key("ann"), new_key("bob")
+    file = tmp_path / "keys"
+    file.write_text(f"{first[1]}\n{second[1]}\n")
+    system = {"role": "system", "content": "be brief and kind, " * 20}
+    with (
+        load_model(tiny_path, cpu, contexts=3, prefixes=1, deterministic=True) as model,
+        serving(Engine([model], ServerLimits(running=2)), keys=read_keys(None, file)) as server,
+    ):
+
+        def ask(key: str, question: str) -> tuple[str | None, int]:
+            answer = server.client(key).chat.completions.create(
+                model="tiny", messages=[system, {"role": "user", "content": question}], temperature=0, max_tokens=8
+            )
+            assert answer.usage
+            assert answer.usage.prompt_tokens_details
+            return answer.choices[0].message.content, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+        prompt = model.chat_template.render([system]) if model.chat_template else ""
+        begin = len(model.tokenizer.encode(prompt)) // PAGE_SIZE * PAGE_SIZE
+        one, nothing = ask(first[0], "one")
+        assert nothing == 0
+        for question, answer in (("two", None), ("one", one)):
+            said, cached = ask(first[0], question)
+            assert cached in (begin, begin - PAGE_SIZE)  # the template's last tokens depend on what follows
+            assert answer in (None, said)
+        assert ask(second[0], "one") == (one, 0)

@@ -48,6 +48,9 @@ def serve(
     ] = None,
     parallel: Annotated[int, typer.Option(help="Completions at a time.", min=1, max=256)] = 8,
     queue: Annotated[int, typer.Option(help="Completions that may wait for their turn.", min=0)] = 64,
+    prefix_contexts: Annotated[
+        int, typer.Option(help="Contexts of the KV cache for what prompts have in common; 0: none.", min=0, max=256)
+    ] = 1,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
@@ -92,7 +95,8 @@ def serve(
             name,
             opened,
             context=context,
-            contexts=parallel + 1,  # one is guaranteed to whoever loads the model
+            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            prefixes=prefix_contexts,
             kv_type=kv_type,
             quantize=quantize,
             deterministic=deterministic,

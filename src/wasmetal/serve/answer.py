@@ -54,16 +54,18 @@ class Answer:
         requests: Sequence[Request],
         shape: Shape,
         *,
-        prompt_tokens: int,
+        prompts: int,
         stream: bool = False,
         usage: bool = False,
     ) -> None:
-        """``prompt_tokens``: of all prompts, each counted once. ``usage``: whether a stream ends with the usage."""
+        """``prompts``: how many different ones the requests have, each as often as the others, and one after the other.
+        ``usage``: whether a stream ends with the usage."""
         self._engine = engine
         self._model = model
         self._requests = requests
         self._shape = shape
-        self._prompt_tokens = prompt_tokens
+        self._first = range(0, len(requests), len(requests) // prompts)
+        """The first choice of each prompt."""
         self._streams = stream
         self._with_usage = usage
         self._choices = [Choice(index) for index in range(len(requests))]
@@ -71,7 +73,8 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the completions, and send them. Raises ApiError if there is no place for them, or a guest fails."""
-        async with Generation(self._engine, self._model, self._requests) as generation:
+        owner = scope.get("state", {}).get("owner", "")
+        async with Generation(self._engine, self._model, self._requests, owner) as generation:
             watcher = asyncio.create_task(_watch(receive, generation))
             try:
                 if self._streams:
@@ -132,10 +135,13 @@ class Answer:
 
     def _usage(self) -> dict[str, Any]:
         drawn = sum(choice.drawn for choice in self._choices)
+        given = sum(len(self._requests[index].prompt) for index in self._first)
+        cached = sum(self._choices[index].cached for index in self._first)
         return {
-            "prompt_tokens": self._prompt_tokens,
+            "prompt_tokens": given,
             "completion_tokens": drawn,
-            "total_tokens": self._prompt_tokens + drawn,
+            "total_tokens": given + drawn,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
 

@@ -22,6 +22,8 @@ class Choice:
     reason: str = ""
     """"stop" or "length", once it has ended."""
     drawn: int = 0
+    cached: int = 0
+    """Tokens of the prompt that were not run."""
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -32,7 +34,7 @@ class Choice:
             self.tokens.append(event)
             piece = self._decoder.decode(event.text)
         else:
-            self.reason, self.drawn = event.reason, event.drawn
+            self.reason, self.drawn, self.cached = event.reason, event.drawn, event.cached
             piece = self._decoder.decode(b"", final=True)
         self.text += piece
         return piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wasmetal.counters import Counters
@@ -25,9 +26,11 @@ _OVERHEAD = 64 << 20
 class Completion:
     """It can be run once, and stopped at any time."""
 
-    def __init__(self, program: Program, model: Model, request: Request, limits: ServerLimits) -> None:
+    def __init__(self, program: Program, model: Model, request: Request, limits: ServerLimits, owner: str = "") -> None:
+        """``owner``: whose request it is. Those of one owner share what their prompts begin with."""
         self.counters = Counters()
         """What the guest has cost, once it has ended."""
+        self._owner = owner
         self._program = program
         self._model = model
         self._stdin = request.encode()
@@ -42,17 +45,20 @@ class Completion:
 
     def run(self, emit: Callable[[Token | End], object]) -> None:
         """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped."""
-        reader, ended = ReplyReader(), False
+        reader, end = ReplyReader(), None
 
         def stdout(data: bytes) -> None:
-            nonlocal ended
+            nonlocal end
             for record in reader.feed(data):
-                ended = isinstance(record, End)
-                emit(record)
+                if isinstance(record, End):
+                    end = record
+                else:
+                    emit(record)
 
         with Guest(
             self._program,
             models={"default": self._model},
+            prefixes=self._owner,
             limits=self._limits,
             stdin=self._stdin,
             stdout=stdout,
@@ -64,10 +70,11 @@ class Completion:
             try:
                 code = guest.run()
             finally:
-                self.counters = guest.counters
-        if code or not ended:
+                self.counters, cached = guest.counters, guest.reused_tokens
+        if code or not end:
             lines = self._errors.decode(errors="replace").splitlines()
             raise GuestError(lines[-1] if lines else f"the guest ended with exit code {code}, and no end of its text")
+        emit(replace(end, cached=cached))
 
     def stop(self) -> None:
         """Stop the guest, from any thread: at its next token, or sooner."""

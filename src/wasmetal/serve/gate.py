@@ -64,7 +64,8 @@ class Gate:
         if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
             # A page of another site whose name was made to mean this machine, which browsers take for the same site.
             raise ApiError(403, "the server is not known under the name in the header Host", code="unknown_host")
-        if self._keys and path not in OPEN and not self._allowed(headers):
+        owner = self._owner(headers) if self._keys else ""
+        if owner is None and path not in OPEN:
             raise ApiError(
                 401,
                 "no valid API key in the header Authorization: Bearer KEY",
@@ -73,10 +74,11 @@ class Gate:
             )
         if self._engine.admission.draining and path not in ABOUT:
             raise draining()
+        scope.setdefault("state", {})["owner"] = owner
 
-    def _allowed(self, headers: Headers) -> bool:
+    def _owner(self, headers: Headers) -> str | None:
         kind, _, key = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self._keys.owner(key.strip()) is not None
+        return self._keys.owner(key.strip()) if kind.lower() == "bearer" else None
 
 
 def _name(host: str) -> str:

@@ -23,8 +23,9 @@ log = logging.getLogger("wasmetal.serve")
 class Generation:
     """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
 
-    def __init__(self, engine: Engine, model: Model, requests: Sequence[Request]) -> None:
-        """Raises ApiError if there is no place for them. They begin when there is one to run in."""
+    def __init__(self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "") -> None:
+        """They begin when there is a place to run in. ``owner``: whose request it is. Raises ApiError if not even a
+        place to wait in is left."""
         self.cancelled = False
         """Whether nobody waits for it any more."""
         self._stopped = False
@@ -32,7 +33,7 @@ class Generation:
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
-        self._completions = [Completion(engine.program, model, request, engine.limits) for request in requests]
+        self._completions = [Completion(engine.program, model, each, engine.limits, owner) for each in requests]
         engine.admission.reserve(len(requests))
         self._started: set[Completion] = set()
         engine.unfinished[self] = self.give_up
@@ -63,6 +64,7 @@ class Generation:
                 last[number] = now
             else:
                 left -= 1
+                metrics.cached(name, event.cached)
             yield number, event
 
     def cancel(self) -> None:

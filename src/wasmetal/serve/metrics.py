@@ -25,6 +25,10 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._prompt = Counter("wasmetal_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
+        self._cached = Counter(
+            "wasmetal_prompt_tokens_cached", "Tokens of prompts that were not run, since they had been.", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self._drawn = Counter("wasmetal_completion_tokens", "Tokens of completions.", ["model"], registry=registry)
         self._first = Histogram(
             "wasmetal_time_to_first_token_seconds", "From a request's arrival to its first token.", ["model"],
@@ -62,6 +66,10 @@ class Metrics:
     def prompt(self, model: str, tokens: int) -> None:
         """A completion of a prompt with so many tokens begins."""
         self._prompt.labels(model).inc(tokens)
+
+    def cached(self, model: str, tokens: int) -> None:
+        """So many tokens of a prompt were not run."""
+        self._cached.labels(model).inc(tokens)
 
     def token(self, model: str, seconds: float, *, first: bool) -> None:
         """A token came, so long after the one before it, or after the request if it is the first."""

@@ -105,6 +105,8 @@ class End:
     """"stop" or "length"."""
     drawn: int
     """Tokens that were drawn, with those that ended the text and those that a stop string cut off."""
+    cached: int = 0
+    """Tokens of the prompt that were not run, since another completion had. The guest does not say; the host knows."""
 
 
 class ReplyReader:

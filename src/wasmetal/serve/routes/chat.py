@@ -32,7 +32,7 @@ async def chat(request: Request) -> Answer:
         model,
         requests,
         ChatShape(model.tokenizer, logprobs is not None),
-        prompt_tokens=len(prompt),
+        prompts=1,
         stream=bool(body.stream),
         usage=bool(body.stream_options and body.stream_options.include_usage),
     )

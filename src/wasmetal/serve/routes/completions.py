@@ -35,7 +35,7 @@ async def completions(request: Request) -> Answer:
         model,
         requests,
         TextShape(model.tokenizer, body.logprobs, before),
-        prompt_tokens=sum(map(len, prompts)),
+        prompts=len(prompts),
         stream=bool(body.stream),
         usage=bool(body.stream_options and body.stream_options.include_usage),
     )
