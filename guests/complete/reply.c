@@ -25,12 +25,13 @@ static void release(Reply *reply, size_t end) {
     text_add(&out, reply->text.data + at, token->record.len);
     at += token->record.len;
   }
+  if (!count) return;
   write_out(out.data, out.len);
   free(out.data);
   reply->count -= count;
   memmove(reply->held, reply->held + count, reply->count * sizeof *reply->held);
   reply->text.len -= at;
-  if (at) memmove(reply->text.data, reply->text.data + at, reply->text.len);
+  if (reply->text.len) memmove(reply->text.data, reply->text.data + at, reply->text.len);
 }
 
 /* Where the first stop string begins in the held text; its length if there is none. */
