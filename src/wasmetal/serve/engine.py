@@ -59,11 +59,11 @@ class Engine:
             raise bad_request(f"{name} makes text, not embeddings", "model")
         return model
 
-    async def on_a_thread(self, work: Callable[[], T]) -> T:
+    async def on_a_thread(self, work: Callable[[], T], owner: str = "") -> T:
         """Do what takes some time and is no completion, such as embedding, in its turn. Raises ApiError."""
         self.admission.reserve()
         try:
-            async with self.admission.place():
+            async with self.admission.place(owner):
                 return await asyncio.get_running_loop().run_in_executor(self.pool, work)
         finally:
             self.admission.give_back()

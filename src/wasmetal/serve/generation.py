@@ -30,6 +30,7 @@ class Generation:
         """Whether nobody waits for it any more."""
         self._stopped = False
         self._engine = engine
+        self._owner = owner
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
@@ -100,7 +101,7 @@ class Generation:
         def tell(event: Token | End) -> None:
             loop.call_soon_threadsafe(self._tell, number, event)
 
-        async with engine.admission.place():
+        async with engine.admission.place(self._owner):
             self._started.add(completion)
             try:
                 await loop.run_in_executor(engine.pool, completion.run, tell)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,8 +24,12 @@ async def embeddings(request: Request) -> Response:
         raise bad_request(f"{len(texts)} texts; at most {engine.limits.inputs} are taken", "input")
     if body.dimensions not in (None, model.dimension):
         raise bad_request(f"{model.name} gives {model.dimension} dimensions, and no other number", "dimensions")
+
+    def embed() -> tuple[NDArray[np.float32], int]:
+        return model.embed(texts), sum(map(model.count, texts))
+
     try:
-        vectors, tokens = await engine.on_a_thread(lambda: (model.embed(texts), sum(map(model.count, texts))))
+        vectors, tokens = await engine.on_a_thread(embed, request.scope["state"]["owner"])
     except ModelError as error:
         raise bad_request(str(error), "input") from None
     as_bytes = body.encoding_format == "base64"
