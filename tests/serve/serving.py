@@ -15,7 +15,7 @@ import openai
 
 from wasmetal.serve.app import application
 from wasmetal.serve.engine import Engine
-from wasmetal.serve.server import Server
+from wasmetal.serve.server import Server, listen
 
 PATIENCE = 60.0
 
@@ -64,7 +64,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 def serving(engine: Engine, **options: Any) -> Iterator[Serving]:
     """Serve with an engine that is not used otherwise. ``options``: of :func:`application`."""
     addresses: list[str] = []
-    server = Server(application(engine, **options), "127.0.0.1", 0, addresses.extend)
+    server = Server(application(engine, **options), listen("127.0.0.1", 0), addresses.append)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
+from tests.cli.command import wasmetal
 from tests.serve.serving import PATIENCE, Serving, serving, wait_for
-from wasmetal.cli import app
 from wasmetal.models import Model
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.keys import KeysError, new_key, read_keys
 from wasmetal.serve.limits import ServerLimits
-from wasmetal.serve.server import LOCAL, is_loopback
+from wasmetal.serve.server import LOCAL, is_loopback, listen
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
@@ -276,6 +275,16 @@ def test_other_sites_pages(tiny: Model) -> None:
 def test_addresses() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.com", "")))
-    result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
-    assert result.exit_code == 2
-    assert "--insecure" in result.output
+    done = wasmetal("serve", "--host", "0.0.0.0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--insecure" in done.stderr
+    with listen("127.0.0.1", 0) as taken:
+        done = wasmetal("serve", "--port", taken.getsockname()[1])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot listen on 127.0.0.1" in done.stderr
+
+
+def test_new_keys(tmp_path: Path) -> None:
+    key, line = wasmetal("serve", "--new-key", "ann").stdout.splitlines()
+    (tmp_path / "keys").write_text(line)
+    assert read_keys(None, tmp_path / "keys").owner(key) == "ann"

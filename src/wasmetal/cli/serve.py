@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,7 +71,7 @@ def serve(
         from wasmetal.serve.keys import new_key as make_key
         from wasmetal.serve.keys import read_keys
         from wasmetal.serve.limits import ServerLimits
-        from wasmetal.serve.server import LOCAL, Server, is_loopback
+        from wasmetal.serve.server import LOCAL, Server, is_loopback, listen
     except ModuleNotFoundError as error:
         raise OptionError(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
@@ -103,20 +102,19 @@ def serve(
         )
         return stack.enter_context(model)
 
-    def started(addresses: Sequence[str]) -> None:
+    def started(address: str) -> None:
         served = f"{', '.join(engine.models)} on {opened.info.name}"
-        print(f"wasmetal serves {served} at {addresses[0]}/v1", file=sys.stderr, flush=True)
+        print(f"wasmetal serves {served} at {address}/v1", file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
+        listener = stack.enter_context(listen(host, port))
         opened = stack.enter_context(open_device(device, precision))
         loaded = [load(name) for name in models or [DEFAULT_MODEL]]
         engine = Engine(loaded, ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens))
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
-        server = Server(application(engine, keys=keys, hosts=hosts, origins=cors or ()), host, port, started)
+        server = Server(application(engine, keys=keys, hosts=hosts, origins=cors or ()), listener, started)
         server.run()
-    if not server.started:
-        raise OptionError(f"cannot listen on {host}, port {port}")
 
 
 def _makes_embeddings(name: str) -> bool:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import math
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
+from wasmetal.errors import setting_up
 from wasmetal.serve.connection import Connection
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import draining
 
-log = logging.getLogger("wasmetal.serve")
 _LAST = 5
 """Seconds that requests get to end once they were given up."""
 _MOST_HEAD = 64 << 10
@@ -36,13 +35,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; 0 is a free port. Raises WasmetalError."""
+    where = host, port
+    with setting_up(f"listen on {host}, port {port}"):
+        return socket.create_server(where, family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+
+
 class Server(uvicorn.Server):
     """On SIGTERM and SIGINT, new requests get status 503, and it ends when those that run have ended."""
 
     def __init__(
-        self, app: Starlette, host: str, port: int, on_start: Callable[[Sequence[str]], object] | None = None
+        self, app: Starlette, listener: socket.socket, on_start: Callable[[str], object] | None = None
     ) -> None:
-        """``on_start`` is called with the addresses, as URLs, once it listens."""
+        """``listener`` is closed at the end. ``on_start`` is called with the address, as a URL, once it listens."""
+        self._listener = listener
         self._engine: Engine = app.state.engine
         self._on_start = on_start
         self._deadline = math.inf
@@ -50,8 +57,6 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                host,
-                port,
                 http=Connection,
                 ws="none",
                 log_config=None,
@@ -65,12 +70,16 @@ class Server(uvicorn.Server):
             )
         )
 
-    async def startup(self, sockets: Any = None) -> None:
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, until the end."""
+        super().run([self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
-        if self.started and self._on_start:
-            names = [each.getsockname() for server in self.servers for each in server.sockets]
-            self._on_start([f"http://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names])
+        if self._on_start:
+            host, port, *_ = self._listener.getsockname()
+            self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def drain(self) -> None:
         """End, when those requests that run have ended, or after ``drain_seconds``; at once if it is called again."""
