@@ -40,15 +40,19 @@ class Admission:
         """Completions that wait for a place."""
         return sum(map(len, self._queues.values()))
 
-    def reserve(self, count: int = 1) -> None:
-        """Reserve places, running or waiting: each must then be used by :meth:`place`, or given back.
-
-        Raises ApiError: 429 if all are taken, 503 while the server drains.
-        """
+    def check(self) -> None:
+        """Raise ApiError if nobody is admitted now: 429 if all places are taken, 503 while the server drains."""
         if self.draining:
             raise draining()
         if self._reserved >= self._most_running + self._most_waiting:
             raise overloaded(self._retry_after())
+
+    def reserve(self, count: int = 1) -> None:
+        """Reserve places, running or waiting, until they are given back. Raises what :meth:`check` does.
+
+        Those who ask for several get all of them if there is one.
+        """
+        self.check()
         self._reserved += count
 
     def give_back(self, count: int = 1) -> None:

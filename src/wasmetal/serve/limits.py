@@ -13,7 +13,7 @@ class ServerLimits:
     """Completions at a time; each has a thread, a guest and its share of the KV cache."""
     waiting: int = 64
     """Completions that may wait for their turn; others get status 429."""
-    connections: int = 1024
+    connections: int = 256
     """Connections at a time; others get status 503."""
     body_bytes: int = 4 << 20
     """Bytes of a request; larger ones get status 413."""

@@ -19,7 +19,9 @@ from wasmetal.serve.schema import ChatBody
 
 async def chat(request: Request) -> Answer:
     """Answer a conversation."""
-    engine, body = engine_of(request), await read(request, ChatBody)
+    engine = engine_of(request)
+    engine.admission.check()  # before the body is read, and again after
+    body = await read(request, ChatBody)
     model = engine.model(body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")

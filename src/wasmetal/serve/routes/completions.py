@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 async def completions(request: Request) -> Answer:
     """Continue one text, or several."""
-    engine, body = engine_of(request), await read(request, CompletionBody)
+    engine = engine_of(request)
+    engine.admission.check()  # before the body is read, and again after
+    body = await read(request, CompletionBody)
     model = engine.model(body.model)
     if body.echo and body.logprobs is not None:
         raise bad_request("echo is not supported together with logprobs", "echo")
