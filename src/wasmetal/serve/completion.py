@@ -71,6 +71,7 @@ class Completion:
                 code = guest.run()
             finally:
                 self.counters, cached = guest.counters, guest.reused_tokens
+                self._guest = None
         if code or not end:
             lines = self._errors.decode(errors="replace").splitlines()
             raise GuestError(lines[-1] if lines else f"the guest ended with exit code {code}, and no end of its text")
