@@ -157,7 +157,8 @@ def _time_batches(model: Model, backend: NoBackend, seconds: tuple[float, float,
 
     def timed(taken: Pass, jobs: Sequence[Job]) -> Submission:
         rows = sum(job.rows for job in jobs)
-        backend.seconds = one if rows == 1 else more + each * rows
+        steps = max(len(job.draws.randoms) if job.draws else 1 for job in jobs)
+        backend.seconds = steps * (one if rows == 1 else more + each * rows)
         started.append((time.perf_counter(), rows))
         return start(taken, jobs)
 

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #define RECENT 64 /* tokens that the repetition penalty looks back */
+#define BURST 32   /* tokens of a call of wm_session_generate, at most */
+#define PAUSE 0.05 /* seconds that they should take */
 
 static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 
@@ -326,24 +328,24 @@ static void prefill(Chat *chat, const wm_token *tokens, uint32_t n) {
   chat->prefill_seconds += now() - start;
 }
 
-/* Streams a token's bytes after those held back: line ends that may turn out to be the answer's last. */
-static void emit(Chat *chat, const char *bytes, size_t len) {
+/* Adds a token to the answer. */
+static void say(Chat *chat, wm_token token) {
+  const char *bytes = chat->pieces + chat->offsets[token];
+  size_t len = chat->offsets[token + 1] - chat->offsets[token];
+  text_add(&chat->held, bytes, len);
+  text_add(&chat->reply, bytes, len);
+  chat->reply_tokens++;
+}
+
+/* Writes what has been said, but for line ends that may turn out to be the answer's last. */
+static void flush(Chat *chat) {
   Text *held = &chat->held;
-  text_add(held, bytes, len);
   size_t ready = held->len;
   while (ready && held->data[ready - 1] == '\n') ready--;
   if (!ready) return;
   chat->write(held->data, ready);
   memmove(held->data, held->data + ready, held->len - ready);
   held->len -= ready;
-}
-
-static void say(Chat *chat, wm_token token) {
-  const char *bytes = chat->pieces + chat->offsets[token];
-  size_t len = chat->offsets[token + 1] - chat->offsets[token];
-  emit(chat, bytes, len);
-  text_add(&chat->reply, bytes, len);
-  chat->reply_tokens++;
 }
 
 bool chat_ask(Chat *chat, const char *text, size_t len) {
@@ -392,20 +394,58 @@ static void step(Chat *chat, wm_token token) {
   truncate_to(chat, length + kept);
 }
 
+/* How many tokens the host is to choose at once: 0 if the sampler needs more than the likeliest, or drafts are made. */
+static uint32_t burst(const Chat *chat) {
+  if (!candidates(chat) || chat->options.draft_tokens) return 0;
+  uint32_t most = chat->burst ? chat->burst : 1, room = chat->info.context_length - chat->length;
+  if (most > room) most = room;
+  uint32_t left = chat->options.max_tokens - chat->reply_tokens;
+  return chat->options.max_tokens && most > left ? left : most;
+}
+
+/* Runs the token and up to n - 1 that follow it, says those, and draws the token after them. */
+static void generate(Chat *chat, wm_token token, uint32_t n) {
+  Sampler *sampler = &chat->options.sampler;
+  wm_sampling how = {.seed = sampler->seed, .temperature = sampler->temperature, .top_k = candidates(chat),
+                     .top_p = sampler->top_p, .min_p = sampler->min_p};
+  wm_token *tokens = chat->tokens + chat->length, out[BURST];
+  size_t count = 0;
+  double start = now();
+  tokens[0] = token;
+  check(wm_session_generate(chat->session, tokens, 1, &how, chat->ends, chat->info.end_tokens, out, n, &count),
+        "session_generate");
+  double took = now() - start;
+  /* Half of the time may be that of others, whose turn was before. */
+  if (count >= chat->burst && took < PAUSE) chat->burst = took * BURST < PAUSE * count ? BURST : (uint32_t)(PAUSE / took * count);
+  else if (took > 2 * PAUSE) chat->burst = count > 1 ? (uint32_t)count / 2 : 1;
+  sampler->seed = how.seed;
+  for (size_t i = 0; i + 1 < count; i++) {
+    say(chat, out[i]);
+    tokens[1 + i] = out[i];
+  }
+  chat->next = out[count - 1];
+  chat->length += (uint32_t)count;
+  chat->decode_tokens += (uint32_t)count;
+}
+
 /* The next tokens of the answer. False if those were the last. */
 static bool decode(Chat *chat) {
   wm_token token = chat->next;
   if (is_end(chat, token)) return false;
   say(chat, token);
+  flush(chat);
   if (chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length) return false;
-  step(chat, token);
+  uint32_t n = burst(chat);
+  if (n) generate(chat, token, n);
+  else step(chat, token);
+  flush(chat);
   return true;
 }
 
 bool chat_continue(Chat *chat, double seconds) {
   double start = now();
   bool more = chat->answering;
-  /* The clock is asked after 1, 2, 4, 8, ... tokens: to ask is a call of the host. */
+  /* The clock is asked after 1, 2, 4, 8, ... calls: to ask is a call of the host, too. */
   for (uint32_t n = 1; more && (more = decode(chat)); n++)
     if (seconds != INFINITY && !(n & (n - 1)) && now() - start >= seconds) break;
   chat->decode_seconds += now() - start;

@@ -1,9 +1,10 @@
 /* A conversation with a language model: the control plane, inside the sandbox.
  *
- * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device finds the tokens
- * that the sampler chooses from; if those may be many, it writes all logits into this guest's memory: nothing is copied.
- * A token costs two host calls: wm_session_forward_top or wm_session_forward, and one write of its text. With drafts,
- * a pass may give several tokens.
+ * The guest keeps the conversation and the settings of the sampler; the host tokenizes and holds the model. The device
+ * chooses several tokens for a call of wm_session_generate, which are written at once. Where the sampler needs all logits,
+ * the device writes them into this guest's memory, nothing is copied, and a token costs two host calls:
+ * wm_session_forward, and one write of its text. With drafts, the device finds the tokens that the sampler chooses from,
+ * and a pass may give several.
  *
  * There are three ways to run it. As a command (_start) it answers -p, or each line of standard input, and exits. Turn
  * by turn, a host calls the functions exported below; between two calls no code of the guest runs, so a host can edit a

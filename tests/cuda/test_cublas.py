@@ -72,7 +72,7 @@ def test_a_library_that_is_gone_is_not_asked(device: Device, monkeypatch: pytest
 @needs_gpu
 @pytest.mark.parametrize("kind", [dtype.suffix for dtype in WEIGHTS if dtype is not DType.F32])
 def test_products(device: Device, kind: str) -> None:
-    sizes = (65, 136, 256), (512, 3072, 2048)
+    sizes = (16, 1024, 2048), (65, 136, 256), (512, 3072, 2048)
     trials = [gemm(kind, *size, accumulate=add, tolerance=ROUNDED) for size in sizes for add in (False, True)]
     assert find_problem(device, trials) is None
     assert cublas.NAME in device.info.features
@@ -80,17 +80,20 @@ def test_products(device: Device, kind: str) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("valid", [0, 1, 100, 128])
-def test_rows_that_are_not_valid_stay(device: Device, accumulate: bool, valid: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "valid"),
+    [(128, 192, 256, 0), (128, 192, 256, 1), (128, 192, 256, 100), (128, 192, 256, 128), (64, 1024, 1024, 17)],
+)
+def test_rows_that_are_not_valid_stay(device: Device, accumulate: bool, rows: int, n: int, k: int, valid: int) -> None:
     rng = np.random.default_rng(valid)
-    x, w = (rng.standard_normal((n, 256)).astype(np.float32) for n in (128, 192))
+    x, w = (rng.standard_normal((m, k)).astype(np.float32) for m in (rows, n))
     x[valid:] = np.nan
     with Bench(device) as bench:
         given, weight = bench.put(x), bench.put(w.astype(np.float16))
-        out, batch = bench.put(np.full((128, 192), 7, np.float32)), bench.batch(128, valid)
+        out, batch = bench.put(np.full((rows, n), 7, np.float32)), bench.batch(rows, valid)
         bench.run(lambda rec: ops.linear(rec, given, weight, out, accumulate=accumulate, batch=batch))
         got = bench.get(out)
         assert cublas.NAME in device.info.features
     want = x[:valid].astype(np.float64) @ w.astype(np.float16).astype(np.float64).T + 7 * accumulate
-    assert np.abs(got[:valid] - want).max(initial=0) < ROUNDED * 60
+    assert np.abs(got[:valid] - want).max(initial=0) < ROUNDED * 4 * k**0.5
     assert (got[valid:] == 7).all()

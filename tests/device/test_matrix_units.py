@@ -109,5 +109,5 @@ def test_a_kernel_that_fails_is_not_used(backend: AnyBackend, results: TrialResu
         assert chosen(backend, "gemm_f16", units) == "gemm_f16"
     assert backend.info.features == (
         "something",
-        "no cooperative matrices for gemm_coopmat128_f16 (it does not compile)",
+        "no gemm_coopmat128_f16 (it does not compile)",
     )

@@ -211,6 +211,23 @@ def test_lists_of_one_submission_run_in_order(device: Device) -> None:
     assert device.counters.submits == 1
 
 
+def test_a_list_runs_as_often_as_it_is_named(device: Device) -> None:
+    vectors = Vectors(device, 2, 1 << 16)
+    vectors.view(0)[:], vectors.view(1)[:] = 1, 1
+    doubles = doubling(device, vectors)
+    adds = recorded(device, (vectors[0], vectors[1], vectors[0]))
+    for times in (1, 2):  # also when it is replayed
+        submission = device.submit([doubles, doubles, adds, doubles, adds, adds])
+        submission.wait()
+        assert np.all(vectors.view(0) == [12, 100][times - 1])
+        assert submission.dispatches == 6
+    once = device.submit([doubles])
+    once.wait()
+    many = device.submit([doubles] * 40)
+    many.wait()
+    assert many.seconds > once.seconds or not spent_time(device, once.seconds)
+
+
 def test_submissions_take_effect_in_order(device: Device) -> None:
     """Waiting for the last is enough."""
     vectors = Vectors(device, 1, 16)
@@ -468,7 +485,6 @@ MISUSE: dict[str, tuple[Callable[[Misuse], object], str]] = {
     "submitting nothing": (lambda m: m.submit(), "at least one command list"),
     "submitting an unfinished list": (lambda m: m.submit(m.unfinished()), "the command list is not finished"),
     "submitting a closed list": (lambda m: m.submit(m.closed_list()), "the command list is closed"),
-    "submitting a list twice at once": (lambda m: m.submit(*[m.list()] * 2), "named twice in one submission"),
     "submitting a pending list": (lambda m: m.submit_twice(), "a command list is still pending"),
     "submitting another device's list": (
         lambda m: m.submit(doubling(m.other, m.foreign)),

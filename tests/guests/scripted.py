@@ -12,6 +12,9 @@ import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
+from wasmetal.models import TopLogits
+from wasmetal.models.lm.multi_step import Draws
+from wasmetal.models.lm.sampling import pick
 from wasmetal.models.loaded import Capability
 from wasmetal.models.packed import Packed
 from wasmetal.ops import Tensor
@@ -75,6 +78,15 @@ class ScriptedSession:
         self.counters = Counters()
         self._prompt = 0
         self._reply: list[int] = []
+
+    def choose(self, token: int, draws: Draws) -> Generator[None]:
+        """Nothing is run after an END."""
+        for random in draws.randoms:
+            if token != END:
+                top = TopLogits(draws.top_k)
+                yield from self.steps([token], [top])
+                token = pick(draws, top, random)
+            draws.tokens.append(token)
 
     def steps(self, tokens: Sequence[int], logits: Any) -> Generator[None]:
         yield

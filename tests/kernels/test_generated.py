@@ -5,15 +5,18 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from tests.kernels.spirv import parse
+from wasmetal.device import integers
 from wasmetal.device.matrix_units import SUBGROUP
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import (
     ACTIVATIONS,
     CATALOG,
     GRID_WIDTH,
+    INTEGER_SLICE,
     NO_BATCH,
     NO_BIAS,
     NO_SINKS,
@@ -50,6 +53,7 @@ CAPABILITIES = {
     "float16": {FLOAT16},
     "storage16": {STORAGE16},
     "shuffles": {SUBGROUP_SHUFFLE},
+    "joins": set(),
     "cooperative_matrix": {FLOAT16, VULKAN_MODEL, VULKAN_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX},
 }
 """Those of SPIR-V that a feature of a kernel needs."""
@@ -67,6 +71,20 @@ def test_spirv_is_as_catalogued(kernel):
     needed = module.capabilities - {SHADER, SUBGROUPS, SUBGROUP_ARITHMETIC}
     assert needed == set().union(*(CAPABILITIES[name] for name in kernel.features))
     assert module.source_language == 0
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in CATALOG.values() if "joins" in kernel.features])
+def test_what_groups_read_of_each_other_is_coherent(kernel):
+    words = np.frombuffer(kernel.code("spirv"), "<u4").tolist()
+    bindings, coherent, at = {}, set(), 5
+    while at < len(words):
+        if words[at] & 0xFFFF == compiling._DECORATE:
+            target, decoration = words[at + 1 : at + 3]
+            coherent |= {target} if decoration == compiling._COHERENT else set()
+            bindings |= {target: words[at + 3]} if decoration == compiling._BINDING else {}
+        at += words[at] >> 16
+    shared = {i for i, buffer in enumerate(kernel.buffers) if buffer.access is Access.READ_WRITE}
+    assert {bindings[target] for target in coherent} == shared == {5, 6}
 
 
 @kernels
@@ -92,7 +110,8 @@ def test_metal_binds_as_documented(kernel):
 @each("cuda")
 def test_cuda_binds_as_documented(kernel):
     cuda = kernel.code("cuda").decode()
-    arguments = re.search(rf'extern "C" __global__ void {kernel.name}\((.*)\)', cuda)[1].split(", ")
+    bounds = rf"__launch_bounds__\({kernel.size}, {kernel.resident}\) " if kernel.resident else ""
+    arguments = re.search(rf'extern "C" __global__ void {bounds}{kernel.name}\((.*)\)', cuda)[1].split(", ")
     writable = [argument.startswith("RWStructuredBuffer<") for argument in arguments[:-1]]
     assert writable == [buffer.access is not Access.READ for buffer in kernel.buffers]
     assert re.search(r"Params_0 p_\d+$", arguments[-1])
@@ -149,8 +168,10 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["fragments", "LANES"] == SUBGROUP
-    assert found["norm_gemv", "NO_BIAS"] == NO_BIAS
-    assert found["gated_gemv", "GELU"] == ACTIVATIONS.index("gelu")
+    assert found["integers", "LANES"] == integers.SUBGROUP
+    assert 2 * found["integers", "LANES"] * found["integers", "BLOCK"] == INTEGER_SLICE
+    assert found["gemv_params", "NO_BIAS"] == NO_BIAS
+    assert found["gemv_params", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
     assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
     assert found["attention", "MAX_VECTORS"] * 4 == found["split", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM

@@ -18,6 +18,8 @@ SPLIT = ["attention_part_f16", "attention_merge"]
 @pytest.mark.parametrize(
     ("fuses", "rows", "turns", "kernels"),
     [
+        ("joins", 1, True, ["rope_attention_part_f16", "attention_merge"]),
+        ("joins", 64, True, [*ROPE_APPEND, "attention_split_f16"]),
         (False, 1, True, ["rope", *APPEND, "attention_f16"]),
         (False, 65, False, [*APPEND, "attention_f16"]),
         (True, 1, True, ["rope_attention_part_f16", "attention_merge"]),
@@ -29,10 +31,10 @@ SPLIT = ["attention_part_f16", "attention_merge"]
     ],
 )
 def test_kernels(
-    reference: Device, monkeypatch: pytest.MonkeyPatch, fuses: bool, rows: int, turns: bool, kernels: list[str]
+    reference: Device, monkeypatch: pytest.MonkeyPatch, fuses: bool | str, rows: int, turns: bool, kernels: list[str]
 ) -> None:
     names: list[str] = []
-    rec = Recorder(replace(reference.info, fuses=fuses), reference.record())
+    rec = Recorder(replace(reference.info, fuses=bool(fuses), joins=fuses == "joins"), reference.record())
     monkeypatch.setattr(rec, "dispatch", lambda name, *_, **__: names.append(name))
     buffers, heads, kv_heads, head_dim = BufferGroup(reference), 6, 2, 8
     attend = SelfAttention.allocate(buffers, 65, heads, kv_heads, head_dim, 1.0, interleaved=False)

@@ -146,7 +146,7 @@ def test_embed_a_vocabulary(device, dtype, ids, vocabulary, k):
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
-@pytest.mark.parametrize("k", [1, 13, 129])
+@pytest.mark.parametrize("k", [1, 13, 129, 4099])
 def test_embed_odd_widths(device, dtype, k):
     check_embed(device, dtype, [3, 1, 4, 1, 5], 6, k)
 

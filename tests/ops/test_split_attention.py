@@ -1,5 +1,6 @@
 """Attention split over the context against float64 NumPy, with the tolerances of test_attention."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -116,6 +117,21 @@ def test_refusals(device):
         ):
             with pytest.raises(OpError, match=problem):
                 ops.split_attention(rec, q, k, v, batch, sequences, out, 1.0, scratch=scratch)
+
+
+def test_counters_are_refused(device):
+    with Bench(device) as bench:
+        q, out, batch, sequences = bench.empty(2, 4, 8), bench.empty(2, 32), bench.batch(2), bench.sequences([[0]], [1])
+        k, v, scratch = bench.empty(1, 4, 2, 8), bench.empty(1, 4, 2, 8), bench.empty(2, 4, 3, 12)
+        for joins, counters, problem in (
+            (False, bench.empty(2, 2, dtype=DType.I32), "cannot join parts"),
+            (True, bench.empty(2, 2), "must be I32"),
+            (True, bench.empty(2, 1, dtype=DType.I32), r"must be \(2, 2\)"),
+            (True, batch.rows(0, 2), "overlaps batch"),
+        ):
+            rec = ops.Recorder(replace(device.info, joins=joins), device.record())
+            with pytest.raises(OpError, match=problem):
+                ops.split_attention(rec, q, k, v, batch, sequences, out, 1.0, scratch=scratch, counters=counters)
 
 
 @pytest.mark.parametrize(

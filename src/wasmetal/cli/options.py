@@ -74,8 +74,8 @@ Precision = Annotated[
     Precise | None,
     typer.Option(
         "--precision",
-        help="What activations may be rounded to: nothing, float16 (on a GPU's matrix units), or also 8 bits (on the "
-        "CPU)  [default: WASMETAL_PRECISION, or standard]",
+        help="What activations may be rounded to: nothing; on GPUs float16 (on matrix units) or 8 bits (cuda: weights "
+        "in Q8_0 and Q4_0); or 8 bits also on the CPU  [default: WASMETAL_PRECISION, or standard]",
     ),
 ]
 KvType = Annotated[

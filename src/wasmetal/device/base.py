@@ -95,6 +95,8 @@ class DeviceInfo:
     """True if a single row is computed faster by few kernels that do several ops each (``ops.fused``), as on a GPU."""
     shuffles: bool = False
     """True if subgroups have at least 32 threads, which can read each other's values, so that kernels may do it."""
+    joins: bool = False
+    """True if groups can read what others of the same dispatch have written, so that the last one may join it."""
     few_rows: int = 0
     """GEMMs of up to so many valid rows may add up products in another order than those of more."""
     features: tuple[str, ...] = ()
@@ -221,12 +223,12 @@ class Device(Protocol):
         """A new, empty command list."""
 
     def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> Submission:
-        """Start one or more finished lists, in order, as one submission.
+        """Start one or more finished lists, in order, as one submission. A list runs as often as it is named.
 
         ``patient``: other threads of this process have work of their own meanwhile, so whoever waits lets them have
         the processor and Python's lock, and may notice the end a little later.
 
-        Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
+        Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
 
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:

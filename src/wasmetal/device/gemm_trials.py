@@ -53,8 +53,11 @@ def gemm(
     """
     kernel = CATALOG[f"gemm_{kind}"]
     k = _whole_blocks(kind, k)
-    x, out = _random("f32", m, k, gap), _random("f32", m, n, gap) if accumulate else _poison("f32", m, n, gap)
-    weight = _random(kind, n, k, 0, start=gap)
+    x, out = (
+        random_matrix("f32", m, k, gap),
+        random_matrix("f32", m, n, gap) if accumulate else poisoned_matrix("f32", m, n, gap),
+    )
+    weight = random_matrix(kind, n, k, 0, start=gap)
     fields = {"rows": m, "n": n, "k": k, "accumulate": int(accumulate), "batch_offset": NO_BATCH}
     fields |= {"x_stride": _stride("f32", k, gap), "out_stride": _stride("f32", n, gap)}
     return Trial(kernel, [x, weight, out], "f32", _tiles(m, n), fields | _offsets(kernel, gap), tolerance)
@@ -77,10 +80,10 @@ def matmul(
     operands = []
     for name, rows, columns, transposed in (("a", m, k, transpose_a), ("b", k, n, transpose_b)):
         rows, columns = (columns, rows) if transposed else (rows, columns)  # noqa: PLW2901
-        operands.append(_random(kind, rows, columns, gap))
+        operands.append(random_matrix(kind, rows, columns, gap))
         strides = (_stride(kind, columns, gap), 1)
         fields[f"{name}_row"], fields[f"{name}_column"] = strides[::-1] if transposed else strides
-    out = _poison(result, m, n, gap)
+    out = poisoned_matrix(result, m, n, gap)
     return Trial(kernel, [*operands, out], result, _tiles(m, n), fields | _offsets(kernel, gap))
 
 
@@ -103,12 +106,12 @@ def _stride(kind: str, columns: int, gap: int) -> int:
     return columns + gap // FLOATS[kind].itemsize
 
 
-def _poison(kind: str, rows: int, columns: int, gap: int) -> Bytes:
+def poisoned_matrix(kind: str, rows: int, columns: int, gap: int) -> Bytes:
     """Poison bytes for a result matrix, with ``gap`` bytes before it and after each row."""
     return np.full(gap + rows * _stride(kind, columns, gap) * FLOATS[kind].itemsize, _POISON, np.uint8)
 
 
-def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = None) -> Bytes:
+def random_matrix(kind: str, rows: int, columns: int, gap: int, start: int | None = None) -> Bytes:
     """The bytes of a random matrix: ``gap`` poison bytes after each row, ``start`` (default ``gap``) before it."""
     random = np.random.default_rng((rows, columns))
     start = gap if start is None else start

@@ -11,7 +11,7 @@ from wasmetal.device.backend import AnyBackend
 from wasmetal.device.gemm import variant
 from wasmetal.device.gemm_trials import rounded_gemms
 from wasmetal.device.opened import OpenDevice
-from wasmetal.device.trial import find_problem
+from wasmetal.device.trial import Trial, find_problem
 from wasmetal.device.trial_results import TrialResults
 from wasmetal.kernels.catalog import COOPMAT_TILES, Kernel
 
@@ -72,11 +72,15 @@ class MatrixUnits:
         groups = -(-p.rows // COOPMAT_TILES[1]) * -(-p.n // COOPMAT_TILES[1])
         return small if groups < _MANY else large
 
+    def trials(self, kernel: Kernel) -> list[Trial]:
+        """What a variant must compute before it is used."""
+        return rounded_gemms(kernel.name.split("_", 2)[2])
+
     def _works(self, backend: AnyBackend, kernel: Kernel) -> bool:
         if self._trials is None:
             return True
         problem = self._trials.results.problem(kernel.name, partial(self._try, kernel))
-        if problem and (said := f"no {self.name} for {kernel.name} ({problem})") not in backend.info.features:
+        if problem and (said := f"no {kernel.name} ({problem})") not in backend.info.features:
             backend.info = replace(backend.info, features=(*backend.info.features, said))
         return not problem
 
@@ -85,7 +89,7 @@ class MatrixUnits:
         backend = self._trials.open_with(type(self)(None, kernel))
         backend.precision = "standard"
         with OpenDevice(backend) as device:
-            return find_problem(device, rounded_gemms(kernel.name.split("_", 2)[2]))
+            return find_problem(device, self.trials(kernel))
 
 
 def with_matrix_units(key: str, open_with: Callable[[MatrixUnits], B], choosing: type[MatrixUnits] = MatrixUnits) -> B:

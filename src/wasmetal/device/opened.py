@@ -90,7 +90,7 @@ class OpenDevice(Closing):
     def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> DeviceSubmission:
         """Start one or more finished lists, in order, as one submission. ``patient``: see :meth:`Device.submit`.
 
-        Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
+        Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
         backend = self.backend
         for commands in lists:

@@ -84,7 +84,7 @@ class Queue:
     def submit(self, lists: Sequence[RecordedList], patient: bool = False) -> DeviceSubmission:
         """Start one or more finished lists, in order, as one submission. ``patient``: how it is waited for.
 
-        Raises DeviceError if one is unfinished, closed, pending or named twice, and DeviceLostError.
+        Raises DeviceError if one is unfinished, closed or pending, and DeviceLostError.
         """
         if not lists:
             raise DeviceError("a submission needs at least one command list")
@@ -103,8 +103,6 @@ class Queue:
                 recordings.append(commands.recording)
                 if commands.pending:
                     raise DeviceError("a command list is still pending; wait for its submission before the next")
-            if len(lists) > 1 and len(set(lists)) < len(lists):
-                raise DeviceError("a command list is named twice in one submission; record a second one")
             dispatches = sum([recording.dispatches for recording in recordings])
             try:
                 work = backend.start(recordings)

@@ -6,14 +6,14 @@ more than it reports. So a backend with several GEMM implementations tries each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from wasmetal.device.base import Binding, Buffer, Bytes, Device, MemoryKind
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import CATALOG, Kernel, grid
+from wasmetal.kernels.catalog import CATALOG, Access, Kernel, grid
 from wasmetal.kernels.reference import KERNELS
 
 FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
@@ -23,6 +23,8 @@ _TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
 
 ROUNDED = 1e-3
 """The tolerance for sums in float32 of products whose factors were rounded to float16."""
+QUANTIZED = 1e-2
+"""The tolerance if one of the factors was rounded to 8 bits, with a scale for each 32."""
 
 PATIENCE = 30.0
 """Seconds after which a trial has failed: virtual GPUs are known to hang."""
@@ -37,20 +39,21 @@ class Trial:
         arrays: Sequence[Bytes],
         result: str,
         tiles: int,
-        fields: dict[str, int],
+        fields: Mapping[str, float],
         tolerance: float | None = None,
     ) -> None:
-        """``arrays``: the bytes of each buffer; the third is the result, of element type ``result``.
+        """``arrays``: the bytes of each buffer; what the kernel writes is of element type ``result``.
 
         ``tolerance`` is relative to the largest element of the result; None for what that type allows.
         """
-        given = dict.fromkeys((name for name, _ in kernel.params), 0) | fields
+        given: dict[str, float] = dict.fromkeys((name for name, _ in kernel.params), 0) | dict(fields)
         self.kernel = kernel
         self._params = kernel.pack(**given)
         self._arrays = [*arrays, arrays[0]][: len(kernel.buffers)]  # no batch: bind x in its place
         self._dtype = FLOATS[result]
         self._tolerance = tolerance or _TOLERANCE[result]
         self._tiles = tiles
+        self._result = next(i for i, access in enumerate(kernel.access) if access is not Access.READ)
         self._buffers: list[Buffer] = []
 
     def record(self, device: Device, commands: Any) -> None:
@@ -66,7 +69,7 @@ class Trial:
         got = [buffer.view() for buffer in self._buffers]
         want = [array.copy() for array in self._arrays]
         KERNELS[self.kernel.name](self.kernel.unpack(self._params), *want)()
-        before, after, found = (arrays[2].view(self._dtype) for arrays in (self._arrays, want, got))
+        before, after, found = (arrays[self._result].view(self._dtype) for arrays in (self._arrays, want, got))
         bits = f"u{self._dtype.itemsize}"
         written = before.view(bits) != after.view(bits)
         results, wanted = found[written].astype(np.float64), after[written].astype(np.float64)

@@ -45,6 +45,8 @@ class Share:
         self._waits = False
         self._left = -PAUSE
         """When it last stopped waiting."""
+        self.joins: object = None
+        """What its work shares with that of others who join the same thing: none of them waits for another."""
         self._submits = False
         """Whether it has submitted anything since it last stopped waiting."""
         self._holds_up: float | None = None
@@ -71,6 +73,7 @@ class Share:
         with self._queue.lock:
             self._return()
             self._waits = True
+            self.joins = None
 
     def __exit__(self, *_: object) -> None:
         queue = self._queue
@@ -86,7 +89,8 @@ class Share:
     def has_turn(self) -> bool:
         """Whether the guest may submit now.
 
-        It may if it is not ahead of any guest that wants the device by more than SLICE, and no closed guest left work.
+        It may if it is not ahead of any guest that wants the device by more than SLICE, but for those that join what it
+        joins, and no closed guest left work.
         """
         queue = self._queue
         if len(queue.shares) == 1:
@@ -144,7 +148,12 @@ class Share:
         least = self._used - SLICE
         if least <= self._queue.time:  # nobody who wants the device has used less
             return []
-        return [other for other in self._queue.shares if other._used < least and other._wants()]
+        joins = self.joins
+        return [
+            other
+            for other in self._queue.shares
+            if other._used < least and (joins is None or other.joins is not joins) and other._wants()
+        ]
 
 
 def _ignore(_: Submission) -> None:

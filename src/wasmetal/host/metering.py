@@ -95,14 +95,17 @@ class MeteredDevice:
         self.share.settle()
         return error
 
-    def drive(self, steps: Generator[Submission | None]) -> None:
+    def drive(self, steps: Generator[Submission | None], joins: object = None) -> None:
         """Work for the guest in steps, as ``Model.steps`` does: other guests get their turn in between.
 
-        The steps are given up if the guest is stopped or reaches a limit. Raises LimitError and what they raise.
+        ``joins``: what these steps share with those of other guests, such as the batches of a model for sequences that
+        decode. Guests that join the same thing do not wait for each other. The steps are given up if the guest is
+        stopped or reaches a limit. Raises LimitError and what they raise.
         """
         look = self._interrupt.check
         try:
             with self.share:
+                self.share.joins = joins
                 for submission in steps:
                     if submission is None:
                         self._account.check_device_time()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import KeysView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from importlib import resources
@@ -47,6 +47,11 @@ FEW_ACROSS = {1: 4, 4: 2}
 """The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
 GEMM becomes."""
 
+INTEGER_SLICE = 2048
+"""Elements of the vector that a subgroup of the ``integer`` kernels has: a group has a slice for each at most."""
+INTEGER_GROUPS = 264
+"""The most groups of an ``integer`` kernel, each of which quantizes the vector: two for a multiprocessor of an H200."""
+
 CUDA_PRELUDE = "prelude.cuh"
 """The file under ``generated/cuda/`` that every kernel there includes."""
 
@@ -57,6 +62,8 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "simdgroup_matrix": ("metal",),
     "cooperative_matrix": ("spirv", "cuda"),
     "mma": ("cuda",),
+    "joins": ("spirv", "cuda"),
+    "integer_dot": ("cuda",),
     "shuffles": ("spirv", "metal", "cuda"),
 }
 """The targets of kernels with certain features, if those are not all."""
@@ -87,6 +94,9 @@ GEMV_ROWS = 2
 
 SUBGROUP_ROWS = 2
 """Rows of a weight that a subgroup of the other kernels of a single row does; twice as many if ``wide``."""
+
+EMBED_COLUMNS = 2048
+"""Columns of a row that a group of the ``embed`` kernels copies: a multiple of four for each of its threads."""
 
 
 def grid(groups: int) -> tuple[int, int, int]:
@@ -121,12 +131,17 @@ class Kernel:
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
     ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
-    ``mma``, CUDA's matrix instructions; ``shuffles``, subgroups of at least 32 threads, which read each other's
-    values."""
+    ``mma``, CUDA's matrix instructions; ``integer_dot``, its products of four bytes; ``shuffles``, subgroups of at
+    least 32 threads, which read each other's values; ``joins``, groups that read what others of the same dispatch have
+    written."""
     size: int = THREADS
     """Threads of a group."""
     spread: int = 1
     """Groups, along the third side of the grid, for each group of the kernel that this one takes the place of."""
+    resident: int = 0
+    """Groups that a multiprocessor of CUDA's must have registers for at a time; 0 leaves it to the compiler."""
+    most: int = 0
+    """If not 0, the grid has so many groups at most, each of which does what the kernel's parameters leave for it."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -217,6 +232,22 @@ _EXCHANGES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
 """The ways in which threads exchange what they have in attention to a part of a context: what they add to a kernel's
 name, and the macros and features."""
 
+_READS, _READS_OF_ROWS = 8, 4
+"""Vectors of keys, and of values, that a thread reads at once in the kernels of attention in which threads read each
+other's values: for a single row, and for several, of which more groups fit a multiprocessor with fewer registers."""
+_RESIDENT = 5
+"""Groups of the latter that a multiprocessor has room for, with heads of up to 64: more than there are for each of a
+large GPU's."""
+_JOINS: dict[str, tuple[tuple[Argument, ...], tuple[tuple[str, str], ...]]] = {
+    "part": ((_write("scratch", 16),), ()),
+    "split": (
+        (_update("scratch", 16), _update("counters"), _read("sinks"), _write("out")),
+        (("JOINS", "1"),),
+    ),
+}
+"""The kernels of attention to a part of a context, and those that also join the parts: what they have besides its
+operands, and the macros."""
+
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
 
@@ -229,6 +260,27 @@ def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple
 def _eights(name: str, dtype: DType) -> Argument:
     """A weight as kernels read it that take eight weights at a time."""
     return _read(name, dtype.gemv_unit)
+
+
+INTEGERS = (DType.Q8_0, DType.Q4_0)
+"""The weight types whose products with a single row can be computed in integers."""
+_INTEGER_SIZES = {"gemv": (512, 1), "norm_gemv": (256, 2), "gated_gemv": (256, 2)}
+"""The kernels that have such variants, with those' threads of a group, and rows that a subgroup reads at a time."""
+
+
+def _in_integers(kernel: Kernel, dtype: DType) -> Kernel:
+    """The variant of a kernel of a single row that quantizes the row."""
+    size, at_once = _INTEGER_SIZES[kernel.source]
+    given = {"FORMAT": f"{dtype.name}Integers", "GROUP": size, "AT_ONCE": at_once, "MOST": INTEGER_GROUPS}
+    return replace(
+        kernel,
+        name=f"integer_{kernel.name}",
+        source=f"integer_{kernel.source}",
+        defines=tuple((name, str(value)) for name, value in given.items()),
+        features=("integer_dot",),
+        size=size,
+        most=INTEGER_GROUPS,
+    )
 
 
 def _by_eights(dtype: DType) -> tuple[tuple[str, str], ...]:
@@ -309,6 +361,15 @@ _KERNELS = (
         fields=(*_u32("rows k parts"), ("inverse_temperature", "f32")),
     ),
     Kernel(
+        name="next_token",
+        source="next_token",
+        buffers=(
+            *(_read("ids"), _read("values"), _read("settings")),
+            *(_update("tokens"), _update("batch"), _update("sequences"), _write("chosen")),
+        ),
+        fields=_u32("rows k steps sequence_count table_length"),
+    ),
+    Kernel(
         name="rope",
         source="rope",
         buffers=(_update("x"), _read("table"), _BATCH),
@@ -387,20 +448,20 @@ _KERNELS = (
     # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.
     *(
         Kernel(
-            name=f"{variant}attention_part_{dtype.suffix}",
+            name=f"{variant}attention_{whole}_{dtype.suffix}",
             source="attention_part",
-            buffers=(
-                *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
-                _write("scratch", 16),
-            ),
+            buffers=(*(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED), *joined),
             fields=(
                 *_u32("batch_row rows heads kv_heads head_dim q_stride pages page_size sequence_count table_length"),
                 ("scale", "f32"),
-                *_u32("window parts"),
+                *_u32("window parts groups"),
+                *_u32("out_stride" if joins else ""),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
-            features=features,
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more, *joins, ("READS", str(_READS_OF_ROWS))),
+            features=(*(name.lower() for name, _ in joins), *features),
+            resident=_RESIDENT if variant == "shuffled2_" else 0,
         )
+        for whole, (joined, joins) in _JOINS.items()
         for variant, (more, features) in _EXCHANGES.items()
         for dtype, vector in _POOLS
     ),
@@ -419,7 +480,7 @@ _KERNELS = (
                 ("scale", "f32"),
                 *_u32("window parts"),
             ),
-            defines=(("ELEMENT", _ELEMENTS[dtype]), *more),
+            defines=(("ELEMENT", _ELEMENTS[dtype]), *more, ("READS", str(_READS))),
             features=features,
         )
         for variant, (more, features) in _EXCHANGES.items()
@@ -438,7 +499,7 @@ _KERNELS = (
             buffers=(_read("table"), _read("ids"), _write("out"), _BATCH),
             # The binding holds rows first_row .. first_row + bound_rows of a table of table_rows.
             fields=_u32("batch_row rows columns out_stride table_rows first_row bound_rows"),
-            defines=(("FORMAT", dtype.name),),
+            defines=(("FORMAT", dtype.name), ("EMBED_COLUMNS", str(EMBED_COLUMNS))),
         )
         for dtype in WEIGHTS
     ),
@@ -606,3 +667,7 @@ def cuda_prelude() -> bytes:
 
 CATALOG: dict[str, Kernel] = {kernel.name: kernel for kernel in _KERNELS}
 """Every kernel, by name."""
+CATALOG |= {
+    kernel.name: kernel
+    for kernel in [_in_integers(CATALOG[f"{of}_{dtype.suffix}"], dtype) for of in _INTEGER_SIZES for dtype in INTEGERS]
+}

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from wasmetal.errors import WasmetalError
-from wasmetal.kernels.catalog import CATALOG, CUDA_PRELUDE, TARGETS, Kernel
+from wasmetal.kernels.catalog import CATALOG, CUDA_PRELUDE, TARGETS, Access, Kernel
 
 SLANG_VERSION = "2026.12"
 SLANGPY = "slangpy==0.43.1"
@@ -44,6 +44,9 @@ _OPTIONS = (
     # Buffers and parameters among an entry point's uniforms; the catalog says what becomes of them.
     *("-warnings-disable", "31106,31107"),
 )
+
+_DECORATE, _BINDING, _COHERENT = 71, 33, 23
+"""Of SPIR-V: the opcode of OpDecorate, and two decorations."""
 
 
 class CompileError(WasmetalError):
@@ -139,13 +142,14 @@ def generate(compiler: Compiler) -> dict[str, bytes]:
         for target, compiled in compiler.compile(kernel).items():
             path = f"{target}/{kernel.name}.{TARGETS[target]}"
             if target == "spirv":
-                code = _without_language(compiled)
+                code = _coherent(kernel, _without_language(compiled))
                 hashes.append(f"{hashlib.sha256(code).hexdigest()}  {path}")
             else:
                 text = compiled.decode()
                 if target == "cuda":
                     prelude, text = _split_prelude(text)
                     files[f"cuda/{CUDA_PRELUDE}"] = _text("", prelude)
+                    text = _bounded(kernel, text)
                 code = _text(f" From {kernel.source}.slang.", text)
             files[path] = code
     files[_MANIFEST] = ("\n".join(hashes) + "\n").encode()
@@ -183,6 +187,14 @@ def _split_prelude(text: str) -> tuple[str, str]:
     return text[:end], f'#include "{CUDA_PRELUDE}"\n\n{text[end:].strip()}'
 
 
+def _bounded(kernel: Kernel, text: str) -> str:
+    """CUDA with the number of groups that the compiler must leave registers for."""
+    if not kernel.resident:
+        return text
+    bounds = f"__launch_bounds__({kernel.size}, {kernel.resident})"
+    return text.replace(f"__global__ void {kernel.name}(", f"__global__ void {bounds} {kernel.name}(")
+
+
 def _without_language(code: bytes) -> bytes:
     """SPIR-V with the source language of its OpSource set to 0, unknown.
 
@@ -194,6 +206,25 @@ def _without_language(code: bytes) -> bytes:
         length, opcode = words[at] >> 16, words[at] & 0xFFFF
         if opcode == 3:  # OpSource
             words[at + 1] = 0
+        at += length
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def _coherent(kernel: Kernel, code: bytes) -> bytes:
+    """SPIR-V whose groups read what others of the dispatch have written, with the buffers for that marked as coherent.
+
+    Slang has no modifier for that among the parameters of an entry point.
+    """
+    shared = [binding for binding, access in enumerate(kernel.access) if access is Access.READ_WRITE]
+    if "joins" not in kernel.features:
+        return code
+    words = list(struct.unpack(f"<{len(code) // 4}I", code))
+    at = 5  # The header's words.
+    while at < len(words):
+        length, opcode = words[at] >> 16, words[at] & 0xFFFF
+        if opcode == _DECORATE and words[at + 2] == _BINDING and words[at + 3] in shared:
+            words[at:at] = 3 << 16 | _DECORATE, words[at + 1], _COHERENT
+            at += 3
         at += length
     return struct.pack(f"<{len(words)}I", *words)
 

@@ -13,11 +13,17 @@ from wasmetal.ops.fused import norm_gated, norm_linear
 from wasmetal.ops.kv_append import kv_append
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
+from wasmetal.ops.next_token import next_token, settings_shape
 from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
-from wasmetal.ops.split_attention import rope_split_attention, scratch_shape, split_attention
+from wasmetal.ops.split_attention import (
+    counters_shape,
+    rope_split_attention,
+    scratch_shape,
+    split_attention,
+)
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 from wasmetal.ops.top_logits import top_logits, top_logits_scratch_shape
 
@@ -31,6 +37,7 @@ __all__ = [
     "attention",
     "batch_shape",
     "copy",
+    "counters_shape",
     "embed",
     "expert_linear",
     "gelu",
@@ -39,6 +46,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "next_token",
     "norm_gated",
     "norm_linear",
     "prefill_attention",
@@ -49,6 +57,7 @@ __all__ = [
     "scale",
     "scratch_shape",
     "sequences_shape",
+    "settings_shape",
     "silu_mul",
     "softmax",
     "split_attention",

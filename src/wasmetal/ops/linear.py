@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import GEMV_ROWS
+from wasmetal.kernels.catalog import EMBED_COLUMNS, GEMV_ROWS
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
@@ -96,13 +96,13 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
     check.separate("embed", out, table=table, ids=ids)
     batch, offset = check.optional_batch("embed", batch, rows, out, stand_in=ids)
     numbers = ids.reshape(rows, 1)
-    work = Work(rows, columns, 12, GROUP, column_step=columns, aligned=(numbers, out))
+    work = Work(rows, columns, 12, GROUP * -(-columns // EMBED_COLUMNS), column_step=columns, aligned=(numbers, out))
     for begin, end in bindable_rows(rec, "embed", table):
         for part in rec.parts("embed", work):
             rec.dispatch(
                 f"embed_{table.dtype.suffix}",
                 (table.rows(begin, end), numbers.rows(part.top, part.bottom), out.part(part), batch),
-                part.rows,
+                part.rows * -(-columns // EMBED_COLUMNS),
                 part.work,
                 batch_row=part.top,
                 rows=part.rows,

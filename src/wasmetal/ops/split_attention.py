@@ -5,6 +5,8 @@ T. Dao, D. Haziza, F. Massa and G. Sizov, "Flash-Decoding for long-context infer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wasmetal.kernels.catalog import THREADS
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
@@ -31,6 +33,11 @@ def scratch_shape(rows: int, heads: int, kv_heads: int, head_dim: int) -> tuple[
     return rows, heads, min(max(parts, _FEWEST), _MOST), head_dim + 4
 
 
+def counters_shape(rows: int, heads: int, kv_heads: int) -> tuple[int, int]:
+    """The shape of the counters with which one kernel attends and joins."""
+    return rows, kv_heads * _passes(heads, kv_heads)
+
+
 def split_attention(
     rec: Recorder,
     q: Tensor,
@@ -42,32 +49,44 @@ def split_attention(
     scale: float,
     *,
     scratch: Tensor,
+    counters: Tensor | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
 ) -> None:
     """What ``attention`` does, with a context of any length split into as many parts as ``scratch`` has.
 
-    scratch f32 [T, heads, parts, head_dim + 4], at most THREADS parts; see ``scratch_shape``. Raises OpError.
+    scratch f32 [T, heads, parts, head_dim + 4], at most THREADS parts; see ``scratch_shape``. With ``counters``, I32,
+    see ``counters_shape``, one kernel does it: only on a device that ``joins``. They must be 0, and are 0 again
+    afterwards. Raises OpError.
     """
     name = "split_attention"
     fields, cell = require_attention(name, q, k_pages, v_pages, batch, sequences, out, scale, window, sinks)
     rows, heads, _ = q.shape
-    parts = _require_scratch(name, scratch, q, k_pages, v_pages, batch, sequences, out, sinks)
+    parts = _require_scratch(rec, name, scratch, counters, q, k_pages, v_pages, batch, sequences, out, sinks)
     units = k_pages.shape[2] * _passes(heads, k_pages.shape[2])
     for part in rec.parts(name, Work(rows, 1, heads * (cell + parts * GROUP), 2 * ROW, aligned=(q, out))):
         q_rows, out_rows, some = (tensor.rows(part.top, part.bottom) for tensor in (q, out, scratch))
         joining = part.rows * heads * parts * GROUP
+        groups = min(part.rows * units * parts, max(part.rows * units, _GROUPS))
+        joined: Sequence[Tensor] = ()
+        how: dict[str, int] = {}
+        if counters:
+            joined, how = (counters.rows(part.top, part.bottom), sinks or batch, out_rows), no_sinks(sinks)
+            how["out_stride"] = out.row_stride
         rec.dispatch(
-            f"attention_part_{k_pages.dtype.suffix}",
-            (q_rows, k_pages, v_pages, batch, sequences, some),
-            part.rows * units * parts,
-            part.work - joining,
+            f"attention_{'split' if counters else 'part'}_{k_pages.dtype.suffix}",
+            (q_rows, k_pages, v_pages, batch, sequences, some, *joined),
+            groups,
+            part.work if counters else part.work - joining,
             parts=parts,
+            groups=groups,
             batch_row=part.top,
             rows=part.rows,
+            **how,
             **fields,
         )
-        _merge(rec, some, batch, sinks, out_rows, part.top, joining)
+        if not counters:
+            _merge(rec, some, batch, sinks, out_rows, part.top, joining)
 
 
 def rope_split_attention(
@@ -102,7 +121,7 @@ def rope_split_attention(
     kv_heads = k_pages.shape[2]
     check.shape(name, "k", k, (1, kv_heads, head_dim))
     positions, pairs = require_table(name, table, head_dim)
-    parts = _require_scratch(name, scratch, q, k_pages, v_pages, batch, sequences, out, sinks)
+    parts = _require_scratch(rec, name, scratch, None, q, k_pages, v_pages, batch, sequences, out, sinks)
     for written in (out, scratch, k_pages, v_pages):
         check.separate(name, written, k=k, v=v, table=table)
     check.separate(name, k_pages, q=q)
@@ -122,8 +141,10 @@ def rope_split_attention(
 
 
 def _require_scratch(
+    rec: Recorder,
     op: str,
     scratch: Tensor,
+    counters: Tensor | None,
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
@@ -140,10 +161,17 @@ def _require_scratch(
     check.shape(op, "scratch", scratch, (rows, heads, parts, head_dim + 4))
     check.packed(op, scratch=scratch)
     check.require(parts <= THREADS, f"{op}: scratch has {parts} parts; at most {THREADS} are supported")
-    check.separate(op, scratch, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
-    check.separate(op, out, scratch=scratch)
-    if sinks:
-        check.separate(op, scratch, sinks=sinks)
+    if counters:
+        check.require(rec.info.joins, f"{op}: kernels of this device cannot join parts; use no counters")
+        check.dtypes(op, (DType.I32,), counters=counters)
+        check.shape(op, "counters", counters, counters_shape(rows, heads, k_pages.shape[2]))
+        check.packed(op, counters=counters)
+        check.separate(op, counters, scratch=scratch)
+    for written in (scratch, counters) if counters else (scratch,):
+        check.separate(op, written, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
+        check.separate(op, out, scratch=written)
+        if sinks:
+            check.separate(op, written, sinks=sinks)
     return parts
 
 

@@ -30,9 +30,11 @@ from wasmetal.kernels.catalog import CATALOG, FEW_ROWS, THREADS, Kernel, grid
 _WORKSPACE = 32 << 20
 """Bytes that cuBLAS may use besides: what NVIDIA recommends for GPUs of compute capability 9.0."""
 _LARGEST = 256 << 20
-"""Bytes of an operand in float16, at most: a larger one, such as a vocabulary's weight, is left to the kernels."""
-_PARTS = 4
-"""Groups for each row of activations (``halve.slang``)."""
+"""Bytes of an operand that is converted, at most: a larger one, such as a vocabulary's, is left to the kernels."""
+_FEWEST = 2 << 20
+"""Bytes of a weight from which on a GEMM of few rows pays for the conversion of its activations."""
+_PARTS, _CLEARED = 4, 2048
+"""Groups for each row of activations, at least, and columns of the result that a group clears (``halve.slang``)."""
 _UNSCALED = 16.0
 """By what products are multiplied, since activations are made smaller (``float16_weights.slang``: SCALE)."""
 
@@ -87,14 +89,19 @@ class Cublas:
     def find(
         self, backend: AnyBackend, stream: Owned, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]
     ) -> CublasGemm | None:
-        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if the kernel runs instead.
+        """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if a kernel runs instead.
 
-        The kernel runs for few rows, if the library is not installed or wrong, and without memory for the operands.
+        The kernel runs for few rows, unless the weight can be used as it is; if the library is not installed or wrong;
+        and without memory for the operands.
         Updates ``backend.info.features`` if this tries the library. Raises DeviceError if the library fails.
         """
+        operation, _, kind = kernel.name.partition("_")
+        if operation != "gemm":
+            return None
         p = kernel.unpack(params)
-        kind = kernel.name.partition("_")[2]
-        if (self._results and p.rows <= FEW_ROWS) or 2 * max(p.n, p.rows) * p.k > _LARGEST:
+        few = p.rows <= FEW_ROWS and (p.rows == 1 or kind != "f16" or 2 * p.n * p.k < _FEWEST)
+        converted = p.rows if kind == "f16" else max(p.n, p.rows)
+        if (self._results and few) or 2 * converted * p.k > _LARGEST:
             return None
         if not self._works(backend, kind):
             return None
@@ -114,7 +121,7 @@ class Cublas:
         rows = CATALOG["halve_rows"]
         same = "x_offset", "out_offset", "batch_offset", "batch_row", "rows", "n", "k", "x_stride", "out_stride"
         packed = rows.pack(halves_offset=0, accumulate=p.accumulate, **{name: getattr(p, name) for name in same})
-        launches = [self._launch(rows, (x, halves, out, batch), packed, p.rows * _PARTS)]
+        launches = [self._launch(rows, (x, halves, out, batch), packed, p.rows * max(_PARTS, p.n // _CLEARED))]
         begin = 4 * p.weight_offset
         if kind != "f16":
             convert, read = CATALOG[f"halve_{kind}"], weight

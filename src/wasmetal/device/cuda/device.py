@@ -8,7 +8,7 @@ from wasmetal.device import abandoned
 from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.cuda import memory
-from wasmetal.device.cuda.api import call, cu
+from wasmetal.device.cuda.api import call, cu, quick_call
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.cuda.cublas import Cublas
 from wasmetal.device.cuda.launch import address_of
@@ -50,7 +50,7 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
         return memory.wrap(self.context, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Code:
-        """The library's GEMM; or the kernel, or its variant with cooperative matrices, compiled."""
+        """The library's GEMM; or the kernel, or its variant that suits the dispatch, compiled."""
         suited = None if self.precision == "exact" else self._matrices.suited(kernel, params)
         if suited is None:
             return self.pipelines.get(kernel)
@@ -80,7 +80,8 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
     def _start(self, launch: Callable[[], object]) -> CudaWork:
         self.context.use()
         begin, end = self._events.take(), self._events.take()
-        call("cuEventRecord", begin.handle, self._stream.handle)
+        stream = int(self._stream.handle)
+        quick_call("cuEventRecord", int(begin.handle), stream)
         launch()
-        call("cuEventRecord", end.handle, self._stream.handle)
+        quick_call("cuEventRecord", int(end.handle), stream)
         return CudaWork(self.context, self._events, begin, end)

@@ -25,6 +25,8 @@ class Launch:
         self._keeps = places, struct, arguments, code, ranges
         self._function = code.function
         across, down, deep = groups
+        if code.most:
+            across, down = min(across * down, code.most), 1
         self._shape = across, down, deep * code.spread, *code.threads, 0
         self._arguments = ctypes.addressof(arguments)
 

@@ -78,6 +78,7 @@ class PhysicalDevice:
             gpu=True,
             fuses=True,
             shuffles=True,
+            joins=True,
             features=(f"compute capability {major}.{minor}", "host page registration", "graphs"),
         )
 

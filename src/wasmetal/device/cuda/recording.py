@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Dispatch, Recording
-from wasmetal.device.cuda.api import call, cu
+from wasmetal.device.cuda.api import call, cu, quick_call
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.cublas import CublasGemm
 from wasmetal.device.cuda.launch import Launch
@@ -30,7 +30,7 @@ class CudaRecording(Recording):
         self._keeps = [(each.code, each.ranges) for each in dispatches]
         self._launches = [_launch(each) for each in dispatches]
         self._started = False
-        self._graph: Any = None
+        self._graph: int | None = None
 
     def start(self, stream: Any, capturing: Any) -> None:
         """Start the kernels on a stream. ``capturing`` is another, for making the graph. One call at a time."""
@@ -41,9 +41,9 @@ class CudaRecording(Recording):
             for launch in self._launches:
                 launch.start(stream)
         else:
-            call("cuGraphLaunch", self._graph, stream)
+            quick_call("cuGraphLaunch", self._graph, int(stream))
 
-    def _capture(self, stream: Any) -> Any:
+    def _capture(self, stream: Any) -> int:
         call("cuStreamBeginCapture", stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         for launch in self._launches:
             launch.start(stream)
@@ -51,7 +51,7 @@ class CudaRecording(Recording):
         made = call("cuGraphInstantiate", graph, 0)
         self._context.release_with(self, "cuGraphExecDestroy", made)
         call("cuGraphDestroy", graph)
-        return made
+        return int(made)
 
 
 def _launch(dispatch: CudaDispatch) -> Launch | CublasGemm:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from wasmetal.device.backend import Work
-from wasmetal.device.cuda.api import NOT_READY, call, cu, failure
+from wasmetal.device.cuda.api import NOT_READY, call, cu, failure, quick_result
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.waiting import poll
 
@@ -36,7 +34,7 @@ class CudaWork(Work):
         self._context = context
         self._events = events
         self._between = begin, end
-        self._end: Any = end.handle
+        self._end = int(end.handle)
 
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
@@ -50,11 +48,11 @@ class CudaWork(Work):
 
     def _ask(self) -> bool:
         """The same, in a thread where the context is current."""
-        (result,) = cu.cuEventQuery(self._end)
+        result = quick_result("cuEventQuery", self._end)
         if result == NOT_READY:
             return False
         if result:
-            raise failure(result, "cuEventQuery")
+            raise failure(cu.CUresult(result), "cuEventQuery")
         return True
 
     def result(self) -> tuple[float, None]:

@@ -37,7 +37,8 @@ class Commands:
         self._keeps = keeps
         info = struct("VkCommandBufferAllocateInfo", commandPool=self._pool.handle, commandBufferCount=1)
         self.handle = make("vkAllocateCommandBuffers", "VkCommandBuffer", device.handle, info)
-        call("vkBeginCommandBuffer", self.handle, struct("VkCommandBufferBeginInfo"))
+        again = lib.VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT  # a submission may run it several times
+        call("vkBeginCommandBuffer", self.handle, struct("VkCommandBufferBeginInfo", flags=again))
         barrier(self.handle, _WORK, _WORK, _ALL)
         record(self.handle)
         barrier(self.handle, _WORK, _HOST, _ALL)

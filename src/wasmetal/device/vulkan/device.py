@@ -58,6 +58,8 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def start(self, recordings: Sequence[VulkanRecording]) -> VulkanWork:
         """Submit the command buffers to the queue."""
+        if len(set(recordings)) < len(recordings):  # then the last run of each has the timestamps
+            recordings = [recordings[0].mark, *recordings]
         number = self.logical.submit([recording.commands.handle for recording in recordings])
         return VulkanWork(self.logical, number, recordings)
 

@@ -99,6 +99,7 @@ class PhysicalDevice:
             gpu=self.tier is not Tier.SOFTWARE,
             fuses=True,
             shuffles=features.SHUFFLES in self.capabilities and subgroup.subgroupSize >= SUBGROUP,
+            joins=True,
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
         )
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -215,7 +215,7 @@ class Llm:
         held = self._session(handle)
         tokens = _next_tokens(memory, ptr, count, held)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
-        self._device.drive(held.session.steps(tokens, logits))
+        self._device.drive(held.session.steps(tokens, logits), _joins(held, tokens))
 
     def session_forward_top(
         self, memory: GuestMemory, handle: int, ptr: int, count: int, rows: int, k: int, out: int, totals: int
@@ -229,7 +229,7 @@ class Llm:
         sums = memory.raw(totals, rows, abi.LOGIT_TOTALS).view(np.float32).reshape(rows, 2)
         tokens = _next_tokens(memory, ptr, count, held)
         tops = [self._top_logits(k) for _ in range(rows)]
-        self._device.drive(held.session.steps(tokens, tops))
+        self._device.drive(held.session.steps(tokens, tops), _joins(held, tokens))
         for row, top in enumerate(tops):
             candidates[row], sums[row] = top.found, top.sums
 
@@ -258,7 +258,7 @@ class Llm:
         tokens = _next_tokens(memory, ptr, count, held)
         chosen: list[int] = []
         try:
-            self._device.drive(generate(held.session, tokens, sampler, cap, ends, chosen))
+            self._device.drive(generate(held.session, tokens, sampler, cap, ends, chosen), _joins(held, tokens))
         finally:
             room[: len(chosen)], length[0], record["seed"] = chosen, len(chosen), sampler.seed
 
@@ -324,6 +324,11 @@ class Llm:
             held.logits_at = ptr
             held.logits = Tensor(buffer, ptr - aperture.offset, DType.F32, (held.model.vocab_size,))
         return held.logits
+
+
+def _joins(held: OpenSession, tokens: Sequence[int]) -> object:
+    """The model, if the session decodes: then it is in the same batches as others, at hardly any cost to them."""
+    return held.session.model if len(tokens) == 1 else None
 
 
 def _text(memory: GuestMemory, ptr: int, nbytes: int) -> str:

@@ -15,6 +15,7 @@ from wasmetal.kernels.reference import (
     fused,
     linear,
     matmul,
+    next_token,
     reduce,
     rope,
     split_attention,
@@ -40,6 +41,7 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     **linear.KERNELS,
     **matmul.KERNELS,
     **rope.KERNELS,
+    **next_token.KERNELS,
     **split_attention.KERNELS,
     **top_logits.KERNELS,
 }

@@ -17,8 +17,8 @@ from wasmetal.kernels.reference.rope import Turns
 from wasmetal.kernels.reference.scratch import BLOCK, steps
 from wasmetal.kernels.reference.views import F32, Bytes, array
 
-TILE = 64
-"""Parts are multiples of so many positions."""
+TILE, TILES_OF_ROWS = 64, 2
+"""Parts are multiples of so many positions, and of so many times that for several rows."""
 _LOWEST = np.finfo(np.float32).min
 
 
@@ -27,9 +27,17 @@ class Parts:
     sum, and whether there are any."""
 
     def __init__(
-        self, dtype: DType, p: SimpleNamespace, k_pages: Bytes, v_pages: Bytes, sequences: Bytes, scratch: Bytes
+        self,
+        dtype: DType,
+        p: SimpleNamespace,
+        k_pages: Bytes,
+        v_pages: Bytes,
+        sequences: Bytes,
+        scratch: Bytes,
+        tiles: int,
     ) -> None:
-        self._p = p
+        """``tiles``: of a part, at least."""
+        self._p, self._step = p, tiles * TILE
         shape = p.rows, p.kv_heads, p.heads // p.kv_heads, p.parts, p.head_dim + 4
         self._outs: F32 = array(scratch, p.scratch_offset * 16, shape)
         self.keys, self.values = (
@@ -46,7 +54,7 @@ class Parts:
         ``own``, if given, are the key and value [kv_heads, head_dim] of one more position, in the first part.
         """
         p = self._p
-        longest = -(-max(0, length - first) // (p.parts * TILE)) * TILE
+        longest = -(-max(0, length - first) // (p.parts * self._step)) * self._step
         for part in range(p.parts):
             begin = min(first + part * longest, length)
             self._attend(self._outs[row, :, :, part], query, table, begin, min(begin + longest, length), own)
@@ -86,7 +94,7 @@ def attention_part(
     scratch: Bytes,
 ) -> Callable[[], None]:
     """The parts of each valid row."""
-    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch), Rows(p, batch)
+    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch, TILES_OF_ROWS), Rows(p, batch)
     shape = p.rows, p.kv_heads, p.heads // p.kv_heads, p.head_dim
     queries: F32 = np.ndarray(shape, np.float32, q, p.q_offset * 4, (p.q_stride * 4, *_strides(shape[1:])))
 
@@ -117,7 +125,7 @@ def rope_attention_part(
 ) -> Callable[[], None]:
     """The parts of a single row: its queries and keys are turned, and its keys and values appended, on the way."""
     p = SimpleNamespace(**vars(p), rows=1, batch_row=0)
-    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch), Rows(p, batch)
+    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch, 1), Rows(p, batch)
     turns = Turns(p, table)
     queries, keys, values = (
         array(data, offset * 4, (heads, p.head_dim))

@@ -9,9 +9,11 @@ from typing import Any
 from wasmetal.models.architectures.network import Inputs, KVPools
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import (
+    DType,
     Recorder,
     Tensor,
     attention,
+    counters_shape,
     kv_append,
     prefill_attention,
     rope,
@@ -36,6 +38,8 @@ class SelfAttention:
     """Whether the pairs that RoPE rotates are adjacent."""
     scratch: Tensor
     """As much as any number of rows needs."""
+    counters: Tensor
+    """I32, for as many rows; 0 between one op and the next."""
 
     @classmethod
     def allocate(
@@ -43,7 +47,8 @@ class SelfAttention:
     ) -> SelfAttention:
         """With room for up to ``rows`` rows. Raises OutOfDeviceMemoryError."""
         sizes = (math.prod(scratch_shape(few, heads, kv_heads, head_dim)) for few in (1, min(rows, FEW)))
-        return cls(heads, kv_heads, head_dim, scale, interleaved, buffers.tensor(max(sizes)))
+        counters = buffers.tensor(*counters_shape(min(rows, FEW), heads, kv_heads), dtype=DType.I32)
+        return cls(heads, kv_heads, head_dim, scale, interleaved, buffers.tensor(max(sizes)), counters)
 
     def __call__(
         self,
@@ -82,7 +87,8 @@ class SelfAttention:
                 rope(rec, q_and_k, table, inputs.batch, interleaved=self.interleaved)
             kv_append(rec, k, v, *paged)
         if fuses and rows <= FEW:
-            split_attention(rec, q, *paged, out, self.scale, scratch=self._scratch(rows), **how)
+            counters = self.counters.rows(0, rows) if rec.info.joins else None
+            split_attention(rec, q, *paged, out, self.scale, scratch=self._scratch(rows), counters=counters, **how)
         else:
             (prefill_attention if fuses else attention)(rec, q, *paged, out, self.scale, **how)
 

@@ -27,9 +27,9 @@ MOST_TOP = 64
 """The most logits that :class:`TopLogits` has."""
 MOST_ROWS = 16
 """Of a session in a batch, logits can be had after so many tokens."""
-_TOP = (1, 8, MOST_TOP)
+TOP = (1, 8, MOST_TOP)
 """Kernels find one of these numbers of logits: the least that is enough."""
-_TOP_ROWS = (1, 4, 16, 64)
+TOP_ROWS = (1, 4, 16, 64)
 """And for one of these numbers of rows."""
 
 
@@ -39,7 +39,7 @@ class Head:
     def __init__(self, device: Device, network: Network, logits: Tensor) -> None:
         """Record it. Raises OpError if ``logits`` is not f32 [vocab_size]; OutOfDeviceMemoryError."""
         self._device = device
-        self._row = _Shared(device, DType.I32, 1)
+        self._row = Shared(device, DType.I32, 1)
         self._from: dict[Heads, CommandList] = {}
         self.logits = logits
         self.commands: CommandList = device.record()
@@ -138,7 +138,7 @@ class Heads:
         self._least = least
         shape = rows, network.config.vocab_size
         self.logits = Tensor(device.allocate(DType.F32.row_bytes(math.prod(shape))), 0, DType.F32, shape)
-        self._rows, self._batch = _Shared(device, DType.I32, rows), _Shared(device, DType.I32, *batch_shape(rows))
+        self._rows, self._batch = Shared(device, DType.I32, rows), Shared(device, DType.I32, *batch_shape(rows))
         self._one, self._many = device.record(), device.record()
         network.head(Recorder(device.info, self._one), self._rows.tensor.rows(0, 1), self.logits.rows(0, 1))
         network.head(Recorder(device.info, self._many), self._rows.tensor, self.logits, self._batch.tensor)
@@ -182,7 +182,7 @@ class Heads:
             each.found, each.sums = found[row, : each.k], sums[row]
 
     def _top(self, rows: int, k: int) -> _Top:
-        key = _TOP_ROWS[bisect_left(_TOP_ROWS, rows)], _TOP[bisect_left(_TOP, k)]
+        key = TOP_ROWS[bisect_left(TOP_ROWS, rows)], TOP[bisect_left(TOP, k)]
         if key not in self._tops:
             self._tops[key] = _Top(self._device, self.logits.rows(0, key[0]), key[1])
         return self._tops[key]
@@ -203,8 +203,8 @@ class _Top:
 
     def __init__(self, device: Device, logits: Tensor, k: int) -> None:
         rows, vocabulary = logits.shape
-        self.ids = _Shared(device, DType.I32, rows, k)
-        self.values, self.totals = _Shared(device, DType.F32, rows, k), _Shared(device, DType.F32, rows, 2)
+        self.ids = Shared(device, DType.I32, rows, k)
+        self.values, self.totals = Shared(device, DType.F32, rows, k), Shared(device, DType.F32, rows, 2)
         shape = top_logits_scratch_shape(rows, vocabulary, k)
         scratch = Tensor(device.allocate(4 * math.prod(shape)), 0, DType.I32, shape)
         self.commands = device.record()
@@ -227,7 +227,7 @@ class _Top:
         self._scratch.close()
 
 
-class _Shared:
+class Shared:
     """A small tensor that host and device share."""
 
     def __init__(self, device: Device, dtype: DType, *shape: int) -> None:

@@ -208,13 +208,14 @@ class KVCache:
                 raise
         return growth
 
-    def has_room(self, pages: Sequence[int], length: int) -> bool:
-        """Whether a sequence of ``length`` tokens can get one more on a page that it has, and that nobody else holds.
+    def has_room(self, pages: Sequence[int], length: int, count: int = 1) -> bool:
+        """Whether a sequence of ``length`` tokens can get ``count`` more on its last page, which nobody else holds.
 
         May be called without the model's lock by the only user of the sequence: nobody else can come to hold its pages.
         """
         index = length // PAGE_SIZE
-        return index < len(pages) and self._references.item(pages[index]) == 1
+        last = (length + count - 1) // PAGE_SIZE
+        return index == last < len(pages) and self._references.item(pages[index]) == 1
 
     def adopt(self, pages: list[int], growth: Growth) -> None:
         """Replace the page table ``pages`` with the one of ``growth``."""

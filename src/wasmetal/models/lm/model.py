@@ -23,8 +23,9 @@ from wasmetal.models.files.quantize import quantize as quantize_file
 from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
-from wasmetal.models.lm.heads import Head, TopLogits
+from wasmetal.models.lm.heads import Head, TopLogits, Wanted
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
+from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.prefix_cache import PrefixCache
@@ -236,7 +237,10 @@ class Model(Closing):
         """
         sessions = [request.session for request in requests]
         if len(requests) == 1 and len(requests[0].tokens) == 1 and sessions[0].model is self:
-            yield from self._decode(requests[0])
+            session = sessions[0]
+            wanted = session.heads_into(requests[0].logits)
+            session.check(requests[0].tokens, len(wanted))
+            yield from self._decode(session, requests[0].tokens, [(wanted[0], 0)] if wanted else ())
             return
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
             raise ModelError("a batch takes each session once, and only sessions of its own model")
@@ -271,18 +275,28 @@ class Model(Closing):
         for request in requests:
             request.session.length += len(request.tokens)
 
-    def _decode(self, request: Request) -> Generator[Submission | None]:
-        """:meth:`steps` of one session and one token: what happens most often."""
-        session, tokens = request.session, request.tokens
-        wanted = session.heads_into(request.logits)
-        session.check(tokens, len(wanted))
-        growth, kept = self._growth(session)
+    def choose(self, session: Session, token: int, draws: Draws) -> Generator[Submission | None]:
+        """Append a token, have the device choose the next one and append that, and so on, in steps as :meth:`steps`.
+
+        ``draws`` says how, and for how many tokens, for which the context must have room; the last one is not appended.
+        They are in ``draws.tokens`` then. Fewer are chosen if so many would take the device longer than others should
+        wait. Raises what :meth:`forward` does; the session is then unchanged.
+        """
+        session.check((token,), 0)
+        draws.randoms = draws.randoms[: self._pacing.steps()]
+        yield from self._decode(session, (token,), (), draws)
+
+    def _decode(
+        self, session: Session, tokens: Sequence[int], heads: Wanted, draws: Draws | None = None
+    ) -> Generator[Submission | None]:
+        """Append one token of one session or, with ``draws``, what follows it too: what happens most often."""
+        growth, kept = self._growth(session, draws)
+        count = len(draws.randoms) if draws else 1
         try:
             self._pacing.rows(session.holder)
             yield None
             segments, growths = (Segment(tokens, session.length, growth.table),), (growth,)
-            heads = [(wanted[0], 0)] if wanted else ()
-            submission = yield from self._scheduler.run(Job(segments, heads, growths, growths, id(session)))
+            part = yield from self._scheduler.run(Job(segments, heads, growths, growths, id(session), draws))
         except BaseException:
             if not kept:
                 with self.lock:
@@ -291,15 +305,27 @@ class Model(Closing):
         if not kept:
             with self.lock:
                 self.cache.adopt(session.pages, growth)
-        session.counters.count_submission(submission.seconds, submission.dispatches)
-        session.length += 1
+        session.counters.count_submission(part.seconds, part.dispatches)
+        session.length += count
+        if draws:
+            self._pacing.stepped(part.batch.steps, part.batch.submission.seconds)
 
-    def _growth(self, session: Session) -> tuple[Growth, bool]:
-        """The pages that a session is to have with one more token; whether they are those that it has."""
-        if self.cache.has_room(session.pages, session.length):
+    def _growth(self, session: Session, draws: Draws | None) -> tuple[Growth, bool]:
+        """The pages that a session is to have with one more token, or more; whether they are those that it has.
+
+        If there is no room for all of ``draws``, they become one.
+        """
+        count = len(draws.randoms) if draws else 1
+        if self.cache.has_room(session.pages, session.length, count):
             return Growth(list(session.pages), []), True
-        with self.lock:
-            return self.cache.grow(session.pages, session.length, 1, session.holder), False
+        try:
+            with self.lock:
+                return self.cache.grow(session.pages, session.length, count, session.holder), False
+        except OutOfDeviceMemoryError:
+            if draws is None or count == 1:
+                raise
+        draws.randoms = draws.randoms[:1]
+        return self._growth(session, draws)
 
     def head(self, logits: Tensor) -> Head:
         """A list that writes logits to a tensor. For sessions."""
@@ -317,8 +343,13 @@ class Model(Closing):
             segments += job.segments
             copies += [commands for growth in job.begun if growth.copied and (commands := self.cache.copying(growth))]
             rows += job.rows
-        taken.write(segments)
-        submission = self.device.submit([*copies, taken.body(rows), *taken.heads(heads)], patient=len(jobs) > 1)
+        rows = taken.write(segments)
+        draws = [job.draws for job in jobs if job.draws]
+        if draws:
+            lists = taken.choosing(rows, draws, [segment.position for segment in segments])
+        else:
+            lists = [taken.body(rows), *taken.heads(heads)]
+        submission = self.device.submit([*copies, *lists], patient=len(jobs) > 1)
         taken.submission = submission
         for head, _ in heads:
             if isinstance(head, Head):

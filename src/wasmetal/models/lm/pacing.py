@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from wasmetal.models.lm.multi_step import MOST_STEPS
 from wasmetal.models.lm.passes import ROWS
 
 SHARED = 0.05
@@ -22,6 +23,7 @@ class Pacing:
         """``most``: rows of a batch, a multiple of ROWS[1]."""
         self._most = most
         self._row_seconds: float | None = None
+        self._step_seconds = SHARED
         self._user: object = None
         self._used = self._shared = -RECENT
 
@@ -36,6 +38,14 @@ class Pacing:
         longest = SHARED if now - self._shared < RECENT else ALONE
         steps = int(longest / (self._row_seconds * _STEP))
         return min(_STEP * max(steps, 1), self._most)
+
+    def steps(self) -> int:
+        """How many tokens of a sequence a submission may choose, one after another, so that others wait for SHARED."""
+        return max(1, min(int(SHARED / self._step_seconds), MOST_STEPS))
+
+    def stepped(self, steps: int, seconds: float) -> None:
+        """A batch of so many steps has taken so long; 0 if the device does not tell."""
+        self._step_seconds = seconds / steps or SHARED
 
     def took(self, rows: int, seconds: float) -> None:
         """A batch has taken so long. One with few rows says little about larger ones, and is not counted."""

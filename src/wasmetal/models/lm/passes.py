@@ -14,7 +14,8 @@ from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.heads import Head, Heads, Wanted
 from wasmetal.models.lm.kv_cache import KVCache
-from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape
+from wasmetal.models.lm.multi_step import MOST_STEPS, Draws, MultiStep, write_settings
+from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape, settings_shape
 
 ROWS = (1, 64, 512)
 """Shape classes: the forward pass is recorded once for each; a batch takes the smallest that its rows fit."""
@@ -60,11 +61,18 @@ class Pass:
         self._deterministic = deterministic
         self._classes = (ROWS[1],) if deterministic else ROWS
         self._lists: dict[int, CommandList] = {}
+        self._copies: dict[int, CommandList] = {}
+        self._multi_step: MultiStep | None = None
         self._heads: Heads | None = None
         self._room_for_heads = True
         self._version = cache.version
         """Of the cache with which the lists were recorded."""
-        shapes = {"ids": (ROWS[-1],), "batch": batch_shape(ROWS[-1]), "sequences": sequences_shape(SEQUENCES, pages)}
+        shapes = {
+            "ids": (ROWS[-1],),
+            "batch": batch_shape(ROWS[-1]),
+            "settings": settings_shape(SEQUENCES, MOST_STEPS),
+            "sequences": sequences_shape(SEQUENCES, pages),
+        }
         sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
         starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]).tolist()
         self._buffer = buffers.allocate(starts[-1], MemoryKind.SHARED)
@@ -74,8 +82,9 @@ class Pass:
             [Tensor(buffer, start, DType.I32, shape) for shape, start in zip(shapes.values(), starts, strict=False)]
             for buffer in (self._buffer, self._copy or self._buffer)
         )
-        self._ids, self._batch, self._sequences = (tensor.numpy() for tensor in written)
-        self._inputs = Inputs(*read)
+        self._ids, self._batch, self._settings, self._sequences = (tensor.numpy() for tensor in written)
+        ids, batch, self._settings_read, sequences = read
+        self._inputs = Inputs(ids, batch, sequences)
         # Single elements of a memoryview are written four times as fast as those of an array.
         self._id, self._word = (array.reshape(-1).data for array in (self._ids, self._batch))
         self._tables: list[Sequence[int]] = [()] * SEQUENCES
@@ -86,8 +95,11 @@ class Pass:
         """Whether the latest submission has not ended yet."""
         return self.submission is not None and self.submission.pending
 
-    def write(self, segments: Sequence[Segment]) -> None:
-        """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all."""
+    def write(self, segments: Sequence[Segment]) -> int:
+        """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all.
+
+        Returns how many rows are computed.
+        """
         row = 0
         for number, segment in enumerate(segments):
             count, position = len(segment.tokens), segment.position
@@ -104,6 +116,7 @@ class Pass:
         if self._deterministic and row <= self._device.info.few_rows:
             row = self._pad(row, self._device.info.few_rows + 1, len(segments))
         self._word[0] = row
+        return row
 
     def _pad(self, begin: int, end: int, sequence: int) -> int:
         """Rows of an empty sequence, which are computed and neither appended to the cache nor attended to."""
@@ -119,18 +132,42 @@ class Pass:
             self._version = self._cache.version
         fitting = self._classes[bisect_left(self._classes, rows)]
         if fitting not in self._lists:
-            sequences = self._inputs.sequences
+            ids, batch = self._inputs.ids.rows(0, fitting), self._inputs.batch.rows(0, 1 + fitting)
             commands = self._device.record()
             rec = Recorder(self._device.info, commands)
-            if self._copy:
-                used = sequences.rows(0, min(fitting, SEQUENCES))
-                words = -(-(used.offset + used.nbytes) // ALIGNMENT) * ALIGNMENT // 4
-                copy(rec, *(Tensor(buffer, 0, DType.I32, (words,)) for buffer in (self._buffer, self._copy)))
-            inputs = Inputs(self._inputs.ids.rows(0, fitting), self._inputs.batch.rows(0, 1 + fitting), sequences)
-            self._network.body(rec, inputs, self._cache.layers)
+            self._record_copy(rec, fitting)
+            self._network.body(rec, Inputs(ids, batch, self._inputs.sequences), self._cache.layers)
             commands.finish()
             self._lists[fitting] = commands
         return self._lists[fitting]
+
+    def choosing(self, rows: int, draws: Sequence[Draws], positions: Sequence[int]) -> list[CommandList]:
+        """The lists that choose tokens for ``rows`` rows, each the only one of its sequence, and go on with them.
+
+        The first rows have these ``draws``, and ``positions``; the others are computed, and nothing is chosen for them.
+        Raises OutOfDeviceMemoryError.
+        """
+        if self._version != self._cache.version:
+            self._close_lists()
+            self._version = self._cache.version
+        for row, (each, position) in enumerate(zip(draws, positions, strict=True)):
+            write_settings(self._settings, row, each, position)
+        self._settings[len(draws) : rows, 5] = 0
+        fitting = self._classes[bisect_left(self._classes, rows)]
+        if self._multi_step is None:
+            logits = self._all_heads().logits
+            parts = self._inputs, self._settings_read, logits
+            self._multi_step = MultiStep(self._device, self._network, self._cache.layers, *parts)
+        lists = self._multi_step.lists(fitting, draws)
+        if self._heads:
+            self._heads.forget()
+        if not self._copy:
+            return lists
+        if fitting not in self._copies:
+            commands = self._copies[fitting] = self._device.record()
+            self._record_copy(Recorder(self._device.info, commands), fitting)
+            commands.finish()
+        return [self._copies[fitting], *lists]
 
     def heads(self, wanted: Wanted) -> list[CommandList]:
         """The lists that give each of ``wanted`` the logits after its row.
@@ -142,6 +179,8 @@ class Pass:
         must = self._deterministic or len(alone) < len(wanted)
         if self._heads:
             self._heads.forget()
+        if self._multi_step:
+            self._multi_step.forget()
         if wanted and (must or len(wanted) > 1) and (heads := self._joint_heads(must)):
             return heads.lists(wanted)
         for head, row in alone:
@@ -149,9 +188,11 @@ class Pass:
         return [head.commands for head, _ in alone]
 
     def collect(self) -> None:
-        """Take what the latest submission, which has ended, has found of logits."""
+        """Take what the latest submission, which has ended, has found of logits, or chosen."""
         if self._heads:
             self._heads.collect()
+        if self._multi_step:
+            self._multi_step.collect()
 
     def close(self) -> None:
         """Release the lists. Idempotent."""
@@ -160,12 +201,25 @@ class Pass:
             self._heads.close()
             self._heads = None
 
+    def _record_copy(self, rec: Recorder, fitting: int) -> None:
+        """Record the copy of what ``fitting`` rows read of the inputs, if kernels read a copy of them."""
+        if self._copy:
+            used = self._inputs.sequences.rows(0, min(fitting, SEQUENCES))
+            words = -(-(used.offset + used.nbytes) // ALIGNMENT) * ALIGNMENT // 4
+            copy(rec, *(Tensor(buffer, 0, DType.I32, (words,)) for buffer in (self._buffer, self._copy)))
+
+    def _all_heads(self) -> Heads:
+        """Made when they are first needed. Raises OutOfDeviceMemoryError."""
+        if self._heads is None:
+            least = self._device.info.few_rows + 1 if self._deterministic else 0
+            self._heads = Heads(self._device, self._network, SEQUENCES, least)
+        return self._heads
+
     def _joint_heads(self, must: bool) -> Heads | None:
-        """Made when they are first needed; None if there is no memory for them, unless it ``must`` be."""
+        """None if there is no memory for them, unless it ``must`` be."""
         if self._heads is None and (must or self._room_for_heads):
             try:
-                least = self._device.info.few_rows + 1 if self._deterministic else 0
-                self._heads = Heads(self._device, self._network, SEQUENCES, least)
+                return self._all_heads()
             except OutOfDeviceMemoryError:
                 if must:
                     raise
@@ -173,6 +227,9 @@ class Pass:
         return self._heads
 
     def _close_lists(self) -> None:
-        for commands in self._lists.values():
+        for commands in (*self._lists.values(), *self._copies.values()):
             commands.close()
-        self._lists = {}
+        if self._multi_step:
+            self._multi_step.close()
+            self._multi_step = None
+        self._lists, self._copies = {}, {}

@@ -21,6 +21,7 @@ from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.models.lm.heads import Wanted
 from wasmetal.models.lm.kv_cache import Growth
+from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.signal import Signal
 
@@ -30,7 +31,7 @@ _LOOK = 0.05
 """Seconds of waiting between two looks at whether the caller gives up."""
 _SLICE = 0.5
 """Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
-_SAMPLING = 0.5, 4e-3
+_SAMPLING = 0.5, 12e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
 last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
 missing take longer to come back. Then the others take turns with them."""
@@ -49,6 +50,8 @@ class Job:
     """Growths that the rows write to."""
     sequence: int | None = None
     """What identifies the sequence, if this is the one row of a sequence that decodes."""
+    draws: Draws | None = None
+    """How the device chooses this row's next tokens, if it does. All jobs of a submission have draws, or none."""
     alone: bool = False
     """Whether no other job may be in its submission."""
     part: Part | None = None
@@ -82,6 +85,8 @@ class Batch:
         self.taken = taken
         self.jobs = jobs
         self.rows = sum([job.rows for job in jobs])
+        self.steps = max([len(job.draws.randoms) if job.draws else 1 for job in jobs])
+        """Tokens of a sequence that it appends one after another."""
         self.users = len(jobs)
         """How many jobs have not given up."""
         self.ended = False
@@ -349,7 +354,8 @@ class Scheduler:
         sequences, heads = SEQUENCES - len(first.segments), SEQUENCES - len(first.heads)
         for job in others:
             fits = job.rows <= rows and len(job.segments) <= sequences and len(job.heads) <= heads
-            if fits and not first.alone and not job.alone:
+            alike = (job.draws is None) == (first.draws is None)
+            if fits and alike and not first.alone and not job.alone:
                 jobs.append(job)
                 rows, sequences, heads = rows - job.rows, sequences - len(job.segments), heads - len(job.heads)
             else:

@@ -18,6 +18,7 @@ from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
 from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, page_count
+from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.quota import Holder
 from wasmetal.ops import DType, Tensor
 
@@ -99,6 +100,10 @@ class Session(Closing):
         self.holder.reused += reused
         with model.lock:
             cache.add(scope, tokens, self.pages)
+
+    def choose(self, token: int, draws: Draws) -> Generator[Submission | None]:
+        """Append a token, have the device choose the next one and append that, and so on: see :meth:`Model.choose`."""
+        return self._open().choose(self, token, draws)
 
     def fork(self) -> Session:
         """A new session with the same tokens. The two share pages of the cache until one writes to them."""

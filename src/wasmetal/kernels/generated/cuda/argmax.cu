@@ -12,12 +12,6 @@ __device__ uint WaveActiveMin_0(uint expr_0, uint _S2)
     return _S3;
 }
 
-__device__ float WaveActiveMax_0(float expr_1, uint _S4)
-{
-    float _S5 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S4), 0U, 0U, 0U)).x, (expr_1)));
-    return _S5;
-}
-
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -28,77 +22,76 @@ __device__ bool is_number_0(float value_0)
     return ((F32_asuint((value_0))) & 2147483647U) <= 2139095040U;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S6)
-{
-    uint _S7 = WaveGetActiveMask_0(_S6);
-    bool _S8 = ((((_S7) & -(_S7)) == (WarpMask(1) << _getLaneId())));
-    return _S8;
-}
-
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S9)
+__device__ float group_max_0(float value_1, uint thread_0)
 {
-    uint _S10 = ((warpSize));
-    float _S11 = WaveActiveMax_0(value_1, _S9);
-    bool _S12 = WaveIsFirstLane_0(_S9);
-    uint _S13 = __ballot_sync(_S9, _S12);
-    if(_S12)
+    uint _S4 = ((warpSize));
+    float _S5 = (_waveMax(0xffffffffu, (value_1)));
+    uint _S6 = thread_0 % _S4;
+    if(_S6 == 0U)
     {
-        uint _S14 = thread_0 / _S10;
-        (*&floats_0)[_S14] = _S11;
+        uint _S7 = thread_0 / _S4;
+        (*&floats_0)[_S7] = _S5;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S15 = 128U / _S10;
-        if(wave_0 < _S15)
+        uint _S8 = 128U / _S4;
+        if(wave_0 < _S8)
         {
         }
         else
         {
             break;
         }
-        float _S16 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S9 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S16;
+        result_0 = _S9;
         wave_0 = wave_1;
     }
     __syncthreads();
     return result_0;
 }
 
+__device__ bool WaveIsFirstLane_0(uint _S10)
+{
+    uint _S11 = WaveGetActiveMask_0(_S10);
+    bool _S12 = ((((_S11) & -(_S11)) == (WarpMask(1) << _getLaneId())));
+    return _S12;
+}
+
 __device__ __shared__ FixedArray<uint, 32>  numbers_0;
 
-__device__ uint group_min_0(uint value_2, uint thread_1, uint _S17)
+__device__ uint group_min_0(uint value_2, uint thread_1, uint _S13)
 {
-    uint _S18 = ((warpSize));
-    uint _S19 = WaveActiveMin_0(value_2, _S17);
-    bool _S20 = WaveIsFirstLane_0(_S17);
-    uint _S21 = __ballot_sync(_S17, _S20);
-    if(_S20)
+    uint _S14 = ((warpSize));
+    uint _S15 = WaveActiveMin_0(value_2, _S13);
+    bool _S16 = WaveIsFirstLane_0(_S13);
+    uint _S17 = __ballot_sync(_S13, _S16);
+    if(_S16)
     {
-        uint _S22 = thread_1 / _S18;
-        (*&numbers_0)[_S22] = _S19;
+        uint _S18 = thread_1 / _S14;
+        (*&numbers_0)[_S18] = _S15;
     }
     __syncthreads();
     uint result_1 = 4294967295U;
     uint wave_2 = 0U;
     for(;;)
     {
-        uint _S23 = 128U / _S18;
-        if(wave_2 < _S23)
+        uint _S19 = 128U / _S14;
+        if(wave_2 < _S19)
         {
         }
         else
         {
             break;
         }
-        uint _S24 = (U32_min((result_1), ((*&numbers_0)[wave_2])));
+        uint _S20 = (U32_min((result_1), ((*&numbers_0)[wave_2])));
         uint wave_3 = wave_2 + 1U;
-        result_1 = _S24;
+        result_1 = _S20;
         wave_2 = wave_3;
     }
     __syncthreads();
@@ -116,119 +109,119 @@ struct ArgmaxParams_0
 
 extern "C" __global__ void argmax(StructuredBuffer<float> x_0, RWStructuredBuffer<uint> result_2, ArgmaxParams_0 p_0)
 {
-    uint _S25 = 0U;
-    uint _S26;
-    uint _S27 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S28 = __ballot_sync(4294967295U, true);
-    uint _S29 = group_number_0(blockIdx);
-    bool _S30 = _S29 >= (p_0.rows_0);
-    uint _S31 = __ballot_sync(_S28, _S30);
-    if(_S30)
+    uint _S21 = 0U;
+    uint _S22;
+    uint _S23 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S24 = __ballot_sync(4294967295U, true);
+    uint _S25 = group_number_0(blockIdx);
+    bool _S26 = _S25 >= (p_0.rows_0);
+    uint _S27 = __ballot_sync(_S24, _S26);
+    if(_S26)
     {
         return;
     }
     else
     {
-        uint _S32 = __ballot_sync(_S28, true);
-        _S25 = _S32;
+        uint _S28 = __ballot_sync(_S24, true);
+        _S21 = _S28;
     }
     uint index_0 = 4294967295U;
     float best_0 = -3.4028234663852886e+38f;
-    uint column_0 = _S27;
-    uint _S33;
-    _S33 = _S25;
+    uint column_0 = _S23;
+    uint _S29;
+    _S29 = _S21;
     for(;;)
     {
-        uint _S34 = 0U;
-        bool _S35 = column_0 < (p_0.columns_0);
-        uint _S36 = __ballot_sync(_S33, _S35);
-        if(_S35)
+        uint _S30 = 0U;
+        bool _S31 = column_0 < (p_0.columns_0);
+        uint _S32 = __ballot_sync(_S29, _S31);
+        if(_S31)
         {
-            uint _S37 = __ballot_sync(_S33, true);
-            _S34 = _S37;
+            uint _S33 = __ballot_sync(_S29, true);
+            _S30 = _S33;
         }
         else
         {
-            uint _S38 = __ballot_sync(_S33, false);
-            uint _S39 = __ballot_sync(_S33, false);
-            uint _S40 = __ballot_sync(_S25, true);
-            _S26 = _S40;
+            uint _S34 = __ballot_sync(_S29, false);
+            uint _S35 = __ballot_sync(_S29, false);
+            uint _S36 = __ballot_sync(_S21, true);
+            _S22 = _S36;
             break;
         }
-        float _S41 = __ldg((&(x_0)[p_0.x_offset_0 + _S29 * p_0.x_stride_0 + column_0]));
-        bool _S42 = is_number_0(_S41);
-        uint _S43 = __ballot_sync(_S34, _S42);
-        uint _S44;
-        bool _S45;
-        if(_S42)
+        float _S37 = __ldg((&(x_0)[p_0.x_offset_0 + _S25 * p_0.x_stride_0 + column_0]));
+        bool _S38 = is_number_0(_S37);
+        uint _S39 = __ballot_sync(_S30, _S38);
+        uint _S40;
+        bool _S41;
+        if(_S38)
         {
-            bool _S46 = index_0 == 4294967295U;
-            uint _S47 = __ballot_sync(_S43, _S46);
-            if(_S46)
+            bool _S42 = index_0 == 4294967295U;
+            uint _S43 = __ballot_sync(_S39, _S42);
+            if(_S42)
             {
-                uint _S48 = __ballot_sync(_S43, true);
-                _S45 = true;
+                uint _S44 = __ballot_sync(_S39, true);
+                _S41 = true;
             }
             else
             {
-                bool _S49 = _S41 > best_0;
-                uint _S50 = __ballot_sync(_S43, true);
-                _S45 = _S49;
+                bool _S45 = _S37 > best_0;
+                uint _S46 = __ballot_sync(_S39, true);
+                _S41 = _S45;
             }
-            uint _S51 = __ballot_sync(_S34, true);
-            _S44 = _S51;
+            uint _S47 = __ballot_sync(_S30, true);
+            _S40 = _S47;
         }
         else
         {
-            uint _S52 = __ballot_sync(_S34, true);
-            _S45 = false;
-            _S44 = _S52;
+            uint _S48 = __ballot_sync(_S30, true);
+            _S41 = false;
+            _S40 = _S48;
         }
-        uint _S53 = __ballot_sync(_S44, _S45);
-        if(_S45)
+        uint _S49 = __ballot_sync(_S40, _S41);
+        if(_S41)
         {
-            float _S54 = (F32_max((_S41), (-3.4028234663852886e+38f)));
-            uint _S55 = __ballot_sync(_S44, true);
+            float _S50 = (F32_max((_S37), (-3.4028234663852886e+38f)));
+            uint _S51 = __ballot_sync(_S40, true);
             index_0 = column_0;
-            best_0 = _S54;
+            best_0 = _S50;
         }
         else
         {
-            uint _S56 = __ballot_sync(_S44, true);
+            uint _S52 = __ballot_sync(_S40, true);
         }
-        uint _S57 = __ballot_sync(_S33, true);
+        uint _S53 = __ballot_sync(_S29, true);
         column_0 = column_0 + 128U;
-        _S33 = _S57;
+        _S29 = _S53;
     }
-    float _S58 = group_max_0(best_0, _S27, _S26);
-    bool _S59 = best_0 == _S58;
-    uint _S60 = __ballot_sync(_S26, _S59);
-    if(_S59)
+    float _S54 = group_max_0(best_0, _S23);
+    bool _S55 = best_0 == _S54;
+    uint _S56 = __ballot_sync(_S22, _S55);
+    if(_S55)
     {
-        uint _S61 = __ballot_sync(_S26, true);
-        column_0 = _S61;
+        uint _S57 = __ballot_sync(_S22, true);
+        column_0 = _S57;
     }
     else
     {
-        uint _S62 = __ballot_sync(_S26, true);
+        uint _S58 = __ballot_sync(_S22, true);
         index_0 = 4294967295U;
-        column_0 = _S62;
+        column_0 = _S58;
     }
-    uint _S63 = group_min_0(index_0, _S27, column_0);
-    bool _S64 = _S27 == 0U;
-    uint _S65 = __ballot_sync(column_0, _S64);
-    if(_S64)
+    uint _S59 = group_min_0(index_0, _S23, column_0);
+    bool _S60 = _S23 == 0U;
+    uint _S61 = __ballot_sync(column_0, _S60);
+    if(_S60)
     {
-        uint * _S66 = (&(result_2)[p_0.out_offset_0 + _S29]);
-        if(_S63 == 4294967295U)
+        uint * _S62 = (&(result_2)[p_0.out_offset_0 + _S25]);
+        if(_S59 == 4294967295U)
         {
             index_0 = 0U;
         }
         else
         {
-            index_0 = _S63;
+            index_0 = _S59;
         }
-        *_S66 = index_0;
+        *_S62 = index_0;
     }
     return;
 }

@@ -180,53 +180,34 @@ __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<
 
 __device__ __shared__ FixedArray<uint, 128>  slots_0;
 
-__device__ uint WaveGetActiveMask_0(uint _S23)
-{
-    return _S23;
-}
-
-__device__ float WaveActiveMax_0(float expr_0, uint _S24)
-{
-    float _S25 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S24), 0U, 0U, 0U)).x, (expr_0)));
-    return _S25;
-}
-
-__device__ bool WaveIsFirstLane_0(uint _S26)
-{
-    uint _S27 = WaveGetActiveMask_0(_S26);
-    bool _S28 = ((((_S27) & -(_S27)) == (WarpMask(1) << _getLaneId())));
-    return _S28;
-}
-
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S29)
+__device__ float group_max_0(float value_1, uint thread_0)
 {
-    uint _S30 = ((warpSize));
-    float _S31 = WaveActiveMax_0(value_1, _S29);
-    bool _S32 = WaveIsFirstLane_0(_S29);
-    uint _S33 = __ballot_sync(_S29, _S32);
-    if(_S32)
+    uint _S23 = ((warpSize));
+    float _S24 = (_waveMax(0xffffffffu, (value_1)));
+    uint _S25 = thread_0 % _S23;
+    if(_S25 == 0U)
     {
-        uint _S34 = thread_0 / _S30;
-        (*&floats_0)[_S34] = _S31;
+        uint _S26 = thread_0 / _S23;
+        (*&floats_0)[_S26] = _S24;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S35 = 128U / _S30;
-        if(wave_0 < _S35)
+        uint _S27 = 128U / _S23;
+        if(wave_0 < _S27)
         {
         }
         else
         {
             break;
         }
-        float _S36 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S28 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S36;
+        result_0 = _S28;
         wave_0 = wave_1;
     }
     __syncthreads();
@@ -235,30 +216,23 @@ __device__ float group_max_0(float value_1, uint thread_0, uint _S29)
 
 __device__ __shared__ FixedArray<float, 128>  weights_0;
 
-__device__ float WaveActiveSum_0(float expr_1, uint _S37)
+__device__ float group_sum_0(float value_2, uint thread_1)
 {
-    float _S38 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S37), 0U, 0U, 0U)).x, (expr_1)));
-    return _S38;
-}
-
-__device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
-{
-    uint _S40 = ((warpSize));
-    float _S41 = WaveActiveSum_0(value_2, _S39);
-    bool _S42 = WaveIsFirstLane_0(_S39);
-    uint _S43 = __ballot_sync(_S39, _S42);
-    if(_S42)
+    uint _S29 = ((warpSize));
+    float _S30 = (_waveSum(0xffffffffu, (value_2)));
+    uint _S31 = thread_1 % _S29;
+    if(_S31 == 0U)
     {
-        uint _S44 = thread_1 / _S40;
-        (*&floats_0)[_S44] = _S41;
+        uint _S32 = thread_1 / _S29;
+        (*&floats_0)[_S32] = _S30;
     }
     __syncthreads();
     uint wave_2 = 0U;
     float result_1 = 0.0f;
     for(;;)
     {
-        uint _S45 = 128U / _S40;
-        if(wave_2 < _S45)
+        uint _S33 = 128U / _S29;
+        if(wave_2 < _S33)
         {
         }
         else
@@ -275,376 +249,270 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S46)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0)
 {
-    uint _S47 = 0U;
     uint i_0;
+    uint i_1;
     float4  sum_0;
-    uint _S48;
-    uint _S49;
-    uint _S50 = group_number_0(group_1);
-    uint _S51 = p_0->head_count_0;
-    uint _S52 = _S50 / p_0->head_count_0;
-    uint _S53 = p_0->first_head_0;
-    uint _S54 = _S50 % _S51;
-    uint _S55 = _S53 + _S54;
-    uint _S56 = p_0->batch_offset_0;
-    uint _S57 = p_0->batch_row_0;
-    bool _S58 = _S52 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
-    uint _S59 = __ballot_sync(_S46, _S58);
-    if(_S58)
+    uint _S34 = group_number_0(group_1);
+    uint _S35 = p_0->head_count_0;
+    uint _S36 = _S34 / p_0->head_count_0;
+    uint _S37 = p_0->first_head_0;
+    uint _S38 = _S34 % _S35;
+    uint _S39 = _S37 + _S38;
+    uint _S40 = p_0->batch_offset_0;
+    uint _S41 = p_0->batch_row_0;
+    if(_S36 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    else
+    uint _S42 = p_0->kv_heads_0;
+    uint _S43 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S44 = _S39 / _S43;
+    uint _S45 = _S41 + _S36;
+    SequenceTable_0 _S46 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S40, _S45), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S47 = row_position_0(batch_3, _S40, _S45);
+    SequenceTable_0 _S48 = _S46;
+    uint _S49 = SequenceTable_end_of_0(&_S48, _S47);
+    uint _S50 = first_seen_0(_S47, p_0->window_0);
+    uint _S51 = p_0->head_dim_0;
+    uint _S52 = p_0->head_dim_0 / 4U;
+    bool _S53 = thread_2 < _S52;
+    if(_S53)
     {
-        uint _S60 = __ballot_sync(_S46, true);
-        _S47 = _S60;
-    }
-    uint _S61 = p_0->kv_heads_0;
-    uint _S62 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S63 = _S55 / _S62;
-    uint _S64 = _S57 + _S52;
-    SequenceTable_0 _S65 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S56, _S64), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-    uint _S66 = row_position_0(batch_3, _S56, _S64);
-    SequenceTable_0 _S67 = _S65;
-    uint _S68 = SequenceTable_end_of_0(&_S67, _S66);
-    uint _S69 = first_seen_0(_S66, p_0->window_0);
-    uint _S70 = p_0->head_dim_0;
-    uint _S71 = p_0->head_dim_0 / 4U;
-    bool _S72 = thread_2 < _S71;
-    uint _S73 = __ballot_sync(_S47, _S72);
-    uint begin_2;
-    if(_S72)
-    {
-        uint _S74 = p_0->q_offset_0 + _S52 * p_0->q_stride_0 + _S55 * _S70 + 4U * thread_2;
-        float _S75 = p_0->scale_2;
-        float _S76 = __ldg((&(q_0)[_S74]));
-        float _S77 = __ldg((&(q_0)[_S74 + 1U]));
-        float _S78 = __ldg((&(q_0)[_S74 + 2U]));
-        float _S79 = __ldg((&(q_0)[_S74 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S75) * make_float4 (_S76, _S77, _S78, _S79);
-        uint _S80 = __ballot_sync(_S47, true);
-        begin_2 = _S80;
-    }
-    else
-    {
-        uint _S81 = __ballot_sync(_S47, true);
-        begin_2 = _S81;
+        uint _S54 = p_0->q_offset_0 + _S36 * p_0->q_stride_0 + _S39 * _S51 + 4U * thread_2;
+        float _S55 = p_0->scale_2;
+        float _S56 = __ldg((&(q_0)[_S54]));
+        float _S57 = __ldg((&(q_0)[_S54 + 1U]));
+        float _S58 = __ldg((&(q_0)[_S54 + 2U]));
+        float _S59 = __ldg((&(q_0)[_S54 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S55) * make_float4 (_S56, _S57, _S58, _S59);
     }
     __syncthreads();
-    uint _S82 = 128U / _S71;
-    uint _S83 = thread_2 / _S71;
-    uint _S84 = _S61 * _S70;
-    uint _S85 = _S63 * _S70;
-    uint _S86 = thread_2 % _S71;
-    uint _S87 = _S85 + 4U * _S86;
-    uint _S88 = p_0->sinks_offset_0;
-    bool _S89 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S90 = __ballot_sync(begin_2, _S89);
+    uint _S60 = 128U / _S52;
+    uint _S61 = thread_2 / _S52;
+    uint _S62 = _S42 * _S51;
+    uint _S63 = _S44 * _S51;
+    uint _S64 = thread_2 % _S52;
+    uint _S65 = _S63 + 4U * _S64;
+    uint _S66 = p_0->sinks_offset_0;
+    bool _S67 = (p_0->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S89)
+    if(_S67)
     {
-        float _S91 = __ldg((&(sinks_0)[_S88 + _S55]));
-        float _S92 = (F32_max((_S91), (-3.4028234663852886e+38f)));
-        uint _S93 = __ballot_sync(begin_2, true);
-        begin_2 = _S93;
-        peak_0 = _S92;
+        float _S68 = __ldg((&(sinks_0)[_S66 + _S39]));
+        peak_0 = (F32_max((_S68), (-3.4028234663852886e+38f)));
     }
     else
     {
-        uint _S94 = __ballot_sync(begin_2, true);
-        begin_2 = _S94;
         peak_0 = -3.4028234663852886e+38f;
     }
-    uint _S95 = __ballot_sync(begin_2, _S89);
-    int _S96;
-    if(_S89)
+    int _S69;
+    if(_S67)
     {
-        uint _S97 = __ballot_sync(begin_2, true);
-        _S96 = int(1);
-        begin_2 = _S97;
+        _S69 = int(1);
     }
     else
     {
-        uint _S98 = __ballot_sync(begin_2, true);
-        _S96 = int(0);
-        begin_2 = _S98;
+        _S69 = int(0);
     }
-    float _S99 = float(_S96);
-    int4  _S100 = make_int4 (int(0));
-    float4  _S101 = make_float4 ((float)_S100.x, (float)_S100.y, (float)_S100.z, (float)_S100.w);
-    uint _S102 = begin_2;
-    begin_2 = _S69;
-    uint i_1 = _S102;
-    float total_0 = _S99;
-    float4  sum_1 = _S101;
+    float _S70 = float(_S69);
+    int4  _S71 = make_int4 (int(0));
+    float4  _S72 = make_float4 ((float)_S71.x, (float)_S71.y, (float)_S71.z, (float)_S71.w);
+    uint begin_2 = _S50;
+    float total_0 = _S70;
+    float4  sum_1 = _S72;
     for(;;)
     {
-        uint _S103 = 0U;
-        bool _S104 = begin_2 < _S68;
-        uint _S105 = __ballot_sync(i_1, _S104);
-        if(_S104)
+        if(begin_2 < _S49)
         {
-            uint _S106 = __ballot_sync(i_1, true);
-            _S103 = _S106;
         }
         else
         {
             break;
         }
-        uint _S107 = (U32_min((_S68 - begin_2), (128U)));
-        bool _S108 = thread_2 < _S107;
-        uint _S109 = __ballot_sync(_S103, _S108);
-        uint _S110;
-        uint i_2;
-        uint _S111;
+        uint _S73 = (U32_min((_S49 - begin_2), (128U)));
+        bool _S74 = thread_2 < _S73;
         float score_0;
         float4  sum_2;
-        if(_S108)
+        if(_S74)
         {
-            uint _S112 = begin_2 + thread_2;
-            SequenceTable_0 _S113 = _S65;
-            uint _S114 = SequenceTable_slot_0(&_S113, sequences_2, _S112);
-            (*&slots_0)[thread_2] = _S114;
-            Run_0 _S115 = Float16_run_0(p_0->k_pages_offset_0, _S114, _S84, _S85);
+            uint _S75 = begin_2 + thread_2;
+            SequenceTable_0 _S76 = _S46;
+            uint _S77 = SequenceTable_slot_0(&_S76, sequences_2, _S75);
+            (*&slots_0)[thread_2] = _S77;
+            Run_0 _S78 = Float16_run_0(p_0->k_pages_offset_0, _S77, _S62, _S63);
             i_0 = 0U;
-            _S110 = _S109;
-            sum_0 = _S101;
+            sum_0 = _S72;
             for(;;)
             {
-                uint _S116 = 0U;
-                uint _S117 = i_0 + 8U;
-                bool _S118 = _S117 <= _S71;
-                uint _S119 = __ballot_sync(_S110, _S118);
-                if(_S118)
+                uint _S79 = i_0 + 8U;
+                if(_S79 <= _S52)
                 {
-                    uint _S120 = __ballot_sync(_S110, true);
-                    _S116 = _S120;
                 }
                 else
                 {
-                    uint _S121 = __ballot_sync(_S110, false);
-                    uint _S122 = __ballot_sync(_S110, false);
-                    uint _S123 = __ballot_sync(_S109, true);
-                    _S48 = _S123;
                     break;
                 }
-                float4  _S124 = (*&query_0)[i_0];
-                uint _S125 = _S115.vector_0 + i_0;
-                uint2  _S126 = __ldg((&(k_pages_0)[_S125]));
-                float4  _S127 = _S124 * Float16_expand_0(_S126);
-                float4  _S128 = (*&query_0)[i_0 + 1U];
-                uint2  _S129 = __ldg((&(k_pages_0)[_S125 + 1U]));
-                float4  some_0 = _S127 + _S128 * Float16_expand_0(_S129);
-                float4  _S130 = (*&query_0)[i_0 + 2U];
-                uint2  _S131 = __ldg((&(k_pages_0)[_S125 + 2U]));
-                float4  some_1 = some_0 + _S130 * Float16_expand_0(_S131);
-                float4  _S132 = (*&query_0)[i_0 + 3U];
-                uint2  _S133 = __ldg((&(k_pages_0)[_S125 + 3U]));
-                float4  some_2 = some_1 + _S132 * Float16_expand_0(_S133);
-                float4  _S134 = (*&query_0)[i_0 + 4U];
-                uint2  _S135 = __ldg((&(k_pages_0)[_S125 + 4U]));
-                float4  some_3 = some_2 + _S134 * Float16_expand_0(_S135);
-                float4  _S136 = (*&query_0)[i_0 + 5U];
-                uint2  _S137 = __ldg((&(k_pages_0)[_S125 + 5U]));
-                float4  some_4 = some_3 + _S136 * Float16_expand_0(_S137);
-                float4  _S138 = (*&query_0)[i_0 + 6U];
-                uint2  _S139 = __ldg((&(k_pages_0)[_S125 + 6U]));
-                float4  some_5 = some_4 + _S138 * Float16_expand_0(_S139);
-                float4  _S140 = (*&query_0)[i_0 + 7U];
-                uint2  _S141 = __ldg((&(k_pages_0)[_S125 + 7U]));
-                float4  some_6 = some_5 + _S140 * Float16_expand_0(_S141);
-                uint _S142 = __ballot_sync(_S116, false);
-                uint _S143 = __ballot_sync(_S116, false);
-                uint _S144 = __ballot_sync(_S116, true);
-                float4  products_0 = sum_0 + make_float4 (Float16_scale_0(k_pages_0, _S115.scale_0 + i_0 / 8U)) * some_6;
-                uint _S145 = __ballot_sync(_S110, true);
-                i_0 = _S117;
-                _S110 = _S145;
+                float4  _S80 = (*&query_0)[i_0];
+                uint _S81 = _S78.vector_0 + i_0;
+                uint2  _S82 = __ldg((&(k_pages_0)[_S81]));
+                float4  _S83 = _S80 * Float16_expand_0(_S82);
+                float4  _S84 = (*&query_0)[i_0 + 1U];
+                uint2  _S85 = __ldg((&(k_pages_0)[_S81 + 1U]));
+                float4  some_0 = _S83 + _S84 * Float16_expand_0(_S85);
+                float4  _S86 = (*&query_0)[i_0 + 2U];
+                uint2  _S87 = __ldg((&(k_pages_0)[_S81 + 2U]));
+                float4  some_1 = some_0 + _S86 * Float16_expand_0(_S87);
+                float4  _S88 = (*&query_0)[i_0 + 3U];
+                uint2  _S89 = __ldg((&(k_pages_0)[_S81 + 3U]));
+                float4  some_2 = some_1 + _S88 * Float16_expand_0(_S89);
+                float4  _S90 = (*&query_0)[i_0 + 4U];
+                uint2  _S91 = __ldg((&(k_pages_0)[_S81 + 4U]));
+                float4  some_3 = some_2 + _S90 * Float16_expand_0(_S91);
+                float4  _S92 = (*&query_0)[i_0 + 5U];
+                uint2  _S93 = __ldg((&(k_pages_0)[_S81 + 5U]));
+                float4  some_4 = some_3 + _S92 * Float16_expand_0(_S93);
+                float4  _S94 = (*&query_0)[i_0 + 6U];
+                uint2  _S95 = __ldg((&(k_pages_0)[_S81 + 6U]));
+                float4  some_5 = some_4 + _S94 * Float16_expand_0(_S95);
+                float4  _S96 = (*&query_0)[i_0 + 7U];
+                uint2  _S97 = __ldg((&(k_pages_0)[_S81 + 7U]));
+                float4  products_0 = sum_0 + make_float4 (Float16_scale_0(k_pages_0, _S78.scale_0 + i_0 / 8U)) * (some_5 + _S96 * Float16_expand_0(_S97));
+                i_0 = _S79;
                 sum_0 = products_0;
             }
-            i_2 = i_0;
-            _S111 = _S48;
+            i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S146 = i_2 < _S71;
-                uint _S147 = __ballot_sync(_S111, _S146);
-                if(_S146)
+                if(i_1 < _S52)
                 {
-                    uint _S148 = __ballot_sync(_S111, true);
                 }
                 else
                 {
-                    uint _S149 = __ballot_sync(_S111, false);
-                    uint _S150 = __ballot_sync(_S111, false);
-                    uint _S151 = __ballot_sync(_S48, true);
                     break;
                 }
-                float4  _S152 = (*&query_0)[i_2];
-                uint2  _S153 = __ldg((&(k_pages_0)[_S115.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S152 * Float16_expand_0(_S153);
-                uint _S154 = __ballot_sync(_S111, true);
-                i_2 = i_2 + 1U;
-                _S111 = _S154;
+                float4  _S98 = (*&query_0)[i_1];
+                uint2  _S99 = __ldg((&(k_pages_0)[_S78.vector_0 + i_1]));
+                float4  products_1 = sum_2 + _S98 * Float16_expand_0(_S99);
+                i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
-            float _S155 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S156 = __ballot_sync(_S103, true);
-            score_0 = _S155;
-            i_0 = _S156;
+            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
         }
         else
         {
-            uint _S157 = __ballot_sync(_S103, true);
             score_0 = -3.4028234663852886e+38f;
-            i_0 = _S157;
         }
-        float _S158 = group_max_0(score_0, thread_2, i_0);
-        float _S159 = (F32_max((peak_0), (_S158)));
-        uint _S160 = __ballot_sync(i_0, _S108);
-        float _S161;
-        if(_S108)
+        float _S100 = group_max_0(score_0, thread_2);
+        float _S101 = (F32_max((peak_0), (_S100)));
+        float _S102;
+        if(_S74)
         {
-            float _S162 = (F32_exp((score_0 - _S159)));
-            uint _S163 = __ballot_sync(i_0, true);
-            _S161 = _S162;
-            _S110 = _S163;
+            _S102 = (F32_exp((score_0 - _S101)));
         }
         else
         {
-            uint _S164 = __ballot_sync(i_0, true);
-            _S161 = 0.0f;
-            _S110 = _S164;
+            _S102 = 0.0f;
         }
-        (*&weights_0)[thread_2] = _S161;
-        float _S165 = (F32_exp((peak_0 - _S159)));
-        float _S166 = total_0 * _S165;
-        float _S167 = group_sum_0(_S161, thread_2, _S110);
-        float _S168 = _S166 + _S167;
-        float4  sum_3 = sum_1 * make_float4 (_S165);
-        bool _S169 = _S83 < _S82;
-        uint _S170 = __ballot_sync(_S110, _S169);
-        if(_S169)
+        (*&weights_0)[thread_2] = _S102;
+        float _S103 = (F32_exp((peak_0 - _S101)));
+        float _S104 = total_0 * _S103;
+        float _S105 = group_sum_0(_S102, thread_2);
+        float _S106 = _S104 + _S105;
+        float4  sum_3 = sum_1 * make_float4 (_S103);
+        if(_S61 < _S60)
         {
-            i_2 = _S83;
-            _S111 = _S170;
+            i_0 = _S61;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S171 = 0U;
-                uint _S172 = i_2 + 7U * _S82;
-                bool _S173 = _S172 < _S107;
-                uint _S174 = __ballot_sync(_S111, _S173);
-                if(_S173)
+                uint _S107 = i_0 + 7U * _S60;
+                if(_S107 < _S73)
                 {
-                    uint _S175 = __ballot_sync(_S111, true);
-                    _S171 = _S175;
                 }
                 else
                 {
-                    uint _S176 = __ballot_sync(_S111, false);
-                    uint _S177 = __ballot_sync(_S111, false);
-                    uint _S178 = __ballot_sync(_S170, true);
-                    _S49 = _S178;
                     break;
                 }
-                uint _S179 = p_0->v_pages_offset_0;
-                uint _S180 = i_2 + _S82;
-                uint _S181 = i_2 + 2U * _S82;
-                uint _S182 = i_2 + 3U * _S82;
-                uint _S183 = i_2 + 4U * _S82;
-                uint _S184 = i_2 + 5U * _S82;
-                uint _S185 = i_2 + 6U * _S82;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S84, _S87) + make_float4 ((*&weights_0)[_S180]) * value_0(v_pages_0, _S179, (*&slots_0)[_S180], _S84, _S87) + make_float4 ((*&weights_0)[_S181]) * value_0(v_pages_0, _S179, (*&slots_0)[_S181], _S84, _S87) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S179, (*&slots_0)[_S182], _S84, _S87) + make_float4 ((*&weights_0)[_S183]) * value_0(v_pages_0, _S179, (*&slots_0)[_S183], _S84, _S87) + make_float4 ((*&weights_0)[_S184]) * value_0(v_pages_0, _S179, (*&slots_0)[_S184], _S84, _S87) + make_float4 ((*&weights_0)[_S185]) * value_0(v_pages_0, _S179, (*&slots_0)[_S185], _S84, _S87) + make_float4 ((*&weights_0)[_S172]) * value_0(v_pages_0, _S179, (*&slots_0)[_S172], _S84, _S87);
-                uint _S186 = __ballot_sync(_S171, false);
-                uint _S187 = __ballot_sync(_S171, false);
-                uint _S188 = __ballot_sync(_S171, true);
-                uint _S189 = __ballot_sync(_S111, true);
-                i_2 = i_2 + 8U * _S82;
-                _S111 = _S189;
+                uint _S108 = p_0->v_pages_offset_0;
+                uint _S109 = i_0 + _S60;
+                uint _S110 = i_0 + 2U * _S60;
+                uint _S111 = i_0 + 3U * _S60;
+                uint _S112 = i_0 + 4U * _S60;
+                uint _S113 = i_0 + 5U * _S60;
+                uint _S114 = i_0 + 6U * _S60;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_0]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_0], _S62, _S65) + make_float4 ((*&weights_0)[_S109]) * value_0(v_pages_0, _S108, (*&slots_0)[_S109], _S62, _S65) + make_float4 ((*&weights_0)[_S110]) * value_0(v_pages_0, _S108, (*&slots_0)[_S110], _S62, _S65) + make_float4 ((*&weights_0)[_S111]) * value_0(v_pages_0, _S108, (*&slots_0)[_S111], _S62, _S65) + make_float4 ((*&weights_0)[_S112]) * value_0(v_pages_0, _S108, (*&slots_0)[_S112], _S62, _S65) + make_float4 ((*&weights_0)[_S113]) * value_0(v_pages_0, _S108, (*&slots_0)[_S113], _S62, _S65) + make_float4 ((*&weights_0)[_S114]) * value_0(v_pages_0, _S108, (*&slots_0)[_S114], _S62, _S65) + make_float4 ((*&weights_0)[_S107]) * value_0(v_pages_0, _S108, (*&slots_0)[_S107], _S62, _S65);
+                i_0 = i_0 + 8U * _S60;
                 sum_0 = sum_4;
             }
-            uint i_3 = i_2;
-            uint _S190 = _S49;
+            i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S191 = i_3 < _S107;
-                uint _S192 = __ballot_sync(_S190, _S191);
-                if(_S191)
+                if(i_1 < _S73)
                 {
-                    uint _S193 = __ballot_sync(_S190, true);
                 }
                 else
                 {
-                    uint _S194 = __ballot_sync(_S190, false);
-                    uint _S195 = __ballot_sync(_S190, false);
-                    uint _S196 = __ballot_sync(_S49, true);
                     break;
                 }
-                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S84, _S87);
-                uint _S197 = __ballot_sync(_S190, true);
-                i_3 = i_3 + _S82;
-                _S190 = _S197;
+                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_1]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_1], _S62, _S65);
+                i_1 = i_1 + _S60;
                 sum_2 = sum_5;
             }
-            uint _S198 = __ballot_sync(_S110, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S199 = __ballot_sync(_S110, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S200 = __ballot_sync(i_1, true);
         begin_2 = begin_2 + 128U;
-        i_1 = _S200;
-        peak_0 = _S159;
-        total_0 = _S168;
+        peak_0 = _S101;
+        total_0 = _S106;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S72)
+    if(_S53)
     {
-        i_1 = 0U;
-        sum_0 = _S101;
+        i_0 = 0U;
+        sum_0 = _S72;
         for(;;)
         {
-            if(i_1 < _S82)
+            if(i_0 < _S60)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S71 + thread_2];
-            i_1 = i_1 + 1U;
+            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S52 + thread_2];
+            i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S69 >= _S68)
+        if(_S50 >= _S49)
         {
-            sum_1 = _S101;
+            sum_1 = _S72;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S201 = p_0->out_offset_0 + _S52 * p_0->out_stride_0 + _S55 * _S70 + 4U * thread_2;
-        i_0 = 0U;
+        uint _S115 = p_0->out_offset_0 + _S36 * p_0->out_stride_0 + _S39 * _S51 + 4U * thread_2;
+        i_1 = 0U;
         for(;;)
         {
-            if(i_0 < 4U)
+            if(i_1 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(&(result_3)[_S201 + i_0]) = _slang_vector_get_element(sum_1, i_0);
-            i_0 = i_0 + 1U;
+            *(&(result_3)[_S115 + i_1]) = _slang_vector_get_element(sum_1, i_1);
+            i_1 = i_1 + 1U;
         }
     }
     return;
@@ -652,9 +520,8 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S202 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S203 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S204 = p_1;
-    attend_0(blockIdx, _S202, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S204, _S203);
+    uint _S116 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    AttentionParams_0 _S117 = p_1;
+    attend_0(blockIdx, _S116, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S117);
     return;
 }

@@ -4,6 +4,8 @@
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1195,35 +1197,59 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<float4 > k_pages_0, Str
     return;
 }
 
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_0)
+{
+    uint _S508;
+    if(offset_1 == 4294967295U)
+    {
+        _S508 = rows_0;
+    }
+    else
+    {
+        uint _S509 = __ldg((&(batch_0)[offset_1]));
+        _S508 = (U32_min(((U32_max((_S509), (first_0))) - first_0), (rows_0)));
+    }
+    return _S508;
+}
+
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S508 = heads_1 / kv_heads_0;
-    uint _S509 = (_S508 + 4U - 1U) / 4U;
-    uint _S510 = rows_0 * kv_heads_0 * _S509;
-    uint _S511 = number_1 % _S510;
-    uint _S512 = _S511 % _S509;
+    uint _S510 = rows_1 * kv_heads_0;
+    uint _S511 = heads_1 / kv_heads_0;
+    return _S510 * ((_S511 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S512 = heads_2 / kv_heads_1;
+    uint _S513 = (_S512 + 4U - 1U) / 4U;
+    uint _S514 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S515 = number_1 % _S514;
+    uint _S516 = _S515 % _S513;
     Part_0 part_3;
-    uint _S513 = number_1 / _S510;
-    (&part_3)->number_0 = _S513;
-    uint _S514 = _S511 / (kv_heads_0 * _S509);
-    (&part_3)->row_0 = _S514;
-    uint _S515 = _S511 / _S509;
-    uint _S516 = _S515 % kv_heads_0;
-    (&part_3)->kv_head_0 = _S516;
-    uint _S517 = _S512 * 4U;
-    uint _S518 = _S516 * _S508 + _S517;
-    (&part_3)->head_0 = _S518;
-    (&part_3)->heads_0 = (U32_min((_S508 - _S517), (4U)));
+    (&part_3)->unit_0 = _S515;
+    uint _S517 = number_1 / _S514;
+    (&part_3)->number_0 = _S517;
+    uint _S518 = _S515 / (kv_heads_1 * _S513);
+    (&part_3)->row_0 = _S518;
+    uint _S519 = _S515 / _S513;
+    uint _S520 = _S519 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S520;
+    uint _S521 = _S516 * 4U;
+    uint _S522 = _S520 * _S512 + _S521;
+    (&part_3)->head_0 = _S522;
+    (&part_3)->heads_0 = (U32_min((_S512 - _S521), (4U)));
     (&part_3)->head_dim_0 = head_dim_2;
-    (&part_3)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S519 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S519;
-    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S518) * _S519 + (&part_3)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S523 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S523;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_2 + _S522) * _S523 + (&part_3)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1231,106 +1257,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_3;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_1)
-{
-    uint _S520;
-    if(offset_1 == 4294967295U)
-    {
-        _S520 = rows_1;
-    }
-    else
-    {
-        uint _S521 = __ldg((&(batch_0)[offset_1]));
-        _S520 = (U32_min(((U32_max((_S521), (first_0))) - first_0), (rows_1)));
-    }
-    return _S520;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S522 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S522;
+    uint _S524 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S524;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S523;
-    (&_S523)->begin_2 = begin_3;
-    (&_S523)->page_size_0 = page_size_1;
-    (&_S523)->pages_0 = pages_1;
-    (&_S523)->length_0 = length_1;
-    return _S523;
+    SequenceTable_0 _S525;
+    (&_S525)->begin_2 = begin_3;
+    (&_S525)->page_size_0 = page_size_1;
+    (&_S525)->pages_0 = pages_1;
+    (&_S525)->length_0 = length_1;
+    return _S525;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S524 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S525 = _S524 + 1U;
-    uint _S526 = __ldg((&(sequences_2)[_S524]));
-    return SequenceTable_x24init_0(_S525, page_size_2, pages_2, (U32_min((_S526), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S526 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S527 = _S526 + 1U;
+    uint _S528 = __ldg((&(sequences_2)[_S526]));
+    return SequenceTable_x24init_0(_S527, page_size_2, pages_2, (U32_min((_S528), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S527 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S527;
+    uint _S529 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S529;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S528 = this_2->length_0;
-    uint _S529;
+    uint _S530 = this_2->length_0;
+    uint _S531;
     if(position_1 < (this_2->length_0))
     {
-        _S529 = position_1 + 1U;
+        _S531 = position_1 + 1U;
     }
     else
     {
-        _S529 = _S528;
-    }
-    return _S529;
-}
-
-__device__ uint first_seen_0(uint position_2, uint window_0)
-{
-    bool _S530;
-    if(window_0 != 0U)
-    {
-        _S530 = position_2 >= window_0;
-    }
-    else
-    {
-        _S530 = false;
-    }
-    uint _S531;
-    if(_S530)
-    {
-        _S531 = position_2 - window_0 + 1U;
-    }
-    else
-    {
-        _S531 = 0U;
+        _S531 = _S530;
     }
     return _S531;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
+__device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    uint _S532;
-    if(first_1 < length_2)
+    bool _S532;
+    if(window_0 != 0U)
     {
-        _S532 = length_2 - first_1;
+        _S532 = position_2 >= window_0;
     }
     else
     {
-        _S532 = 0U;
+        _S532 = false;
     }
-    uint _S533 = parts_1 * 64U;
-    uint _S534 = (_S532 + _S533 - 1U) / _S533;
-    uint _S535 = _S534 * 64U;
-    uint _S536 = (U32_min((first_1 + part_4->number_0 * _S535), (length_2)));
-    part_4->begin_0 = _S536;
-    part_4->end_0 = (U32_min((_S536 + _S535), (length_2)));
+    uint _S533;
+    if(_S532)
+    {
+        _S533 = position_2 - window_0 + 1U;
+    }
+    else
+    {
+        _S533 = 0U;
+    }
+    return _S533;
+}
+
+__device__ void Part_take_0(Part_0 * this_3, uint other_0)
+{
+    this_3->out_0 = this_3->out_0 + (other_0 - this_3->number_0) * (this_3->head_dim_0 / 4U + 1U);
+    this_3->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S534;
+    if(first_1 < length_2)
+    {
+        _S534 = length_2 - first_1;
+    }
+    else
+    {
+        _S534 = 0U;
+    }
+    uint _S535 = parts_1 * tiles_0 * 64U;
+    uint _S536 = (_S534 + _S535 - 1U) / _S535;
+    uint _S537 = _S536 * tiles_0 * 64U;
+    uint _S538 = (U32_min((first_1 + part_4->number_0 * _S537), (length_2)));
+    part_4->begin_0 = _S538;
+    part_4->end_0 = (U32_min((_S538 + _S537), (length_2)));
+    if(_S534 == 0U)
+    {
+        _S534 = 1U;
+    }
+    else
+    {
+        uint _S539 = (_S534 + _S537 - 1U) / _S537;
+        _S534 = _S539;
+    }
+    part_4->used_0 = _S534;
     return;
 }
 
@@ -1338,9 +1366,9 @@ __device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer
 {
     if(thread_5 < (part_5->heads_0))
     {
-        int4  _S537 = make_int4 (int(0));
-        float4  _S538 = make_float4 ((float)_S537.x, (float)_S537.y, (float)_S537.z, (float)_S537.w);
-        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S538;
+        int4  _S540 = make_int4 (int(0));
+        float4  _S541 = make_float4 ((float)_S540.x, (float)_S540.y, (float)_S540.z, (float)_S540.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S541;
     }
     return;
 }
@@ -1354,9 +1382,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint q_stride_0;
     uint pages_3;
@@ -1366,71 +1394,99 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, AttentionPartParams_0 p_0)
 {
-    uint _S539 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S540 = __ballot_sync(4294967295U, true);
-    Part_0 _S541 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S541;
-    bool _S542 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S543 = __ballot_sync(_S540, _S542);
-    bool _S544;
-    uint _S545;
-    if(_S542)
+    uint _S542 = 0U;
+    uint _S543 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S544 = __ballot_sync(4294967295U, true);
+    uint _S545 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    bool _S546 = _S545 == 0U;
+    uint _S547 = __ballot_sync(_S544, _S546);
+    if(_S546)
     {
-        uint _S546 = __ballot_sync(_S540, true);
-        _S544 = true;
-        _S545 = _S546;
+        return;
     }
     else
     {
-        bool _S547 = ((&part_6)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-        uint _S548 = __ballot_sync(_S540, true);
-        _S544 = _S547;
-        _S545 = _S548;
+        uint _S548 = __ballot_sync(_S544, true);
+        _S542 = _S548;
     }
     uint _S549 = 0U;
-    uint _S550 = __ballot_sync(_S545, _S544);
-    if(_S544)
+    Part_0 _S550 = part_of_0(group_number_0(blockIdx), _S545, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S550;
+    uint _S551 = units_of_0(_S545, p_0.heads_3, p_0.kv_heads_2);
+    uint _S552 = p_0.groups_0 / _S551;
+    bool _S553 = ((&part_6)->number_0) >= _S552;
+    uint _S554 = __ballot_sync(_S542, _S553);
+    if(_S553)
     {
         return;
     }
     else
     {
-        uint _S551 = __ballot_sync(_S545, true);
-        _S549 = _S551;
+        uint _S555 = __ballot_sync(_S542, true);
+        _S549 = _S555;
     }
-    uint _S552 = 0U;
-    SequenceTable_0 _S553 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S554 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0);
-    SequenceTable_0 _S555 = _S553;
-    uint _S556 = SequenceTable_end_of_0(&_S555, _S554);
-    share_out_0(&part_6, first_seen_0(_S554, p_0.window_1), _S556, p_0.parts_2);
-    bool _S557 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S558 = __ballot_sync(_S549, _S557);
-    if(_S557)
-    {
-        Part_0 _S559 = part_6;
-        leave_empty_0(_S539, &_S559, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S560 = __ballot_sync(_S549, true);
-        _S552 = _S560;
-    }
+    SequenceTable_0 _S556 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S557 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0);
+    SequenceTable_0 _S558 = _S556;
+    uint _S559 = SequenceTable_end_of_0(&_S558, _S557);
+    uint _S560 = first_seen_0(_S557, p_0.window_1);
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_6)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S561 = _S553;
-    Part_0 _S562 = part_6;
-    Plain_0 _S563 = queries_1;
-    Plain_0 _S564 = queries_1;
-    Plain_0 _S565 = queries_1;
-    attend_0(_S539, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S561, &_S562, p_0.scale_4, &_S563, false, &_S564, &_S565, _S552);
+    uint number_3 = (&part_6)->number_0;
+    uint _S561;
+    _S561 = _S549;
+    for(;;)
+    {
+        uint _S562 = 0U;
+        bool _S563 = number_3 < (p_0.parts_2);
+        uint _S564 = __ballot_sync(_S561, _S563);
+        if(_S563)
+        {
+            uint _S565 = __ballot_sync(_S561, true);
+            _S562 = _S565;
+        }
+        else
+        {
+            break;
+        }
+        uint _S566 = 0U;
+        Part_take_0(&part_6, number_3);
+        share_out_0(&part_6, _S560, _S559, p_0.parts_2, 2U);
+        bool _S567 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+        uint _S568 = __ballot_sync(_S562, _S567);
+        if(_S567)
+        {
+            Part_0 _S569 = part_6;
+            leave_empty_0(_S543, &_S569, scratch_2);
+            uint _S570 = __ballot_sync(_S562, false);
+            uint _S571 = __ballot_sync(_S561, true);
+            _S561 = _S571;
+            number_3 = number_3 + _S552;
+            continue;
+        }
+        else
+        {
+            uint _S572 = __ballot_sync(_S562, true);
+            _S566 = _S572;
+        }
+        SequenceTable_0 _S573 = _S556;
+        Part_0 _S574 = part_6;
+        Plain_0 _S575 = queries_1;
+        Plain_0 _S576 = queries_1;
+        Plain_0 _S577 = queries_1;
+        attend_0(_S543, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S573, &_S574, p_0.scale_4, &_S575, false, &_S576, &_S577, _S566);
+        __syncthreads();
+        uint _S578 = __ballot_sync(_S561, true);
+        _S561 = _S578;
+        number_3 = number_3 + _S552;
+    }
     return;
 }

@@ -4,6 +4,8 @@
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1214,35 +1216,59 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint> k_pages_0, Struct
     return;
 }
 
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_0)
+{
+    uint _S512;
+    if(offset_2 == 4294967295U)
+    {
+        _S512 = rows_0;
+    }
+    else
+    {
+        uint _S513 = __ldg((&(batch_0)[offset_2]));
+        _S512 = (U32_min(((U32_max((_S513), (first_0))) - first_0), (rows_0)));
+    }
+    return _S512;
+}
+
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S512 = heads_1 / kv_heads_0;
-    uint _S513 = (_S512 + 4U - 1U) / 4U;
-    uint _S514 = rows_0 * kv_heads_0 * _S513;
-    uint _S515 = number_1 % _S514;
-    uint _S516 = _S515 % _S513;
+    uint _S514 = rows_1 * kv_heads_0;
+    uint _S515 = heads_1 / kv_heads_0;
+    return _S514 * ((_S515 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S516 = heads_2 / kv_heads_1;
+    uint _S517 = (_S516 + 4U - 1U) / 4U;
+    uint _S518 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S519 = number_1 % _S518;
+    uint _S520 = _S519 % _S517;
     Part_0 part_3;
-    uint _S517 = number_1 / _S514;
-    (&part_3)->number_0 = _S517;
-    uint _S518 = _S515 / (kv_heads_0 * _S513);
-    (&part_3)->row_0 = _S518;
-    uint _S519 = _S515 / _S513;
-    uint _S520 = _S519 % kv_heads_0;
-    (&part_3)->kv_head_0 = _S520;
-    uint _S521 = _S516 * 4U;
-    uint _S522 = _S520 * _S512 + _S521;
-    (&part_3)->head_0 = _S522;
-    (&part_3)->heads_0 = (U32_min((_S512 - _S521), (4U)));
+    (&part_3)->unit_0 = _S519;
+    uint _S521 = number_1 / _S518;
+    (&part_3)->number_0 = _S521;
+    uint _S522 = _S519 / (kv_heads_1 * _S517);
+    (&part_3)->row_0 = _S522;
+    uint _S523 = _S519 / _S517;
+    uint _S524 = _S523 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S524;
+    uint _S525 = _S520 * 4U;
+    uint _S526 = _S524 * _S516 + _S525;
+    (&part_3)->head_0 = _S526;
+    (&part_3)->heads_0 = (U32_min((_S516 - _S525), (4U)));
     (&part_3)->head_dim_0 = head_dim_2;
-    (&part_3)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S523 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S523;
-    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S522) * _S523 + (&part_3)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S527 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S527;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_2 + _S526) * _S527 + (&part_3)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1250,106 +1276,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_3;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_1)
-{
-    uint _S524;
-    if(offset_2 == 4294967295U)
-    {
-        _S524 = rows_1;
-    }
-    else
-    {
-        uint _S525 = __ldg((&(batch_0)[offset_2]));
-        _S524 = (U32_min(((U32_max((_S525), (first_0))) - first_0), (rows_1)));
-    }
-    return _S524;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S526 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S526;
+    uint _S528 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S528;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S527;
-    (&_S527)->begin_2 = begin_3;
-    (&_S527)->page_size_0 = page_size_1;
-    (&_S527)->pages_0 = pages_1;
-    (&_S527)->length_0 = length_1;
-    return _S527;
+    SequenceTable_0 _S529;
+    (&_S529)->begin_2 = begin_3;
+    (&_S529)->page_size_0 = page_size_1;
+    (&_S529)->pages_0 = pages_1;
+    (&_S529)->length_0 = length_1;
+    return _S529;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S528 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S529 = _S528 + 1U;
-    uint _S530 = __ldg((&(sequences_2)[_S528]));
-    return SequenceTable_x24init_0(_S529, page_size_2, pages_2, (U32_min((_S530), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S530 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S531 = _S530 + 1U;
+    uint _S532 = __ldg((&(sequences_2)[_S530]));
+    return SequenceTable_x24init_0(_S531, page_size_2, pages_2, (U32_min((_S532), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S531 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S531;
+    uint _S533 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S533;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S532 = this_2->length_0;
-    uint _S533;
+    uint _S534 = this_2->length_0;
+    uint _S535;
     if(position_1 < (this_2->length_0))
     {
-        _S533 = position_1 + 1U;
+        _S535 = position_1 + 1U;
     }
     else
     {
-        _S533 = _S532;
-    }
-    return _S533;
-}
-
-__device__ uint first_seen_0(uint position_2, uint window_0)
-{
-    bool _S534;
-    if(window_0 != 0U)
-    {
-        _S534 = position_2 >= window_0;
-    }
-    else
-    {
-        _S534 = false;
-    }
-    uint _S535;
-    if(_S534)
-    {
-        _S535 = position_2 - window_0 + 1U;
-    }
-    else
-    {
-        _S535 = 0U;
+        _S535 = _S534;
     }
     return _S535;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
+__device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    uint _S536;
-    if(first_1 < length_2)
+    bool _S536;
+    if(window_0 != 0U)
     {
-        _S536 = length_2 - first_1;
+        _S536 = position_2 >= window_0;
     }
     else
     {
-        _S536 = 0U;
+        _S536 = false;
     }
-    uint _S537 = parts_1 * 64U;
-    uint _S538 = (_S536 + _S537 - 1U) / _S537;
-    uint _S539 = _S538 * 64U;
-    uint _S540 = (U32_min((first_1 + part_4->number_0 * _S539), (length_2)));
-    part_4->begin_0 = _S540;
-    part_4->end_0 = (U32_min((_S540 + _S539), (length_2)));
+    uint _S537;
+    if(_S536)
+    {
+        _S537 = position_2 - window_0 + 1U;
+    }
+    else
+    {
+        _S537 = 0U;
+    }
+    return _S537;
+}
+
+__device__ void Part_take_0(Part_0 * this_3, uint other_0)
+{
+    this_3->out_0 = this_3->out_0 + (other_0 - this_3->number_0) * (this_3->head_dim_0 / 4U + 1U);
+    this_3->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S538;
+    if(first_1 < length_2)
+    {
+        _S538 = length_2 - first_1;
+    }
+    else
+    {
+        _S538 = 0U;
+    }
+    uint _S539 = parts_1 * tiles_0 * 64U;
+    uint _S540 = (_S538 + _S539 - 1U) / _S539;
+    uint _S541 = _S540 * tiles_0 * 64U;
+    uint _S542 = (U32_min((first_1 + part_4->number_0 * _S541), (length_2)));
+    part_4->begin_0 = _S542;
+    part_4->end_0 = (U32_min((_S542 + _S541), (length_2)));
+    if(_S538 == 0U)
+    {
+        _S538 = 1U;
+    }
+    else
+    {
+        uint _S543 = (_S538 + _S541 - 1U) / _S541;
+        _S538 = _S543;
+    }
+    part_4->used_0 = _S538;
     return;
 }
 
@@ -1357,9 +1385,9 @@ __device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer
 {
     if(thread_5 < (part_5->heads_0))
     {
-        int4  _S541 = make_int4 (int(0));
-        float4  _S542 = make_float4 ((float)_S541.x, (float)_S541.y, (float)_S541.z, (float)_S541.w);
-        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S542;
+        int4  _S544 = make_int4 (int(0));
+        float4  _S545 = make_float4 ((float)_S544.x, (float)_S544.y, (float)_S544.z, (float)_S544.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S545;
     }
     return;
 }
@@ -1373,9 +1401,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint q_stride_0;
     uint pages_3;
@@ -1385,71 +1413,99 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, AttentionPartParams_0 p_0)
 {
-    uint _S543 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S544 = __ballot_sync(4294967295U, true);
-    Part_0 _S545 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S545;
-    bool _S546 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S547 = __ballot_sync(_S544, _S546);
-    bool _S548;
-    uint _S549;
-    if(_S546)
+    uint _S546 = 0U;
+    uint _S547 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S548 = __ballot_sync(4294967295U, true);
+    uint _S549 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    bool _S550 = _S549 == 0U;
+    uint _S551 = __ballot_sync(_S548, _S550);
+    if(_S550)
     {
-        uint _S550 = __ballot_sync(_S544, true);
-        _S548 = true;
-        _S549 = _S550;
+        return;
     }
     else
     {
-        bool _S551 = ((&part_6)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-        uint _S552 = __ballot_sync(_S544, true);
-        _S548 = _S551;
-        _S549 = _S552;
+        uint _S552 = __ballot_sync(_S548, true);
+        _S546 = _S552;
     }
     uint _S553 = 0U;
-    uint _S554 = __ballot_sync(_S549, _S548);
-    if(_S548)
+    Part_0 _S554 = part_of_0(group_number_0(blockIdx), _S549, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S554;
+    uint _S555 = units_of_0(_S549, p_0.heads_3, p_0.kv_heads_2);
+    uint _S556 = p_0.groups_0 / _S555;
+    bool _S557 = ((&part_6)->number_0) >= _S556;
+    uint _S558 = __ballot_sync(_S546, _S557);
+    if(_S557)
     {
         return;
     }
     else
     {
-        uint _S555 = __ballot_sync(_S549, true);
-        _S553 = _S555;
+        uint _S559 = __ballot_sync(_S546, true);
+        _S553 = _S559;
     }
-    uint _S556 = 0U;
-    SequenceTable_0 _S557 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S558 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0);
-    SequenceTable_0 _S559 = _S557;
-    uint _S560 = SequenceTable_end_of_0(&_S559, _S558);
-    share_out_0(&part_6, first_seen_0(_S558, p_0.window_1), _S560, p_0.parts_2);
-    bool _S561 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S562 = __ballot_sync(_S553, _S561);
-    if(_S561)
-    {
-        Part_0 _S563 = part_6;
-        leave_empty_0(_S543, &_S563, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S564 = __ballot_sync(_S553, true);
-        _S556 = _S564;
-    }
+    SequenceTable_0 _S560 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S561 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_6)->row_0);
+    SequenceTable_0 _S562 = _S560;
+    uint _S563 = SequenceTable_end_of_0(&_S562, _S561);
+    uint _S564 = first_seen_0(_S561, p_0.window_1);
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_6)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S565 = _S557;
-    Part_0 _S566 = part_6;
-    Plain_0 _S567 = queries_1;
-    Plain_0 _S568 = queries_1;
-    Plain_0 _S569 = queries_1;
-    attend_0(_S543, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S565, &_S566, p_0.scale_4, &_S567, false, &_S568, &_S569, _S556);
+    uint number_3 = (&part_6)->number_0;
+    uint _S565;
+    _S565 = _S553;
+    for(;;)
+    {
+        uint _S566 = 0U;
+        bool _S567 = number_3 < (p_0.parts_2);
+        uint _S568 = __ballot_sync(_S565, _S567);
+        if(_S567)
+        {
+            uint _S569 = __ballot_sync(_S565, true);
+            _S566 = _S569;
+        }
+        else
+        {
+            break;
+        }
+        uint _S570 = 0U;
+        Part_take_0(&part_6, number_3);
+        share_out_0(&part_6, _S564, _S563, p_0.parts_2, 2U);
+        bool _S571 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+        uint _S572 = __ballot_sync(_S566, _S571);
+        if(_S571)
+        {
+            Part_0 _S573 = part_6;
+            leave_empty_0(_S547, &_S573, scratch_2);
+            uint _S574 = __ballot_sync(_S566, false);
+            uint _S575 = __ballot_sync(_S565, true);
+            _S565 = _S575;
+            number_3 = number_3 + _S556;
+            continue;
+        }
+        else
+        {
+            uint _S576 = __ballot_sync(_S566, true);
+            _S570 = _S576;
+        }
+        SequenceTable_0 _S577 = _S560;
+        Part_0 _S578 = part_6;
+        Plain_0 _S579 = queries_1;
+        Plain_0 _S580 = queries_1;
+        Plain_0 _S581 = queries_1;
+        attend_0(_S547, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S577, &_S578, p_0.scale_4, &_S579, false, &_S580, &_S581, _S570);
+        __syncthreads();
+        uint _S582 = __ballot_sync(_S565, true);
+        _S565 = _S582;
+        number_3 = number_3 + _S556;
+    }
     return;
 }

@@ -194,53 +194,34 @@ __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<
 
 __device__ __shared__ FixedArray<uint, 128>  slots_0;
 
-__device__ uint WaveGetActiveMask_0(uint _S27)
-{
-    return _S27;
-}
-
-__device__ float WaveActiveMax_0(float expr_0, uint _S28)
-{
-    float _S29 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S28), 0U, 0U, 0U)).x, (expr_0)));
-    return _S29;
-}
-
-__device__ bool WaveIsFirstLane_0(uint _S30)
-{
-    uint _S31 = WaveGetActiveMask_0(_S30);
-    bool _S32 = ((((_S31) & -(_S31)) == (WarpMask(1) << _getLaneId())));
-    return _S32;
-}
-
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S33)
+__device__ float group_max_0(float value_1, uint thread_0)
 {
-    uint _S34 = ((warpSize));
-    float _S35 = WaveActiveMax_0(value_1, _S33);
-    bool _S36 = WaveIsFirstLane_0(_S33);
-    uint _S37 = __ballot_sync(_S33, _S36);
-    if(_S36)
+    uint _S27 = ((warpSize));
+    float _S28 = (_waveMax(0xffffffffu, (value_1)));
+    uint _S29 = thread_0 % _S27;
+    if(_S29 == 0U)
     {
-        uint _S38 = thread_0 / _S34;
-        (*&floats_0)[_S38] = _S35;
+        uint _S30 = thread_0 / _S27;
+        (*&floats_0)[_S30] = _S28;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S39 = 128U / _S34;
-        if(wave_0 < _S39)
+        uint _S31 = 128U / _S27;
+        if(wave_0 < _S31)
         {
         }
         else
         {
             break;
         }
-        float _S40 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S32 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S40;
+        result_0 = _S32;
         wave_0 = wave_1;
     }
     __syncthreads();
@@ -249,30 +230,23 @@ __device__ float group_max_0(float value_1, uint thread_0, uint _S33)
 
 __device__ __shared__ FixedArray<float, 128>  weights_0;
 
-__device__ float WaveActiveSum_0(float expr_1, uint _S41)
+__device__ float group_sum_0(float value_2, uint thread_1)
 {
-    float _S42 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S41), 0U, 0U, 0U)).x, (expr_1)));
-    return _S42;
-}
-
-__device__ float group_sum_0(float value_2, uint thread_1, uint _S43)
-{
-    uint _S44 = ((warpSize));
-    float _S45 = WaveActiveSum_0(value_2, _S43);
-    bool _S46 = WaveIsFirstLane_0(_S43);
-    uint _S47 = __ballot_sync(_S43, _S46);
-    if(_S46)
+    uint _S33 = ((warpSize));
+    float _S34 = (_waveSum(0xffffffffu, (value_2)));
+    uint _S35 = thread_1 % _S33;
+    if(_S35 == 0U)
     {
-        uint _S48 = thread_1 / _S44;
-        (*&floats_0)[_S48] = _S45;
+        uint _S36 = thread_1 / _S33;
+        (*&floats_0)[_S36] = _S34;
     }
     __syncthreads();
     uint wave_2 = 0U;
     float result_1 = 0.0f;
     for(;;)
     {
-        uint _S49 = 128U / _S44;
-        if(wave_2 < _S49)
+        uint _S37 = 128U / _S33;
+        if(wave_2 < _S37)
         {
         }
         else
@@ -289,376 +263,270 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S43)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S50)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0)
 {
-    uint _S51 = 0U;
     uint i_0;
+    uint i_1;
     float4  sum_0;
-    uint _S52;
-    uint _S53;
-    uint _S54 = group_number_0(group_1);
-    uint _S55 = p_0->head_count_0;
-    uint _S56 = _S54 / p_0->head_count_0;
-    uint _S57 = p_0->first_head_0;
-    uint _S58 = _S54 % _S55;
-    uint _S59 = _S57 + _S58;
-    uint _S60 = p_0->batch_offset_0;
-    uint _S61 = p_0->batch_row_0;
-    bool _S62 = _S56 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
-    uint _S63 = __ballot_sync(_S50, _S62);
-    if(_S62)
+    uint _S38 = group_number_0(group_1);
+    uint _S39 = p_0->head_count_0;
+    uint _S40 = _S38 / p_0->head_count_0;
+    uint _S41 = p_0->first_head_0;
+    uint _S42 = _S38 % _S39;
+    uint _S43 = _S41 + _S42;
+    uint _S44 = p_0->batch_offset_0;
+    uint _S45 = p_0->batch_row_0;
+    if(_S40 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    else
+    uint _S46 = p_0->kv_heads_0;
+    uint _S47 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S48 = _S43 / _S47;
+    uint _S49 = _S45 + _S40;
+    SequenceTable_0 _S50 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S44, _S49), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S51 = row_position_0(batch_3, _S44, _S49);
+    SequenceTable_0 _S52 = _S50;
+    uint _S53 = SequenceTable_end_of_0(&_S52, _S51);
+    uint _S54 = first_seen_0(_S51, p_0->window_0);
+    uint _S55 = p_0->head_dim_0;
+    uint _S56 = p_0->head_dim_0 / 4U;
+    bool _S57 = thread_2 < _S56;
+    if(_S57)
     {
-        uint _S64 = __ballot_sync(_S50, true);
-        _S51 = _S64;
-    }
-    uint _S65 = p_0->kv_heads_0;
-    uint _S66 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S67 = _S59 / _S66;
-    uint _S68 = _S61 + _S56;
-    SequenceTable_0 _S69 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S60, _S68), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-    uint _S70 = row_position_0(batch_3, _S60, _S68);
-    SequenceTable_0 _S71 = _S69;
-    uint _S72 = SequenceTable_end_of_0(&_S71, _S70);
-    uint _S73 = first_seen_0(_S70, p_0->window_0);
-    uint _S74 = p_0->head_dim_0;
-    uint _S75 = p_0->head_dim_0 / 4U;
-    bool _S76 = thread_2 < _S75;
-    uint _S77 = __ballot_sync(_S51, _S76);
-    uint begin_2;
-    if(_S76)
-    {
-        uint _S78 = p_0->q_offset_0 + _S56 * p_0->q_stride_0 + _S59 * _S74 + 4U * thread_2;
-        float _S79 = p_0->scale_2;
-        float _S80 = __ldg((&(q_0)[_S78]));
-        float _S81 = __ldg((&(q_0)[_S78 + 1U]));
-        float _S82 = __ldg((&(q_0)[_S78 + 2U]));
-        float _S83 = __ldg((&(q_0)[_S78 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S79) * make_float4 (_S80, _S81, _S82, _S83);
-        uint _S84 = __ballot_sync(_S51, true);
-        begin_2 = _S84;
-    }
-    else
-    {
-        uint _S85 = __ballot_sync(_S51, true);
-        begin_2 = _S85;
+        uint _S58 = p_0->q_offset_0 + _S40 * p_0->q_stride_0 + _S43 * _S55 + 4U * thread_2;
+        float _S59 = p_0->scale_2;
+        float _S60 = __ldg((&(q_0)[_S58]));
+        float _S61 = __ldg((&(q_0)[_S58 + 1U]));
+        float _S62 = __ldg((&(q_0)[_S58 + 2U]));
+        float _S63 = __ldg((&(q_0)[_S58 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S59) * make_float4 (_S60, _S61, _S62, _S63);
     }
     __syncthreads();
-    uint _S86 = 128U / _S75;
-    uint _S87 = thread_2 / _S75;
-    uint _S88 = _S65 * _S74;
-    uint _S89 = _S67 * _S74;
-    uint _S90 = thread_2 % _S75;
-    uint _S91 = _S89 + 4U * _S90;
-    uint _S92 = p_0->sinks_offset_0;
-    bool _S93 = (p_0->sinks_offset_0) != 4294967295U;
-    uint _S94 = __ballot_sync(begin_2, _S93);
+    uint _S64 = 128U / _S56;
+    uint _S65 = thread_2 / _S56;
+    uint _S66 = _S46 * _S55;
+    uint _S67 = _S48 * _S55;
+    uint _S68 = thread_2 % _S56;
+    uint _S69 = _S67 + 4U * _S68;
+    uint _S70 = p_0->sinks_offset_0;
+    bool _S71 = (p_0->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S93)
+    if(_S71)
     {
-        float _S95 = __ldg((&(sinks_0)[_S92 + _S59]));
-        float _S96 = (F32_max((_S95), (-3.4028234663852886e+38f)));
-        uint _S97 = __ballot_sync(begin_2, true);
-        begin_2 = _S97;
-        peak_0 = _S96;
+        float _S72 = __ldg((&(sinks_0)[_S70 + _S43]));
+        peak_0 = (F32_max((_S72), (-3.4028234663852886e+38f)));
     }
     else
     {
-        uint _S98 = __ballot_sync(begin_2, true);
-        begin_2 = _S98;
         peak_0 = -3.4028234663852886e+38f;
     }
-    uint _S99 = __ballot_sync(begin_2, _S93);
-    int _S100;
-    if(_S93)
+    int _S73;
+    if(_S71)
     {
-        uint _S101 = __ballot_sync(begin_2, true);
-        _S100 = int(1);
-        begin_2 = _S101;
+        _S73 = int(1);
     }
     else
     {
-        uint _S102 = __ballot_sync(begin_2, true);
-        _S100 = int(0);
-        begin_2 = _S102;
+        _S73 = int(0);
     }
-    float _S103 = float(_S100);
-    int4  _S104 = make_int4 (int(0));
-    float4  _S105 = make_float4 ((float)_S104.x, (float)_S104.y, (float)_S104.z, (float)_S104.w);
-    uint _S106 = begin_2;
-    begin_2 = _S73;
-    uint i_1 = _S106;
-    float total_0 = _S103;
-    float4  sum_1 = _S105;
+    float _S74 = float(_S73);
+    int4  _S75 = make_int4 (int(0));
+    float4  _S76 = make_float4 ((float)_S75.x, (float)_S75.y, (float)_S75.z, (float)_S75.w);
+    uint begin_2 = _S54;
+    float total_0 = _S74;
+    float4  sum_1 = _S76;
     for(;;)
     {
-        uint _S107 = 0U;
-        bool _S108 = begin_2 < _S72;
-        uint _S109 = __ballot_sync(i_1, _S108);
-        if(_S108)
+        if(begin_2 < _S53)
         {
-            uint _S110 = __ballot_sync(i_1, true);
-            _S107 = _S110;
         }
         else
         {
             break;
         }
-        uint _S111 = (U32_min((_S72 - begin_2), (128U)));
-        bool _S112 = thread_2 < _S111;
-        uint _S113 = __ballot_sync(_S107, _S112);
-        uint _S114;
-        uint i_2;
-        uint _S115;
+        uint _S77 = (U32_min((_S53 - begin_2), (128U)));
+        bool _S78 = thread_2 < _S77;
         float score_0;
         float4  sum_2;
-        if(_S112)
+        if(_S78)
         {
-            uint _S116 = begin_2 + thread_2;
-            SequenceTable_0 _S117 = _S69;
-            uint _S118 = SequenceTable_slot_0(&_S117, sequences_2, _S116);
-            (*&slots_0)[thread_2] = _S118;
-            Run_0 _S119 = Blocks8_run_0(p_0->k_pages_offset_0, _S118, _S88, _S89);
+            uint _S79 = begin_2 + thread_2;
+            SequenceTable_0 _S80 = _S50;
+            uint _S81 = SequenceTable_slot_0(&_S80, sequences_2, _S79);
+            (*&slots_0)[thread_2] = _S81;
+            Run_0 _S82 = Blocks8_run_0(p_0->k_pages_offset_0, _S81, _S66, _S67);
             i_0 = 0U;
-            _S114 = _S113;
-            sum_0 = _S105;
+            sum_0 = _S76;
             for(;;)
             {
-                uint _S120 = 0U;
-                uint _S121 = i_0 + 8U;
-                bool _S122 = _S121 <= _S75;
-                uint _S123 = __ballot_sync(_S114, _S122);
-                if(_S122)
+                uint _S83 = i_0 + 8U;
+                if(_S83 <= _S56)
                 {
-                    uint _S124 = __ballot_sync(_S114, true);
-                    _S120 = _S124;
                 }
                 else
                 {
-                    uint _S125 = __ballot_sync(_S114, false);
-                    uint _S126 = __ballot_sync(_S114, false);
-                    uint _S127 = __ballot_sync(_S113, true);
-                    _S52 = _S127;
                     break;
                 }
-                float4  _S128 = (*&query_0)[i_0];
-                uint _S129 = _S119.vector_0 + i_0;
-                uint _S130 = __ldg((&(k_pages_0)[_S129]));
-                float4  _S131 = _S128 * Blocks8_expand_0(_S130);
-                float4  _S132 = (*&query_0)[i_0 + 1U];
-                uint _S133 = __ldg((&(k_pages_0)[_S129 + 1U]));
-                float4  some_0 = _S131 + _S132 * Blocks8_expand_0(_S133);
-                float4  _S134 = (*&query_0)[i_0 + 2U];
-                uint _S135 = __ldg((&(k_pages_0)[_S129 + 2U]));
-                float4  some_1 = some_0 + _S134 * Blocks8_expand_0(_S135);
-                float4  _S136 = (*&query_0)[i_0 + 3U];
-                uint _S137 = __ldg((&(k_pages_0)[_S129 + 3U]));
-                float4  some_2 = some_1 + _S136 * Blocks8_expand_0(_S137);
-                float4  _S138 = (*&query_0)[i_0 + 4U];
-                uint _S139 = __ldg((&(k_pages_0)[_S129 + 4U]));
-                float4  some_3 = some_2 + _S138 * Blocks8_expand_0(_S139);
-                float4  _S140 = (*&query_0)[i_0 + 5U];
-                uint _S141 = __ldg((&(k_pages_0)[_S129 + 5U]));
-                float4  some_4 = some_3 + _S140 * Blocks8_expand_0(_S141);
-                float4  _S142 = (*&query_0)[i_0 + 6U];
-                uint _S143 = __ldg((&(k_pages_0)[_S129 + 6U]));
-                float4  some_5 = some_4 + _S142 * Blocks8_expand_0(_S143);
-                float4  _S144 = (*&query_0)[i_0 + 7U];
-                uint _S145 = __ldg((&(k_pages_0)[_S129 + 7U]));
-                float4  some_6 = some_5 + _S144 * Blocks8_expand_0(_S145);
-                uint _S146 = __ballot_sync(_S120, false);
-                uint _S147 = __ballot_sync(_S120, false);
-                uint _S148 = __ballot_sync(_S120, true);
-                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S119.scale_0 + i_0 / 8U)) * some_6;
-                uint _S149 = __ballot_sync(_S114, true);
-                i_0 = _S121;
-                _S114 = _S149;
+                float4  _S84 = (*&query_0)[i_0];
+                uint _S85 = _S82.vector_0 + i_0;
+                uint _S86 = __ldg((&(k_pages_0)[_S85]));
+                float4  _S87 = _S84 * Blocks8_expand_0(_S86);
+                float4  _S88 = (*&query_0)[i_0 + 1U];
+                uint _S89 = __ldg((&(k_pages_0)[_S85 + 1U]));
+                float4  some_0 = _S87 + _S88 * Blocks8_expand_0(_S89);
+                float4  _S90 = (*&query_0)[i_0 + 2U];
+                uint _S91 = __ldg((&(k_pages_0)[_S85 + 2U]));
+                float4  some_1 = some_0 + _S90 * Blocks8_expand_0(_S91);
+                float4  _S92 = (*&query_0)[i_0 + 3U];
+                uint _S93 = __ldg((&(k_pages_0)[_S85 + 3U]));
+                float4  some_2 = some_1 + _S92 * Blocks8_expand_0(_S93);
+                float4  _S94 = (*&query_0)[i_0 + 4U];
+                uint _S95 = __ldg((&(k_pages_0)[_S85 + 4U]));
+                float4  some_3 = some_2 + _S94 * Blocks8_expand_0(_S95);
+                float4  _S96 = (*&query_0)[i_0 + 5U];
+                uint _S97 = __ldg((&(k_pages_0)[_S85 + 5U]));
+                float4  some_4 = some_3 + _S96 * Blocks8_expand_0(_S97);
+                float4  _S98 = (*&query_0)[i_0 + 6U];
+                uint _S99 = __ldg((&(k_pages_0)[_S85 + 6U]));
+                float4  some_5 = some_4 + _S98 * Blocks8_expand_0(_S99);
+                float4  _S100 = (*&query_0)[i_0 + 7U];
+                uint _S101 = __ldg((&(k_pages_0)[_S85 + 7U]));
+                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S82.scale_0 + i_0 / 8U)) * (some_5 + _S100 * Blocks8_expand_0(_S101));
+                i_0 = _S83;
                 sum_0 = products_0;
             }
-            i_2 = i_0;
-            _S115 = _S52;
+            i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S150 = i_2 < _S75;
-                uint _S151 = __ballot_sync(_S115, _S150);
-                if(_S150)
+                if(i_1 < _S56)
                 {
-                    uint _S152 = __ballot_sync(_S115, true);
                 }
                 else
                 {
-                    uint _S153 = __ballot_sync(_S115, false);
-                    uint _S154 = __ballot_sync(_S115, false);
-                    uint _S155 = __ballot_sync(_S52, true);
                     break;
                 }
-                float4  _S156 = (*&query_0)[i_2];
-                uint _S157 = __ldg((&(k_pages_0)[_S119.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S156 * Blocks8_expand_0(_S157);
-                uint _S158 = __ballot_sync(_S115, true);
-                i_2 = i_2 + 1U;
-                _S115 = _S158;
+                float4  _S102 = (*&query_0)[i_1];
+                uint _S103 = __ldg((&(k_pages_0)[_S82.vector_0 + i_1]));
+                float4  products_1 = sum_2 + _S102 * Blocks8_expand_0(_S103);
+                i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
-            float _S159 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S160 = __ballot_sync(_S107, true);
-            score_0 = _S159;
-            i_0 = _S160;
+            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
         }
         else
         {
-            uint _S161 = __ballot_sync(_S107, true);
             score_0 = -3.4028234663852886e+38f;
-            i_0 = _S161;
         }
-        float _S162 = group_max_0(score_0, thread_2, i_0);
-        float _S163 = (F32_max((peak_0), (_S162)));
-        uint _S164 = __ballot_sync(i_0, _S112);
-        float _S165;
-        if(_S112)
+        float _S104 = group_max_0(score_0, thread_2);
+        float _S105 = (F32_max((peak_0), (_S104)));
+        float _S106;
+        if(_S78)
         {
-            float _S166 = (F32_exp((score_0 - _S163)));
-            uint _S167 = __ballot_sync(i_0, true);
-            _S165 = _S166;
-            _S114 = _S167;
+            _S106 = (F32_exp((score_0 - _S105)));
         }
         else
         {
-            uint _S168 = __ballot_sync(i_0, true);
-            _S165 = 0.0f;
-            _S114 = _S168;
+            _S106 = 0.0f;
         }
-        (*&weights_0)[thread_2] = _S165;
-        float _S169 = (F32_exp((peak_0 - _S163)));
-        float _S170 = total_0 * _S169;
-        float _S171 = group_sum_0(_S165, thread_2, _S114);
-        float _S172 = _S170 + _S171;
-        float4  sum_3 = sum_1 * make_float4 (_S169);
-        bool _S173 = _S87 < _S86;
-        uint _S174 = __ballot_sync(_S114, _S173);
-        if(_S173)
+        (*&weights_0)[thread_2] = _S106;
+        float _S107 = (F32_exp((peak_0 - _S105)));
+        float _S108 = total_0 * _S107;
+        float _S109 = group_sum_0(_S106, thread_2);
+        float _S110 = _S108 + _S109;
+        float4  sum_3 = sum_1 * make_float4 (_S107);
+        if(_S65 < _S64)
         {
-            i_2 = _S87;
-            _S115 = _S174;
+            i_0 = _S65;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S175 = 0U;
-                uint _S176 = i_2 + 7U * _S86;
-                bool _S177 = _S176 < _S111;
-                uint _S178 = __ballot_sync(_S115, _S177);
-                if(_S177)
+                uint _S111 = i_0 + 7U * _S64;
+                if(_S111 < _S77)
                 {
-                    uint _S179 = __ballot_sync(_S115, true);
-                    _S175 = _S179;
                 }
                 else
                 {
-                    uint _S180 = __ballot_sync(_S115, false);
-                    uint _S181 = __ballot_sync(_S115, false);
-                    uint _S182 = __ballot_sync(_S174, true);
-                    _S53 = _S182;
                     break;
                 }
-                uint _S183 = p_0->v_pages_offset_0;
-                uint _S184 = i_2 + _S86;
-                uint _S185 = i_2 + 2U * _S86;
-                uint _S186 = i_2 + 3U * _S86;
-                uint _S187 = i_2 + 4U * _S86;
-                uint _S188 = i_2 + 5U * _S86;
-                uint _S189 = i_2 + 6U * _S86;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S88, _S91) + make_float4 ((*&weights_0)[_S184]) * value_0(v_pages_0, _S183, (*&slots_0)[_S184], _S88, _S91) + make_float4 ((*&weights_0)[_S185]) * value_0(v_pages_0, _S183, (*&slots_0)[_S185], _S88, _S91) + make_float4 ((*&weights_0)[_S186]) * value_0(v_pages_0, _S183, (*&slots_0)[_S186], _S88, _S91) + make_float4 ((*&weights_0)[_S187]) * value_0(v_pages_0, _S183, (*&slots_0)[_S187], _S88, _S91) + make_float4 ((*&weights_0)[_S188]) * value_0(v_pages_0, _S183, (*&slots_0)[_S188], _S88, _S91) + make_float4 ((*&weights_0)[_S189]) * value_0(v_pages_0, _S183, (*&slots_0)[_S189], _S88, _S91) + make_float4 ((*&weights_0)[_S176]) * value_0(v_pages_0, _S183, (*&slots_0)[_S176], _S88, _S91);
-                uint _S190 = __ballot_sync(_S175, false);
-                uint _S191 = __ballot_sync(_S175, false);
-                uint _S192 = __ballot_sync(_S175, true);
-                uint _S193 = __ballot_sync(_S115, true);
-                i_2 = i_2 + 8U * _S86;
-                _S115 = _S193;
+                uint _S112 = p_0->v_pages_offset_0;
+                uint _S113 = i_0 + _S64;
+                uint _S114 = i_0 + 2U * _S64;
+                uint _S115 = i_0 + 3U * _S64;
+                uint _S116 = i_0 + 4U * _S64;
+                uint _S117 = i_0 + 5U * _S64;
+                uint _S118 = i_0 + 6U * _S64;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_0]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_0], _S66, _S69) + make_float4 ((*&weights_0)[_S113]) * value_0(v_pages_0, _S112, (*&slots_0)[_S113], _S66, _S69) + make_float4 ((*&weights_0)[_S114]) * value_0(v_pages_0, _S112, (*&slots_0)[_S114], _S66, _S69) + make_float4 ((*&weights_0)[_S115]) * value_0(v_pages_0, _S112, (*&slots_0)[_S115], _S66, _S69) + make_float4 ((*&weights_0)[_S116]) * value_0(v_pages_0, _S112, (*&slots_0)[_S116], _S66, _S69) + make_float4 ((*&weights_0)[_S117]) * value_0(v_pages_0, _S112, (*&slots_0)[_S117], _S66, _S69) + make_float4 ((*&weights_0)[_S118]) * value_0(v_pages_0, _S112, (*&slots_0)[_S118], _S66, _S69) + make_float4 ((*&weights_0)[_S111]) * value_0(v_pages_0, _S112, (*&slots_0)[_S111], _S66, _S69);
+                i_0 = i_0 + 8U * _S64;
                 sum_0 = sum_4;
             }
-            uint i_3 = i_2;
-            uint _S194 = _S53;
+            i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S195 = i_3 < _S111;
-                uint _S196 = __ballot_sync(_S194, _S195);
-                if(_S195)
+                if(i_1 < _S77)
                 {
-                    uint _S197 = __ballot_sync(_S194, true);
                 }
                 else
                 {
-                    uint _S198 = __ballot_sync(_S194, false);
-                    uint _S199 = __ballot_sync(_S194, false);
-                    uint _S200 = __ballot_sync(_S53, true);
                     break;
                 }
-                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S88, _S91);
-                uint _S201 = __ballot_sync(_S194, true);
-                i_3 = i_3 + _S86;
-                _S194 = _S201;
+                float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_1]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_1], _S66, _S69);
+                i_1 = i_1 + _S64;
                 sum_2 = sum_5;
             }
-            uint _S202 = __ballot_sync(_S114, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S203 = __ballot_sync(_S114, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S204 = __ballot_sync(i_1, true);
         begin_2 = begin_2 + 128U;
-        i_1 = _S204;
-        peak_0 = _S163;
-        total_0 = _S172;
+        peak_0 = _S105;
+        total_0 = _S110;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S76)
+    if(_S57)
     {
-        i_1 = 0U;
-        sum_0 = _S105;
+        i_0 = 0U;
+        sum_0 = _S76;
         for(;;)
         {
-            if(i_1 < _S86)
+            if(i_0 < _S64)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S75 + thread_2];
-            i_1 = i_1 + 1U;
+            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S56 + thread_2];
+            i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S73 >= _S72)
+        if(_S54 >= _S53)
         {
-            sum_1 = _S105;
+            sum_1 = _S76;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S205 = p_0->out_offset_0 + _S56 * p_0->out_stride_0 + _S59 * _S74 + 4U * thread_2;
-        i_0 = 0U;
+        uint _S119 = p_0->out_offset_0 + _S40 * p_0->out_stride_0 + _S43 * _S55 + 4U * thread_2;
+        i_1 = 0U;
         for(;;)
         {
-            if(i_0 < 4U)
+            if(i_1 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(&(result_3)[_S205 + i_0]) = _slang_vector_get_element(sum_1, i_0);
-            i_0 = i_0 + 1U;
+            *(&(result_3)[_S119 + i_1]) = _slang_vector_get_element(sum_1, i_1);
+            i_1 = i_1 + 1U;
         }
     }
     return;
@@ -666,9 +534,8 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S206 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S207 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S208 = p_1;
-    attend_0(blockIdx, _S206, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S208, _S207);
+    uint _S120 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    AttentionParams_0 _S121 = p_1;
+    attend_0(blockIdx, _S120, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S121);
     return;
 }

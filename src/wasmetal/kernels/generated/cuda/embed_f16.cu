@@ -96,53 +96,73 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint
     return _S12;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S14 = group_number_0(group_1);
-    if(_S14 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S14 = p_0->columns_1;
+    uint _S15 = (p_0->columns_1 + 2048U - 1U) / 2048U;
+    uint _S16 = group_number_0(group_1);
+    uint _S17 = _S16 / _S15;
+    if(_S17 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S15 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S14]));
-    uint _S16 = (U32_min((_S15), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S16 >= (p_0->bound_rows_0))
+    uint _S18 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S17]));
+    uint _S19 = (U32_min((_S18), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S19 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S20 = _S16 % _S15;
+    uint _S21 = _S20 * 2048U;
+    uint _S22 = (U32_min((_S21 + 2048U), (_S14)));
+    uint _S23 = p_0->out_offset_0 + _S17 * p_0->out_stride_0;
+    uint begin_0 = _S21;
     for(;;)
     {
-        uint _S17 = p_0->columns_1;
-        if(column_1 < (p_0->columns_1))
+        if(begin_0 < _S22)
         {
         }
         else
         {
             break;
         }
-        float4  _S18 = Sixteens_four_0(table_0, p_0->table_offset_0, _S17, _S16, column_1);
-        uint c_1 = 0U;
-        for(;;)
+        uint _S24 = begin_0 + 4U * thread_0;
+        if(_S24 < _S22)
         {
-            if(c_1 < (U32_min((4U), (_S17 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_1)[p_0->out_offset_0 + _S14 * p_0->out_stride_0 + column_1 + c_1]) = _slang_vector_get_element(_S18, c_1);
-            c_1 = c_1 + 1U;
+            (*&fours_0)[thread_0] = Sixteens_four_0(table_0, p_0->table_offset_0, _S14, _S19, _S24);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S22)
+        {
+            *(&(result_1)[_S23 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S25 = thread_0 + 128U;
+        if((begin_0 + _S25) < _S22)
+        {
+            *(&(result_1)[_S23 + begin_0 + _S25]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S25 / 4U], _S25 % 4U);
+        }
+        uint _S26 = thread_0 + 256U;
+        if((begin_0 + _S26) < _S22)
+        {
+            *(&(result_1)[_S23 + begin_0 + _S26]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S26 / 4U], _S26 % 4U);
+        }
+        uint _S27 = thread_0 + 384U;
+        if((begin_0 + _S27) < _S22)
+        {
+            *(&(result_1)[_S23 + begin_0 + _S27]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S27 / 4U], _S27 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_f16(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S19 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S20 = p_1;
-    embed_0(blockIdx, _S19, table_1, ids_1, result_2, batch_2, &_S20);
+    uint _S28 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S29 = p_1;
+    embed_0(blockIdx, _S28, table_1, ids_1, result_2, batch_2, &_S29);
     return;
 }

@@ -36,6 +36,8 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ float4  F32_four_0(StructuredBuffer<uint> words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
 {
     uint _S3 = offset_1 + row_0 * columns_1 + column_0;
@@ -64,51 +66,69 @@ __device__ float4  F32_four_0(StructuredBuffer<uint> words_0, uint offset_1, uin
 
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S7 = group_number_0(group_1);
-    if(_S7 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S7 = p_0->columns_0;
+    uint _S8 = (p_0->columns_0 + 2048U - 1U) / 2048U;
+    uint _S9 = group_number_0(group_1);
+    uint _S10 = _S9 / _S8;
+    if(_S10 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S8 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S7]));
-    uint _S9 = (U32_min((_S8), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S9 >= (p_0->bound_rows_0))
+    uint _S11 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S10]));
+    uint _S12 = (U32_min((_S11), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S12 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S13 = _S9 % _S8;
+    uint _S14 = _S13 * 2048U;
+    uint _S15 = (U32_min((_S14 + 2048U), (_S7)));
+    uint _S16 = p_0->out_offset_0 + _S10 * p_0->out_stride_0;
+    uint begin_0 = _S14;
     for(;;)
     {
-        uint _S10 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S15)
         {
         }
         else
         {
             break;
         }
-        float4  _S11 = F32_four_0(table_0, p_0->table_offset_0, _S10, _S9, column_1);
-        uint c_1 = 0U;
-        for(;;)
+        uint _S17 = begin_0 + 4U * thread_0;
+        if(_S17 < _S15)
         {
-            if(c_1 < (U32_min((4U), (_S10 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_1)[p_0->out_offset_0 + _S7 * p_0->out_stride_0 + column_1 + c_1]) = _slang_vector_get_element(_S11, c_1);
-            c_1 = c_1 + 1U;
+            (*&fours_0)[thread_0] = F32_four_0(table_0, p_0->table_offset_0, _S7, _S12, _S17);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S15)
+        {
+            *(&(result_1)[_S16 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S18 = thread_0 + 128U;
+        if((begin_0 + _S18) < _S15)
+        {
+            *(&(result_1)[_S16 + begin_0 + _S18]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S18 / 4U], _S18 % 4U);
+        }
+        uint _S19 = thread_0 + 256U;
+        if((begin_0 + _S19) < _S15)
+        {
+            *(&(result_1)[_S16 + begin_0 + _S19]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S19 / 4U], _S19 % 4U);
+        }
+        uint _S20 = thread_0 + 384U;
+        if((begin_0 + _S20) < _S15)
+        {
+            *(&(result_1)[_S16 + begin_0 + _S20]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S20 / 4U], _S20 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_f32(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S12 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S13 = p_1;
-    embed_0(blockIdx, _S12, table_1, ids_1, result_2, batch_2, &_S13);
+    uint _S21 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S22 = p_1;
+    embed_0(blockIdx, _S21, table_1, ids_1, result_2, batch_2, &_S22);
     return;
 }

@@ -36,6 +36,8 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ uint word_at_byte_0(StructuredBuffer<uint> words_0, uint offset_1, uint byte_0)
 {
     uint _S3 = offset_1 + byte_0 / 4U;
@@ -93,51 +95,69 @@ __device__ float4  MXFP4_four_0(StructuredBuffer<uint> words_2, uint offset_3, u
 
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S22 = group_number_0(group_1);
-    if(_S22 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S22 = p_0->columns_0;
+    uint _S23 = (p_0->columns_0 + 2048U - 1U) / 2048U;
+    uint _S24 = group_number_0(group_1);
+    uint _S25 = _S24 / _S23;
+    if(_S25 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S23 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S22]));
-    uint _S24 = (U32_min((_S23), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S24 >= (p_0->bound_rows_0))
+    uint _S26 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S25]));
+    uint _S27 = (U32_min((_S26), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S27 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S28 = _S24 % _S23;
+    uint _S29 = _S28 * 2048U;
+    uint _S30 = (U32_min((_S29 + 2048U), (_S22)));
+    uint _S31 = p_0->out_offset_0 + _S25 * p_0->out_stride_0;
+    uint begin_0 = _S29;
     for(;;)
     {
-        uint _S25 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S30)
         {
         }
         else
         {
             break;
         }
-        float4  _S26 = MXFP4_four_0(table_0, p_0->table_offset_0, _S25, _S24, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S32 = begin_0 + 4U * thread_0;
+        if(_S32 < _S30)
         {
-            if(c_0 < (U32_min((4U), (_S25 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_0)[p_0->out_offset_0 + _S22 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S26, c_0);
-            c_0 = c_0 + 1U;
+            (*&fours_0)[thread_0] = MXFP4_four_0(table_0, p_0->table_offset_0, _S22, _S27, _S32);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S30)
+        {
+            *(&(result_0)[_S31 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S33 = thread_0 + 128U;
+        if((begin_0 + _S33) < _S30)
+        {
+            *(&(result_0)[_S31 + begin_0 + _S33]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S33 / 4U], _S33 % 4U);
+        }
+        uint _S34 = thread_0 + 256U;
+        if((begin_0 + _S34) < _S30)
+        {
+            *(&(result_0)[_S31 + begin_0 + _S34]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S34 / 4U], _S34 % 4U);
+        }
+        uint _S35 = thread_0 + 384U;
+        if((begin_0 + _S35) < _S30)
+        {
+            *(&(result_0)[_S31 + begin_0 + _S35]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S35 / 4U], _S35 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_mxfp4(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S27 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S28 = p_1;
-    embed_0(blockIdx, _S27, table_1, ids_1, result_1, batch_2, &_S28);
+    uint _S36 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S37 = p_1;
+    embed_0(blockIdx, _S36, table_1, ids_1, result_1, batch_2, &_S37);
     return;
 }

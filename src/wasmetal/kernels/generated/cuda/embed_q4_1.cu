@@ -36,6 +36,8 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
@@ -60,51 +62,69 @@ __device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_0, uint offset_1, ui
 
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S10 = group_number_0(group_1);
-    if(_S10 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S10 = p_0->columns_0;
+    uint _S11 = (p_0->columns_0 + 2048U - 1U) / 2048U;
+    uint _S12 = group_number_0(group_1);
+    uint _S13 = _S12 / _S11;
+    if(_S13 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S11 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S10]));
-    uint _S12 = (U32_min((_S11), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S12 >= (p_0->bound_rows_0))
+    uint _S14 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S13]));
+    uint _S15 = (U32_min((_S14), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S15 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S16 = _S12 % _S11;
+    uint _S17 = _S16 * 2048U;
+    uint _S18 = (U32_min((_S17 + 2048U), (_S10)));
+    uint _S19 = p_0->out_offset_0 + _S13 * p_0->out_stride_0;
+    uint begin_0 = _S17;
     for(;;)
     {
-        uint _S13 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S18)
         {
         }
         else
         {
             break;
         }
-        float4  _S14 = Q4_1_four_0(table_0, p_0->table_offset_0, _S13, _S12, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S20 = begin_0 + 4U * thread_0;
+        if(_S20 < _S18)
         {
-            if(c_0 < (U32_min((4U), (_S13 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_0)[p_0->out_offset_0 + _S10 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S14, c_0);
-            c_0 = c_0 + 1U;
+            (*&fours_0)[thread_0] = Q4_1_four_0(table_0, p_0->table_offset_0, _S10, _S15, _S20);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S18)
+        {
+            *(&(result_0)[_S19 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S21 = thread_0 + 128U;
+        if((begin_0 + _S21) < _S18)
+        {
+            *(&(result_0)[_S19 + begin_0 + _S21]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S21 / 4U], _S21 % 4U);
+        }
+        uint _S22 = thread_0 + 256U;
+        if((begin_0 + _S22) < _S18)
+        {
+            *(&(result_0)[_S19 + begin_0 + _S22]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S22 / 4U], _S22 % 4U);
+        }
+        uint _S23 = thread_0 + 384U;
+        if((begin_0 + _S23) < _S18)
+        {
+            *(&(result_0)[_S19 + begin_0 + _S23]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S23 / 4U], _S23 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_q4_1(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S15 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S16 = p_1;
-    embed_0(blockIdx, _S15, table_1, ids_1, result_1, batch_2, &_S16);
+    uint _S24 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S25 = p_1;
+    embed_0(blockIdx, _S24, table_1, ids_1, result_1, batch_2, &_S25);
     return;
 }

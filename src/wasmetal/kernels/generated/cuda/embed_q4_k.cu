@@ -87,53 +87,73 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint
     return _S19;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S21 = group_number_0(group_1);
-    if(_S21 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S21 = p_0->columns_1;
+    uint _S22 = (p_0->columns_1 + 2048U - 1U) / 2048U;
+    uint _S23 = group_number_0(group_1);
+    uint _S24 = _S23 / _S22;
+    if(_S24 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S22 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S21]));
-    uint _S23 = (U32_min((_S22), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S23 >= (p_0->bound_rows_0))
+    uint _S25 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S24]));
+    uint _S26 = (U32_min((_S25), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S26 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S27 = _S23 % _S22;
+    uint _S28 = _S27 * 2048U;
+    uint _S29 = (U32_min((_S28 + 2048U), (_S21)));
+    uint _S30 = p_0->out_offset_0 + _S24 * p_0->out_stride_0;
+    uint begin_0 = _S28;
     for(;;)
     {
-        uint _S24 = p_0->columns_1;
-        if(column_1 < (p_0->columns_1))
+        if(begin_0 < _S29)
         {
         }
         else
         {
             break;
         }
-        float4  _S25 = FourOrFive_four_0(table_0, p_0->table_offset_0, _S24, _S23, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S31 = begin_0 + 4U * thread_0;
+        if(_S31 < _S29)
         {
-            if(c_0 < (U32_min((4U), (_S24 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_0)[p_0->out_offset_0 + _S21 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S25, c_0);
-            c_0 = c_0 + 1U;
+            (*&fours_0)[thread_0] = FourOrFive_four_0(table_0, p_0->table_offset_0, _S21, _S26, _S31);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S29)
+        {
+            *(&(result_0)[_S30 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S32 = thread_0 + 128U;
+        if((begin_0 + _S32) < _S29)
+        {
+            *(&(result_0)[_S30 + begin_0 + _S32]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S32 / 4U], _S32 % 4U);
+        }
+        uint _S33 = thread_0 + 256U;
+        if((begin_0 + _S33) < _S29)
+        {
+            *(&(result_0)[_S30 + begin_0 + _S33]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S33 / 4U], _S33 % 4U);
+        }
+        uint _S34 = thread_0 + 384U;
+        if((begin_0 + _S34) < _S29)
+        {
+            *(&(result_0)[_S30 + begin_0 + _S34]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S34 / 4U], _S34 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_q4_k(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S26 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S27 = p_1;
-    embed_0(blockIdx, _S26, table_1, ids_1, result_1, batch_2, &_S27);
+    uint _S35 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S36 = p_1;
+    embed_0(blockIdx, _S35, table_1, ids_1, result_1, batch_2, &_S36);
     return;
 }

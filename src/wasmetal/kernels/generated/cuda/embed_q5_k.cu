@@ -91,53 +91,73 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint
     return _S23;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S25 = group_number_0(group_1);
-    if(_S25 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S25 = p_0->columns_1;
+    uint _S26 = (p_0->columns_1 + 2048U - 1U) / 2048U;
+    uint _S27 = group_number_0(group_1);
+    uint _S28 = _S27 / _S26;
+    if(_S28 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S26 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S25]));
-    uint _S27 = (U32_min((_S26), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S27 >= (p_0->bound_rows_0))
+    uint _S29 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S28]));
+    uint _S30 = (U32_min((_S29), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S30 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S31 = _S27 % _S26;
+    uint _S32 = _S31 * 2048U;
+    uint _S33 = (U32_min((_S32 + 2048U), (_S25)));
+    uint _S34 = p_0->out_offset_0 + _S28 * p_0->out_stride_0;
+    uint begin_0 = _S32;
     for(;;)
     {
-        uint _S28 = p_0->columns_1;
-        if(column_1 < (p_0->columns_1))
+        if(begin_0 < _S33)
         {
         }
         else
         {
             break;
         }
-        float4  _S29 = FourOrFive_four_0(table_0, p_0->table_offset_0, _S28, _S27, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S35 = begin_0 + 4U * thread_0;
+        if(_S35 < _S33)
         {
-            if(c_0 < (U32_min((4U), (_S28 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_0)[p_0->out_offset_0 + _S25 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S29, c_0);
-            c_0 = c_0 + 1U;
+            (*&fours_0)[thread_0] = FourOrFive_four_0(table_0, p_0->table_offset_0, _S25, _S30, _S35);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S33)
+        {
+            *(&(result_0)[_S34 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S36 = thread_0 + 128U;
+        if((begin_0 + _S36) < _S33)
+        {
+            *(&(result_0)[_S34 + begin_0 + _S36]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S36 / 4U], _S36 % 4U);
+        }
+        uint _S37 = thread_0 + 256U;
+        if((begin_0 + _S37) < _S33)
+        {
+            *(&(result_0)[_S34 + begin_0 + _S37]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S37 / 4U], _S37 % 4U);
+        }
+        uint _S38 = thread_0 + 384U;
+        if((begin_0 + _S38) < _S33)
+        {
+            *(&(result_0)[_S34 + begin_0 + _S38]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S38 / 4U], _S38 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_q5_k(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S30 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S31 = p_1;
-    embed_0(blockIdx, _S30, table_1, ids_1, result_1, batch_2, &_S31);
+    uint _S39 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S40 = p_1;
+    embed_0(blockIdx, _S39, table_1, ids_1, result_1, batch_2, &_S40);
     return;
 }

@@ -36,6 +36,8 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
+__device__ __shared__ FixedArray<float4 , 128>  fours_0;
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
@@ -81,51 +83,69 @@ __device__ float4  Q8_0_four_0(StructuredBuffer<uint> words_2, uint offset_3, ui
 
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
-    uint _S13 = group_number_0(group_1);
-    if(_S13 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S13 = p_0->columns_0;
+    uint _S14 = (p_0->columns_0 + 2048U - 1U) / 2048U;
+    uint _S15 = group_number_0(group_1);
+    uint _S16 = _S15 / _S14;
+    if(_S16 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S14 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S13]));
-    uint _S15 = (U32_min((_S14), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S15 >= (p_0->bound_rows_0))
+    uint _S17 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S16]));
+    uint _S18 = (U32_min((_S17), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S18 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S19 = _S15 % _S14;
+    uint _S20 = _S19 * 2048U;
+    uint _S21 = (U32_min((_S20 + 2048U), (_S13)));
+    uint _S22 = p_0->out_offset_0 + _S16 * p_0->out_stride_0;
+    uint begin_0 = _S20;
     for(;;)
     {
-        uint _S16 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S21)
         {
         }
         else
         {
             break;
         }
-        float4  _S17 = Q8_0_four_0(table_0, p_0->table_offset_0, _S16, _S15, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S23 = begin_0 + 4U * thread_0;
+        if(_S23 < _S21)
         {
-            if(c_0 < (U32_min((4U), (_S16 - column_1))))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(&(result_0)[p_0->out_offset_0 + _S13 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S17, c_0);
-            c_0 = c_0 + 1U;
+            (*&fours_0)[thread_0] = Q8_0_four_0(table_0, p_0->table_offset_0, _S13, _S18, _S23);
         }
-        column_1 = column_1 + 512U;
+        __syncthreads();
+        if((begin_0 + thread_0) < _S21)
+        {
+            *(&(result_0)[_S22 + begin_0 + thread_0]) = *_slang_vector_get_element_ptr(&(*&fours_0)[thread_0 / 4U], thread_0 % 4U);
+        }
+        uint _S24 = thread_0 + 128U;
+        if((begin_0 + _S24) < _S21)
+        {
+            *(&(result_0)[_S22 + begin_0 + _S24]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S24 / 4U], _S24 % 4U);
+        }
+        uint _S25 = thread_0 + 256U;
+        if((begin_0 + _S25) < _S21)
+        {
+            *(&(result_0)[_S22 + begin_0 + _S25]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S25 / 4U], _S25 % 4U);
+        }
+        uint _S26 = thread_0 + 384U;
+        if((begin_0 + _S26) < _S21)
+        {
+            *(&(result_0)[_S22 + begin_0 + _S26]) = *_slang_vector_get_element_ptr(&(*&fours_0)[_S26 / 4U], _S26 % 4U);
+        }
+        __syncthreads();
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_q8_0(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
-    uint _S18 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S19 = p_1;
-    embed_0(blockIdx, _S18, table_1, ids_1, result_1, batch_2, &_S19);
+    uint _S27 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S28 = p_1;
+    embed_0(blockIdx, _S27, table_1, ids_1, result_1, batch_2, &_S28);
     return;
 }

@@ -98,16 +98,19 @@ struct HalveRowsParams_0
 
 extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructuredBuffer<uint4 > halves_0, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, HalveRowsParams_0 p_0)
 {
-    uint _S5 = group_number_0(blockIdx);
-    uint _S6 = _S5 / 4U;
-    uint _S7 = _S5 % 4U * 128U + ((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    if(_S6 >= (p_0.rows_1))
+    uint _S5 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S6 = (U32_max((4U), (p_0.n_0 / 2048U)));
+    uint _S7 = group_number_0(blockIdx);
+    uint _S8 = _S7 / _S6;
+    uint _S9 = _S7 % _S6;
+    uint _S10 = _S9 * 128U + _S5;
+    if(_S8 >= (p_0.rows_1))
     {
         return;
     }
-    bool _S8 = _S6 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
-    uint _S9 = (p_0.x_offset_0 + _S6 * p_0.x_stride_0) / 4U;
-    uint i_2 = _S7;
+    bool _S11 = _S8 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
+    uint _S12 = (p_0.x_offset_0 + _S8 * p_0.x_stride_0) / 4U;
+    uint i_2 = _S10;
     for(;;)
     {
         if(i_2 < (p_0.k_0 / 8U))
@@ -117,35 +120,35 @@ extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructure
         {
             break;
         }
-        int4  _S10 = make_int4 (int(0));
-        uint4  _S11 = make_uint4 ((uint)_S10.x, (uint)_S10.y, (uint)_S10.z, (uint)_S10.w);
+        int4  _S13 = make_int4 (int(0));
+        uint4  _S14 = make_uint4 ((uint)_S13.x, (uint)_S13.y, (uint)_S13.z, (uint)_S13.w);
         uint4  eight_0;
-        if(_S8)
+        if(_S11)
         {
-            uint _S12 = _S9 + 2U * i_2;
-            float4  _S13 = __ldg((&(x_3)[_S12]));
-            float4  _S14 = __ldg((&(x_3)[_S12 + 1U]));
-            eight_0 = scaled_halves_0(_S13, _S14);
+            uint _S15 = _S12 + 2U * i_2;
+            float4  _S16 = __ldg((&(x_3)[_S15]));
+            float4  _S17 = __ldg((&(x_3)[_S15 + 1U]));
+            eight_0 = scaled_halves_0(_S16, _S17);
         }
         else
         {
-            eight_0 = _S11;
+            eight_0 = _S14;
         }
-        *(&(halves_0)[p_0.halves_offset_0 + _S6 * (p_0.k_0 / 8U) + i_2]) = eight_0;
-        i_2 = i_2 + 512U;
+        *(&(halves_0)[p_0.halves_offset_0 + _S8 * (p_0.k_0 / 8U) + i_2]) = eight_0;
+        i_2 = i_2 + _S6 * 128U;
     }
-    bool _S15;
-    if(_S8)
+    bool _S18;
+    if(_S11)
     {
-        _S15 = (p_0.accumulate_0) == 0U;
+        _S18 = (p_0.accumulate_0) == 0U;
     }
     else
     {
-        _S15 = false;
+        _S18 = false;
     }
-    if(_S15)
+    if(_S18)
     {
-        i_2 = _S7;
+        i_2 = _S10;
         for(;;)
         {
             if(i_2 < (p_0.n_0))
@@ -155,8 +158,8 @@ extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructure
             {
                 break;
             }
-            *(&(result_2)[p_0.out_offset_0 + _S6 * p_0.out_stride_0 + i_2]) = 0.0f;
-            i_2 = i_2 + 512U;
+            *(&(result_2)[p_0.out_offset_0 + _S8 * p_0.out_stride_0 + i_2]) = 0.0f;
+            i_2 = i_2 + _S6 * 128U;
         }
     }
     return;

@@ -4,6 +4,8 @@
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1434,30 +1436,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S573 = heads_1 / kv_heads_0;
-    uint _S574 = (_S573 + 4U - 1U) / 4U;
-    uint _S575 = rows_0 * kv_heads_0 * _S574;
-    uint _S576 = number_1 % _S575;
-    uint _S577 = _S576 % _S574;
+    uint _S573 = rows_0 * kv_heads_0;
+    uint _S574 = heads_1 / kv_heads_0;
+    return _S573 * ((_S574 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+{
+    uint _S575 = heads_2 / kv_heads_1;
+    uint _S576 = (_S575 + 4U - 1U) / 4U;
+    uint _S577 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S578 = number_1 % _S577;
+    uint _S579 = _S578 % _S576;
     Part_0 part_3;
-    uint _S578 = number_1 / _S575;
-    (&part_3)->number_0 = _S578;
-    uint _S579 = _S576 / (kv_heads_0 * _S574);
-    (&part_3)->row_0 = _S579;
-    uint _S580 = _S576 / _S574;
-    uint _S581 = _S580 % kv_heads_0;
-    (&part_3)->kv_head_0 = _S581;
-    uint _S582 = _S577 * 4U;
-    uint _S583 = _S581 * _S573 + _S582;
-    (&part_3)->head_0 = _S583;
-    (&part_3)->heads_0 = (U32_min((_S573 - _S582), (4U)));
+    (&part_3)->unit_0 = _S578;
+    uint _S580 = number_1 / _S577;
+    (&part_3)->number_0 = _S580;
+    uint _S581 = _S578 / (kv_heads_1 * _S576);
+    (&part_3)->row_0 = _S581;
+    uint _S582 = _S578 / _S576;
+    uint _S583 = _S582 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S583;
+    uint _S584 = _S579 * 4U;
+    uint _S585 = _S583 * _S575 + _S584;
+    (&part_3)->head_0 = _S585;
+    (&part_3)->heads_0 = (U32_min((_S575 - _S584), (4U)));
     (&part_3)->head_dim_0 = head_dim_3;
-    (&part_3)->columns_0 = kv_heads_0 * head_dim_3;
-    uint _S584 = parts_0 * (head_dim_3 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S584;
-    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S583) * _S584 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S586 = parts_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S586;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_2 + _S585) * _S586 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1465,91 +1476,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_3;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_0, uint rows_2)
 {
-    uint _S585;
+    uint _S587;
     if(offset_3 == 4294967295U)
     {
-        _S585 = rows_1;
+        _S587 = rows_2;
     }
     else
     {
-        uint _S586 = __ldg((&(batch_0)[offset_3]));
-        _S585 = (U32_min(((U32_max((_S586), (first_0))) - first_0), (rows_1)));
+        uint _S588 = __ldg((&(batch_0)[offset_3]));
+        _S587 = (U32_min(((U32_max((_S588), (first_0))) - first_0), (rows_2)));
     }
-    return _S585;
+    return _S587;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S587 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S587;
+    uint _S589 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S589;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S588;
-    (&_S588)->begin_3 = begin_4;
-    (&_S588)->page_size_0 = page_size_1;
-    (&_S588)->pages_0 = pages_1;
-    (&_S588)->length_0 = length_1;
-    return _S588;
+    SequenceTable_0 _S590;
+    (&_S590)->begin_3 = begin_4;
+    (&_S590)->page_size_0 = page_size_1;
+    (&_S590)->pages_0 = pages_1;
+    (&_S590)->length_0 = length_1;
+    return _S590;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S589 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S590 = _S589 + 1U;
-    uint _S591 = __ldg((&(sequences_2)[_S589]));
-    return SequenceTable_x24init_0(_S590, page_size_2, pages_2, (U32_min((_S591), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S591 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S592 = _S591 + 1U;
+    uint _S593 = __ldg((&(sequences_2)[_S591]));
+    return SequenceTable_x24init_0(_S592, page_size_2, pages_2, (U32_min((_S593), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S592 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S592;
+    uint _S594 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S594;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S593;
+    bool _S595;
     if(window_0 != 0U)
     {
-        _S593 = position_1 >= window_0;
+        _S595 = position_1 >= window_0;
     }
     else
     {
-        _S593 = false;
+        _S595 = false;
     }
-    uint _S594;
-    if(_S593)
+    uint _S596;
+    if(_S595)
     {
-        _S594 = position_1 - window_0 + 1U;
+        _S596 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S594 = 0U;
+        _S596 = 0U;
     }
-    return _S594;
+    return _S596;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S595;
+    uint _S597;
     if(first_1 < length_2)
     {
-        _S595 = length_2 - first_1;
+        _S597 = length_2 - first_1;
     }
     else
     {
-        _S595 = 0U;
+        _S597 = 0U;
     }
-    uint _S596 = parts_1 * 64U;
-    uint _S597 = (_S595 + _S596 - 1U) / _S596;
-    uint _S598 = _S597 * 64U;
-    uint _S599 = (U32_min((first_1 + part_4->number_0 * _S598), (length_2)));
-    part_4->begin_0 = _S599;
-    part_4->end_0 = (U32_min((_S599 + _S598), (length_2)));
+    uint _S598 = parts_1 * tiles_0 * 64U;
+    uint _S599 = (_S597 + _S598 - 1U) / _S598;
+    uint _S600 = _S599 * tiles_0 * 64U;
+    uint _S601 = (U32_min((first_1 + part_4->number_0 * _S600), (length_2)));
+    part_4->begin_0 = _S601;
+    part_4->end_0 = (U32_min((_S601 + _S600), (length_2)));
+    if(_S597 == 0U)
+    {
+        _S597 = 1U;
+    }
+    else
+    {
+        uint _S602 = (_S597 + _S600 - 1U) / _S600;
+        _S597 = _S602;
+    }
+    part_4->used_0 = _S597;
     return;
 }
 
@@ -1557,20 +1578,20 @@ __device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer
 {
     if(thread_5 < (part_5->heads_0))
     {
-        int4  _S600 = make_int4 (int(0));
-        float4  _S601 = make_float4 ((float)_S600.x, (float)_S600.y, (float)_S600.z, (float)_S600.w);
-        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S601;
+        int4  _S603 = make_int4 (int(0));
+        float4  _S604 = make_float4 ((float)_S603.x, (float)_S603.y, (float)_S603.z, (float)_S603.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S604;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S602;
-    (&_S602)->angles_0 = angles_1;
-    (&_S602)->pairs_0 = pairs_1;
-    (&_S602)->interleaved_0 = interleaved_1;
-    return _S602;
+    Rotation_0 _S605;
+    (&_S605)->angles_0 = angles_1;
+    (&_S605)->pairs_0 = pairs_1;
+    (&_S605)->interleaved_0 = interleaved_1;
+    return _S605;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1591,8 +1612,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_4;
     uint pairs_3;
     uint positions_1;
@@ -1608,118 +1629,118 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S603 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S604 = __ballot_sync(4294967295U, true);
-    Part_0 _S605 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S605;
-    bool _S606 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S607 = __ballot_sync(_S604, _S606);
-    bool _S608;
+    uint _S606 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S607 = __ballot_sync(4294967295U, true);
+    Part_0 _S608 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S608;
+    bool _S609 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S610 = __ballot_sync(_S607, _S609);
+    bool _S611;
     uint i_8;
-    if(_S606)
+    if(_S609)
     {
-        uint _S609 = __ballot_sync(_S604, true);
-        _S608 = true;
-        i_8 = _S609;
+        uint _S612 = __ballot_sync(_S607, true);
+        _S611 = true;
+        i_8 = _S612;
     }
     else
     {
-        bool _S610 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S611 = __ballot_sync(_S604, true);
-        _S608 = _S610;
-        i_8 = _S611;
+        bool _S613 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S614 = __ballot_sync(_S607, true);
+        _S611 = _S613;
+        i_8 = _S614;
     }
-    uint _S612 = 0U;
-    uint _S613 = __ballot_sync(i_8, _S608);
-    if(_S608)
+    uint _S615 = 0U;
+    uint _S616 = __ballot_sync(i_8, _S611);
+    if(_S611)
     {
         return;
     }
     else
     {
-        uint _S614 = __ballot_sync(i_8, true);
-        _S612 = _S614;
+        uint _S617 = __ballot_sync(i_8, true);
+        _S615 = _S617;
     }
-    SequenceTable_0 _S615 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S616 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S617 = _S616 < (_S615.length_0);
-    share_out_0(&part_6, first_seen_0(_S616, p_0.window_1), (U32_min((_S616), (_S615.length_0))), p_0.parts_2);
-    uint _S618 = __ballot_sync(_S612, _S617);
-    if(_S617)
+    SequenceTable_0 _S618 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S619 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S620 = _S619 < (_S618.length_0);
+    share_out_0(&part_6, first_seen_0(_S619, p_0.window_1), (U32_min((_S619), (_S618.length_0))), p_0.parts_2, 1U);
+    uint _S621 = __ballot_sync(_S615, _S620);
+    if(_S620)
     {
-        bool _S619 = ((&part_6)->number_0) == 0U;
-        uint _S620 = __ballot_sync(_S612, true);
-        _S608 = _S619;
-        i_8 = _S620;
-    }
-    else
-    {
-        uint _S621 = __ballot_sync(_S612, true);
-        _S608 = false;
-        i_8 = _S621;
-    }
-    bool _S622 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S623 = __ballot_sync(i_8, _S622);
-    bool _S624;
-    if(_S622)
-    {
-        bool _S625 = !_S608;
-        uint _S626 = __ballot_sync(i_8, true);
-        _S624 = _S625;
-        i_8 = _S626;
+        bool _S622 = ((&part_6)->number_0) == 0U;
+        uint _S623 = __ballot_sync(_S615, true);
+        _S611 = _S622;
+        i_8 = _S623;
     }
     else
     {
-        uint _S627 = __ballot_sync(i_8, true);
-        _S624 = false;
-        i_8 = _S627;
+        uint _S624 = __ballot_sync(_S615, true);
+        _S611 = false;
+        i_8 = _S624;
     }
-    uint _S628 = 0U;
-    uint _S629 = __ballot_sync(i_8, _S624);
-    if(_S624)
+    bool _S625 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+    uint _S626 = __ballot_sync(i_8, _S625);
+    bool _S627;
+    if(_S625)
     {
-        Part_0 _S630 = part_6;
-        leave_empty_0(_S603, &_S630, scratch_2);
+        bool _S628 = !_S611;
+        uint _S629 = __ballot_sync(i_8, true);
+        _S627 = _S628;
+        i_8 = _S629;
+    }
+    else
+    {
+        uint _S630 = __ballot_sync(i_8, true);
+        _S627 = false;
+        i_8 = _S630;
+    }
+    uint _S631 = 0U;
+    uint _S632 = __ballot_sync(i_8, _S627);
+    if(_S627)
+    {
+        Part_0 _S633 = part_6;
+        leave_empty_0(_S606, &_S633, scratch_2);
         return;
     }
     else
     {
-        uint _S631 = __ballot_sync(i_8, true);
-        _S628 = _S631;
+        uint _S634 = __ballot_sync(i_8, true);
+        _S631 = _S634;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S632 = rotation_1(p_0.table_offset_1, _S616, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S632;
+    Rotation_0 _S635 = rotation_1(p_0.table_offset_1, _S619, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S635;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S632;
+    (&keys_1)->rotation_0 = _S635;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_2 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S633 = _S615;
-    Part_0 _S634 = part_6;
-    Turned_0 _S635 = queries_1;
-    Turned_0 _S636 = keys_1;
-    Plain_0 _S637 = values_2;
-    attend_0(_S603, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S633, &_S634, p_0.scale_4, &_S635, _S608, &_S636, &_S637, _S628);
-    bool _S638 = !_S608;
-    uint _S639 = __ballot_sync(_S628, _S638);
-    if(_S638)
+    SequenceTable_0 _S636 = _S618;
+    Part_0 _S637 = part_6;
+    Turned_0 _S638 = queries_1;
+    Turned_0 _S639 = keys_1;
+    Plain_0 _S640 = values_2;
+    attend_0(_S606, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S636, &_S637, p_0.scale_4, &_S638, _S611, &_S639, &_S640, _S631);
+    bool _S641 = !_S611;
+    uint _S642 = __ballot_sync(_S631, _S641);
+    if(_S641)
     {
         return;
     }
-    SequenceTable_0 _S640 = _S615;
-    uint _S641 = SequenceTable_slot_0(&_S640, sequences_3, _S616);
-    i_8 = _S603 * 4U;
+    SequenceTable_0 _S643 = _S618;
+    uint _S644 = SequenceTable_slot_0(&_S643, sequences_3, _S619);
+    i_8 = _S606 * 4U;
     for(;;)
     {
         if(i_8 < ((&part_6)->columns_0))
@@ -1729,13 +1750,13 @@ extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, 
         {
             break;
         }
-        uint _S642 = i_8 / p_0.head_dim_4;
-        if(_S642 == ((&part_6)->kv_head_0))
+        uint _S645 = i_8 / p_0.head_dim_4;
+        if(_S645 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S643 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S641, (&part_6)->columns_0, i_8, &_S643);
-            Plain_0 _S644 = values_2;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S641, (&part_6)->columns_0, i_8, &_S644);
+            Turned_0 _S646 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S644, (&part_6)->columns_0, i_8, &_S646);
+            Plain_0 _S647 = values_2;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S644, (&part_6)->columns_0, i_8, &_S647);
         }
         i_8 = i_8 + 512U;
     }

@@ -4,6 +4,8 @@
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1426,30 +1428,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S575 = heads_1 / kv_heads_0;
-    uint _S576 = (_S575 + 4U - 1U) / 4U;
-    uint _S577 = rows_0 * kv_heads_0 * _S576;
-    uint _S578 = number_1 % _S577;
-    uint _S579 = _S578 % _S576;
+    uint _S575 = rows_0 * kv_heads_0;
+    uint _S576 = heads_1 / kv_heads_0;
+    return _S575 * ((_S576 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+{
+    uint _S577 = heads_2 / kv_heads_1;
+    uint _S578 = (_S577 + 4U - 1U) / 4U;
+    uint _S579 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S580 = number_1 % _S579;
+    uint _S581 = _S580 % _S578;
     Part_0 part_3;
-    uint _S580 = number_1 / _S577;
-    (&part_3)->number_0 = _S580;
-    uint _S581 = _S578 / (kv_heads_0 * _S576);
-    (&part_3)->row_0 = _S581;
-    uint _S582 = _S578 / _S576;
-    uint _S583 = _S582 % kv_heads_0;
-    (&part_3)->kv_head_0 = _S583;
-    uint _S584 = _S579 * 4U;
-    uint _S585 = _S583 * _S575 + _S584;
-    (&part_3)->head_0 = _S585;
-    (&part_3)->heads_0 = (U32_min((_S575 - _S584), (4U)));
+    (&part_3)->unit_0 = _S580;
+    uint _S582 = number_1 / _S579;
+    (&part_3)->number_0 = _S582;
+    uint _S583 = _S580 / (kv_heads_1 * _S578);
+    (&part_3)->row_0 = _S583;
+    uint _S584 = _S580 / _S578;
+    uint _S585 = _S584 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S585;
+    uint _S586 = _S581 * 4U;
+    uint _S587 = _S585 * _S577 + _S586;
+    (&part_3)->head_0 = _S587;
+    (&part_3)->heads_0 = (U32_min((_S577 - _S586), (4U)));
     (&part_3)->head_dim_0 = head_dim_3;
-    (&part_3)->columns_0 = kv_heads_0 * head_dim_3;
-    uint _S586 = parts_0 * (head_dim_3 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S586;
-    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S585) * _S586 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S588 = parts_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S588;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_2 + _S587) * _S588 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1457,91 +1468,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_3;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_0, uint rows_2)
 {
-    uint _S587;
+    uint _S589;
     if(offset_3 == 4294967295U)
     {
-        _S587 = rows_1;
+        _S589 = rows_2;
     }
     else
     {
-        uint _S588 = __ldg((&(batch_0)[offset_3]));
-        _S587 = (U32_min(((U32_max((_S588), (first_0))) - first_0), (rows_1)));
+        uint _S590 = __ldg((&(batch_0)[offset_3]));
+        _S589 = (U32_min(((U32_max((_S590), (first_0))) - first_0), (rows_2)));
     }
-    return _S587;
+    return _S589;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S589 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S589;
+    uint _S591 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S591;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S590;
-    (&_S590)->begin_3 = begin_4;
-    (&_S590)->page_size_0 = page_size_1;
-    (&_S590)->pages_0 = pages_1;
-    (&_S590)->length_0 = length_1;
-    return _S590;
+    SequenceTable_0 _S592;
+    (&_S592)->begin_3 = begin_4;
+    (&_S592)->page_size_0 = page_size_1;
+    (&_S592)->pages_0 = pages_1;
+    (&_S592)->length_0 = length_1;
+    return _S592;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S591 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S592 = _S591 + 1U;
-    uint _S593 = __ldg((&(sequences_2)[_S591]));
-    return SequenceTable_x24init_0(_S592, page_size_2, pages_2, (U32_min((_S593), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S593 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S594 = _S593 + 1U;
+    uint _S595 = __ldg((&(sequences_2)[_S593]));
+    return SequenceTable_x24init_0(_S594, page_size_2, pages_2, (U32_min((_S595), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S594 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S594;
+    uint _S596 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S596;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S595;
+    bool _S597;
     if(window_0 != 0U)
     {
-        _S595 = position_1 >= window_0;
+        _S597 = position_1 >= window_0;
     }
     else
     {
-        _S595 = false;
+        _S597 = false;
     }
-    uint _S596;
-    if(_S595)
+    uint _S598;
+    if(_S597)
     {
-        _S596 = position_1 - window_0 + 1U;
+        _S598 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S596 = 0U;
+        _S598 = 0U;
     }
-    return _S596;
+    return _S598;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S597;
+    uint _S599;
     if(first_1 < length_2)
     {
-        _S597 = length_2 - first_1;
+        _S599 = length_2 - first_1;
     }
     else
     {
-        _S597 = 0U;
+        _S599 = 0U;
     }
-    uint _S598 = parts_1 * 64U;
-    uint _S599 = (_S597 + _S598 - 1U) / _S598;
-    uint _S600 = _S599 * 64U;
-    uint _S601 = (U32_min((first_1 + part_4->number_0 * _S600), (length_2)));
-    part_4->begin_0 = _S601;
-    part_4->end_0 = (U32_min((_S601 + _S600), (length_2)));
+    uint _S600 = parts_1 * tiles_0 * 64U;
+    uint _S601 = (_S599 + _S600 - 1U) / _S600;
+    uint _S602 = _S601 * tiles_0 * 64U;
+    uint _S603 = (U32_min((first_1 + part_4->number_0 * _S602), (length_2)));
+    part_4->begin_0 = _S603;
+    part_4->end_0 = (U32_min((_S603 + _S602), (length_2)));
+    if(_S599 == 0U)
+    {
+        _S599 = 1U;
+    }
+    else
+    {
+        uint _S604 = (_S599 + _S602 - 1U) / _S602;
+        _S599 = _S604;
+    }
+    part_4->used_0 = _S599;
     return;
 }
 
@@ -1549,20 +1570,20 @@ __device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer
 {
     if(thread_5 < (part_5->heads_0))
     {
-        int4  _S602 = make_int4 (int(0));
-        float4  _S603 = make_float4 ((float)_S602.x, (float)_S602.y, (float)_S602.z, (float)_S602.w);
-        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S603;
+        int4  _S605 = make_int4 (int(0));
+        float4  _S606 = make_float4 ((float)_S605.x, (float)_S605.y, (float)_S605.z, (float)_S605.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S606;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S604;
-    (&_S604)->angles_0 = angles_1;
-    (&_S604)->pairs_0 = pairs_1;
-    (&_S604)->interleaved_0 = interleaved_1;
-    return _S604;
+    Rotation_0 _S607;
+    (&_S607)->angles_0 = angles_1;
+    (&_S607)->pairs_0 = pairs_1;
+    (&_S607)->interleaved_0 = interleaved_1;
+    return _S607;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1583,8 +1604,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_4;
     uint pairs_3;
     uint positions_1;
@@ -1600,118 +1621,118 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S605 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S606 = __ballot_sync(4294967295U, true);
-    Part_0 _S607 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S607;
-    bool _S608 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S609 = __ballot_sync(_S606, _S608);
-    bool _S610;
+    uint _S608 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S609 = __ballot_sync(4294967295U, true);
+    Part_0 _S610 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S610;
+    bool _S611 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S612 = __ballot_sync(_S609, _S611);
+    bool _S613;
     uint i_8;
-    if(_S608)
+    if(_S611)
     {
-        uint _S611 = __ballot_sync(_S606, true);
-        _S610 = true;
-        i_8 = _S611;
+        uint _S614 = __ballot_sync(_S609, true);
+        _S613 = true;
+        i_8 = _S614;
     }
     else
     {
-        bool _S612 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S613 = __ballot_sync(_S606, true);
-        _S610 = _S612;
-        i_8 = _S613;
+        bool _S615 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S616 = __ballot_sync(_S609, true);
+        _S613 = _S615;
+        i_8 = _S616;
     }
-    uint _S614 = 0U;
-    uint _S615 = __ballot_sync(i_8, _S610);
-    if(_S610)
+    uint _S617 = 0U;
+    uint _S618 = __ballot_sync(i_8, _S613);
+    if(_S613)
     {
         return;
     }
     else
     {
-        uint _S616 = __ballot_sync(i_8, true);
-        _S614 = _S616;
+        uint _S619 = __ballot_sync(i_8, true);
+        _S617 = _S619;
     }
-    SequenceTable_0 _S617 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S618 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S619 = _S618 < (_S617.length_0);
-    share_out_0(&part_6, first_seen_0(_S618, p_0.window_1), (U32_min((_S618), (_S617.length_0))), p_0.parts_2);
-    uint _S620 = __ballot_sync(_S614, _S619);
-    if(_S619)
+    SequenceTable_0 _S620 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S621 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S622 = _S621 < (_S620.length_0);
+    share_out_0(&part_6, first_seen_0(_S621, p_0.window_1), (U32_min((_S621), (_S620.length_0))), p_0.parts_2, 1U);
+    uint _S623 = __ballot_sync(_S617, _S622);
+    if(_S622)
     {
-        bool _S621 = ((&part_6)->number_0) == 0U;
-        uint _S622 = __ballot_sync(_S614, true);
-        _S610 = _S621;
-        i_8 = _S622;
-    }
-    else
-    {
-        uint _S623 = __ballot_sync(_S614, true);
-        _S610 = false;
-        i_8 = _S623;
-    }
-    bool _S624 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S625 = __ballot_sync(i_8, _S624);
-    bool _S626;
-    if(_S624)
-    {
-        bool _S627 = !_S610;
-        uint _S628 = __ballot_sync(i_8, true);
-        _S626 = _S627;
-        i_8 = _S628;
+        bool _S624 = ((&part_6)->number_0) == 0U;
+        uint _S625 = __ballot_sync(_S617, true);
+        _S613 = _S624;
+        i_8 = _S625;
     }
     else
     {
-        uint _S629 = __ballot_sync(i_8, true);
-        _S626 = false;
-        i_8 = _S629;
+        uint _S626 = __ballot_sync(_S617, true);
+        _S613 = false;
+        i_8 = _S626;
     }
-    uint _S630 = 0U;
-    uint _S631 = __ballot_sync(i_8, _S626);
-    if(_S626)
+    bool _S627 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+    uint _S628 = __ballot_sync(i_8, _S627);
+    bool _S629;
+    if(_S627)
     {
-        Part_0 _S632 = part_6;
-        leave_empty_0(_S605, &_S632, scratch_2);
+        bool _S630 = !_S613;
+        uint _S631 = __ballot_sync(i_8, true);
+        _S629 = _S630;
+        i_8 = _S631;
+    }
+    else
+    {
+        uint _S632 = __ballot_sync(i_8, true);
+        _S629 = false;
+        i_8 = _S632;
+    }
+    uint _S633 = 0U;
+    uint _S634 = __ballot_sync(i_8, _S629);
+    if(_S629)
+    {
+        Part_0 _S635 = part_6;
+        leave_empty_0(_S608, &_S635, scratch_2);
         return;
     }
     else
     {
-        uint _S633 = __ballot_sync(i_8, true);
-        _S630 = _S633;
+        uint _S636 = __ballot_sync(i_8, true);
+        _S633 = _S636;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S634 = rotation_1(p_0.table_offset_1, _S618, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S634;
+    Rotation_0 _S637 = rotation_1(p_0.table_offset_1, _S621, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S637;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S634;
+    (&keys_1)->rotation_0 = _S637;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_1;
     (&values_1)->x_2 = v_0;
     (&values_1)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S635 = _S617;
-    Part_0 _S636 = part_6;
-    Turned_0 _S637 = queries_1;
-    Turned_0 _S638 = keys_1;
-    Plain_0 _S639 = values_1;
-    attend_0(_S605, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S635, &_S636, p_0.scale_4, &_S637, _S610, &_S638, &_S639, _S630);
-    bool _S640 = !_S610;
-    uint _S641 = __ballot_sync(_S630, _S640);
-    if(_S640)
+    SequenceTable_0 _S638 = _S620;
+    Part_0 _S639 = part_6;
+    Turned_0 _S640 = queries_1;
+    Turned_0 _S641 = keys_1;
+    Plain_0 _S642 = values_1;
+    attend_0(_S608, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S638, &_S639, p_0.scale_4, &_S640, _S613, &_S641, &_S642, _S633);
+    bool _S643 = !_S613;
+    uint _S644 = __ballot_sync(_S633, _S643);
+    if(_S643)
     {
         return;
     }
-    SequenceTable_0 _S642 = _S617;
-    uint _S643 = SequenceTable_slot_0(&_S642, sequences_3, _S618);
-    i_8 = _S605 * 4U;
+    SequenceTable_0 _S645 = _S620;
+    uint _S646 = SequenceTable_slot_0(&_S645, sequences_3, _S621);
+    i_8 = _S608 * 4U;
     for(;;)
     {
         if(i_8 < ((&part_6)->columns_0))
@@ -1721,13 +1742,13 @@ extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, 
         {
             break;
         }
-        uint _S644 = i_8 / p_0.head_dim_4;
-        if(_S644 == ((&part_6)->kv_head_0))
+        uint _S647 = i_8 / p_0.head_dim_4;
+        if(_S647 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S645 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S643, (&part_6)->columns_0, i_8, &_S645);
-            Plain_0 _S646 = values_1;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S643, (&part_6)->columns_0, i_8, &_S646);
+            Turned_0 _S648 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S646, (&part_6)->columns_0, i_8, &_S648);
+            Plain_0 _S649 = values_1;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S646, (&part_6)->columns_0, i_8, &_S649);
         }
         i_8 = i_8 + 512U;
     }

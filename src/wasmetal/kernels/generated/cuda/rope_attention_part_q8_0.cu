@@ -23,6 +23,8 @@ __device__ float4  min_0(float4  x_0, float4  y_0)
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1753,30 +1755,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S615 = heads_1 / kv_heads_0;
-    uint _S616 = (_S615 + 4U - 1U) / 4U;
-    uint _S617 = rows_0 * kv_heads_0 * _S616;
-    uint _S618 = number_1 % _S617;
-    uint _S619 = _S618 % _S616;
+    uint _S615 = rows_0 * kv_heads_0;
+    uint _S616 = heads_1 / kv_heads_0;
+    return _S615 * ((_S616 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_0, uint scratch_offset_0)
+{
+    uint _S617 = heads_2 / kv_heads_1;
+    uint _S618 = (_S617 + 4U - 1U) / 4U;
+    uint _S619 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S620 = number_1 % _S619;
+    uint _S621 = _S620 % _S618;
     Part_0 part_3;
-    uint _S620 = number_1 / _S617;
-    (&part_3)->number_0 = _S620;
-    uint _S621 = _S618 / (kv_heads_0 * _S616);
-    (&part_3)->row_0 = _S621;
-    uint _S622 = _S618 / _S616;
-    uint _S623 = _S622 % kv_heads_0;
-    (&part_3)->kv_head_0 = _S623;
-    uint _S624 = _S619 * 4U;
-    uint _S625 = _S623 * _S615 + _S624;
-    (&part_3)->head_0 = _S625;
-    (&part_3)->heads_0 = (U32_min((_S615 - _S624), (4U)));
+    (&part_3)->unit_0 = _S620;
+    uint _S622 = number_1 / _S619;
+    (&part_3)->number_0 = _S622;
+    uint _S623 = _S620 / (kv_heads_1 * _S618);
+    (&part_3)->row_0 = _S623;
+    uint _S624 = _S620 / _S618;
+    uint _S625 = _S624 % kv_heads_1;
+    (&part_3)->kv_head_0 = _S625;
+    uint _S626 = _S621 * 4U;
+    uint _S627 = _S625 * _S617 + _S626;
+    (&part_3)->head_0 = _S627;
+    (&part_3)->heads_0 = (U32_min((_S617 - _S626), (4U)));
     (&part_3)->head_dim_0 = head_dim_3;
-    (&part_3)->columns_0 = kv_heads_0 * head_dim_3;
-    uint _S626 = parts_0 * (head_dim_3 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S626;
-    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_1 + _S625) * _S626 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S628 = parts_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S628;
+    (&part_3)->out_0 = scratch_offset_0 + ((&part_3)->row_0 * heads_2 + _S627) * _S628 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1784,91 +1795,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_3;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S627;
+    uint _S629;
     if(offset_4 == 4294967295U)
     {
-        _S627 = rows_1;
+        _S629 = rows_2;
     }
     else
     {
-        uint _S628 = __ldg((&(batch_0)[offset_4]));
-        _S627 = (U32_min(((U32_max((_S628), (first_0))) - first_0), (rows_1)));
+        uint _S630 = __ldg((&(batch_0)[offset_4]));
+        _S629 = (U32_min(((U32_max((_S630), (first_0))) - first_0), (rows_2)));
     }
-    return _S627;
+    return _S629;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S629 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S629;
+    uint _S631 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    return _S631;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S630;
-    (&_S630)->begin_3 = begin_4;
-    (&_S630)->page_size_0 = page_size_1;
-    (&_S630)->pages_0 = pages_1;
-    (&_S630)->length_0 = length_1;
-    return _S630;
+    SequenceTable_0 _S632;
+    (&_S632)->begin_3 = begin_4;
+    (&_S632)->page_size_0 = page_size_1;
+    (&_S632)->pages_0 = pages_1;
+    (&_S632)->length_0 = length_1;
+    return _S632;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S631 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S632 = _S631 + 1U;
-    uint _S633 = __ldg((&(sequences_2)[_S631]));
-    return SequenceTable_x24init_0(_S632, page_size_2, pages_2, (U32_min((_S633), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S633 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S634 = _S633 + 1U;
+    uint _S635 = __ldg((&(sequences_2)[_S633]));
+    return SequenceTable_x24init_0(_S634, page_size_2, pages_2, (U32_min((_S635), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
 {
-    uint _S634 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S634;
+    uint _S636 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
+    return _S636;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S635;
+    bool _S637;
     if(window_0 != 0U)
     {
-        _S635 = position_1 >= window_0;
+        _S637 = position_1 >= window_0;
     }
     else
     {
-        _S635 = false;
+        _S637 = false;
     }
-    uint _S636;
-    if(_S635)
+    uint _S638;
+    if(_S637)
     {
-        _S636 = position_1 - window_0 + 1U;
+        _S638 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S636 = 0U;
+        _S638 = 0U;
     }
-    return _S636;
+    return _S638;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S637;
+    uint _S639;
     if(first_1 < length_2)
     {
-        _S637 = length_2 - first_1;
+        _S639 = length_2 - first_1;
     }
     else
     {
-        _S637 = 0U;
+        _S639 = 0U;
     }
-    uint _S638 = parts_1 * 64U;
-    uint _S639 = (_S637 + _S638 - 1U) / _S638;
-    uint _S640 = _S639 * 64U;
-    uint _S641 = (U32_min((first_1 + part_4->number_0 * _S640), (length_2)));
-    part_4->begin_0 = _S641;
-    part_4->end_0 = (U32_min((_S641 + _S640), (length_2)));
+    uint _S640 = parts_1 * tiles_0 * 64U;
+    uint _S641 = (_S639 + _S640 - 1U) / _S640;
+    uint _S642 = _S641 * tiles_0 * 64U;
+    uint _S643 = (U32_min((first_1 + part_4->number_0 * _S642), (length_2)));
+    part_4->begin_0 = _S643;
+    part_4->end_0 = (U32_min((_S643 + _S642), (length_2)));
+    if(_S639 == 0U)
+    {
+        _S639 = 1U;
+    }
+    else
+    {
+        uint _S644 = (_S639 + _S642 - 1U) / _S642;
+        _S639 = _S644;
+    }
+    part_4->used_0 = _S639;
     return;
 }
 
@@ -1876,20 +1897,20 @@ __device__ void leave_empty_0(uint thread_5, Part_0 * part_5, RWStructuredBuffer
 {
     if(thread_5 < (part_5->heads_0))
     {
-        int4  _S642 = make_int4 (int(0));
-        float4  _S643 = make_float4 ((float)_S642.x, (float)_S642.y, (float)_S642.z, (float)_S642.w);
-        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S643;
+        int4  _S645 = make_int4 (int(0));
+        float4  _S646 = make_float4 ((float)_S645.x, (float)_S645.y, (float)_S645.z, (float)_S645.w);
+        *(&(scratch_1)[part_5->out_0 + thread_5 * part_5->out_stride_0 + part_5->head_dim_0 / 4U]) = _S646;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S644;
-    (&_S644)->angles_0 = angles_1;
-    (&_S644)->pairs_0 = pairs_1;
-    (&_S644)->interleaved_0 = interleaved_1;
-    return _S644;
+    Rotation_0 _S647;
+    (&_S647)->angles_0 = angles_1;
+    (&_S647)->pairs_0 = pairs_1;
+    (&_S647)->interleaved_0 = interleaved_1;
+    return _S647;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1910,8 +1931,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_4;
     uint pairs_3;
     uint positions_1;
@@ -1927,118 +1948,118 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S645 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S646 = __ballot_sync(4294967295U, true);
-    Part_0 _S647 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S647;
-    bool _S648 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S649 = __ballot_sync(_S646, _S648);
-    bool _S650;
+    uint _S648 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S649 = __ballot_sync(4294967295U, true);
+    Part_0 _S650 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S650;
+    bool _S651 = ((&part_6)->number_0) >= (p_0.parts_2);
+    uint _S652 = __ballot_sync(_S649, _S651);
+    bool _S653;
     uint i_14;
-    if(_S648)
+    if(_S651)
     {
-        uint _S651 = __ballot_sync(_S646, true);
-        _S650 = true;
-        i_14 = _S651;
+        uint _S654 = __ballot_sync(_S649, true);
+        _S653 = true;
+        i_14 = _S654;
     }
     else
     {
-        bool _S652 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S653 = __ballot_sync(_S646, true);
-        _S650 = _S652;
-        i_14 = _S653;
+        bool _S655 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        uint _S656 = __ballot_sync(_S649, true);
+        _S653 = _S655;
+        i_14 = _S656;
     }
-    uint _S654 = 0U;
-    uint _S655 = __ballot_sync(i_14, _S650);
-    if(_S650)
+    uint _S657 = 0U;
+    uint _S658 = __ballot_sync(i_14, _S653);
+    if(_S653)
     {
         return;
     }
     else
     {
-        uint _S656 = __ballot_sync(i_14, true);
-        _S654 = _S656;
+        uint _S659 = __ballot_sync(i_14, true);
+        _S657 = _S659;
     }
-    SequenceTable_0 _S657 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S658 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S659 = _S658 < (_S657.length_0);
-    share_out_0(&part_6, first_seen_0(_S658, p_0.window_1), (U32_min((_S658), (_S657.length_0))), p_0.parts_2);
-    uint _S660 = __ballot_sync(_S654, _S659);
-    if(_S659)
+    SequenceTable_0 _S660 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S661 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S662 = _S661 < (_S660.length_0);
+    share_out_0(&part_6, first_seen_0(_S661, p_0.window_1), (U32_min((_S661), (_S660.length_0))), p_0.parts_2, 1U);
+    uint _S663 = __ballot_sync(_S657, _S662);
+    if(_S662)
     {
-        bool _S661 = ((&part_6)->number_0) == 0U;
-        uint _S662 = __ballot_sync(_S654, true);
-        _S650 = _S661;
-        i_14 = _S662;
-    }
-    else
-    {
-        uint _S663 = __ballot_sync(_S654, true);
-        _S650 = false;
-        i_14 = _S663;
-    }
-    bool _S664 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S665 = __ballot_sync(i_14, _S664);
-    bool _S666;
-    if(_S664)
-    {
-        bool _S667 = !_S650;
-        uint _S668 = __ballot_sync(i_14, true);
-        _S666 = _S667;
-        i_14 = _S668;
+        bool _S664 = ((&part_6)->number_0) == 0U;
+        uint _S665 = __ballot_sync(_S657, true);
+        _S653 = _S664;
+        i_14 = _S665;
     }
     else
     {
-        uint _S669 = __ballot_sync(i_14, true);
-        _S666 = false;
-        i_14 = _S669;
+        uint _S666 = __ballot_sync(_S657, true);
+        _S653 = false;
+        i_14 = _S666;
     }
-    uint _S670 = 0U;
-    uint _S671 = __ballot_sync(i_14, _S666);
-    if(_S666)
+    bool _S667 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
+    uint _S668 = __ballot_sync(i_14, _S667);
+    bool _S669;
+    if(_S667)
     {
-        Part_0 _S672 = part_6;
-        leave_empty_0(_S645, &_S672, scratch_2);
+        bool _S670 = !_S653;
+        uint _S671 = __ballot_sync(i_14, true);
+        _S669 = _S670;
+        i_14 = _S671;
+    }
+    else
+    {
+        uint _S672 = __ballot_sync(i_14, true);
+        _S669 = false;
+        i_14 = _S672;
+    }
+    uint _S673 = 0U;
+    uint _S674 = __ballot_sync(i_14, _S669);
+    if(_S669)
+    {
+        Part_0 _S675 = part_6;
+        leave_empty_0(_S648, &_S675, scratch_2);
         return;
     }
     else
     {
-        uint _S673 = __ballot_sync(i_14, true);
-        _S670 = _S673;
+        uint _S676 = __ballot_sync(i_14, true);
+        _S673 = _S676;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S674 = rotation_1(p_0.table_offset_1, _S658, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S674;
+    Rotation_0 _S677 = rotation_1(p_0.table_offset_1, _S661, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S677;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S674;
+    (&keys_1)->rotation_0 = _S677;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_3 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S675 = _S657;
-    Part_0 _S676 = part_6;
-    Turned_0 _S677 = queries_1;
-    Turned_0 _S678 = keys_1;
-    Plain_0 _S679 = values_2;
-    attend_0(_S645, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S675, &_S676, p_0.scale_4, &_S677, _S650, &_S678, &_S679, _S670);
-    bool _S680 = !_S650;
-    uint _S681 = __ballot_sync(_S670, _S680);
-    if(_S680)
+    SequenceTable_0 _S678 = _S660;
+    Part_0 _S679 = part_6;
+    Turned_0 _S680 = queries_1;
+    Turned_0 _S681 = keys_1;
+    Plain_0 _S682 = values_2;
+    attend_0(_S648, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S678, &_S679, p_0.scale_4, &_S680, _S653, &_S681, &_S682, _S673);
+    bool _S683 = !_S653;
+    uint _S684 = __ballot_sync(_S673, _S683);
+    if(_S683)
     {
         return;
     }
-    SequenceTable_0 _S682 = _S657;
-    uint _S683 = SequenceTable_slot_0(&_S682, sequences_3, _S658);
-    i_14 = _S645 * 64U;
+    SequenceTable_0 _S685 = _S660;
+    uint _S686 = SequenceTable_slot_0(&_S685, sequences_3, _S661);
+    i_14 = _S648 * 64U;
     for(;;)
     {
         if(i_14 < ((&part_6)->columns_0))
@@ -2048,13 +2069,13 @@ extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1,
         {
             break;
         }
-        uint _S684 = i_14 / p_0.head_dim_4;
-        if(_S684 == ((&part_6)->kv_head_0))
+        uint _S687 = i_14 / p_0.head_dim_4;
+        if(_S687 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S685 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S683, (&part_6)->columns_0, i_14, &_S685);
-            Plain_0 _S686 = values_2;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S683, (&part_6)->columns_0, i_14, &_S686);
+            Turned_0 _S688 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S686, (&part_6)->columns_0, i_14, &_S688);
+            Plain_0 _S689 = values_2;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S686, (&part_6)->columns_0, i_14, &_S689);
         }
         i_14 = i_14 + 8192U;
     }

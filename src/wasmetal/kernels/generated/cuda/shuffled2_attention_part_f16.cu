@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -167,10 +169,10 @@ __device__ void load_queries_0(uint thread_0, Part_0 * part_1, uint padded_0, fl
 
 struct Positions_0
 {
-    FixedArray<uint2 , 8>  keys_0;
-    FixedArray<uint2 , 8>  values_1;
-    FixedArray<float, 8>  key_scales_0;
-    FixedArray<float, 8>  value_scales_0;
+    FixedArray<uint2 , 4>  keys_0;
+    FixedArray<uint2 , 4>  values_1;
+    FixedArray<float, 4>  key_scales_0;
+    FixedArray<float, 4>  value_scales_0;
 };
 
 __device__ float2  halves_0(uint word_0)
@@ -202,82 +204,50 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S42 = (__expf((x_3.x)));
+    float _S43 = (__expf((x_3.y)));
+    float _S44 = (__expf((x_3.z)));
+    float _S45 = (__expf((x_3.w)));
+    return make_float4 (_S42, _S43, _S44, _S45);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
-    FixedArray<float4 , 4>  scores_0;
-    int4  _S42 = make_int4 (int(0));
-    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
-    scores_0[0U] = _S43;
-    scores_0[1U] = _S43;
-    scores_0[2U] = _S43;
-    scores_0[3U] = _S43;
-    float4  _S44 = query_at_0(lane_1);
-    float4  _S45 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S44, _S45);
-    float4  _S46 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S44, _S46);
-    float4  _S47 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S44, _S47);
-    float4  _S48 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S44, _S48);
-    float4  _S49 = query_at_0(16U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S49, _S45);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S49, _S46);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S49, _S47);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S49, _S48);
-    float4  _S50 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S50, _S45);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S50, _S46);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S50, _S47);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S50, _S48);
-    float4  _S51 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S51, _S45);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S51, _S46);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S51, _S47);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S51, _S48);
-    float4  _S52 = query_at_0(8U + lane_1);
-    float4  _S53 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S52, _S53);
-    float4  _S54 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S52, _S54);
-    float4  _S55 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S52, _S55);
-    float4  _S56 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S52, _S56);
+    FixedArray<float4 , 2>  scores_0;
+    int4  _S46 = make_int4 (int(0));
+    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
+    scores_0[0U] = _S47;
+    scores_0[1U] = _S47;
+    float4  _S48 = query_at_0(lane_1);
+    float4  _S49 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S48, _S49);
+    float4  _S50 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S48, _S50);
+    float4  _S51 = query_at_0(16U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S51, _S49);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S51, _S50);
+    float4  _S52 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S52, _S49);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S52, _S50);
+    float4  _S53 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S53, _S49);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S53, _S50);
+    float4  _S54 = query_at_0(8U + lane_1);
+    float4  _S55 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S54, _S55);
+    float4  _S56 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S54, _S56);
     float4  _S57 = query_at_0(24U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S57, _S53);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S57, _S54);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S57, _S55);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S57, _S56);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S57, _S55);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S57, _S56);
     float4  _S58 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S58, _S53);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S58, _S54);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S58, _S55);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S58, _S56);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S58, _S55);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S58, _S56);
     float4  _S59 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S59, _S53);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S59, _S54);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S59, _S55);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S59, _S56);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S59, _S55);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S59, _S56);
     float4  _S60 = sums_1->peak_0;
     float4  _S61 = across_0(scores_0[0U]);
     scores_0[0U] = _S61;
@@ -298,144 +268,76 @@ __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint 
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S65 = across_0(scores_0[2U]);
-    scores_0[2U] = _S65;
-    bool _S66 = (first_0 + 32U) < end_1;
-    if(_S66)
-    {
-        peak_1 = max_0(peak_1, scores_0[2U]);
-    }
-    float4  _S67 = across_0(scores_0[3U]);
-    scores_0[3U] = _S67;
-    bool _S68 = (first_0 + 48U) < end_1;
-    if(_S68)
-    {
-        peak_1 = max_0(peak_1, scores_0[3U]);
-    }
-    float4  _S69 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S65 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S69;
-    float4  _S70;
+    sums_1->total_0 = sums_1->total_0 * _S65;
+    float4  _S66;
     if(_S62)
     {
-        _S70 = exp_0(scores_0[0U] - peak_1);
+        float4  _S67 = powers_0(scores_0[0U] - peak_1);
+        _S66 = _S67;
     }
     else
     {
-        _S70 = _S43;
+        _S66 = _S47;
     }
-    scores_0[0U] = _S70;
-    sums_1->total_0 = sums_1->total_0 + _S70;
+    scores_0[0U] = _S66;
+    sums_1->total_0 = sums_1->total_0 + _S66;
     if(_S64)
     {
-        _S70 = exp_0(scores_0[1U] - peak_1);
+        float4  _S68 = powers_0(scores_0[1U] - peak_1);
+        peak_1 = _S68;
     }
     else
     {
-        _S70 = _S43;
+        peak_1 = _S47;
     }
-    scores_0[1U] = _S70;
-    sums_1->total_0 = sums_1->total_0 + _S70;
-    if(_S66)
-    {
-        _S70 = exp_0(scores_0[2U] - peak_1);
-    }
-    else
-    {
-        _S70 = _S43;
-    }
-    scores_0[2U] = _S70;
-    sums_1->total_0 = sums_1->total_0 + _S70;
-    if(_S68)
-    {
-        peak_1 = exp_0(scores_0[3U] - peak_1);
-    }
-    else
-    {
-        peak_1 = _S43;
-    }
-    scores_0[3U] = peak_1;
+    scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S71 = sums_1->values_0[0U] * make_float4 (_S69.x);
-    sums_1->values_0[0U] = _S71;
-    float4  _S72 = sums_1->values_0[2U] * make_float4 (_S69.y);
-    sums_1->values_0[2U] = _S72;
-    float4  _S73 = sums_1->values_0[4U] * make_float4 (_S69.z);
-    sums_1->values_0[4U] = _S73;
-    float4  _S74 = sums_1->values_0[6U] * make_float4 (_S69.w);
-    sums_1->values_0[6U] = _S74;
-    float4  _S75 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    float4  _S76 = _S71 + make_float4 (*&((&scores_0[0U])->x)) * _S75;
-    sums_1->values_0[0U] = _S76;
-    float4  _S77 = _S72 + make_float4 (*&((&scores_0[0U])->y)) * _S75;
-    sums_1->values_0[2U] = _S77;
-    float4  _S78 = _S73 + make_float4 (*&((&scores_0[0U])->z)) * _S75;
-    sums_1->values_0[4U] = _S78;
-    float4  _S79 = _S74 + make_float4 (*&((&scores_0[0U])->w)) * _S75;
-    sums_1->values_0[6U] = _S79;
-    float4  _S80 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    float4  _S81 = _S76 + make_float4 (*&((&scores_0[1U])->x)) * _S80;
-    sums_1->values_0[0U] = _S81;
-    float4  _S82 = _S77 + make_float4 (*&((&scores_0[1U])->y)) * _S80;
-    sums_1->values_0[2U] = _S82;
-    float4  _S83 = _S78 + make_float4 (*&((&scores_0[1U])->z)) * _S80;
-    sums_1->values_0[4U] = _S83;
-    float4  _S84 = _S79 + make_float4 (*&((&scores_0[1U])->w)) * _S80;
-    sums_1->values_0[6U] = _S84;
-    float4  _S85 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    float4  _S86 = _S81 + make_float4 (*&((&scores_0[2U])->x)) * _S85;
-    sums_1->values_0[0U] = _S86;
-    float4  _S87 = _S82 + make_float4 (*&((&scores_0[2U])->y)) * _S85;
-    sums_1->values_0[2U] = _S87;
-    float4  _S88 = _S83 + make_float4 (*&((&scores_0[2U])->z)) * _S85;
-    sums_1->values_0[4U] = _S88;
-    float4  _S89 = _S84 + make_float4 (*&((&scores_0[2U])->w)) * _S85;
-    sums_1->values_0[6U] = _S89;
-    float4  _S90 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S86 + make_float4 (*&((&scores_0[3U])->x)) * _S90;
-    sums_1->values_0[2U] = _S87 + make_float4 (*&((&scores_0[3U])->y)) * _S90;
-    sums_1->values_0[4U] = _S88 + make_float4 (*&((&scores_0[3U])->z)) * _S90;
-    sums_1->values_0[6U] = _S89 + make_float4 (*&((&scores_0[3U])->w)) * _S90;
-    float4  _S91 = sums_1->values_0[1U] * make_float4 (_S69.x);
-    sums_1->values_0[1U] = _S91;
-    float4  _S92 = sums_1->values_0[3U] * make_float4 (_S69.y);
-    sums_1->values_0[3U] = _S92;
-    float4  _S93 = sums_1->values_0[5U] * make_float4 (_S69.z);
-    sums_1->values_0[5U] = _S93;
-    float4  _S94 = sums_1->values_0[7U] * make_float4 (_S69.w);
-    sums_1->values_0[7U] = _S94;
-    float4  _S95 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    float4  _S96 = _S91 + make_float4 (*&((&scores_0[0U])->x)) * _S95;
-    sums_1->values_0[1U] = _S96;
-    float4  _S97 = _S92 + make_float4 (*&((&scores_0[0U])->y)) * _S95;
-    sums_1->values_0[3U] = _S97;
-    float4  _S98 = _S93 + make_float4 (*&((&scores_0[0U])->z)) * _S95;
-    sums_1->values_0[5U] = _S98;
-    float4  _S99 = _S94 + make_float4 (*&((&scores_0[0U])->w)) * _S95;
-    sums_1->values_0[7U] = _S99;
-    float4  _S100 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    float4  _S101 = _S96 + make_float4 (*&((&scores_0[1U])->x)) * _S100;
-    sums_1->values_0[1U] = _S101;
-    float4  _S102 = _S97 + make_float4 (*&((&scores_0[1U])->y)) * _S100;
-    sums_1->values_0[3U] = _S102;
-    float4  _S103 = _S98 + make_float4 (*&((&scores_0[1U])->z)) * _S100;
-    sums_1->values_0[5U] = _S103;
-    float4  _S104 = _S99 + make_float4 (*&((&scores_0[1U])->w)) * _S100;
-    sums_1->values_0[7U] = _S104;
-    float4  _S105 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    float4  _S106 = _S101 + make_float4 (*&((&scores_0[2U])->x)) * _S105;
-    sums_1->values_0[1U] = _S106;
-    float4  _S107 = _S102 + make_float4 (*&((&scores_0[2U])->y)) * _S105;
-    sums_1->values_0[3U] = _S107;
-    float4  _S108 = _S103 + make_float4 (*&((&scores_0[2U])->z)) * _S105;
-    sums_1->values_0[5U] = _S108;
-    float4  _S109 = _S104 + make_float4 (*&((&scores_0[2U])->w)) * _S105;
-    sums_1->values_0[7U] = _S109;
-    float4  _S110 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S106 + make_float4 (*&((&scores_0[3U])->x)) * _S110;
-    sums_1->values_0[3U] = _S107 + make_float4 (*&((&scores_0[3U])->y)) * _S110;
-    sums_1->values_0[5U] = _S108 + make_float4 (*&((&scores_0[3U])->z)) * _S110;
-    sums_1->values_0[7U] = _S109 + make_float4 (*&((&scores_0[3U])->w)) * _S110;
+    float4  _S69 = sums_1->values_0[0U] * make_float4 (_S65.x);
+    sums_1->values_0[0U] = _S69;
+    float4  _S70 = sums_1->values_0[2U] * make_float4 (_S65.y);
+    sums_1->values_0[2U] = _S70;
+    float4  _S71 = sums_1->values_0[4U] * make_float4 (_S65.z);
+    sums_1->values_0[4U] = _S71;
+    float4  _S72 = sums_1->values_0[6U] * make_float4 (_S65.w);
+    sums_1->values_0[6U] = _S72;
+    float4  _S73 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    float4  _S74 = _S69 + make_float4 (*&((&scores_0[0U])->x)) * _S73;
+    sums_1->values_0[0U] = _S74;
+    float4  _S75 = _S70 + make_float4 (*&((&scores_0[0U])->y)) * _S73;
+    sums_1->values_0[2U] = _S75;
+    float4  _S76 = _S71 + make_float4 (*&((&scores_0[0U])->z)) * _S73;
+    sums_1->values_0[4U] = _S76;
+    float4  _S77 = _S72 + make_float4 (*&((&scores_0[0U])->w)) * _S73;
+    sums_1->values_0[6U] = _S77;
+    float4  _S78 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[0U] = _S74 + make_float4 (*&((&scores_0[1U])->x)) * _S78;
+    sums_1->values_0[2U] = _S75 + make_float4 (*&((&scores_0[1U])->y)) * _S78;
+    sums_1->values_0[4U] = _S76 + make_float4 (*&((&scores_0[1U])->z)) * _S78;
+    sums_1->values_0[6U] = _S77 + make_float4 (*&((&scores_0[1U])->w)) * _S78;
+    float4  _S79 = sums_1->values_0[1U] * make_float4 (_S65.x);
+    sums_1->values_0[1U] = _S79;
+    float4  _S80 = sums_1->values_0[3U] * make_float4 (_S65.y);
+    sums_1->values_0[3U] = _S80;
+    float4  _S81 = sums_1->values_0[5U] * make_float4 (_S65.z);
+    sums_1->values_0[5U] = _S81;
+    float4  _S82 = sums_1->values_0[7U] * make_float4 (_S65.w);
+    sums_1->values_0[7U] = _S82;
+    float4  _S83 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    float4  _S84 = _S79 + make_float4 (*&((&scores_0[0U])->x)) * _S83;
+    sums_1->values_0[1U] = _S84;
+    float4  _S85 = _S80 + make_float4 (*&((&scores_0[0U])->y)) * _S83;
+    sums_1->values_0[3U] = _S85;
+    float4  _S86 = _S81 + make_float4 (*&((&scores_0[0U])->z)) * _S83;
+    sums_1->values_0[5U] = _S86;
+    float4  _S87 = _S82 + make_float4 (*&((&scores_0[0U])->w)) * _S83;
+    sums_1->values_0[7U] = _S87;
+    float4  _S88 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[1U] = _S84 + make_float4 (*&((&scores_0[1U])->x)) * _S88;
+    sums_1->values_0[3U] = _S85 + make_float4 (*&((&scores_0[1U])->y)) * _S88;
+    sums_1->values_0[5U] = _S86 + make_float4 (*&((&scores_0[1U])->z)) * _S88;
+    sums_1->values_0[7U] = _S87 + make_float4 (*&((&scores_0[1U])->w)) * _S88;
     return;
 }
 
@@ -458,13 +360,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S111 = this_1->begin_2;
-    uint _S112 = this_1->page_size_0;
-    uint _S113 = position_0 / this_1->page_size_0;
-    uint _S114 = __ldg((&(sequences_1)[_S111 + _S113]));
-    uint _S115 = (U32_min((_S114), (this_1->pages_0 - 1U))) * _S112;
-    uint _S116 = position_0 % _S112;
-    return _S115 + _S116;
+    uint _S89 = this_1->begin_2;
+    uint _S90 = this_1->page_size_0;
+    uint _S91 = position_0 / this_1->page_size_0;
+    uint _S92 = __ldg((&(sequences_1)[_S89 + _S91]));
+    uint _S93 = (U32_min((_S92), (this_1->pages_0 - 1U))) * _S90;
+    uint _S94 = position_0 % _S90;
+    return _S93 + _S94;
 }
 
 struct Run_0
@@ -475,10 +377,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S117;
-    (&_S117)->vector_1 = vector_2;
-    (&_S117)->scale_1 = scale_2;
-    return _S117;
+    Run_0 _S95;
+    (&_S95)->vector_1 = vector_2;
+    (&_S95)->scale_1 = scale_2;
+    return _S95;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
@@ -493,182 +395,142 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
-    FixedArray<uint, 4>  slots_0;
-    StructuredBuffer<uint> _S118 = this_2->sequences_0;
-    uint _S119 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
-    uint _S120 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S119))));
-    slots_0[0U] = _S120;
-    uint _S121 = SequenceTable_slot_0(&this_2->table_0, _S118, (U32_min((first_1 + 16U), (_S119))));
-    slots_0[1U] = _S121;
-    uint _S122 = SequenceTable_slot_0(&this_2->table_0, _S118, (U32_min((first_1 + 32U), (_S119))));
-    slots_0[2U] = _S122;
-    uint _S123 = SequenceTable_slot_0(&this_2->table_0, _S118, (U32_min((first_1 + 48U), (_S119))));
-    slots_0[3U] = _S123;
-    uint _S124 = (&this_2->part_2)->head_dim_0;
-    uint _S125 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S126 = _S125 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S127 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S128 = (&this_2->part_2)->columns_0;
-    Run_0 _S129 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S126);
-    uint _S130 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S131 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S126);
+    FixedArray<uint, 2>  slots_0;
+    StructuredBuffer<uint> _S96 = this_2->sequences_0;
+    uint _S97 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
+    uint _S98 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S97))));
+    slots_0[0U] = _S98;
+    uint _S99 = SequenceTable_slot_0(&this_2->table_0, _S96, (U32_min((first_1 + 16U), (_S97))));
+    slots_0[1U] = _S99;
+    uint _S100 = (&this_2->part_2)->head_dim_0;
+    uint _S101 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S102 = _S101 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S103 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S104 = (&this_2->part_2)->columns_0;
+    Run_0 _S105 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S102);
+    uint _S106 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S107 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S102);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S132 = this_2->k_pages_0;
-    uint2  _S133 = __ldg((&(this_2->k_pages_0)[_S129.vector_1]));
-    (&some_1)->keys_0[0U] = _S133;
-    StructuredBuffer<uint2 > _S134 = this_2->v_pages_0;
-    uint2  _S135 = __ldg((&(this_2->v_pages_0)[_S131.vector_1]));
-    (&some_1)->values_1[0U] = _S135;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S132, _S129.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S134, _S131.scale_1);
-    uint _S136 = 8U + lane_2;
-    uint _S137 = _S125 + 4U * (U32_min((_S136), (_S124 / 4U - 1U)));
-    Run_0 _S138 = Float16_run_0(_S127, slots_0[0U], _S128, _S137);
-    Run_0 _S139 = Float16_run_0(_S130, slots_0[0U], _S128, _S137);
-    uint2  _S140 = __ldg((&(_S132)[_S138.vector_1]));
-    (&some_1)->keys_0[1U] = _S140;
-    uint2  _S141 = __ldg((&(_S134)[_S139.vector_1]));
-    (&some_1)->values_1[1U] = _S141;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S132, _S138.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S134, _S139.scale_1);
-    uint _S142 = _S125 + 4U * (U32_min((lane_2), (_S124 / 4U - 1U)));
-    Run_0 _S143 = Float16_run_0(_S127, slots_0[1U], _S128, _S142);
-    Run_0 _S144 = Float16_run_0(_S130, slots_0[1U], _S128, _S142);
-    uint2  _S145 = __ldg((&(_S132)[_S143.vector_1]));
-    (&some_1)->keys_0[2U] = _S145;
-    uint2  _S146 = __ldg((&(_S134)[_S144.vector_1]));
-    (&some_1)->values_1[2U] = _S146;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S132, _S143.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S134, _S144.scale_1);
-    uint _S147 = _S125 + 4U * (U32_min((_S136), (_S124 / 4U - 1U)));
-    Run_0 _S148 = Float16_run_0(_S127, slots_0[1U], _S128, _S147);
-    Run_0 _S149 = Float16_run_0(_S130, slots_0[1U], _S128, _S147);
-    uint2  _S150 = __ldg((&(_S132)[_S148.vector_1]));
-    (&some_1)->keys_0[3U] = _S150;
-    uint2  _S151 = __ldg((&(_S134)[_S149.vector_1]));
-    (&some_1)->values_1[3U] = _S151;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S132, _S148.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S134, _S149.scale_1);
-    uint _S152 = _S125 + 4U * (U32_min((lane_2), (_S124 / 4U - 1U)));
-    Run_0 _S153 = Float16_run_0(_S127, slots_0[2U], _S128, _S152);
-    Run_0 _S154 = Float16_run_0(_S130, slots_0[2U], _S128, _S152);
-    uint2  _S155 = __ldg((&(_S132)[_S153.vector_1]));
-    (&some_1)->keys_0[4U] = _S155;
-    uint2  _S156 = __ldg((&(_S134)[_S154.vector_1]));
-    (&some_1)->values_1[4U] = _S156;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S132, _S153.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S134, _S154.scale_1);
-    uint _S157 = _S125 + 4U * (U32_min((_S136), (_S124 / 4U - 1U)));
-    Run_0 _S158 = Float16_run_0(_S127, slots_0[2U], _S128, _S157);
-    Run_0 _S159 = Float16_run_0(_S130, slots_0[2U], _S128, _S157);
-    uint2  _S160 = __ldg((&(_S132)[_S158.vector_1]));
-    (&some_1)->keys_0[5U] = _S160;
-    uint2  _S161 = __ldg((&(_S134)[_S159.vector_1]));
-    (&some_1)->values_1[5U] = _S161;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S132, _S158.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S134, _S159.scale_1);
-    uint _S162 = _S125 + 4U * (U32_min((lane_2), (_S124 / 4U - 1U)));
-    Run_0 _S163 = Float16_run_0(_S127, slots_0[3U], _S128, _S162);
-    Run_0 _S164 = Float16_run_0(_S130, slots_0[3U], _S128, _S162);
-    uint2  _S165 = __ldg((&(_S132)[_S163.vector_1]));
-    (&some_1)->keys_0[6U] = _S165;
-    uint2  _S166 = __ldg((&(_S134)[_S164.vector_1]));
-    (&some_1)->values_1[6U] = _S166;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S132, _S163.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S134, _S164.scale_1);
-    uint _S167 = _S125 + 4U * (U32_min((_S136), (_S124 / 4U - 1U)));
-    Run_0 _S168 = Float16_run_0(_S127, slots_0[3U], _S128, _S167);
-    Run_0 _S169 = Float16_run_0(_S130, slots_0[3U], _S128, _S167);
-    uint2  _S170 = __ldg((&(_S132)[_S168.vector_1]));
-    (&some_1)->keys_0[7U] = _S170;
-    uint2  _S171 = __ldg((&(_S134)[_S169.vector_1]));
-    (&some_1)->values_1[7U] = _S171;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S132, _S168.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S134, _S169.scale_1);
+    StructuredBuffer<uint2 > _S108 = this_2->k_pages_0;
+    uint2  _S109 = __ldg((&(this_2->k_pages_0)[_S105.vector_1]));
+    (&some_1)->keys_0[0U] = _S109;
+    StructuredBuffer<uint2 > _S110 = this_2->v_pages_0;
+    uint2  _S111 = __ldg((&(this_2->v_pages_0)[_S107.vector_1]));
+    (&some_1)->values_1[0U] = _S111;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S108, _S105.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S110, _S107.scale_1);
+    uint _S112 = 8U + lane_2;
+    uint _S113 = _S101 + 4U * (U32_min((_S112), (_S100 / 4U - 1U)));
+    Run_0 _S114 = Float16_run_0(_S103, slots_0[0U], _S104, _S113);
+    Run_0 _S115 = Float16_run_0(_S106, slots_0[0U], _S104, _S113);
+    uint2  _S116 = __ldg((&(_S108)[_S114.vector_1]));
+    (&some_1)->keys_0[1U] = _S116;
+    uint2  _S117 = __ldg((&(_S110)[_S115.vector_1]));
+    (&some_1)->values_1[1U] = _S117;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S108, _S114.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S110, _S115.scale_1);
+    uint _S118 = _S101 + 4U * (U32_min((lane_2), (_S100 / 4U - 1U)));
+    Run_0 _S119 = Float16_run_0(_S103, slots_0[1U], _S104, _S118);
+    Run_0 _S120 = Float16_run_0(_S106, slots_0[1U], _S104, _S118);
+    uint2  _S121 = __ldg((&(_S108)[_S119.vector_1]));
+    (&some_1)->keys_0[2U] = _S121;
+    uint2  _S122 = __ldg((&(_S110)[_S120.vector_1]));
+    (&some_1)->values_1[2U] = _S122;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S108, _S119.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S110, _S120.scale_1);
+    uint _S123 = _S101 + 4U * (U32_min((_S112), (_S100 / 4U - 1U)));
+    Run_0 _S124 = Float16_run_0(_S103, slots_0[1U], _S104, _S123);
+    Run_0 _S125 = Float16_run_0(_S106, slots_0[1U], _S104, _S123);
+    uint2  _S126 = __ldg((&(_S108)[_S124.vector_1]));
+    (&some_1)->keys_0[3U] = _S126;
+    uint2  _S127 = __ldg((&(_S110)[_S125.vector_1]));
+    (&some_1)->values_1[3U] = _S127;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S108, _S124.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S110, _S125.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S172 = make_int4 (int(0));
-    float4  _S173 = make_float4 ((float)_S172.x, (float)_S172.y, (float)_S172.z, (float)_S172.w);
-    (&sums_2)->values_0[0U] = _S173;
-    (&sums_2)->values_0[1U] = _S173;
-    (&sums_2)->values_0[2U] = _S173;
-    (&sums_2)->values_0[3U] = _S173;
-    (&sums_2)->values_0[4U] = _S173;
-    (&sums_2)->values_0[5U] = _S173;
-    (&sums_2)->values_0[6U] = _S173;
-    (&sums_2)->values_0[7U] = _S173;
+    int4  _S128 = make_int4 (int(0));
+    float4  _S129 = make_float4 ((float)_S128.x, (float)_S128.y, (float)_S128.z, (float)_S128.w);
+    (&sums_2)->values_0[0U] = _S129;
+    (&sums_2)->values_0[1U] = _S129;
+    (&sums_2)->values_0[2U] = _S129;
+    (&sums_2)->values_0[3U] = _S129;
+    (&sums_2)->values_0[4U] = _S129;
+    (&sums_2)->values_0[5U] = _S129;
+    (&sums_2)->values_0[6U] = _S129;
+    (&sums_2)->values_0[7U] = _S129;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S173;
+    (&sums_2)->total_0 = _S129;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S174 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S175 = max_0(sums_3->peak_0, _S174);
-    float4  _S176 = exp_0(sums_3->peak_0 - _S175);
-    float4  _S177 = sums_3->total_0 * _S176;
-    float4  _S178 = of_other_0(_S177, 8U);
-    float4  _S179 = _S177 + _S178;
-    float4  _S180 = sums_3->values_0[0U] * make_float4 (_S176.x);
-    float4  _S181 = of_other_0(_S180, 8U);
-    float4  _S182 = _S180 + _S181;
-    float4  _S183 = sums_3->values_0[1U] * make_float4 (_S176.x);
-    float4  _S184 = of_other_0(_S183, 8U);
-    float4  _S185 = _S183 + _S184;
-    float4  _S186 = sums_3->values_0[2U] * make_float4 (_S176.y);
-    float4  _S187 = of_other_0(_S186, 8U);
-    float4  _S188 = _S186 + _S187;
-    float4  _S189 = sums_3->values_0[3U] * make_float4 (_S176.y);
-    float4  _S190 = of_other_0(_S189, 8U);
-    float4  _S191 = _S189 + _S190;
-    float4  _S192 = sums_3->values_0[4U] * make_float4 (_S176.z);
-    float4  _S193 = of_other_0(_S192, 8U);
-    float4  _S194 = _S192 + _S193;
-    float4  _S195 = sums_3->values_0[5U] * make_float4 (_S176.z);
-    float4  _S196 = of_other_0(_S195, 8U);
-    float4  _S197 = _S195 + _S196;
-    float4  _S198 = sums_3->values_0[6U] * make_float4 (_S176.w);
-    float4  _S199 = of_other_0(_S198, 8U);
-    float4  _S200 = _S198 + _S199;
-    float4  _S201 = sums_3->values_0[7U] * make_float4 (_S176.w);
-    float4  _S202 = of_other_0(_S201, 8U);
-    float4  _S203 = _S201 + _S202;
-    float4  _S204 = of_other_0(_S175, 16U);
-    float4  _S205 = max_0(_S175, _S204);
-    float4  _S206 = exp_0(_S175 - _S205);
-    sums_3->peak_0 = _S205;
-    float4  _S207 = _S179 * _S206;
-    float4  _S208 = of_other_0(_S207, 16U);
-    sums_3->total_0 = _S207 + _S208;
-    float4  _S209 = _S182 * make_float4 (_S206.x);
-    float4  _S210 = of_other_0(_S209, 16U);
-    sums_3->values_0[0U] = _S209 + _S210;
-    float4  _S211 = _S185 * make_float4 (_S206.x);
-    float4  _S212 = of_other_0(_S211, 16U);
-    sums_3->values_0[1U] = _S211 + _S212;
-    float4  _S213 = _S188 * make_float4 (_S206.y);
-    float4  _S214 = of_other_0(_S213, 16U);
-    sums_3->values_0[2U] = _S213 + _S214;
-    float4  _S215 = _S191 * make_float4 (_S206.y);
-    float4  _S216 = of_other_0(_S215, 16U);
-    sums_3->values_0[3U] = _S215 + _S216;
-    float4  _S217 = _S194 * make_float4 (_S206.z);
-    float4  _S218 = of_other_0(_S217, 16U);
-    sums_3->values_0[4U] = _S217 + _S218;
-    float4  _S219 = _S197 * make_float4 (_S206.z);
-    float4  _S220 = of_other_0(_S219, 16U);
-    sums_3->values_0[5U] = _S219 + _S220;
-    float4  _S221 = _S200 * make_float4 (_S206.w);
-    float4  _S222 = of_other_0(_S221, 16U);
-    sums_3->values_0[6U] = _S221 + _S222;
-    float4  _S223 = _S203 * make_float4 (_S206.w);
-    float4  _S224 = of_other_0(_S223, 16U);
-    sums_3->values_0[7U] = _S223 + _S224;
+    float4  _S130 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S131 = max_0(sums_3->peak_0, _S130);
+    float4  _S132 = powers_0(sums_3->peak_0 - _S131);
+    float4  _S133 = sums_3->total_0 * _S132;
+    float4  _S134 = of_other_0(_S133, 8U);
+    float4  _S135 = _S133 + _S134;
+    float4  _S136 = sums_3->values_0[0U] * make_float4 (_S132.x);
+    float4  _S137 = of_other_0(_S136, 8U);
+    float4  _S138 = _S136 + _S137;
+    float4  _S139 = sums_3->values_0[1U] * make_float4 (_S132.x);
+    float4  _S140 = of_other_0(_S139, 8U);
+    float4  _S141 = _S139 + _S140;
+    float4  _S142 = sums_3->values_0[2U] * make_float4 (_S132.y);
+    float4  _S143 = of_other_0(_S142, 8U);
+    float4  _S144 = _S142 + _S143;
+    float4  _S145 = sums_3->values_0[3U] * make_float4 (_S132.y);
+    float4  _S146 = of_other_0(_S145, 8U);
+    float4  _S147 = _S145 + _S146;
+    float4  _S148 = sums_3->values_0[4U] * make_float4 (_S132.z);
+    float4  _S149 = of_other_0(_S148, 8U);
+    float4  _S150 = _S148 + _S149;
+    float4  _S151 = sums_3->values_0[5U] * make_float4 (_S132.z);
+    float4  _S152 = of_other_0(_S151, 8U);
+    float4  _S153 = _S151 + _S152;
+    float4  _S154 = sums_3->values_0[6U] * make_float4 (_S132.w);
+    float4  _S155 = of_other_0(_S154, 8U);
+    float4  _S156 = _S154 + _S155;
+    float4  _S157 = sums_3->values_0[7U] * make_float4 (_S132.w);
+    float4  _S158 = of_other_0(_S157, 8U);
+    float4  _S159 = _S157 + _S158;
+    float4  _S160 = of_other_0(_S131, 16U);
+    float4  _S161 = max_0(_S131, _S160);
+    float4  _S162 = powers_0(_S131 - _S161);
+    sums_3->peak_0 = _S161;
+    float4  _S163 = _S135 * _S162;
+    float4  _S164 = of_other_0(_S163, 16U);
+    sums_3->total_0 = _S163 + _S164;
+    float4  _S165 = _S138 * make_float4 (_S162.x);
+    float4  _S166 = of_other_0(_S165, 16U);
+    sums_3->values_0[0U] = _S165 + _S166;
+    float4  _S167 = _S141 * make_float4 (_S162.x);
+    float4  _S168 = of_other_0(_S167, 16U);
+    sums_3->values_0[1U] = _S167 + _S168;
+    float4  _S169 = _S144 * make_float4 (_S162.y);
+    float4  _S170 = of_other_0(_S169, 16U);
+    sums_3->values_0[2U] = _S169 + _S170;
+    float4  _S171 = _S147 * make_float4 (_S162.y);
+    float4  _S172 = of_other_0(_S171, 16U);
+    sums_3->values_0[3U] = _S171 + _S172;
+    float4  _S173 = _S150 * make_float4 (_S162.z);
+    float4  _S174 = of_other_0(_S173, 16U);
+    sums_3->values_0[4U] = _S173 + _S174;
+    float4  _S175 = _S153 * make_float4 (_S162.z);
+    float4  _S176 = of_other_0(_S175, 16U);
+    sums_3->values_0[5U] = _S175 + _S176;
+    float4  _S177 = _S156 * make_float4 (_S162.w);
+    float4  _S178 = of_other_0(_S177, 16U);
+    sums_3->values_0[6U] = _S177 + _S178;
+    float4  _S179 = _S159 * make_float4 (_S162.w);
+    float4  _S180 = of_other_0(_S179, 16U);
+    sums_3->values_0[7U] = _S179 + _S180;
     return;
 }
 
@@ -680,64 +542,71 @@ __device__ __shared__ FixedArray<float4 , 256>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S225 = thread_1 / 32U;
-    uint _S226 = thread_1 % 32U;
-    if(_S226 == 0U)
+    uint _S181 = thread_1 / 32U;
+    uint _S182 = thread_1 % 32U;
+    if(_S182 == 0U)
     {
-        (*&peaks_0)[_S225] = sums_4->peak_0;
-        (*&totals_0)[_S225] = sums_4->total_0;
+        (*&peaks_0)[_S181] = sums_4->peak_0;
+        (*&totals_0)[_S181] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S227 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S227, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S228 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S183 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S183, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S184 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S185 = _S184 * (*&totals_0)[0U];
+    float4  _S186 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S185 + _S186 * (*&totals_0)[1U];
+    float4  _S187 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S187 * (*&totals_0)[2U];
+    float4  _S188 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S188 * (*&totals_0)[3U];
+    float4  _S189 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S226 < 8U)
+                if(_S182 < 8U)
                 {
-                    uint _S229 = _S225 * 4U * 2U;
-                    (*&exchange_0)[_S229 * 8U + _S226] = make_float4 (_S228.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S229 + 1U) * 8U + _S226] = make_float4 (_S228.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S229 + 2U) * 8U + _S226] = make_float4 (_S228.y) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S229 + 3U) * 8U + _S226] = make_float4 (_S228.y) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S229 + 4U) * 8U + _S226] = make_float4 (_S228.z) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S229 + 5U) * 8U + _S226] = make_float4 (_S228.z) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S229 + 6U) * 8U + _S226] = make_float4 (_S228.w) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S229 + 7U) * 8U + _S226] = make_float4 (_S228.w) * sums_4->values_0[7U];
+                    uint _S190 = _S181 * 4U * 2U;
+                    (*&exchange_0)[_S190 * 8U + _S182] = make_float4 (_S189.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S190 + 1U) * 8U + _S182] = make_float4 (_S189.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S190 + 2U) * 8U + _S182] = make_float4 (_S189.y) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S190 + 3U) * 8U + _S182] = make_float4 (_S189.y) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S190 + 4U) * 8U + _S182] = make_float4 (_S189.z) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S190 + 5U) * 8U + _S182] = make_float4 (_S189.z) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S190 + 6U) * 8U + _S182] = make_float4 (_S189.w) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S190 + 7U) * 8U + _S182] = make_float4 (_S189.w) * sums_4->values_0[7U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 64U)
+                    if(i_3 < 64U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S230 = i_4 / 16U;
-                    uint _S231 = i_4 % 16U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[64U + i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[192U + i_4];
-                    bool _S232;
-                    if(_S230 < (part_3->heads_0))
+                    uint _S191 = i_3 / 16U;
+                    uint _S192 = i_3 % 16U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[64U + i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[192U + i_3];
+                    bool _S193;
+                    if(_S191 < (part_3->heads_0))
                     {
-                        _S232 = _S231 < (part_3->head_dim_0 / 4U);
+                        _S193 = _S192 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S232 = false;
+                        _S193 = false;
                     }
-                    if(_S232)
+                    if(_S193)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S230 * part_3->out_stride_0 + _S231]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S191 * part_3->out_stride_0 + _S192]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -748,7 +617,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -761,38 +630,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S233 = thread_2 % 8U;
-    uint _S234 = thread_2 / 8U;
-    uint _S235 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S234;
-    Pools_0 _S236 = pools_0;
-    Positions_0 _S237 = Pools_read_0(&_S236, first_2, _S233);
+    uint _S194 = thread_2 % 8U;
+    uint _S195 = thread_2 / 8U;
+    uint _S196 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S195;
+    Pools_0 _S197 = pools_0;
+    Positions_0 _S198 = Pools_read_0(&_S197, first_2, _S194);
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S238;
+    bool _S199;
     if(with_own_0)
     {
-        _S238 = thread_2 < 32U;
+        _S199 = thread_2 < 32U;
     }
     else
     {
-        _S238 = false;
+        _S199 = false;
     }
-    if(_S238)
+    if(_S199)
     {
-        Sums_0 _S239 = of_one_0(part_4, own_key_0, own_value_0, _S233);
-        if(_S234 == 0U)
+        Sums_0 _S200 = of_one_0(part_4, own_key_0, own_value_0, _S194);
+        if(_S195 == 0U)
         {
-            sums_5 = _S239;
+            sums_5 = _S200;
         }
     }
-    Positions_0 some_2 = _S237;
-    uint tile_0 = _S235;
+    Positions_0 some_2 = _S198;
+    uint tile_0 = _S196;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S240 = part_4->end_0;
+        uint _S201 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -800,23 +669,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S241 = some_2;
-        add_0(&sums_5, &_S241, first_3, _S240, _S233);
-        uint first_4 = first_3 + 64U;
-        uint _S242 = tile_0 + 64U;
-        if(_S242 < _S240)
+        Positions_0 _S202 = some_2;
+        add_0(&sums_5, &_S202, first_3, _S201, _S194);
+        uint first_4 = first_3 + 32U;
+        uint _S203 = tile_0 + 32U;
+        if(_S203 < _S201)
         {
-            Pools_0 _S243 = pools_0;
-            Positions_0 _S244 = Pools_read_0(&_S243, first_4, _S233);
-            some_2 = _S244;
+            Pools_0 _S204 = pools_0;
+            Positions_0 _S205 = Pools_read_0(&_S204, first_4, _S194);
+            some_2 = _S205;
         }
-        tile_0 = _S242;
+        tile_0 = _S203;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S245 = sums_5;
-    write_0(thread_2, &_S245, part_4, scratch_1);
+    Sums_0 _S206 = sums_5;
+    write_0(thread_2, &_S206, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
+{
+    uint _S207;
+    if(offset_1 == 4294967295U)
+    {
+        _S207 = rows_0;
+    }
+    else
+    {
+        uint _S208 = __ldg((&(batch_0)[offset_1]));
+        _S207 = (U32_min(((U32_max((_S208), (first_5))) - first_5), (rows_0)));
+    }
+    return _S207;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -824,30 +708,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S246 = heads_1 / kv_heads_0;
-    uint _S247 = (_S246 + 4U - 1U) / 4U;
-    uint _S248 = rows_0 * kv_heads_0 * _S247;
-    uint _S249 = number_1 % _S248;
-    uint _S250 = _S249 % _S247;
+    uint _S209 = rows_1 * kv_heads_0;
+    uint _S210 = heads_1 / kv_heads_0;
+    return _S209 * ((_S210 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S211 = heads_2 / kv_heads_1;
+    uint _S212 = (_S211 + 4U - 1U) / 4U;
+    uint _S213 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S214 = number_1 % _S213;
+    uint _S215 = _S214 % _S212;
     Part_0 part_5;
-    uint _S251 = number_1 / _S248;
-    (&part_5)->number_0 = _S251;
-    uint _S252 = _S249 / (kv_heads_0 * _S247);
-    (&part_5)->row_0 = _S252;
-    uint _S253 = _S249 / _S247;
-    uint _S254 = _S253 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S254;
-    uint _S255 = _S250 * 4U;
-    uint _S256 = _S254 * _S246 + _S255;
-    (&part_5)->head_0 = _S256;
-    (&part_5)->heads_0 = (U32_min((_S246 - _S255), (4U)));
+    (&part_5)->unit_0 = _S214;
+    uint _S216 = number_1 / _S213;
+    (&part_5)->number_0 = _S216;
+    uint _S217 = _S214 / (kv_heads_1 * _S212);
+    (&part_5)->row_0 = _S217;
+    uint _S218 = _S214 / _S212;
+    uint _S219 = _S218 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S219;
+    uint _S220 = _S215 * 4U;
+    uint _S221 = _S219 * _S211 + _S220;
+    (&part_5)->head_0 = _S221;
+    (&part_5)->heads_0 = (U32_min((_S211 - _S220), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S257 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S257;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S256) * _S257 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S222 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S222;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S221) * _S222 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -855,106 +748,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_1)
-{
-    uint _S258;
-    if(offset_1 == 4294967295U)
-    {
-        _S258 = rows_1;
-    }
-    else
-    {
-        uint _S259 = __ldg((&(batch_0)[offset_1]));
-        _S258 = (U32_min(((U32_max((_S259), (first_5))) - first_5), (rows_1)));
-    }
-    return _S258;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S260 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S260;
+    uint _S223 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S223;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S261;
-    (&_S261)->begin_2 = begin_3;
-    (&_S261)->page_size_0 = page_size_1;
-    (&_S261)->pages_0 = pages_1;
-    (&_S261)->length_0 = length_1;
-    return _S261;
+    SequenceTable_0 _S224;
+    (&_S224)->begin_2 = begin_3;
+    (&_S224)->page_size_0 = page_size_1;
+    (&_S224)->pages_0 = pages_1;
+    (&_S224)->length_0 = length_1;
+    return _S224;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S262 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S263 = _S262 + 1U;
-    uint _S264 = __ldg((&(sequences_3)[_S262]));
-    return SequenceTable_x24init_0(_S263, page_size_2, pages_2, (U32_min((_S264), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S225 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S226 = _S225 + 1U;
+    uint _S227 = __ldg((&(sequences_3)[_S225]));
+    return SequenceTable_x24init_0(_S226, page_size_2, pages_2, (U32_min((_S227), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S265 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S265;
+    uint _S228 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S228;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S266 = this_3->length_0;
-    uint _S267;
+    uint _S229 = this_3->length_0;
+    uint _S230;
     if(position_1 < (this_3->length_0))
     {
-        _S267 = position_1 + 1U;
+        _S230 = position_1 + 1U;
     }
     else
     {
-        _S267 = _S266;
+        _S230 = _S229;
     }
-    return _S267;
+    return _S230;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S268;
+    bool _S231;
     if(window_0 != 0U)
     {
-        _S268 = position_2 >= window_0;
+        _S231 = position_2 >= window_0;
     }
     else
     {
-        _S268 = false;
+        _S231 = false;
     }
-    uint _S269;
-    if(_S268)
+    uint _S232;
+    if(_S231)
     {
-        _S269 = position_2 - window_0 + 1U;
+        _S232 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S269 = 0U;
+        _S232 = 0U;
     }
-    return _S269;
+    return _S232;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S270;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S233;
     if(first_6 < length_2)
     {
-        _S270 = length_2 - first_6;
+        _S233 = length_2 - first_6;
     }
     else
     {
-        _S270 = 0U;
+        _S233 = 0U;
     }
-    uint _S271 = parts_1 * 64U;
-    uint _S272 = (_S270 + _S271 - 1U) / _S271;
-    uint _S273 = _S272 * 64U;
-    uint _S274 = (U32_min((first_6 + part_6->number_0 * _S273), (length_2)));
-    part_6->begin_0 = _S274;
-    part_6->end_0 = (U32_min((_S274 + _S273), (length_2)));
+    uint _S234 = parts_1 * tiles_0 * 64U;
+    uint _S235 = (_S233 + _S234 - 1U) / _S234;
+    uint _S236 = _S235 * tiles_0 * 64U;
+    uint _S237 = (U32_min((first_6 + part_6->number_0 * _S236), (length_2)));
+    part_6->begin_0 = _S237;
+    part_6->end_0 = (U32_min((_S237 + _S236), (length_2)));
+    if(_S233 == 0U)
+    {
+        _S233 = 1U;
+    }
+    else
+    {
+        uint _S238 = (_S233 + _S236 - 1U) / _S236;
+        _S233 = _S238;
+    }
+    part_6->used_0 = _S233;
     return;
 }
 
@@ -962,9 +857,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S275 = make_int4 (int(0));
-        float4  _S276 = make_float4 ((float)_S275.x, (float)_S275.y, (float)_S275.z, (float)_S275.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S276;
+        int4  _S239 = make_int4 (int(0));
+        float4  _S240 = make_float4 ((float)_S239.x, (float)_S239.y, (float)_S239.z, (float)_S239.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S240;
     }
     return;
 }
@@ -978,9 +873,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -990,47 +885,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
-extern "C" __global__ void shuffled2_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S277 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S278 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S278;
-    bool _S279;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S279 = true;
-    }
-    else
-    {
-        _S279 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S279)
+    uint _S241 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S242 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S242 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S280 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S281 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S282 = _S280;
-    uint _S283 = SequenceTable_end_of_0(&_S282, _S281);
-    share_out_0(&part_8, first_seen_0(_S281, p_0.window_1), _S283, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S243 = part_of_0(group_number_0(blockIdx), _S242, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S243;
+    uint _S244 = units_of_0(_S242, p_0.heads_3, p_0.kv_heads_2);
+    uint _S245 = p_0.groups_0 / _S244;
+    if(((&part_8)->number_0) >= _S245)
     {
-        Part_0 _S284 = part_8;
-        leave_empty_0(_S277, &_S284, scratch_3);
         return;
     }
+    SequenceTable_0 _S246 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S247 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S248 = _S246;
+    uint _S249 = SequenceTable_end_of_0(&_S248, _S247);
+    uint _S250 = first_seen_0(_S247, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S285 = _S280;
-    Part_0 _S286 = part_8;
-    Plain_0 _S287 = queries_1;
-    Plain_0 _S288 = queries_1;
-    Plain_0 _S289 = queries_1;
-    attend_0(_S277, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S285, &_S286, p_0.scale_4, &_S287, false, &_S288, &_S289);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S250, _S249, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S251 = part_8;
+            leave_empty_0(_S241, &_S251, scratch_3);
+            number_3 = number_3 + _S245;
+            continue;
+        }
+        SequenceTable_0 _S252 = _S246;
+        Part_0 _S253 = part_8;
+        Plain_0 _S254 = queries_1;
+        Plain_0 _S255 = queries_1;
+        Plain_0 _S256 = queries_1;
+        attend_0(_S241, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S252, &_S253, p_0.scale_4, &_S254, false, &_S255, &_S256);
+        __syncthreads();
+        number_3 = number_3 + _S245;
+    }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -167,10 +169,10 @@ __device__ void load_queries_0(uint thread_0, Part_0 * part_1, uint padded_0, fl
 
 struct Positions_0
 {
-    FixedArray<uint, 8>  keys_0;
-    FixedArray<uint, 8>  values_1;
-    FixedArray<float, 8>  key_scales_0;
-    FixedArray<float, 8>  value_scales_0;
+    FixedArray<uint, 4>  keys_0;
+    FixedArray<uint, 4>  values_1;
+    FixedArray<float, 4>  key_scales_0;
+    FixedArray<float, 4>  value_scales_0;
 };
 
 __device__ float4  bytes_0(uint word_0)
@@ -204,82 +206,50 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S44 = (__expf((x_3.x)));
+    float _S45 = (__expf((x_3.y)));
+    float _S46 = (__expf((x_3.z)));
+    float _S47 = (__expf((x_3.w)));
+    return make_float4 (_S44, _S45, _S46, _S47);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
-    FixedArray<float4 , 4>  scores_0;
-    int4  _S44 = make_int4 (int(0));
-    float4  _S45 = make_float4 ((float)_S44.x, (float)_S44.y, (float)_S44.z, (float)_S44.w);
-    scores_0[0U] = _S45;
-    scores_0[1U] = _S45;
-    scores_0[2U] = _S45;
-    scores_0[3U] = _S45;
-    float4  _S46 = query_at_0(lane_1);
-    float4  _S47 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S46, _S47);
-    float4  _S48 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S46, _S48);
-    float4  _S49 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S46, _S49);
-    float4  _S50 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S46, _S50);
-    float4  _S51 = query_at_0(16U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S51, _S47);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S51, _S48);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S51, _S49);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S51, _S50);
-    float4  _S52 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S52, _S47);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S52, _S48);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S52, _S49);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S52, _S50);
-    float4  _S53 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S53, _S47);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S53, _S48);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S53, _S49);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S53, _S50);
-    float4  _S54 = query_at_0(8U + lane_1);
-    float4  _S55 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S54, _S55);
-    float4  _S56 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S54, _S56);
-    float4  _S57 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S54, _S57);
-    float4  _S58 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S54, _S58);
+    FixedArray<float4 , 2>  scores_0;
+    int4  _S48 = make_int4 (int(0));
+    float4  _S49 = make_float4 ((float)_S48.x, (float)_S48.y, (float)_S48.z, (float)_S48.w);
+    scores_0[0U] = _S49;
+    scores_0[1U] = _S49;
+    float4  _S50 = query_at_0(lane_1);
+    float4  _S51 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S50, _S51);
+    float4  _S52 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S50, _S52);
+    float4  _S53 = query_at_0(16U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S53, _S51);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S53, _S52);
+    float4  _S54 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S54, _S51);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S54, _S52);
+    float4  _S55 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S55, _S51);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S55, _S52);
+    float4  _S56 = query_at_0(8U + lane_1);
+    float4  _S57 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S56, _S57);
+    float4  _S58 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S56, _S58);
     float4  _S59 = query_at_0(24U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S59, _S55);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S59, _S56);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S59, _S57);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S59, _S58);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S59, _S57);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S59, _S58);
     float4  _S60 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S60, _S55);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S60, _S56);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S60, _S57);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S60, _S58);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S60, _S57);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S60, _S58);
     float4  _S61 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S61, _S55);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S61, _S56);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S61, _S57);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S61, _S58);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S61, _S57);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S61, _S58);
     float4  _S62 = sums_1->peak_0;
     float4  _S63 = across_0(scores_0[0U]);
     scores_0[0U] = _S63;
@@ -300,144 +270,76 @@ __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint 
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S67 = across_0(scores_0[2U]);
-    scores_0[2U] = _S67;
-    bool _S68 = (first_0 + 32U) < end_1;
-    if(_S68)
-    {
-        peak_1 = max_0(peak_1, scores_0[2U]);
-    }
-    float4  _S69 = across_0(scores_0[3U]);
-    scores_0[3U] = _S69;
-    bool _S70 = (first_0 + 48U) < end_1;
-    if(_S70)
-    {
-        peak_1 = max_0(peak_1, scores_0[3U]);
-    }
-    float4  _S71 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S67 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S71;
-    float4  _S72;
+    sums_1->total_0 = sums_1->total_0 * _S67;
+    float4  _S68;
     if(_S64)
     {
-        _S72 = exp_0(scores_0[0U] - peak_1);
+        float4  _S69 = powers_0(scores_0[0U] - peak_1);
+        _S68 = _S69;
     }
     else
     {
-        _S72 = _S45;
+        _S68 = _S49;
     }
-    scores_0[0U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
+    scores_0[0U] = _S68;
+    sums_1->total_0 = sums_1->total_0 + _S68;
     if(_S66)
     {
-        _S72 = exp_0(scores_0[1U] - peak_1);
+        float4  _S70 = powers_0(scores_0[1U] - peak_1);
+        peak_1 = _S70;
     }
     else
     {
-        _S72 = _S45;
+        peak_1 = _S49;
     }
-    scores_0[1U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S68)
-    {
-        _S72 = exp_0(scores_0[2U] - peak_1);
-    }
-    else
-    {
-        _S72 = _S45;
-    }
-    scores_0[2U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S70)
-    {
-        peak_1 = exp_0(scores_0[3U] - peak_1);
-    }
-    else
-    {
-        peak_1 = _S45;
-    }
-    scores_0[3U] = peak_1;
+    scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S73 = sums_1->values_0[0U] * make_float4 (_S71.x);
-    sums_1->values_0[0U] = _S73;
-    float4  _S74 = sums_1->values_0[2U] * make_float4 (_S71.y);
-    sums_1->values_0[2U] = _S74;
-    float4  _S75 = sums_1->values_0[4U] * make_float4 (_S71.z);
-    sums_1->values_0[4U] = _S75;
-    float4  _S76 = sums_1->values_0[6U] * make_float4 (_S71.w);
-    sums_1->values_0[6U] = _S76;
-    float4  _S77 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    float4  _S78 = _S73 + make_float4 (*&((&scores_0[0U])->x)) * _S77;
-    sums_1->values_0[0U] = _S78;
-    float4  _S79 = _S74 + make_float4 (*&((&scores_0[0U])->y)) * _S77;
-    sums_1->values_0[2U] = _S79;
-    float4  _S80 = _S75 + make_float4 (*&((&scores_0[0U])->z)) * _S77;
-    sums_1->values_0[4U] = _S80;
-    float4  _S81 = _S76 + make_float4 (*&((&scores_0[0U])->w)) * _S77;
-    sums_1->values_0[6U] = _S81;
-    float4  _S82 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    float4  _S83 = _S78 + make_float4 (*&((&scores_0[1U])->x)) * _S82;
-    sums_1->values_0[0U] = _S83;
-    float4  _S84 = _S79 + make_float4 (*&((&scores_0[1U])->y)) * _S82;
-    sums_1->values_0[2U] = _S84;
-    float4  _S85 = _S80 + make_float4 (*&((&scores_0[1U])->z)) * _S82;
-    sums_1->values_0[4U] = _S85;
-    float4  _S86 = _S81 + make_float4 (*&((&scores_0[1U])->w)) * _S82;
-    sums_1->values_0[6U] = _S86;
-    float4  _S87 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    float4  _S88 = _S83 + make_float4 (*&((&scores_0[2U])->x)) * _S87;
-    sums_1->values_0[0U] = _S88;
-    float4  _S89 = _S84 + make_float4 (*&((&scores_0[2U])->y)) * _S87;
-    sums_1->values_0[2U] = _S89;
-    float4  _S90 = _S85 + make_float4 (*&((&scores_0[2U])->z)) * _S87;
-    sums_1->values_0[4U] = _S90;
-    float4  _S91 = _S86 + make_float4 (*&((&scores_0[2U])->w)) * _S87;
-    sums_1->values_0[6U] = _S91;
-    float4  _S92 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S88 + make_float4 (*&((&scores_0[3U])->x)) * _S92;
-    sums_1->values_0[2U] = _S89 + make_float4 (*&((&scores_0[3U])->y)) * _S92;
-    sums_1->values_0[4U] = _S90 + make_float4 (*&((&scores_0[3U])->z)) * _S92;
-    sums_1->values_0[6U] = _S91 + make_float4 (*&((&scores_0[3U])->w)) * _S92;
-    float4  _S93 = sums_1->values_0[1U] * make_float4 (_S71.x);
-    sums_1->values_0[1U] = _S93;
-    float4  _S94 = sums_1->values_0[3U] * make_float4 (_S71.y);
-    sums_1->values_0[3U] = _S94;
-    float4  _S95 = sums_1->values_0[5U] * make_float4 (_S71.z);
-    sums_1->values_0[5U] = _S95;
-    float4  _S96 = sums_1->values_0[7U] * make_float4 (_S71.w);
-    sums_1->values_0[7U] = _S96;
-    float4  _S97 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    float4  _S98 = _S93 + make_float4 (*&((&scores_0[0U])->x)) * _S97;
-    sums_1->values_0[1U] = _S98;
-    float4  _S99 = _S94 + make_float4 (*&((&scores_0[0U])->y)) * _S97;
-    sums_1->values_0[3U] = _S99;
-    float4  _S100 = _S95 + make_float4 (*&((&scores_0[0U])->z)) * _S97;
-    sums_1->values_0[5U] = _S100;
-    float4  _S101 = _S96 + make_float4 (*&((&scores_0[0U])->w)) * _S97;
-    sums_1->values_0[7U] = _S101;
-    float4  _S102 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    float4  _S103 = _S98 + make_float4 (*&((&scores_0[1U])->x)) * _S102;
-    sums_1->values_0[1U] = _S103;
-    float4  _S104 = _S99 + make_float4 (*&((&scores_0[1U])->y)) * _S102;
-    sums_1->values_0[3U] = _S104;
-    float4  _S105 = _S100 + make_float4 (*&((&scores_0[1U])->z)) * _S102;
-    sums_1->values_0[5U] = _S105;
-    float4  _S106 = _S101 + make_float4 (*&((&scores_0[1U])->w)) * _S102;
-    sums_1->values_0[7U] = _S106;
-    float4  _S107 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    float4  _S108 = _S103 + make_float4 (*&((&scores_0[2U])->x)) * _S107;
-    sums_1->values_0[1U] = _S108;
-    float4  _S109 = _S104 + make_float4 (*&((&scores_0[2U])->y)) * _S107;
-    sums_1->values_0[3U] = _S109;
-    float4  _S110 = _S105 + make_float4 (*&((&scores_0[2U])->z)) * _S107;
-    sums_1->values_0[5U] = _S110;
-    float4  _S111 = _S106 + make_float4 (*&((&scores_0[2U])->w)) * _S107;
-    sums_1->values_0[7U] = _S111;
-    float4  _S112 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S108 + make_float4 (*&((&scores_0[3U])->x)) * _S112;
-    sums_1->values_0[3U] = _S109 + make_float4 (*&((&scores_0[3U])->y)) * _S112;
-    sums_1->values_0[5U] = _S110 + make_float4 (*&((&scores_0[3U])->z)) * _S112;
-    sums_1->values_0[7U] = _S111 + make_float4 (*&((&scores_0[3U])->w)) * _S112;
+    float4  _S71 = sums_1->values_0[0U] * make_float4 (_S67.x);
+    sums_1->values_0[0U] = _S71;
+    float4  _S72 = sums_1->values_0[2U] * make_float4 (_S67.y);
+    sums_1->values_0[2U] = _S72;
+    float4  _S73 = sums_1->values_0[4U] * make_float4 (_S67.z);
+    sums_1->values_0[4U] = _S73;
+    float4  _S74 = sums_1->values_0[6U] * make_float4 (_S67.w);
+    sums_1->values_0[6U] = _S74;
+    float4  _S75 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    float4  _S76 = _S71 + make_float4 (*&((&scores_0[0U])->x)) * _S75;
+    sums_1->values_0[0U] = _S76;
+    float4  _S77 = _S72 + make_float4 (*&((&scores_0[0U])->y)) * _S75;
+    sums_1->values_0[2U] = _S77;
+    float4  _S78 = _S73 + make_float4 (*&((&scores_0[0U])->z)) * _S75;
+    sums_1->values_0[4U] = _S78;
+    float4  _S79 = _S74 + make_float4 (*&((&scores_0[0U])->w)) * _S75;
+    sums_1->values_0[6U] = _S79;
+    float4  _S80 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[0U] = _S76 + make_float4 (*&((&scores_0[1U])->x)) * _S80;
+    sums_1->values_0[2U] = _S77 + make_float4 (*&((&scores_0[1U])->y)) * _S80;
+    sums_1->values_0[4U] = _S78 + make_float4 (*&((&scores_0[1U])->z)) * _S80;
+    sums_1->values_0[6U] = _S79 + make_float4 (*&((&scores_0[1U])->w)) * _S80;
+    float4  _S81 = sums_1->values_0[1U] * make_float4 (_S67.x);
+    sums_1->values_0[1U] = _S81;
+    float4  _S82 = sums_1->values_0[3U] * make_float4 (_S67.y);
+    sums_1->values_0[3U] = _S82;
+    float4  _S83 = sums_1->values_0[5U] * make_float4 (_S67.z);
+    sums_1->values_0[5U] = _S83;
+    float4  _S84 = sums_1->values_0[7U] * make_float4 (_S67.w);
+    sums_1->values_0[7U] = _S84;
+    float4  _S85 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    float4  _S86 = _S81 + make_float4 (*&((&scores_0[0U])->x)) * _S85;
+    sums_1->values_0[1U] = _S86;
+    float4  _S87 = _S82 + make_float4 (*&((&scores_0[0U])->y)) * _S85;
+    sums_1->values_0[3U] = _S87;
+    float4  _S88 = _S83 + make_float4 (*&((&scores_0[0U])->z)) * _S85;
+    sums_1->values_0[5U] = _S88;
+    float4  _S89 = _S84 + make_float4 (*&((&scores_0[0U])->w)) * _S85;
+    sums_1->values_0[7U] = _S89;
+    float4  _S90 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[1U] = _S86 + make_float4 (*&((&scores_0[1U])->x)) * _S90;
+    sums_1->values_0[3U] = _S87 + make_float4 (*&((&scores_0[1U])->y)) * _S90;
+    sums_1->values_0[5U] = _S88 + make_float4 (*&((&scores_0[1U])->z)) * _S90;
+    sums_1->values_0[7U] = _S89 + make_float4 (*&((&scores_0[1U])->w)) * _S90;
     return;
 }
 
@@ -460,13 +362,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S113 = this_1->begin_2;
-    uint _S114 = this_1->page_size_0;
-    uint _S115 = position_0 / this_1->page_size_0;
-    uint _S116 = __ldg((&(sequences_1)[_S113 + _S115]));
-    uint _S117 = (U32_min((_S116), (this_1->pages_0 - 1U))) * _S114;
-    uint _S118 = position_0 % _S114;
-    return _S117 + _S118;
+    uint _S91 = this_1->begin_2;
+    uint _S92 = this_1->page_size_0;
+    uint _S93 = position_0 / this_1->page_size_0;
+    uint _S94 = __ldg((&(sequences_1)[_S91 + _S93]));
+    uint _S95 = (U32_min((_S94), (this_1->pages_0 - 1U))) * _S92;
+    uint _S96 = position_0 % _S92;
+    return _S95 + _S96;
 }
 
 struct Run_0
@@ -477,16 +379,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S119;
-    (&_S119)->vector_1 = vector_2;
-    (&_S119)->scale_1 = scale_2;
-    return _S119;
+    Run_0 _S97;
+    (&_S97)->vector_1 = vector_2;
+    (&_S97)->scale_1 = scale_2;
+    return _S97;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S120 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S120 + element_1 / 4U, 2U * (_S120 + columns_1 / 4U) + element_1 / 32U);
+    uint _S98 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S98 + element_1 / 4U, 2U * (_S98 + columns_1 / 4U) + element_1 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -496,8 +398,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S121 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S121 >> (half_0 % 2U * 16U)).x;
+    uint _S99 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S99 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -507,182 +409,142 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
-    FixedArray<uint, 4>  slots_0;
-    StructuredBuffer<uint> _S122 = this_2->sequences_0;
-    uint _S123 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
-    uint _S124 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S123))));
-    slots_0[0U] = _S124;
-    uint _S125 = SequenceTable_slot_0(&this_2->table_0, _S122, (U32_min((first_1 + 16U), (_S123))));
-    slots_0[1U] = _S125;
-    uint _S126 = SequenceTable_slot_0(&this_2->table_0, _S122, (U32_min((first_1 + 32U), (_S123))));
-    slots_0[2U] = _S126;
-    uint _S127 = SequenceTable_slot_0(&this_2->table_0, _S122, (U32_min((first_1 + 48U), (_S123))));
-    slots_0[3U] = _S127;
-    uint _S128 = (&this_2->part_2)->head_dim_0;
-    uint _S129 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S130 = _S129 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S131 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S132 = (&this_2->part_2)->columns_0;
-    Run_0 _S133 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S130);
-    uint _S134 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S135 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S130);
+    FixedArray<uint, 2>  slots_0;
+    StructuredBuffer<uint> _S100 = this_2->sequences_0;
+    uint _S101 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
+    uint _S102 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S101))));
+    slots_0[0U] = _S102;
+    uint _S103 = SequenceTable_slot_0(&this_2->table_0, _S100, (U32_min((first_1 + 16U), (_S101))));
+    slots_0[1U] = _S103;
+    uint _S104 = (&this_2->part_2)->head_dim_0;
+    uint _S105 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S106 = _S105 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S107 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S108 = (&this_2->part_2)->columns_0;
+    Run_0 _S109 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S106);
+    uint _S110 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S111 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S106);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S136 = this_2->k_pages_0;
-    uint _S137 = __ldg((&(this_2->k_pages_0)[_S133.vector_1]));
-    (&some_1)->keys_0[0U] = _S137;
-    StructuredBuffer<uint> _S138 = this_2->v_pages_0;
-    uint _S139 = __ldg((&(this_2->v_pages_0)[_S135.vector_1]));
-    (&some_1)->values_1[0U] = _S139;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S136, _S133.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S138, _S135.scale_1);
-    uint _S140 = 8U + lane_2;
-    uint _S141 = _S129 + 4U * (U32_min((_S140), (_S128 / 4U - 1U)));
-    Run_0 _S142 = Blocks8_run_0(_S131, slots_0[0U], _S132, _S141);
-    Run_0 _S143 = Blocks8_run_0(_S134, slots_0[0U], _S132, _S141);
-    uint _S144 = __ldg((&(_S136)[_S142.vector_1]));
-    (&some_1)->keys_0[1U] = _S144;
-    uint _S145 = __ldg((&(_S138)[_S143.vector_1]));
-    (&some_1)->values_1[1U] = _S145;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S136, _S142.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S138, _S143.scale_1);
-    uint _S146 = _S129 + 4U * (U32_min((lane_2), (_S128 / 4U - 1U)));
-    Run_0 _S147 = Blocks8_run_0(_S131, slots_0[1U], _S132, _S146);
-    Run_0 _S148 = Blocks8_run_0(_S134, slots_0[1U], _S132, _S146);
-    uint _S149 = __ldg((&(_S136)[_S147.vector_1]));
-    (&some_1)->keys_0[2U] = _S149;
-    uint _S150 = __ldg((&(_S138)[_S148.vector_1]));
-    (&some_1)->values_1[2U] = _S150;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S136, _S147.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S138, _S148.scale_1);
-    uint _S151 = _S129 + 4U * (U32_min((_S140), (_S128 / 4U - 1U)));
-    Run_0 _S152 = Blocks8_run_0(_S131, slots_0[1U], _S132, _S151);
-    Run_0 _S153 = Blocks8_run_0(_S134, slots_0[1U], _S132, _S151);
-    uint _S154 = __ldg((&(_S136)[_S152.vector_1]));
-    (&some_1)->keys_0[3U] = _S154;
-    uint _S155 = __ldg((&(_S138)[_S153.vector_1]));
-    (&some_1)->values_1[3U] = _S155;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S136, _S152.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S138, _S153.scale_1);
-    uint _S156 = _S129 + 4U * (U32_min((lane_2), (_S128 / 4U - 1U)));
-    Run_0 _S157 = Blocks8_run_0(_S131, slots_0[2U], _S132, _S156);
-    Run_0 _S158 = Blocks8_run_0(_S134, slots_0[2U], _S132, _S156);
-    uint _S159 = __ldg((&(_S136)[_S157.vector_1]));
-    (&some_1)->keys_0[4U] = _S159;
-    uint _S160 = __ldg((&(_S138)[_S158.vector_1]));
-    (&some_1)->values_1[4U] = _S160;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S136, _S157.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S138, _S158.scale_1);
-    uint _S161 = _S129 + 4U * (U32_min((_S140), (_S128 / 4U - 1U)));
-    Run_0 _S162 = Blocks8_run_0(_S131, slots_0[2U], _S132, _S161);
-    Run_0 _S163 = Blocks8_run_0(_S134, slots_0[2U], _S132, _S161);
-    uint _S164 = __ldg((&(_S136)[_S162.vector_1]));
-    (&some_1)->keys_0[5U] = _S164;
-    uint _S165 = __ldg((&(_S138)[_S163.vector_1]));
-    (&some_1)->values_1[5U] = _S165;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S136, _S162.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S138, _S163.scale_1);
-    uint _S166 = _S129 + 4U * (U32_min((lane_2), (_S128 / 4U - 1U)));
-    Run_0 _S167 = Blocks8_run_0(_S131, slots_0[3U], _S132, _S166);
-    Run_0 _S168 = Blocks8_run_0(_S134, slots_0[3U], _S132, _S166);
-    uint _S169 = __ldg((&(_S136)[_S167.vector_1]));
-    (&some_1)->keys_0[6U] = _S169;
-    uint _S170 = __ldg((&(_S138)[_S168.vector_1]));
-    (&some_1)->values_1[6U] = _S170;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S136, _S167.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S138, _S168.scale_1);
-    uint _S171 = _S129 + 4U * (U32_min((_S140), (_S128 / 4U - 1U)));
-    Run_0 _S172 = Blocks8_run_0(_S131, slots_0[3U], _S132, _S171);
-    Run_0 _S173 = Blocks8_run_0(_S134, slots_0[3U], _S132, _S171);
-    uint _S174 = __ldg((&(_S136)[_S172.vector_1]));
-    (&some_1)->keys_0[7U] = _S174;
-    uint _S175 = __ldg((&(_S138)[_S173.vector_1]));
-    (&some_1)->values_1[7U] = _S175;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S136, _S172.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S138, _S173.scale_1);
+    StructuredBuffer<uint> _S112 = this_2->k_pages_0;
+    uint _S113 = __ldg((&(this_2->k_pages_0)[_S109.vector_1]));
+    (&some_1)->keys_0[0U] = _S113;
+    StructuredBuffer<uint> _S114 = this_2->v_pages_0;
+    uint _S115 = __ldg((&(this_2->v_pages_0)[_S111.vector_1]));
+    (&some_1)->values_1[0U] = _S115;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S112, _S109.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S114, _S111.scale_1);
+    uint _S116 = 8U + lane_2;
+    uint _S117 = _S105 + 4U * (U32_min((_S116), (_S104 / 4U - 1U)));
+    Run_0 _S118 = Blocks8_run_0(_S107, slots_0[0U], _S108, _S117);
+    Run_0 _S119 = Blocks8_run_0(_S110, slots_0[0U], _S108, _S117);
+    uint _S120 = __ldg((&(_S112)[_S118.vector_1]));
+    (&some_1)->keys_0[1U] = _S120;
+    uint _S121 = __ldg((&(_S114)[_S119.vector_1]));
+    (&some_1)->values_1[1U] = _S121;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S112, _S118.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S114, _S119.scale_1);
+    uint _S122 = _S105 + 4U * (U32_min((lane_2), (_S104 / 4U - 1U)));
+    Run_0 _S123 = Blocks8_run_0(_S107, slots_0[1U], _S108, _S122);
+    Run_0 _S124 = Blocks8_run_0(_S110, slots_0[1U], _S108, _S122);
+    uint _S125 = __ldg((&(_S112)[_S123.vector_1]));
+    (&some_1)->keys_0[2U] = _S125;
+    uint _S126 = __ldg((&(_S114)[_S124.vector_1]));
+    (&some_1)->values_1[2U] = _S126;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S112, _S123.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S114, _S124.scale_1);
+    uint _S127 = _S105 + 4U * (U32_min((_S116), (_S104 / 4U - 1U)));
+    Run_0 _S128 = Blocks8_run_0(_S107, slots_0[1U], _S108, _S127);
+    Run_0 _S129 = Blocks8_run_0(_S110, slots_0[1U], _S108, _S127);
+    uint _S130 = __ldg((&(_S112)[_S128.vector_1]));
+    (&some_1)->keys_0[3U] = _S130;
+    uint _S131 = __ldg((&(_S114)[_S129.vector_1]));
+    (&some_1)->values_1[3U] = _S131;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S112, _S128.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S114, _S129.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S176 = make_int4 (int(0));
-    float4  _S177 = make_float4 ((float)_S176.x, (float)_S176.y, (float)_S176.z, (float)_S176.w);
-    (&sums_2)->values_0[0U] = _S177;
-    (&sums_2)->values_0[1U] = _S177;
-    (&sums_2)->values_0[2U] = _S177;
-    (&sums_2)->values_0[3U] = _S177;
-    (&sums_2)->values_0[4U] = _S177;
-    (&sums_2)->values_0[5U] = _S177;
-    (&sums_2)->values_0[6U] = _S177;
-    (&sums_2)->values_0[7U] = _S177;
+    int4  _S132 = make_int4 (int(0));
+    float4  _S133 = make_float4 ((float)_S132.x, (float)_S132.y, (float)_S132.z, (float)_S132.w);
+    (&sums_2)->values_0[0U] = _S133;
+    (&sums_2)->values_0[1U] = _S133;
+    (&sums_2)->values_0[2U] = _S133;
+    (&sums_2)->values_0[3U] = _S133;
+    (&sums_2)->values_0[4U] = _S133;
+    (&sums_2)->values_0[5U] = _S133;
+    (&sums_2)->values_0[6U] = _S133;
+    (&sums_2)->values_0[7U] = _S133;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S177;
+    (&sums_2)->total_0 = _S133;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S178 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S179 = max_0(sums_3->peak_0, _S178);
-    float4  _S180 = exp_0(sums_3->peak_0 - _S179);
-    float4  _S181 = sums_3->total_0 * _S180;
-    float4  _S182 = of_other_0(_S181, 8U);
-    float4  _S183 = _S181 + _S182;
-    float4  _S184 = sums_3->values_0[0U] * make_float4 (_S180.x);
-    float4  _S185 = of_other_0(_S184, 8U);
-    float4  _S186 = _S184 + _S185;
-    float4  _S187 = sums_3->values_0[1U] * make_float4 (_S180.x);
-    float4  _S188 = of_other_0(_S187, 8U);
-    float4  _S189 = _S187 + _S188;
-    float4  _S190 = sums_3->values_0[2U] * make_float4 (_S180.y);
-    float4  _S191 = of_other_0(_S190, 8U);
-    float4  _S192 = _S190 + _S191;
-    float4  _S193 = sums_3->values_0[3U] * make_float4 (_S180.y);
-    float4  _S194 = of_other_0(_S193, 8U);
-    float4  _S195 = _S193 + _S194;
-    float4  _S196 = sums_3->values_0[4U] * make_float4 (_S180.z);
-    float4  _S197 = of_other_0(_S196, 8U);
-    float4  _S198 = _S196 + _S197;
-    float4  _S199 = sums_3->values_0[5U] * make_float4 (_S180.z);
-    float4  _S200 = of_other_0(_S199, 8U);
-    float4  _S201 = _S199 + _S200;
-    float4  _S202 = sums_3->values_0[6U] * make_float4 (_S180.w);
-    float4  _S203 = of_other_0(_S202, 8U);
-    float4  _S204 = _S202 + _S203;
-    float4  _S205 = sums_3->values_0[7U] * make_float4 (_S180.w);
-    float4  _S206 = of_other_0(_S205, 8U);
-    float4  _S207 = _S205 + _S206;
-    float4  _S208 = of_other_0(_S179, 16U);
-    float4  _S209 = max_0(_S179, _S208);
-    float4  _S210 = exp_0(_S179 - _S209);
-    sums_3->peak_0 = _S209;
-    float4  _S211 = _S183 * _S210;
-    float4  _S212 = of_other_0(_S211, 16U);
-    sums_3->total_0 = _S211 + _S212;
-    float4  _S213 = _S186 * make_float4 (_S210.x);
-    float4  _S214 = of_other_0(_S213, 16U);
-    sums_3->values_0[0U] = _S213 + _S214;
-    float4  _S215 = _S189 * make_float4 (_S210.x);
-    float4  _S216 = of_other_0(_S215, 16U);
-    sums_3->values_0[1U] = _S215 + _S216;
-    float4  _S217 = _S192 * make_float4 (_S210.y);
-    float4  _S218 = of_other_0(_S217, 16U);
-    sums_3->values_0[2U] = _S217 + _S218;
-    float4  _S219 = _S195 * make_float4 (_S210.y);
-    float4  _S220 = of_other_0(_S219, 16U);
-    sums_3->values_0[3U] = _S219 + _S220;
-    float4  _S221 = _S198 * make_float4 (_S210.z);
-    float4  _S222 = of_other_0(_S221, 16U);
-    sums_3->values_0[4U] = _S221 + _S222;
-    float4  _S223 = _S201 * make_float4 (_S210.z);
-    float4  _S224 = of_other_0(_S223, 16U);
-    sums_3->values_0[5U] = _S223 + _S224;
-    float4  _S225 = _S204 * make_float4 (_S210.w);
-    float4  _S226 = of_other_0(_S225, 16U);
-    sums_3->values_0[6U] = _S225 + _S226;
-    float4  _S227 = _S207 * make_float4 (_S210.w);
-    float4  _S228 = of_other_0(_S227, 16U);
-    sums_3->values_0[7U] = _S227 + _S228;
+    float4  _S134 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S135 = max_0(sums_3->peak_0, _S134);
+    float4  _S136 = powers_0(sums_3->peak_0 - _S135);
+    float4  _S137 = sums_3->total_0 * _S136;
+    float4  _S138 = of_other_0(_S137, 8U);
+    float4  _S139 = _S137 + _S138;
+    float4  _S140 = sums_3->values_0[0U] * make_float4 (_S136.x);
+    float4  _S141 = of_other_0(_S140, 8U);
+    float4  _S142 = _S140 + _S141;
+    float4  _S143 = sums_3->values_0[1U] * make_float4 (_S136.x);
+    float4  _S144 = of_other_0(_S143, 8U);
+    float4  _S145 = _S143 + _S144;
+    float4  _S146 = sums_3->values_0[2U] * make_float4 (_S136.y);
+    float4  _S147 = of_other_0(_S146, 8U);
+    float4  _S148 = _S146 + _S147;
+    float4  _S149 = sums_3->values_0[3U] * make_float4 (_S136.y);
+    float4  _S150 = of_other_0(_S149, 8U);
+    float4  _S151 = _S149 + _S150;
+    float4  _S152 = sums_3->values_0[4U] * make_float4 (_S136.z);
+    float4  _S153 = of_other_0(_S152, 8U);
+    float4  _S154 = _S152 + _S153;
+    float4  _S155 = sums_3->values_0[5U] * make_float4 (_S136.z);
+    float4  _S156 = of_other_0(_S155, 8U);
+    float4  _S157 = _S155 + _S156;
+    float4  _S158 = sums_3->values_0[6U] * make_float4 (_S136.w);
+    float4  _S159 = of_other_0(_S158, 8U);
+    float4  _S160 = _S158 + _S159;
+    float4  _S161 = sums_3->values_0[7U] * make_float4 (_S136.w);
+    float4  _S162 = of_other_0(_S161, 8U);
+    float4  _S163 = _S161 + _S162;
+    float4  _S164 = of_other_0(_S135, 16U);
+    float4  _S165 = max_0(_S135, _S164);
+    float4  _S166 = powers_0(_S135 - _S165);
+    sums_3->peak_0 = _S165;
+    float4  _S167 = _S139 * _S166;
+    float4  _S168 = of_other_0(_S167, 16U);
+    sums_3->total_0 = _S167 + _S168;
+    float4  _S169 = _S142 * make_float4 (_S166.x);
+    float4  _S170 = of_other_0(_S169, 16U);
+    sums_3->values_0[0U] = _S169 + _S170;
+    float4  _S171 = _S145 * make_float4 (_S166.x);
+    float4  _S172 = of_other_0(_S171, 16U);
+    sums_3->values_0[1U] = _S171 + _S172;
+    float4  _S173 = _S148 * make_float4 (_S166.y);
+    float4  _S174 = of_other_0(_S173, 16U);
+    sums_3->values_0[2U] = _S173 + _S174;
+    float4  _S175 = _S151 * make_float4 (_S166.y);
+    float4  _S176 = of_other_0(_S175, 16U);
+    sums_3->values_0[3U] = _S175 + _S176;
+    float4  _S177 = _S154 * make_float4 (_S166.z);
+    float4  _S178 = of_other_0(_S177, 16U);
+    sums_3->values_0[4U] = _S177 + _S178;
+    float4  _S179 = _S157 * make_float4 (_S166.z);
+    float4  _S180 = of_other_0(_S179, 16U);
+    sums_3->values_0[5U] = _S179 + _S180;
+    float4  _S181 = _S160 * make_float4 (_S166.w);
+    float4  _S182 = of_other_0(_S181, 16U);
+    sums_3->values_0[6U] = _S181 + _S182;
+    float4  _S183 = _S163 * make_float4 (_S166.w);
+    float4  _S184 = of_other_0(_S183, 16U);
+    sums_3->values_0[7U] = _S183 + _S184;
     return;
 }
 
@@ -694,64 +556,71 @@ __device__ __shared__ FixedArray<float4 , 256>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S229 = thread_1 / 32U;
-    uint _S230 = thread_1 % 32U;
-    if(_S230 == 0U)
+    uint _S185 = thread_1 / 32U;
+    uint _S186 = thread_1 % 32U;
+    if(_S186 == 0U)
     {
-        (*&peaks_0)[_S229] = sums_4->peak_0;
-        (*&totals_0)[_S229] = sums_4->total_0;
+        (*&peaks_0)[_S185] = sums_4->peak_0;
+        (*&totals_0)[_S185] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S231 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S231, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S232 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S187 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S187, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S188 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S189 = _S188 * (*&totals_0)[0U];
+    float4  _S190 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S189 + _S190 * (*&totals_0)[1U];
+    float4  _S191 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S191 * (*&totals_0)[2U];
+    float4  _S192 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S192 * (*&totals_0)[3U];
+    float4  _S193 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S230 < 8U)
+                if(_S186 < 8U)
                 {
-                    uint _S233 = _S229 * 4U * 2U;
-                    (*&exchange_0)[_S233 * 8U + _S230] = make_float4 (_S232.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S233 + 1U) * 8U + _S230] = make_float4 (_S232.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S233 + 2U) * 8U + _S230] = make_float4 (_S232.y) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S233 + 3U) * 8U + _S230] = make_float4 (_S232.y) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S233 + 4U) * 8U + _S230] = make_float4 (_S232.z) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S233 + 5U) * 8U + _S230] = make_float4 (_S232.z) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S233 + 6U) * 8U + _S230] = make_float4 (_S232.w) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S233 + 7U) * 8U + _S230] = make_float4 (_S232.w) * sums_4->values_0[7U];
+                    uint _S194 = _S185 * 4U * 2U;
+                    (*&exchange_0)[_S194 * 8U + _S186] = make_float4 (_S193.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S194 + 1U) * 8U + _S186] = make_float4 (_S193.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S194 + 2U) * 8U + _S186] = make_float4 (_S193.y) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S194 + 3U) * 8U + _S186] = make_float4 (_S193.y) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S194 + 4U) * 8U + _S186] = make_float4 (_S193.z) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S194 + 5U) * 8U + _S186] = make_float4 (_S193.z) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S194 + 6U) * 8U + _S186] = make_float4 (_S193.w) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S194 + 7U) * 8U + _S186] = make_float4 (_S193.w) * sums_4->values_0[7U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 64U)
+                    if(i_3 < 64U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S234 = i_4 / 16U;
-                    uint _S235 = i_4 % 16U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[64U + i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[192U + i_4];
-                    bool _S236;
-                    if(_S234 < (part_3->heads_0))
+                    uint _S195 = i_3 / 16U;
+                    uint _S196 = i_3 % 16U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[64U + i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[192U + i_3];
+                    bool _S197;
+                    if(_S195 < (part_3->heads_0))
                     {
-                        _S236 = _S235 < (part_3->head_dim_0 / 4U);
+                        _S197 = _S196 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S236 = false;
+                        _S197 = false;
                     }
-                    if(_S236)
+                    if(_S197)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S234 * part_3->out_stride_0 + _S235]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S195 * part_3->out_stride_0 + _S196]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -762,7 +631,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -775,38 +644,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S237 = thread_2 % 8U;
-    uint _S238 = thread_2 / 8U;
-    uint _S239 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S238;
-    Pools_0 _S240 = pools_0;
-    Positions_0 _S241 = Pools_read_0(&_S240, first_2, _S237);
+    uint _S198 = thread_2 % 8U;
+    uint _S199 = thread_2 / 8U;
+    uint _S200 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S199;
+    Pools_0 _S201 = pools_0;
+    Positions_0 _S202 = Pools_read_0(&_S201, first_2, _S198);
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S242;
+    bool _S203;
     if(with_own_0)
     {
-        _S242 = thread_2 < 32U;
+        _S203 = thread_2 < 32U;
     }
     else
     {
-        _S242 = false;
+        _S203 = false;
     }
-    if(_S242)
+    if(_S203)
     {
-        Sums_0 _S243 = of_one_0(part_4, own_key_0, own_value_0, _S237);
-        if(_S238 == 0U)
+        Sums_0 _S204 = of_one_0(part_4, own_key_0, own_value_0, _S198);
+        if(_S199 == 0U)
         {
-            sums_5 = _S243;
+            sums_5 = _S204;
         }
     }
-    Positions_0 some_2 = _S241;
-    uint tile_0 = _S239;
+    Positions_0 some_2 = _S202;
+    uint tile_0 = _S200;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S244 = part_4->end_0;
+        uint _S205 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -814,23 +683,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S245 = some_2;
-        add_0(&sums_5, &_S245, first_3, _S244, _S237);
-        uint first_4 = first_3 + 64U;
-        uint _S246 = tile_0 + 64U;
-        if(_S246 < _S244)
+        Positions_0 _S206 = some_2;
+        add_0(&sums_5, &_S206, first_3, _S205, _S198);
+        uint first_4 = first_3 + 32U;
+        uint _S207 = tile_0 + 32U;
+        if(_S207 < _S205)
         {
-            Pools_0 _S247 = pools_0;
-            Positions_0 _S248 = Pools_read_0(&_S247, first_4, _S237);
-            some_2 = _S248;
+            Pools_0 _S208 = pools_0;
+            Positions_0 _S209 = Pools_read_0(&_S208, first_4, _S198);
+            some_2 = _S209;
         }
-        tile_0 = _S246;
+        tile_0 = _S207;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S249 = sums_5;
-    write_0(thread_2, &_S249, part_4, scratch_1);
+    Sums_0 _S210 = sums_5;
+    write_0(thread_2, &_S210, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
+{
+    uint _S211;
+    if(offset_2 == 4294967295U)
+    {
+        _S211 = rows_0;
+    }
+    else
+    {
+        uint _S212 = __ldg((&(batch_0)[offset_2]));
+        _S211 = (U32_min(((U32_max((_S212), (first_5))) - first_5), (rows_0)));
+    }
+    return _S211;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -838,30 +722,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S250 = heads_1 / kv_heads_0;
-    uint _S251 = (_S250 + 4U - 1U) / 4U;
-    uint _S252 = rows_0 * kv_heads_0 * _S251;
-    uint _S253 = number_1 % _S252;
-    uint _S254 = _S253 % _S251;
+    uint _S213 = rows_1 * kv_heads_0;
+    uint _S214 = heads_1 / kv_heads_0;
+    return _S213 * ((_S214 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S215 = heads_2 / kv_heads_1;
+    uint _S216 = (_S215 + 4U - 1U) / 4U;
+    uint _S217 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S218 = number_1 % _S217;
+    uint _S219 = _S218 % _S216;
     Part_0 part_5;
-    uint _S255 = number_1 / _S252;
-    (&part_5)->number_0 = _S255;
-    uint _S256 = _S253 / (kv_heads_0 * _S251);
-    (&part_5)->row_0 = _S256;
-    uint _S257 = _S253 / _S251;
-    uint _S258 = _S257 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S258;
-    uint _S259 = _S254 * 4U;
-    uint _S260 = _S258 * _S250 + _S259;
-    (&part_5)->head_0 = _S260;
-    (&part_5)->heads_0 = (U32_min((_S250 - _S259), (4U)));
+    (&part_5)->unit_0 = _S218;
+    uint _S220 = number_1 / _S217;
+    (&part_5)->number_0 = _S220;
+    uint _S221 = _S218 / (kv_heads_1 * _S216);
+    (&part_5)->row_0 = _S221;
+    uint _S222 = _S218 / _S216;
+    uint _S223 = _S222 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S223;
+    uint _S224 = _S219 * 4U;
+    uint _S225 = _S223 * _S215 + _S224;
+    (&part_5)->head_0 = _S225;
+    (&part_5)->heads_0 = (U32_min((_S215 - _S224), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S261 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S261;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S260) * _S261 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S226 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S226;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S225) * _S226 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -869,106 +762,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_1)
-{
-    uint _S262;
-    if(offset_2 == 4294967295U)
-    {
-        _S262 = rows_1;
-    }
-    else
-    {
-        uint _S263 = __ldg((&(batch_0)[offset_2]));
-        _S262 = (U32_min(((U32_max((_S263), (first_5))) - first_5), (rows_1)));
-    }
-    return _S262;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S264 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S264;
+    uint _S227 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S227;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S265;
-    (&_S265)->begin_2 = begin_3;
-    (&_S265)->page_size_0 = page_size_1;
-    (&_S265)->pages_0 = pages_1;
-    (&_S265)->length_0 = length_1;
-    return _S265;
+    SequenceTable_0 _S228;
+    (&_S228)->begin_2 = begin_3;
+    (&_S228)->page_size_0 = page_size_1;
+    (&_S228)->pages_0 = pages_1;
+    (&_S228)->length_0 = length_1;
+    return _S228;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S266 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S267 = _S266 + 1U;
-    uint _S268 = __ldg((&(sequences_3)[_S266]));
-    return SequenceTable_x24init_0(_S267, page_size_2, pages_2, (U32_min((_S268), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S229 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S230 = _S229 + 1U;
+    uint _S231 = __ldg((&(sequences_3)[_S229]));
+    return SequenceTable_x24init_0(_S230, page_size_2, pages_2, (U32_min((_S231), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S269 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S269;
+    uint _S232 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S232;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S270 = this_3->length_0;
-    uint _S271;
+    uint _S233 = this_3->length_0;
+    uint _S234;
     if(position_1 < (this_3->length_0))
     {
-        _S271 = position_1 + 1U;
+        _S234 = position_1 + 1U;
     }
     else
     {
-        _S271 = _S270;
+        _S234 = _S233;
     }
-    return _S271;
+    return _S234;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S272;
+    bool _S235;
     if(window_0 != 0U)
     {
-        _S272 = position_2 >= window_0;
+        _S235 = position_2 >= window_0;
     }
     else
     {
-        _S272 = false;
+        _S235 = false;
     }
-    uint _S273;
-    if(_S272)
+    uint _S236;
+    if(_S235)
     {
-        _S273 = position_2 - window_0 + 1U;
+        _S236 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S273 = 0U;
+        _S236 = 0U;
     }
-    return _S273;
+    return _S236;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S274;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S237;
     if(first_6 < length_2)
     {
-        _S274 = length_2 - first_6;
+        _S237 = length_2 - first_6;
     }
     else
     {
-        _S274 = 0U;
+        _S237 = 0U;
     }
-    uint _S275 = parts_1 * 64U;
-    uint _S276 = (_S274 + _S275 - 1U) / _S275;
-    uint _S277 = _S276 * 64U;
-    uint _S278 = (U32_min((first_6 + part_6->number_0 * _S277), (length_2)));
-    part_6->begin_0 = _S278;
-    part_6->end_0 = (U32_min((_S278 + _S277), (length_2)));
+    uint _S238 = parts_1 * tiles_0 * 64U;
+    uint _S239 = (_S237 + _S238 - 1U) / _S238;
+    uint _S240 = _S239 * tiles_0 * 64U;
+    uint _S241 = (U32_min((first_6 + part_6->number_0 * _S240), (length_2)));
+    part_6->begin_0 = _S241;
+    part_6->end_0 = (U32_min((_S241 + _S240), (length_2)));
+    if(_S237 == 0U)
+    {
+        _S237 = 1U;
+    }
+    else
+    {
+        uint _S242 = (_S237 + _S240 - 1U) / _S240;
+        _S237 = _S242;
+    }
+    part_6->used_0 = _S237;
     return;
 }
 
@@ -976,9 +871,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S279 = make_int4 (int(0));
-        float4  _S280 = make_float4 ((float)_S279.x, (float)_S279.y, (float)_S279.z, (float)_S279.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S280;
+        int4  _S243 = make_int4 (int(0));
+        float4  _S244 = make_float4 ((float)_S243.x, (float)_S243.y, (float)_S243.z, (float)_S243.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S244;
     }
     return;
 }
@@ -992,9 +887,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -1004,47 +899,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
-extern "C" __global__ void shuffled2_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S281 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S282 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S282;
-    bool _S283;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S283 = true;
-    }
-    else
-    {
-        _S283 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S283)
+    uint _S245 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S246 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S246 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S284 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S285 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S286 = _S284;
-    uint _S287 = SequenceTable_end_of_0(&_S286, _S285);
-    share_out_0(&part_8, first_seen_0(_S285, p_0.window_1), _S287, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S247 = part_of_0(group_number_0(blockIdx), _S246, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S247;
+    uint _S248 = units_of_0(_S246, p_0.heads_3, p_0.kv_heads_2);
+    uint _S249 = p_0.groups_0 / _S248;
+    if(((&part_8)->number_0) >= _S249)
     {
-        Part_0 _S288 = part_8;
-        leave_empty_0(_S281, &_S288, scratch_3);
         return;
     }
+    SequenceTable_0 _S250 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S251 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S252 = _S250;
+    uint _S253 = SequenceTable_end_of_0(&_S252, _S251);
+    uint _S254 = first_seen_0(_S251, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S289 = _S284;
-    Part_0 _S290 = part_8;
-    Plain_0 _S291 = queries_1;
-    Plain_0 _S292 = queries_1;
-    Plain_0 _S293 = queries_1;
-    attend_0(_S281, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S289, &_S290, p_0.scale_4, &_S291, false, &_S292, &_S293);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S254, _S253, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S255 = part_8;
+            leave_empty_0(_S245, &_S255, scratch_3);
+            number_3 = number_3 + _S249;
+            continue;
+        }
+        SequenceTable_0 _S256 = _S250;
+        Part_0 _S257 = part_8;
+        Plain_0 _S258 = queries_1;
+        Plain_0 _S259 = queries_1;
+        Plain_0 _S260 = queries_1;
+        attend_0(_S245, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S256, &_S257, p_0.scale_4, &_S258, false, &_S259, &_S260);
+        __syncthreads();
+        number_3 = number_3 + _S249;
+    }
     return;
 }

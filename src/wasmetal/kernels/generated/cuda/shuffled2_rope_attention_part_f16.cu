@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -412,240 +414,234 @@ __device__ float4  max_0(float4  x_4, float4  y_1)
     return result_3;
 }
 
-__device__ float4  exp_0(float4  x_5)
+__device__ float4  powers_0(float4  x_5)
 {
-    float4  result_4;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_4, i_3) = (F32_exp((_slang_vector_get_element(x_5, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_4;
+    float _S105 = (__expf((x_5.x)));
+    float _S106 = (__expf((x_5.y)));
+    float _S107 = (__expf((x_5.z)));
+    float _S108 = (__expf((x_5.w)));
+    return make_float4 (_S105, _S106, _S107, _S108);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 4>  scores_0;
-    int4  _S105 = make_int4 (int(0));
-    float4  _S106 = make_float4 ((float)_S105.x, (float)_S105.y, (float)_S105.z, (float)_S105.w);
-    scores_0[0U] = _S106;
-    scores_0[1U] = _S106;
-    scores_0[2U] = _S106;
-    scores_0[3U] = _S106;
-    float4  _S107 = query_at_0(lane_1);
-    float4  _S108 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S107, _S108);
-    float4  _S109 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S107, _S109);
-    float4  _S110 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S107, _S110);
-    float4  _S111 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S107, _S111);
-    float4  _S112 = query_at_0(16U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S112, _S108);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S112, _S109);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S112, _S110);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S112, _S111);
-    float4  _S113 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S113, _S108);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S113, _S109);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S113, _S110);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S113, _S111);
-    float4  _S114 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S114, _S108);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S114, _S109);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S114, _S110);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S114, _S111);
-    float4  _S115 = query_at_0(8U + lane_1);
-    float4  _S116 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S115, _S116);
-    float4  _S117 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S115, _S117);
-    float4  _S118 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S115, _S118);
-    float4  _S119 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S115, _S119);
-    float4  _S120 = query_at_0(24U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S120, _S116);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S120, _S117);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S120, _S118);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S120, _S119);
-    float4  _S121 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S121, _S116);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S121, _S117);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S121, _S118);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S121, _S119);
-    float4  _S122 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S122, _S116);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S122, _S117);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S122, _S118);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S122, _S119);
-    float4  _S123 = sums_1->peak_0;
-    float4  _S124 = across_0(scores_0[0U]);
-    scores_0[0U] = _S124;
-    bool _S125 = first_0 < end_1;
+    int4  _S109 = make_int4 (int(0));
+    float4  _S110 = make_float4 ((float)_S109.x, (float)_S109.y, (float)_S109.z, (float)_S109.w);
+    scores_0[0U] = _S110;
+    scores_0[1U] = _S110;
+    scores_0[2U] = _S110;
+    scores_0[3U] = _S110;
+    float4  _S111 = query_at_0(lane_1);
+    float4  _S112 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S111, _S112);
+    float4  _S113 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S111, _S113);
+    float4  _S114 = Float16_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S111, _S114);
+    float4  _S115 = Float16_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S111, _S115);
+    float4  _S116 = query_at_0(16U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S116, _S112);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S116, _S113);
+    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S116, _S114);
+    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S116, _S115);
+    float4  _S117 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S117, _S112);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S117, _S113);
+    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S117, _S114);
+    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S117, _S115);
+    float4  _S118 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S118, _S112);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S118, _S113);
+    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S118, _S114);
+    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S118, _S115);
+    float4  _S119 = query_at_0(8U + lane_1);
+    float4  _S120 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S119, _S120);
+    float4  _S121 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S119, _S121);
+    float4  _S122 = Float16_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S119, _S122);
+    float4  _S123 = Float16_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S119, _S123);
+    float4  _S124 = query_at_0(24U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S124, _S120);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S124, _S121);
+    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S124, _S122);
+    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S124, _S123);
+    float4  _S125 = query_at_0(40U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S125, _S120);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S125, _S121);
+    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S125, _S122);
+    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S125, _S123);
+    float4  _S126 = query_at_0(56U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S126, _S120);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S126, _S121);
+    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S126, _S122);
+    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S126, _S123);
+    float4  _S127 = sums_1->peak_0;
+    float4  _S128 = across_0(scores_0[0U]);
+    scores_0[0U] = _S128;
+    bool _S129 = first_0 < end_1;
     float4  peak_1;
-    if(_S125)
+    if(_S129)
     {
-        peak_1 = max_0(_S123, scores_0[0U]);
+        peak_1 = max_0(_S127, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S123;
+        peak_1 = _S127;
     }
-    float4  _S126 = across_0(scores_0[1U]);
-    scores_0[1U] = _S126;
-    bool _S127 = (first_0 + 16U) < end_1;
-    if(_S127)
+    float4  _S130 = across_0(scores_0[1U]);
+    scores_0[1U] = _S130;
+    bool _S131 = (first_0 + 16U) < end_1;
+    if(_S131)
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S128 = across_0(scores_0[2U]);
-    scores_0[2U] = _S128;
-    bool _S129 = (first_0 + 32U) < end_1;
-    if(_S129)
+    float4  _S132 = across_0(scores_0[2U]);
+    scores_0[2U] = _S132;
+    bool _S133 = (first_0 + 32U) < end_1;
+    if(_S133)
     {
         peak_1 = max_0(peak_1, scores_0[2U]);
     }
-    float4  _S130 = across_0(scores_0[3U]);
-    scores_0[3U] = _S130;
-    bool _S131 = (first_0 + 48U) < end_1;
-    if(_S131)
+    float4  _S134 = across_0(scores_0[3U]);
+    scores_0[3U] = _S134;
+    bool _S135 = (first_0 + 48U) < end_1;
+    if(_S135)
     {
         peak_1 = max_0(peak_1, scores_0[3U]);
     }
-    float4  _S132 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S136 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S132;
-    float4  _S133;
-    if(_S125)
-    {
-        _S133 = exp_0(scores_0[0U] - peak_1);
-    }
-    else
-    {
-        _S133 = _S106;
-    }
-    scores_0[0U] = _S133;
-    sums_1->total_0 = sums_1->total_0 + _S133;
-    if(_S127)
-    {
-        _S133 = exp_0(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        _S133 = _S106;
-    }
-    scores_0[1U] = _S133;
-    sums_1->total_0 = sums_1->total_0 + _S133;
+    sums_1->total_0 = sums_1->total_0 * _S136;
+    float4  _S137;
     if(_S129)
     {
-        _S133 = exp_0(scores_0[2U] - peak_1);
+        float4  _S138 = powers_0(scores_0[0U] - peak_1);
+        _S137 = _S138;
     }
     else
     {
-        _S133 = _S106;
+        _S137 = _S110;
     }
-    scores_0[2U] = _S133;
-    sums_1->total_0 = sums_1->total_0 + _S133;
+    scores_0[0U] = _S137;
+    sums_1->total_0 = sums_1->total_0 + _S137;
     if(_S131)
     {
-        peak_1 = exp_0(scores_0[3U] - peak_1);
+        float4  _S139 = powers_0(scores_0[1U] - peak_1);
+        _S137 = _S139;
     }
     else
     {
-        peak_1 = _S106;
+        _S137 = _S110;
+    }
+    scores_0[1U] = _S137;
+    sums_1->total_0 = sums_1->total_0 + _S137;
+    if(_S133)
+    {
+        float4  _S140 = powers_0(scores_0[2U] - peak_1);
+        _S137 = _S140;
+    }
+    else
+    {
+        _S137 = _S110;
+    }
+    scores_0[2U] = _S137;
+    sums_1->total_0 = sums_1->total_0 + _S137;
+    if(_S135)
+    {
+        float4  _S141 = powers_0(scores_0[3U] - peak_1);
+        peak_1 = _S141;
+    }
+    else
+    {
+        peak_1 = _S110;
     }
     scores_0[3U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S134 = sums_1->values_0[0U] * make_float4 (_S132.x);
-    sums_1->values_0[0U] = _S134;
-    float4  _S135 = sums_1->values_0[2U] * make_float4 (_S132.y);
-    sums_1->values_0[2U] = _S135;
-    float4  _S136 = sums_1->values_0[4U] * make_float4 (_S132.z);
-    sums_1->values_0[4U] = _S136;
-    float4  _S137 = sums_1->values_0[6U] * make_float4 (_S132.w);
-    sums_1->values_0[6U] = _S137;
-    float4  _S138 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    float4  _S139 = _S134 + make_float4 (*&((&scores_0[0U])->x)) * _S138;
-    sums_1->values_0[0U] = _S139;
-    float4  _S140 = _S135 + make_float4 (*&((&scores_0[0U])->y)) * _S138;
-    sums_1->values_0[2U] = _S140;
-    float4  _S141 = _S136 + make_float4 (*&((&scores_0[0U])->z)) * _S138;
-    sums_1->values_0[4U] = _S141;
-    float4  _S142 = _S137 + make_float4 (*&((&scores_0[0U])->w)) * _S138;
-    sums_1->values_0[6U] = _S142;
-    float4  _S143 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    float4  _S144 = _S139 + make_float4 (*&((&scores_0[1U])->x)) * _S143;
-    sums_1->values_0[0U] = _S144;
-    float4  _S145 = _S140 + make_float4 (*&((&scores_0[1U])->y)) * _S143;
-    sums_1->values_0[2U] = _S145;
-    float4  _S146 = _S141 + make_float4 (*&((&scores_0[1U])->z)) * _S143;
-    sums_1->values_0[4U] = _S146;
-    float4  _S147 = _S142 + make_float4 (*&((&scores_0[1U])->w)) * _S143;
-    sums_1->values_0[6U] = _S147;
-    float4  _S148 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    float4  _S149 = _S144 + make_float4 (*&((&scores_0[2U])->x)) * _S148;
-    sums_1->values_0[0U] = _S149;
-    float4  _S150 = _S145 + make_float4 (*&((&scores_0[2U])->y)) * _S148;
-    sums_1->values_0[2U] = _S150;
-    float4  _S151 = _S146 + make_float4 (*&((&scores_0[2U])->z)) * _S148;
-    sums_1->values_0[4U] = _S151;
-    float4  _S152 = _S147 + make_float4 (*&((&scores_0[2U])->w)) * _S148;
-    sums_1->values_0[6U] = _S152;
-    float4  _S153 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S149 + make_float4 (*&((&scores_0[3U])->x)) * _S153;
-    sums_1->values_0[2U] = _S150 + make_float4 (*&((&scores_0[3U])->y)) * _S153;
-    sums_1->values_0[4U] = _S151 + make_float4 (*&((&scores_0[3U])->z)) * _S153;
-    sums_1->values_0[6U] = _S152 + make_float4 (*&((&scores_0[3U])->w)) * _S153;
-    float4  _S154 = sums_1->values_0[1U] * make_float4 (_S132.x);
-    sums_1->values_0[1U] = _S154;
-    float4  _S155 = sums_1->values_0[3U] * make_float4 (_S132.y);
-    sums_1->values_0[3U] = _S155;
-    float4  _S156 = sums_1->values_0[5U] * make_float4 (_S132.z);
-    sums_1->values_0[5U] = _S156;
-    float4  _S157 = sums_1->values_0[7U] * make_float4 (_S132.w);
-    sums_1->values_0[7U] = _S157;
-    float4  _S158 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    float4  _S159 = _S154 + make_float4 (*&((&scores_0[0U])->x)) * _S158;
-    sums_1->values_0[1U] = _S159;
-    float4  _S160 = _S155 + make_float4 (*&((&scores_0[0U])->y)) * _S158;
-    sums_1->values_0[3U] = _S160;
-    float4  _S161 = _S156 + make_float4 (*&((&scores_0[0U])->z)) * _S158;
-    sums_1->values_0[5U] = _S161;
-    float4  _S162 = _S157 + make_float4 (*&((&scores_0[0U])->w)) * _S158;
-    sums_1->values_0[7U] = _S162;
-    float4  _S163 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    float4  _S164 = _S159 + make_float4 (*&((&scores_0[1U])->x)) * _S163;
-    sums_1->values_0[1U] = _S164;
-    float4  _S165 = _S160 + make_float4 (*&((&scores_0[1U])->y)) * _S163;
-    sums_1->values_0[3U] = _S165;
-    float4  _S166 = _S161 + make_float4 (*&((&scores_0[1U])->z)) * _S163;
-    sums_1->values_0[5U] = _S166;
-    float4  _S167 = _S162 + make_float4 (*&((&scores_0[1U])->w)) * _S163;
-    sums_1->values_0[7U] = _S167;
-    float4  _S168 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    float4  _S169 = _S164 + make_float4 (*&((&scores_0[2U])->x)) * _S168;
-    sums_1->values_0[1U] = _S169;
-    float4  _S170 = _S165 + make_float4 (*&((&scores_0[2U])->y)) * _S168;
-    sums_1->values_0[3U] = _S170;
-    float4  _S171 = _S166 + make_float4 (*&((&scores_0[2U])->z)) * _S168;
-    sums_1->values_0[5U] = _S171;
-    float4  _S172 = _S167 + make_float4 (*&((&scores_0[2U])->w)) * _S168;
-    sums_1->values_0[7U] = _S172;
-    float4  _S173 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S169 + make_float4 (*&((&scores_0[3U])->x)) * _S173;
-    sums_1->values_0[3U] = _S170 + make_float4 (*&((&scores_0[3U])->y)) * _S173;
-    sums_1->values_0[5U] = _S171 + make_float4 (*&((&scores_0[3U])->z)) * _S173;
-    sums_1->values_0[7U] = _S172 + make_float4 (*&((&scores_0[3U])->w)) * _S173;
+    float4  _S142 = sums_1->values_0[0U] * make_float4 (_S136.x);
+    sums_1->values_0[0U] = _S142;
+    float4  _S143 = sums_1->values_0[2U] * make_float4 (_S136.y);
+    sums_1->values_0[2U] = _S143;
+    float4  _S144 = sums_1->values_0[4U] * make_float4 (_S136.z);
+    sums_1->values_0[4U] = _S144;
+    float4  _S145 = sums_1->values_0[6U] * make_float4 (_S136.w);
+    sums_1->values_0[6U] = _S145;
+    float4  _S146 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    float4  _S147 = _S142 + make_float4 (*&((&scores_0[0U])->x)) * _S146;
+    sums_1->values_0[0U] = _S147;
+    float4  _S148 = _S143 + make_float4 (*&((&scores_0[0U])->y)) * _S146;
+    sums_1->values_0[2U] = _S148;
+    float4  _S149 = _S144 + make_float4 (*&((&scores_0[0U])->z)) * _S146;
+    sums_1->values_0[4U] = _S149;
+    float4  _S150 = _S145 + make_float4 (*&((&scores_0[0U])->w)) * _S146;
+    sums_1->values_0[6U] = _S150;
+    float4  _S151 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    float4  _S152 = _S147 + make_float4 (*&((&scores_0[1U])->x)) * _S151;
+    sums_1->values_0[0U] = _S152;
+    float4  _S153 = _S148 + make_float4 (*&((&scores_0[1U])->y)) * _S151;
+    sums_1->values_0[2U] = _S153;
+    float4  _S154 = _S149 + make_float4 (*&((&scores_0[1U])->z)) * _S151;
+    sums_1->values_0[4U] = _S154;
+    float4  _S155 = _S150 + make_float4 (*&((&scores_0[1U])->w)) * _S151;
+    sums_1->values_0[6U] = _S155;
+    float4  _S156 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
+    float4  _S157 = _S152 + make_float4 (*&((&scores_0[2U])->x)) * _S156;
+    sums_1->values_0[0U] = _S157;
+    float4  _S158 = _S153 + make_float4 (*&((&scores_0[2U])->y)) * _S156;
+    sums_1->values_0[2U] = _S158;
+    float4  _S159 = _S154 + make_float4 (*&((&scores_0[2U])->z)) * _S156;
+    sums_1->values_0[4U] = _S159;
+    float4  _S160 = _S155 + make_float4 (*&((&scores_0[2U])->w)) * _S156;
+    sums_1->values_0[6U] = _S160;
+    float4  _S161 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[0U] = _S157 + make_float4 (*&((&scores_0[3U])->x)) * _S161;
+    sums_1->values_0[2U] = _S158 + make_float4 (*&((&scores_0[3U])->y)) * _S161;
+    sums_1->values_0[4U] = _S159 + make_float4 (*&((&scores_0[3U])->z)) * _S161;
+    sums_1->values_0[6U] = _S160 + make_float4 (*&((&scores_0[3U])->w)) * _S161;
+    float4  _S162 = sums_1->values_0[1U] * make_float4 (_S136.x);
+    sums_1->values_0[1U] = _S162;
+    float4  _S163 = sums_1->values_0[3U] * make_float4 (_S136.y);
+    sums_1->values_0[3U] = _S163;
+    float4  _S164 = sums_1->values_0[5U] * make_float4 (_S136.z);
+    sums_1->values_0[5U] = _S164;
+    float4  _S165 = sums_1->values_0[7U] * make_float4 (_S136.w);
+    sums_1->values_0[7U] = _S165;
+    float4  _S166 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    float4  _S167 = _S162 + make_float4 (*&((&scores_0[0U])->x)) * _S166;
+    sums_1->values_0[1U] = _S167;
+    float4  _S168 = _S163 + make_float4 (*&((&scores_0[0U])->y)) * _S166;
+    sums_1->values_0[3U] = _S168;
+    float4  _S169 = _S164 + make_float4 (*&((&scores_0[0U])->z)) * _S166;
+    sums_1->values_0[5U] = _S169;
+    float4  _S170 = _S165 + make_float4 (*&((&scores_0[0U])->w)) * _S166;
+    sums_1->values_0[7U] = _S170;
+    float4  _S171 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    float4  _S172 = _S167 + make_float4 (*&((&scores_0[1U])->x)) * _S171;
+    sums_1->values_0[1U] = _S172;
+    float4  _S173 = _S168 + make_float4 (*&((&scores_0[1U])->y)) * _S171;
+    sums_1->values_0[3U] = _S173;
+    float4  _S174 = _S169 + make_float4 (*&((&scores_0[1U])->z)) * _S171;
+    sums_1->values_0[5U] = _S174;
+    float4  _S175 = _S170 + make_float4 (*&((&scores_0[1U])->w)) * _S171;
+    sums_1->values_0[7U] = _S175;
+    float4  _S176 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
+    float4  _S177 = _S172 + make_float4 (*&((&scores_0[2U])->x)) * _S176;
+    sums_1->values_0[1U] = _S177;
+    float4  _S178 = _S173 + make_float4 (*&((&scores_0[2U])->y)) * _S176;
+    sums_1->values_0[3U] = _S178;
+    float4  _S179 = _S174 + make_float4 (*&((&scores_0[2U])->z)) * _S176;
+    sums_1->values_0[5U] = _S179;
+    float4  _S180 = _S175 + make_float4 (*&((&scores_0[2U])->w)) * _S176;
+    sums_1->values_0[7U] = _S180;
+    float4  _S181 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[1U] = _S177 + make_float4 (*&((&scores_0[3U])->x)) * _S181;
+    sums_1->values_0[3U] = _S178 + make_float4 (*&((&scores_0[3U])->y)) * _S181;
+    sums_1->values_0[5U] = _S179 + make_float4 (*&((&scores_0[3U])->z)) * _S181;
+    sums_1->values_0[7U] = _S180 + make_float4 (*&((&scores_0[3U])->w)) * _S181;
     return;
 }
 
@@ -668,13 +664,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S174 = this_5->begin_3;
-    uint _S175 = this_5->page_size_0;
-    uint _S176 = position_0 / this_5->page_size_0;
-    uint _S177 = __ldg((&(sequences_1)[_S174 + _S176]));
-    uint _S178 = (U32_min((_S177), (this_5->pages_0 - 1U))) * _S175;
-    uint _S179 = position_0 % _S175;
-    return _S178 + _S179;
+    uint _S182 = this_5->begin_3;
+    uint _S183 = this_5->page_size_0;
+    uint _S184 = position_0 / this_5->page_size_0;
+    uint _S185 = __ldg((&(sequences_1)[_S182 + _S184]));
+    uint _S186 = (U32_min((_S185), (this_5->pages_0 - 1U))) * _S183;
+    uint _S187 = position_0 % _S183;
+    return _S186 + _S187;
 }
 
 struct Run_0
@@ -685,10 +681,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S180;
-    (&_S180)->vector_1 = vector_2;
-    (&_S180)->scale_1 = scale_2;
-    return _S180;
+    Run_0 _S188;
+    (&_S188)->vector_1 = vector_2;
+    (&_S188)->scale_1 = scale_2;
+    return _S188;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
@@ -704,97 +700,97 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 4>  slots_0;
-    StructuredBuffer<uint> _S181 = this_6->sequences_0;
-    uint _S182 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
-    uint _S183 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S182))));
-    slots_0[0U] = _S183;
-    uint _S184 = SequenceTable_slot_0(&this_6->table_2, _S181, (U32_min((first_1 + 16U), (_S182))));
-    slots_0[1U] = _S184;
-    uint _S185 = SequenceTable_slot_0(&this_6->table_2, _S181, (U32_min((first_1 + 32U), (_S182))));
-    slots_0[2U] = _S185;
-    uint _S186 = SequenceTable_slot_0(&this_6->table_2, _S181, (U32_min((first_1 + 48U), (_S182))));
-    slots_0[3U] = _S186;
-    uint _S187 = (&this_6->part_2)->head_dim_0;
-    uint _S188 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S189 = _S188 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S190 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S191 = (&this_6->part_2)->columns_0;
-    Run_0 _S192 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S189);
-    uint _S193 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S194 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S189);
+    StructuredBuffer<uint> _S189 = this_6->sequences_0;
+    uint _S190 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
+    uint _S191 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S190))));
+    slots_0[0U] = _S191;
+    uint _S192 = SequenceTable_slot_0(&this_6->table_2, _S189, (U32_min((first_1 + 16U), (_S190))));
+    slots_0[1U] = _S192;
+    uint _S193 = SequenceTable_slot_0(&this_6->table_2, _S189, (U32_min((first_1 + 32U), (_S190))));
+    slots_0[2U] = _S193;
+    uint _S194 = SequenceTable_slot_0(&this_6->table_2, _S189, (U32_min((first_1 + 48U), (_S190))));
+    slots_0[3U] = _S194;
+    uint _S195 = (&this_6->part_2)->head_dim_0;
+    uint _S196 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S197 = _S196 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S198 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S199 = (&this_6->part_2)->columns_0;
+    Run_0 _S200 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S197);
+    uint _S201 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S202 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S197);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S195 = this_6->k_pages_0;
-    uint2  _S196 = __ldg((&(this_6->k_pages_0)[_S192.vector_1]));
-    (&some_1)->keys_0[0U] = _S196;
-    StructuredBuffer<uint2 > _S197 = this_6->v_pages_0;
-    uint2  _S198 = __ldg((&(this_6->v_pages_0)[_S194.vector_1]));
-    (&some_1)->values_1[0U] = _S198;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S195, _S192.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S197, _S194.scale_1);
-    uint _S199 = 8U + lane_2;
-    uint _S200 = _S188 + 4U * (U32_min((_S199), (_S187 / 4U - 1U)));
-    Run_0 _S201 = Float16_run_0(_S190, slots_0[0U], _S191, _S200);
-    Run_0 _S202 = Float16_run_0(_S193, slots_0[0U], _S191, _S200);
-    uint2  _S203 = __ldg((&(_S195)[_S201.vector_1]));
-    (&some_1)->keys_0[1U] = _S203;
-    uint2  _S204 = __ldg((&(_S197)[_S202.vector_1]));
-    (&some_1)->values_1[1U] = _S204;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S195, _S201.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S197, _S202.scale_1);
-    uint _S205 = _S188 + 4U * (U32_min((lane_2), (_S187 / 4U - 1U)));
-    Run_0 _S206 = Float16_run_0(_S190, slots_0[1U], _S191, _S205);
-    Run_0 _S207 = Float16_run_0(_S193, slots_0[1U], _S191, _S205);
-    uint2  _S208 = __ldg((&(_S195)[_S206.vector_1]));
-    (&some_1)->keys_0[2U] = _S208;
-    uint2  _S209 = __ldg((&(_S197)[_S207.vector_1]));
-    (&some_1)->values_1[2U] = _S209;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S195, _S206.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S197, _S207.scale_1);
-    uint _S210 = _S188 + 4U * (U32_min((_S199), (_S187 / 4U - 1U)));
-    Run_0 _S211 = Float16_run_0(_S190, slots_0[1U], _S191, _S210);
-    Run_0 _S212 = Float16_run_0(_S193, slots_0[1U], _S191, _S210);
-    uint2  _S213 = __ldg((&(_S195)[_S211.vector_1]));
-    (&some_1)->keys_0[3U] = _S213;
-    uint2  _S214 = __ldg((&(_S197)[_S212.vector_1]));
-    (&some_1)->values_1[3U] = _S214;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S195, _S211.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S197, _S212.scale_1);
-    uint _S215 = _S188 + 4U * (U32_min((lane_2), (_S187 / 4U - 1U)));
-    Run_0 _S216 = Float16_run_0(_S190, slots_0[2U], _S191, _S215);
-    Run_0 _S217 = Float16_run_0(_S193, slots_0[2U], _S191, _S215);
-    uint2  _S218 = __ldg((&(_S195)[_S216.vector_1]));
-    (&some_1)->keys_0[4U] = _S218;
-    uint2  _S219 = __ldg((&(_S197)[_S217.vector_1]));
-    (&some_1)->values_1[4U] = _S219;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S195, _S216.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S197, _S217.scale_1);
-    uint _S220 = _S188 + 4U * (U32_min((_S199), (_S187 / 4U - 1U)));
-    Run_0 _S221 = Float16_run_0(_S190, slots_0[2U], _S191, _S220);
-    Run_0 _S222 = Float16_run_0(_S193, slots_0[2U], _S191, _S220);
-    uint2  _S223 = __ldg((&(_S195)[_S221.vector_1]));
-    (&some_1)->keys_0[5U] = _S223;
-    uint2  _S224 = __ldg((&(_S197)[_S222.vector_1]));
-    (&some_1)->values_1[5U] = _S224;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S195, _S221.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S197, _S222.scale_1);
-    uint _S225 = _S188 + 4U * (U32_min((lane_2), (_S187 / 4U - 1U)));
-    Run_0 _S226 = Float16_run_0(_S190, slots_0[3U], _S191, _S225);
-    Run_0 _S227 = Float16_run_0(_S193, slots_0[3U], _S191, _S225);
-    uint2  _S228 = __ldg((&(_S195)[_S226.vector_1]));
-    (&some_1)->keys_0[6U] = _S228;
-    uint2  _S229 = __ldg((&(_S197)[_S227.vector_1]));
-    (&some_1)->values_1[6U] = _S229;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S195, _S226.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S197, _S227.scale_1);
-    uint _S230 = _S188 + 4U * (U32_min((_S199), (_S187 / 4U - 1U)));
-    Run_0 _S231 = Float16_run_0(_S190, slots_0[3U], _S191, _S230);
-    Run_0 _S232 = Float16_run_0(_S193, slots_0[3U], _S191, _S230);
-    uint2  _S233 = __ldg((&(_S195)[_S231.vector_1]));
-    (&some_1)->keys_0[7U] = _S233;
-    uint2  _S234 = __ldg((&(_S197)[_S232.vector_1]));
-    (&some_1)->values_1[7U] = _S234;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S195, _S231.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S197, _S232.scale_1);
+    StructuredBuffer<uint2 > _S203 = this_6->k_pages_0;
+    uint2  _S204 = __ldg((&(this_6->k_pages_0)[_S200.vector_1]));
+    (&some_1)->keys_0[0U] = _S204;
+    StructuredBuffer<uint2 > _S205 = this_6->v_pages_0;
+    uint2  _S206 = __ldg((&(this_6->v_pages_0)[_S202.vector_1]));
+    (&some_1)->values_1[0U] = _S206;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S203, _S200.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S205, _S202.scale_1);
+    uint _S207 = 8U + lane_2;
+    uint _S208 = _S196 + 4U * (U32_min((_S207), (_S195 / 4U - 1U)));
+    Run_0 _S209 = Float16_run_0(_S198, slots_0[0U], _S199, _S208);
+    Run_0 _S210 = Float16_run_0(_S201, slots_0[0U], _S199, _S208);
+    uint2  _S211 = __ldg((&(_S203)[_S209.vector_1]));
+    (&some_1)->keys_0[1U] = _S211;
+    uint2  _S212 = __ldg((&(_S205)[_S210.vector_1]));
+    (&some_1)->values_1[1U] = _S212;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S203, _S209.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S205, _S210.scale_1);
+    uint _S213 = _S196 + 4U * (U32_min((lane_2), (_S195 / 4U - 1U)));
+    Run_0 _S214 = Float16_run_0(_S198, slots_0[1U], _S199, _S213);
+    Run_0 _S215 = Float16_run_0(_S201, slots_0[1U], _S199, _S213);
+    uint2  _S216 = __ldg((&(_S203)[_S214.vector_1]));
+    (&some_1)->keys_0[2U] = _S216;
+    uint2  _S217 = __ldg((&(_S205)[_S215.vector_1]));
+    (&some_1)->values_1[2U] = _S217;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S203, _S214.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S205, _S215.scale_1);
+    uint _S218 = _S196 + 4U * (U32_min((_S207), (_S195 / 4U - 1U)));
+    Run_0 _S219 = Float16_run_0(_S198, slots_0[1U], _S199, _S218);
+    Run_0 _S220 = Float16_run_0(_S201, slots_0[1U], _S199, _S218);
+    uint2  _S221 = __ldg((&(_S203)[_S219.vector_1]));
+    (&some_1)->keys_0[3U] = _S221;
+    uint2  _S222 = __ldg((&(_S205)[_S220.vector_1]));
+    (&some_1)->values_1[3U] = _S222;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S203, _S219.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S205, _S220.scale_1);
+    uint _S223 = _S196 + 4U * (U32_min((lane_2), (_S195 / 4U - 1U)));
+    Run_0 _S224 = Float16_run_0(_S198, slots_0[2U], _S199, _S223);
+    Run_0 _S225 = Float16_run_0(_S201, slots_0[2U], _S199, _S223);
+    uint2  _S226 = __ldg((&(_S203)[_S224.vector_1]));
+    (&some_1)->keys_0[4U] = _S226;
+    uint2  _S227 = __ldg((&(_S205)[_S225.vector_1]));
+    (&some_1)->values_1[4U] = _S227;
+    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S203, _S224.scale_1);
+    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S205, _S225.scale_1);
+    uint _S228 = _S196 + 4U * (U32_min((_S207), (_S195 / 4U - 1U)));
+    Run_0 _S229 = Float16_run_0(_S198, slots_0[2U], _S199, _S228);
+    Run_0 _S230 = Float16_run_0(_S201, slots_0[2U], _S199, _S228);
+    uint2  _S231 = __ldg((&(_S203)[_S229.vector_1]));
+    (&some_1)->keys_0[5U] = _S231;
+    uint2  _S232 = __ldg((&(_S205)[_S230.vector_1]));
+    (&some_1)->values_1[5U] = _S232;
+    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S203, _S229.scale_1);
+    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S205, _S230.scale_1);
+    uint _S233 = _S196 + 4U * (U32_min((lane_2), (_S195 / 4U - 1U)));
+    Run_0 _S234 = Float16_run_0(_S198, slots_0[3U], _S199, _S233);
+    Run_0 _S235 = Float16_run_0(_S201, slots_0[3U], _S199, _S233);
+    uint2  _S236 = __ldg((&(_S203)[_S234.vector_1]));
+    (&some_1)->keys_0[6U] = _S236;
+    uint2  _S237 = __ldg((&(_S205)[_S235.vector_1]));
+    (&some_1)->values_1[6U] = _S237;
+    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S203, _S234.scale_1);
+    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S205, _S235.scale_1);
+    uint _S238 = _S196 + 4U * (U32_min((_S207), (_S195 / 4U - 1U)));
+    Run_0 _S239 = Float16_run_0(_S198, slots_0[3U], _S199, _S238);
+    Run_0 _S240 = Float16_run_0(_S201, slots_0[3U], _S199, _S238);
+    uint2  _S241 = __ldg((&(_S203)[_S239.vector_1]));
+    (&some_1)->keys_0[7U] = _S241;
+    uint2  _S242 = __ldg((&(_S205)[_S240.vector_1]));
+    (&some_1)->values_1[7U] = _S242;
+    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S203, _S239.scale_1);
+    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S205, _S240.scale_1);
     return some_1;
 }
 
@@ -805,99 +801,99 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Float16_append_0(RWStructuredBuffer<uint2 > pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_6)
 {
-    float4  _S235 = Plain_four_0(x_6, element_3);
-    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S235.x, _S235.y}), pack_halves_0(float2 {_S235.z, _S235.w}));
+    float4  _S243 = Plain_four_0(x_6, element_3);
+    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S243.x, _S243.y}), pack_halves_0(float2 {_S243.z, _S243.w}));
     return;
 }
 
 __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_7)
 {
-    float4  _S236 = Turned_four_0(x_7, element_4);
-    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S236.x, _S236.y}), pack_halves_0(float2 {_S236.z, _S236.w}));
+    float4  _S244 = Turned_four_0(x_7, element_4);
+    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S244.x, _S244.y}), pack_halves_0(float2 {_S244.z, _S244.w}));
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S237 = make_int4 (int(0));
-    float4  _S238 = make_float4 ((float)_S237.x, (float)_S237.y, (float)_S237.z, (float)_S237.w);
-    (&sums_2)->values_0[0U] = _S238;
-    (&sums_2)->values_0[1U] = _S238;
-    (&sums_2)->values_0[2U] = _S238;
-    (&sums_2)->values_0[3U] = _S238;
-    (&sums_2)->values_0[4U] = _S238;
-    (&sums_2)->values_0[5U] = _S238;
-    (&sums_2)->values_0[6U] = _S238;
-    (&sums_2)->values_0[7U] = _S238;
+    int4  _S245 = make_int4 (int(0));
+    float4  _S246 = make_float4 ((float)_S245.x, (float)_S245.y, (float)_S245.z, (float)_S245.w);
+    (&sums_2)->values_0[0U] = _S246;
+    (&sums_2)->values_0[1U] = _S246;
+    (&sums_2)->values_0[2U] = _S246;
+    (&sums_2)->values_0[3U] = _S246;
+    (&sums_2)->values_0[4U] = _S246;
+    (&sums_2)->values_0[5U] = _S246;
+    (&sums_2)->values_0[6U] = _S246;
+    (&sums_2)->values_0[7U] = _S246;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S238;
+    (&sums_2)->total_0 = _S246;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S239 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S240 = max_0(sums_3->peak_0, _S239);
-    float4  _S241 = exp_0(sums_3->peak_0 - _S240);
-    float4  _S242 = sums_3->total_0 * _S241;
-    float4  _S243 = of_other_0(_S242, 8U);
-    float4  _S244 = _S242 + _S243;
-    float4  _S245 = sums_3->values_0[0U] * make_float4 (_S241.x);
-    float4  _S246 = of_other_0(_S245, 8U);
-    float4  _S247 = _S245 + _S246;
-    float4  _S248 = sums_3->values_0[1U] * make_float4 (_S241.x);
-    float4  _S249 = of_other_0(_S248, 8U);
-    float4  _S250 = _S248 + _S249;
-    float4  _S251 = sums_3->values_0[2U] * make_float4 (_S241.y);
-    float4  _S252 = of_other_0(_S251, 8U);
-    float4  _S253 = _S251 + _S252;
-    float4  _S254 = sums_3->values_0[3U] * make_float4 (_S241.y);
-    float4  _S255 = of_other_0(_S254, 8U);
-    float4  _S256 = _S254 + _S255;
-    float4  _S257 = sums_3->values_0[4U] * make_float4 (_S241.z);
-    float4  _S258 = of_other_0(_S257, 8U);
-    float4  _S259 = _S257 + _S258;
-    float4  _S260 = sums_3->values_0[5U] * make_float4 (_S241.z);
-    float4  _S261 = of_other_0(_S260, 8U);
-    float4  _S262 = _S260 + _S261;
-    float4  _S263 = sums_3->values_0[6U] * make_float4 (_S241.w);
-    float4  _S264 = of_other_0(_S263, 8U);
-    float4  _S265 = _S263 + _S264;
-    float4  _S266 = sums_3->values_0[7U] * make_float4 (_S241.w);
-    float4  _S267 = of_other_0(_S266, 8U);
-    float4  _S268 = _S266 + _S267;
-    float4  _S269 = of_other_0(_S240, 16U);
-    float4  _S270 = max_0(_S240, _S269);
-    float4  _S271 = exp_0(_S240 - _S270);
-    sums_3->peak_0 = _S270;
-    float4  _S272 = _S244 * _S271;
-    float4  _S273 = of_other_0(_S272, 16U);
-    sums_3->total_0 = _S272 + _S273;
-    float4  _S274 = _S247 * make_float4 (_S271.x);
-    float4  _S275 = of_other_0(_S274, 16U);
-    sums_3->values_0[0U] = _S274 + _S275;
-    float4  _S276 = _S250 * make_float4 (_S271.x);
-    float4  _S277 = of_other_0(_S276, 16U);
-    sums_3->values_0[1U] = _S276 + _S277;
-    float4  _S278 = _S253 * make_float4 (_S271.y);
-    float4  _S279 = of_other_0(_S278, 16U);
-    sums_3->values_0[2U] = _S278 + _S279;
-    float4  _S280 = _S256 * make_float4 (_S271.y);
+    float4  _S247 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S248 = max_0(sums_3->peak_0, _S247);
+    float4  _S249 = powers_0(sums_3->peak_0 - _S248);
+    float4  _S250 = sums_3->total_0 * _S249;
+    float4  _S251 = of_other_0(_S250, 8U);
+    float4  _S252 = _S250 + _S251;
+    float4  _S253 = sums_3->values_0[0U] * make_float4 (_S249.x);
+    float4  _S254 = of_other_0(_S253, 8U);
+    float4  _S255 = _S253 + _S254;
+    float4  _S256 = sums_3->values_0[1U] * make_float4 (_S249.x);
+    float4  _S257 = of_other_0(_S256, 8U);
+    float4  _S258 = _S256 + _S257;
+    float4  _S259 = sums_3->values_0[2U] * make_float4 (_S249.y);
+    float4  _S260 = of_other_0(_S259, 8U);
+    float4  _S261 = _S259 + _S260;
+    float4  _S262 = sums_3->values_0[3U] * make_float4 (_S249.y);
+    float4  _S263 = of_other_0(_S262, 8U);
+    float4  _S264 = _S262 + _S263;
+    float4  _S265 = sums_3->values_0[4U] * make_float4 (_S249.z);
+    float4  _S266 = of_other_0(_S265, 8U);
+    float4  _S267 = _S265 + _S266;
+    float4  _S268 = sums_3->values_0[5U] * make_float4 (_S249.z);
+    float4  _S269 = of_other_0(_S268, 8U);
+    float4  _S270 = _S268 + _S269;
+    float4  _S271 = sums_3->values_0[6U] * make_float4 (_S249.w);
+    float4  _S272 = of_other_0(_S271, 8U);
+    float4  _S273 = _S271 + _S272;
+    float4  _S274 = sums_3->values_0[7U] * make_float4 (_S249.w);
+    float4  _S275 = of_other_0(_S274, 8U);
+    float4  _S276 = _S274 + _S275;
+    float4  _S277 = of_other_0(_S248, 16U);
+    float4  _S278 = max_0(_S248, _S277);
+    float4  _S279 = powers_0(_S248 - _S278);
+    sums_3->peak_0 = _S278;
+    float4  _S280 = _S252 * _S279;
     float4  _S281 = of_other_0(_S280, 16U);
-    sums_3->values_0[3U] = _S280 + _S281;
-    float4  _S282 = _S259 * make_float4 (_S271.z);
+    sums_3->total_0 = _S280 + _S281;
+    float4  _S282 = _S255 * make_float4 (_S279.x);
     float4  _S283 = of_other_0(_S282, 16U);
-    sums_3->values_0[4U] = _S282 + _S283;
-    float4  _S284 = _S262 * make_float4 (_S271.z);
+    sums_3->values_0[0U] = _S282 + _S283;
+    float4  _S284 = _S258 * make_float4 (_S279.x);
     float4  _S285 = of_other_0(_S284, 16U);
-    sums_3->values_0[5U] = _S284 + _S285;
-    float4  _S286 = _S265 * make_float4 (_S271.w);
+    sums_3->values_0[1U] = _S284 + _S285;
+    float4  _S286 = _S261 * make_float4 (_S279.y);
     float4  _S287 = of_other_0(_S286, 16U);
-    sums_3->values_0[6U] = _S286 + _S287;
-    float4  _S288 = _S268 * make_float4 (_S271.w);
+    sums_3->values_0[2U] = _S286 + _S287;
+    float4  _S288 = _S264 * make_float4 (_S279.y);
     float4  _S289 = of_other_0(_S288, 16U);
-    sums_3->values_0[7U] = _S288 + _S289;
+    sums_3->values_0[3U] = _S288 + _S289;
+    float4  _S290 = _S267 * make_float4 (_S279.z);
+    float4  _S291 = of_other_0(_S290, 16U);
+    sums_3->values_0[4U] = _S290 + _S291;
+    float4  _S292 = _S270 * make_float4 (_S279.z);
+    float4  _S293 = of_other_0(_S292, 16U);
+    sums_3->values_0[5U] = _S292 + _S293;
+    float4  _S294 = _S273 * make_float4 (_S279.w);
+    float4  _S295 = of_other_0(_S294, 16U);
+    sums_3->values_0[6U] = _S294 + _S295;
+    float4  _S296 = _S276 * make_float4 (_S279.w);
+    float4  _S297 = of_other_0(_S296, 16U);
+    sums_3->values_0[7U] = _S296 + _S297;
     return;
 }
 
@@ -909,64 +905,71 @@ __device__ __shared__ FixedArray<float4 , 256>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S290 = thread_1 / 32U;
-    uint _S291 = thread_1 % 32U;
-    if(_S291 == 0U)
+    uint _S298 = thread_1 / 32U;
+    uint _S299 = thread_1 % 32U;
+    if(_S299 == 0U)
     {
-        (*&peaks_0)[_S290] = sums_4->peak_0;
-        (*&totals_0)[_S290] = sums_4->total_0;
+        (*&peaks_0)[_S298] = sums_4->peak_0;
+        (*&totals_0)[_S298] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S292 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S292, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S293 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S300 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S300, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S301 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S302 = _S301 * (*&totals_0)[0U];
+    float4  _S303 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S302 + _S303 * (*&totals_0)[1U];
+    float4  _S304 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S304 * (*&totals_0)[2U];
+    float4  _S305 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S305 * (*&totals_0)[3U];
+    float4  _S306 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S291 < 8U)
+                if(_S299 < 8U)
                 {
-                    uint _S294 = _S290 * 4U * 2U;
-                    (*&exchange_0)[_S294 * 8U + _S291] = make_float4 (_S293.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S294 + 1U) * 8U + _S291] = make_float4 (_S293.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S294 + 2U) * 8U + _S291] = make_float4 (_S293.y) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S294 + 3U) * 8U + _S291] = make_float4 (_S293.y) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S294 + 4U) * 8U + _S291] = make_float4 (_S293.z) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S294 + 5U) * 8U + _S291] = make_float4 (_S293.z) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S294 + 6U) * 8U + _S291] = make_float4 (_S293.w) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S294 + 7U) * 8U + _S291] = make_float4 (_S293.w) * sums_4->values_0[7U];
+                    uint _S307 = _S298 * 4U * 2U;
+                    (*&exchange_0)[_S307 * 8U + _S299] = make_float4 (_S306.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S307 + 1U) * 8U + _S299] = make_float4 (_S306.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S307 + 2U) * 8U + _S299] = make_float4 (_S306.y) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S307 + 3U) * 8U + _S299] = make_float4 (_S306.y) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S307 + 4U) * 8U + _S299] = make_float4 (_S306.z) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S307 + 5U) * 8U + _S299] = make_float4 (_S306.z) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S307 + 6U) * 8U + _S299] = make_float4 (_S306.w) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S307 + 7U) * 8U + _S299] = make_float4 (_S306.w) * sums_4->values_0[7U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 64U)
+                    if(i_3 < 64U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S295 = i_4 / 16U;
-                    uint _S296 = i_4 % 16U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[64U + i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[192U + i_4];
-                    bool _S297;
-                    if(_S295 < (part_3->heads_0))
+                    uint _S308 = i_3 / 16U;
+                    uint _S309 = i_3 % 16U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[64U + i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[192U + i_3];
+                    bool _S310;
+                    if(_S308 < (part_3->heads_0))
                     {
-                        _S297 = _S296 < (part_3->head_dim_0 / 4U);
+                        _S310 = _S309 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S297 = false;
+                        _S310 = false;
                     }
-                    if(_S297)
+                    if(_S310)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S295 * part_3->out_stride_0 + _S296]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S308 * part_3->out_stride_0 + _S309]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -977,7 +980,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -990,38 +993,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S298 = thread_2 % 8U;
-    uint _S299 = thread_2 / 8U;
-    uint _S300 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S299;
-    Pools_0 _S301 = pools_0;
-    Positions_0 _S302 = Pools_read_0(&_S301, first_2, _S298);
+    uint _S311 = thread_2 % 8U;
+    uint _S312 = thread_2 / 8U;
+    uint _S313 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S312;
+    Pools_0 _S314 = pools_0;
+    Positions_0 _S315 = Pools_read_0(&_S314, first_2, _S311);
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S303;
+    bool _S316;
     if(with_own_0)
     {
-        _S303 = thread_2 < 32U;
+        _S316 = thread_2 < 32U;
     }
     else
     {
-        _S303 = false;
+        _S316 = false;
     }
-    if(_S303)
+    if(_S316)
     {
-        Sums_0 _S304 = of_one_0(part_4, own_key_0, own_value_0, _S298);
-        if(_S299 == 0U)
+        Sums_0 _S317 = of_one_0(part_4, own_key_0, own_value_0, _S311);
+        if(_S312 == 0U)
         {
-            sums_5 = _S304;
+            sums_5 = _S317;
         }
     }
-    Positions_0 some_2 = _S302;
-    uint tile_0 = _S300;
+    Positions_0 some_2 = _S315;
+    uint tile_0 = _S313;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S305 = part_4->end_0;
+        uint _S318 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1029,22 +1032,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S306 = some_2;
-        add_0(&sums_5, &_S306, first_3, _S305, _S298);
+        Positions_0 _S319 = some_2;
+        add_0(&sums_5, &_S319, first_3, _S318, _S311);
         uint first_4 = first_3 + 64U;
-        uint _S307 = tile_0 + 64U;
-        if(_S307 < _S305)
+        uint _S320 = tile_0 + 64U;
+        if(_S320 < _S318)
         {
-            Pools_0 _S308 = pools_0;
-            Positions_0 _S309 = Pools_read_0(&_S308, first_4, _S298);
-            some_2 = _S309;
+            Pools_0 _S321 = pools_0;
+            Positions_0 _S322 = Pools_read_0(&_S321, first_4, _S311);
+            some_2 = _S322;
         }
-        tile_0 = _S307;
+        tile_0 = _S320;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S310 = sums_5;
-    write_0(thread_2, &_S310, part_4, scratch_1);
+    Sums_0 _S323 = sums_5;
+    write_0(thread_2, &_S323, part_4, scratch_1);
     return;
 }
 
@@ -1053,30 +1056,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S311 = heads_1 / kv_heads_0;
-    uint _S312 = (_S311 + 4U - 1U) / 4U;
-    uint _S313 = rows_0 * kv_heads_0 * _S312;
-    uint _S314 = number_1 % _S313;
-    uint _S315 = _S314 % _S312;
+    uint _S324 = rows_0 * kv_heads_0;
+    uint _S325 = heads_1 / kv_heads_0;
+    return _S324 * ((_S325 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S326 = heads_2 / kv_heads_1;
+    uint _S327 = (_S326 + 4U - 1U) / 4U;
+    uint _S328 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S329 = number_1 % _S328;
+    uint _S330 = _S329 % _S327;
     Part_0 part_5;
-    uint _S316 = number_1 / _S313;
-    (&part_5)->number_0 = _S316;
-    uint _S317 = _S314 / (kv_heads_0 * _S312);
-    (&part_5)->row_0 = _S317;
-    uint _S318 = _S314 / _S312;
-    uint _S319 = _S318 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S319;
-    uint _S320 = _S315 * 4U;
-    uint _S321 = _S319 * _S311 + _S320;
-    (&part_5)->head_0 = _S321;
-    (&part_5)->heads_0 = (U32_min((_S311 - _S320), (4U)));
+    (&part_5)->unit_0 = _S329;
+    uint _S331 = number_1 / _S328;
+    (&part_5)->number_0 = _S331;
+    uint _S332 = _S329 / (kv_heads_1 * _S327);
+    (&part_5)->row_0 = _S332;
+    uint _S333 = _S329 / _S327;
+    uint _S334 = _S333 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S334;
+    uint _S335 = _S330 * 4U;
+    uint _S336 = _S334 * _S326 + _S335;
+    (&part_5)->head_0 = _S336;
+    (&part_5)->heads_0 = (U32_min((_S326 - _S335), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S322 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S322;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S321) * _S322 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S337 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S337;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S336) * _S337 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1084,91 +1096,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S323;
+    uint _S338;
     if(offset_3 == 4294967295U)
     {
-        _S323 = rows_1;
+        _S338 = rows_2;
     }
     else
     {
-        uint _S324 = __ldg((&(batch_0)[offset_3]));
-        _S323 = (U32_min(((U32_max((_S324), (first_5))) - first_5), (rows_1)));
+        uint _S339 = __ldg((&(batch_0)[offset_3]));
+        _S338 = (U32_min(((U32_max((_S339), (first_5))) - first_5), (rows_2)));
     }
-    return _S323;
+    return _S338;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S325 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S325;
+    uint _S340 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S340;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S326;
-    (&_S326)->begin_3 = begin_4;
-    (&_S326)->page_size_0 = page_size_1;
-    (&_S326)->pages_0 = pages_1;
-    (&_S326)->length_0 = length_1;
-    return _S326;
+    SequenceTable_0 _S341;
+    (&_S341)->begin_3 = begin_4;
+    (&_S341)->page_size_0 = page_size_1;
+    (&_S341)->pages_0 = pages_1;
+    (&_S341)->length_0 = length_1;
+    return _S341;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S327 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S328 = _S327 + 1U;
-    uint _S329 = __ldg((&(sequences_3)[_S327]));
-    return SequenceTable_x24init_0(_S328, page_size_2, pages_2, (U32_min((_S329), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S342 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S343 = _S342 + 1U;
+    uint _S344 = __ldg((&(sequences_3)[_S342]));
+    return SequenceTable_x24init_0(_S343, page_size_2, pages_2, (U32_min((_S344), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S330 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S330;
+    uint _S345 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S345;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S331;
+    bool _S346;
     if(window_0 != 0U)
     {
-        _S331 = position_1 >= window_0;
+        _S346 = position_1 >= window_0;
     }
     else
     {
-        _S331 = false;
+        _S346 = false;
     }
-    uint _S332;
-    if(_S331)
+    uint _S347;
+    if(_S346)
     {
-        _S332 = position_1 - window_0 + 1U;
+        _S347 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S332 = 0U;
+        _S347 = 0U;
     }
-    return _S332;
+    return _S347;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S333;
+    uint _S348;
     if(first_6 < length_2)
     {
-        _S333 = length_2 - first_6;
+        _S348 = length_2 - first_6;
     }
     else
     {
-        _S333 = 0U;
+        _S348 = 0U;
     }
-    uint _S334 = parts_1 * 64U;
-    uint _S335 = (_S333 + _S334 - 1U) / _S334;
-    uint _S336 = _S335 * 64U;
-    uint _S337 = (U32_min((first_6 + part_6->number_0 * _S336), (length_2)));
-    part_6->begin_0 = _S337;
-    part_6->end_0 = (U32_min((_S337 + _S336), (length_2)));
+    uint _S349 = parts_1 * tiles_0 * 64U;
+    uint _S350 = (_S348 + _S349 - 1U) / _S349;
+    uint _S351 = _S350 * tiles_0 * 64U;
+    uint _S352 = (U32_min((first_6 + part_6->number_0 * _S351), (length_2)));
+    part_6->begin_0 = _S352;
+    part_6->end_0 = (U32_min((_S352 + _S351), (length_2)));
+    if(_S348 == 0U)
+    {
+        _S348 = 1U;
+    }
+    else
+    {
+        uint _S353 = (_S348 + _S351 - 1U) / _S351;
+        _S348 = _S353;
+    }
+    part_6->used_0 = _S348;
     return;
 }
 
@@ -1176,20 +1198,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S338 = make_int4 (int(0));
-        float4  _S339 = make_float4 ((float)_S338.x, (float)_S338.y, (float)_S338.z, (float)_S338.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S339;
+        int4  _S354 = make_int4 (int(0));
+        float4  _S355 = make_float4 ((float)_S354.x, (float)_S354.y, (float)_S354.z, (float)_S354.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S355;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S340;
-    (&_S340)->angles_0 = angles_1;
-    (&_S340)->pairs_0 = pairs_1;
-    (&_S340)->interleaved_0 = interleaved_1;
-    return _S340;
+    Rotation_0 _S356;
+    (&_S356)->angles_0 = angles_1;
+    (&_S356)->pairs_0 = pairs_1;
+    (&_S356)->interleaved_0 = interleaved_1;
+    return _S356;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1210,8 +1232,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1227,47 +1249,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled2_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S341 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S342 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S342;
-    bool _S343;
+    uint _S357 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S358 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S358;
+    bool _S359;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S343 = true;
+        _S359 = true;
     }
     else
     {
-        _S343 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S359 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S343)
+    if(_S359)
     {
         return;
     }
-    SequenceTable_0 _S344 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S345 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S346 = _S345 < (_S344.length_0);
-    share_out_0(&part_8, first_seen_0(_S345, p_0.window_1), (U32_min((_S345), (_S344.length_0))), p_0.parts_2);
-    if(_S346)
+    SequenceTable_0 _S360 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S361 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S362 = _S361 < (_S360.length_0);
+    share_out_0(&part_8, first_seen_0(_S361, p_0.window_1), (U32_min((_S361), (_S360.length_0))), p_0.parts_2, 1U);
+    if(_S362)
     {
-        _S343 = ((&part_8)->number_0) == 0U;
+        _S359 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S343 = false;
+        _S359 = false;
     }
-    bool _S347;
+    bool _S363;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S347 = !_S343;
+        _S363 = !_S359;
     }
     else
     {
-        _S347 = false;
+        _S363 = false;
     }
-    if(_S347)
+    if(_S363)
     {
-        Part_0 _S348 = part_8;
-        leave_empty_0(_S341, &_S348, scratch_3);
+        Part_0 _S364 = part_8;
+        leave_empty_0(_S357, &_S364, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1275,50 +1297,50 @@ extern "C" __global__ void shuffled2_rope_attention_part_f16(StructuredBuffer<fl
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S349 = rotation_1(p_0.table_offset_1, _S345, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S349;
+    Rotation_0 _S365 = rotation_1(p_0.table_offset_1, _S361, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S365;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S349;
+    (&keys_1)->rotation_0 = _S365;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S350 = _S344;
-    Part_0 _S351 = part_8;
-    Turned_0 _S352 = queries_1;
-    Turned_0 _S353 = keys_1;
-    Plain_0 _S354 = values_3;
-    attend_0(_S341, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S350, &_S351, p_0.scale_4, &_S352, _S343, &_S353, &_S354);
-    if(!_S343)
+    SequenceTable_0 _S366 = _S360;
+    Part_0 _S367 = part_8;
+    Turned_0 _S368 = queries_1;
+    Turned_0 _S369 = keys_1;
+    Plain_0 _S370 = values_3;
+    attend_0(_S357, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S366, &_S367, p_0.scale_4, &_S368, _S359, &_S369, &_S370);
+    if(!_S359)
     {
         return;
     }
-    SequenceTable_0 _S355 = _S344;
-    uint _S356 = SequenceTable_slot_0(&_S355, sequences_4, _S345);
-    uint i_5 = _S341 * 4U;
+    SequenceTable_0 _S371 = _S360;
+    uint _S372 = SequenceTable_slot_0(&_S371, sequences_4, _S361);
+    uint i_4 = _S357 * 4U;
     for(;;)
     {
-        if(i_5 < ((&part_8)->columns_0))
+        if(i_4 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S357 = i_5 / p_0.head_dim_3;
-        if(_S357 == ((&part_8)->kv_head_0))
+        uint _S373 = i_4 / p_0.head_dim_3;
+        if(_S373 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S358 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S356, (&part_8)->columns_0, i_5, &_S358);
-            Plain_0 _S359 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S356, (&part_8)->columns_0, i_5, &_S359);
+            Turned_0 _S374 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S372, (&part_8)->columns_0, i_4, &_S374);
+            Plain_0 _S375 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S372, (&part_8)->columns_0, i_4, &_S375);
         }
-        i_5 = i_5 + 512U;
+        i_4 = i_4 + 512U;
     }
     return;
 }

@@ -30,6 +30,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -433,240 +435,234 @@ __device__ float4  max_0(float4  x_5, float4  y_2)
     return result_4;
 }
 
-__device__ float4  exp_0(float4  x_6)
+__device__ float4  powers_0(float4  x_6)
 {
-    float4  result_5;
-    int i_4 = int(0);
-    for(;;)
-    {
-        if(i_4 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_exp((_slang_vector_get_element(x_6, i_4))));
-        i_4 = i_4 + int(1);
-    }
-    return result_5;
+    float _S107 = (__expf((x_6.x)));
+    float _S108 = (__expf((x_6.y)));
+    float _S109 = (__expf((x_6.z)));
+    float _S110 = (__expf((x_6.w)));
+    return make_float4 (_S107, _S108, _S109, _S110);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 4>  scores_0;
-    int4  _S107 = make_int4 (int(0));
-    float4  _S108 = make_float4 ((float)_S107.x, (float)_S107.y, (float)_S107.z, (float)_S107.w);
-    scores_0[0U] = _S108;
-    scores_0[1U] = _S108;
-    scores_0[2U] = _S108;
-    scores_0[3U] = _S108;
-    float4  _S109 = query_at_0(lane_1);
-    float4  _S110 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S109, _S110);
-    float4  _S111 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S109, _S111);
-    float4  _S112 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S109, _S112);
-    float4  _S113 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S109, _S113);
-    float4  _S114 = query_at_0(16U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S114, _S110);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S114, _S111);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S114, _S112);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S114, _S113);
-    float4  _S115 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S115, _S110);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S115, _S111);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S115, _S112);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S115, _S113);
-    float4  _S116 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S116, _S110);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S116, _S111);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S116, _S112);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S116, _S113);
-    float4  _S117 = query_at_0(8U + lane_1);
-    float4  _S118 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S117, _S118);
-    float4  _S119 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S117, _S119);
-    float4  _S120 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S117, _S120);
-    float4  _S121 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S117, _S121);
-    float4  _S122 = query_at_0(24U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S122, _S118);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S122, _S119);
-    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S122, _S120);
-    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S122, _S121);
-    float4  _S123 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S123, _S118);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S123, _S119);
-    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S123, _S120);
-    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S123, _S121);
-    float4  _S124 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S124, _S118);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S124, _S119);
-    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S124, _S120);
-    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S124, _S121);
-    float4  _S125 = sums_1->peak_0;
-    float4  _S126 = across_0(scores_0[0U]);
-    scores_0[0U] = _S126;
-    bool _S127 = first_0 < end_1;
+    int4  _S111 = make_int4 (int(0));
+    float4  _S112 = make_float4 ((float)_S111.x, (float)_S111.y, (float)_S111.z, (float)_S111.w);
+    scores_0[0U] = _S112;
+    scores_0[1U] = _S112;
+    scores_0[2U] = _S112;
+    scores_0[3U] = _S112;
+    float4  _S113 = query_at_0(lane_1);
+    float4  _S114 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S113, _S114);
+    float4  _S115 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[2U] * dot_0(_S113, _S115);
+    float4  _S116 = Blocks8_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[4U] * dot_0(_S113, _S116);
+    float4  _S117 = Blocks8_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[6U] * dot_0(_S113, _S117);
+    float4  _S118 = query_at_0(16U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S118, _S114);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[2U] * dot_0(_S118, _S115);
+    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[4U] * dot_0(_S118, _S116);
+    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[6U] * dot_0(_S118, _S117);
+    float4  _S119 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S119, _S114);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[2U] * dot_0(_S119, _S115);
+    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[4U] * dot_0(_S119, _S116);
+    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[6U] * dot_0(_S119, _S117);
+    float4  _S120 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S120, _S114);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[2U] * dot_0(_S120, _S115);
+    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[4U] * dot_0(_S120, _S116);
+    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[6U] * dot_0(_S120, _S117);
+    float4  _S121 = query_at_0(8U + lane_1);
+    float4  _S122 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S121, _S122);
+    float4  _S123 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[3U] * dot_0(_S121, _S123);
+    float4  _S124 = Blocks8_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[2U])->x) = *&((&scores_0[2U])->x) + some_0->key_scales_0[5U] * dot_0(_S121, _S124);
+    float4  _S125 = Blocks8_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[3U])->x) = *&((&scores_0[3U])->x) + some_0->key_scales_0[7U] * dot_0(_S121, _S125);
+    float4  _S126 = query_at_0(24U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S126, _S122);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[3U] * dot_0(_S126, _S123);
+    *&((&scores_0[2U])->y) = *&((&scores_0[2U])->y) + some_0->key_scales_0[5U] * dot_0(_S126, _S124);
+    *&((&scores_0[3U])->y) = *&((&scores_0[3U])->y) + some_0->key_scales_0[7U] * dot_0(_S126, _S125);
+    float4  _S127 = query_at_0(40U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S127, _S122);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[3U] * dot_0(_S127, _S123);
+    *&((&scores_0[2U])->z) = *&((&scores_0[2U])->z) + some_0->key_scales_0[5U] * dot_0(_S127, _S124);
+    *&((&scores_0[3U])->z) = *&((&scores_0[3U])->z) + some_0->key_scales_0[7U] * dot_0(_S127, _S125);
+    float4  _S128 = query_at_0(56U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S128, _S122);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[3U] * dot_0(_S128, _S123);
+    *&((&scores_0[2U])->w) = *&((&scores_0[2U])->w) + some_0->key_scales_0[5U] * dot_0(_S128, _S124);
+    *&((&scores_0[3U])->w) = *&((&scores_0[3U])->w) + some_0->key_scales_0[7U] * dot_0(_S128, _S125);
+    float4  _S129 = sums_1->peak_0;
+    float4  _S130 = across_0(scores_0[0U]);
+    scores_0[0U] = _S130;
+    bool _S131 = first_0 < end_1;
     float4  peak_1;
-    if(_S127)
+    if(_S131)
     {
-        peak_1 = max_0(_S125, scores_0[0U]);
+        peak_1 = max_0(_S129, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S125;
+        peak_1 = _S129;
     }
-    float4  _S128 = across_0(scores_0[1U]);
-    scores_0[1U] = _S128;
-    bool _S129 = (first_0 + 16U) < end_1;
-    if(_S129)
+    float4  _S132 = across_0(scores_0[1U]);
+    scores_0[1U] = _S132;
+    bool _S133 = (first_0 + 16U) < end_1;
+    if(_S133)
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S130 = across_0(scores_0[2U]);
-    scores_0[2U] = _S130;
-    bool _S131 = (first_0 + 32U) < end_1;
-    if(_S131)
+    float4  _S134 = across_0(scores_0[2U]);
+    scores_0[2U] = _S134;
+    bool _S135 = (first_0 + 32U) < end_1;
+    if(_S135)
     {
         peak_1 = max_0(peak_1, scores_0[2U]);
     }
-    float4  _S132 = across_0(scores_0[3U]);
-    scores_0[3U] = _S132;
-    bool _S133 = (first_0 + 48U) < end_1;
-    if(_S133)
+    float4  _S136 = across_0(scores_0[3U]);
+    scores_0[3U] = _S136;
+    bool _S137 = (first_0 + 48U) < end_1;
+    if(_S137)
     {
         peak_1 = max_0(peak_1, scores_0[3U]);
     }
-    float4  _S134 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S138 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S134;
-    float4  _S135;
-    if(_S127)
-    {
-        _S135 = exp_0(scores_0[0U] - peak_1);
-    }
-    else
-    {
-        _S135 = _S108;
-    }
-    scores_0[0U] = _S135;
-    sums_1->total_0 = sums_1->total_0 + _S135;
-    if(_S129)
-    {
-        _S135 = exp_0(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        _S135 = _S108;
-    }
-    scores_0[1U] = _S135;
-    sums_1->total_0 = sums_1->total_0 + _S135;
+    sums_1->total_0 = sums_1->total_0 * _S138;
+    float4  _S139;
     if(_S131)
     {
-        _S135 = exp_0(scores_0[2U] - peak_1);
+        float4  _S140 = powers_0(scores_0[0U] - peak_1);
+        _S139 = _S140;
     }
     else
     {
-        _S135 = _S108;
+        _S139 = _S112;
     }
-    scores_0[2U] = _S135;
-    sums_1->total_0 = sums_1->total_0 + _S135;
+    scores_0[0U] = _S139;
+    sums_1->total_0 = sums_1->total_0 + _S139;
     if(_S133)
     {
-        peak_1 = exp_0(scores_0[3U] - peak_1);
+        float4  _S141 = powers_0(scores_0[1U] - peak_1);
+        _S139 = _S141;
     }
     else
     {
-        peak_1 = _S108;
+        _S139 = _S112;
+    }
+    scores_0[1U] = _S139;
+    sums_1->total_0 = sums_1->total_0 + _S139;
+    if(_S135)
+    {
+        float4  _S142 = powers_0(scores_0[2U] - peak_1);
+        _S139 = _S142;
+    }
+    else
+    {
+        _S139 = _S112;
+    }
+    scores_0[2U] = _S139;
+    sums_1->total_0 = sums_1->total_0 + _S139;
+    if(_S137)
+    {
+        float4  _S143 = powers_0(scores_0[3U] - peak_1);
+        peak_1 = _S143;
+    }
+    else
+    {
+        peak_1 = _S112;
     }
     scores_0[3U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S136 = sums_1->values_0[0U] * make_float4 (_S134.x);
-    sums_1->values_0[0U] = _S136;
-    float4  _S137 = sums_1->values_0[2U] * make_float4 (_S134.y);
-    sums_1->values_0[2U] = _S137;
-    float4  _S138 = sums_1->values_0[4U] * make_float4 (_S134.z);
-    sums_1->values_0[4U] = _S138;
-    float4  _S139 = sums_1->values_0[6U] * make_float4 (_S134.w);
-    sums_1->values_0[6U] = _S139;
-    float4  _S140 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    float4  _S141 = _S136 + make_float4 (*&((&scores_0[0U])->x)) * _S140;
-    sums_1->values_0[0U] = _S141;
-    float4  _S142 = _S137 + make_float4 (*&((&scores_0[0U])->y)) * _S140;
-    sums_1->values_0[2U] = _S142;
-    float4  _S143 = _S138 + make_float4 (*&((&scores_0[0U])->z)) * _S140;
-    sums_1->values_0[4U] = _S143;
-    float4  _S144 = _S139 + make_float4 (*&((&scores_0[0U])->w)) * _S140;
-    sums_1->values_0[6U] = _S144;
-    float4  _S145 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    float4  _S146 = _S141 + make_float4 (*&((&scores_0[1U])->x)) * _S145;
-    sums_1->values_0[0U] = _S146;
-    float4  _S147 = _S142 + make_float4 (*&((&scores_0[1U])->y)) * _S145;
-    sums_1->values_0[2U] = _S147;
-    float4  _S148 = _S143 + make_float4 (*&((&scores_0[1U])->z)) * _S145;
-    sums_1->values_0[4U] = _S148;
-    float4  _S149 = _S144 + make_float4 (*&((&scores_0[1U])->w)) * _S145;
-    sums_1->values_0[6U] = _S149;
-    float4  _S150 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    float4  _S151 = _S146 + make_float4 (*&((&scores_0[2U])->x)) * _S150;
-    sums_1->values_0[0U] = _S151;
-    float4  _S152 = _S147 + make_float4 (*&((&scores_0[2U])->y)) * _S150;
-    sums_1->values_0[2U] = _S152;
-    float4  _S153 = _S148 + make_float4 (*&((&scores_0[2U])->z)) * _S150;
-    sums_1->values_0[4U] = _S153;
-    float4  _S154 = _S149 + make_float4 (*&((&scores_0[2U])->w)) * _S150;
-    sums_1->values_0[6U] = _S154;
-    float4  _S155 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S151 + make_float4 (*&((&scores_0[3U])->x)) * _S155;
-    sums_1->values_0[2U] = _S152 + make_float4 (*&((&scores_0[3U])->y)) * _S155;
-    sums_1->values_0[4U] = _S153 + make_float4 (*&((&scores_0[3U])->z)) * _S155;
-    sums_1->values_0[6U] = _S154 + make_float4 (*&((&scores_0[3U])->w)) * _S155;
-    float4  _S156 = sums_1->values_0[1U] * make_float4 (_S134.x);
-    sums_1->values_0[1U] = _S156;
-    float4  _S157 = sums_1->values_0[3U] * make_float4 (_S134.y);
-    sums_1->values_0[3U] = _S157;
-    float4  _S158 = sums_1->values_0[5U] * make_float4 (_S134.z);
-    sums_1->values_0[5U] = _S158;
-    float4  _S159 = sums_1->values_0[7U] * make_float4 (_S134.w);
-    sums_1->values_0[7U] = _S159;
-    float4  _S160 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    float4  _S161 = _S156 + make_float4 (*&((&scores_0[0U])->x)) * _S160;
-    sums_1->values_0[1U] = _S161;
-    float4  _S162 = _S157 + make_float4 (*&((&scores_0[0U])->y)) * _S160;
-    sums_1->values_0[3U] = _S162;
-    float4  _S163 = _S158 + make_float4 (*&((&scores_0[0U])->z)) * _S160;
-    sums_1->values_0[5U] = _S163;
-    float4  _S164 = _S159 + make_float4 (*&((&scores_0[0U])->w)) * _S160;
-    sums_1->values_0[7U] = _S164;
-    float4  _S165 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    float4  _S166 = _S161 + make_float4 (*&((&scores_0[1U])->x)) * _S165;
-    sums_1->values_0[1U] = _S166;
-    float4  _S167 = _S162 + make_float4 (*&((&scores_0[1U])->y)) * _S165;
-    sums_1->values_0[3U] = _S167;
-    float4  _S168 = _S163 + make_float4 (*&((&scores_0[1U])->z)) * _S165;
-    sums_1->values_0[5U] = _S168;
-    float4  _S169 = _S164 + make_float4 (*&((&scores_0[1U])->w)) * _S165;
-    sums_1->values_0[7U] = _S169;
-    float4  _S170 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    float4  _S171 = _S166 + make_float4 (*&((&scores_0[2U])->x)) * _S170;
-    sums_1->values_0[1U] = _S171;
-    float4  _S172 = _S167 + make_float4 (*&((&scores_0[2U])->y)) * _S170;
-    sums_1->values_0[3U] = _S172;
-    float4  _S173 = _S168 + make_float4 (*&((&scores_0[2U])->z)) * _S170;
-    sums_1->values_0[5U] = _S173;
-    float4  _S174 = _S169 + make_float4 (*&((&scores_0[2U])->w)) * _S170;
-    sums_1->values_0[7U] = _S174;
-    float4  _S175 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S171 + make_float4 (*&((&scores_0[3U])->x)) * _S175;
-    sums_1->values_0[3U] = _S172 + make_float4 (*&((&scores_0[3U])->y)) * _S175;
-    sums_1->values_0[5U] = _S173 + make_float4 (*&((&scores_0[3U])->z)) * _S175;
-    sums_1->values_0[7U] = _S174 + make_float4 (*&((&scores_0[3U])->w)) * _S175;
+    float4  _S144 = sums_1->values_0[0U] * make_float4 (_S138.x);
+    sums_1->values_0[0U] = _S144;
+    float4  _S145 = sums_1->values_0[2U] * make_float4 (_S138.y);
+    sums_1->values_0[2U] = _S145;
+    float4  _S146 = sums_1->values_0[4U] * make_float4 (_S138.z);
+    sums_1->values_0[4U] = _S146;
+    float4  _S147 = sums_1->values_0[6U] * make_float4 (_S138.w);
+    sums_1->values_0[6U] = _S147;
+    float4  _S148 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    float4  _S149 = _S144 + make_float4 (*&((&scores_0[0U])->x)) * _S148;
+    sums_1->values_0[0U] = _S149;
+    float4  _S150 = _S145 + make_float4 (*&((&scores_0[0U])->y)) * _S148;
+    sums_1->values_0[2U] = _S150;
+    float4  _S151 = _S146 + make_float4 (*&((&scores_0[0U])->z)) * _S148;
+    sums_1->values_0[4U] = _S151;
+    float4  _S152 = _S147 + make_float4 (*&((&scores_0[0U])->w)) * _S148;
+    sums_1->values_0[6U] = _S152;
+    float4  _S153 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    float4  _S154 = _S149 + make_float4 (*&((&scores_0[1U])->x)) * _S153;
+    sums_1->values_0[0U] = _S154;
+    float4  _S155 = _S150 + make_float4 (*&((&scores_0[1U])->y)) * _S153;
+    sums_1->values_0[2U] = _S155;
+    float4  _S156 = _S151 + make_float4 (*&((&scores_0[1U])->z)) * _S153;
+    sums_1->values_0[4U] = _S156;
+    float4  _S157 = _S152 + make_float4 (*&((&scores_0[1U])->w)) * _S153;
+    sums_1->values_0[6U] = _S157;
+    float4  _S158 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
+    float4  _S159 = _S154 + make_float4 (*&((&scores_0[2U])->x)) * _S158;
+    sums_1->values_0[0U] = _S159;
+    float4  _S160 = _S155 + make_float4 (*&((&scores_0[2U])->y)) * _S158;
+    sums_1->values_0[2U] = _S160;
+    float4  _S161 = _S156 + make_float4 (*&((&scores_0[2U])->z)) * _S158;
+    sums_1->values_0[4U] = _S161;
+    float4  _S162 = _S157 + make_float4 (*&((&scores_0[2U])->w)) * _S158;
+    sums_1->values_0[6U] = _S162;
+    float4  _S163 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[0U] = _S159 + make_float4 (*&((&scores_0[3U])->x)) * _S163;
+    sums_1->values_0[2U] = _S160 + make_float4 (*&((&scores_0[3U])->y)) * _S163;
+    sums_1->values_0[4U] = _S161 + make_float4 (*&((&scores_0[3U])->z)) * _S163;
+    sums_1->values_0[6U] = _S162 + make_float4 (*&((&scores_0[3U])->w)) * _S163;
+    float4  _S164 = sums_1->values_0[1U] * make_float4 (_S138.x);
+    sums_1->values_0[1U] = _S164;
+    float4  _S165 = sums_1->values_0[3U] * make_float4 (_S138.y);
+    sums_1->values_0[3U] = _S165;
+    float4  _S166 = sums_1->values_0[5U] * make_float4 (_S138.z);
+    sums_1->values_0[5U] = _S166;
+    float4  _S167 = sums_1->values_0[7U] * make_float4 (_S138.w);
+    sums_1->values_0[7U] = _S167;
+    float4  _S168 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    float4  _S169 = _S164 + make_float4 (*&((&scores_0[0U])->x)) * _S168;
+    sums_1->values_0[1U] = _S169;
+    float4  _S170 = _S165 + make_float4 (*&((&scores_0[0U])->y)) * _S168;
+    sums_1->values_0[3U] = _S170;
+    float4  _S171 = _S166 + make_float4 (*&((&scores_0[0U])->z)) * _S168;
+    sums_1->values_0[5U] = _S171;
+    float4  _S172 = _S167 + make_float4 (*&((&scores_0[0U])->w)) * _S168;
+    sums_1->values_0[7U] = _S172;
+    float4  _S173 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    float4  _S174 = _S169 + make_float4 (*&((&scores_0[1U])->x)) * _S173;
+    sums_1->values_0[1U] = _S174;
+    float4  _S175 = _S170 + make_float4 (*&((&scores_0[1U])->y)) * _S173;
+    sums_1->values_0[3U] = _S175;
+    float4  _S176 = _S171 + make_float4 (*&((&scores_0[1U])->z)) * _S173;
+    sums_1->values_0[5U] = _S176;
+    float4  _S177 = _S172 + make_float4 (*&((&scores_0[1U])->w)) * _S173;
+    sums_1->values_0[7U] = _S177;
+    float4  _S178 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
+    float4  _S179 = _S174 + make_float4 (*&((&scores_0[2U])->x)) * _S178;
+    sums_1->values_0[1U] = _S179;
+    float4  _S180 = _S175 + make_float4 (*&((&scores_0[2U])->y)) * _S178;
+    sums_1->values_0[3U] = _S180;
+    float4  _S181 = _S176 + make_float4 (*&((&scores_0[2U])->z)) * _S178;
+    sums_1->values_0[5U] = _S181;
+    float4  _S182 = _S177 + make_float4 (*&((&scores_0[2U])->w)) * _S178;
+    sums_1->values_0[7U] = _S182;
+    float4  _S183 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[1U] = _S179 + make_float4 (*&((&scores_0[3U])->x)) * _S183;
+    sums_1->values_0[3U] = _S180 + make_float4 (*&((&scores_0[3U])->y)) * _S183;
+    sums_1->values_0[5U] = _S181 + make_float4 (*&((&scores_0[3U])->z)) * _S183;
+    sums_1->values_0[7U] = _S182 + make_float4 (*&((&scores_0[3U])->w)) * _S183;
     return;
 }
 
@@ -689,13 +685,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S176 = this_5->begin_3;
-    uint _S177 = this_5->page_size_0;
-    uint _S178 = position_0 / this_5->page_size_0;
-    uint _S179 = __ldg((&(sequences_1)[_S176 + _S178]));
-    uint _S180 = (U32_min((_S179), (this_5->pages_0 - 1U))) * _S177;
-    uint _S181 = position_0 % _S177;
-    return _S180 + _S181;
+    uint _S184 = this_5->begin_3;
+    uint _S185 = this_5->page_size_0;
+    uint _S186 = position_0 / this_5->page_size_0;
+    uint _S187 = __ldg((&(sequences_1)[_S184 + _S186]));
+    uint _S188 = (U32_min((_S187), (this_5->pages_0 - 1U))) * _S185;
+    uint _S189 = position_0 % _S185;
+    return _S188 + _S189;
 }
 
 struct Run_0
@@ -706,16 +702,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S182;
-    (&_S182)->vector_1 = vector_2;
-    (&_S182)->scale_1 = scale_2;
-    return _S182;
+    Run_0 _S190;
+    (&_S190)->vector_1 = vector_2;
+    (&_S190)->scale_1 = scale_2;
+    return _S190;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
 {
-    uint _S183 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S183 + element_2 / 4U, 2U * (_S183 + columns_1 / 4U) + element_2 / 32U);
+    uint _S191 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S191 + element_2 / 4U, 2U * (_S191 + columns_1 / 4U) + element_2 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -725,8 +721,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S184 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S184 >> (half_0 % 2U * 16U)).x;
+    uint _S192 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S192 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -737,117 +733,117 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 4>  slots_0;
-    StructuredBuffer<uint> _S185 = this_6->sequences_0;
-    uint _S186 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
-    uint _S187 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S186))));
-    slots_0[0U] = _S187;
-    uint _S188 = SequenceTable_slot_0(&this_6->table_2, _S185, (U32_min((first_1 + 16U), (_S186))));
-    slots_0[1U] = _S188;
-    uint _S189 = SequenceTable_slot_0(&this_6->table_2, _S185, (U32_min((first_1 + 32U), (_S186))));
-    slots_0[2U] = _S189;
-    uint _S190 = SequenceTable_slot_0(&this_6->table_2, _S185, (U32_min((first_1 + 48U), (_S186))));
-    slots_0[3U] = _S190;
-    uint _S191 = (&this_6->part_2)->head_dim_0;
-    uint _S192 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S193 = _S192 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S194 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S195 = (&this_6->part_2)->columns_0;
-    Run_0 _S196 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S193);
-    uint _S197 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S198 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S193);
+    StructuredBuffer<uint> _S193 = this_6->sequences_0;
+    uint _S194 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
+    uint _S195 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S194))));
+    slots_0[0U] = _S195;
+    uint _S196 = SequenceTable_slot_0(&this_6->table_2, _S193, (U32_min((first_1 + 16U), (_S194))));
+    slots_0[1U] = _S196;
+    uint _S197 = SequenceTable_slot_0(&this_6->table_2, _S193, (U32_min((first_1 + 32U), (_S194))));
+    slots_0[2U] = _S197;
+    uint _S198 = SequenceTable_slot_0(&this_6->table_2, _S193, (U32_min((first_1 + 48U), (_S194))));
+    slots_0[3U] = _S198;
+    uint _S199 = (&this_6->part_2)->head_dim_0;
+    uint _S200 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S201 = _S200 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S202 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S203 = (&this_6->part_2)->columns_0;
+    Run_0 _S204 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S201);
+    uint _S205 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S206 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S201);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S199 = this_6->k_pages_0;
-    uint _S200 = __ldg((&(this_6->k_pages_0)[_S196.vector_1]));
-    (&some_1)->keys_0[0U] = _S200;
-    StructuredBuffer<uint> _S201 = this_6->v_pages_0;
-    uint _S202 = __ldg((&(this_6->v_pages_0)[_S198.vector_1]));
-    (&some_1)->values_1[0U] = _S202;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S199, _S196.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S201, _S198.scale_1);
-    uint _S203 = 8U + lane_2;
-    uint _S204 = _S192 + 4U * (U32_min((_S203), (_S191 / 4U - 1U)));
-    Run_0 _S205 = Blocks8_run_0(_S194, slots_0[0U], _S195, _S204);
-    Run_0 _S206 = Blocks8_run_0(_S197, slots_0[0U], _S195, _S204);
-    uint _S207 = __ldg((&(_S199)[_S205.vector_1]));
-    (&some_1)->keys_0[1U] = _S207;
-    uint _S208 = __ldg((&(_S201)[_S206.vector_1]));
-    (&some_1)->values_1[1U] = _S208;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S199, _S205.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S201, _S206.scale_1);
-    uint _S209 = _S192 + 4U * (U32_min((lane_2), (_S191 / 4U - 1U)));
-    Run_0 _S210 = Blocks8_run_0(_S194, slots_0[1U], _S195, _S209);
-    Run_0 _S211 = Blocks8_run_0(_S197, slots_0[1U], _S195, _S209);
-    uint _S212 = __ldg((&(_S199)[_S210.vector_1]));
-    (&some_1)->keys_0[2U] = _S212;
-    uint _S213 = __ldg((&(_S201)[_S211.vector_1]));
-    (&some_1)->values_1[2U] = _S213;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S199, _S210.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S201, _S211.scale_1);
-    uint _S214 = _S192 + 4U * (U32_min((_S203), (_S191 / 4U - 1U)));
-    Run_0 _S215 = Blocks8_run_0(_S194, slots_0[1U], _S195, _S214);
-    Run_0 _S216 = Blocks8_run_0(_S197, slots_0[1U], _S195, _S214);
-    uint _S217 = __ldg((&(_S199)[_S215.vector_1]));
-    (&some_1)->keys_0[3U] = _S217;
-    uint _S218 = __ldg((&(_S201)[_S216.vector_1]));
-    (&some_1)->values_1[3U] = _S218;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S199, _S215.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S201, _S216.scale_1);
-    uint _S219 = _S192 + 4U * (U32_min((lane_2), (_S191 / 4U - 1U)));
-    Run_0 _S220 = Blocks8_run_0(_S194, slots_0[2U], _S195, _S219);
-    Run_0 _S221 = Blocks8_run_0(_S197, slots_0[2U], _S195, _S219);
-    uint _S222 = __ldg((&(_S199)[_S220.vector_1]));
-    (&some_1)->keys_0[4U] = _S222;
-    uint _S223 = __ldg((&(_S201)[_S221.vector_1]));
-    (&some_1)->values_1[4U] = _S223;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S199, _S220.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S201, _S221.scale_1);
-    uint _S224 = _S192 + 4U * (U32_min((_S203), (_S191 / 4U - 1U)));
-    Run_0 _S225 = Blocks8_run_0(_S194, slots_0[2U], _S195, _S224);
-    Run_0 _S226 = Blocks8_run_0(_S197, slots_0[2U], _S195, _S224);
-    uint _S227 = __ldg((&(_S199)[_S225.vector_1]));
-    (&some_1)->keys_0[5U] = _S227;
-    uint _S228 = __ldg((&(_S201)[_S226.vector_1]));
-    (&some_1)->values_1[5U] = _S228;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S199, _S225.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S201, _S226.scale_1);
-    uint _S229 = _S192 + 4U * (U32_min((lane_2), (_S191 / 4U - 1U)));
-    Run_0 _S230 = Blocks8_run_0(_S194, slots_0[3U], _S195, _S229);
-    Run_0 _S231 = Blocks8_run_0(_S197, slots_0[3U], _S195, _S229);
-    uint _S232 = __ldg((&(_S199)[_S230.vector_1]));
-    (&some_1)->keys_0[6U] = _S232;
-    uint _S233 = __ldg((&(_S201)[_S231.vector_1]));
-    (&some_1)->values_1[6U] = _S233;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S199, _S230.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S201, _S231.scale_1);
-    uint _S234 = _S192 + 4U * (U32_min((_S203), (_S191 / 4U - 1U)));
-    Run_0 _S235 = Blocks8_run_0(_S194, slots_0[3U], _S195, _S234);
-    Run_0 _S236 = Blocks8_run_0(_S197, slots_0[3U], _S195, _S234);
-    uint _S237 = __ldg((&(_S199)[_S235.vector_1]));
-    (&some_1)->keys_0[7U] = _S237;
-    uint _S238 = __ldg((&(_S201)[_S236.vector_1]));
-    (&some_1)->values_1[7U] = _S238;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S199, _S235.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S201, _S236.scale_1);
+    StructuredBuffer<uint> _S207 = this_6->k_pages_0;
+    uint _S208 = __ldg((&(this_6->k_pages_0)[_S204.vector_1]));
+    (&some_1)->keys_0[0U] = _S208;
+    StructuredBuffer<uint> _S209 = this_6->v_pages_0;
+    uint _S210 = __ldg((&(this_6->v_pages_0)[_S206.vector_1]));
+    (&some_1)->values_1[0U] = _S210;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S207, _S204.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S209, _S206.scale_1);
+    uint _S211 = 8U + lane_2;
+    uint _S212 = _S200 + 4U * (U32_min((_S211), (_S199 / 4U - 1U)));
+    Run_0 _S213 = Blocks8_run_0(_S202, slots_0[0U], _S203, _S212);
+    Run_0 _S214 = Blocks8_run_0(_S205, slots_0[0U], _S203, _S212);
+    uint _S215 = __ldg((&(_S207)[_S213.vector_1]));
+    (&some_1)->keys_0[1U] = _S215;
+    uint _S216 = __ldg((&(_S209)[_S214.vector_1]));
+    (&some_1)->values_1[1U] = _S216;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S207, _S213.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S209, _S214.scale_1);
+    uint _S217 = _S200 + 4U * (U32_min((lane_2), (_S199 / 4U - 1U)));
+    Run_0 _S218 = Blocks8_run_0(_S202, slots_0[1U], _S203, _S217);
+    Run_0 _S219 = Blocks8_run_0(_S205, slots_0[1U], _S203, _S217);
+    uint _S220 = __ldg((&(_S207)[_S218.vector_1]));
+    (&some_1)->keys_0[2U] = _S220;
+    uint _S221 = __ldg((&(_S209)[_S219.vector_1]));
+    (&some_1)->values_1[2U] = _S221;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S207, _S218.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S209, _S219.scale_1);
+    uint _S222 = _S200 + 4U * (U32_min((_S211), (_S199 / 4U - 1U)));
+    Run_0 _S223 = Blocks8_run_0(_S202, slots_0[1U], _S203, _S222);
+    Run_0 _S224 = Blocks8_run_0(_S205, slots_0[1U], _S203, _S222);
+    uint _S225 = __ldg((&(_S207)[_S223.vector_1]));
+    (&some_1)->keys_0[3U] = _S225;
+    uint _S226 = __ldg((&(_S209)[_S224.vector_1]));
+    (&some_1)->values_1[3U] = _S226;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S207, _S223.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S209, _S224.scale_1);
+    uint _S227 = _S200 + 4U * (U32_min((lane_2), (_S199 / 4U - 1U)));
+    Run_0 _S228 = Blocks8_run_0(_S202, slots_0[2U], _S203, _S227);
+    Run_0 _S229 = Blocks8_run_0(_S205, slots_0[2U], _S203, _S227);
+    uint _S230 = __ldg((&(_S207)[_S228.vector_1]));
+    (&some_1)->keys_0[4U] = _S230;
+    uint _S231 = __ldg((&(_S209)[_S229.vector_1]));
+    (&some_1)->values_1[4U] = _S231;
+    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S207, _S228.scale_1);
+    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S209, _S229.scale_1);
+    uint _S232 = _S200 + 4U * (U32_min((_S211), (_S199 / 4U - 1U)));
+    Run_0 _S233 = Blocks8_run_0(_S202, slots_0[2U], _S203, _S232);
+    Run_0 _S234 = Blocks8_run_0(_S205, slots_0[2U], _S203, _S232);
+    uint _S235 = __ldg((&(_S207)[_S233.vector_1]));
+    (&some_1)->keys_0[5U] = _S235;
+    uint _S236 = __ldg((&(_S209)[_S234.vector_1]));
+    (&some_1)->values_1[5U] = _S236;
+    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S207, _S233.scale_1);
+    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S209, _S234.scale_1);
+    uint _S237 = _S200 + 4U * (U32_min((lane_2), (_S199 / 4U - 1U)));
+    Run_0 _S238 = Blocks8_run_0(_S202, slots_0[3U], _S203, _S237);
+    Run_0 _S239 = Blocks8_run_0(_S205, slots_0[3U], _S203, _S237);
+    uint _S240 = __ldg((&(_S207)[_S238.vector_1]));
+    (&some_1)->keys_0[6U] = _S240;
+    uint _S241 = __ldg((&(_S209)[_S239.vector_1]));
+    (&some_1)->values_1[6U] = _S241;
+    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S207, _S238.scale_1);
+    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S209, _S239.scale_1);
+    uint _S242 = _S200 + 4U * (U32_min((_S211), (_S199 / 4U - 1U)));
+    Run_0 _S243 = Blocks8_run_0(_S202, slots_0[3U], _S203, _S242);
+    Run_0 _S244 = Blocks8_run_0(_S205, slots_0[3U], _S203, _S242);
+    uint _S245 = __ldg((&(_S207)[_S243.vector_1]));
+    (&some_1)->keys_0[7U] = _S245;
+    uint _S246 = __ldg((&(_S209)[_S244.vector_1]));
+    (&some_1)->values_1[7U] = _S246;
+    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S207, _S243.scale_1);
+    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S209, _S244.scale_1);
     return some_1;
 }
 
 __device__ float4  abs_0(float4  x_7)
 {
-    float4  result_6;
-    int i_5 = int(0);
+    float4  result_5;
+    int i_4 = int(0);
     for(;;)
     {
-        if(i_5 < int(4))
+        if(i_4 < int(4))
         {
         }
         else
         {
             break;
         }
-        *_slang_vector_get_element_ptr(&result_6, i_5) = (F32_abs((_slang_vector_get_element(x_7, i_5))));
-        i_5 = i_5 + int(1);
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_abs((_slang_vector_get_element(x_7, i_4))));
+        i_4 = i_4 + int(1);
     }
-    return result_6;
+    return result_5;
 }
 
 __device__ float4  clamp_0(float4  x_8, float4  minBound_0, float4  maxBound_0)
@@ -862,11 +858,11 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_9)
 {
-    float _S239;
-    Run_0 _S240 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
-    int2  _S241 = make_int2 (int(0));
-    float2  _S242 = make_float2 ((float)_S241.x, (float)_S241.y);
-    float2  scales_0 = _S242;
+    float _S247;
+    Run_0 _S248 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
+    int2  _S249 = make_int2 (int(0));
+    float2  _S250 = make_float2 ((float)_S249.x, (float)_S249.y);
+    float2  scales_0 = _S250;
     uint block_0 = 0U;
     for(;;)
     {
@@ -877,8 +873,101 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
         {
             break;
         }
-        uint i_6 = 0U;
+        uint i_5 = 0U;
         float most_0 = 0.0f;
+        for(;;)
+        {
+            if(i_5 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S251 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_5);
+            float4  _S252 = abs_0(_S251);
+            bool _S253;
+            if(_S252.x > most_0)
+            {
+                _S253 = true;
+            }
+            else
+            {
+                _S253 = (F32_isnan((_S252.x)));
+            }
+            if(_S253)
+            {
+                _S247 = _S252.x;
+            }
+            else
+            {
+                _S247 = most_0;
+            }
+            bool _S254;
+            if(_S252.y > _S247)
+            {
+                _S254 = true;
+            }
+            else
+            {
+                _S254 = (F32_isnan((_S252.y)));
+            }
+            float _S255;
+            if(_S254)
+            {
+                _S255 = _S252.y;
+            }
+            else
+            {
+                _S255 = _S247;
+            }
+            bool _S256;
+            if(_S252.z > _S255)
+            {
+                _S256 = true;
+            }
+            else
+            {
+                _S256 = (F32_isnan((_S252.z)));
+            }
+            float _S257;
+            if(_S256)
+            {
+                _S257 = _S252.z;
+            }
+            else
+            {
+                _S257 = _S255;
+            }
+            bool _S258;
+            if(_S252.w > _S257)
+            {
+                _S258 = true;
+            }
+            else
+            {
+                _S258 = (F32_isnan((_S252.w)));
+            }
+            if(_S258)
+            {
+                most_0 = _S252.w;
+            }
+            else
+            {
+                most_0 = _S257;
+            }
+            i_5 = i_5 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S247 = 127.0f / most_0;
+        }
+        else
+        {
+            _S247 = 0.0f;
+        }
+        uint i_6 = 0U;
         for(;;)
         {
             if(i_6 < 8U)
@@ -888,123 +977,30 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
             {
                 break;
             }
-            float4  _S243 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
-            float4  _S244 = abs_0(_S243);
-            bool _S245;
-            if(_S244.x > most_0)
-            {
-                _S245 = true;
-            }
-            else
-            {
-                _S245 = (F32_isnan((_S244.x)));
-            }
-            if(_S245)
-            {
-                _S239 = _S244.x;
-            }
-            else
-            {
-                _S239 = most_0;
-            }
-            bool _S246;
-            if(_S244.y > _S239)
-            {
-                _S246 = true;
-            }
-            else
-            {
-                _S246 = (F32_isnan((_S244.y)));
-            }
-            float _S247;
-            if(_S246)
-            {
-                _S247 = _S244.y;
-            }
-            else
-            {
-                _S247 = _S239;
-            }
-            bool _S248;
-            if(_S244.z > _S247)
-            {
-                _S248 = true;
-            }
-            else
-            {
-                _S248 = (F32_isnan((_S244.z)));
-            }
-            float _S249;
-            if(_S248)
-            {
-                _S249 = _S244.z;
-            }
-            else
-            {
-                _S249 = _S247;
-            }
-            bool _S250;
-            if(_S244.w > _S249)
-            {
-                _S250 = true;
-            }
-            else
-            {
-                _S250 = (F32_isnan((_S244.w)));
-            }
-            if(_S250)
-            {
-                most_0 = _S244.w;
-            }
-            else
-            {
-                most_0 = _S249;
-            }
+            float4  _S259 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
+            float4  _S260 = make_float4 (_S247) * _S259;
+            int4  _S261 = make_int4 (int(-127));
+            float4  _S262 = make_float4 ((float)_S261.x, (float)_S261.y, (float)_S261.z, (float)_S261.w);
+            int4  _S263 = make_int4 (int(127));
+            float4  _S264 = make_float4 ((float)_S263.x, (float)_S263.y, (float)_S263.z, (float)_S263.w);
+            float4  _S265 = clamp_0(_S260 + _slang_select(_S260 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S262, _S264);
+            int4  _S266 = make_int4 ((int)_S265.x, (int)_S265.y, (int)_S265.z, (int)_S265.w);
+            *(&(pool_1)[_S248.vector_1 + 8U * block_0 + i_6]) = uint(((((_S266.x) & int(255)) | (((_S266.y) & int(255)) << int(8))) | (((_S266.z) & int(255)) << int(16))) | ((_S266.w) << int(24)));
             i_6 = i_6 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
-        if(most_0 > 0.0f)
-        {
-            _S239 = 127.0f / most_0;
-        }
-        else
-        {
-            _S239 = 0.0f;
-        }
-        uint i_7 = 0U;
-        for(;;)
-        {
-            if(i_7 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S251 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_7);
-            float4  _S252 = make_float4 (_S239) * _S251;
-            int4  _S253 = make_int4 (int(-127));
-            float4  _S254 = make_float4 ((float)_S253.x, (float)_S253.y, (float)_S253.z, (float)_S253.w);
-            int4  _S255 = make_int4 (int(127));
-            float4  _S256 = make_float4 ((float)_S255.x, (float)_S255.y, (float)_S255.z, (float)_S255.w);
-            float4  _S257 = clamp_0(_S252 + _slang_select(_S252 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S254, _S256);
-            int4  _S258 = make_int4 ((int)_S257.x, (int)_S257.y, (int)_S257.z, (int)_S257.w);
-            *(&(pool_1)[_S240.vector_1 + 8U * block_0 + i_7]) = uint(((((_S258.x) & int(255)) | (((_S258.y) & int(255)) << int(8))) | (((_S258.z) & int(255)) << int(16))) | ((_S258.w) << int(24)));
-            i_7 = i_7 + 1U;
         }
         block_0 = block_0 + 1U;
     }
-    *(&(pool_1)[_S240.scale_1 / 2U]) = pack_halves_0(scales_0);
+    *(&(pool_1)[_S248.scale_1 / 2U]) = pack_halves_0(scales_0);
     return;
 }
 
 __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_10)
 {
-    float _S259;
-    Run_0 _S260 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
-    int2  _S261 = make_int2 (int(0));
-    float2  _S262 = make_float2 ((float)_S261.x, (float)_S261.y);
-    float2  scales_1 = _S262;
+    float _S267;
+    Run_0 _S268 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
+    int2  _S269 = make_int2 (int(0));
+    float2  _S270 = make_float2 ((float)_S269.x, (float)_S269.y);
+    float2  scales_1 = _S270;
     uint block_1 = 0U;
     for(;;)
     {
@@ -1015,8 +1011,101 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
         {
             break;
         }
-        uint i_8 = 0U;
+        uint i_7 = 0U;
         float most_1 = 0.0f;
+        for(;;)
+        {
+            if(i_7 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S271 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_7);
+            float4  _S272 = abs_0(_S271);
+            bool _S273;
+            if(_S272.x > most_1)
+            {
+                _S273 = true;
+            }
+            else
+            {
+                _S273 = (F32_isnan((_S272.x)));
+            }
+            if(_S273)
+            {
+                _S267 = _S272.x;
+            }
+            else
+            {
+                _S267 = most_1;
+            }
+            bool _S274;
+            if(_S272.y > _S267)
+            {
+                _S274 = true;
+            }
+            else
+            {
+                _S274 = (F32_isnan((_S272.y)));
+            }
+            float _S275;
+            if(_S274)
+            {
+                _S275 = _S272.y;
+            }
+            else
+            {
+                _S275 = _S267;
+            }
+            bool _S276;
+            if(_S272.z > _S275)
+            {
+                _S276 = true;
+            }
+            else
+            {
+                _S276 = (F32_isnan((_S272.z)));
+            }
+            float _S277;
+            if(_S276)
+            {
+                _S277 = _S272.z;
+            }
+            else
+            {
+                _S277 = _S275;
+            }
+            bool _S278;
+            if(_S272.w > _S277)
+            {
+                _S278 = true;
+            }
+            else
+            {
+                _S278 = (F32_isnan((_S272.w)));
+            }
+            if(_S278)
+            {
+                most_1 = _S272.w;
+            }
+            else
+            {
+                most_1 = _S277;
+            }
+            i_7 = i_7 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
+        if(most_1 > 0.0f)
+        {
+            _S267 = 127.0f / most_1;
+        }
+        else
+        {
+            _S267 = 0.0f;
+        }
+        uint i_8 = 0U;
         for(;;)
         {
             if(i_8 < 8U)
@@ -1026,197 +1115,104 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
             {
                 break;
             }
-            float4  _S263 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
-            float4  _S264 = abs_0(_S263);
-            bool _S265;
-            if(_S264.x > most_1)
-            {
-                _S265 = true;
-            }
-            else
-            {
-                _S265 = (F32_isnan((_S264.x)));
-            }
-            if(_S265)
-            {
-                _S259 = _S264.x;
-            }
-            else
-            {
-                _S259 = most_1;
-            }
-            bool _S266;
-            if(_S264.y > _S259)
-            {
-                _S266 = true;
-            }
-            else
-            {
-                _S266 = (F32_isnan((_S264.y)));
-            }
-            float _S267;
-            if(_S266)
-            {
-                _S267 = _S264.y;
-            }
-            else
-            {
-                _S267 = _S259;
-            }
-            bool _S268;
-            if(_S264.z > _S267)
-            {
-                _S268 = true;
-            }
-            else
-            {
-                _S268 = (F32_isnan((_S264.z)));
-            }
-            float _S269;
-            if(_S268)
-            {
-                _S269 = _S264.z;
-            }
-            else
-            {
-                _S269 = _S267;
-            }
-            bool _S270;
-            if(_S264.w > _S269)
-            {
-                _S270 = true;
-            }
-            else
-            {
-                _S270 = (F32_isnan((_S264.w)));
-            }
-            if(_S270)
-            {
-                most_1 = _S264.w;
-            }
-            else
-            {
-                most_1 = _S269;
-            }
+            float4  _S279 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
+            float4  _S280 = make_float4 (_S267) * _S279;
+            int4  _S281 = make_int4 (int(-127));
+            float4  _S282 = make_float4 ((float)_S281.x, (float)_S281.y, (float)_S281.z, (float)_S281.w);
+            int4  _S283 = make_int4 (int(127));
+            float4  _S284 = make_float4 ((float)_S283.x, (float)_S283.y, (float)_S283.z, (float)_S283.w);
+            float4  _S285 = clamp_0(_S280 + _slang_select(_S280 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S282, _S284);
+            int4  _S286 = make_int4 ((int)_S285.x, (int)_S285.y, (int)_S285.z, (int)_S285.w);
+            *(&(pool_2)[_S268.vector_1 + 8U * block_1 + i_8]) = uint(((((_S286.x) & int(255)) | (((_S286.y) & int(255)) << int(8))) | (((_S286.z) & int(255)) << int(16))) | ((_S286.w) << int(24)));
             i_8 = i_8 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
-        if(most_1 > 0.0f)
-        {
-            _S259 = 127.0f / most_1;
-        }
-        else
-        {
-            _S259 = 0.0f;
-        }
-        uint i_9 = 0U;
-        for(;;)
-        {
-            if(i_9 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S271 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_9);
-            float4  _S272 = make_float4 (_S259) * _S271;
-            int4  _S273 = make_int4 (int(-127));
-            float4  _S274 = make_float4 ((float)_S273.x, (float)_S273.y, (float)_S273.z, (float)_S273.w);
-            int4  _S275 = make_int4 (int(127));
-            float4  _S276 = make_float4 ((float)_S275.x, (float)_S275.y, (float)_S275.z, (float)_S275.w);
-            float4  _S277 = clamp_0(_S272 + _slang_select(_S272 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S274, _S276);
-            int4  _S278 = make_int4 ((int)_S277.x, (int)_S277.y, (int)_S277.z, (int)_S277.w);
-            *(&(pool_2)[_S260.vector_1 + 8U * block_1 + i_9]) = uint(((((_S278.x) & int(255)) | (((_S278.y) & int(255)) << int(8))) | (((_S278.z) & int(255)) << int(16))) | ((_S278.w) << int(24)));
-            i_9 = i_9 + 1U;
         }
         block_1 = block_1 + 1U;
     }
-    *(&(pool_2)[_S260.scale_1 / 2U]) = pack_halves_0(scales_1);
+    *(&(pool_2)[_S268.scale_1 / 2U]) = pack_halves_0(scales_1);
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S279 = make_int4 (int(0));
-    float4  _S280 = make_float4 ((float)_S279.x, (float)_S279.y, (float)_S279.z, (float)_S279.w);
-    (&sums_2)->values_0[0U] = _S280;
-    (&sums_2)->values_0[1U] = _S280;
-    (&sums_2)->values_0[2U] = _S280;
-    (&sums_2)->values_0[3U] = _S280;
-    (&sums_2)->values_0[4U] = _S280;
-    (&sums_2)->values_0[5U] = _S280;
-    (&sums_2)->values_0[6U] = _S280;
-    (&sums_2)->values_0[7U] = _S280;
+    int4  _S287 = make_int4 (int(0));
+    float4  _S288 = make_float4 ((float)_S287.x, (float)_S287.y, (float)_S287.z, (float)_S287.w);
+    (&sums_2)->values_0[0U] = _S288;
+    (&sums_2)->values_0[1U] = _S288;
+    (&sums_2)->values_0[2U] = _S288;
+    (&sums_2)->values_0[3U] = _S288;
+    (&sums_2)->values_0[4U] = _S288;
+    (&sums_2)->values_0[5U] = _S288;
+    (&sums_2)->values_0[6U] = _S288;
+    (&sums_2)->values_0[7U] = _S288;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S280;
+    (&sums_2)->total_0 = _S288;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S281 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S282 = max_0(sums_3->peak_0, _S281);
-    float4  _S283 = exp_0(sums_3->peak_0 - _S282);
-    float4  _S284 = sums_3->total_0 * _S283;
-    float4  _S285 = of_other_0(_S284, 8U);
-    float4  _S286 = _S284 + _S285;
-    float4  _S287 = sums_3->values_0[0U] * make_float4 (_S283.x);
-    float4  _S288 = of_other_0(_S287, 8U);
-    float4  _S289 = _S287 + _S288;
-    float4  _S290 = sums_3->values_0[1U] * make_float4 (_S283.x);
-    float4  _S291 = of_other_0(_S290, 8U);
-    float4  _S292 = _S290 + _S291;
-    float4  _S293 = sums_3->values_0[2U] * make_float4 (_S283.y);
-    float4  _S294 = of_other_0(_S293, 8U);
-    float4  _S295 = _S293 + _S294;
-    float4  _S296 = sums_3->values_0[3U] * make_float4 (_S283.y);
-    float4  _S297 = of_other_0(_S296, 8U);
-    float4  _S298 = _S296 + _S297;
-    float4  _S299 = sums_3->values_0[4U] * make_float4 (_S283.z);
-    float4  _S300 = of_other_0(_S299, 8U);
-    float4  _S301 = _S299 + _S300;
-    float4  _S302 = sums_3->values_0[5U] * make_float4 (_S283.z);
-    float4  _S303 = of_other_0(_S302, 8U);
-    float4  _S304 = _S302 + _S303;
-    float4  _S305 = sums_3->values_0[6U] * make_float4 (_S283.w);
-    float4  _S306 = of_other_0(_S305, 8U);
-    float4  _S307 = _S305 + _S306;
-    float4  _S308 = sums_3->values_0[7U] * make_float4 (_S283.w);
-    float4  _S309 = of_other_0(_S308, 8U);
-    float4  _S310 = _S308 + _S309;
-    float4  _S311 = of_other_0(_S282, 16U);
-    float4  _S312 = max_0(_S282, _S311);
-    float4  _S313 = exp_0(_S282 - _S312);
-    sums_3->peak_0 = _S312;
-    float4  _S314 = _S286 * _S313;
-    float4  _S315 = of_other_0(_S314, 16U);
-    sums_3->total_0 = _S314 + _S315;
-    float4  _S316 = _S289 * make_float4 (_S313.x);
-    float4  _S317 = of_other_0(_S316, 16U);
-    sums_3->values_0[0U] = _S316 + _S317;
-    float4  _S318 = _S292 * make_float4 (_S313.x);
-    float4  _S319 = of_other_0(_S318, 16U);
-    sums_3->values_0[1U] = _S318 + _S319;
-    float4  _S320 = _S295 * make_float4 (_S313.y);
-    float4  _S321 = of_other_0(_S320, 16U);
-    sums_3->values_0[2U] = _S320 + _S321;
-    float4  _S322 = _S298 * make_float4 (_S313.y);
+    float4  _S289 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S290 = max_0(sums_3->peak_0, _S289);
+    float4  _S291 = powers_0(sums_3->peak_0 - _S290);
+    float4  _S292 = sums_3->total_0 * _S291;
+    float4  _S293 = of_other_0(_S292, 8U);
+    float4  _S294 = _S292 + _S293;
+    float4  _S295 = sums_3->values_0[0U] * make_float4 (_S291.x);
+    float4  _S296 = of_other_0(_S295, 8U);
+    float4  _S297 = _S295 + _S296;
+    float4  _S298 = sums_3->values_0[1U] * make_float4 (_S291.x);
+    float4  _S299 = of_other_0(_S298, 8U);
+    float4  _S300 = _S298 + _S299;
+    float4  _S301 = sums_3->values_0[2U] * make_float4 (_S291.y);
+    float4  _S302 = of_other_0(_S301, 8U);
+    float4  _S303 = _S301 + _S302;
+    float4  _S304 = sums_3->values_0[3U] * make_float4 (_S291.y);
+    float4  _S305 = of_other_0(_S304, 8U);
+    float4  _S306 = _S304 + _S305;
+    float4  _S307 = sums_3->values_0[4U] * make_float4 (_S291.z);
+    float4  _S308 = of_other_0(_S307, 8U);
+    float4  _S309 = _S307 + _S308;
+    float4  _S310 = sums_3->values_0[5U] * make_float4 (_S291.z);
+    float4  _S311 = of_other_0(_S310, 8U);
+    float4  _S312 = _S310 + _S311;
+    float4  _S313 = sums_3->values_0[6U] * make_float4 (_S291.w);
+    float4  _S314 = of_other_0(_S313, 8U);
+    float4  _S315 = _S313 + _S314;
+    float4  _S316 = sums_3->values_0[7U] * make_float4 (_S291.w);
+    float4  _S317 = of_other_0(_S316, 8U);
+    float4  _S318 = _S316 + _S317;
+    float4  _S319 = of_other_0(_S290, 16U);
+    float4  _S320 = max_0(_S290, _S319);
+    float4  _S321 = powers_0(_S290 - _S320);
+    sums_3->peak_0 = _S320;
+    float4  _S322 = _S294 * _S321;
     float4  _S323 = of_other_0(_S322, 16U);
-    sums_3->values_0[3U] = _S322 + _S323;
-    float4  _S324 = _S301 * make_float4 (_S313.z);
+    sums_3->total_0 = _S322 + _S323;
+    float4  _S324 = _S297 * make_float4 (_S321.x);
     float4  _S325 = of_other_0(_S324, 16U);
-    sums_3->values_0[4U] = _S324 + _S325;
-    float4  _S326 = _S304 * make_float4 (_S313.z);
+    sums_3->values_0[0U] = _S324 + _S325;
+    float4  _S326 = _S300 * make_float4 (_S321.x);
     float4  _S327 = of_other_0(_S326, 16U);
-    sums_3->values_0[5U] = _S326 + _S327;
-    float4  _S328 = _S307 * make_float4 (_S313.w);
+    sums_3->values_0[1U] = _S326 + _S327;
+    float4  _S328 = _S303 * make_float4 (_S321.y);
     float4  _S329 = of_other_0(_S328, 16U);
-    sums_3->values_0[6U] = _S328 + _S329;
-    float4  _S330 = _S310 * make_float4 (_S313.w);
+    sums_3->values_0[2U] = _S328 + _S329;
+    float4  _S330 = _S306 * make_float4 (_S321.y);
     float4  _S331 = of_other_0(_S330, 16U);
-    sums_3->values_0[7U] = _S330 + _S331;
+    sums_3->values_0[3U] = _S330 + _S331;
+    float4  _S332 = _S309 * make_float4 (_S321.z);
+    float4  _S333 = of_other_0(_S332, 16U);
+    sums_3->values_0[4U] = _S332 + _S333;
+    float4  _S334 = _S312 * make_float4 (_S321.z);
+    float4  _S335 = of_other_0(_S334, 16U);
+    sums_3->values_0[5U] = _S334 + _S335;
+    float4  _S336 = _S315 * make_float4 (_S321.w);
+    float4  _S337 = of_other_0(_S336, 16U);
+    sums_3->values_0[6U] = _S336 + _S337;
+    float4  _S338 = _S318 * make_float4 (_S321.w);
+    float4  _S339 = of_other_0(_S338, 16U);
+    sums_3->values_0[7U] = _S338 + _S339;
     return;
 }
 
@@ -1228,64 +1224,71 @@ __device__ __shared__ FixedArray<float4 , 256>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S332 = thread_1 / 32U;
-    uint _S333 = thread_1 % 32U;
-    if(_S333 == 0U)
+    uint _S340 = thread_1 / 32U;
+    uint _S341 = thread_1 % 32U;
+    if(_S341 == 0U)
     {
-        (*&peaks_0)[_S332] = sums_4->peak_0;
-        (*&totals_0)[_S332] = sums_4->total_0;
+        (*&peaks_0)[_S340] = sums_4->peak_0;
+        (*&totals_0)[_S340] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S334 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S334, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S335 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S342 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S342, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S343 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S344 = _S343 * (*&totals_0)[0U];
+    float4  _S345 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S344 + _S345 * (*&totals_0)[1U];
+    float4  _S346 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S346 * (*&totals_0)[2U];
+    float4  _S347 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S347 * (*&totals_0)[3U];
+    float4  _S348 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S333 < 8U)
+                if(_S341 < 8U)
                 {
-                    uint _S336 = _S332 * 4U * 2U;
-                    (*&exchange_0)[_S336 * 8U + _S333] = make_float4 (_S335.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S336 + 1U) * 8U + _S333] = make_float4 (_S335.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S336 + 2U) * 8U + _S333] = make_float4 (_S335.y) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S336 + 3U) * 8U + _S333] = make_float4 (_S335.y) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S336 + 4U) * 8U + _S333] = make_float4 (_S335.z) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S336 + 5U) * 8U + _S333] = make_float4 (_S335.z) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S336 + 6U) * 8U + _S333] = make_float4 (_S335.w) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S336 + 7U) * 8U + _S333] = make_float4 (_S335.w) * sums_4->values_0[7U];
+                    uint _S349 = _S340 * 4U * 2U;
+                    (*&exchange_0)[_S349 * 8U + _S341] = make_float4 (_S348.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S349 + 1U) * 8U + _S341] = make_float4 (_S348.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S349 + 2U) * 8U + _S341] = make_float4 (_S348.y) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S349 + 3U) * 8U + _S341] = make_float4 (_S348.y) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S349 + 4U) * 8U + _S341] = make_float4 (_S348.z) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S349 + 5U) * 8U + _S341] = make_float4 (_S348.z) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S349 + 6U) * 8U + _S341] = make_float4 (_S348.w) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S349 + 7U) * 8U + _S341] = make_float4 (_S348.w) * sums_4->values_0[7U];
                 }
                 __syncthreads();
-                uint i_10 = thread_1;
+                uint i_9 = thread_1;
                 for(;;)
                 {
-                    if(i_10 < 64U)
+                    if(i_9 < 64U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S337 = i_10 / 16U;
-                    uint _S338 = i_10 % 16U;
-                    float4  whole_0 = (*&exchange_0)[i_10] + (*&exchange_0)[64U + i_10] + (*&exchange_0)[128U + i_10] + (*&exchange_0)[192U + i_10];
-                    bool _S339;
-                    if(_S337 < (part_3->heads_0))
+                    uint _S350 = i_9 / 16U;
+                    uint _S351 = i_9 % 16U;
+                    float4  whole_0 = (*&exchange_0)[i_9] + (*&exchange_0)[64U + i_9] + (*&exchange_0)[128U + i_9] + (*&exchange_0)[192U + i_9];
+                    bool _S352;
+                    if(_S350 < (part_3->heads_0))
                     {
-                        _S339 = _S338 < (part_3->head_dim_0 / 4U);
+                        _S352 = _S351 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S339 = false;
+                        _S352 = false;
                     }
-                    if(_S339)
+                    if(_S352)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S337 * part_3->out_stride_0 + _S338]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S350 * part_3->out_stride_0 + _S351]) = whole_0;
                     }
-                    i_10 = i_10 + 128U;
+                    i_9 = i_9 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1296,7 +1299,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1309,38 +1312,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S340 = thread_2 % 8U;
-    uint _S341 = thread_2 / 8U;
-    uint _S342 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S341;
-    Pools_0 _S343 = pools_0;
-    Positions_0 _S344 = Pools_read_0(&_S343, first_2, _S340);
+    uint _S353 = thread_2 % 8U;
+    uint _S354 = thread_2 / 8U;
+    uint _S355 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S354;
+    Pools_0 _S356 = pools_0;
+    Positions_0 _S357 = Pools_read_0(&_S356, first_2, _S353);
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S345;
+    bool _S358;
     if(with_own_0)
     {
-        _S345 = thread_2 < 32U;
+        _S358 = thread_2 < 32U;
     }
     else
     {
-        _S345 = false;
+        _S358 = false;
     }
-    if(_S345)
+    if(_S358)
     {
-        Sums_0 _S346 = of_one_0(part_4, own_key_0, own_value_0, _S340);
-        if(_S341 == 0U)
+        Sums_0 _S359 = of_one_0(part_4, own_key_0, own_value_0, _S353);
+        if(_S354 == 0U)
         {
-            sums_5 = _S346;
+            sums_5 = _S359;
         }
     }
-    Positions_0 some_2 = _S344;
-    uint tile_0 = _S342;
+    Positions_0 some_2 = _S357;
+    uint tile_0 = _S355;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S347 = part_4->end_0;
+        uint _S360 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1348,22 +1351,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S348 = some_2;
-        add_0(&sums_5, &_S348, first_3, _S347, _S340);
+        Positions_0 _S361 = some_2;
+        add_0(&sums_5, &_S361, first_3, _S360, _S353);
         uint first_4 = first_3 + 64U;
-        uint _S349 = tile_0 + 64U;
-        if(_S349 < _S347)
+        uint _S362 = tile_0 + 64U;
+        if(_S362 < _S360)
         {
-            Pools_0 _S350 = pools_0;
-            Positions_0 _S351 = Pools_read_0(&_S350, first_4, _S340);
-            some_2 = _S351;
+            Pools_0 _S363 = pools_0;
+            Positions_0 _S364 = Pools_read_0(&_S363, first_4, _S353);
+            some_2 = _S364;
         }
-        tile_0 = _S349;
+        tile_0 = _S362;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S352 = sums_5;
-    write_0(thread_2, &_S352, part_4, scratch_1);
+    Sums_0 _S365 = sums_5;
+    write_0(thread_2, &_S365, part_4, scratch_1);
     return;
 }
 
@@ -1372,30 +1375,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S353 = heads_1 / kv_heads_0;
-    uint _S354 = (_S353 + 4U - 1U) / 4U;
-    uint _S355 = rows_0 * kv_heads_0 * _S354;
-    uint _S356 = number_1 % _S355;
-    uint _S357 = _S356 % _S354;
+    uint _S366 = rows_0 * kv_heads_0;
+    uint _S367 = heads_1 / kv_heads_0;
+    return _S366 * ((_S367 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S368 = heads_2 / kv_heads_1;
+    uint _S369 = (_S368 + 4U - 1U) / 4U;
+    uint _S370 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S371 = number_1 % _S370;
+    uint _S372 = _S371 % _S369;
     Part_0 part_5;
-    uint _S358 = number_1 / _S355;
-    (&part_5)->number_0 = _S358;
-    uint _S359 = _S356 / (kv_heads_0 * _S354);
-    (&part_5)->row_0 = _S359;
-    uint _S360 = _S356 / _S354;
-    uint _S361 = _S360 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S361;
-    uint _S362 = _S357 * 4U;
-    uint _S363 = _S361 * _S353 + _S362;
-    (&part_5)->head_0 = _S363;
-    (&part_5)->heads_0 = (U32_min((_S353 - _S362), (4U)));
+    (&part_5)->unit_0 = _S371;
+    uint _S373 = number_1 / _S370;
+    (&part_5)->number_0 = _S373;
+    uint _S374 = _S371 / (kv_heads_1 * _S369);
+    (&part_5)->row_0 = _S374;
+    uint _S375 = _S371 / _S369;
+    uint _S376 = _S375 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S376;
+    uint _S377 = _S372 * 4U;
+    uint _S378 = _S376 * _S368 + _S377;
+    (&part_5)->head_0 = _S378;
+    (&part_5)->heads_0 = (U32_min((_S368 - _S377), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S364 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S364;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S363) * _S364 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S379 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S379;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S378) * _S379 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1403,91 +1415,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S365;
+    uint _S380;
     if(offset_4 == 4294967295U)
     {
-        _S365 = rows_1;
+        _S380 = rows_2;
     }
     else
     {
-        uint _S366 = __ldg((&(batch_0)[offset_4]));
-        _S365 = (U32_min(((U32_max((_S366), (first_5))) - first_5), (rows_1)));
+        uint _S381 = __ldg((&(batch_0)[offset_4]));
+        _S380 = (U32_min(((U32_max((_S381), (first_5))) - first_5), (rows_2)));
     }
-    return _S365;
+    return _S380;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S367 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S367;
+    uint _S382 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    return _S382;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S368;
-    (&_S368)->begin_3 = begin_4;
-    (&_S368)->page_size_0 = page_size_1;
-    (&_S368)->pages_0 = pages_1;
-    (&_S368)->length_0 = length_1;
-    return _S368;
+    SequenceTable_0 _S383;
+    (&_S383)->begin_3 = begin_4;
+    (&_S383)->page_size_0 = page_size_1;
+    (&_S383)->pages_0 = pages_1;
+    (&_S383)->length_0 = length_1;
+    return _S383;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S369 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S370 = _S369 + 1U;
-    uint _S371 = __ldg((&(sequences_3)[_S369]));
-    return SequenceTable_x24init_0(_S370, page_size_2, pages_2, (U32_min((_S371), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S384 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S385 = _S384 + 1U;
+    uint _S386 = __ldg((&(sequences_3)[_S384]));
+    return SequenceTable_x24init_0(_S385, page_size_2, pages_2, (U32_min((_S386), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
 {
-    uint _S372 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S372;
+    uint _S387 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
+    return _S387;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S373;
+    bool _S388;
     if(window_0 != 0U)
     {
-        _S373 = position_1 >= window_0;
+        _S388 = position_1 >= window_0;
     }
     else
     {
-        _S373 = false;
+        _S388 = false;
     }
-    uint _S374;
-    if(_S373)
+    uint _S389;
+    if(_S388)
     {
-        _S374 = position_1 - window_0 + 1U;
+        _S389 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S374 = 0U;
+        _S389 = 0U;
     }
-    return _S374;
+    return _S389;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S375;
+    uint _S390;
     if(first_6 < length_2)
     {
-        _S375 = length_2 - first_6;
+        _S390 = length_2 - first_6;
     }
     else
     {
-        _S375 = 0U;
+        _S390 = 0U;
     }
-    uint _S376 = parts_1 * 64U;
-    uint _S377 = (_S375 + _S376 - 1U) / _S376;
-    uint _S378 = _S377 * 64U;
-    uint _S379 = (U32_min((first_6 + part_6->number_0 * _S378), (length_2)));
-    part_6->begin_0 = _S379;
-    part_6->end_0 = (U32_min((_S379 + _S378), (length_2)));
+    uint _S391 = parts_1 * tiles_0 * 64U;
+    uint _S392 = (_S390 + _S391 - 1U) / _S391;
+    uint _S393 = _S392 * tiles_0 * 64U;
+    uint _S394 = (U32_min((first_6 + part_6->number_0 * _S393), (length_2)));
+    part_6->begin_0 = _S394;
+    part_6->end_0 = (U32_min((_S394 + _S393), (length_2)));
+    if(_S390 == 0U)
+    {
+        _S390 = 1U;
+    }
+    else
+    {
+        uint _S395 = (_S390 + _S393 - 1U) / _S393;
+        _S390 = _S395;
+    }
+    part_6->used_0 = _S390;
     return;
 }
 
@@ -1495,20 +1517,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S380 = make_int4 (int(0));
-        float4  _S381 = make_float4 ((float)_S380.x, (float)_S380.y, (float)_S380.z, (float)_S380.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S381;
+        int4  _S396 = make_int4 (int(0));
+        float4  _S397 = make_float4 ((float)_S396.x, (float)_S396.y, (float)_S396.z, (float)_S396.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S397;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S382;
-    (&_S382)->angles_0 = angles_1;
-    (&_S382)->pairs_0 = pairs_1;
-    (&_S382)->interleaved_0 = interleaved_1;
-    return _S382;
+    Rotation_0 _S398;
+    (&_S398)->angles_0 = angles_1;
+    (&_S398)->pairs_0 = pairs_1;
+    (&_S398)->interleaved_0 = interleaved_1;
+    return _S398;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1529,8 +1551,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1546,47 +1568,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled2_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S383 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S384 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S384;
-    bool _S385;
+    uint _S399 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S400 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S400;
+    bool _S401;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S385 = true;
+        _S401 = true;
     }
     else
     {
-        _S385 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S401 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S385)
+    if(_S401)
     {
         return;
     }
-    SequenceTable_0 _S386 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S387 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S388 = _S387 < (_S386.length_0);
-    share_out_0(&part_8, first_seen_0(_S387, p_0.window_1), (U32_min((_S387), (_S386.length_0))), p_0.parts_2);
-    if(_S388)
+    SequenceTable_0 _S402 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S403 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S404 = _S403 < (_S402.length_0);
+    share_out_0(&part_8, first_seen_0(_S403, p_0.window_1), (U32_min((_S403), (_S402.length_0))), p_0.parts_2, 1U);
+    if(_S404)
     {
-        _S385 = ((&part_8)->number_0) == 0U;
+        _S401 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S385 = false;
+        _S401 = false;
     }
-    bool _S389;
+    bool _S405;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S389 = !_S385;
+        _S405 = !_S401;
     }
     else
     {
-        _S389 = false;
+        _S405 = false;
     }
-    if(_S389)
+    if(_S405)
     {
-        Part_0 _S390 = part_8;
-        leave_empty_0(_S383, &_S390, scratch_3);
+        Part_0 _S406 = part_8;
+        leave_empty_0(_S399, &_S406, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1594,50 +1616,50 @@ extern "C" __global__ void shuffled2_rope_attention_part_q8_0(StructuredBuffer<f
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S391 = rotation_1(p_0.table_offset_1, _S387, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S391;
+    Rotation_0 _S407 = rotation_1(p_0.table_offset_1, _S403, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S407;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S391;
+    (&keys_1)->rotation_0 = _S407;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S392 = _S386;
-    Part_0 _S393 = part_8;
-    Turned_0 _S394 = queries_1;
-    Turned_0 _S395 = keys_1;
-    Plain_0 _S396 = values_3;
-    attend_0(_S383, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S392, &_S393, p_0.scale_4, &_S394, _S385, &_S395, &_S396);
-    if(!_S385)
+    SequenceTable_0 _S408 = _S402;
+    Part_0 _S409 = part_8;
+    Turned_0 _S410 = queries_1;
+    Turned_0 _S411 = keys_1;
+    Plain_0 _S412 = values_3;
+    attend_0(_S399, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S408, &_S409, p_0.scale_4, &_S410, _S401, &_S411, &_S412);
+    if(!_S401)
     {
         return;
     }
-    SequenceTable_0 _S397 = _S386;
-    uint _S398 = SequenceTable_slot_0(&_S397, sequences_4, _S387);
-    uint i_11 = _S383 * 64U;
+    SequenceTable_0 _S413 = _S402;
+    uint _S414 = SequenceTable_slot_0(&_S413, sequences_4, _S403);
+    uint i_10 = _S399 * 64U;
     for(;;)
     {
-        if(i_11 < ((&part_8)->columns_0))
+        if(i_10 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S399 = i_11 / p_0.head_dim_3;
-        if(_S399 == ((&part_8)->kv_head_0))
+        uint _S415 = i_10 / p_0.head_dim_3;
+        if(_S415 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S400 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S398, (&part_8)->columns_0, i_11, &_S400);
-            Plain_0 _S401 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S398, (&part_8)->columns_0, i_11, &_S401);
+            Turned_0 _S416 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S414, (&part_8)->columns_0, i_10, &_S416);
+            Plain_0 _S417 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S414, (&part_8)->columns_0, i_10, &_S417);
         }
-        i_11 = i_11 + 8192U;
+        i_10 = i_10 + 8192U;
     }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -191,10 +193,10 @@ __device__ void load_queries_0(uint thread_0, Part_0 * part_1, uint padded_0, fl
 
 struct Positions_0
 {
-    FixedArray<uint2 , 8>  keys_0;
-    FixedArray<uint2 , 8>  values_1;
-    FixedArray<float, 8>  key_scales_0;
-    FixedArray<float, 8>  value_scales_0;
+    FixedArray<uint2 , 4>  keys_0;
+    FixedArray<uint2 , 4>  values_1;
+    FixedArray<float, 4>  key_scales_0;
+    FixedArray<float, 4>  value_scales_0;
 };
 
 __device__ float2  halves_0(uint word_0)
@@ -226,220 +228,120 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S58 = (__expf((x_3.x)));
+    float _S59 = (__expf((x_3.y)));
+    float _S60 = (__expf((x_3.z)));
+    float _S61 = (__expf((x_3.w)));
+    return make_float4 (_S58, _S59, _S60, _S61);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
-    FixedArray<float4 , 2>  scores_0;
-    int4  _S58 = make_int4 (int(0));
-    float4  _S59 = make_float4 ((float)_S58.x, (float)_S58.y, (float)_S58.z, (float)_S58.w);
-    scores_0[0U] = _S59;
-    scores_0[1U] = _S59;
-    float4  _S60 = query_at_0(lane_1);
-    float4  _S61 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S60, _S61);
-    float4  _S62 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S60, _S62);
-    float4  _S63 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S63, _S61);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S63, _S62);
-    float4  _S64 = query_at_0(64U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S64, _S61);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S64, _S62);
-    float4  _S65 = query_at_0(96U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S65, _S61);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S65, _S62);
-    float4  _S66 = query_at_0(8U + lane_1);
-    float4  _S67 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S66, _S67);
-    float4  _S68 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S66, _S68);
-    float4  _S69 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S69, _S67);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S69, _S68);
-    float4  _S70 = query_at_0(72U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S70, _S67);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S70, _S68);
-    float4  _S71 = query_at_0(104U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S71, _S67);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S71, _S68);
-    float4  _S72 = query_at_0(16U + lane_1);
-    float4  _S73 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S72, _S73);
-    float4  _S74 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S72, _S74);
-    float4  _S75 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S75, _S73);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S75, _S74);
-    float4  _S76 = query_at_0(80U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S76, _S73);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S76, _S74);
-    float4  _S77 = query_at_0(112U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S77, _S73);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S77, _S74);
-    float4  _S78 = query_at_0(24U + lane_1);
-    float4  _S79 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S78, _S79);
-    float4  _S80 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S78, _S80);
-    float4  _S81 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S81, _S79);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S81, _S80);
-    float4  _S82 = query_at_0(88U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S82, _S79);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S82, _S80);
-    float4  _S83 = query_at_0(120U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S83, _S79);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S83, _S80);
-    float4  _S84 = sums_1->peak_0;
-    float4  _S85 = across_0(scores_0[0U]);
-    scores_0[0U] = _S85;
-    bool _S86 = first_0 < end_1;
+    FixedArray<float4 , 1>  scores_0;
+    int4  _S62 = make_int4 (int(0));
+    float4  _S63 = make_float4 ((float)_S62.x, (float)_S62.y, (float)_S62.z, (float)_S62.w);
+    scores_0[0U] = _S63;
+    float4  _S64 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S64);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(32U + lane_1), _S64);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S64);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(96U + lane_1), _S64);
+    float4  _S65 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S65);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(40U + lane_1), _S65);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S65);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(104U + lane_1), _S65);
+    float4  _S66 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S66);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(48U + lane_1), _S66);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S66);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(112U + lane_1), _S66);
+    float4  _S67 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S67);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(56U + lane_1), _S67);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S67);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(120U + lane_1), _S67);
+    float4  _S68 = sums_1->peak_0;
+    float4  _S69 = across_0(scores_0[0U]);
+    scores_0[0U] = _S69;
+    bool _S70 = first_0 < end_1;
     float4  peak_1;
-    if(_S86)
+    if(_S70)
     {
-        peak_1 = max_0(_S84, scores_0[0U]);
+        peak_1 = max_0(_S68, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S84;
+        peak_1 = _S68;
     }
-    float4  _S87 = across_0(scores_0[1U]);
-    scores_0[1U] = _S87;
-    bool _S88 = (first_0 + 16U) < end_1;
-    if(_S88)
-    {
-        peak_1 = max_0(peak_1, scores_0[1U]);
-    }
-    float4  _S89 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S71 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S89;
-    float4  _S90;
-    if(_S86)
+    sums_1->total_0 = sums_1->total_0 * _S71;
+    if(_S70)
     {
-        _S90 = exp_0(scores_0[0U] - peak_1);
+        float4  _S72 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S72;
     }
     else
     {
-        _S90 = _S59;
+        peak_1 = _S63;
     }
-    scores_0[0U] = _S90;
-    sums_1->total_0 = sums_1->total_0 + _S90;
-    if(_S88)
-    {
-        peak_1 = exp_0(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        peak_1 = _S59;
-    }
-    scores_0[1U] = peak_1;
+    scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S91 = sums_1->values_0[0U] * make_float4 (_S89.x);
-    sums_1->values_0[0U] = _S91;
-    float4  _S92 = sums_1->values_0[4U] * make_float4 (_S89.y);
-    sums_1->values_0[4U] = _S92;
-    float4  _S93 = sums_1->values_0[8U] * make_float4 (_S89.z);
-    sums_1->values_0[8U] = _S93;
-    float4  _S94 = sums_1->values_0[12U] * make_float4 (_S89.w);
-    sums_1->values_0[12U] = _S94;
-    float4  _S95 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    float4  _S96 = _S91 + make_float4 (*&((&scores_0[0U])->x)) * _S95;
-    sums_1->values_0[0U] = _S96;
-    float4  _S97 = _S92 + make_float4 (*&((&scores_0[0U])->y)) * _S95;
-    sums_1->values_0[4U] = _S97;
-    float4  _S98 = _S93 + make_float4 (*&((&scores_0[0U])->z)) * _S95;
-    sums_1->values_0[8U] = _S98;
-    float4  _S99 = _S94 + make_float4 (*&((&scores_0[0U])->w)) * _S95;
-    sums_1->values_0[12U] = _S99;
-    float4  _S100 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S96 + make_float4 (*&((&scores_0[1U])->x)) * _S100;
-    sums_1->values_0[4U] = _S97 + make_float4 (*&((&scores_0[1U])->y)) * _S100;
-    sums_1->values_0[8U] = _S98 + make_float4 (*&((&scores_0[1U])->z)) * _S100;
-    sums_1->values_0[12U] = _S99 + make_float4 (*&((&scores_0[1U])->w)) * _S100;
-    float4  _S101 = sums_1->values_0[1U] * make_float4 (_S89.x);
-    sums_1->values_0[1U] = _S101;
-    float4  _S102 = sums_1->values_0[5U] * make_float4 (_S89.y);
-    sums_1->values_0[5U] = _S102;
-    float4  _S103 = sums_1->values_0[9U] * make_float4 (_S89.z);
-    sums_1->values_0[9U] = _S103;
-    float4  _S104 = sums_1->values_0[13U] * make_float4 (_S89.w);
-    sums_1->values_0[13U] = _S104;
-    float4  _S105 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    float4  _S106 = _S101 + make_float4 (*&((&scores_0[0U])->x)) * _S105;
-    sums_1->values_0[1U] = _S106;
-    float4  _S107 = _S102 + make_float4 (*&((&scores_0[0U])->y)) * _S105;
-    sums_1->values_0[5U] = _S107;
-    float4  _S108 = _S103 + make_float4 (*&((&scores_0[0U])->z)) * _S105;
-    sums_1->values_0[9U] = _S108;
-    float4  _S109 = _S104 + make_float4 (*&((&scores_0[0U])->w)) * _S105;
-    sums_1->values_0[13U] = _S109;
-    float4  _S110 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S106 + make_float4 (*&((&scores_0[1U])->x)) * _S110;
-    sums_1->values_0[5U] = _S107 + make_float4 (*&((&scores_0[1U])->y)) * _S110;
-    sums_1->values_0[9U] = _S108 + make_float4 (*&((&scores_0[1U])->z)) * _S110;
-    sums_1->values_0[13U] = _S109 + make_float4 (*&((&scores_0[1U])->w)) * _S110;
-    float4  _S111 = sums_1->values_0[2U] * make_float4 (_S89.x);
-    sums_1->values_0[2U] = _S111;
-    float4  _S112 = sums_1->values_0[6U] * make_float4 (_S89.y);
-    sums_1->values_0[6U] = _S112;
-    float4  _S113 = sums_1->values_0[10U] * make_float4 (_S89.z);
-    sums_1->values_0[10U] = _S113;
-    float4  _S114 = sums_1->values_0[14U] * make_float4 (_S89.w);
-    sums_1->values_0[14U] = _S114;
-    float4  _S115 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    float4  _S116 = _S111 + make_float4 (*&((&scores_0[0U])->x)) * _S115;
-    sums_1->values_0[2U] = _S116;
-    float4  _S117 = _S112 + make_float4 (*&((&scores_0[0U])->y)) * _S115;
-    sums_1->values_0[6U] = _S117;
-    float4  _S118 = _S113 + make_float4 (*&((&scores_0[0U])->z)) * _S115;
-    sums_1->values_0[10U] = _S118;
-    float4  _S119 = _S114 + make_float4 (*&((&scores_0[0U])->w)) * _S115;
-    sums_1->values_0[14U] = _S119;
-    float4  _S120 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S116 + make_float4 (*&((&scores_0[1U])->x)) * _S120;
-    sums_1->values_0[6U] = _S117 + make_float4 (*&((&scores_0[1U])->y)) * _S120;
-    sums_1->values_0[10U] = _S118 + make_float4 (*&((&scores_0[1U])->z)) * _S120;
-    sums_1->values_0[14U] = _S119 + make_float4 (*&((&scores_0[1U])->w)) * _S120;
-    float4  _S121 = sums_1->values_0[3U] * make_float4 (_S89.x);
-    sums_1->values_0[3U] = _S121;
-    float4  _S122 = sums_1->values_0[7U] * make_float4 (_S89.y);
-    sums_1->values_0[7U] = _S122;
-    float4  _S123 = sums_1->values_0[11U] * make_float4 (_S89.z);
-    sums_1->values_0[11U] = _S123;
-    float4  _S124 = sums_1->values_0[15U] * make_float4 (_S89.w);
-    sums_1->values_0[15U] = _S124;
-    float4  _S125 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    float4  _S126 = _S121 + make_float4 (*&((&scores_0[0U])->x)) * _S125;
-    sums_1->values_0[3U] = _S126;
-    float4  _S127 = _S122 + make_float4 (*&((&scores_0[0U])->y)) * _S125;
-    sums_1->values_0[7U] = _S127;
-    float4  _S128 = _S123 + make_float4 (*&((&scores_0[0U])->z)) * _S125;
-    sums_1->values_0[11U] = _S128;
-    float4  _S129 = _S124 + make_float4 (*&((&scores_0[0U])->w)) * _S125;
-    sums_1->values_0[15U] = _S129;
-    float4  _S130 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S126 + make_float4 (*&((&scores_0[1U])->x)) * _S130;
-    sums_1->values_0[7U] = _S127 + make_float4 (*&((&scores_0[1U])->y)) * _S130;
-    sums_1->values_0[11U] = _S128 + make_float4 (*&((&scores_0[1U])->z)) * _S130;
-    sums_1->values_0[15U] = _S129 + make_float4 (*&((&scores_0[1U])->w)) * _S130;
+    float4  _S73 = sums_1->values_0[0U] * make_float4 (_S71.x);
+    sums_1->values_0[0U] = _S73;
+    float4  _S74 = sums_1->values_0[4U] * make_float4 (_S71.y);
+    sums_1->values_0[4U] = _S74;
+    float4  _S75 = sums_1->values_0[8U] * make_float4 (_S71.z);
+    sums_1->values_0[8U] = _S75;
+    float4  _S76 = sums_1->values_0[12U] * make_float4 (_S71.w);
+    sums_1->values_0[12U] = _S76;
+    float4  _S77 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S73 + make_float4 (*&((&scores_0[0U])->x)) * _S77;
+    sums_1->values_0[4U] = _S74 + make_float4 (*&((&scores_0[0U])->y)) * _S77;
+    sums_1->values_0[8U] = _S75 + make_float4 (*&((&scores_0[0U])->z)) * _S77;
+    sums_1->values_0[12U] = _S76 + make_float4 (*&((&scores_0[0U])->w)) * _S77;
+    float4  _S78 = sums_1->values_0[1U] * make_float4 (_S71.x);
+    sums_1->values_0[1U] = _S78;
+    float4  _S79 = sums_1->values_0[5U] * make_float4 (_S71.y);
+    sums_1->values_0[5U] = _S79;
+    float4  _S80 = sums_1->values_0[9U] * make_float4 (_S71.z);
+    sums_1->values_0[9U] = _S80;
+    float4  _S81 = sums_1->values_0[13U] * make_float4 (_S71.w);
+    sums_1->values_0[13U] = _S81;
+    float4  _S82 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S78 + make_float4 (*&((&scores_0[0U])->x)) * _S82;
+    sums_1->values_0[5U] = _S79 + make_float4 (*&((&scores_0[0U])->y)) * _S82;
+    sums_1->values_0[9U] = _S80 + make_float4 (*&((&scores_0[0U])->z)) * _S82;
+    sums_1->values_0[13U] = _S81 + make_float4 (*&((&scores_0[0U])->w)) * _S82;
+    float4  _S83 = sums_1->values_0[2U] * make_float4 (_S71.x);
+    sums_1->values_0[2U] = _S83;
+    float4  _S84 = sums_1->values_0[6U] * make_float4 (_S71.y);
+    sums_1->values_0[6U] = _S84;
+    float4  _S85 = sums_1->values_0[10U] * make_float4 (_S71.z);
+    sums_1->values_0[10U] = _S85;
+    float4  _S86 = sums_1->values_0[14U] * make_float4 (_S71.w);
+    sums_1->values_0[14U] = _S86;
+    float4  _S87 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S83 + make_float4 (*&((&scores_0[0U])->x)) * _S87;
+    sums_1->values_0[6U] = _S84 + make_float4 (*&((&scores_0[0U])->y)) * _S87;
+    sums_1->values_0[10U] = _S85 + make_float4 (*&((&scores_0[0U])->z)) * _S87;
+    sums_1->values_0[14U] = _S86 + make_float4 (*&((&scores_0[0U])->w)) * _S87;
+    float4  _S88 = sums_1->values_0[3U] * make_float4 (_S71.x);
+    sums_1->values_0[3U] = _S88;
+    float4  _S89 = sums_1->values_0[7U] * make_float4 (_S71.y);
+    sums_1->values_0[7U] = _S89;
+    float4  _S90 = sums_1->values_0[11U] * make_float4 (_S71.z);
+    sums_1->values_0[11U] = _S90;
+    float4  _S91 = sums_1->values_0[15U] * make_float4 (_S71.w);
+    sums_1->values_0[15U] = _S91;
+    float4  _S92 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S88 + make_float4 (*&((&scores_0[0U])->x)) * _S92;
+    sums_1->values_0[7U] = _S89 + make_float4 (*&((&scores_0[0U])->y)) * _S92;
+    sums_1->values_0[11U] = _S90 + make_float4 (*&((&scores_0[0U])->z)) * _S92;
+    sums_1->values_0[15U] = _S91 + make_float4 (*&((&scores_0[0U])->w)) * _S92;
     return;
 }
 
@@ -462,13 +364,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S131 = this_1->begin_2;
-    uint _S132 = this_1->page_size_0;
-    uint _S133 = position_0 / this_1->page_size_0;
-    uint _S134 = __ldg((&(sequences_1)[_S131 + _S133]));
-    uint _S135 = (U32_min((_S134), (this_1->pages_0 - 1U))) * _S132;
-    uint _S136 = position_0 % _S132;
-    return _S135 + _S136;
+    uint _S93 = this_1->begin_2;
+    uint _S94 = this_1->page_size_0;
+    uint _S95 = position_0 / this_1->page_size_0;
+    uint _S96 = __ldg((&(sequences_1)[_S93 + _S95]));
+    uint _S97 = (U32_min((_S96), (this_1->pages_0 - 1U))) * _S94;
+    uint _S98 = position_0 % _S94;
+    return _S97 + _S98;
 }
 
 struct Run_0
@@ -479,10 +381,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S137;
-    (&_S137)->vector_1 = vector_2;
-    (&_S137)->scale_1 = scale_2;
-    return _S137;
+    Run_0 _S99;
+    (&_S99)->vector_1 = vector_2;
+    (&_S99)->scale_1 = scale_2;
+    return _S99;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
@@ -497,236 +399,193 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
-    FixedArray<uint, 2>  slots_0;
-    StructuredBuffer<uint> _S138 = this_2->sequences_0;
-    uint _S139 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
-    uint _S140 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S139))));
-    slots_0[0U] = _S140;
-    uint _S141 = SequenceTable_slot_0(&this_2->table_0, _S138, (U32_min((first_1 + 16U), (_S139))));
-    slots_0[1U] = _S141;
-    uint _S142 = (&this_2->part_2)->head_dim_0;
-    uint _S143 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S144 = _S143 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S145 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S146 = (&this_2->part_2)->columns_0;
-    Run_0 _S147 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S144);
-    uint _S148 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S149 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S144);
+    FixedArray<uint, 1>  slots_0;
+    uint _S100 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S100;
+    uint _S101 = (&this_2->part_2)->head_dim_0;
+    uint _S102 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S103 = _S102 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S104 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S105 = (&this_2->part_2)->columns_0;
+    Run_0 _S106 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, _S100, (&this_2->part_2)->columns_0, _S103);
+    uint _S107 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S108 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, _S100, (&this_2->part_2)->columns_0, _S103);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S150 = this_2->k_pages_0;
-    uint2  _S151 = __ldg((&(this_2->k_pages_0)[_S147.vector_1]));
-    (&some_1)->keys_0[0U] = _S151;
-    StructuredBuffer<uint2 > _S152 = this_2->v_pages_0;
-    uint2  _S153 = __ldg((&(this_2->v_pages_0)[_S149.vector_1]));
-    (&some_1)->values_1[0U] = _S153;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S150, _S147.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S152, _S149.scale_1);
-    uint _S154 = 8U + lane_2;
-    uint _S155 = _S143 + 4U * (U32_min((_S154), (_S142 / 4U - 1U)));
-    Run_0 _S156 = Float16_run_0(_S145, slots_0[0U], _S146, _S155);
-    Run_0 _S157 = Float16_run_0(_S148, slots_0[0U], _S146, _S155);
-    uint2  _S158 = __ldg((&(_S150)[_S156.vector_1]));
-    (&some_1)->keys_0[1U] = _S158;
-    uint2  _S159 = __ldg((&(_S152)[_S157.vector_1]));
-    (&some_1)->values_1[1U] = _S159;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S150, _S156.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S152, _S157.scale_1);
-    uint _S160 = 16U + lane_2;
-    uint _S161 = _S143 + 4U * (U32_min((_S160), (_S142 / 4U - 1U)));
-    Run_0 _S162 = Float16_run_0(_S145, slots_0[0U], _S146, _S161);
-    Run_0 _S163 = Float16_run_0(_S148, slots_0[0U], _S146, _S161);
-    uint2  _S164 = __ldg((&(_S150)[_S162.vector_1]));
-    (&some_1)->keys_0[2U] = _S164;
-    uint2  _S165 = __ldg((&(_S152)[_S163.vector_1]));
-    (&some_1)->values_1[2U] = _S165;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S150, _S162.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S152, _S163.scale_1);
-    uint _S166 = 24U + lane_2;
-    uint _S167 = _S143 + 4U * (U32_min((_S166), (_S142 / 4U - 1U)));
-    Run_0 _S168 = Float16_run_0(_S145, slots_0[0U], _S146, _S167);
-    Run_0 _S169 = Float16_run_0(_S148, slots_0[0U], _S146, _S167);
-    uint2  _S170 = __ldg((&(_S150)[_S168.vector_1]));
-    (&some_1)->keys_0[3U] = _S170;
-    uint2  _S171 = __ldg((&(_S152)[_S169.vector_1]));
-    (&some_1)->values_1[3U] = _S171;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S150, _S168.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S152, _S169.scale_1);
-    uint _S172 = _S143 + 4U * (U32_min((lane_2), (_S142 / 4U - 1U)));
-    Run_0 _S173 = Float16_run_0(_S145, slots_0[1U], _S146, _S172);
-    Run_0 _S174 = Float16_run_0(_S148, slots_0[1U], _S146, _S172);
-    uint2  _S175 = __ldg((&(_S150)[_S173.vector_1]));
-    (&some_1)->keys_0[4U] = _S175;
-    uint2  _S176 = __ldg((&(_S152)[_S174.vector_1]));
-    (&some_1)->values_1[4U] = _S176;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S150, _S173.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S152, _S174.scale_1);
-    uint _S177 = _S143 + 4U * (U32_min((_S154), (_S142 / 4U - 1U)));
-    Run_0 _S178 = Float16_run_0(_S145, slots_0[1U], _S146, _S177);
-    Run_0 _S179 = Float16_run_0(_S148, slots_0[1U], _S146, _S177);
-    uint2  _S180 = __ldg((&(_S150)[_S178.vector_1]));
-    (&some_1)->keys_0[5U] = _S180;
-    uint2  _S181 = __ldg((&(_S152)[_S179.vector_1]));
-    (&some_1)->values_1[5U] = _S181;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S150, _S178.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S152, _S179.scale_1);
-    uint _S182 = _S143 + 4U * (U32_min((_S160), (_S142 / 4U - 1U)));
-    Run_0 _S183 = Float16_run_0(_S145, slots_0[1U], _S146, _S182);
-    Run_0 _S184 = Float16_run_0(_S148, slots_0[1U], _S146, _S182);
-    uint2  _S185 = __ldg((&(_S150)[_S183.vector_1]));
-    (&some_1)->keys_0[6U] = _S185;
-    uint2  _S186 = __ldg((&(_S152)[_S184.vector_1]));
-    (&some_1)->values_1[6U] = _S186;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S150, _S183.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S152, _S184.scale_1);
-    uint _S187 = _S143 + 4U * (U32_min((_S166), (_S142 / 4U - 1U)));
-    Run_0 _S188 = Float16_run_0(_S145, slots_0[1U], _S146, _S187);
-    Run_0 _S189 = Float16_run_0(_S148, slots_0[1U], _S146, _S187);
-    uint2  _S190 = __ldg((&(_S150)[_S188.vector_1]));
-    (&some_1)->keys_0[7U] = _S190;
-    uint2  _S191 = __ldg((&(_S152)[_S189.vector_1]));
-    (&some_1)->values_1[7U] = _S191;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S150, _S188.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S152, _S189.scale_1);
+    StructuredBuffer<uint2 > _S109 = this_2->k_pages_0;
+    uint2  _S110 = __ldg((&(this_2->k_pages_0)[_S106.vector_1]));
+    (&some_1)->keys_0[0U] = _S110;
+    StructuredBuffer<uint2 > _S111 = this_2->v_pages_0;
+    uint2  _S112 = __ldg((&(this_2->v_pages_0)[_S108.vector_1]));
+    (&some_1)->values_1[0U] = _S112;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S109, _S106.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S111, _S108.scale_1);
+    uint _S113 = _S102 + 4U * (U32_min((8U + lane_2), (_S101 / 4U - 1U)));
+    Run_0 _S114 = Float16_run_0(_S104, slots_0[0U], _S105, _S113);
+    Run_0 _S115 = Float16_run_0(_S107, slots_0[0U], _S105, _S113);
+    uint2  _S116 = __ldg((&(_S109)[_S114.vector_1]));
+    (&some_1)->keys_0[1U] = _S116;
+    uint2  _S117 = __ldg((&(_S111)[_S115.vector_1]));
+    (&some_1)->values_1[1U] = _S117;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S109, _S114.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S111, _S115.scale_1);
+    uint _S118 = _S102 + 4U * (U32_min((16U + lane_2), (_S101 / 4U - 1U)));
+    Run_0 _S119 = Float16_run_0(_S104, slots_0[0U], _S105, _S118);
+    Run_0 _S120 = Float16_run_0(_S107, slots_0[0U], _S105, _S118);
+    uint2  _S121 = __ldg((&(_S109)[_S119.vector_1]));
+    (&some_1)->keys_0[2U] = _S121;
+    uint2  _S122 = __ldg((&(_S111)[_S120.vector_1]));
+    (&some_1)->values_1[2U] = _S122;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S109, _S119.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S111, _S120.scale_1);
+    uint _S123 = _S102 + 4U * (U32_min((24U + lane_2), (_S101 / 4U - 1U)));
+    Run_0 _S124 = Float16_run_0(_S104, slots_0[0U], _S105, _S123);
+    Run_0 _S125 = Float16_run_0(_S107, slots_0[0U], _S105, _S123);
+    uint2  _S126 = __ldg((&(_S109)[_S124.vector_1]));
+    (&some_1)->keys_0[3U] = _S126;
+    uint2  _S127 = __ldg((&(_S111)[_S125.vector_1]));
+    (&some_1)->values_1[3U] = _S127;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S109, _S124.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S111, _S125.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S192 = make_int4 (int(0));
-    float4  _S193 = make_float4 ((float)_S192.x, (float)_S192.y, (float)_S192.z, (float)_S192.w);
-    (&sums_2)->values_0[0U] = _S193;
-    (&sums_2)->values_0[1U] = _S193;
-    (&sums_2)->values_0[2U] = _S193;
-    (&sums_2)->values_0[3U] = _S193;
-    (&sums_2)->values_0[4U] = _S193;
-    (&sums_2)->values_0[5U] = _S193;
-    (&sums_2)->values_0[6U] = _S193;
-    (&sums_2)->values_0[7U] = _S193;
-    (&sums_2)->values_0[8U] = _S193;
-    (&sums_2)->values_0[9U] = _S193;
-    (&sums_2)->values_0[10U] = _S193;
-    (&sums_2)->values_0[11U] = _S193;
-    (&sums_2)->values_0[12U] = _S193;
-    (&sums_2)->values_0[13U] = _S193;
-    (&sums_2)->values_0[14U] = _S193;
-    (&sums_2)->values_0[15U] = _S193;
+    int4  _S128 = make_int4 (int(0));
+    float4  _S129 = make_float4 ((float)_S128.x, (float)_S128.y, (float)_S128.z, (float)_S128.w);
+    (&sums_2)->values_0[0U] = _S129;
+    (&sums_2)->values_0[1U] = _S129;
+    (&sums_2)->values_0[2U] = _S129;
+    (&sums_2)->values_0[3U] = _S129;
+    (&sums_2)->values_0[4U] = _S129;
+    (&sums_2)->values_0[5U] = _S129;
+    (&sums_2)->values_0[6U] = _S129;
+    (&sums_2)->values_0[7U] = _S129;
+    (&sums_2)->values_0[8U] = _S129;
+    (&sums_2)->values_0[9U] = _S129;
+    (&sums_2)->values_0[10U] = _S129;
+    (&sums_2)->values_0[11U] = _S129;
+    (&sums_2)->values_0[12U] = _S129;
+    (&sums_2)->values_0[13U] = _S129;
+    (&sums_2)->values_0[14U] = _S129;
+    (&sums_2)->values_0[15U] = _S129;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S193;
+    (&sums_2)->total_0 = _S129;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S194 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S195 = max_0(sums_3->peak_0, _S194);
-    float4  _S196 = exp_0(sums_3->peak_0 - _S195);
-    float4  _S197 = sums_3->total_0 * _S196;
-    float4  _S198 = of_other_0(_S197, 8U);
-    float4  _S199 = _S197 + _S198;
-    float4  _S200 = sums_3->values_0[0U] * make_float4 (_S196.x);
-    float4  _S201 = of_other_0(_S200, 8U);
-    float4  _S202 = _S200 + _S201;
-    float4  _S203 = sums_3->values_0[1U] * make_float4 (_S196.x);
-    float4  _S204 = of_other_0(_S203, 8U);
-    float4  _S205 = _S203 + _S204;
-    float4  _S206 = sums_3->values_0[2U] * make_float4 (_S196.x);
-    float4  _S207 = of_other_0(_S206, 8U);
-    float4  _S208 = _S206 + _S207;
-    float4  _S209 = sums_3->values_0[3U] * make_float4 (_S196.x);
-    float4  _S210 = of_other_0(_S209, 8U);
-    float4  _S211 = _S209 + _S210;
-    float4  _S212 = sums_3->values_0[4U] * make_float4 (_S196.y);
-    float4  _S213 = of_other_0(_S212, 8U);
-    float4  _S214 = _S212 + _S213;
-    float4  _S215 = sums_3->values_0[5U] * make_float4 (_S196.y);
-    float4  _S216 = of_other_0(_S215, 8U);
-    float4  _S217 = _S215 + _S216;
-    float4  _S218 = sums_3->values_0[6U] * make_float4 (_S196.y);
-    float4  _S219 = of_other_0(_S218, 8U);
-    float4  _S220 = _S218 + _S219;
-    float4  _S221 = sums_3->values_0[7U] * make_float4 (_S196.y);
-    float4  _S222 = of_other_0(_S221, 8U);
-    float4  _S223 = _S221 + _S222;
-    float4  _S224 = sums_3->values_0[8U] * make_float4 (_S196.z);
-    float4  _S225 = of_other_0(_S224, 8U);
-    float4  _S226 = _S224 + _S225;
-    float4  _S227 = sums_3->values_0[9U] * make_float4 (_S196.z);
-    float4  _S228 = of_other_0(_S227, 8U);
-    float4  _S229 = _S227 + _S228;
-    float4  _S230 = sums_3->values_0[10U] * make_float4 (_S196.z);
-    float4  _S231 = of_other_0(_S230, 8U);
-    float4  _S232 = _S230 + _S231;
-    float4  _S233 = sums_3->values_0[11U] * make_float4 (_S196.z);
-    float4  _S234 = of_other_0(_S233, 8U);
-    float4  _S235 = _S233 + _S234;
-    float4  _S236 = sums_3->values_0[12U] * make_float4 (_S196.w);
-    float4  _S237 = of_other_0(_S236, 8U);
-    float4  _S238 = _S236 + _S237;
-    float4  _S239 = sums_3->values_0[13U] * make_float4 (_S196.w);
-    float4  _S240 = of_other_0(_S239, 8U);
-    float4  _S241 = _S239 + _S240;
-    float4  _S242 = sums_3->values_0[14U] * make_float4 (_S196.w);
-    float4  _S243 = of_other_0(_S242, 8U);
-    float4  _S244 = _S242 + _S243;
-    float4  _S245 = sums_3->values_0[15U] * make_float4 (_S196.w);
-    float4  _S246 = of_other_0(_S245, 8U);
-    float4  _S247 = _S245 + _S246;
-    float4  _S248 = of_other_0(_S195, 16U);
-    float4  _S249 = max_0(_S195, _S248);
-    float4  _S250 = exp_0(_S195 - _S249);
-    sums_3->peak_0 = _S249;
-    float4  _S251 = _S199 * _S250;
-    float4  _S252 = of_other_0(_S251, 16U);
-    sums_3->total_0 = _S251 + _S252;
-    float4  _S253 = _S202 * make_float4 (_S250.x);
-    float4  _S254 = of_other_0(_S253, 16U);
-    sums_3->values_0[0U] = _S253 + _S254;
-    float4  _S255 = _S205 * make_float4 (_S250.x);
-    float4  _S256 = of_other_0(_S255, 16U);
-    sums_3->values_0[1U] = _S255 + _S256;
-    float4  _S257 = _S208 * make_float4 (_S250.x);
-    float4  _S258 = of_other_0(_S257, 16U);
-    sums_3->values_0[2U] = _S257 + _S258;
-    float4  _S259 = _S211 * make_float4 (_S250.x);
-    float4  _S260 = of_other_0(_S259, 16U);
-    sums_3->values_0[3U] = _S259 + _S260;
-    float4  _S261 = _S214 * make_float4 (_S250.y);
-    float4  _S262 = of_other_0(_S261, 16U);
-    sums_3->values_0[4U] = _S261 + _S262;
-    float4  _S263 = _S217 * make_float4 (_S250.y);
-    float4  _S264 = of_other_0(_S263, 16U);
-    sums_3->values_0[5U] = _S263 + _S264;
-    float4  _S265 = _S220 * make_float4 (_S250.y);
-    float4  _S266 = of_other_0(_S265, 16U);
-    sums_3->values_0[6U] = _S265 + _S266;
-    float4  _S267 = _S223 * make_float4 (_S250.y);
-    float4  _S268 = of_other_0(_S267, 16U);
-    sums_3->values_0[7U] = _S267 + _S268;
-    float4  _S269 = _S226 * make_float4 (_S250.z);
-    float4  _S270 = of_other_0(_S269, 16U);
-    sums_3->values_0[8U] = _S269 + _S270;
-    float4  _S271 = _S229 * make_float4 (_S250.z);
-    float4  _S272 = of_other_0(_S271, 16U);
-    sums_3->values_0[9U] = _S271 + _S272;
-    float4  _S273 = _S232 * make_float4 (_S250.z);
-    float4  _S274 = of_other_0(_S273, 16U);
-    sums_3->values_0[10U] = _S273 + _S274;
-    float4  _S275 = _S235 * make_float4 (_S250.z);
-    float4  _S276 = of_other_0(_S275, 16U);
-    sums_3->values_0[11U] = _S275 + _S276;
-    float4  _S277 = _S238 * make_float4 (_S250.w);
-    float4  _S278 = of_other_0(_S277, 16U);
-    sums_3->values_0[12U] = _S277 + _S278;
-    float4  _S279 = _S241 * make_float4 (_S250.w);
-    float4  _S280 = of_other_0(_S279, 16U);
-    sums_3->values_0[13U] = _S279 + _S280;
-    float4  _S281 = _S244 * make_float4 (_S250.w);
-    float4  _S282 = of_other_0(_S281, 16U);
-    sums_3->values_0[14U] = _S281 + _S282;
-    float4  _S283 = _S247 * make_float4 (_S250.w);
-    float4  _S284 = of_other_0(_S283, 16U);
-    sums_3->values_0[15U] = _S283 + _S284;
+    float4  _S130 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S131 = max_0(sums_3->peak_0, _S130);
+    float4  _S132 = powers_0(sums_3->peak_0 - _S131);
+    float4  _S133 = sums_3->total_0 * _S132;
+    float4  _S134 = of_other_0(_S133, 8U);
+    float4  _S135 = _S133 + _S134;
+    float4  _S136 = sums_3->values_0[0U] * make_float4 (_S132.x);
+    float4  _S137 = of_other_0(_S136, 8U);
+    float4  _S138 = _S136 + _S137;
+    float4  _S139 = sums_3->values_0[1U] * make_float4 (_S132.x);
+    float4  _S140 = of_other_0(_S139, 8U);
+    float4  _S141 = _S139 + _S140;
+    float4  _S142 = sums_3->values_0[2U] * make_float4 (_S132.x);
+    float4  _S143 = of_other_0(_S142, 8U);
+    float4  _S144 = _S142 + _S143;
+    float4  _S145 = sums_3->values_0[3U] * make_float4 (_S132.x);
+    float4  _S146 = of_other_0(_S145, 8U);
+    float4  _S147 = _S145 + _S146;
+    float4  _S148 = sums_3->values_0[4U] * make_float4 (_S132.y);
+    float4  _S149 = of_other_0(_S148, 8U);
+    float4  _S150 = _S148 + _S149;
+    float4  _S151 = sums_3->values_0[5U] * make_float4 (_S132.y);
+    float4  _S152 = of_other_0(_S151, 8U);
+    float4  _S153 = _S151 + _S152;
+    float4  _S154 = sums_3->values_0[6U] * make_float4 (_S132.y);
+    float4  _S155 = of_other_0(_S154, 8U);
+    float4  _S156 = _S154 + _S155;
+    float4  _S157 = sums_3->values_0[7U] * make_float4 (_S132.y);
+    float4  _S158 = of_other_0(_S157, 8U);
+    float4  _S159 = _S157 + _S158;
+    float4  _S160 = sums_3->values_0[8U] * make_float4 (_S132.z);
+    float4  _S161 = of_other_0(_S160, 8U);
+    float4  _S162 = _S160 + _S161;
+    float4  _S163 = sums_3->values_0[9U] * make_float4 (_S132.z);
+    float4  _S164 = of_other_0(_S163, 8U);
+    float4  _S165 = _S163 + _S164;
+    float4  _S166 = sums_3->values_0[10U] * make_float4 (_S132.z);
+    float4  _S167 = of_other_0(_S166, 8U);
+    float4  _S168 = _S166 + _S167;
+    float4  _S169 = sums_3->values_0[11U] * make_float4 (_S132.z);
+    float4  _S170 = of_other_0(_S169, 8U);
+    float4  _S171 = _S169 + _S170;
+    float4  _S172 = sums_3->values_0[12U] * make_float4 (_S132.w);
+    float4  _S173 = of_other_0(_S172, 8U);
+    float4  _S174 = _S172 + _S173;
+    float4  _S175 = sums_3->values_0[13U] * make_float4 (_S132.w);
+    float4  _S176 = of_other_0(_S175, 8U);
+    float4  _S177 = _S175 + _S176;
+    float4  _S178 = sums_3->values_0[14U] * make_float4 (_S132.w);
+    float4  _S179 = of_other_0(_S178, 8U);
+    float4  _S180 = _S178 + _S179;
+    float4  _S181 = sums_3->values_0[15U] * make_float4 (_S132.w);
+    float4  _S182 = of_other_0(_S181, 8U);
+    float4  _S183 = _S181 + _S182;
+    float4  _S184 = of_other_0(_S131, 16U);
+    float4  _S185 = max_0(_S131, _S184);
+    float4  _S186 = powers_0(_S131 - _S185);
+    sums_3->peak_0 = _S185;
+    float4  _S187 = _S135 * _S186;
+    float4  _S188 = of_other_0(_S187, 16U);
+    sums_3->total_0 = _S187 + _S188;
+    float4  _S189 = _S138 * make_float4 (_S186.x);
+    float4  _S190 = of_other_0(_S189, 16U);
+    sums_3->values_0[0U] = _S189 + _S190;
+    float4  _S191 = _S141 * make_float4 (_S186.x);
+    float4  _S192 = of_other_0(_S191, 16U);
+    sums_3->values_0[1U] = _S191 + _S192;
+    float4  _S193 = _S144 * make_float4 (_S186.x);
+    float4  _S194 = of_other_0(_S193, 16U);
+    sums_3->values_0[2U] = _S193 + _S194;
+    float4  _S195 = _S147 * make_float4 (_S186.x);
+    float4  _S196 = of_other_0(_S195, 16U);
+    sums_3->values_0[3U] = _S195 + _S196;
+    float4  _S197 = _S150 * make_float4 (_S186.y);
+    float4  _S198 = of_other_0(_S197, 16U);
+    sums_3->values_0[4U] = _S197 + _S198;
+    float4  _S199 = _S153 * make_float4 (_S186.y);
+    float4  _S200 = of_other_0(_S199, 16U);
+    sums_3->values_0[5U] = _S199 + _S200;
+    float4  _S201 = _S156 * make_float4 (_S186.y);
+    float4  _S202 = of_other_0(_S201, 16U);
+    sums_3->values_0[6U] = _S201 + _S202;
+    float4  _S203 = _S159 * make_float4 (_S186.y);
+    float4  _S204 = of_other_0(_S203, 16U);
+    sums_3->values_0[7U] = _S203 + _S204;
+    float4  _S205 = _S162 * make_float4 (_S186.z);
+    float4  _S206 = of_other_0(_S205, 16U);
+    sums_3->values_0[8U] = _S205 + _S206;
+    float4  _S207 = _S165 * make_float4 (_S186.z);
+    float4  _S208 = of_other_0(_S207, 16U);
+    sums_3->values_0[9U] = _S207 + _S208;
+    float4  _S209 = _S168 * make_float4 (_S186.z);
+    float4  _S210 = of_other_0(_S209, 16U);
+    sums_3->values_0[10U] = _S209 + _S210;
+    float4  _S211 = _S171 * make_float4 (_S186.z);
+    float4  _S212 = of_other_0(_S211, 16U);
+    sums_3->values_0[11U] = _S211 + _S212;
+    float4  _S213 = _S174 * make_float4 (_S186.w);
+    float4  _S214 = of_other_0(_S213, 16U);
+    sums_3->values_0[12U] = _S213 + _S214;
+    float4  _S215 = _S177 * make_float4 (_S186.w);
+    float4  _S216 = of_other_0(_S215, 16U);
+    sums_3->values_0[13U] = _S215 + _S216;
+    float4  _S217 = _S180 * make_float4 (_S186.w);
+    float4  _S218 = of_other_0(_S217, 16U);
+    sums_3->values_0[14U] = _S217 + _S218;
+    float4  _S219 = _S183 * make_float4 (_S186.w);
+    float4  _S220 = of_other_0(_S219, 16U);
+    sums_3->values_0[15U] = _S219 + _S220;
     return;
 }
 
@@ -738,72 +597,79 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S285 = thread_1 / 32U;
-    uint _S286 = thread_1 % 32U;
-    if(_S286 == 0U)
+    uint _S221 = thread_1 / 32U;
+    uint _S222 = thread_1 % 32U;
+    if(_S222 == 0U)
     {
-        (*&peaks_0)[_S285] = sums_4->peak_0;
-        (*&totals_0)[_S285] = sums_4->total_0;
+        (*&peaks_0)[_S221] = sums_4->peak_0;
+        (*&totals_0)[_S221] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S287 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S287, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S288 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S223 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S223, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S224 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S225 = _S224 * (*&totals_0)[0U];
+    float4  _S226 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S225 + _S226 * (*&totals_0)[1U];
+    float4  _S227 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S227 * (*&totals_0)[2U];
+    float4  _S228 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S228 * (*&totals_0)[3U];
+    float4  _S229 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S286 < 8U)
+                if(_S222 < 8U)
                 {
-                    uint _S289 = _S285 * 4U * 4U;
-                    (*&exchange_0)[_S289 * 8U + _S286] = make_float4 (_S288.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S289 + 1U) * 8U + _S286] = make_float4 (_S288.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S289 + 2U) * 8U + _S286] = make_float4 (_S288.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S289 + 3U) * 8U + _S286] = make_float4 (_S288.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S289 + 4U) * 8U + _S286] = make_float4 (_S288.y) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S289 + 5U) * 8U + _S286] = make_float4 (_S288.y) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S289 + 6U) * 8U + _S286] = make_float4 (_S288.y) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S289 + 7U) * 8U + _S286] = make_float4 (_S288.y) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S289 + 8U) * 8U + _S286] = make_float4 (_S288.z) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S289 + 9U) * 8U + _S286] = make_float4 (_S288.z) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S289 + 10U) * 8U + _S286] = make_float4 (_S288.z) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S289 + 11U) * 8U + _S286] = make_float4 (_S288.z) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S289 + 12U) * 8U + _S286] = make_float4 (_S288.w) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S289 + 13U) * 8U + _S286] = make_float4 (_S288.w) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S289 + 14U) * 8U + _S286] = make_float4 (_S288.w) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S289 + 15U) * 8U + _S286] = make_float4 (_S288.w) * sums_4->values_0[15U];
+                    uint _S230 = _S221 * 4U * 4U;
+                    (*&exchange_0)[_S230 * 8U + _S222] = make_float4 (_S229.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S230 + 1U) * 8U + _S222] = make_float4 (_S229.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S230 + 2U) * 8U + _S222] = make_float4 (_S229.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S230 + 3U) * 8U + _S222] = make_float4 (_S229.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S230 + 4U) * 8U + _S222] = make_float4 (_S229.y) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S230 + 5U) * 8U + _S222] = make_float4 (_S229.y) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S230 + 6U) * 8U + _S222] = make_float4 (_S229.y) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S230 + 7U) * 8U + _S222] = make_float4 (_S229.y) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S230 + 8U) * 8U + _S222] = make_float4 (_S229.z) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S230 + 9U) * 8U + _S222] = make_float4 (_S229.z) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S230 + 10U) * 8U + _S222] = make_float4 (_S229.z) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S230 + 11U) * 8U + _S222] = make_float4 (_S229.z) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S230 + 12U) * 8U + _S222] = make_float4 (_S229.w) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S230 + 13U) * 8U + _S222] = make_float4 (_S229.w) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S230 + 14U) * 8U + _S222] = make_float4 (_S229.w) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S230 + 15U) * 8U + _S222] = make_float4 (_S229.w) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S290 = i_4 / 32U;
-                    uint _S291 = i_4 % 32U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    bool _S292;
-                    if(_S290 < (part_3->heads_0))
+                    uint _S231 = i_3 / 32U;
+                    uint _S232 = i_3 % 32U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    bool _S233;
+                    if(_S231 < (part_3->heads_0))
                     {
-                        _S292 = _S291 < (part_3->head_dim_0 / 4U);
+                        _S233 = _S232 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S292 = false;
+                        _S233 = false;
                     }
-                    if(_S292)
+                    if(_S233)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S290 * part_3->out_stride_0 + _S291]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S231 * part_3->out_stride_0 + _S232]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -814,7 +680,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -827,38 +693,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S293 = thread_2 % 8U;
-    uint _S294 = thread_2 / 8U;
-    uint _S295 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S294;
-    Pools_0 _S296 = pools_0;
-    Positions_0 _S297 = Pools_read_0(&_S296, first_2, _S293);
+    uint _S234 = thread_2 % 8U;
+    uint _S235 = thread_2 / 8U;
+    uint _S236 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S235;
+    Pools_0 _S237 = pools_0;
+    Positions_0 _S238 = Pools_read_0(&_S237, first_2, _S234);
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S298;
+    bool _S239;
     if(with_own_0)
     {
-        _S298 = thread_2 < 32U;
+        _S239 = thread_2 < 32U;
     }
     else
     {
-        _S298 = false;
+        _S239 = false;
     }
-    if(_S298)
+    if(_S239)
     {
-        Sums_0 _S299 = of_one_0(part_4, own_key_0, own_value_0, _S293);
-        if(_S294 == 0U)
+        Sums_0 _S240 = of_one_0(part_4, own_key_0, own_value_0, _S234);
+        if(_S235 == 0U)
         {
-            sums_5 = _S299;
+            sums_5 = _S240;
         }
     }
-    Positions_0 some_2 = _S297;
-    uint tile_0 = _S295;
+    Positions_0 some_2 = _S238;
+    uint tile_0 = _S236;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S300 = part_4->end_0;
+        uint _S241 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -866,23 +732,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S301 = some_2;
-        add_0(&sums_5, &_S301, first_3, _S300, _S293);
-        uint first_4 = first_3 + 32U;
-        uint _S302 = tile_0 + 32U;
-        if(_S302 < _S300)
+        Positions_0 _S242 = some_2;
+        add_0(&sums_5, &_S242, first_3, _S241, _S234);
+        uint first_4 = first_3 + 16U;
+        uint _S243 = tile_0 + 16U;
+        if(_S243 < _S241)
         {
-            Pools_0 _S303 = pools_0;
-            Positions_0 _S304 = Pools_read_0(&_S303, first_4, _S293);
-            some_2 = _S304;
+            Pools_0 _S244 = pools_0;
+            Positions_0 _S245 = Pools_read_0(&_S244, first_4, _S234);
+            some_2 = _S245;
         }
-        tile_0 = _S302;
+        tile_0 = _S243;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S305 = sums_5;
-    write_0(thread_2, &_S305, part_4, scratch_1);
+    Sums_0 _S246 = sums_5;
+    write_0(thread_2, &_S246, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
+{
+    uint _S247;
+    if(offset_1 == 4294967295U)
+    {
+        _S247 = rows_0;
+    }
+    else
+    {
+        uint _S248 = __ldg((&(batch_0)[offset_1]));
+        _S247 = (U32_min(((U32_max((_S248), (first_5))) - first_5), (rows_0)));
+    }
+    return _S247;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -890,30 +771,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S306 = heads_1 / kv_heads_0;
-    uint _S307 = (_S306 + 4U - 1U) / 4U;
-    uint _S308 = rows_0 * kv_heads_0 * _S307;
-    uint _S309 = number_1 % _S308;
-    uint _S310 = _S309 % _S307;
+    uint _S249 = rows_1 * kv_heads_0;
+    uint _S250 = heads_1 / kv_heads_0;
+    return _S249 * ((_S250 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S251 = heads_2 / kv_heads_1;
+    uint _S252 = (_S251 + 4U - 1U) / 4U;
+    uint _S253 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S254 = number_1 % _S253;
+    uint _S255 = _S254 % _S252;
     Part_0 part_5;
-    uint _S311 = number_1 / _S308;
-    (&part_5)->number_0 = _S311;
-    uint _S312 = _S309 / (kv_heads_0 * _S307);
-    (&part_5)->row_0 = _S312;
-    uint _S313 = _S309 / _S307;
-    uint _S314 = _S313 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S314;
-    uint _S315 = _S310 * 4U;
-    uint _S316 = _S314 * _S306 + _S315;
-    (&part_5)->head_0 = _S316;
-    (&part_5)->heads_0 = (U32_min((_S306 - _S315), (4U)));
+    (&part_5)->unit_0 = _S254;
+    uint _S256 = number_1 / _S253;
+    (&part_5)->number_0 = _S256;
+    uint _S257 = _S254 / (kv_heads_1 * _S252);
+    (&part_5)->row_0 = _S257;
+    uint _S258 = _S254 / _S252;
+    uint _S259 = _S258 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S259;
+    uint _S260 = _S255 * 4U;
+    uint _S261 = _S259 * _S251 + _S260;
+    (&part_5)->head_0 = _S261;
+    (&part_5)->heads_0 = (U32_min((_S251 - _S260), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S317 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S317;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S316) * _S317 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S262 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S262;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S261) * _S262 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -921,106 +811,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_1)
-{
-    uint _S318;
-    if(offset_1 == 4294967295U)
-    {
-        _S318 = rows_1;
-    }
-    else
-    {
-        uint _S319 = __ldg((&(batch_0)[offset_1]));
-        _S318 = (U32_min(((U32_max((_S319), (first_5))) - first_5), (rows_1)));
-    }
-    return _S318;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S320 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S320;
+    uint _S263 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S263;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S321;
-    (&_S321)->begin_2 = begin_3;
-    (&_S321)->page_size_0 = page_size_1;
-    (&_S321)->pages_0 = pages_1;
-    (&_S321)->length_0 = length_1;
-    return _S321;
+    SequenceTable_0 _S264;
+    (&_S264)->begin_2 = begin_3;
+    (&_S264)->page_size_0 = page_size_1;
+    (&_S264)->pages_0 = pages_1;
+    (&_S264)->length_0 = length_1;
+    return _S264;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S322 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S323 = _S322 + 1U;
-    uint _S324 = __ldg((&(sequences_3)[_S322]));
-    return SequenceTable_x24init_0(_S323, page_size_2, pages_2, (U32_min((_S324), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S265 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S266 = _S265 + 1U;
+    uint _S267 = __ldg((&(sequences_3)[_S265]));
+    return SequenceTable_x24init_0(_S266, page_size_2, pages_2, (U32_min((_S267), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S325 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S325;
+    uint _S268 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S268;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S326 = this_3->length_0;
-    uint _S327;
+    uint _S269 = this_3->length_0;
+    uint _S270;
     if(position_1 < (this_3->length_0))
     {
-        _S327 = position_1 + 1U;
+        _S270 = position_1 + 1U;
     }
     else
     {
-        _S327 = _S326;
+        _S270 = _S269;
     }
-    return _S327;
+    return _S270;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S328;
+    bool _S271;
     if(window_0 != 0U)
     {
-        _S328 = position_2 >= window_0;
+        _S271 = position_2 >= window_0;
     }
     else
     {
-        _S328 = false;
+        _S271 = false;
     }
-    uint _S329;
-    if(_S328)
+    uint _S272;
+    if(_S271)
     {
-        _S329 = position_2 - window_0 + 1U;
+        _S272 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S329 = 0U;
+        _S272 = 0U;
     }
-    return _S329;
+    return _S272;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S330;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S273;
     if(first_6 < length_2)
     {
-        _S330 = length_2 - first_6;
+        _S273 = length_2 - first_6;
     }
     else
     {
-        _S330 = 0U;
+        _S273 = 0U;
     }
-    uint _S331 = parts_1 * 64U;
-    uint _S332 = (_S330 + _S331 - 1U) / _S331;
-    uint _S333 = _S332 * 64U;
-    uint _S334 = (U32_min((first_6 + part_6->number_0 * _S333), (length_2)));
-    part_6->begin_0 = _S334;
-    part_6->end_0 = (U32_min((_S334 + _S333), (length_2)));
+    uint _S274 = parts_1 * tiles_0 * 64U;
+    uint _S275 = (_S273 + _S274 - 1U) / _S274;
+    uint _S276 = _S275 * tiles_0 * 64U;
+    uint _S277 = (U32_min((first_6 + part_6->number_0 * _S276), (length_2)));
+    part_6->begin_0 = _S277;
+    part_6->end_0 = (U32_min((_S277 + _S276), (length_2)));
+    if(_S273 == 0U)
+    {
+        _S273 = 1U;
+    }
+    else
+    {
+        uint _S278 = (_S273 + _S276 - 1U) / _S276;
+        _S273 = _S278;
+    }
+    part_6->used_0 = _S273;
     return;
 }
 
@@ -1028,9 +920,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S335 = make_int4 (int(0));
-        float4  _S336 = make_float4 ((float)_S335.x, (float)_S335.y, (float)_S335.z, (float)_S335.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S336;
+        int4  _S279 = make_int4 (int(0));
+        float4  _S280 = make_float4 ((float)_S279.x, (float)_S279.y, (float)_S279.z, (float)_S279.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S280;
     }
     return;
 }
@@ -1044,9 +936,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -1056,47 +948,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void shuffled4_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S337 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S338 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S338;
-    bool _S339;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S339 = true;
-    }
-    else
-    {
-        _S339 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S339)
+    uint _S281 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S282 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S282 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S340 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S341 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S342 = _S340;
-    uint _S343 = SequenceTable_end_of_0(&_S342, _S341);
-    share_out_0(&part_8, first_seen_0(_S341, p_0.window_1), _S343, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S283 = part_of_0(group_number_0(blockIdx), _S282, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S283;
+    uint _S284 = units_of_0(_S282, p_0.heads_3, p_0.kv_heads_2);
+    uint _S285 = p_0.groups_0 / _S284;
+    if(((&part_8)->number_0) >= _S285)
     {
-        Part_0 _S344 = part_8;
-        leave_empty_0(_S337, &_S344, scratch_3);
         return;
     }
+    SequenceTable_0 _S286 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S287 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S288 = _S286;
+    uint _S289 = SequenceTable_end_of_0(&_S288, _S287);
+    uint _S290 = first_seen_0(_S287, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S345 = _S340;
-    Part_0 _S346 = part_8;
-    Plain_0 _S347 = queries_1;
-    Plain_0 _S348 = queries_1;
-    Plain_0 _S349 = queries_1;
-    attend_0(_S337, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S345, &_S346, p_0.scale_4, &_S347, false, &_S348, &_S349);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S290, _S289, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S291 = part_8;
+            leave_empty_0(_S281, &_S291, scratch_3);
+            number_3 = number_3 + _S285;
+            continue;
+        }
+        SequenceTable_0 _S292 = _S286;
+        Part_0 _S293 = part_8;
+        Plain_0 _S294 = queries_1;
+        Plain_0 _S295 = queries_1;
+        Plain_0 _S296 = queries_1;
+        attend_0(_S281, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S292, &_S293, p_0.scale_4, &_S294, false, &_S295, &_S296);
+        __syncthreads();
+        number_3 = number_3 + _S285;
+    }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -191,10 +193,10 @@ __device__ void load_queries_0(uint thread_0, Part_0 * part_1, uint padded_0, fl
 
 struct Positions_0
 {
-    FixedArray<uint, 8>  keys_0;
-    FixedArray<uint, 8>  values_1;
-    FixedArray<float, 8>  key_scales_0;
-    FixedArray<float, 8>  value_scales_0;
+    FixedArray<uint, 4>  keys_0;
+    FixedArray<uint, 4>  values_1;
+    FixedArray<float, 4>  key_scales_0;
+    FixedArray<float, 4>  value_scales_0;
 };
 
 __device__ float4  bytes_0(uint word_0)
@@ -228,220 +230,120 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S60 = (__expf((x_3.x)));
+    float _S61 = (__expf((x_3.y)));
+    float _S62 = (__expf((x_3.z)));
+    float _S63 = (__expf((x_3.w)));
+    return make_float4 (_S60, _S61, _S62, _S63);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
-    FixedArray<float4 , 2>  scores_0;
-    int4  _S60 = make_int4 (int(0));
-    float4  _S61 = make_float4 ((float)_S60.x, (float)_S60.y, (float)_S60.z, (float)_S60.w);
-    scores_0[0U] = _S61;
-    scores_0[1U] = _S61;
-    float4  _S62 = query_at_0(lane_1);
-    float4  _S63 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S62, _S63);
-    float4  _S64 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S62, _S64);
-    float4  _S65 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S65, _S63);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S65, _S64);
-    float4  _S66 = query_at_0(64U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S66, _S63);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S66, _S64);
-    float4  _S67 = query_at_0(96U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S67, _S63);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S67, _S64);
-    float4  _S68 = query_at_0(8U + lane_1);
-    float4  _S69 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S68, _S69);
-    float4  _S70 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S68, _S70);
-    float4  _S71 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S71, _S69);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S71, _S70);
-    float4  _S72 = query_at_0(72U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S72, _S69);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S72, _S70);
-    float4  _S73 = query_at_0(104U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S73, _S69);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S73, _S70);
-    float4  _S74 = query_at_0(16U + lane_1);
-    float4  _S75 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S74, _S75);
-    float4  _S76 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S74, _S76);
-    float4  _S77 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S77, _S75);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S77, _S76);
-    float4  _S78 = query_at_0(80U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S78, _S75);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S78, _S76);
-    float4  _S79 = query_at_0(112U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S79, _S75);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S79, _S76);
-    float4  _S80 = query_at_0(24U + lane_1);
-    float4  _S81 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S80, _S81);
-    float4  _S82 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S80, _S82);
-    float4  _S83 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S83, _S81);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S83, _S82);
-    float4  _S84 = query_at_0(88U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S84, _S81);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S84, _S82);
-    float4  _S85 = query_at_0(120U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S85, _S81);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S85, _S82);
-    float4  _S86 = sums_1->peak_0;
-    float4  _S87 = across_0(scores_0[0U]);
-    scores_0[0U] = _S87;
-    bool _S88 = first_0 < end_1;
+    FixedArray<float4 , 1>  scores_0;
+    int4  _S64 = make_int4 (int(0));
+    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
+    scores_0[0U] = _S65;
+    float4  _S66 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S66);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(32U + lane_1), _S66);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S66);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(96U + lane_1), _S66);
+    float4  _S67 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S67);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(40U + lane_1), _S67);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S67);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(104U + lane_1), _S67);
+    float4  _S68 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S68);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(48U + lane_1), _S68);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S68);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(112U + lane_1), _S68);
+    float4  _S69 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S69);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(56U + lane_1), _S69);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S69);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(120U + lane_1), _S69);
+    float4  _S70 = sums_1->peak_0;
+    float4  _S71 = across_0(scores_0[0U]);
+    scores_0[0U] = _S71;
+    bool _S72 = first_0 < end_1;
     float4  peak_1;
-    if(_S88)
+    if(_S72)
     {
-        peak_1 = max_0(_S86, scores_0[0U]);
+        peak_1 = max_0(_S70, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S86;
+        peak_1 = _S70;
     }
-    float4  _S89 = across_0(scores_0[1U]);
-    scores_0[1U] = _S89;
-    bool _S90 = (first_0 + 16U) < end_1;
-    if(_S90)
-    {
-        peak_1 = max_0(peak_1, scores_0[1U]);
-    }
-    float4  _S91 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S73 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S91;
-    float4  _S92;
-    if(_S88)
+    sums_1->total_0 = sums_1->total_0 * _S73;
+    if(_S72)
     {
-        _S92 = exp_0(scores_0[0U] - peak_1);
+        float4  _S74 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S74;
     }
     else
     {
-        _S92 = _S61;
+        peak_1 = _S65;
     }
-    scores_0[0U] = _S92;
-    sums_1->total_0 = sums_1->total_0 + _S92;
-    if(_S90)
-    {
-        peak_1 = exp_0(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        peak_1 = _S61;
-    }
-    scores_0[1U] = peak_1;
+    scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S93 = sums_1->values_0[0U] * make_float4 (_S91.x);
-    sums_1->values_0[0U] = _S93;
-    float4  _S94 = sums_1->values_0[4U] * make_float4 (_S91.y);
-    sums_1->values_0[4U] = _S94;
-    float4  _S95 = sums_1->values_0[8U] * make_float4 (_S91.z);
-    sums_1->values_0[8U] = _S95;
-    float4  _S96 = sums_1->values_0[12U] * make_float4 (_S91.w);
-    sums_1->values_0[12U] = _S96;
-    float4  _S97 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    float4  _S98 = _S93 + make_float4 (*&((&scores_0[0U])->x)) * _S97;
-    sums_1->values_0[0U] = _S98;
-    float4  _S99 = _S94 + make_float4 (*&((&scores_0[0U])->y)) * _S97;
-    sums_1->values_0[4U] = _S99;
-    float4  _S100 = _S95 + make_float4 (*&((&scores_0[0U])->z)) * _S97;
-    sums_1->values_0[8U] = _S100;
-    float4  _S101 = _S96 + make_float4 (*&((&scores_0[0U])->w)) * _S97;
-    sums_1->values_0[12U] = _S101;
-    float4  _S102 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S98 + make_float4 (*&((&scores_0[1U])->x)) * _S102;
-    sums_1->values_0[4U] = _S99 + make_float4 (*&((&scores_0[1U])->y)) * _S102;
-    sums_1->values_0[8U] = _S100 + make_float4 (*&((&scores_0[1U])->z)) * _S102;
-    sums_1->values_0[12U] = _S101 + make_float4 (*&((&scores_0[1U])->w)) * _S102;
-    float4  _S103 = sums_1->values_0[1U] * make_float4 (_S91.x);
-    sums_1->values_0[1U] = _S103;
-    float4  _S104 = sums_1->values_0[5U] * make_float4 (_S91.y);
-    sums_1->values_0[5U] = _S104;
-    float4  _S105 = sums_1->values_0[9U] * make_float4 (_S91.z);
-    sums_1->values_0[9U] = _S105;
-    float4  _S106 = sums_1->values_0[13U] * make_float4 (_S91.w);
-    sums_1->values_0[13U] = _S106;
-    float4  _S107 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    float4  _S108 = _S103 + make_float4 (*&((&scores_0[0U])->x)) * _S107;
-    sums_1->values_0[1U] = _S108;
-    float4  _S109 = _S104 + make_float4 (*&((&scores_0[0U])->y)) * _S107;
-    sums_1->values_0[5U] = _S109;
-    float4  _S110 = _S105 + make_float4 (*&((&scores_0[0U])->z)) * _S107;
-    sums_1->values_0[9U] = _S110;
-    float4  _S111 = _S106 + make_float4 (*&((&scores_0[0U])->w)) * _S107;
-    sums_1->values_0[13U] = _S111;
-    float4  _S112 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S108 + make_float4 (*&((&scores_0[1U])->x)) * _S112;
-    sums_1->values_0[5U] = _S109 + make_float4 (*&((&scores_0[1U])->y)) * _S112;
-    sums_1->values_0[9U] = _S110 + make_float4 (*&((&scores_0[1U])->z)) * _S112;
-    sums_1->values_0[13U] = _S111 + make_float4 (*&((&scores_0[1U])->w)) * _S112;
-    float4  _S113 = sums_1->values_0[2U] * make_float4 (_S91.x);
-    sums_1->values_0[2U] = _S113;
-    float4  _S114 = sums_1->values_0[6U] * make_float4 (_S91.y);
-    sums_1->values_0[6U] = _S114;
-    float4  _S115 = sums_1->values_0[10U] * make_float4 (_S91.z);
-    sums_1->values_0[10U] = _S115;
-    float4  _S116 = sums_1->values_0[14U] * make_float4 (_S91.w);
-    sums_1->values_0[14U] = _S116;
-    float4  _S117 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    float4  _S118 = _S113 + make_float4 (*&((&scores_0[0U])->x)) * _S117;
-    sums_1->values_0[2U] = _S118;
-    float4  _S119 = _S114 + make_float4 (*&((&scores_0[0U])->y)) * _S117;
-    sums_1->values_0[6U] = _S119;
-    float4  _S120 = _S115 + make_float4 (*&((&scores_0[0U])->z)) * _S117;
-    sums_1->values_0[10U] = _S120;
-    float4  _S121 = _S116 + make_float4 (*&((&scores_0[0U])->w)) * _S117;
-    sums_1->values_0[14U] = _S121;
-    float4  _S122 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S118 + make_float4 (*&((&scores_0[1U])->x)) * _S122;
-    sums_1->values_0[6U] = _S119 + make_float4 (*&((&scores_0[1U])->y)) * _S122;
-    sums_1->values_0[10U] = _S120 + make_float4 (*&((&scores_0[1U])->z)) * _S122;
-    sums_1->values_0[14U] = _S121 + make_float4 (*&((&scores_0[1U])->w)) * _S122;
-    float4  _S123 = sums_1->values_0[3U] * make_float4 (_S91.x);
-    sums_1->values_0[3U] = _S123;
-    float4  _S124 = sums_1->values_0[7U] * make_float4 (_S91.y);
-    sums_1->values_0[7U] = _S124;
-    float4  _S125 = sums_1->values_0[11U] * make_float4 (_S91.z);
-    sums_1->values_0[11U] = _S125;
-    float4  _S126 = sums_1->values_0[15U] * make_float4 (_S91.w);
-    sums_1->values_0[15U] = _S126;
-    float4  _S127 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    float4  _S128 = _S123 + make_float4 (*&((&scores_0[0U])->x)) * _S127;
-    sums_1->values_0[3U] = _S128;
-    float4  _S129 = _S124 + make_float4 (*&((&scores_0[0U])->y)) * _S127;
-    sums_1->values_0[7U] = _S129;
-    float4  _S130 = _S125 + make_float4 (*&((&scores_0[0U])->z)) * _S127;
-    sums_1->values_0[11U] = _S130;
-    float4  _S131 = _S126 + make_float4 (*&((&scores_0[0U])->w)) * _S127;
-    sums_1->values_0[15U] = _S131;
-    float4  _S132 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S128 + make_float4 (*&((&scores_0[1U])->x)) * _S132;
-    sums_1->values_0[7U] = _S129 + make_float4 (*&((&scores_0[1U])->y)) * _S132;
-    sums_1->values_0[11U] = _S130 + make_float4 (*&((&scores_0[1U])->z)) * _S132;
-    sums_1->values_0[15U] = _S131 + make_float4 (*&((&scores_0[1U])->w)) * _S132;
+    float4  _S75 = sums_1->values_0[0U] * make_float4 (_S73.x);
+    sums_1->values_0[0U] = _S75;
+    float4  _S76 = sums_1->values_0[4U] * make_float4 (_S73.y);
+    sums_1->values_0[4U] = _S76;
+    float4  _S77 = sums_1->values_0[8U] * make_float4 (_S73.z);
+    sums_1->values_0[8U] = _S77;
+    float4  _S78 = sums_1->values_0[12U] * make_float4 (_S73.w);
+    sums_1->values_0[12U] = _S78;
+    float4  _S79 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S75 + make_float4 (*&((&scores_0[0U])->x)) * _S79;
+    sums_1->values_0[4U] = _S76 + make_float4 (*&((&scores_0[0U])->y)) * _S79;
+    sums_1->values_0[8U] = _S77 + make_float4 (*&((&scores_0[0U])->z)) * _S79;
+    sums_1->values_0[12U] = _S78 + make_float4 (*&((&scores_0[0U])->w)) * _S79;
+    float4  _S80 = sums_1->values_0[1U] * make_float4 (_S73.x);
+    sums_1->values_0[1U] = _S80;
+    float4  _S81 = sums_1->values_0[5U] * make_float4 (_S73.y);
+    sums_1->values_0[5U] = _S81;
+    float4  _S82 = sums_1->values_0[9U] * make_float4 (_S73.z);
+    sums_1->values_0[9U] = _S82;
+    float4  _S83 = sums_1->values_0[13U] * make_float4 (_S73.w);
+    sums_1->values_0[13U] = _S83;
+    float4  _S84 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S80 + make_float4 (*&((&scores_0[0U])->x)) * _S84;
+    sums_1->values_0[5U] = _S81 + make_float4 (*&((&scores_0[0U])->y)) * _S84;
+    sums_1->values_0[9U] = _S82 + make_float4 (*&((&scores_0[0U])->z)) * _S84;
+    sums_1->values_0[13U] = _S83 + make_float4 (*&((&scores_0[0U])->w)) * _S84;
+    float4  _S85 = sums_1->values_0[2U] * make_float4 (_S73.x);
+    sums_1->values_0[2U] = _S85;
+    float4  _S86 = sums_1->values_0[6U] * make_float4 (_S73.y);
+    sums_1->values_0[6U] = _S86;
+    float4  _S87 = sums_1->values_0[10U] * make_float4 (_S73.z);
+    sums_1->values_0[10U] = _S87;
+    float4  _S88 = sums_1->values_0[14U] * make_float4 (_S73.w);
+    sums_1->values_0[14U] = _S88;
+    float4  _S89 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S85 + make_float4 (*&((&scores_0[0U])->x)) * _S89;
+    sums_1->values_0[6U] = _S86 + make_float4 (*&((&scores_0[0U])->y)) * _S89;
+    sums_1->values_0[10U] = _S87 + make_float4 (*&((&scores_0[0U])->z)) * _S89;
+    sums_1->values_0[14U] = _S88 + make_float4 (*&((&scores_0[0U])->w)) * _S89;
+    float4  _S90 = sums_1->values_0[3U] * make_float4 (_S73.x);
+    sums_1->values_0[3U] = _S90;
+    float4  _S91 = sums_1->values_0[7U] * make_float4 (_S73.y);
+    sums_1->values_0[7U] = _S91;
+    float4  _S92 = sums_1->values_0[11U] * make_float4 (_S73.z);
+    sums_1->values_0[11U] = _S92;
+    float4  _S93 = sums_1->values_0[15U] * make_float4 (_S73.w);
+    sums_1->values_0[15U] = _S93;
+    float4  _S94 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S90 + make_float4 (*&((&scores_0[0U])->x)) * _S94;
+    sums_1->values_0[7U] = _S91 + make_float4 (*&((&scores_0[0U])->y)) * _S94;
+    sums_1->values_0[11U] = _S92 + make_float4 (*&((&scores_0[0U])->z)) * _S94;
+    sums_1->values_0[15U] = _S93 + make_float4 (*&((&scores_0[0U])->w)) * _S94;
     return;
 }
 
@@ -464,13 +366,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S133 = this_1->begin_2;
-    uint _S134 = this_1->page_size_0;
-    uint _S135 = position_0 / this_1->page_size_0;
-    uint _S136 = __ldg((&(sequences_1)[_S133 + _S135]));
-    uint _S137 = (U32_min((_S136), (this_1->pages_0 - 1U))) * _S134;
-    uint _S138 = position_0 % _S134;
-    return _S137 + _S138;
+    uint _S95 = this_1->begin_2;
+    uint _S96 = this_1->page_size_0;
+    uint _S97 = position_0 / this_1->page_size_0;
+    uint _S98 = __ldg((&(sequences_1)[_S95 + _S97]));
+    uint _S99 = (U32_min((_S98), (this_1->pages_0 - 1U))) * _S96;
+    uint _S100 = position_0 % _S96;
+    return _S99 + _S100;
 }
 
 struct Run_0
@@ -481,16 +383,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S139;
-    (&_S139)->vector_1 = vector_2;
-    (&_S139)->scale_1 = scale_2;
-    return _S139;
+    Run_0 _S101;
+    (&_S101)->vector_1 = vector_2;
+    (&_S101)->scale_1 = scale_2;
+    return _S101;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S140 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S140 + element_1 / 4U, 2U * (_S140 + columns_1 / 4U) + element_1 / 32U);
+    uint _S102 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S102 + element_1 / 4U, 2U * (_S102 + columns_1 / 4U) + element_1 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -500,8 +402,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S141 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S141 >> (half_0 % 2U * 16U)).x;
+    uint _S103 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S103 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -511,236 +413,193 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
-    FixedArray<uint, 2>  slots_0;
-    StructuredBuffer<uint> _S142 = this_2->sequences_0;
-    uint _S143 = (U32_max(((&this_2->part_2)->end_0), (1U))) - 1U;
-    uint _S144 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), (_S143))));
-    slots_0[0U] = _S144;
-    uint _S145 = SequenceTable_slot_0(&this_2->table_0, _S142, (U32_min((first_1 + 16U), (_S143))));
-    slots_0[1U] = _S145;
-    uint _S146 = (&this_2->part_2)->head_dim_0;
-    uint _S147 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S148 = _S147 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S149 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S150 = (&this_2->part_2)->columns_0;
-    Run_0 _S151 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S148);
-    uint _S152 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S153 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, slots_0[0U], (&this_2->part_2)->columns_0, _S148);
+    FixedArray<uint, 1>  slots_0;
+    uint _S104 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S104;
+    uint _S105 = (&this_2->part_2)->head_dim_0;
+    uint _S106 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S107 = _S106 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S108 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S109 = (&this_2->part_2)->columns_0;
+    Run_0 _S110 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S104, (&this_2->part_2)->columns_0, _S107);
+    uint _S111 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S112 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S104, (&this_2->part_2)->columns_0, _S107);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S154 = this_2->k_pages_0;
-    uint _S155 = __ldg((&(this_2->k_pages_0)[_S151.vector_1]));
-    (&some_1)->keys_0[0U] = _S155;
-    StructuredBuffer<uint> _S156 = this_2->v_pages_0;
-    uint _S157 = __ldg((&(this_2->v_pages_0)[_S153.vector_1]));
-    (&some_1)->values_1[0U] = _S157;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S154, _S151.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S156, _S153.scale_1);
-    uint _S158 = 8U + lane_2;
-    uint _S159 = _S147 + 4U * (U32_min((_S158), (_S146 / 4U - 1U)));
-    Run_0 _S160 = Blocks8_run_0(_S149, slots_0[0U], _S150, _S159);
-    Run_0 _S161 = Blocks8_run_0(_S152, slots_0[0U], _S150, _S159);
-    uint _S162 = __ldg((&(_S154)[_S160.vector_1]));
-    (&some_1)->keys_0[1U] = _S162;
-    uint _S163 = __ldg((&(_S156)[_S161.vector_1]));
-    (&some_1)->values_1[1U] = _S163;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S154, _S160.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S156, _S161.scale_1);
-    uint _S164 = 16U + lane_2;
-    uint _S165 = _S147 + 4U * (U32_min((_S164), (_S146 / 4U - 1U)));
-    Run_0 _S166 = Blocks8_run_0(_S149, slots_0[0U], _S150, _S165);
-    Run_0 _S167 = Blocks8_run_0(_S152, slots_0[0U], _S150, _S165);
-    uint _S168 = __ldg((&(_S154)[_S166.vector_1]));
-    (&some_1)->keys_0[2U] = _S168;
-    uint _S169 = __ldg((&(_S156)[_S167.vector_1]));
-    (&some_1)->values_1[2U] = _S169;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S154, _S166.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S156, _S167.scale_1);
-    uint _S170 = 24U + lane_2;
-    uint _S171 = _S147 + 4U * (U32_min((_S170), (_S146 / 4U - 1U)));
-    Run_0 _S172 = Blocks8_run_0(_S149, slots_0[0U], _S150, _S171);
-    Run_0 _S173 = Blocks8_run_0(_S152, slots_0[0U], _S150, _S171);
-    uint _S174 = __ldg((&(_S154)[_S172.vector_1]));
-    (&some_1)->keys_0[3U] = _S174;
-    uint _S175 = __ldg((&(_S156)[_S173.vector_1]));
-    (&some_1)->values_1[3U] = _S175;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S154, _S172.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S156, _S173.scale_1);
-    uint _S176 = _S147 + 4U * (U32_min((lane_2), (_S146 / 4U - 1U)));
-    Run_0 _S177 = Blocks8_run_0(_S149, slots_0[1U], _S150, _S176);
-    Run_0 _S178 = Blocks8_run_0(_S152, slots_0[1U], _S150, _S176);
-    uint _S179 = __ldg((&(_S154)[_S177.vector_1]));
-    (&some_1)->keys_0[4U] = _S179;
-    uint _S180 = __ldg((&(_S156)[_S178.vector_1]));
-    (&some_1)->values_1[4U] = _S180;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S154, _S177.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S156, _S178.scale_1);
-    uint _S181 = _S147 + 4U * (U32_min((_S158), (_S146 / 4U - 1U)));
-    Run_0 _S182 = Blocks8_run_0(_S149, slots_0[1U], _S150, _S181);
-    Run_0 _S183 = Blocks8_run_0(_S152, slots_0[1U], _S150, _S181);
-    uint _S184 = __ldg((&(_S154)[_S182.vector_1]));
-    (&some_1)->keys_0[5U] = _S184;
-    uint _S185 = __ldg((&(_S156)[_S183.vector_1]));
-    (&some_1)->values_1[5U] = _S185;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S154, _S182.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S156, _S183.scale_1);
-    uint _S186 = _S147 + 4U * (U32_min((_S164), (_S146 / 4U - 1U)));
-    Run_0 _S187 = Blocks8_run_0(_S149, slots_0[1U], _S150, _S186);
-    Run_0 _S188 = Blocks8_run_0(_S152, slots_0[1U], _S150, _S186);
-    uint _S189 = __ldg((&(_S154)[_S187.vector_1]));
-    (&some_1)->keys_0[6U] = _S189;
-    uint _S190 = __ldg((&(_S156)[_S188.vector_1]));
-    (&some_1)->values_1[6U] = _S190;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S154, _S187.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S156, _S188.scale_1);
-    uint _S191 = _S147 + 4U * (U32_min((_S170), (_S146 / 4U - 1U)));
-    Run_0 _S192 = Blocks8_run_0(_S149, slots_0[1U], _S150, _S191);
-    Run_0 _S193 = Blocks8_run_0(_S152, slots_0[1U], _S150, _S191);
-    uint _S194 = __ldg((&(_S154)[_S192.vector_1]));
-    (&some_1)->keys_0[7U] = _S194;
-    uint _S195 = __ldg((&(_S156)[_S193.vector_1]));
-    (&some_1)->values_1[7U] = _S195;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S154, _S192.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S156, _S193.scale_1);
+    StructuredBuffer<uint> _S113 = this_2->k_pages_0;
+    uint _S114 = __ldg((&(this_2->k_pages_0)[_S110.vector_1]));
+    (&some_1)->keys_0[0U] = _S114;
+    StructuredBuffer<uint> _S115 = this_2->v_pages_0;
+    uint _S116 = __ldg((&(this_2->v_pages_0)[_S112.vector_1]));
+    (&some_1)->values_1[0U] = _S116;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S113, _S110.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S115, _S112.scale_1);
+    uint _S117 = _S106 + 4U * (U32_min((8U + lane_2), (_S105 / 4U - 1U)));
+    Run_0 _S118 = Blocks8_run_0(_S108, slots_0[0U], _S109, _S117);
+    Run_0 _S119 = Blocks8_run_0(_S111, slots_0[0U], _S109, _S117);
+    uint _S120 = __ldg((&(_S113)[_S118.vector_1]));
+    (&some_1)->keys_0[1U] = _S120;
+    uint _S121 = __ldg((&(_S115)[_S119.vector_1]));
+    (&some_1)->values_1[1U] = _S121;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S113, _S118.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S115, _S119.scale_1);
+    uint _S122 = _S106 + 4U * (U32_min((16U + lane_2), (_S105 / 4U - 1U)));
+    Run_0 _S123 = Blocks8_run_0(_S108, slots_0[0U], _S109, _S122);
+    Run_0 _S124 = Blocks8_run_0(_S111, slots_0[0U], _S109, _S122);
+    uint _S125 = __ldg((&(_S113)[_S123.vector_1]));
+    (&some_1)->keys_0[2U] = _S125;
+    uint _S126 = __ldg((&(_S115)[_S124.vector_1]));
+    (&some_1)->values_1[2U] = _S126;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S113, _S123.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S115, _S124.scale_1);
+    uint _S127 = _S106 + 4U * (U32_min((24U + lane_2), (_S105 / 4U - 1U)));
+    Run_0 _S128 = Blocks8_run_0(_S108, slots_0[0U], _S109, _S127);
+    Run_0 _S129 = Blocks8_run_0(_S111, slots_0[0U], _S109, _S127);
+    uint _S130 = __ldg((&(_S113)[_S128.vector_1]));
+    (&some_1)->keys_0[3U] = _S130;
+    uint _S131 = __ldg((&(_S115)[_S129.vector_1]));
+    (&some_1)->values_1[3U] = _S131;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S113, _S128.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S115, _S129.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S196 = make_int4 (int(0));
-    float4  _S197 = make_float4 ((float)_S196.x, (float)_S196.y, (float)_S196.z, (float)_S196.w);
-    (&sums_2)->values_0[0U] = _S197;
-    (&sums_2)->values_0[1U] = _S197;
-    (&sums_2)->values_0[2U] = _S197;
-    (&sums_2)->values_0[3U] = _S197;
-    (&sums_2)->values_0[4U] = _S197;
-    (&sums_2)->values_0[5U] = _S197;
-    (&sums_2)->values_0[6U] = _S197;
-    (&sums_2)->values_0[7U] = _S197;
-    (&sums_2)->values_0[8U] = _S197;
-    (&sums_2)->values_0[9U] = _S197;
-    (&sums_2)->values_0[10U] = _S197;
-    (&sums_2)->values_0[11U] = _S197;
-    (&sums_2)->values_0[12U] = _S197;
-    (&sums_2)->values_0[13U] = _S197;
-    (&sums_2)->values_0[14U] = _S197;
-    (&sums_2)->values_0[15U] = _S197;
+    int4  _S132 = make_int4 (int(0));
+    float4  _S133 = make_float4 ((float)_S132.x, (float)_S132.y, (float)_S132.z, (float)_S132.w);
+    (&sums_2)->values_0[0U] = _S133;
+    (&sums_2)->values_0[1U] = _S133;
+    (&sums_2)->values_0[2U] = _S133;
+    (&sums_2)->values_0[3U] = _S133;
+    (&sums_2)->values_0[4U] = _S133;
+    (&sums_2)->values_0[5U] = _S133;
+    (&sums_2)->values_0[6U] = _S133;
+    (&sums_2)->values_0[7U] = _S133;
+    (&sums_2)->values_0[8U] = _S133;
+    (&sums_2)->values_0[9U] = _S133;
+    (&sums_2)->values_0[10U] = _S133;
+    (&sums_2)->values_0[11U] = _S133;
+    (&sums_2)->values_0[12U] = _S133;
+    (&sums_2)->values_0[13U] = _S133;
+    (&sums_2)->values_0[14U] = _S133;
+    (&sums_2)->values_0[15U] = _S133;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S197;
+    (&sums_2)->total_0 = _S133;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S198 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S199 = max_0(sums_3->peak_0, _S198);
-    float4  _S200 = exp_0(sums_3->peak_0 - _S199);
-    float4  _S201 = sums_3->total_0 * _S200;
-    float4  _S202 = of_other_0(_S201, 8U);
-    float4  _S203 = _S201 + _S202;
-    float4  _S204 = sums_3->values_0[0U] * make_float4 (_S200.x);
-    float4  _S205 = of_other_0(_S204, 8U);
-    float4  _S206 = _S204 + _S205;
-    float4  _S207 = sums_3->values_0[1U] * make_float4 (_S200.x);
-    float4  _S208 = of_other_0(_S207, 8U);
-    float4  _S209 = _S207 + _S208;
-    float4  _S210 = sums_3->values_0[2U] * make_float4 (_S200.x);
-    float4  _S211 = of_other_0(_S210, 8U);
-    float4  _S212 = _S210 + _S211;
-    float4  _S213 = sums_3->values_0[3U] * make_float4 (_S200.x);
-    float4  _S214 = of_other_0(_S213, 8U);
-    float4  _S215 = _S213 + _S214;
-    float4  _S216 = sums_3->values_0[4U] * make_float4 (_S200.y);
-    float4  _S217 = of_other_0(_S216, 8U);
-    float4  _S218 = _S216 + _S217;
-    float4  _S219 = sums_3->values_0[5U] * make_float4 (_S200.y);
-    float4  _S220 = of_other_0(_S219, 8U);
-    float4  _S221 = _S219 + _S220;
-    float4  _S222 = sums_3->values_0[6U] * make_float4 (_S200.y);
-    float4  _S223 = of_other_0(_S222, 8U);
-    float4  _S224 = _S222 + _S223;
-    float4  _S225 = sums_3->values_0[7U] * make_float4 (_S200.y);
-    float4  _S226 = of_other_0(_S225, 8U);
-    float4  _S227 = _S225 + _S226;
-    float4  _S228 = sums_3->values_0[8U] * make_float4 (_S200.z);
-    float4  _S229 = of_other_0(_S228, 8U);
-    float4  _S230 = _S228 + _S229;
-    float4  _S231 = sums_3->values_0[9U] * make_float4 (_S200.z);
-    float4  _S232 = of_other_0(_S231, 8U);
-    float4  _S233 = _S231 + _S232;
-    float4  _S234 = sums_3->values_0[10U] * make_float4 (_S200.z);
-    float4  _S235 = of_other_0(_S234, 8U);
-    float4  _S236 = _S234 + _S235;
-    float4  _S237 = sums_3->values_0[11U] * make_float4 (_S200.z);
-    float4  _S238 = of_other_0(_S237, 8U);
-    float4  _S239 = _S237 + _S238;
-    float4  _S240 = sums_3->values_0[12U] * make_float4 (_S200.w);
-    float4  _S241 = of_other_0(_S240, 8U);
-    float4  _S242 = _S240 + _S241;
-    float4  _S243 = sums_3->values_0[13U] * make_float4 (_S200.w);
-    float4  _S244 = of_other_0(_S243, 8U);
-    float4  _S245 = _S243 + _S244;
-    float4  _S246 = sums_3->values_0[14U] * make_float4 (_S200.w);
-    float4  _S247 = of_other_0(_S246, 8U);
-    float4  _S248 = _S246 + _S247;
-    float4  _S249 = sums_3->values_0[15U] * make_float4 (_S200.w);
-    float4  _S250 = of_other_0(_S249, 8U);
-    float4  _S251 = _S249 + _S250;
-    float4  _S252 = of_other_0(_S199, 16U);
-    float4  _S253 = max_0(_S199, _S252);
-    float4  _S254 = exp_0(_S199 - _S253);
-    sums_3->peak_0 = _S253;
-    float4  _S255 = _S203 * _S254;
-    float4  _S256 = of_other_0(_S255, 16U);
-    sums_3->total_0 = _S255 + _S256;
-    float4  _S257 = _S206 * make_float4 (_S254.x);
-    float4  _S258 = of_other_0(_S257, 16U);
-    sums_3->values_0[0U] = _S257 + _S258;
-    float4  _S259 = _S209 * make_float4 (_S254.x);
-    float4  _S260 = of_other_0(_S259, 16U);
-    sums_3->values_0[1U] = _S259 + _S260;
-    float4  _S261 = _S212 * make_float4 (_S254.x);
-    float4  _S262 = of_other_0(_S261, 16U);
-    sums_3->values_0[2U] = _S261 + _S262;
-    float4  _S263 = _S215 * make_float4 (_S254.x);
-    float4  _S264 = of_other_0(_S263, 16U);
-    sums_3->values_0[3U] = _S263 + _S264;
-    float4  _S265 = _S218 * make_float4 (_S254.y);
-    float4  _S266 = of_other_0(_S265, 16U);
-    sums_3->values_0[4U] = _S265 + _S266;
-    float4  _S267 = _S221 * make_float4 (_S254.y);
-    float4  _S268 = of_other_0(_S267, 16U);
-    sums_3->values_0[5U] = _S267 + _S268;
-    float4  _S269 = _S224 * make_float4 (_S254.y);
-    float4  _S270 = of_other_0(_S269, 16U);
-    sums_3->values_0[6U] = _S269 + _S270;
-    float4  _S271 = _S227 * make_float4 (_S254.y);
-    float4  _S272 = of_other_0(_S271, 16U);
-    sums_3->values_0[7U] = _S271 + _S272;
-    float4  _S273 = _S230 * make_float4 (_S254.z);
-    float4  _S274 = of_other_0(_S273, 16U);
-    sums_3->values_0[8U] = _S273 + _S274;
-    float4  _S275 = _S233 * make_float4 (_S254.z);
-    float4  _S276 = of_other_0(_S275, 16U);
-    sums_3->values_0[9U] = _S275 + _S276;
-    float4  _S277 = _S236 * make_float4 (_S254.z);
-    float4  _S278 = of_other_0(_S277, 16U);
-    sums_3->values_0[10U] = _S277 + _S278;
-    float4  _S279 = _S239 * make_float4 (_S254.z);
-    float4  _S280 = of_other_0(_S279, 16U);
-    sums_3->values_0[11U] = _S279 + _S280;
-    float4  _S281 = _S242 * make_float4 (_S254.w);
-    float4  _S282 = of_other_0(_S281, 16U);
-    sums_3->values_0[12U] = _S281 + _S282;
-    float4  _S283 = _S245 * make_float4 (_S254.w);
-    float4  _S284 = of_other_0(_S283, 16U);
-    sums_3->values_0[13U] = _S283 + _S284;
-    float4  _S285 = _S248 * make_float4 (_S254.w);
-    float4  _S286 = of_other_0(_S285, 16U);
-    sums_3->values_0[14U] = _S285 + _S286;
-    float4  _S287 = _S251 * make_float4 (_S254.w);
-    float4  _S288 = of_other_0(_S287, 16U);
-    sums_3->values_0[15U] = _S287 + _S288;
+    float4  _S134 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S135 = max_0(sums_3->peak_0, _S134);
+    float4  _S136 = powers_0(sums_3->peak_0 - _S135);
+    float4  _S137 = sums_3->total_0 * _S136;
+    float4  _S138 = of_other_0(_S137, 8U);
+    float4  _S139 = _S137 + _S138;
+    float4  _S140 = sums_3->values_0[0U] * make_float4 (_S136.x);
+    float4  _S141 = of_other_0(_S140, 8U);
+    float4  _S142 = _S140 + _S141;
+    float4  _S143 = sums_3->values_0[1U] * make_float4 (_S136.x);
+    float4  _S144 = of_other_0(_S143, 8U);
+    float4  _S145 = _S143 + _S144;
+    float4  _S146 = sums_3->values_0[2U] * make_float4 (_S136.x);
+    float4  _S147 = of_other_0(_S146, 8U);
+    float4  _S148 = _S146 + _S147;
+    float4  _S149 = sums_3->values_0[3U] * make_float4 (_S136.x);
+    float4  _S150 = of_other_0(_S149, 8U);
+    float4  _S151 = _S149 + _S150;
+    float4  _S152 = sums_3->values_0[4U] * make_float4 (_S136.y);
+    float4  _S153 = of_other_0(_S152, 8U);
+    float4  _S154 = _S152 + _S153;
+    float4  _S155 = sums_3->values_0[5U] * make_float4 (_S136.y);
+    float4  _S156 = of_other_0(_S155, 8U);
+    float4  _S157 = _S155 + _S156;
+    float4  _S158 = sums_3->values_0[6U] * make_float4 (_S136.y);
+    float4  _S159 = of_other_0(_S158, 8U);
+    float4  _S160 = _S158 + _S159;
+    float4  _S161 = sums_3->values_0[7U] * make_float4 (_S136.y);
+    float4  _S162 = of_other_0(_S161, 8U);
+    float4  _S163 = _S161 + _S162;
+    float4  _S164 = sums_3->values_0[8U] * make_float4 (_S136.z);
+    float4  _S165 = of_other_0(_S164, 8U);
+    float4  _S166 = _S164 + _S165;
+    float4  _S167 = sums_3->values_0[9U] * make_float4 (_S136.z);
+    float4  _S168 = of_other_0(_S167, 8U);
+    float4  _S169 = _S167 + _S168;
+    float4  _S170 = sums_3->values_0[10U] * make_float4 (_S136.z);
+    float4  _S171 = of_other_0(_S170, 8U);
+    float4  _S172 = _S170 + _S171;
+    float4  _S173 = sums_3->values_0[11U] * make_float4 (_S136.z);
+    float4  _S174 = of_other_0(_S173, 8U);
+    float4  _S175 = _S173 + _S174;
+    float4  _S176 = sums_3->values_0[12U] * make_float4 (_S136.w);
+    float4  _S177 = of_other_0(_S176, 8U);
+    float4  _S178 = _S176 + _S177;
+    float4  _S179 = sums_3->values_0[13U] * make_float4 (_S136.w);
+    float4  _S180 = of_other_0(_S179, 8U);
+    float4  _S181 = _S179 + _S180;
+    float4  _S182 = sums_3->values_0[14U] * make_float4 (_S136.w);
+    float4  _S183 = of_other_0(_S182, 8U);
+    float4  _S184 = _S182 + _S183;
+    float4  _S185 = sums_3->values_0[15U] * make_float4 (_S136.w);
+    float4  _S186 = of_other_0(_S185, 8U);
+    float4  _S187 = _S185 + _S186;
+    float4  _S188 = of_other_0(_S135, 16U);
+    float4  _S189 = max_0(_S135, _S188);
+    float4  _S190 = powers_0(_S135 - _S189);
+    sums_3->peak_0 = _S189;
+    float4  _S191 = _S139 * _S190;
+    float4  _S192 = of_other_0(_S191, 16U);
+    sums_3->total_0 = _S191 + _S192;
+    float4  _S193 = _S142 * make_float4 (_S190.x);
+    float4  _S194 = of_other_0(_S193, 16U);
+    sums_3->values_0[0U] = _S193 + _S194;
+    float4  _S195 = _S145 * make_float4 (_S190.x);
+    float4  _S196 = of_other_0(_S195, 16U);
+    sums_3->values_0[1U] = _S195 + _S196;
+    float4  _S197 = _S148 * make_float4 (_S190.x);
+    float4  _S198 = of_other_0(_S197, 16U);
+    sums_3->values_0[2U] = _S197 + _S198;
+    float4  _S199 = _S151 * make_float4 (_S190.x);
+    float4  _S200 = of_other_0(_S199, 16U);
+    sums_3->values_0[3U] = _S199 + _S200;
+    float4  _S201 = _S154 * make_float4 (_S190.y);
+    float4  _S202 = of_other_0(_S201, 16U);
+    sums_3->values_0[4U] = _S201 + _S202;
+    float4  _S203 = _S157 * make_float4 (_S190.y);
+    float4  _S204 = of_other_0(_S203, 16U);
+    sums_3->values_0[5U] = _S203 + _S204;
+    float4  _S205 = _S160 * make_float4 (_S190.y);
+    float4  _S206 = of_other_0(_S205, 16U);
+    sums_3->values_0[6U] = _S205 + _S206;
+    float4  _S207 = _S163 * make_float4 (_S190.y);
+    float4  _S208 = of_other_0(_S207, 16U);
+    sums_3->values_0[7U] = _S207 + _S208;
+    float4  _S209 = _S166 * make_float4 (_S190.z);
+    float4  _S210 = of_other_0(_S209, 16U);
+    sums_3->values_0[8U] = _S209 + _S210;
+    float4  _S211 = _S169 * make_float4 (_S190.z);
+    float4  _S212 = of_other_0(_S211, 16U);
+    sums_3->values_0[9U] = _S211 + _S212;
+    float4  _S213 = _S172 * make_float4 (_S190.z);
+    float4  _S214 = of_other_0(_S213, 16U);
+    sums_3->values_0[10U] = _S213 + _S214;
+    float4  _S215 = _S175 * make_float4 (_S190.z);
+    float4  _S216 = of_other_0(_S215, 16U);
+    sums_3->values_0[11U] = _S215 + _S216;
+    float4  _S217 = _S178 * make_float4 (_S190.w);
+    float4  _S218 = of_other_0(_S217, 16U);
+    sums_3->values_0[12U] = _S217 + _S218;
+    float4  _S219 = _S181 * make_float4 (_S190.w);
+    float4  _S220 = of_other_0(_S219, 16U);
+    sums_3->values_0[13U] = _S219 + _S220;
+    float4  _S221 = _S184 * make_float4 (_S190.w);
+    float4  _S222 = of_other_0(_S221, 16U);
+    sums_3->values_0[14U] = _S221 + _S222;
+    float4  _S223 = _S187 * make_float4 (_S190.w);
+    float4  _S224 = of_other_0(_S223, 16U);
+    sums_3->values_0[15U] = _S223 + _S224;
     return;
 }
 
@@ -752,72 +611,79 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S289 = thread_1 / 32U;
-    uint _S290 = thread_1 % 32U;
-    if(_S290 == 0U)
+    uint _S225 = thread_1 / 32U;
+    uint _S226 = thread_1 % 32U;
+    if(_S226 == 0U)
     {
-        (*&peaks_0)[_S289] = sums_4->peak_0;
-        (*&totals_0)[_S289] = sums_4->total_0;
+        (*&peaks_0)[_S225] = sums_4->peak_0;
+        (*&totals_0)[_S225] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S291 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S291, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S292 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S227 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S227, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S228 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S229 = _S228 * (*&totals_0)[0U];
+    float4  _S230 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S229 + _S230 * (*&totals_0)[1U];
+    float4  _S231 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S231 * (*&totals_0)[2U];
+    float4  _S232 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S232 * (*&totals_0)[3U];
+    float4  _S233 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S290 < 8U)
+                if(_S226 < 8U)
                 {
-                    uint _S293 = _S289 * 4U * 4U;
-                    (*&exchange_0)[_S293 * 8U + _S290] = make_float4 (_S292.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S293 + 1U) * 8U + _S290] = make_float4 (_S292.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S293 + 2U) * 8U + _S290] = make_float4 (_S292.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S293 + 3U) * 8U + _S290] = make_float4 (_S292.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S293 + 4U) * 8U + _S290] = make_float4 (_S292.y) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S293 + 5U) * 8U + _S290] = make_float4 (_S292.y) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S293 + 6U) * 8U + _S290] = make_float4 (_S292.y) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S293 + 7U) * 8U + _S290] = make_float4 (_S292.y) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S293 + 8U) * 8U + _S290] = make_float4 (_S292.z) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S293 + 9U) * 8U + _S290] = make_float4 (_S292.z) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S293 + 10U) * 8U + _S290] = make_float4 (_S292.z) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S293 + 11U) * 8U + _S290] = make_float4 (_S292.z) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S293 + 12U) * 8U + _S290] = make_float4 (_S292.w) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S293 + 13U) * 8U + _S290] = make_float4 (_S292.w) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S293 + 14U) * 8U + _S290] = make_float4 (_S292.w) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S293 + 15U) * 8U + _S290] = make_float4 (_S292.w) * sums_4->values_0[15U];
+                    uint _S234 = _S225 * 4U * 4U;
+                    (*&exchange_0)[_S234 * 8U + _S226] = make_float4 (_S233.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S234 + 1U) * 8U + _S226] = make_float4 (_S233.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S234 + 2U) * 8U + _S226] = make_float4 (_S233.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S234 + 3U) * 8U + _S226] = make_float4 (_S233.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S234 + 4U) * 8U + _S226] = make_float4 (_S233.y) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S234 + 5U) * 8U + _S226] = make_float4 (_S233.y) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S234 + 6U) * 8U + _S226] = make_float4 (_S233.y) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S234 + 7U) * 8U + _S226] = make_float4 (_S233.y) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S234 + 8U) * 8U + _S226] = make_float4 (_S233.z) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S234 + 9U) * 8U + _S226] = make_float4 (_S233.z) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S234 + 10U) * 8U + _S226] = make_float4 (_S233.z) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S234 + 11U) * 8U + _S226] = make_float4 (_S233.z) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S234 + 12U) * 8U + _S226] = make_float4 (_S233.w) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S234 + 13U) * 8U + _S226] = make_float4 (_S233.w) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S234 + 14U) * 8U + _S226] = make_float4 (_S233.w) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S234 + 15U) * 8U + _S226] = make_float4 (_S233.w) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S294 = i_4 / 32U;
-                    uint _S295 = i_4 % 32U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    bool _S296;
-                    if(_S294 < (part_3->heads_0))
+                    uint _S235 = i_3 / 32U;
+                    uint _S236 = i_3 % 32U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    bool _S237;
+                    if(_S235 < (part_3->heads_0))
                     {
-                        _S296 = _S295 < (part_3->head_dim_0 / 4U);
+                        _S237 = _S236 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S296 = false;
+                        _S237 = false;
                     }
-                    if(_S296)
+                    if(_S237)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S294 * part_3->out_stride_0 + _S295]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S235 * part_3->out_stride_0 + _S236]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -828,7 +694,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -841,38 +707,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S297 = thread_2 % 8U;
-    uint _S298 = thread_2 / 8U;
-    uint _S299 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S298;
-    Pools_0 _S300 = pools_0;
-    Positions_0 _S301 = Pools_read_0(&_S300, first_2, _S297);
+    uint _S238 = thread_2 % 8U;
+    uint _S239 = thread_2 / 8U;
+    uint _S240 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S239;
+    Pools_0 _S241 = pools_0;
+    Positions_0 _S242 = Pools_read_0(&_S241, first_2, _S238);
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S302;
+    bool _S243;
     if(with_own_0)
     {
-        _S302 = thread_2 < 32U;
+        _S243 = thread_2 < 32U;
     }
     else
     {
-        _S302 = false;
+        _S243 = false;
     }
-    if(_S302)
+    if(_S243)
     {
-        Sums_0 _S303 = of_one_0(part_4, own_key_0, own_value_0, _S297);
-        if(_S298 == 0U)
+        Sums_0 _S244 = of_one_0(part_4, own_key_0, own_value_0, _S238);
+        if(_S239 == 0U)
         {
-            sums_5 = _S303;
+            sums_5 = _S244;
         }
     }
-    Positions_0 some_2 = _S301;
-    uint tile_0 = _S299;
+    Positions_0 some_2 = _S242;
+    uint tile_0 = _S240;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S304 = part_4->end_0;
+        uint _S245 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -880,23 +746,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S305 = some_2;
-        add_0(&sums_5, &_S305, first_3, _S304, _S297);
-        uint first_4 = first_3 + 32U;
-        uint _S306 = tile_0 + 32U;
-        if(_S306 < _S304)
+        Positions_0 _S246 = some_2;
+        add_0(&sums_5, &_S246, first_3, _S245, _S238);
+        uint first_4 = first_3 + 16U;
+        uint _S247 = tile_0 + 16U;
+        if(_S247 < _S245)
         {
-            Pools_0 _S307 = pools_0;
-            Positions_0 _S308 = Pools_read_0(&_S307, first_4, _S297);
-            some_2 = _S308;
+            Pools_0 _S248 = pools_0;
+            Positions_0 _S249 = Pools_read_0(&_S248, first_4, _S238);
+            some_2 = _S249;
         }
-        tile_0 = _S306;
+        tile_0 = _S247;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S309 = sums_5;
-    write_0(thread_2, &_S309, part_4, scratch_1);
+    Sums_0 _S250 = sums_5;
+    write_0(thread_2, &_S250, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
+{
+    uint _S251;
+    if(offset_2 == 4294967295U)
+    {
+        _S251 = rows_0;
+    }
+    else
+    {
+        uint _S252 = __ldg((&(batch_0)[offset_2]));
+        _S251 = (U32_min(((U32_max((_S252), (first_5))) - first_5), (rows_0)));
+    }
+    return _S251;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -904,30 +785,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S310 = heads_1 / kv_heads_0;
-    uint _S311 = (_S310 + 4U - 1U) / 4U;
-    uint _S312 = rows_0 * kv_heads_0 * _S311;
-    uint _S313 = number_1 % _S312;
-    uint _S314 = _S313 % _S311;
+    uint _S253 = rows_1 * kv_heads_0;
+    uint _S254 = heads_1 / kv_heads_0;
+    return _S253 * ((_S254 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S255 = heads_2 / kv_heads_1;
+    uint _S256 = (_S255 + 4U - 1U) / 4U;
+    uint _S257 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S258 = number_1 % _S257;
+    uint _S259 = _S258 % _S256;
     Part_0 part_5;
-    uint _S315 = number_1 / _S312;
-    (&part_5)->number_0 = _S315;
-    uint _S316 = _S313 / (kv_heads_0 * _S311);
-    (&part_5)->row_0 = _S316;
-    uint _S317 = _S313 / _S311;
-    uint _S318 = _S317 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S318;
-    uint _S319 = _S314 * 4U;
-    uint _S320 = _S318 * _S310 + _S319;
-    (&part_5)->head_0 = _S320;
-    (&part_5)->heads_0 = (U32_min((_S310 - _S319), (4U)));
+    (&part_5)->unit_0 = _S258;
+    uint _S260 = number_1 / _S257;
+    (&part_5)->number_0 = _S260;
+    uint _S261 = _S258 / (kv_heads_1 * _S256);
+    (&part_5)->row_0 = _S261;
+    uint _S262 = _S258 / _S256;
+    uint _S263 = _S262 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S263;
+    uint _S264 = _S259 * 4U;
+    uint _S265 = _S263 * _S255 + _S264;
+    (&part_5)->head_0 = _S265;
+    (&part_5)->heads_0 = (U32_min((_S255 - _S264), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S321 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S321;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S320) * _S321 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S266 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S266;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S265) * _S266 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -935,106 +825,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_1)
-{
-    uint _S322;
-    if(offset_2 == 4294967295U)
-    {
-        _S322 = rows_1;
-    }
-    else
-    {
-        uint _S323 = __ldg((&(batch_0)[offset_2]));
-        _S322 = (U32_min(((U32_max((_S323), (first_5))) - first_5), (rows_1)));
-    }
-    return _S322;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S324 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S324;
+    uint _S267 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S267;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S325;
-    (&_S325)->begin_2 = begin_3;
-    (&_S325)->page_size_0 = page_size_1;
-    (&_S325)->pages_0 = pages_1;
-    (&_S325)->length_0 = length_1;
-    return _S325;
+    SequenceTable_0 _S268;
+    (&_S268)->begin_2 = begin_3;
+    (&_S268)->page_size_0 = page_size_1;
+    (&_S268)->pages_0 = pages_1;
+    (&_S268)->length_0 = length_1;
+    return _S268;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S326 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S327 = _S326 + 1U;
-    uint _S328 = __ldg((&(sequences_3)[_S326]));
-    return SequenceTable_x24init_0(_S327, page_size_2, pages_2, (U32_min((_S328), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S269 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S270 = _S269 + 1U;
+    uint _S271 = __ldg((&(sequences_3)[_S269]));
+    return SequenceTable_x24init_0(_S270, page_size_2, pages_2, (U32_min((_S271), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S329 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S329;
+    uint _S272 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S272;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S330 = this_3->length_0;
-    uint _S331;
+    uint _S273 = this_3->length_0;
+    uint _S274;
     if(position_1 < (this_3->length_0))
     {
-        _S331 = position_1 + 1U;
+        _S274 = position_1 + 1U;
     }
     else
     {
-        _S331 = _S330;
+        _S274 = _S273;
     }
-    return _S331;
+    return _S274;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S332;
+    bool _S275;
     if(window_0 != 0U)
     {
-        _S332 = position_2 >= window_0;
+        _S275 = position_2 >= window_0;
     }
     else
     {
-        _S332 = false;
+        _S275 = false;
     }
-    uint _S333;
-    if(_S332)
+    uint _S276;
+    if(_S275)
     {
-        _S333 = position_2 - window_0 + 1U;
+        _S276 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S333 = 0U;
+        _S276 = 0U;
     }
-    return _S333;
+    return _S276;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S334;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S277;
     if(first_6 < length_2)
     {
-        _S334 = length_2 - first_6;
+        _S277 = length_2 - first_6;
     }
     else
     {
-        _S334 = 0U;
+        _S277 = 0U;
     }
-    uint _S335 = parts_1 * 64U;
-    uint _S336 = (_S334 + _S335 - 1U) / _S335;
-    uint _S337 = _S336 * 64U;
-    uint _S338 = (U32_min((first_6 + part_6->number_0 * _S337), (length_2)));
-    part_6->begin_0 = _S338;
-    part_6->end_0 = (U32_min((_S338 + _S337), (length_2)));
+    uint _S278 = parts_1 * tiles_0 * 64U;
+    uint _S279 = (_S277 + _S278 - 1U) / _S278;
+    uint _S280 = _S279 * tiles_0 * 64U;
+    uint _S281 = (U32_min((first_6 + part_6->number_0 * _S280), (length_2)));
+    part_6->begin_0 = _S281;
+    part_6->end_0 = (U32_min((_S281 + _S280), (length_2)));
+    if(_S277 == 0U)
+    {
+        _S277 = 1U;
+    }
+    else
+    {
+        uint _S282 = (_S277 + _S280 - 1U) / _S280;
+        _S277 = _S282;
+    }
+    part_6->used_0 = _S277;
     return;
 }
 
@@ -1042,9 +934,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S339 = make_int4 (int(0));
-        float4  _S340 = make_float4 ((float)_S339.x, (float)_S339.y, (float)_S339.z, (float)_S339.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S340;
+        int4  _S283 = make_int4 (int(0));
+        float4  _S284 = make_float4 ((float)_S283.x, (float)_S283.y, (float)_S283.z, (float)_S283.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S284;
     }
     return;
 }
@@ -1058,9 +950,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -1070,47 +962,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void shuffled4_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S341 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S342 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S342;
-    bool _S343;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S343 = true;
-    }
-    else
-    {
-        _S343 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S343)
+    uint _S285 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S286 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S286 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S344 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S345 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S346 = _S344;
-    uint _S347 = SequenceTable_end_of_0(&_S346, _S345);
-    share_out_0(&part_8, first_seen_0(_S345, p_0.window_1), _S347, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S287 = part_of_0(group_number_0(blockIdx), _S286, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S287;
+    uint _S288 = units_of_0(_S286, p_0.heads_3, p_0.kv_heads_2);
+    uint _S289 = p_0.groups_0 / _S288;
+    if(((&part_8)->number_0) >= _S289)
     {
-        Part_0 _S348 = part_8;
-        leave_empty_0(_S341, &_S348, scratch_3);
         return;
     }
+    SequenceTable_0 _S290 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S291 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S292 = _S290;
+    uint _S293 = SequenceTable_end_of_0(&_S292, _S291);
+    uint _S294 = first_seen_0(_S291, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S349 = _S344;
-    Part_0 _S350 = part_8;
-    Plain_0 _S351 = queries_1;
-    Plain_0 _S352 = queries_1;
-    Plain_0 _S353 = queries_1;
-    attend_0(_S341, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S349, &_S350, p_0.scale_4, &_S351, false, &_S352, &_S353);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S294, _S293, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S295 = part_8;
+            leave_empty_0(_S285, &_S295, scratch_3);
+            number_3 = number_3 + _S289;
+            continue;
+        }
+        SequenceTable_0 _S296 = _S290;
+        Part_0 _S297 = part_8;
+        Plain_0 _S298 = queries_1;
+        Plain_0 _S299 = queries_1;
+        Plain_0 _S300 = queries_1;
+        attend_0(_S285, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S296, &_S297, p_0.scale_4, &_S298, false, &_S299, &_S300);
+        __syncthreads();
+        number_3 = number_3 + _S289;
+    }
     return;
 }

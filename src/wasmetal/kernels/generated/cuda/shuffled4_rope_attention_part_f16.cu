@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -436,220 +438,212 @@ __device__ float4  max_0(float4  x_4, float4  y_1)
     return result_3;
 }
 
-__device__ float4  exp_0(float4  x_5)
+__device__ float4  powers_0(float4  x_5)
 {
-    float4  result_4;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_4, i_3) = (F32_exp((_slang_vector_get_element(x_5, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_4;
+    float _S121 = (__expf((x_5.x)));
+    float _S122 = (__expf((x_5.y)));
+    float _S123 = (__expf((x_5.z)));
+    float _S124 = (__expf((x_5.w)));
+    return make_float4 (_S121, _S122, _S123, _S124);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 2>  scores_0;
-    int4  _S121 = make_int4 (int(0));
-    float4  _S122 = make_float4 ((float)_S121.x, (float)_S121.y, (float)_S121.z, (float)_S121.w);
-    scores_0[0U] = _S122;
-    scores_0[1U] = _S122;
-    float4  _S123 = query_at_0(lane_1);
-    float4  _S124 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S123, _S124);
-    float4  _S125 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S123, _S125);
-    float4  _S126 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S126, _S124);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S126, _S125);
-    float4  _S127 = query_at_0(64U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S127, _S124);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S127, _S125);
-    float4  _S128 = query_at_0(96U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S128, _S124);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S128, _S125);
-    float4  _S129 = query_at_0(8U + lane_1);
-    float4  _S130 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S129, _S130);
-    float4  _S131 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S129, _S131);
-    float4  _S132 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S132, _S130);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S132, _S131);
-    float4  _S133 = query_at_0(72U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S133, _S130);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S133, _S131);
-    float4  _S134 = query_at_0(104U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S134, _S130);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S134, _S131);
-    float4  _S135 = query_at_0(16U + lane_1);
-    float4  _S136 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S135, _S136);
-    float4  _S137 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S135, _S137);
-    float4  _S138 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S138, _S136);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S138, _S137);
-    float4  _S139 = query_at_0(80U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S139, _S136);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S139, _S137);
-    float4  _S140 = query_at_0(112U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S140, _S136);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S140, _S137);
-    float4  _S141 = query_at_0(24U + lane_1);
-    float4  _S142 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S141, _S142);
-    float4  _S143 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S141, _S143);
-    float4  _S144 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S144, _S142);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S144, _S143);
-    float4  _S145 = query_at_0(88U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S145, _S142);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S145, _S143);
-    float4  _S146 = query_at_0(120U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S146, _S142);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S146, _S143);
-    float4  _S147 = sums_1->peak_0;
-    float4  _S148 = across_0(scores_0[0U]);
-    scores_0[0U] = _S148;
-    bool _S149 = first_0 < end_1;
+    int4  _S125 = make_int4 (int(0));
+    float4  _S126 = make_float4 ((float)_S125.x, (float)_S125.y, (float)_S125.z, (float)_S125.w);
+    scores_0[0U] = _S126;
+    scores_0[1U] = _S126;
+    float4  _S127 = query_at_0(lane_1);
+    float4  _S128 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S127, _S128);
+    float4  _S129 = Float16_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S127, _S129);
+    float4  _S130 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S130, _S128);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S130, _S129);
+    float4  _S131 = query_at_0(64U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S131, _S128);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S131, _S129);
+    float4  _S132 = query_at_0(96U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S132, _S128);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S132, _S129);
+    float4  _S133 = query_at_0(8U + lane_1);
+    float4  _S134 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S133, _S134);
+    float4  _S135 = Float16_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S133, _S135);
+    float4  _S136 = query_at_0(40U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S136, _S134);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S136, _S135);
+    float4  _S137 = query_at_0(72U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S137, _S134);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S137, _S135);
+    float4  _S138 = query_at_0(104U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S138, _S134);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S138, _S135);
+    float4  _S139 = query_at_0(16U + lane_1);
+    float4  _S140 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S139, _S140);
+    float4  _S141 = Float16_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S139, _S141);
+    float4  _S142 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S142, _S140);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S142, _S141);
+    float4  _S143 = query_at_0(80U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S143, _S140);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S143, _S141);
+    float4  _S144 = query_at_0(112U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S144, _S140);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S144, _S141);
+    float4  _S145 = query_at_0(24U + lane_1);
+    float4  _S146 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S145, _S146);
+    float4  _S147 = Float16_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S145, _S147);
+    float4  _S148 = query_at_0(56U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S148, _S146);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S148, _S147);
+    float4  _S149 = query_at_0(88U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S149, _S146);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S149, _S147);
+    float4  _S150 = query_at_0(120U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S150, _S146);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S150, _S147);
+    float4  _S151 = sums_1->peak_0;
+    float4  _S152 = across_0(scores_0[0U]);
+    scores_0[0U] = _S152;
+    bool _S153 = first_0 < end_1;
     float4  peak_1;
-    if(_S149)
+    if(_S153)
     {
-        peak_1 = max_0(_S147, scores_0[0U]);
+        peak_1 = max_0(_S151, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S147;
+        peak_1 = _S151;
     }
-    float4  _S150 = across_0(scores_0[1U]);
-    scores_0[1U] = _S150;
-    bool _S151 = (first_0 + 16U) < end_1;
-    if(_S151)
+    float4  _S154 = across_0(scores_0[1U]);
+    scores_0[1U] = _S154;
+    bool _S155 = (first_0 + 16U) < end_1;
+    if(_S155)
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S152 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S156 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S152;
-    float4  _S153;
-    if(_S149)
+    sums_1->total_0 = sums_1->total_0 * _S156;
+    float4  _S157;
+    if(_S153)
     {
-        _S153 = exp_0(scores_0[0U] - peak_1);
+        float4  _S158 = powers_0(scores_0[0U] - peak_1);
+        _S157 = _S158;
     }
     else
     {
-        _S153 = _S122;
+        _S157 = _S126;
     }
-    scores_0[0U] = _S153;
-    sums_1->total_0 = sums_1->total_0 + _S153;
-    if(_S151)
+    scores_0[0U] = _S157;
+    sums_1->total_0 = sums_1->total_0 + _S157;
+    if(_S155)
     {
-        peak_1 = exp_0(scores_0[1U] - peak_1);
+        float4  _S159 = powers_0(scores_0[1U] - peak_1);
+        peak_1 = _S159;
     }
     else
     {
-        peak_1 = _S122;
+        peak_1 = _S126;
     }
     scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S154 = sums_1->values_0[0U] * make_float4 (_S152.x);
-    sums_1->values_0[0U] = _S154;
-    float4  _S155 = sums_1->values_0[4U] * make_float4 (_S152.y);
-    sums_1->values_0[4U] = _S155;
-    float4  _S156 = sums_1->values_0[8U] * make_float4 (_S152.z);
-    sums_1->values_0[8U] = _S156;
-    float4  _S157 = sums_1->values_0[12U] * make_float4 (_S152.w);
-    sums_1->values_0[12U] = _S157;
-    float4  _S158 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    float4  _S159 = _S154 + make_float4 (*&((&scores_0[0U])->x)) * _S158;
-    sums_1->values_0[0U] = _S159;
-    float4  _S160 = _S155 + make_float4 (*&((&scores_0[0U])->y)) * _S158;
-    sums_1->values_0[4U] = _S160;
-    float4  _S161 = _S156 + make_float4 (*&((&scores_0[0U])->z)) * _S158;
-    sums_1->values_0[8U] = _S161;
-    float4  _S162 = _S157 + make_float4 (*&((&scores_0[0U])->w)) * _S158;
-    sums_1->values_0[12U] = _S162;
-    float4  _S163 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S159 + make_float4 (*&((&scores_0[1U])->x)) * _S163;
-    sums_1->values_0[4U] = _S160 + make_float4 (*&((&scores_0[1U])->y)) * _S163;
-    sums_1->values_0[8U] = _S161 + make_float4 (*&((&scores_0[1U])->z)) * _S163;
-    sums_1->values_0[12U] = _S162 + make_float4 (*&((&scores_0[1U])->w)) * _S163;
-    float4  _S164 = sums_1->values_0[1U] * make_float4 (_S152.x);
-    sums_1->values_0[1U] = _S164;
-    float4  _S165 = sums_1->values_0[5U] * make_float4 (_S152.y);
-    sums_1->values_0[5U] = _S165;
-    float4  _S166 = sums_1->values_0[9U] * make_float4 (_S152.z);
-    sums_1->values_0[9U] = _S166;
-    float4  _S167 = sums_1->values_0[13U] * make_float4 (_S152.w);
-    sums_1->values_0[13U] = _S167;
-    float4  _S168 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    float4  _S169 = _S164 + make_float4 (*&((&scores_0[0U])->x)) * _S168;
-    sums_1->values_0[1U] = _S169;
-    float4  _S170 = _S165 + make_float4 (*&((&scores_0[0U])->y)) * _S168;
-    sums_1->values_0[5U] = _S170;
-    float4  _S171 = _S166 + make_float4 (*&((&scores_0[0U])->z)) * _S168;
-    sums_1->values_0[9U] = _S171;
-    float4  _S172 = _S167 + make_float4 (*&((&scores_0[0U])->w)) * _S168;
-    sums_1->values_0[13U] = _S172;
-    float4  _S173 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S169 + make_float4 (*&((&scores_0[1U])->x)) * _S173;
-    sums_1->values_0[5U] = _S170 + make_float4 (*&((&scores_0[1U])->y)) * _S173;
-    sums_1->values_0[9U] = _S171 + make_float4 (*&((&scores_0[1U])->z)) * _S173;
-    sums_1->values_0[13U] = _S172 + make_float4 (*&((&scores_0[1U])->w)) * _S173;
-    float4  _S174 = sums_1->values_0[2U] * make_float4 (_S152.x);
-    sums_1->values_0[2U] = _S174;
-    float4  _S175 = sums_1->values_0[6U] * make_float4 (_S152.y);
-    sums_1->values_0[6U] = _S175;
-    float4  _S176 = sums_1->values_0[10U] * make_float4 (_S152.z);
-    sums_1->values_0[10U] = _S176;
-    float4  _S177 = sums_1->values_0[14U] * make_float4 (_S152.w);
-    sums_1->values_0[14U] = _S177;
-    float4  _S178 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    float4  _S179 = _S174 + make_float4 (*&((&scores_0[0U])->x)) * _S178;
-    sums_1->values_0[2U] = _S179;
-    float4  _S180 = _S175 + make_float4 (*&((&scores_0[0U])->y)) * _S178;
-    sums_1->values_0[6U] = _S180;
-    float4  _S181 = _S176 + make_float4 (*&((&scores_0[0U])->z)) * _S178;
-    sums_1->values_0[10U] = _S181;
-    float4  _S182 = _S177 + make_float4 (*&((&scores_0[0U])->w)) * _S178;
-    sums_1->values_0[14U] = _S182;
-    float4  _S183 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S179 + make_float4 (*&((&scores_0[1U])->x)) * _S183;
-    sums_1->values_0[6U] = _S180 + make_float4 (*&((&scores_0[1U])->y)) * _S183;
-    sums_1->values_0[10U] = _S181 + make_float4 (*&((&scores_0[1U])->z)) * _S183;
-    sums_1->values_0[14U] = _S182 + make_float4 (*&((&scores_0[1U])->w)) * _S183;
-    float4  _S184 = sums_1->values_0[3U] * make_float4 (_S152.x);
-    sums_1->values_0[3U] = _S184;
-    float4  _S185 = sums_1->values_0[7U] * make_float4 (_S152.y);
-    sums_1->values_0[7U] = _S185;
-    float4  _S186 = sums_1->values_0[11U] * make_float4 (_S152.z);
-    sums_1->values_0[11U] = _S186;
-    float4  _S187 = sums_1->values_0[15U] * make_float4 (_S152.w);
-    sums_1->values_0[15U] = _S187;
-    float4  _S188 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    float4  _S189 = _S184 + make_float4 (*&((&scores_0[0U])->x)) * _S188;
-    sums_1->values_0[3U] = _S189;
-    float4  _S190 = _S185 + make_float4 (*&((&scores_0[0U])->y)) * _S188;
-    sums_1->values_0[7U] = _S190;
-    float4  _S191 = _S186 + make_float4 (*&((&scores_0[0U])->z)) * _S188;
-    sums_1->values_0[11U] = _S191;
-    float4  _S192 = _S187 + make_float4 (*&((&scores_0[0U])->w)) * _S188;
-    sums_1->values_0[15U] = _S192;
-    float4  _S193 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S189 + make_float4 (*&((&scores_0[1U])->x)) * _S193;
-    sums_1->values_0[7U] = _S190 + make_float4 (*&((&scores_0[1U])->y)) * _S193;
-    sums_1->values_0[11U] = _S191 + make_float4 (*&((&scores_0[1U])->z)) * _S193;
-    sums_1->values_0[15U] = _S192 + make_float4 (*&((&scores_0[1U])->w)) * _S193;
+    float4  _S160 = sums_1->values_0[0U] * make_float4 (_S156.x);
+    sums_1->values_0[0U] = _S160;
+    float4  _S161 = sums_1->values_0[4U] * make_float4 (_S156.y);
+    sums_1->values_0[4U] = _S161;
+    float4  _S162 = sums_1->values_0[8U] * make_float4 (_S156.z);
+    sums_1->values_0[8U] = _S162;
+    float4  _S163 = sums_1->values_0[12U] * make_float4 (_S156.w);
+    sums_1->values_0[12U] = _S163;
+    float4  _S164 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    float4  _S165 = _S160 + make_float4 (*&((&scores_0[0U])->x)) * _S164;
+    sums_1->values_0[0U] = _S165;
+    float4  _S166 = _S161 + make_float4 (*&((&scores_0[0U])->y)) * _S164;
+    sums_1->values_0[4U] = _S166;
+    float4  _S167 = _S162 + make_float4 (*&((&scores_0[0U])->z)) * _S164;
+    sums_1->values_0[8U] = _S167;
+    float4  _S168 = _S163 + make_float4 (*&((&scores_0[0U])->w)) * _S164;
+    sums_1->values_0[12U] = _S168;
+    float4  _S169 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[0U] = _S165 + make_float4 (*&((&scores_0[1U])->x)) * _S169;
+    sums_1->values_0[4U] = _S166 + make_float4 (*&((&scores_0[1U])->y)) * _S169;
+    sums_1->values_0[8U] = _S167 + make_float4 (*&((&scores_0[1U])->z)) * _S169;
+    sums_1->values_0[12U] = _S168 + make_float4 (*&((&scores_0[1U])->w)) * _S169;
+    float4  _S170 = sums_1->values_0[1U] * make_float4 (_S156.x);
+    sums_1->values_0[1U] = _S170;
+    float4  _S171 = sums_1->values_0[5U] * make_float4 (_S156.y);
+    sums_1->values_0[5U] = _S171;
+    float4  _S172 = sums_1->values_0[9U] * make_float4 (_S156.z);
+    sums_1->values_0[9U] = _S172;
+    float4  _S173 = sums_1->values_0[13U] * make_float4 (_S156.w);
+    sums_1->values_0[13U] = _S173;
+    float4  _S174 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    float4  _S175 = _S170 + make_float4 (*&((&scores_0[0U])->x)) * _S174;
+    sums_1->values_0[1U] = _S175;
+    float4  _S176 = _S171 + make_float4 (*&((&scores_0[0U])->y)) * _S174;
+    sums_1->values_0[5U] = _S176;
+    float4  _S177 = _S172 + make_float4 (*&((&scores_0[0U])->z)) * _S174;
+    sums_1->values_0[9U] = _S177;
+    float4  _S178 = _S173 + make_float4 (*&((&scores_0[0U])->w)) * _S174;
+    sums_1->values_0[13U] = _S178;
+    float4  _S179 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[1U] = _S175 + make_float4 (*&((&scores_0[1U])->x)) * _S179;
+    sums_1->values_0[5U] = _S176 + make_float4 (*&((&scores_0[1U])->y)) * _S179;
+    sums_1->values_0[9U] = _S177 + make_float4 (*&((&scores_0[1U])->z)) * _S179;
+    sums_1->values_0[13U] = _S178 + make_float4 (*&((&scores_0[1U])->w)) * _S179;
+    float4  _S180 = sums_1->values_0[2U] * make_float4 (_S156.x);
+    sums_1->values_0[2U] = _S180;
+    float4  _S181 = sums_1->values_0[6U] * make_float4 (_S156.y);
+    sums_1->values_0[6U] = _S181;
+    float4  _S182 = sums_1->values_0[10U] * make_float4 (_S156.z);
+    sums_1->values_0[10U] = _S182;
+    float4  _S183 = sums_1->values_0[14U] * make_float4 (_S156.w);
+    sums_1->values_0[14U] = _S183;
+    float4  _S184 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    float4  _S185 = _S180 + make_float4 (*&((&scores_0[0U])->x)) * _S184;
+    sums_1->values_0[2U] = _S185;
+    float4  _S186 = _S181 + make_float4 (*&((&scores_0[0U])->y)) * _S184;
+    sums_1->values_0[6U] = _S186;
+    float4  _S187 = _S182 + make_float4 (*&((&scores_0[0U])->z)) * _S184;
+    sums_1->values_0[10U] = _S187;
+    float4  _S188 = _S183 + make_float4 (*&((&scores_0[0U])->w)) * _S184;
+    sums_1->values_0[14U] = _S188;
+    float4  _S189 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[2U] = _S185 + make_float4 (*&((&scores_0[1U])->x)) * _S189;
+    sums_1->values_0[6U] = _S186 + make_float4 (*&((&scores_0[1U])->y)) * _S189;
+    sums_1->values_0[10U] = _S187 + make_float4 (*&((&scores_0[1U])->z)) * _S189;
+    sums_1->values_0[14U] = _S188 + make_float4 (*&((&scores_0[1U])->w)) * _S189;
+    float4  _S190 = sums_1->values_0[3U] * make_float4 (_S156.x);
+    sums_1->values_0[3U] = _S190;
+    float4  _S191 = sums_1->values_0[7U] * make_float4 (_S156.y);
+    sums_1->values_0[7U] = _S191;
+    float4  _S192 = sums_1->values_0[11U] * make_float4 (_S156.z);
+    sums_1->values_0[11U] = _S192;
+    float4  _S193 = sums_1->values_0[15U] * make_float4 (_S156.w);
+    sums_1->values_0[15U] = _S193;
+    float4  _S194 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    float4  _S195 = _S190 + make_float4 (*&((&scores_0[0U])->x)) * _S194;
+    sums_1->values_0[3U] = _S195;
+    float4  _S196 = _S191 + make_float4 (*&((&scores_0[0U])->y)) * _S194;
+    sums_1->values_0[7U] = _S196;
+    float4  _S197 = _S192 + make_float4 (*&((&scores_0[0U])->z)) * _S194;
+    sums_1->values_0[11U] = _S197;
+    float4  _S198 = _S193 + make_float4 (*&((&scores_0[0U])->w)) * _S194;
+    sums_1->values_0[15U] = _S198;
+    float4  _S199 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[3U] = _S195 + make_float4 (*&((&scores_0[1U])->x)) * _S199;
+    sums_1->values_0[7U] = _S196 + make_float4 (*&((&scores_0[1U])->y)) * _S199;
+    sums_1->values_0[11U] = _S197 + make_float4 (*&((&scores_0[1U])->z)) * _S199;
+    sums_1->values_0[15U] = _S198 + make_float4 (*&((&scores_0[1U])->w)) * _S199;
     return;
 }
 
@@ -672,13 +666,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S194 = this_5->begin_3;
-    uint _S195 = this_5->page_size_0;
-    uint _S196 = position_0 / this_5->page_size_0;
-    uint _S197 = __ldg((&(sequences_1)[_S194 + _S196]));
-    uint _S198 = (U32_min((_S197), (this_5->pages_0 - 1U))) * _S195;
-    uint _S199 = position_0 % _S195;
-    return _S198 + _S199;
+    uint _S200 = this_5->begin_3;
+    uint _S201 = this_5->page_size_0;
+    uint _S202 = position_0 / this_5->page_size_0;
+    uint _S203 = __ldg((&(sequences_1)[_S200 + _S202]));
+    uint _S204 = (U32_min((_S203), (this_5->pages_0 - 1U))) * _S201;
+    uint _S205 = position_0 % _S201;
+    return _S204 + _S205;
 }
 
 struct Run_0
@@ -689,10 +683,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S200;
-    (&_S200)->vector_1 = vector_2;
-    (&_S200)->scale_1 = scale_2;
-    return _S200;
+    Run_0 _S206;
+    (&_S206)->vector_1 = vector_2;
+    (&_S206)->scale_1 = scale_2;
+    return _S206;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
@@ -708,95 +702,95 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 2>  slots_0;
-    StructuredBuffer<uint> _S201 = this_6->sequences_0;
-    uint _S202 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
-    uint _S203 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S202))));
-    slots_0[0U] = _S203;
-    uint _S204 = SequenceTable_slot_0(&this_6->table_2, _S201, (U32_min((first_1 + 16U), (_S202))));
-    slots_0[1U] = _S204;
-    uint _S205 = (&this_6->part_2)->head_dim_0;
-    uint _S206 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S207 = _S206 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S208 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S209 = (&this_6->part_2)->columns_0;
-    Run_0 _S210 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S207);
-    uint _S211 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S212 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S207);
+    StructuredBuffer<uint> _S207 = this_6->sequences_0;
+    uint _S208 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
+    uint _S209 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S208))));
+    slots_0[0U] = _S209;
+    uint _S210 = SequenceTable_slot_0(&this_6->table_2, _S207, (U32_min((first_1 + 16U), (_S208))));
+    slots_0[1U] = _S210;
+    uint _S211 = (&this_6->part_2)->head_dim_0;
+    uint _S212 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S213 = _S212 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S214 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S215 = (&this_6->part_2)->columns_0;
+    Run_0 _S216 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S213);
+    uint _S217 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S218 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S213);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S213 = this_6->k_pages_0;
-    uint2  _S214 = __ldg((&(this_6->k_pages_0)[_S210.vector_1]));
-    (&some_1)->keys_0[0U] = _S214;
-    StructuredBuffer<uint2 > _S215 = this_6->v_pages_0;
-    uint2  _S216 = __ldg((&(this_6->v_pages_0)[_S212.vector_1]));
-    (&some_1)->values_1[0U] = _S216;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S213, _S210.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S215, _S212.scale_1);
-    uint _S217 = 8U + lane_2;
-    uint _S218 = _S206 + 4U * (U32_min((_S217), (_S205 / 4U - 1U)));
-    Run_0 _S219 = Float16_run_0(_S208, slots_0[0U], _S209, _S218);
-    Run_0 _S220 = Float16_run_0(_S211, slots_0[0U], _S209, _S218);
-    uint2  _S221 = __ldg((&(_S213)[_S219.vector_1]));
-    (&some_1)->keys_0[1U] = _S221;
-    uint2  _S222 = __ldg((&(_S215)[_S220.vector_1]));
-    (&some_1)->values_1[1U] = _S222;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S213, _S219.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S215, _S220.scale_1);
-    uint _S223 = 16U + lane_2;
-    uint _S224 = _S206 + 4U * (U32_min((_S223), (_S205 / 4U - 1U)));
-    Run_0 _S225 = Float16_run_0(_S208, slots_0[0U], _S209, _S224);
-    Run_0 _S226 = Float16_run_0(_S211, slots_0[0U], _S209, _S224);
-    uint2  _S227 = __ldg((&(_S213)[_S225.vector_1]));
-    (&some_1)->keys_0[2U] = _S227;
-    uint2  _S228 = __ldg((&(_S215)[_S226.vector_1]));
-    (&some_1)->values_1[2U] = _S228;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S213, _S225.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S215, _S226.scale_1);
-    uint _S229 = 24U + lane_2;
-    uint _S230 = _S206 + 4U * (U32_min((_S229), (_S205 / 4U - 1U)));
-    Run_0 _S231 = Float16_run_0(_S208, slots_0[0U], _S209, _S230);
-    Run_0 _S232 = Float16_run_0(_S211, slots_0[0U], _S209, _S230);
-    uint2  _S233 = __ldg((&(_S213)[_S231.vector_1]));
-    (&some_1)->keys_0[3U] = _S233;
-    uint2  _S234 = __ldg((&(_S215)[_S232.vector_1]));
-    (&some_1)->values_1[3U] = _S234;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S213, _S231.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S215, _S232.scale_1);
-    uint _S235 = _S206 + 4U * (U32_min((lane_2), (_S205 / 4U - 1U)));
-    Run_0 _S236 = Float16_run_0(_S208, slots_0[1U], _S209, _S235);
-    Run_0 _S237 = Float16_run_0(_S211, slots_0[1U], _S209, _S235);
-    uint2  _S238 = __ldg((&(_S213)[_S236.vector_1]));
-    (&some_1)->keys_0[4U] = _S238;
-    uint2  _S239 = __ldg((&(_S215)[_S237.vector_1]));
-    (&some_1)->values_1[4U] = _S239;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S213, _S236.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S215, _S237.scale_1);
-    uint _S240 = _S206 + 4U * (U32_min((_S217), (_S205 / 4U - 1U)));
-    Run_0 _S241 = Float16_run_0(_S208, slots_0[1U], _S209, _S240);
-    Run_0 _S242 = Float16_run_0(_S211, slots_0[1U], _S209, _S240);
-    uint2  _S243 = __ldg((&(_S213)[_S241.vector_1]));
-    (&some_1)->keys_0[5U] = _S243;
-    uint2  _S244 = __ldg((&(_S215)[_S242.vector_1]));
-    (&some_1)->values_1[5U] = _S244;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S213, _S241.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S215, _S242.scale_1);
-    uint _S245 = _S206 + 4U * (U32_min((_S223), (_S205 / 4U - 1U)));
-    Run_0 _S246 = Float16_run_0(_S208, slots_0[1U], _S209, _S245);
-    Run_0 _S247 = Float16_run_0(_S211, slots_0[1U], _S209, _S245);
-    uint2  _S248 = __ldg((&(_S213)[_S246.vector_1]));
-    (&some_1)->keys_0[6U] = _S248;
-    uint2  _S249 = __ldg((&(_S215)[_S247.vector_1]));
-    (&some_1)->values_1[6U] = _S249;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S213, _S246.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S215, _S247.scale_1);
-    uint _S250 = _S206 + 4U * (U32_min((_S229), (_S205 / 4U - 1U)));
-    Run_0 _S251 = Float16_run_0(_S208, slots_0[1U], _S209, _S250);
-    Run_0 _S252 = Float16_run_0(_S211, slots_0[1U], _S209, _S250);
-    uint2  _S253 = __ldg((&(_S213)[_S251.vector_1]));
-    (&some_1)->keys_0[7U] = _S253;
-    uint2  _S254 = __ldg((&(_S215)[_S252.vector_1]));
-    (&some_1)->values_1[7U] = _S254;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S213, _S251.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S215, _S252.scale_1);
+    StructuredBuffer<uint2 > _S219 = this_6->k_pages_0;
+    uint2  _S220 = __ldg((&(this_6->k_pages_0)[_S216.vector_1]));
+    (&some_1)->keys_0[0U] = _S220;
+    StructuredBuffer<uint2 > _S221 = this_6->v_pages_0;
+    uint2  _S222 = __ldg((&(this_6->v_pages_0)[_S218.vector_1]));
+    (&some_1)->values_1[0U] = _S222;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S219, _S216.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S221, _S218.scale_1);
+    uint _S223 = 8U + lane_2;
+    uint _S224 = _S212 + 4U * (U32_min((_S223), (_S211 / 4U - 1U)));
+    Run_0 _S225 = Float16_run_0(_S214, slots_0[0U], _S215, _S224);
+    Run_0 _S226 = Float16_run_0(_S217, slots_0[0U], _S215, _S224);
+    uint2  _S227 = __ldg((&(_S219)[_S225.vector_1]));
+    (&some_1)->keys_0[1U] = _S227;
+    uint2  _S228 = __ldg((&(_S221)[_S226.vector_1]));
+    (&some_1)->values_1[1U] = _S228;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S219, _S225.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S221, _S226.scale_1);
+    uint _S229 = 16U + lane_2;
+    uint _S230 = _S212 + 4U * (U32_min((_S229), (_S211 / 4U - 1U)));
+    Run_0 _S231 = Float16_run_0(_S214, slots_0[0U], _S215, _S230);
+    Run_0 _S232 = Float16_run_0(_S217, slots_0[0U], _S215, _S230);
+    uint2  _S233 = __ldg((&(_S219)[_S231.vector_1]));
+    (&some_1)->keys_0[2U] = _S233;
+    uint2  _S234 = __ldg((&(_S221)[_S232.vector_1]));
+    (&some_1)->values_1[2U] = _S234;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S219, _S231.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S221, _S232.scale_1);
+    uint _S235 = 24U + lane_2;
+    uint _S236 = _S212 + 4U * (U32_min((_S235), (_S211 / 4U - 1U)));
+    Run_0 _S237 = Float16_run_0(_S214, slots_0[0U], _S215, _S236);
+    Run_0 _S238 = Float16_run_0(_S217, slots_0[0U], _S215, _S236);
+    uint2  _S239 = __ldg((&(_S219)[_S237.vector_1]));
+    (&some_1)->keys_0[3U] = _S239;
+    uint2  _S240 = __ldg((&(_S221)[_S238.vector_1]));
+    (&some_1)->values_1[3U] = _S240;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S219, _S237.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S221, _S238.scale_1);
+    uint _S241 = _S212 + 4U * (U32_min((lane_2), (_S211 / 4U - 1U)));
+    Run_0 _S242 = Float16_run_0(_S214, slots_0[1U], _S215, _S241);
+    Run_0 _S243 = Float16_run_0(_S217, slots_0[1U], _S215, _S241);
+    uint2  _S244 = __ldg((&(_S219)[_S242.vector_1]));
+    (&some_1)->keys_0[4U] = _S244;
+    uint2  _S245 = __ldg((&(_S221)[_S243.vector_1]));
+    (&some_1)->values_1[4U] = _S245;
+    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S219, _S242.scale_1);
+    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S221, _S243.scale_1);
+    uint _S246 = _S212 + 4U * (U32_min((_S223), (_S211 / 4U - 1U)));
+    Run_0 _S247 = Float16_run_0(_S214, slots_0[1U], _S215, _S246);
+    Run_0 _S248 = Float16_run_0(_S217, slots_0[1U], _S215, _S246);
+    uint2  _S249 = __ldg((&(_S219)[_S247.vector_1]));
+    (&some_1)->keys_0[5U] = _S249;
+    uint2  _S250 = __ldg((&(_S221)[_S248.vector_1]));
+    (&some_1)->values_1[5U] = _S250;
+    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S219, _S247.scale_1);
+    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S221, _S248.scale_1);
+    uint _S251 = _S212 + 4U * (U32_min((_S229), (_S211 / 4U - 1U)));
+    Run_0 _S252 = Float16_run_0(_S214, slots_0[1U], _S215, _S251);
+    Run_0 _S253 = Float16_run_0(_S217, slots_0[1U], _S215, _S251);
+    uint2  _S254 = __ldg((&(_S219)[_S252.vector_1]));
+    (&some_1)->keys_0[6U] = _S254;
+    uint2  _S255 = __ldg((&(_S221)[_S253.vector_1]));
+    (&some_1)->values_1[6U] = _S255;
+    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S219, _S252.scale_1);
+    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S221, _S253.scale_1);
+    uint _S256 = _S212 + 4U * (U32_min((_S235), (_S211 / 4U - 1U)));
+    Run_0 _S257 = Float16_run_0(_S214, slots_0[1U], _S215, _S256);
+    Run_0 _S258 = Float16_run_0(_S217, slots_0[1U], _S215, _S256);
+    uint2  _S259 = __ldg((&(_S219)[_S257.vector_1]));
+    (&some_1)->keys_0[7U] = _S259;
+    uint2  _S260 = __ldg((&(_S221)[_S258.vector_1]));
+    (&some_1)->values_1[7U] = _S260;
+    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S219, _S257.scale_1);
+    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S221, _S258.scale_1);
     return some_1;
 }
 
@@ -807,155 +801,155 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Float16_append_0(RWStructuredBuffer<uint2 > pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_6)
 {
-    float4  _S255 = Plain_four_0(x_6, element_3);
-    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S255.x, _S255.y}), pack_halves_0(float2 {_S255.z, _S255.w}));
+    float4  _S261 = Plain_four_0(x_6, element_3);
+    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S261.x, _S261.y}), pack_halves_0(float2 {_S261.z, _S261.w}));
     return;
 }
 
 __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_7)
 {
-    float4  _S256 = Turned_four_0(x_7, element_4);
-    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S256.x, _S256.y}), pack_halves_0(float2 {_S256.z, _S256.w}));
+    float4  _S262 = Turned_four_0(x_7, element_4);
+    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S262.x, _S262.y}), pack_halves_0(float2 {_S262.z, _S262.w}));
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S257 = make_int4 (int(0));
-    float4  _S258 = make_float4 ((float)_S257.x, (float)_S257.y, (float)_S257.z, (float)_S257.w);
-    (&sums_2)->values_0[0U] = _S258;
-    (&sums_2)->values_0[1U] = _S258;
-    (&sums_2)->values_0[2U] = _S258;
-    (&sums_2)->values_0[3U] = _S258;
-    (&sums_2)->values_0[4U] = _S258;
-    (&sums_2)->values_0[5U] = _S258;
-    (&sums_2)->values_0[6U] = _S258;
-    (&sums_2)->values_0[7U] = _S258;
-    (&sums_2)->values_0[8U] = _S258;
-    (&sums_2)->values_0[9U] = _S258;
-    (&sums_2)->values_0[10U] = _S258;
-    (&sums_2)->values_0[11U] = _S258;
-    (&sums_2)->values_0[12U] = _S258;
-    (&sums_2)->values_0[13U] = _S258;
-    (&sums_2)->values_0[14U] = _S258;
-    (&sums_2)->values_0[15U] = _S258;
+    int4  _S263 = make_int4 (int(0));
+    float4  _S264 = make_float4 ((float)_S263.x, (float)_S263.y, (float)_S263.z, (float)_S263.w);
+    (&sums_2)->values_0[0U] = _S264;
+    (&sums_2)->values_0[1U] = _S264;
+    (&sums_2)->values_0[2U] = _S264;
+    (&sums_2)->values_0[3U] = _S264;
+    (&sums_2)->values_0[4U] = _S264;
+    (&sums_2)->values_0[5U] = _S264;
+    (&sums_2)->values_0[6U] = _S264;
+    (&sums_2)->values_0[7U] = _S264;
+    (&sums_2)->values_0[8U] = _S264;
+    (&sums_2)->values_0[9U] = _S264;
+    (&sums_2)->values_0[10U] = _S264;
+    (&sums_2)->values_0[11U] = _S264;
+    (&sums_2)->values_0[12U] = _S264;
+    (&sums_2)->values_0[13U] = _S264;
+    (&sums_2)->values_0[14U] = _S264;
+    (&sums_2)->values_0[15U] = _S264;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S258;
+    (&sums_2)->total_0 = _S264;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S259 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S260 = max_0(sums_3->peak_0, _S259);
-    float4  _S261 = exp_0(sums_3->peak_0 - _S260);
-    float4  _S262 = sums_3->total_0 * _S261;
-    float4  _S263 = of_other_0(_S262, 8U);
-    float4  _S264 = _S262 + _S263;
-    float4  _S265 = sums_3->values_0[0U] * make_float4 (_S261.x);
-    float4  _S266 = of_other_0(_S265, 8U);
-    float4  _S267 = _S265 + _S266;
-    float4  _S268 = sums_3->values_0[1U] * make_float4 (_S261.x);
+    float4  _S265 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S266 = max_0(sums_3->peak_0, _S265);
+    float4  _S267 = powers_0(sums_3->peak_0 - _S266);
+    float4  _S268 = sums_3->total_0 * _S267;
     float4  _S269 = of_other_0(_S268, 8U);
     float4  _S270 = _S268 + _S269;
-    float4  _S271 = sums_3->values_0[2U] * make_float4 (_S261.x);
+    float4  _S271 = sums_3->values_0[0U] * make_float4 (_S267.x);
     float4  _S272 = of_other_0(_S271, 8U);
     float4  _S273 = _S271 + _S272;
-    float4  _S274 = sums_3->values_0[3U] * make_float4 (_S261.x);
+    float4  _S274 = sums_3->values_0[1U] * make_float4 (_S267.x);
     float4  _S275 = of_other_0(_S274, 8U);
     float4  _S276 = _S274 + _S275;
-    float4  _S277 = sums_3->values_0[4U] * make_float4 (_S261.y);
+    float4  _S277 = sums_3->values_0[2U] * make_float4 (_S267.x);
     float4  _S278 = of_other_0(_S277, 8U);
     float4  _S279 = _S277 + _S278;
-    float4  _S280 = sums_3->values_0[5U] * make_float4 (_S261.y);
+    float4  _S280 = sums_3->values_0[3U] * make_float4 (_S267.x);
     float4  _S281 = of_other_0(_S280, 8U);
     float4  _S282 = _S280 + _S281;
-    float4  _S283 = sums_3->values_0[6U] * make_float4 (_S261.y);
+    float4  _S283 = sums_3->values_0[4U] * make_float4 (_S267.y);
     float4  _S284 = of_other_0(_S283, 8U);
     float4  _S285 = _S283 + _S284;
-    float4  _S286 = sums_3->values_0[7U] * make_float4 (_S261.y);
+    float4  _S286 = sums_3->values_0[5U] * make_float4 (_S267.y);
     float4  _S287 = of_other_0(_S286, 8U);
     float4  _S288 = _S286 + _S287;
-    float4  _S289 = sums_3->values_0[8U] * make_float4 (_S261.z);
+    float4  _S289 = sums_3->values_0[6U] * make_float4 (_S267.y);
     float4  _S290 = of_other_0(_S289, 8U);
     float4  _S291 = _S289 + _S290;
-    float4  _S292 = sums_3->values_0[9U] * make_float4 (_S261.z);
+    float4  _S292 = sums_3->values_0[7U] * make_float4 (_S267.y);
     float4  _S293 = of_other_0(_S292, 8U);
     float4  _S294 = _S292 + _S293;
-    float4  _S295 = sums_3->values_0[10U] * make_float4 (_S261.z);
+    float4  _S295 = sums_3->values_0[8U] * make_float4 (_S267.z);
     float4  _S296 = of_other_0(_S295, 8U);
     float4  _S297 = _S295 + _S296;
-    float4  _S298 = sums_3->values_0[11U] * make_float4 (_S261.z);
+    float4  _S298 = sums_3->values_0[9U] * make_float4 (_S267.z);
     float4  _S299 = of_other_0(_S298, 8U);
     float4  _S300 = _S298 + _S299;
-    float4  _S301 = sums_3->values_0[12U] * make_float4 (_S261.w);
+    float4  _S301 = sums_3->values_0[10U] * make_float4 (_S267.z);
     float4  _S302 = of_other_0(_S301, 8U);
     float4  _S303 = _S301 + _S302;
-    float4  _S304 = sums_3->values_0[13U] * make_float4 (_S261.w);
+    float4  _S304 = sums_3->values_0[11U] * make_float4 (_S267.z);
     float4  _S305 = of_other_0(_S304, 8U);
     float4  _S306 = _S304 + _S305;
-    float4  _S307 = sums_3->values_0[14U] * make_float4 (_S261.w);
+    float4  _S307 = sums_3->values_0[12U] * make_float4 (_S267.w);
     float4  _S308 = of_other_0(_S307, 8U);
     float4  _S309 = _S307 + _S308;
-    float4  _S310 = sums_3->values_0[15U] * make_float4 (_S261.w);
+    float4  _S310 = sums_3->values_0[13U] * make_float4 (_S267.w);
     float4  _S311 = of_other_0(_S310, 8U);
     float4  _S312 = _S310 + _S311;
-    float4  _S313 = of_other_0(_S260, 16U);
-    float4  _S314 = max_0(_S260, _S313);
-    float4  _S315 = exp_0(_S260 - _S314);
-    sums_3->peak_0 = _S314;
-    float4  _S316 = _S264 * _S315;
-    float4  _S317 = of_other_0(_S316, 16U);
-    sums_3->total_0 = _S316 + _S317;
-    float4  _S318 = _S267 * make_float4 (_S315.x);
-    float4  _S319 = of_other_0(_S318, 16U);
-    sums_3->values_0[0U] = _S318 + _S319;
-    float4  _S320 = _S270 * make_float4 (_S315.x);
-    float4  _S321 = of_other_0(_S320, 16U);
-    sums_3->values_0[1U] = _S320 + _S321;
-    float4  _S322 = _S273 * make_float4 (_S315.x);
+    float4  _S313 = sums_3->values_0[14U] * make_float4 (_S267.w);
+    float4  _S314 = of_other_0(_S313, 8U);
+    float4  _S315 = _S313 + _S314;
+    float4  _S316 = sums_3->values_0[15U] * make_float4 (_S267.w);
+    float4  _S317 = of_other_0(_S316, 8U);
+    float4  _S318 = _S316 + _S317;
+    float4  _S319 = of_other_0(_S266, 16U);
+    float4  _S320 = max_0(_S266, _S319);
+    float4  _S321 = powers_0(_S266 - _S320);
+    sums_3->peak_0 = _S320;
+    float4  _S322 = _S270 * _S321;
     float4  _S323 = of_other_0(_S322, 16U);
-    sums_3->values_0[2U] = _S322 + _S323;
-    float4  _S324 = _S276 * make_float4 (_S315.x);
+    sums_3->total_0 = _S322 + _S323;
+    float4  _S324 = _S273 * make_float4 (_S321.x);
     float4  _S325 = of_other_0(_S324, 16U);
-    sums_3->values_0[3U] = _S324 + _S325;
-    float4  _S326 = _S279 * make_float4 (_S315.y);
+    sums_3->values_0[0U] = _S324 + _S325;
+    float4  _S326 = _S276 * make_float4 (_S321.x);
     float4  _S327 = of_other_0(_S326, 16U);
-    sums_3->values_0[4U] = _S326 + _S327;
-    float4  _S328 = _S282 * make_float4 (_S315.y);
+    sums_3->values_0[1U] = _S326 + _S327;
+    float4  _S328 = _S279 * make_float4 (_S321.x);
     float4  _S329 = of_other_0(_S328, 16U);
-    sums_3->values_0[5U] = _S328 + _S329;
-    float4  _S330 = _S285 * make_float4 (_S315.y);
+    sums_3->values_0[2U] = _S328 + _S329;
+    float4  _S330 = _S282 * make_float4 (_S321.x);
     float4  _S331 = of_other_0(_S330, 16U);
-    sums_3->values_0[6U] = _S330 + _S331;
-    float4  _S332 = _S288 * make_float4 (_S315.y);
+    sums_3->values_0[3U] = _S330 + _S331;
+    float4  _S332 = _S285 * make_float4 (_S321.y);
     float4  _S333 = of_other_0(_S332, 16U);
-    sums_3->values_0[7U] = _S332 + _S333;
-    float4  _S334 = _S291 * make_float4 (_S315.z);
+    sums_3->values_0[4U] = _S332 + _S333;
+    float4  _S334 = _S288 * make_float4 (_S321.y);
     float4  _S335 = of_other_0(_S334, 16U);
-    sums_3->values_0[8U] = _S334 + _S335;
-    float4  _S336 = _S294 * make_float4 (_S315.z);
+    sums_3->values_0[5U] = _S334 + _S335;
+    float4  _S336 = _S291 * make_float4 (_S321.y);
     float4  _S337 = of_other_0(_S336, 16U);
-    sums_3->values_0[9U] = _S336 + _S337;
-    float4  _S338 = _S297 * make_float4 (_S315.z);
+    sums_3->values_0[6U] = _S336 + _S337;
+    float4  _S338 = _S294 * make_float4 (_S321.y);
     float4  _S339 = of_other_0(_S338, 16U);
-    sums_3->values_0[10U] = _S338 + _S339;
-    float4  _S340 = _S300 * make_float4 (_S315.z);
+    sums_3->values_0[7U] = _S338 + _S339;
+    float4  _S340 = _S297 * make_float4 (_S321.z);
     float4  _S341 = of_other_0(_S340, 16U);
-    sums_3->values_0[11U] = _S340 + _S341;
-    float4  _S342 = _S303 * make_float4 (_S315.w);
+    sums_3->values_0[8U] = _S340 + _S341;
+    float4  _S342 = _S300 * make_float4 (_S321.z);
     float4  _S343 = of_other_0(_S342, 16U);
-    sums_3->values_0[12U] = _S342 + _S343;
-    float4  _S344 = _S306 * make_float4 (_S315.w);
+    sums_3->values_0[9U] = _S342 + _S343;
+    float4  _S344 = _S303 * make_float4 (_S321.z);
     float4  _S345 = of_other_0(_S344, 16U);
-    sums_3->values_0[13U] = _S344 + _S345;
-    float4  _S346 = _S309 * make_float4 (_S315.w);
+    sums_3->values_0[10U] = _S344 + _S345;
+    float4  _S346 = _S306 * make_float4 (_S321.z);
     float4  _S347 = of_other_0(_S346, 16U);
-    sums_3->values_0[14U] = _S346 + _S347;
-    float4  _S348 = _S312 * make_float4 (_S315.w);
+    sums_3->values_0[11U] = _S346 + _S347;
+    float4  _S348 = _S309 * make_float4 (_S321.w);
     float4  _S349 = of_other_0(_S348, 16U);
-    sums_3->values_0[15U] = _S348 + _S349;
+    sums_3->values_0[12U] = _S348 + _S349;
+    float4  _S350 = _S312 * make_float4 (_S321.w);
+    float4  _S351 = of_other_0(_S350, 16U);
+    sums_3->values_0[13U] = _S350 + _S351;
+    float4  _S352 = _S315 * make_float4 (_S321.w);
+    float4  _S353 = of_other_0(_S352, 16U);
+    sums_3->values_0[14U] = _S352 + _S353;
+    float4  _S354 = _S318 * make_float4 (_S321.w);
+    float4  _S355 = of_other_0(_S354, 16U);
+    sums_3->values_0[15U] = _S354 + _S355;
     return;
 }
 
@@ -967,72 +961,79 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S350 = thread_1 / 32U;
-    uint _S351 = thread_1 % 32U;
-    if(_S351 == 0U)
+    uint _S356 = thread_1 / 32U;
+    uint _S357 = thread_1 % 32U;
+    if(_S357 == 0U)
     {
-        (*&peaks_0)[_S350] = sums_4->peak_0;
-        (*&totals_0)[_S350] = sums_4->total_0;
+        (*&peaks_0)[_S356] = sums_4->peak_0;
+        (*&totals_0)[_S356] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S352 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S352, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S353 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S358 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S358, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S359 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S360 = _S359 * (*&totals_0)[0U];
+    float4  _S361 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S360 + _S361 * (*&totals_0)[1U];
+    float4  _S362 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S362 * (*&totals_0)[2U];
+    float4  _S363 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S363 * (*&totals_0)[3U];
+    float4  _S364 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S351 < 8U)
+                if(_S357 < 8U)
                 {
-                    uint _S354 = _S350 * 4U * 4U;
-                    (*&exchange_0)[_S354 * 8U + _S351] = make_float4 (_S353.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S354 + 1U) * 8U + _S351] = make_float4 (_S353.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S354 + 2U) * 8U + _S351] = make_float4 (_S353.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S354 + 3U) * 8U + _S351] = make_float4 (_S353.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S354 + 4U) * 8U + _S351] = make_float4 (_S353.y) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S354 + 5U) * 8U + _S351] = make_float4 (_S353.y) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S354 + 6U) * 8U + _S351] = make_float4 (_S353.y) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S354 + 7U) * 8U + _S351] = make_float4 (_S353.y) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S354 + 8U) * 8U + _S351] = make_float4 (_S353.z) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S354 + 9U) * 8U + _S351] = make_float4 (_S353.z) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S354 + 10U) * 8U + _S351] = make_float4 (_S353.z) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S354 + 11U) * 8U + _S351] = make_float4 (_S353.z) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S354 + 12U) * 8U + _S351] = make_float4 (_S353.w) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S354 + 13U) * 8U + _S351] = make_float4 (_S353.w) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S354 + 14U) * 8U + _S351] = make_float4 (_S353.w) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S354 + 15U) * 8U + _S351] = make_float4 (_S353.w) * sums_4->values_0[15U];
+                    uint _S365 = _S356 * 4U * 4U;
+                    (*&exchange_0)[_S365 * 8U + _S357] = make_float4 (_S364.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S365 + 1U) * 8U + _S357] = make_float4 (_S364.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S365 + 2U) * 8U + _S357] = make_float4 (_S364.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S365 + 3U) * 8U + _S357] = make_float4 (_S364.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S365 + 4U) * 8U + _S357] = make_float4 (_S364.y) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S365 + 5U) * 8U + _S357] = make_float4 (_S364.y) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S365 + 6U) * 8U + _S357] = make_float4 (_S364.y) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S365 + 7U) * 8U + _S357] = make_float4 (_S364.y) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S365 + 8U) * 8U + _S357] = make_float4 (_S364.z) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S365 + 9U) * 8U + _S357] = make_float4 (_S364.z) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S365 + 10U) * 8U + _S357] = make_float4 (_S364.z) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S365 + 11U) * 8U + _S357] = make_float4 (_S364.z) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S365 + 12U) * 8U + _S357] = make_float4 (_S364.w) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S365 + 13U) * 8U + _S357] = make_float4 (_S364.w) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S365 + 14U) * 8U + _S357] = make_float4 (_S364.w) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S365 + 15U) * 8U + _S357] = make_float4 (_S364.w) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S355 = i_4 / 32U;
-                    uint _S356 = i_4 % 32U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    bool _S357;
-                    if(_S355 < (part_3->heads_0))
+                    uint _S366 = i_3 / 32U;
+                    uint _S367 = i_3 % 32U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    bool _S368;
+                    if(_S366 < (part_3->heads_0))
                     {
-                        _S357 = _S356 < (part_3->head_dim_0 / 4U);
+                        _S368 = _S367 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S357 = false;
+                        _S368 = false;
                     }
-                    if(_S357)
+                    if(_S368)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S355 * part_3->out_stride_0 + _S356]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S366 * part_3->out_stride_0 + _S367]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1043,7 +1044,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1056,38 +1057,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S358 = thread_2 % 8U;
-    uint _S359 = thread_2 / 8U;
-    uint _S360 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S359;
-    Pools_0 _S361 = pools_0;
-    Positions_0 _S362 = Pools_read_0(&_S361, first_2, _S358);
+    uint _S369 = thread_2 % 8U;
+    uint _S370 = thread_2 / 8U;
+    uint _S371 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S370;
+    Pools_0 _S372 = pools_0;
+    Positions_0 _S373 = Pools_read_0(&_S372, first_2, _S369);
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S363;
+    bool _S374;
     if(with_own_0)
     {
-        _S363 = thread_2 < 32U;
+        _S374 = thread_2 < 32U;
     }
     else
     {
-        _S363 = false;
+        _S374 = false;
     }
-    if(_S363)
+    if(_S374)
     {
-        Sums_0 _S364 = of_one_0(part_4, own_key_0, own_value_0, _S358);
-        if(_S359 == 0U)
+        Sums_0 _S375 = of_one_0(part_4, own_key_0, own_value_0, _S369);
+        if(_S370 == 0U)
         {
-            sums_5 = _S364;
+            sums_5 = _S375;
         }
     }
-    Positions_0 some_2 = _S362;
-    uint tile_0 = _S360;
+    Positions_0 some_2 = _S373;
+    uint tile_0 = _S371;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S365 = part_4->end_0;
+        uint _S376 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1095,22 +1096,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S366 = some_2;
-        add_0(&sums_5, &_S366, first_3, _S365, _S358);
+        Positions_0 _S377 = some_2;
+        add_0(&sums_5, &_S377, first_3, _S376, _S369);
         uint first_4 = first_3 + 32U;
-        uint _S367 = tile_0 + 32U;
-        if(_S367 < _S365)
+        uint _S378 = tile_0 + 32U;
+        if(_S378 < _S376)
         {
-            Pools_0 _S368 = pools_0;
-            Positions_0 _S369 = Pools_read_0(&_S368, first_4, _S358);
-            some_2 = _S369;
+            Pools_0 _S379 = pools_0;
+            Positions_0 _S380 = Pools_read_0(&_S379, first_4, _S369);
+            some_2 = _S380;
         }
-        tile_0 = _S367;
+        tile_0 = _S378;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S370 = sums_5;
-    write_0(thread_2, &_S370, part_4, scratch_1);
+    Sums_0 _S381 = sums_5;
+    write_0(thread_2, &_S381, part_4, scratch_1);
     return;
 }
 
@@ -1119,30 +1120,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S371 = heads_1 / kv_heads_0;
-    uint _S372 = (_S371 + 4U - 1U) / 4U;
-    uint _S373 = rows_0 * kv_heads_0 * _S372;
-    uint _S374 = number_1 % _S373;
-    uint _S375 = _S374 % _S372;
+    uint _S382 = rows_0 * kv_heads_0;
+    uint _S383 = heads_1 / kv_heads_0;
+    return _S382 * ((_S383 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S384 = heads_2 / kv_heads_1;
+    uint _S385 = (_S384 + 4U - 1U) / 4U;
+    uint _S386 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S387 = number_1 % _S386;
+    uint _S388 = _S387 % _S385;
     Part_0 part_5;
-    uint _S376 = number_1 / _S373;
-    (&part_5)->number_0 = _S376;
-    uint _S377 = _S374 / (kv_heads_0 * _S372);
-    (&part_5)->row_0 = _S377;
-    uint _S378 = _S374 / _S372;
-    uint _S379 = _S378 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S379;
-    uint _S380 = _S375 * 4U;
-    uint _S381 = _S379 * _S371 + _S380;
-    (&part_5)->head_0 = _S381;
-    (&part_5)->heads_0 = (U32_min((_S371 - _S380), (4U)));
+    (&part_5)->unit_0 = _S387;
+    uint _S389 = number_1 / _S386;
+    (&part_5)->number_0 = _S389;
+    uint _S390 = _S387 / (kv_heads_1 * _S385);
+    (&part_5)->row_0 = _S390;
+    uint _S391 = _S387 / _S385;
+    uint _S392 = _S391 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S392;
+    uint _S393 = _S388 * 4U;
+    uint _S394 = _S392 * _S384 + _S393;
+    (&part_5)->head_0 = _S394;
+    (&part_5)->heads_0 = (U32_min((_S384 - _S393), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S382 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S382;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S381) * _S382 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S395 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S395;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S394) * _S395 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1150,91 +1160,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S383;
+    uint _S396;
     if(offset_3 == 4294967295U)
     {
-        _S383 = rows_1;
+        _S396 = rows_2;
     }
     else
     {
-        uint _S384 = __ldg((&(batch_0)[offset_3]));
-        _S383 = (U32_min(((U32_max((_S384), (first_5))) - first_5), (rows_1)));
+        uint _S397 = __ldg((&(batch_0)[offset_3]));
+        _S396 = (U32_min(((U32_max((_S397), (first_5))) - first_5), (rows_2)));
     }
-    return _S383;
+    return _S396;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S385 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S385;
+    uint _S398 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S398;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S386;
-    (&_S386)->begin_3 = begin_4;
-    (&_S386)->page_size_0 = page_size_1;
-    (&_S386)->pages_0 = pages_1;
-    (&_S386)->length_0 = length_1;
-    return _S386;
+    SequenceTable_0 _S399;
+    (&_S399)->begin_3 = begin_4;
+    (&_S399)->page_size_0 = page_size_1;
+    (&_S399)->pages_0 = pages_1;
+    (&_S399)->length_0 = length_1;
+    return _S399;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S387 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S388 = _S387 + 1U;
-    uint _S389 = __ldg((&(sequences_3)[_S387]));
-    return SequenceTable_x24init_0(_S388, page_size_2, pages_2, (U32_min((_S389), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S400 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S401 = _S400 + 1U;
+    uint _S402 = __ldg((&(sequences_3)[_S400]));
+    return SequenceTable_x24init_0(_S401, page_size_2, pages_2, (U32_min((_S402), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S390 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S390;
+    uint _S403 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S403;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S391;
+    bool _S404;
     if(window_0 != 0U)
     {
-        _S391 = position_1 >= window_0;
+        _S404 = position_1 >= window_0;
     }
     else
     {
-        _S391 = false;
+        _S404 = false;
     }
-    uint _S392;
-    if(_S391)
+    uint _S405;
+    if(_S404)
     {
-        _S392 = position_1 - window_0 + 1U;
+        _S405 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S392 = 0U;
+        _S405 = 0U;
     }
-    return _S392;
+    return _S405;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S393;
+    uint _S406;
     if(first_6 < length_2)
     {
-        _S393 = length_2 - first_6;
+        _S406 = length_2 - first_6;
     }
     else
     {
-        _S393 = 0U;
+        _S406 = 0U;
     }
-    uint _S394 = parts_1 * 64U;
-    uint _S395 = (_S393 + _S394 - 1U) / _S394;
-    uint _S396 = _S395 * 64U;
-    uint _S397 = (U32_min((first_6 + part_6->number_0 * _S396), (length_2)));
-    part_6->begin_0 = _S397;
-    part_6->end_0 = (U32_min((_S397 + _S396), (length_2)));
+    uint _S407 = parts_1 * tiles_0 * 64U;
+    uint _S408 = (_S406 + _S407 - 1U) / _S407;
+    uint _S409 = _S408 * tiles_0 * 64U;
+    uint _S410 = (U32_min((first_6 + part_6->number_0 * _S409), (length_2)));
+    part_6->begin_0 = _S410;
+    part_6->end_0 = (U32_min((_S410 + _S409), (length_2)));
+    if(_S406 == 0U)
+    {
+        _S406 = 1U;
+    }
+    else
+    {
+        uint _S411 = (_S406 + _S409 - 1U) / _S409;
+        _S406 = _S411;
+    }
+    part_6->used_0 = _S406;
     return;
 }
 
@@ -1242,20 +1262,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S398 = make_int4 (int(0));
-        float4  _S399 = make_float4 ((float)_S398.x, (float)_S398.y, (float)_S398.z, (float)_S398.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S399;
+        int4  _S412 = make_int4 (int(0));
+        float4  _S413 = make_float4 ((float)_S412.x, (float)_S412.y, (float)_S412.z, (float)_S412.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S413;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S400;
-    (&_S400)->angles_0 = angles_1;
-    (&_S400)->pairs_0 = pairs_1;
-    (&_S400)->interleaved_0 = interleaved_1;
-    return _S400;
+    Rotation_0 _S414;
+    (&_S414)->angles_0 = angles_1;
+    (&_S414)->pairs_0 = pairs_1;
+    (&_S414)->interleaved_0 = interleaved_1;
+    return _S414;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1276,8 +1296,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1293,47 +1313,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S401 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S402 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S402;
-    bool _S403;
+    uint _S415 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S416 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S416;
+    bool _S417;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S403 = true;
+        _S417 = true;
     }
     else
     {
-        _S403 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S417 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S403)
+    if(_S417)
     {
         return;
     }
-    SequenceTable_0 _S404 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S405 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S406 = _S405 < (_S404.length_0);
-    share_out_0(&part_8, first_seen_0(_S405, p_0.window_1), (U32_min((_S405), (_S404.length_0))), p_0.parts_2);
-    if(_S406)
+    SequenceTable_0 _S418 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S419 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S420 = _S419 < (_S418.length_0);
+    share_out_0(&part_8, first_seen_0(_S419, p_0.window_1), (U32_min((_S419), (_S418.length_0))), p_0.parts_2, 1U);
+    if(_S420)
     {
-        _S403 = ((&part_8)->number_0) == 0U;
+        _S417 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S403 = false;
+        _S417 = false;
     }
-    bool _S407;
+    bool _S421;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S407 = !_S403;
+        _S421 = !_S417;
     }
     else
     {
-        _S407 = false;
+        _S421 = false;
     }
-    if(_S407)
+    if(_S421)
     {
-        Part_0 _S408 = part_8;
-        leave_empty_0(_S401, &_S408, scratch_3);
+        Part_0 _S422 = part_8;
+        leave_empty_0(_S415, &_S422, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1341,50 +1361,50 @@ extern "C" __global__ void shuffled4_rope_attention_part_f16(StructuredBuffer<fl
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S409 = rotation_1(p_0.table_offset_1, _S405, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S409;
+    Rotation_0 _S423 = rotation_1(p_0.table_offset_1, _S419, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S423;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S409;
+    (&keys_1)->rotation_0 = _S423;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S410 = _S404;
-    Part_0 _S411 = part_8;
-    Turned_0 _S412 = queries_1;
-    Turned_0 _S413 = keys_1;
-    Plain_0 _S414 = values_3;
-    attend_0(_S401, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S410, &_S411, p_0.scale_4, &_S412, _S403, &_S413, &_S414);
-    if(!_S403)
+    SequenceTable_0 _S424 = _S418;
+    Part_0 _S425 = part_8;
+    Turned_0 _S426 = queries_1;
+    Turned_0 _S427 = keys_1;
+    Plain_0 _S428 = values_3;
+    attend_0(_S415, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S424, &_S425, p_0.scale_4, &_S426, _S417, &_S427, &_S428);
+    if(!_S417)
     {
         return;
     }
-    SequenceTable_0 _S415 = _S404;
-    uint _S416 = SequenceTable_slot_0(&_S415, sequences_4, _S405);
-    uint i_5 = _S401 * 4U;
+    SequenceTable_0 _S429 = _S418;
+    uint _S430 = SequenceTable_slot_0(&_S429, sequences_4, _S419);
+    uint i_4 = _S415 * 4U;
     for(;;)
     {
-        if(i_5 < ((&part_8)->columns_0))
+        if(i_4 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S417 = i_5 / p_0.head_dim_3;
-        if(_S417 == ((&part_8)->kv_head_0))
+        uint _S431 = i_4 / p_0.head_dim_3;
+        if(_S431 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S418 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S416, (&part_8)->columns_0, i_5, &_S418);
-            Plain_0 _S419 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S416, (&part_8)->columns_0, i_5, &_S419);
+            Turned_0 _S432 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S430, (&part_8)->columns_0, i_4, &_S432);
+            Plain_0 _S433 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S430, (&part_8)->columns_0, i_4, &_S433);
         }
-        i_5 = i_5 + 512U;
+        i_4 = i_4 + 512U;
     }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -431,220 +433,212 @@ __device__ float4  max_0(float4  x_4, float4  y_1)
     return result_3;
 }
 
-__device__ float4  exp_0(float4  x_5)
+__device__ float4  powers_0(float4  x_5)
 {
-    float4  result_4;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_4, i_3) = (F32_exp((_slang_vector_get_element(x_5, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_4;
+    float _S121 = (__expf((x_5.x)));
+    float _S122 = (__expf((x_5.y)));
+    float _S123 = (__expf((x_5.z)));
+    float _S124 = (__expf((x_5.w)));
+    return make_float4 (_S121, _S122, _S123, _S124);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 2>  scores_0;
-    int4  _S121 = make_int4 (int(0));
-    float4  _S122 = make_float4 ((float)_S121.x, (float)_S121.y, (float)_S121.z, (float)_S121.w);
-    scores_0[0U] = _S122;
-    scores_0[1U] = _S122;
-    float4  _S123 = query_at_0(lane_1);
-    float4  _S124 = Float32_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S123, _S124);
-    float4  _S125 = Float32_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S123, _S125);
-    float4  _S126 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S126, _S124);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S126, _S125);
-    float4  _S127 = query_at_0(64U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S127, _S124);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S127, _S125);
-    float4  _S128 = query_at_0(96U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S128, _S124);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S128, _S125);
-    float4  _S129 = query_at_0(8U + lane_1);
-    float4  _S130 = Float32_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S129, _S130);
-    float4  _S131 = Float32_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S129, _S131);
-    float4  _S132 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S132, _S130);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S132, _S131);
-    float4  _S133 = query_at_0(72U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S133, _S130);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S133, _S131);
-    float4  _S134 = query_at_0(104U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S134, _S130);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S134, _S131);
-    float4  _S135 = query_at_0(16U + lane_1);
-    float4  _S136 = Float32_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S135, _S136);
-    float4  _S137 = Float32_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S135, _S137);
-    float4  _S138 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S138, _S136);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S138, _S137);
-    float4  _S139 = query_at_0(80U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S139, _S136);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S139, _S137);
-    float4  _S140 = query_at_0(112U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S140, _S136);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S140, _S137);
-    float4  _S141 = query_at_0(24U + lane_1);
-    float4  _S142 = Float32_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S141, _S142);
-    float4  _S143 = Float32_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S141, _S143);
-    float4  _S144 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S144, _S142);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S144, _S143);
-    float4  _S145 = query_at_0(88U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S145, _S142);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S145, _S143);
-    float4  _S146 = query_at_0(120U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S146, _S142);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S146, _S143);
-    float4  _S147 = sums_1->peak_0;
-    float4  _S148 = across_0(scores_0[0U]);
-    scores_0[0U] = _S148;
-    bool _S149 = first_0 < end_1;
+    int4  _S125 = make_int4 (int(0));
+    float4  _S126 = make_float4 ((float)_S125.x, (float)_S125.y, (float)_S125.z, (float)_S125.w);
+    scores_0[0U] = _S126;
+    scores_0[1U] = _S126;
+    float4  _S127 = query_at_0(lane_1);
+    float4  _S128 = Float32_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S127, _S128);
+    float4  _S129 = Float32_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S127, _S129);
+    float4  _S130 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S130, _S128);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S130, _S129);
+    float4  _S131 = query_at_0(64U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S131, _S128);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S131, _S129);
+    float4  _S132 = query_at_0(96U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S132, _S128);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S132, _S129);
+    float4  _S133 = query_at_0(8U + lane_1);
+    float4  _S134 = Float32_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S133, _S134);
+    float4  _S135 = Float32_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S133, _S135);
+    float4  _S136 = query_at_0(40U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S136, _S134);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S136, _S135);
+    float4  _S137 = query_at_0(72U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S137, _S134);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S137, _S135);
+    float4  _S138 = query_at_0(104U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S138, _S134);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S138, _S135);
+    float4  _S139 = query_at_0(16U + lane_1);
+    float4  _S140 = Float32_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S139, _S140);
+    float4  _S141 = Float32_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S139, _S141);
+    float4  _S142 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S142, _S140);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S142, _S141);
+    float4  _S143 = query_at_0(80U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S143, _S140);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S143, _S141);
+    float4  _S144 = query_at_0(112U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S144, _S140);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S144, _S141);
+    float4  _S145 = query_at_0(24U + lane_1);
+    float4  _S146 = Float32_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S145, _S146);
+    float4  _S147 = Float32_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S145, _S147);
+    float4  _S148 = query_at_0(56U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S148, _S146);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S148, _S147);
+    float4  _S149 = query_at_0(88U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S149, _S146);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S149, _S147);
+    float4  _S150 = query_at_0(120U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S150, _S146);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S150, _S147);
+    float4  _S151 = sums_1->peak_0;
+    float4  _S152 = across_0(scores_0[0U]);
+    scores_0[0U] = _S152;
+    bool _S153 = first_0 < end_1;
     float4  peak_1;
-    if(_S149)
+    if(_S153)
     {
-        peak_1 = max_0(_S147, scores_0[0U]);
+        peak_1 = max_0(_S151, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S147;
+        peak_1 = _S151;
     }
-    float4  _S150 = across_0(scores_0[1U]);
-    scores_0[1U] = _S150;
-    bool _S151 = (first_0 + 16U) < end_1;
-    if(_S151)
+    float4  _S154 = across_0(scores_0[1U]);
+    scores_0[1U] = _S154;
+    bool _S155 = (first_0 + 16U) < end_1;
+    if(_S155)
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S152 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S156 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S152;
-    float4  _S153;
-    if(_S149)
+    sums_1->total_0 = sums_1->total_0 * _S156;
+    float4  _S157;
+    if(_S153)
     {
-        _S153 = exp_0(scores_0[0U] - peak_1);
+        float4  _S158 = powers_0(scores_0[0U] - peak_1);
+        _S157 = _S158;
     }
     else
     {
-        _S153 = _S122;
+        _S157 = _S126;
     }
-    scores_0[0U] = _S153;
-    sums_1->total_0 = sums_1->total_0 + _S153;
-    if(_S151)
+    scores_0[0U] = _S157;
+    sums_1->total_0 = sums_1->total_0 + _S157;
+    if(_S155)
     {
-        peak_1 = exp_0(scores_0[1U] - peak_1);
+        float4  _S159 = powers_0(scores_0[1U] - peak_1);
+        peak_1 = _S159;
     }
     else
     {
-        peak_1 = _S122;
+        peak_1 = _S126;
     }
     scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S154 = sums_1->values_0[0U] * make_float4 (_S152.x);
-    sums_1->values_0[0U] = _S154;
-    float4  _S155 = sums_1->values_0[4U] * make_float4 (_S152.y);
-    sums_1->values_0[4U] = _S155;
-    float4  _S156 = sums_1->values_0[8U] * make_float4 (_S152.z);
-    sums_1->values_0[8U] = _S156;
-    float4  _S157 = sums_1->values_0[12U] * make_float4 (_S152.w);
-    sums_1->values_0[12U] = _S157;
-    float4  _S158 = make_float4 (some_0->value_scales_0[0U]) * Float32_expand_0(some_0->values_1[0U]);
-    float4  _S159 = _S154 + make_float4 (*&((&scores_0[0U])->x)) * _S158;
-    sums_1->values_0[0U] = _S159;
-    float4  _S160 = _S155 + make_float4 (*&((&scores_0[0U])->y)) * _S158;
-    sums_1->values_0[4U] = _S160;
-    float4  _S161 = _S156 + make_float4 (*&((&scores_0[0U])->z)) * _S158;
-    sums_1->values_0[8U] = _S161;
-    float4  _S162 = _S157 + make_float4 (*&((&scores_0[0U])->w)) * _S158;
-    sums_1->values_0[12U] = _S162;
-    float4  _S163 = make_float4 (some_0->value_scales_0[4U]) * Float32_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S159 + make_float4 (*&((&scores_0[1U])->x)) * _S163;
-    sums_1->values_0[4U] = _S160 + make_float4 (*&((&scores_0[1U])->y)) * _S163;
-    sums_1->values_0[8U] = _S161 + make_float4 (*&((&scores_0[1U])->z)) * _S163;
-    sums_1->values_0[12U] = _S162 + make_float4 (*&((&scores_0[1U])->w)) * _S163;
-    float4  _S164 = sums_1->values_0[1U] * make_float4 (_S152.x);
-    sums_1->values_0[1U] = _S164;
-    float4  _S165 = sums_1->values_0[5U] * make_float4 (_S152.y);
-    sums_1->values_0[5U] = _S165;
-    float4  _S166 = sums_1->values_0[9U] * make_float4 (_S152.z);
-    sums_1->values_0[9U] = _S166;
-    float4  _S167 = sums_1->values_0[13U] * make_float4 (_S152.w);
-    sums_1->values_0[13U] = _S167;
-    float4  _S168 = make_float4 (some_0->value_scales_0[1U]) * Float32_expand_0(some_0->values_1[1U]);
-    float4  _S169 = _S164 + make_float4 (*&((&scores_0[0U])->x)) * _S168;
-    sums_1->values_0[1U] = _S169;
-    float4  _S170 = _S165 + make_float4 (*&((&scores_0[0U])->y)) * _S168;
-    sums_1->values_0[5U] = _S170;
-    float4  _S171 = _S166 + make_float4 (*&((&scores_0[0U])->z)) * _S168;
-    sums_1->values_0[9U] = _S171;
-    float4  _S172 = _S167 + make_float4 (*&((&scores_0[0U])->w)) * _S168;
-    sums_1->values_0[13U] = _S172;
-    float4  _S173 = make_float4 (some_0->value_scales_0[5U]) * Float32_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S169 + make_float4 (*&((&scores_0[1U])->x)) * _S173;
-    sums_1->values_0[5U] = _S170 + make_float4 (*&((&scores_0[1U])->y)) * _S173;
-    sums_1->values_0[9U] = _S171 + make_float4 (*&((&scores_0[1U])->z)) * _S173;
-    sums_1->values_0[13U] = _S172 + make_float4 (*&((&scores_0[1U])->w)) * _S173;
-    float4  _S174 = sums_1->values_0[2U] * make_float4 (_S152.x);
-    sums_1->values_0[2U] = _S174;
-    float4  _S175 = sums_1->values_0[6U] * make_float4 (_S152.y);
-    sums_1->values_0[6U] = _S175;
-    float4  _S176 = sums_1->values_0[10U] * make_float4 (_S152.z);
-    sums_1->values_0[10U] = _S176;
-    float4  _S177 = sums_1->values_0[14U] * make_float4 (_S152.w);
-    sums_1->values_0[14U] = _S177;
-    float4  _S178 = make_float4 (some_0->value_scales_0[2U]) * Float32_expand_0(some_0->values_1[2U]);
-    float4  _S179 = _S174 + make_float4 (*&((&scores_0[0U])->x)) * _S178;
-    sums_1->values_0[2U] = _S179;
-    float4  _S180 = _S175 + make_float4 (*&((&scores_0[0U])->y)) * _S178;
-    sums_1->values_0[6U] = _S180;
-    float4  _S181 = _S176 + make_float4 (*&((&scores_0[0U])->z)) * _S178;
-    sums_1->values_0[10U] = _S181;
-    float4  _S182 = _S177 + make_float4 (*&((&scores_0[0U])->w)) * _S178;
-    sums_1->values_0[14U] = _S182;
-    float4  _S183 = make_float4 (some_0->value_scales_0[6U]) * Float32_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S179 + make_float4 (*&((&scores_0[1U])->x)) * _S183;
-    sums_1->values_0[6U] = _S180 + make_float4 (*&((&scores_0[1U])->y)) * _S183;
-    sums_1->values_0[10U] = _S181 + make_float4 (*&((&scores_0[1U])->z)) * _S183;
-    sums_1->values_0[14U] = _S182 + make_float4 (*&((&scores_0[1U])->w)) * _S183;
-    float4  _S184 = sums_1->values_0[3U] * make_float4 (_S152.x);
-    sums_1->values_0[3U] = _S184;
-    float4  _S185 = sums_1->values_0[7U] * make_float4 (_S152.y);
-    sums_1->values_0[7U] = _S185;
-    float4  _S186 = sums_1->values_0[11U] * make_float4 (_S152.z);
-    sums_1->values_0[11U] = _S186;
-    float4  _S187 = sums_1->values_0[15U] * make_float4 (_S152.w);
-    sums_1->values_0[15U] = _S187;
-    float4  _S188 = make_float4 (some_0->value_scales_0[3U]) * Float32_expand_0(some_0->values_1[3U]);
-    float4  _S189 = _S184 + make_float4 (*&((&scores_0[0U])->x)) * _S188;
-    sums_1->values_0[3U] = _S189;
-    float4  _S190 = _S185 + make_float4 (*&((&scores_0[0U])->y)) * _S188;
-    sums_1->values_0[7U] = _S190;
-    float4  _S191 = _S186 + make_float4 (*&((&scores_0[0U])->z)) * _S188;
-    sums_1->values_0[11U] = _S191;
-    float4  _S192 = _S187 + make_float4 (*&((&scores_0[0U])->w)) * _S188;
-    sums_1->values_0[15U] = _S192;
-    float4  _S193 = make_float4 (some_0->value_scales_0[7U]) * Float32_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S189 + make_float4 (*&((&scores_0[1U])->x)) * _S193;
-    sums_1->values_0[7U] = _S190 + make_float4 (*&((&scores_0[1U])->y)) * _S193;
-    sums_1->values_0[11U] = _S191 + make_float4 (*&((&scores_0[1U])->z)) * _S193;
-    sums_1->values_0[15U] = _S192 + make_float4 (*&((&scores_0[1U])->w)) * _S193;
+    float4  _S160 = sums_1->values_0[0U] * make_float4 (_S156.x);
+    sums_1->values_0[0U] = _S160;
+    float4  _S161 = sums_1->values_0[4U] * make_float4 (_S156.y);
+    sums_1->values_0[4U] = _S161;
+    float4  _S162 = sums_1->values_0[8U] * make_float4 (_S156.z);
+    sums_1->values_0[8U] = _S162;
+    float4  _S163 = sums_1->values_0[12U] * make_float4 (_S156.w);
+    sums_1->values_0[12U] = _S163;
+    float4  _S164 = make_float4 (some_0->value_scales_0[0U]) * Float32_expand_0(some_0->values_1[0U]);
+    float4  _S165 = _S160 + make_float4 (*&((&scores_0[0U])->x)) * _S164;
+    sums_1->values_0[0U] = _S165;
+    float4  _S166 = _S161 + make_float4 (*&((&scores_0[0U])->y)) * _S164;
+    sums_1->values_0[4U] = _S166;
+    float4  _S167 = _S162 + make_float4 (*&((&scores_0[0U])->z)) * _S164;
+    sums_1->values_0[8U] = _S167;
+    float4  _S168 = _S163 + make_float4 (*&((&scores_0[0U])->w)) * _S164;
+    sums_1->values_0[12U] = _S168;
+    float4  _S169 = make_float4 (some_0->value_scales_0[4U]) * Float32_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[0U] = _S165 + make_float4 (*&((&scores_0[1U])->x)) * _S169;
+    sums_1->values_0[4U] = _S166 + make_float4 (*&((&scores_0[1U])->y)) * _S169;
+    sums_1->values_0[8U] = _S167 + make_float4 (*&((&scores_0[1U])->z)) * _S169;
+    sums_1->values_0[12U] = _S168 + make_float4 (*&((&scores_0[1U])->w)) * _S169;
+    float4  _S170 = sums_1->values_0[1U] * make_float4 (_S156.x);
+    sums_1->values_0[1U] = _S170;
+    float4  _S171 = sums_1->values_0[5U] * make_float4 (_S156.y);
+    sums_1->values_0[5U] = _S171;
+    float4  _S172 = sums_1->values_0[9U] * make_float4 (_S156.z);
+    sums_1->values_0[9U] = _S172;
+    float4  _S173 = sums_1->values_0[13U] * make_float4 (_S156.w);
+    sums_1->values_0[13U] = _S173;
+    float4  _S174 = make_float4 (some_0->value_scales_0[1U]) * Float32_expand_0(some_0->values_1[1U]);
+    float4  _S175 = _S170 + make_float4 (*&((&scores_0[0U])->x)) * _S174;
+    sums_1->values_0[1U] = _S175;
+    float4  _S176 = _S171 + make_float4 (*&((&scores_0[0U])->y)) * _S174;
+    sums_1->values_0[5U] = _S176;
+    float4  _S177 = _S172 + make_float4 (*&((&scores_0[0U])->z)) * _S174;
+    sums_1->values_0[9U] = _S177;
+    float4  _S178 = _S173 + make_float4 (*&((&scores_0[0U])->w)) * _S174;
+    sums_1->values_0[13U] = _S178;
+    float4  _S179 = make_float4 (some_0->value_scales_0[5U]) * Float32_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[1U] = _S175 + make_float4 (*&((&scores_0[1U])->x)) * _S179;
+    sums_1->values_0[5U] = _S176 + make_float4 (*&((&scores_0[1U])->y)) * _S179;
+    sums_1->values_0[9U] = _S177 + make_float4 (*&((&scores_0[1U])->z)) * _S179;
+    sums_1->values_0[13U] = _S178 + make_float4 (*&((&scores_0[1U])->w)) * _S179;
+    float4  _S180 = sums_1->values_0[2U] * make_float4 (_S156.x);
+    sums_1->values_0[2U] = _S180;
+    float4  _S181 = sums_1->values_0[6U] * make_float4 (_S156.y);
+    sums_1->values_0[6U] = _S181;
+    float4  _S182 = sums_1->values_0[10U] * make_float4 (_S156.z);
+    sums_1->values_0[10U] = _S182;
+    float4  _S183 = sums_1->values_0[14U] * make_float4 (_S156.w);
+    sums_1->values_0[14U] = _S183;
+    float4  _S184 = make_float4 (some_0->value_scales_0[2U]) * Float32_expand_0(some_0->values_1[2U]);
+    float4  _S185 = _S180 + make_float4 (*&((&scores_0[0U])->x)) * _S184;
+    sums_1->values_0[2U] = _S185;
+    float4  _S186 = _S181 + make_float4 (*&((&scores_0[0U])->y)) * _S184;
+    sums_1->values_0[6U] = _S186;
+    float4  _S187 = _S182 + make_float4 (*&((&scores_0[0U])->z)) * _S184;
+    sums_1->values_0[10U] = _S187;
+    float4  _S188 = _S183 + make_float4 (*&((&scores_0[0U])->w)) * _S184;
+    sums_1->values_0[14U] = _S188;
+    float4  _S189 = make_float4 (some_0->value_scales_0[6U]) * Float32_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[2U] = _S185 + make_float4 (*&((&scores_0[1U])->x)) * _S189;
+    sums_1->values_0[6U] = _S186 + make_float4 (*&((&scores_0[1U])->y)) * _S189;
+    sums_1->values_0[10U] = _S187 + make_float4 (*&((&scores_0[1U])->z)) * _S189;
+    sums_1->values_0[14U] = _S188 + make_float4 (*&((&scores_0[1U])->w)) * _S189;
+    float4  _S190 = sums_1->values_0[3U] * make_float4 (_S156.x);
+    sums_1->values_0[3U] = _S190;
+    float4  _S191 = sums_1->values_0[7U] * make_float4 (_S156.y);
+    sums_1->values_0[7U] = _S191;
+    float4  _S192 = sums_1->values_0[11U] * make_float4 (_S156.z);
+    sums_1->values_0[11U] = _S192;
+    float4  _S193 = sums_1->values_0[15U] * make_float4 (_S156.w);
+    sums_1->values_0[15U] = _S193;
+    float4  _S194 = make_float4 (some_0->value_scales_0[3U]) * Float32_expand_0(some_0->values_1[3U]);
+    float4  _S195 = _S190 + make_float4 (*&((&scores_0[0U])->x)) * _S194;
+    sums_1->values_0[3U] = _S195;
+    float4  _S196 = _S191 + make_float4 (*&((&scores_0[0U])->y)) * _S194;
+    sums_1->values_0[7U] = _S196;
+    float4  _S197 = _S192 + make_float4 (*&((&scores_0[0U])->z)) * _S194;
+    sums_1->values_0[11U] = _S197;
+    float4  _S198 = _S193 + make_float4 (*&((&scores_0[0U])->w)) * _S194;
+    sums_1->values_0[15U] = _S198;
+    float4  _S199 = make_float4 (some_0->value_scales_0[7U]) * Float32_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[3U] = _S195 + make_float4 (*&((&scores_0[1U])->x)) * _S199;
+    sums_1->values_0[7U] = _S196 + make_float4 (*&((&scores_0[1U])->y)) * _S199;
+    sums_1->values_0[11U] = _S197 + make_float4 (*&((&scores_0[1U])->z)) * _S199;
+    sums_1->values_0[15U] = _S198 + make_float4 (*&((&scores_0[1U])->w)) * _S199;
     return;
 }
 
@@ -667,13 +661,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S194 = this_5->begin_3;
-    uint _S195 = this_5->page_size_0;
-    uint _S196 = position_0 / this_5->page_size_0;
-    uint _S197 = __ldg((&(sequences_1)[_S194 + _S196]));
-    uint _S198 = (U32_min((_S197), (this_5->pages_0 - 1U))) * _S195;
-    uint _S199 = position_0 % _S195;
-    return _S198 + _S199;
+    uint _S200 = this_5->begin_3;
+    uint _S201 = this_5->page_size_0;
+    uint _S202 = position_0 / this_5->page_size_0;
+    uint _S203 = __ldg((&(sequences_1)[_S200 + _S202]));
+    uint _S204 = (U32_min((_S203), (this_5->pages_0 - 1U))) * _S201;
+    uint _S205 = position_0 % _S201;
+    return _S204 + _S205;
 }
 
 struct Run_0
@@ -684,10 +678,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S200;
-    (&_S200)->vector_1 = vector_2;
-    (&_S200)->scale_1 = scale_2;
-    return _S200;
+    Run_0 _S206;
+    (&_S206)->vector_1 = vector_2;
+    (&_S206)->scale_1 = scale_2;
+    return _S206;
 }
 
 __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
@@ -703,251 +697,251 @@ __device__ float Float32_scale_0(StructuredBuffer<float4 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 2>  slots_0;
-    StructuredBuffer<uint> _S201 = this_6->sequences_0;
-    uint _S202 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
-    uint _S203 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S202))));
-    slots_0[0U] = _S203;
-    uint _S204 = SequenceTable_slot_0(&this_6->table_2, _S201, (U32_min((first_1 + 16U), (_S202))));
-    slots_0[1U] = _S204;
-    uint _S205 = (&this_6->part_2)->head_dim_0;
-    uint _S206 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S207 = _S206 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S208 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S209 = (&this_6->part_2)->columns_0;
-    Run_0 _S210 = Float32_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S207);
-    uint _S211 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S212 = Float32_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S207);
+    StructuredBuffer<uint> _S207 = this_6->sequences_0;
+    uint _S208 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
+    uint _S209 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S208))));
+    slots_0[0U] = _S209;
+    uint _S210 = SequenceTable_slot_0(&this_6->table_2, _S207, (U32_min((first_1 + 16U), (_S208))));
+    slots_0[1U] = _S210;
+    uint _S211 = (&this_6->part_2)->head_dim_0;
+    uint _S212 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S213 = _S212 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S214 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S215 = (&this_6->part_2)->columns_0;
+    Run_0 _S216 = Float32_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S213);
+    uint _S217 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S218 = Float32_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S213);
     Positions_0 some_1;
-    StructuredBuffer<float4 > _S213 = this_6->k_pages_0;
-    float4  _S214 = __ldg((&(this_6->k_pages_0)[_S210.vector_1]));
-    (&some_1)->keys_0[0U] = _S214;
-    StructuredBuffer<float4 > _S215 = this_6->v_pages_0;
-    float4  _S216 = __ldg((&(this_6->v_pages_0)[_S212.vector_1]));
-    (&some_1)->values_1[0U] = _S216;
-    (&some_1)->key_scales_0[0U] = Float32_scale_0(_S213, _S210.scale_1);
-    (&some_1)->value_scales_0[0U] = Float32_scale_0(_S215, _S212.scale_1);
-    uint _S217 = 8U + lane_2;
-    uint _S218 = _S206 + 4U * (U32_min((_S217), (_S205 / 4U - 1U)));
-    Run_0 _S219 = Float32_run_0(_S208, slots_0[0U], _S209, _S218);
-    Run_0 _S220 = Float32_run_0(_S211, slots_0[0U], _S209, _S218);
-    float4  _S221 = __ldg((&(_S213)[_S219.vector_1]));
-    (&some_1)->keys_0[1U] = _S221;
-    float4  _S222 = __ldg((&(_S215)[_S220.vector_1]));
-    (&some_1)->values_1[1U] = _S222;
-    (&some_1)->key_scales_0[1U] = Float32_scale_0(_S213, _S219.scale_1);
-    (&some_1)->value_scales_0[1U] = Float32_scale_0(_S215, _S220.scale_1);
-    uint _S223 = 16U + lane_2;
-    uint _S224 = _S206 + 4U * (U32_min((_S223), (_S205 / 4U - 1U)));
-    Run_0 _S225 = Float32_run_0(_S208, slots_0[0U], _S209, _S224);
-    Run_0 _S226 = Float32_run_0(_S211, slots_0[0U], _S209, _S224);
-    float4  _S227 = __ldg((&(_S213)[_S225.vector_1]));
-    (&some_1)->keys_0[2U] = _S227;
-    float4  _S228 = __ldg((&(_S215)[_S226.vector_1]));
-    (&some_1)->values_1[2U] = _S228;
-    (&some_1)->key_scales_0[2U] = Float32_scale_0(_S213, _S225.scale_1);
-    (&some_1)->value_scales_0[2U] = Float32_scale_0(_S215, _S226.scale_1);
-    uint _S229 = 24U + lane_2;
-    uint _S230 = _S206 + 4U * (U32_min((_S229), (_S205 / 4U - 1U)));
-    Run_0 _S231 = Float32_run_0(_S208, slots_0[0U], _S209, _S230);
-    Run_0 _S232 = Float32_run_0(_S211, slots_0[0U], _S209, _S230);
-    float4  _S233 = __ldg((&(_S213)[_S231.vector_1]));
-    (&some_1)->keys_0[3U] = _S233;
-    float4  _S234 = __ldg((&(_S215)[_S232.vector_1]));
-    (&some_1)->values_1[3U] = _S234;
-    (&some_1)->key_scales_0[3U] = Float32_scale_0(_S213, _S231.scale_1);
-    (&some_1)->value_scales_0[3U] = Float32_scale_0(_S215, _S232.scale_1);
-    uint _S235 = _S206 + 4U * (U32_min((lane_2), (_S205 / 4U - 1U)));
-    Run_0 _S236 = Float32_run_0(_S208, slots_0[1U], _S209, _S235);
-    Run_0 _S237 = Float32_run_0(_S211, slots_0[1U], _S209, _S235);
-    float4  _S238 = __ldg((&(_S213)[_S236.vector_1]));
-    (&some_1)->keys_0[4U] = _S238;
-    float4  _S239 = __ldg((&(_S215)[_S237.vector_1]));
-    (&some_1)->values_1[4U] = _S239;
-    (&some_1)->key_scales_0[4U] = Float32_scale_0(_S213, _S236.scale_1);
-    (&some_1)->value_scales_0[4U] = Float32_scale_0(_S215, _S237.scale_1);
-    uint _S240 = _S206 + 4U * (U32_min((_S217), (_S205 / 4U - 1U)));
-    Run_0 _S241 = Float32_run_0(_S208, slots_0[1U], _S209, _S240);
-    Run_0 _S242 = Float32_run_0(_S211, slots_0[1U], _S209, _S240);
-    float4  _S243 = __ldg((&(_S213)[_S241.vector_1]));
-    (&some_1)->keys_0[5U] = _S243;
-    float4  _S244 = __ldg((&(_S215)[_S242.vector_1]));
-    (&some_1)->values_1[5U] = _S244;
-    (&some_1)->key_scales_0[5U] = Float32_scale_0(_S213, _S241.scale_1);
-    (&some_1)->value_scales_0[5U] = Float32_scale_0(_S215, _S242.scale_1);
-    uint _S245 = _S206 + 4U * (U32_min((_S223), (_S205 / 4U - 1U)));
-    Run_0 _S246 = Float32_run_0(_S208, slots_0[1U], _S209, _S245);
-    Run_0 _S247 = Float32_run_0(_S211, slots_0[1U], _S209, _S245);
-    float4  _S248 = __ldg((&(_S213)[_S246.vector_1]));
-    (&some_1)->keys_0[6U] = _S248;
-    float4  _S249 = __ldg((&(_S215)[_S247.vector_1]));
-    (&some_1)->values_1[6U] = _S249;
-    (&some_1)->key_scales_0[6U] = Float32_scale_0(_S213, _S246.scale_1);
-    (&some_1)->value_scales_0[6U] = Float32_scale_0(_S215, _S247.scale_1);
-    uint _S250 = _S206 + 4U * (U32_min((_S229), (_S205 / 4U - 1U)));
-    Run_0 _S251 = Float32_run_0(_S208, slots_0[1U], _S209, _S250);
-    Run_0 _S252 = Float32_run_0(_S211, slots_0[1U], _S209, _S250);
-    float4  _S253 = __ldg((&(_S213)[_S251.vector_1]));
-    (&some_1)->keys_0[7U] = _S253;
-    float4  _S254 = __ldg((&(_S215)[_S252.vector_1]));
-    (&some_1)->values_1[7U] = _S254;
-    (&some_1)->key_scales_0[7U] = Float32_scale_0(_S213, _S251.scale_1);
-    (&some_1)->value_scales_0[7U] = Float32_scale_0(_S215, _S252.scale_1);
+    StructuredBuffer<float4 > _S219 = this_6->k_pages_0;
+    float4  _S220 = __ldg((&(this_6->k_pages_0)[_S216.vector_1]));
+    (&some_1)->keys_0[0U] = _S220;
+    StructuredBuffer<float4 > _S221 = this_6->v_pages_0;
+    float4  _S222 = __ldg((&(this_6->v_pages_0)[_S218.vector_1]));
+    (&some_1)->values_1[0U] = _S222;
+    (&some_1)->key_scales_0[0U] = Float32_scale_0(_S219, _S216.scale_1);
+    (&some_1)->value_scales_0[0U] = Float32_scale_0(_S221, _S218.scale_1);
+    uint _S223 = 8U + lane_2;
+    uint _S224 = _S212 + 4U * (U32_min((_S223), (_S211 / 4U - 1U)));
+    Run_0 _S225 = Float32_run_0(_S214, slots_0[0U], _S215, _S224);
+    Run_0 _S226 = Float32_run_0(_S217, slots_0[0U], _S215, _S224);
+    float4  _S227 = __ldg((&(_S219)[_S225.vector_1]));
+    (&some_1)->keys_0[1U] = _S227;
+    float4  _S228 = __ldg((&(_S221)[_S226.vector_1]));
+    (&some_1)->values_1[1U] = _S228;
+    (&some_1)->key_scales_0[1U] = Float32_scale_0(_S219, _S225.scale_1);
+    (&some_1)->value_scales_0[1U] = Float32_scale_0(_S221, _S226.scale_1);
+    uint _S229 = 16U + lane_2;
+    uint _S230 = _S212 + 4U * (U32_min((_S229), (_S211 / 4U - 1U)));
+    Run_0 _S231 = Float32_run_0(_S214, slots_0[0U], _S215, _S230);
+    Run_0 _S232 = Float32_run_0(_S217, slots_0[0U], _S215, _S230);
+    float4  _S233 = __ldg((&(_S219)[_S231.vector_1]));
+    (&some_1)->keys_0[2U] = _S233;
+    float4  _S234 = __ldg((&(_S221)[_S232.vector_1]));
+    (&some_1)->values_1[2U] = _S234;
+    (&some_1)->key_scales_0[2U] = Float32_scale_0(_S219, _S231.scale_1);
+    (&some_1)->value_scales_0[2U] = Float32_scale_0(_S221, _S232.scale_1);
+    uint _S235 = 24U + lane_2;
+    uint _S236 = _S212 + 4U * (U32_min((_S235), (_S211 / 4U - 1U)));
+    Run_0 _S237 = Float32_run_0(_S214, slots_0[0U], _S215, _S236);
+    Run_0 _S238 = Float32_run_0(_S217, slots_0[0U], _S215, _S236);
+    float4  _S239 = __ldg((&(_S219)[_S237.vector_1]));
+    (&some_1)->keys_0[3U] = _S239;
+    float4  _S240 = __ldg((&(_S221)[_S238.vector_1]));
+    (&some_1)->values_1[3U] = _S240;
+    (&some_1)->key_scales_0[3U] = Float32_scale_0(_S219, _S237.scale_1);
+    (&some_1)->value_scales_0[3U] = Float32_scale_0(_S221, _S238.scale_1);
+    uint _S241 = _S212 + 4U * (U32_min((lane_2), (_S211 / 4U - 1U)));
+    Run_0 _S242 = Float32_run_0(_S214, slots_0[1U], _S215, _S241);
+    Run_0 _S243 = Float32_run_0(_S217, slots_0[1U], _S215, _S241);
+    float4  _S244 = __ldg((&(_S219)[_S242.vector_1]));
+    (&some_1)->keys_0[4U] = _S244;
+    float4  _S245 = __ldg((&(_S221)[_S243.vector_1]));
+    (&some_1)->values_1[4U] = _S245;
+    (&some_1)->key_scales_0[4U] = Float32_scale_0(_S219, _S242.scale_1);
+    (&some_1)->value_scales_0[4U] = Float32_scale_0(_S221, _S243.scale_1);
+    uint _S246 = _S212 + 4U * (U32_min((_S223), (_S211 / 4U - 1U)));
+    Run_0 _S247 = Float32_run_0(_S214, slots_0[1U], _S215, _S246);
+    Run_0 _S248 = Float32_run_0(_S217, slots_0[1U], _S215, _S246);
+    float4  _S249 = __ldg((&(_S219)[_S247.vector_1]));
+    (&some_1)->keys_0[5U] = _S249;
+    float4  _S250 = __ldg((&(_S221)[_S248.vector_1]));
+    (&some_1)->values_1[5U] = _S250;
+    (&some_1)->key_scales_0[5U] = Float32_scale_0(_S219, _S247.scale_1);
+    (&some_1)->value_scales_0[5U] = Float32_scale_0(_S221, _S248.scale_1);
+    uint _S251 = _S212 + 4U * (U32_min((_S229), (_S211 / 4U - 1U)));
+    Run_0 _S252 = Float32_run_0(_S214, slots_0[1U], _S215, _S251);
+    Run_0 _S253 = Float32_run_0(_S217, slots_0[1U], _S215, _S251);
+    float4  _S254 = __ldg((&(_S219)[_S252.vector_1]));
+    (&some_1)->keys_0[6U] = _S254;
+    float4  _S255 = __ldg((&(_S221)[_S253.vector_1]));
+    (&some_1)->values_1[6U] = _S255;
+    (&some_1)->key_scales_0[6U] = Float32_scale_0(_S219, _S252.scale_1);
+    (&some_1)->value_scales_0[6U] = Float32_scale_0(_S221, _S253.scale_1);
+    uint _S256 = _S212 + 4U * (U32_min((_S235), (_S211 / 4U - 1U)));
+    Run_0 _S257 = Float32_run_0(_S214, slots_0[1U], _S215, _S256);
+    Run_0 _S258 = Float32_run_0(_S217, slots_0[1U], _S215, _S256);
+    float4  _S259 = __ldg((&(_S219)[_S257.vector_1]));
+    (&some_1)->keys_0[7U] = _S259;
+    float4  _S260 = __ldg((&(_S221)[_S258.vector_1]));
+    (&some_1)->values_1[7U] = _S260;
+    (&some_1)->key_scales_0[7U] = Float32_scale_0(_S219, _S257.scale_1);
+    (&some_1)->value_scales_0[7U] = Float32_scale_0(_S221, _S258.scale_1);
     return some_1;
 }
 
 __device__ void Float32_append_0(RWStructuredBuffer<float4 > pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_6)
 {
-    float4  * _S255 = (&(pool_1)[Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1]);
-    float4  _S256 = Plain_four_0(x_6, element_3);
-    *_S255 = _S256;
+    float4  * _S261 = (&(pool_1)[Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1]);
+    float4  _S262 = Plain_four_0(x_6, element_3);
+    *_S261 = _S262;
     return;
 }
 
 __device__ void Float32_append_1(RWStructuredBuffer<float4 > pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_7)
 {
-    float4  * _S257 = (&(pool_2)[Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1]);
-    float4  _S258 = Turned_four_0(x_7, element_4);
-    *_S257 = _S258;
+    float4  * _S263 = (&(pool_2)[Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1]);
+    float4  _S264 = Turned_four_0(x_7, element_4);
+    *_S263 = _S264;
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S259 = make_int4 (int(0));
-    float4  _S260 = make_float4 ((float)_S259.x, (float)_S259.y, (float)_S259.z, (float)_S259.w);
-    (&sums_2)->values_0[0U] = _S260;
-    (&sums_2)->values_0[1U] = _S260;
-    (&sums_2)->values_0[2U] = _S260;
-    (&sums_2)->values_0[3U] = _S260;
-    (&sums_2)->values_0[4U] = _S260;
-    (&sums_2)->values_0[5U] = _S260;
-    (&sums_2)->values_0[6U] = _S260;
-    (&sums_2)->values_0[7U] = _S260;
-    (&sums_2)->values_0[8U] = _S260;
-    (&sums_2)->values_0[9U] = _S260;
-    (&sums_2)->values_0[10U] = _S260;
-    (&sums_2)->values_0[11U] = _S260;
-    (&sums_2)->values_0[12U] = _S260;
-    (&sums_2)->values_0[13U] = _S260;
-    (&sums_2)->values_0[14U] = _S260;
-    (&sums_2)->values_0[15U] = _S260;
+    int4  _S265 = make_int4 (int(0));
+    float4  _S266 = make_float4 ((float)_S265.x, (float)_S265.y, (float)_S265.z, (float)_S265.w);
+    (&sums_2)->values_0[0U] = _S266;
+    (&sums_2)->values_0[1U] = _S266;
+    (&sums_2)->values_0[2U] = _S266;
+    (&sums_2)->values_0[3U] = _S266;
+    (&sums_2)->values_0[4U] = _S266;
+    (&sums_2)->values_0[5U] = _S266;
+    (&sums_2)->values_0[6U] = _S266;
+    (&sums_2)->values_0[7U] = _S266;
+    (&sums_2)->values_0[8U] = _S266;
+    (&sums_2)->values_0[9U] = _S266;
+    (&sums_2)->values_0[10U] = _S266;
+    (&sums_2)->values_0[11U] = _S266;
+    (&sums_2)->values_0[12U] = _S266;
+    (&sums_2)->values_0[13U] = _S266;
+    (&sums_2)->values_0[14U] = _S266;
+    (&sums_2)->values_0[15U] = _S266;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S260;
+    (&sums_2)->total_0 = _S266;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S261 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S262 = max_0(sums_3->peak_0, _S261);
-    float4  _S263 = exp_0(sums_3->peak_0 - _S262);
-    float4  _S264 = sums_3->total_0 * _S263;
-    float4  _S265 = of_other_0(_S264, 8U);
-    float4  _S266 = _S264 + _S265;
-    float4  _S267 = sums_3->values_0[0U] * make_float4 (_S263.x);
-    float4  _S268 = of_other_0(_S267, 8U);
-    float4  _S269 = _S267 + _S268;
-    float4  _S270 = sums_3->values_0[1U] * make_float4 (_S263.x);
+    float4  _S267 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S268 = max_0(sums_3->peak_0, _S267);
+    float4  _S269 = powers_0(sums_3->peak_0 - _S268);
+    float4  _S270 = sums_3->total_0 * _S269;
     float4  _S271 = of_other_0(_S270, 8U);
     float4  _S272 = _S270 + _S271;
-    float4  _S273 = sums_3->values_0[2U] * make_float4 (_S263.x);
+    float4  _S273 = sums_3->values_0[0U] * make_float4 (_S269.x);
     float4  _S274 = of_other_0(_S273, 8U);
     float4  _S275 = _S273 + _S274;
-    float4  _S276 = sums_3->values_0[3U] * make_float4 (_S263.x);
+    float4  _S276 = sums_3->values_0[1U] * make_float4 (_S269.x);
     float4  _S277 = of_other_0(_S276, 8U);
     float4  _S278 = _S276 + _S277;
-    float4  _S279 = sums_3->values_0[4U] * make_float4 (_S263.y);
+    float4  _S279 = sums_3->values_0[2U] * make_float4 (_S269.x);
     float4  _S280 = of_other_0(_S279, 8U);
     float4  _S281 = _S279 + _S280;
-    float4  _S282 = sums_3->values_0[5U] * make_float4 (_S263.y);
+    float4  _S282 = sums_3->values_0[3U] * make_float4 (_S269.x);
     float4  _S283 = of_other_0(_S282, 8U);
     float4  _S284 = _S282 + _S283;
-    float4  _S285 = sums_3->values_0[6U] * make_float4 (_S263.y);
+    float4  _S285 = sums_3->values_0[4U] * make_float4 (_S269.y);
     float4  _S286 = of_other_0(_S285, 8U);
     float4  _S287 = _S285 + _S286;
-    float4  _S288 = sums_3->values_0[7U] * make_float4 (_S263.y);
+    float4  _S288 = sums_3->values_0[5U] * make_float4 (_S269.y);
     float4  _S289 = of_other_0(_S288, 8U);
     float4  _S290 = _S288 + _S289;
-    float4  _S291 = sums_3->values_0[8U] * make_float4 (_S263.z);
+    float4  _S291 = sums_3->values_0[6U] * make_float4 (_S269.y);
     float4  _S292 = of_other_0(_S291, 8U);
     float4  _S293 = _S291 + _S292;
-    float4  _S294 = sums_3->values_0[9U] * make_float4 (_S263.z);
+    float4  _S294 = sums_3->values_0[7U] * make_float4 (_S269.y);
     float4  _S295 = of_other_0(_S294, 8U);
     float4  _S296 = _S294 + _S295;
-    float4  _S297 = sums_3->values_0[10U] * make_float4 (_S263.z);
+    float4  _S297 = sums_3->values_0[8U] * make_float4 (_S269.z);
     float4  _S298 = of_other_0(_S297, 8U);
     float4  _S299 = _S297 + _S298;
-    float4  _S300 = sums_3->values_0[11U] * make_float4 (_S263.z);
+    float4  _S300 = sums_3->values_0[9U] * make_float4 (_S269.z);
     float4  _S301 = of_other_0(_S300, 8U);
     float4  _S302 = _S300 + _S301;
-    float4  _S303 = sums_3->values_0[12U] * make_float4 (_S263.w);
+    float4  _S303 = sums_3->values_0[10U] * make_float4 (_S269.z);
     float4  _S304 = of_other_0(_S303, 8U);
     float4  _S305 = _S303 + _S304;
-    float4  _S306 = sums_3->values_0[13U] * make_float4 (_S263.w);
+    float4  _S306 = sums_3->values_0[11U] * make_float4 (_S269.z);
     float4  _S307 = of_other_0(_S306, 8U);
     float4  _S308 = _S306 + _S307;
-    float4  _S309 = sums_3->values_0[14U] * make_float4 (_S263.w);
+    float4  _S309 = sums_3->values_0[12U] * make_float4 (_S269.w);
     float4  _S310 = of_other_0(_S309, 8U);
     float4  _S311 = _S309 + _S310;
-    float4  _S312 = sums_3->values_0[15U] * make_float4 (_S263.w);
+    float4  _S312 = sums_3->values_0[13U] * make_float4 (_S269.w);
     float4  _S313 = of_other_0(_S312, 8U);
     float4  _S314 = _S312 + _S313;
-    float4  _S315 = of_other_0(_S262, 16U);
-    float4  _S316 = max_0(_S262, _S315);
-    float4  _S317 = exp_0(_S262 - _S316);
-    sums_3->peak_0 = _S316;
-    float4  _S318 = _S266 * _S317;
-    float4  _S319 = of_other_0(_S318, 16U);
-    sums_3->total_0 = _S318 + _S319;
-    float4  _S320 = _S269 * make_float4 (_S317.x);
-    float4  _S321 = of_other_0(_S320, 16U);
-    sums_3->values_0[0U] = _S320 + _S321;
-    float4  _S322 = _S272 * make_float4 (_S317.x);
-    float4  _S323 = of_other_0(_S322, 16U);
-    sums_3->values_0[1U] = _S322 + _S323;
-    float4  _S324 = _S275 * make_float4 (_S317.x);
+    float4  _S315 = sums_3->values_0[14U] * make_float4 (_S269.w);
+    float4  _S316 = of_other_0(_S315, 8U);
+    float4  _S317 = _S315 + _S316;
+    float4  _S318 = sums_3->values_0[15U] * make_float4 (_S269.w);
+    float4  _S319 = of_other_0(_S318, 8U);
+    float4  _S320 = _S318 + _S319;
+    float4  _S321 = of_other_0(_S268, 16U);
+    float4  _S322 = max_0(_S268, _S321);
+    float4  _S323 = powers_0(_S268 - _S322);
+    sums_3->peak_0 = _S322;
+    float4  _S324 = _S272 * _S323;
     float4  _S325 = of_other_0(_S324, 16U);
-    sums_3->values_0[2U] = _S324 + _S325;
-    float4  _S326 = _S278 * make_float4 (_S317.x);
+    sums_3->total_0 = _S324 + _S325;
+    float4  _S326 = _S275 * make_float4 (_S323.x);
     float4  _S327 = of_other_0(_S326, 16U);
-    sums_3->values_0[3U] = _S326 + _S327;
-    float4  _S328 = _S281 * make_float4 (_S317.y);
+    sums_3->values_0[0U] = _S326 + _S327;
+    float4  _S328 = _S278 * make_float4 (_S323.x);
     float4  _S329 = of_other_0(_S328, 16U);
-    sums_3->values_0[4U] = _S328 + _S329;
-    float4  _S330 = _S284 * make_float4 (_S317.y);
+    sums_3->values_0[1U] = _S328 + _S329;
+    float4  _S330 = _S281 * make_float4 (_S323.x);
     float4  _S331 = of_other_0(_S330, 16U);
-    sums_3->values_0[5U] = _S330 + _S331;
-    float4  _S332 = _S287 * make_float4 (_S317.y);
+    sums_3->values_0[2U] = _S330 + _S331;
+    float4  _S332 = _S284 * make_float4 (_S323.x);
     float4  _S333 = of_other_0(_S332, 16U);
-    sums_3->values_0[6U] = _S332 + _S333;
-    float4  _S334 = _S290 * make_float4 (_S317.y);
+    sums_3->values_0[3U] = _S332 + _S333;
+    float4  _S334 = _S287 * make_float4 (_S323.y);
     float4  _S335 = of_other_0(_S334, 16U);
-    sums_3->values_0[7U] = _S334 + _S335;
-    float4  _S336 = _S293 * make_float4 (_S317.z);
+    sums_3->values_0[4U] = _S334 + _S335;
+    float4  _S336 = _S290 * make_float4 (_S323.y);
     float4  _S337 = of_other_0(_S336, 16U);
-    sums_3->values_0[8U] = _S336 + _S337;
-    float4  _S338 = _S296 * make_float4 (_S317.z);
+    sums_3->values_0[5U] = _S336 + _S337;
+    float4  _S338 = _S293 * make_float4 (_S323.y);
     float4  _S339 = of_other_0(_S338, 16U);
-    sums_3->values_0[9U] = _S338 + _S339;
-    float4  _S340 = _S299 * make_float4 (_S317.z);
+    sums_3->values_0[6U] = _S338 + _S339;
+    float4  _S340 = _S296 * make_float4 (_S323.y);
     float4  _S341 = of_other_0(_S340, 16U);
-    sums_3->values_0[10U] = _S340 + _S341;
-    float4  _S342 = _S302 * make_float4 (_S317.z);
+    sums_3->values_0[7U] = _S340 + _S341;
+    float4  _S342 = _S299 * make_float4 (_S323.z);
     float4  _S343 = of_other_0(_S342, 16U);
-    sums_3->values_0[11U] = _S342 + _S343;
-    float4  _S344 = _S305 * make_float4 (_S317.w);
+    sums_3->values_0[8U] = _S342 + _S343;
+    float4  _S344 = _S302 * make_float4 (_S323.z);
     float4  _S345 = of_other_0(_S344, 16U);
-    sums_3->values_0[12U] = _S344 + _S345;
-    float4  _S346 = _S308 * make_float4 (_S317.w);
+    sums_3->values_0[9U] = _S344 + _S345;
+    float4  _S346 = _S305 * make_float4 (_S323.z);
     float4  _S347 = of_other_0(_S346, 16U);
-    sums_3->values_0[13U] = _S346 + _S347;
-    float4  _S348 = _S311 * make_float4 (_S317.w);
+    sums_3->values_0[10U] = _S346 + _S347;
+    float4  _S348 = _S308 * make_float4 (_S323.z);
     float4  _S349 = of_other_0(_S348, 16U);
-    sums_3->values_0[14U] = _S348 + _S349;
-    float4  _S350 = _S314 * make_float4 (_S317.w);
+    sums_3->values_0[11U] = _S348 + _S349;
+    float4  _S350 = _S311 * make_float4 (_S323.w);
     float4  _S351 = of_other_0(_S350, 16U);
-    sums_3->values_0[15U] = _S350 + _S351;
+    sums_3->values_0[12U] = _S350 + _S351;
+    float4  _S352 = _S314 * make_float4 (_S323.w);
+    float4  _S353 = of_other_0(_S352, 16U);
+    sums_3->values_0[13U] = _S352 + _S353;
+    float4  _S354 = _S317 * make_float4 (_S323.w);
+    float4  _S355 = of_other_0(_S354, 16U);
+    sums_3->values_0[14U] = _S354 + _S355;
+    float4  _S356 = _S320 * make_float4 (_S323.w);
+    float4  _S357 = of_other_0(_S356, 16U);
+    sums_3->values_0[15U] = _S356 + _S357;
     return;
 }
 
@@ -959,72 +953,79 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S352 = thread_1 / 32U;
-    uint _S353 = thread_1 % 32U;
-    if(_S353 == 0U)
+    uint _S358 = thread_1 / 32U;
+    uint _S359 = thread_1 % 32U;
+    if(_S359 == 0U)
     {
-        (*&peaks_0)[_S352] = sums_4->peak_0;
-        (*&totals_0)[_S352] = sums_4->total_0;
+        (*&peaks_0)[_S358] = sums_4->peak_0;
+        (*&totals_0)[_S358] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S354 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S354, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S355 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S360 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S360, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S361 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S362 = _S361 * (*&totals_0)[0U];
+    float4  _S363 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S362 + _S363 * (*&totals_0)[1U];
+    float4  _S364 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S364 * (*&totals_0)[2U];
+    float4  _S365 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S365 * (*&totals_0)[3U];
+    float4  _S366 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S353 < 8U)
+                if(_S359 < 8U)
                 {
-                    uint _S356 = _S352 * 4U * 4U;
-                    (*&exchange_0)[_S356 * 8U + _S353] = make_float4 (_S355.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S356 + 1U) * 8U + _S353] = make_float4 (_S355.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S356 + 2U) * 8U + _S353] = make_float4 (_S355.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S356 + 3U) * 8U + _S353] = make_float4 (_S355.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S356 + 4U) * 8U + _S353] = make_float4 (_S355.y) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S356 + 5U) * 8U + _S353] = make_float4 (_S355.y) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S356 + 6U) * 8U + _S353] = make_float4 (_S355.y) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S356 + 7U) * 8U + _S353] = make_float4 (_S355.y) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S356 + 8U) * 8U + _S353] = make_float4 (_S355.z) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S356 + 9U) * 8U + _S353] = make_float4 (_S355.z) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S356 + 10U) * 8U + _S353] = make_float4 (_S355.z) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S356 + 11U) * 8U + _S353] = make_float4 (_S355.z) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S356 + 12U) * 8U + _S353] = make_float4 (_S355.w) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S356 + 13U) * 8U + _S353] = make_float4 (_S355.w) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S356 + 14U) * 8U + _S353] = make_float4 (_S355.w) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S356 + 15U) * 8U + _S353] = make_float4 (_S355.w) * sums_4->values_0[15U];
+                    uint _S367 = _S358 * 4U * 4U;
+                    (*&exchange_0)[_S367 * 8U + _S359] = make_float4 (_S366.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S367 + 1U) * 8U + _S359] = make_float4 (_S366.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S367 + 2U) * 8U + _S359] = make_float4 (_S366.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S367 + 3U) * 8U + _S359] = make_float4 (_S366.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S367 + 4U) * 8U + _S359] = make_float4 (_S366.y) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S367 + 5U) * 8U + _S359] = make_float4 (_S366.y) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S367 + 6U) * 8U + _S359] = make_float4 (_S366.y) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S367 + 7U) * 8U + _S359] = make_float4 (_S366.y) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S367 + 8U) * 8U + _S359] = make_float4 (_S366.z) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S367 + 9U) * 8U + _S359] = make_float4 (_S366.z) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S367 + 10U) * 8U + _S359] = make_float4 (_S366.z) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S367 + 11U) * 8U + _S359] = make_float4 (_S366.z) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S367 + 12U) * 8U + _S359] = make_float4 (_S366.w) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S367 + 13U) * 8U + _S359] = make_float4 (_S366.w) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S367 + 14U) * 8U + _S359] = make_float4 (_S366.w) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S367 + 15U) * 8U + _S359] = make_float4 (_S366.w) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                uint i_4 = thread_1;
+                uint i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S357 = i_4 / 32U;
-                    uint _S358 = i_4 % 32U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    bool _S359;
-                    if(_S357 < (part_3->heads_0))
+                    uint _S368 = i_3 / 32U;
+                    uint _S369 = i_3 % 32U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    bool _S370;
+                    if(_S368 < (part_3->heads_0))
                     {
-                        _S359 = _S358 < (part_3->head_dim_0 / 4U);
+                        _S370 = _S369 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S359 = false;
+                        _S370 = false;
                     }
-                    if(_S359)
+                    if(_S370)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S357 * part_3->out_stride_0 + _S358]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S368 * part_3->out_stride_0 + _S369]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1035,7 +1036,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1048,38 +1049,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S360 = thread_2 % 8U;
-    uint _S361 = thread_2 / 8U;
-    uint _S362 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S361;
-    Pools_0 _S363 = pools_0;
-    Positions_0 _S364 = Pools_read_0(&_S363, first_2, _S360);
+    uint _S371 = thread_2 % 8U;
+    uint _S372 = thread_2 / 8U;
+    uint _S373 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S372;
+    Pools_0 _S374 = pools_0;
+    Positions_0 _S375 = Pools_read_0(&_S374, first_2, _S371);
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S365;
+    bool _S376;
     if(with_own_0)
     {
-        _S365 = thread_2 < 32U;
+        _S376 = thread_2 < 32U;
     }
     else
     {
-        _S365 = false;
+        _S376 = false;
     }
-    if(_S365)
+    if(_S376)
     {
-        Sums_0 _S366 = of_one_0(part_4, own_key_0, own_value_0, _S360);
-        if(_S361 == 0U)
+        Sums_0 _S377 = of_one_0(part_4, own_key_0, own_value_0, _S371);
+        if(_S372 == 0U)
         {
-            sums_5 = _S366;
+            sums_5 = _S377;
         }
     }
-    Positions_0 some_2 = _S364;
-    uint tile_0 = _S362;
+    Positions_0 some_2 = _S375;
+    uint tile_0 = _S373;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S367 = part_4->end_0;
+        uint _S378 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1087,22 +1088,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S368 = some_2;
-        add_0(&sums_5, &_S368, first_3, _S367, _S360);
+        Positions_0 _S379 = some_2;
+        add_0(&sums_5, &_S379, first_3, _S378, _S371);
         uint first_4 = first_3 + 32U;
-        uint _S369 = tile_0 + 32U;
-        if(_S369 < _S367)
+        uint _S380 = tile_0 + 32U;
+        if(_S380 < _S378)
         {
-            Pools_0 _S370 = pools_0;
-            Positions_0 _S371 = Pools_read_0(&_S370, first_4, _S360);
-            some_2 = _S371;
+            Pools_0 _S381 = pools_0;
+            Positions_0 _S382 = Pools_read_0(&_S381, first_4, _S371);
+            some_2 = _S382;
         }
-        tile_0 = _S369;
+        tile_0 = _S380;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S372 = sums_5;
-    write_0(thread_2, &_S372, part_4, scratch_1);
+    Sums_0 _S383 = sums_5;
+    write_0(thread_2, &_S383, part_4, scratch_1);
     return;
 }
 
@@ -1111,30 +1112,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S373 = heads_1 / kv_heads_0;
-    uint _S374 = (_S373 + 4U - 1U) / 4U;
-    uint _S375 = rows_0 * kv_heads_0 * _S374;
-    uint _S376 = number_1 % _S375;
-    uint _S377 = _S376 % _S374;
+    uint _S384 = rows_0 * kv_heads_0;
+    uint _S385 = heads_1 / kv_heads_0;
+    return _S384 * ((_S385 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S386 = heads_2 / kv_heads_1;
+    uint _S387 = (_S386 + 4U - 1U) / 4U;
+    uint _S388 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S389 = number_1 % _S388;
+    uint _S390 = _S389 % _S387;
     Part_0 part_5;
-    uint _S378 = number_1 / _S375;
-    (&part_5)->number_0 = _S378;
-    uint _S379 = _S376 / (kv_heads_0 * _S374);
-    (&part_5)->row_0 = _S379;
-    uint _S380 = _S376 / _S374;
-    uint _S381 = _S380 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S381;
-    uint _S382 = _S377 * 4U;
-    uint _S383 = _S381 * _S373 + _S382;
-    (&part_5)->head_0 = _S383;
-    (&part_5)->heads_0 = (U32_min((_S373 - _S382), (4U)));
+    (&part_5)->unit_0 = _S389;
+    uint _S391 = number_1 / _S388;
+    (&part_5)->number_0 = _S391;
+    uint _S392 = _S389 / (kv_heads_1 * _S387);
+    (&part_5)->row_0 = _S392;
+    uint _S393 = _S389 / _S387;
+    uint _S394 = _S393 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S394;
+    uint _S395 = _S390 * 4U;
+    uint _S396 = _S394 * _S386 + _S395;
+    (&part_5)->head_0 = _S396;
+    (&part_5)->heads_0 = (U32_min((_S386 - _S395), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S384 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S384;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S383) * _S384 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S397 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S397;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S396) * _S397 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1142,91 +1152,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S385;
+    uint _S398;
     if(offset_3 == 4294967295U)
     {
-        _S385 = rows_1;
+        _S398 = rows_2;
     }
     else
     {
-        uint _S386 = __ldg((&(batch_0)[offset_3]));
-        _S385 = (U32_min(((U32_max((_S386), (first_5))) - first_5), (rows_1)));
+        uint _S399 = __ldg((&(batch_0)[offset_3]));
+        _S398 = (U32_min(((U32_max((_S399), (first_5))) - first_5), (rows_2)));
     }
-    return _S385;
+    return _S398;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S387 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S387;
+    uint _S400 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S400;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S388;
-    (&_S388)->begin_3 = begin_4;
-    (&_S388)->page_size_0 = page_size_1;
-    (&_S388)->pages_0 = pages_1;
-    (&_S388)->length_0 = length_1;
-    return _S388;
+    SequenceTable_0 _S401;
+    (&_S401)->begin_3 = begin_4;
+    (&_S401)->page_size_0 = page_size_1;
+    (&_S401)->pages_0 = pages_1;
+    (&_S401)->length_0 = length_1;
+    return _S401;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S389 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S390 = _S389 + 1U;
-    uint _S391 = __ldg((&(sequences_3)[_S389]));
-    return SequenceTable_x24init_0(_S390, page_size_2, pages_2, (U32_min((_S391), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S402 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S403 = _S402 + 1U;
+    uint _S404 = __ldg((&(sequences_3)[_S402]));
+    return SequenceTable_x24init_0(_S403, page_size_2, pages_2, (U32_min((_S404), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S392 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S392;
+    uint _S405 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S405;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S393;
+    bool _S406;
     if(window_0 != 0U)
     {
-        _S393 = position_1 >= window_0;
+        _S406 = position_1 >= window_0;
     }
     else
     {
-        _S393 = false;
+        _S406 = false;
     }
-    uint _S394;
-    if(_S393)
+    uint _S407;
+    if(_S406)
     {
-        _S394 = position_1 - window_0 + 1U;
+        _S407 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S394 = 0U;
+        _S407 = 0U;
     }
-    return _S394;
+    return _S407;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S395;
+    uint _S408;
     if(first_6 < length_2)
     {
-        _S395 = length_2 - first_6;
+        _S408 = length_2 - first_6;
     }
     else
     {
-        _S395 = 0U;
+        _S408 = 0U;
     }
-    uint _S396 = parts_1 * 64U;
-    uint _S397 = (_S395 + _S396 - 1U) / _S396;
-    uint _S398 = _S397 * 64U;
-    uint _S399 = (U32_min((first_6 + part_6->number_0 * _S398), (length_2)));
-    part_6->begin_0 = _S399;
-    part_6->end_0 = (U32_min((_S399 + _S398), (length_2)));
+    uint _S409 = parts_1 * tiles_0 * 64U;
+    uint _S410 = (_S408 + _S409 - 1U) / _S409;
+    uint _S411 = _S410 * tiles_0 * 64U;
+    uint _S412 = (U32_min((first_6 + part_6->number_0 * _S411), (length_2)));
+    part_6->begin_0 = _S412;
+    part_6->end_0 = (U32_min((_S412 + _S411), (length_2)));
+    if(_S408 == 0U)
+    {
+        _S408 = 1U;
+    }
+    else
+    {
+        uint _S413 = (_S408 + _S411 - 1U) / _S411;
+        _S408 = _S413;
+    }
+    part_6->used_0 = _S408;
     return;
 }
 
@@ -1234,20 +1254,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S400 = make_int4 (int(0));
-        float4  _S401 = make_float4 ((float)_S400.x, (float)_S400.y, (float)_S400.z, (float)_S400.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S401;
+        int4  _S414 = make_int4 (int(0));
+        float4  _S415 = make_float4 ((float)_S414.x, (float)_S414.y, (float)_S414.z, (float)_S414.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S415;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S402;
-    (&_S402)->angles_0 = angles_1;
-    (&_S402)->pairs_0 = pairs_1;
-    (&_S402)->interleaved_0 = interleaved_1;
-    return _S402;
+    Rotation_0 _S416;
+    (&_S416)->angles_0 = angles_1;
+    (&_S416)->pairs_0 = pairs_1;
+    (&_S416)->interleaved_0 = interleaved_1;
+    return _S416;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1268,8 +1288,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1285,47 +1305,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S403 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S404 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S404;
-    bool _S405;
+    uint _S417 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S418 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S418;
+    bool _S419;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S405 = true;
+        _S419 = true;
     }
     else
     {
-        _S405 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S419 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S405)
+    if(_S419)
     {
         return;
     }
-    SequenceTable_0 _S406 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S407 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S408 = _S407 < (_S406.length_0);
-    share_out_0(&part_8, first_seen_0(_S407, p_0.window_1), (U32_min((_S407), (_S406.length_0))), p_0.parts_2);
-    if(_S408)
+    SequenceTable_0 _S420 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S421 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S422 = _S421 < (_S420.length_0);
+    share_out_0(&part_8, first_seen_0(_S421, p_0.window_1), (U32_min((_S421), (_S420.length_0))), p_0.parts_2, 1U);
+    if(_S422)
     {
-        _S405 = ((&part_8)->number_0) == 0U;
+        _S419 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S405 = false;
+        _S419 = false;
     }
-    bool _S409;
+    bool _S423;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S409 = !_S405;
+        _S423 = !_S419;
     }
     else
     {
-        _S409 = false;
+        _S423 = false;
     }
-    if(_S409)
+    if(_S423)
     {
-        Part_0 _S410 = part_8;
-        leave_empty_0(_S403, &_S410, scratch_3);
+        Part_0 _S424 = part_8;
+        leave_empty_0(_S417, &_S424, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1333,50 +1353,50 @@ extern "C" __global__ void shuffled4_rope_attention_part_f32(StructuredBuffer<fl
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S411 = rotation_1(p_0.table_offset_1, _S407, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S411;
+    Rotation_0 _S425 = rotation_1(p_0.table_offset_1, _S421, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S425;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S411;
+    (&keys_1)->rotation_0 = _S425;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_2;
     (&values_2)->x_1 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S412 = _S406;
-    Part_0 _S413 = part_8;
-    Turned_0 _S414 = queries_1;
-    Turned_0 _S415 = keys_1;
-    Plain_0 _S416 = values_2;
-    attend_0(_S403, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S412, &_S413, p_0.scale_4, &_S414, _S405, &_S415, &_S416);
-    if(!_S405)
+    SequenceTable_0 _S426 = _S420;
+    Part_0 _S427 = part_8;
+    Turned_0 _S428 = queries_1;
+    Turned_0 _S429 = keys_1;
+    Plain_0 _S430 = values_2;
+    attend_0(_S417, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S426, &_S427, p_0.scale_4, &_S428, _S419, &_S429, &_S430);
+    if(!_S419)
     {
         return;
     }
-    SequenceTable_0 _S417 = _S406;
-    uint _S418 = SequenceTable_slot_0(&_S417, sequences_4, _S407);
-    uint i_5 = _S403 * 4U;
+    SequenceTable_0 _S431 = _S420;
+    uint _S432 = SequenceTable_slot_0(&_S431, sequences_4, _S421);
+    uint i_4 = _S417 * 4U;
     for(;;)
     {
-        if(i_5 < ((&part_8)->columns_0))
+        if(i_4 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S419 = i_5 / p_0.head_dim_3;
-        if(_S419 == ((&part_8)->kv_head_0))
+        uint _S433 = i_4 / p_0.head_dim_3;
+        if(_S433 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S420 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S418, (&part_8)->columns_0, i_5, &_S420);
-            Plain_0 _S421 = values_2;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S418, (&part_8)->columns_0, i_5, &_S421);
+            Turned_0 _S434 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S432, (&part_8)->columns_0, i_4, &_S434);
+            Plain_0 _S435 = values_2;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S432, (&part_8)->columns_0, i_4, &_S435);
         }
-        i_5 = i_5 + 512U;
+        i_4 = i_4 + 512U;
     }
     return;
 }

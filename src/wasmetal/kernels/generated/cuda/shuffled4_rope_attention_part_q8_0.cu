@@ -30,6 +30,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -457,220 +459,212 @@ __device__ float4  max_0(float4  x_5, float4  y_2)
     return result_4;
 }
 
-__device__ float4  exp_0(float4  x_6)
+__device__ float4  powers_0(float4  x_6)
 {
-    float4  result_5;
-    int i_4 = int(0);
-    for(;;)
-    {
-        if(i_4 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_exp((_slang_vector_get_element(x_6, i_4))));
-        i_4 = i_4 + int(1);
-    }
-    return result_5;
+    float _S123 = (__expf((x_6.x)));
+    float _S124 = (__expf((x_6.y)));
+    float _S125 = (__expf((x_6.z)));
+    float _S126 = (__expf((x_6.w)));
+    return make_float4 (_S123, _S124, _S125, _S126);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 2>  scores_0;
-    int4  _S123 = make_int4 (int(0));
-    float4  _S124 = make_float4 ((float)_S123.x, (float)_S123.y, (float)_S123.z, (float)_S123.w);
-    scores_0[0U] = _S124;
-    scores_0[1U] = _S124;
-    float4  _S125 = query_at_0(lane_1);
-    float4  _S126 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S125, _S126);
-    float4  _S127 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S125, _S127);
-    float4  _S128 = query_at_0(32U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S128, _S126);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S128, _S127);
-    float4  _S129 = query_at_0(64U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S129, _S126);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S129, _S127);
-    float4  _S130 = query_at_0(96U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S130, _S126);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S130, _S127);
-    float4  _S131 = query_at_0(8U + lane_1);
-    float4  _S132 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S131, _S132);
-    float4  _S133 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S131, _S133);
-    float4  _S134 = query_at_0(40U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S134, _S132);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S134, _S133);
-    float4  _S135 = query_at_0(72U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S135, _S132);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S135, _S133);
-    float4  _S136 = query_at_0(104U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S136, _S132);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S136, _S133);
-    float4  _S137 = query_at_0(16U + lane_1);
-    float4  _S138 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S137, _S138);
-    float4  _S139 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S137, _S139);
-    float4  _S140 = query_at_0(48U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S140, _S138);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S140, _S139);
-    float4  _S141 = query_at_0(80U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S141, _S138);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S141, _S139);
-    float4  _S142 = query_at_0(112U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S142, _S138);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S142, _S139);
-    float4  _S143 = query_at_0(24U + lane_1);
-    float4  _S144 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S143, _S144);
-    float4  _S145 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S143, _S145);
-    float4  _S146 = query_at_0(56U + lane_1);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S146, _S144);
-    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S146, _S145);
-    float4  _S147 = query_at_0(88U + lane_1);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S147, _S144);
-    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S147, _S145);
-    float4  _S148 = query_at_0(120U + lane_1);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S148, _S144);
-    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S148, _S145);
-    float4  _S149 = sums_1->peak_0;
-    float4  _S150 = across_0(scores_0[0U]);
-    scores_0[0U] = _S150;
-    bool _S151 = first_0 < end_1;
+    int4  _S127 = make_int4 (int(0));
+    float4  _S128 = make_float4 ((float)_S127.x, (float)_S127.y, (float)_S127.z, (float)_S127.w);
+    scores_0[0U] = _S128;
+    scores_0[1U] = _S128;
+    float4  _S129 = query_at_0(lane_1);
+    float4  _S130 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(_S129, _S130);
+    float4  _S131 = Blocks8_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[4U] * dot_0(_S129, _S131);
+    float4  _S132 = query_at_0(32U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(_S132, _S130);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[4U] * dot_0(_S132, _S131);
+    float4  _S133 = query_at_0(64U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(_S133, _S130);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[4U] * dot_0(_S133, _S131);
+    float4  _S134 = query_at_0(96U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(_S134, _S130);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[4U] * dot_0(_S134, _S131);
+    float4  _S135 = query_at_0(8U + lane_1);
+    float4  _S136 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(_S135, _S136);
+    float4  _S137 = Blocks8_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[5U] * dot_0(_S135, _S137);
+    float4  _S138 = query_at_0(40U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(_S138, _S136);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[5U] * dot_0(_S138, _S137);
+    float4  _S139 = query_at_0(72U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(_S139, _S136);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[5U] * dot_0(_S139, _S137);
+    float4  _S140 = query_at_0(104U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(_S140, _S136);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[5U] * dot_0(_S140, _S137);
+    float4  _S141 = query_at_0(16U + lane_1);
+    float4  _S142 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(_S141, _S142);
+    float4  _S143 = Blocks8_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[6U] * dot_0(_S141, _S143);
+    float4  _S144 = query_at_0(48U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(_S144, _S142);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[6U] * dot_0(_S144, _S143);
+    float4  _S145 = query_at_0(80U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(_S145, _S142);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[6U] * dot_0(_S145, _S143);
+    float4  _S146 = query_at_0(112U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(_S146, _S142);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[6U] * dot_0(_S146, _S143);
+    float4  _S147 = query_at_0(24U + lane_1);
+    float4  _S148 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(_S147, _S148);
+    float4  _S149 = Blocks8_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[1U])->x) = *&((&scores_0[1U])->x) + some_0->key_scales_0[7U] * dot_0(_S147, _S149);
+    float4  _S150 = query_at_0(56U + lane_1);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(_S150, _S148);
+    *&((&scores_0[1U])->y) = *&((&scores_0[1U])->y) + some_0->key_scales_0[7U] * dot_0(_S150, _S149);
+    float4  _S151 = query_at_0(88U + lane_1);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(_S151, _S148);
+    *&((&scores_0[1U])->z) = *&((&scores_0[1U])->z) + some_0->key_scales_0[7U] * dot_0(_S151, _S149);
+    float4  _S152 = query_at_0(120U + lane_1);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(_S152, _S148);
+    *&((&scores_0[1U])->w) = *&((&scores_0[1U])->w) + some_0->key_scales_0[7U] * dot_0(_S152, _S149);
+    float4  _S153 = sums_1->peak_0;
+    float4  _S154 = across_0(scores_0[0U]);
+    scores_0[0U] = _S154;
+    bool _S155 = first_0 < end_1;
     float4  peak_1;
-    if(_S151)
+    if(_S155)
     {
-        peak_1 = max_0(_S149, scores_0[0U]);
+        peak_1 = max_0(_S153, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S149;
+        peak_1 = _S153;
     }
-    float4  _S152 = across_0(scores_0[1U]);
-    scores_0[1U] = _S152;
-    bool _S153 = (first_0 + 16U) < end_1;
-    if(_S153)
+    float4  _S156 = across_0(scores_0[1U]);
+    scores_0[1U] = _S156;
+    bool _S157 = (first_0 + 16U) < end_1;
+    if(_S157)
     {
         peak_1 = max_0(peak_1, scores_0[1U]);
     }
-    float4  _S154 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S158 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S154;
-    float4  _S155;
-    if(_S151)
+    sums_1->total_0 = sums_1->total_0 * _S158;
+    float4  _S159;
+    if(_S155)
     {
-        _S155 = exp_0(scores_0[0U] - peak_1);
+        float4  _S160 = powers_0(scores_0[0U] - peak_1);
+        _S159 = _S160;
     }
     else
     {
-        _S155 = _S124;
+        _S159 = _S128;
     }
-    scores_0[0U] = _S155;
-    sums_1->total_0 = sums_1->total_0 + _S155;
-    if(_S153)
+    scores_0[0U] = _S159;
+    sums_1->total_0 = sums_1->total_0 + _S159;
+    if(_S157)
     {
-        peak_1 = exp_0(scores_0[1U] - peak_1);
+        float4  _S161 = powers_0(scores_0[1U] - peak_1);
+        peak_1 = _S161;
     }
     else
     {
-        peak_1 = _S124;
+        peak_1 = _S128;
     }
     scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S156 = sums_1->values_0[0U] * make_float4 (_S154.x);
-    sums_1->values_0[0U] = _S156;
-    float4  _S157 = sums_1->values_0[4U] * make_float4 (_S154.y);
-    sums_1->values_0[4U] = _S157;
-    float4  _S158 = sums_1->values_0[8U] * make_float4 (_S154.z);
-    sums_1->values_0[8U] = _S158;
-    float4  _S159 = sums_1->values_0[12U] * make_float4 (_S154.w);
-    sums_1->values_0[12U] = _S159;
-    float4  _S160 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    float4  _S161 = _S156 + make_float4 (*&((&scores_0[0U])->x)) * _S160;
-    sums_1->values_0[0U] = _S161;
-    float4  _S162 = _S157 + make_float4 (*&((&scores_0[0U])->y)) * _S160;
-    sums_1->values_0[4U] = _S162;
-    float4  _S163 = _S158 + make_float4 (*&((&scores_0[0U])->z)) * _S160;
-    sums_1->values_0[8U] = _S163;
-    float4  _S164 = _S159 + make_float4 (*&((&scores_0[0U])->w)) * _S160;
-    sums_1->values_0[12U] = _S164;
-    float4  _S165 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S161 + make_float4 (*&((&scores_0[1U])->x)) * _S165;
-    sums_1->values_0[4U] = _S162 + make_float4 (*&((&scores_0[1U])->y)) * _S165;
-    sums_1->values_0[8U] = _S163 + make_float4 (*&((&scores_0[1U])->z)) * _S165;
-    sums_1->values_0[12U] = _S164 + make_float4 (*&((&scores_0[1U])->w)) * _S165;
-    float4  _S166 = sums_1->values_0[1U] * make_float4 (_S154.x);
-    sums_1->values_0[1U] = _S166;
-    float4  _S167 = sums_1->values_0[5U] * make_float4 (_S154.y);
-    sums_1->values_0[5U] = _S167;
-    float4  _S168 = sums_1->values_0[9U] * make_float4 (_S154.z);
-    sums_1->values_0[9U] = _S168;
-    float4  _S169 = sums_1->values_0[13U] * make_float4 (_S154.w);
-    sums_1->values_0[13U] = _S169;
-    float4  _S170 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    float4  _S171 = _S166 + make_float4 (*&((&scores_0[0U])->x)) * _S170;
-    sums_1->values_0[1U] = _S171;
-    float4  _S172 = _S167 + make_float4 (*&((&scores_0[0U])->y)) * _S170;
-    sums_1->values_0[5U] = _S172;
-    float4  _S173 = _S168 + make_float4 (*&((&scores_0[0U])->z)) * _S170;
-    sums_1->values_0[9U] = _S173;
-    float4  _S174 = _S169 + make_float4 (*&((&scores_0[0U])->w)) * _S170;
-    sums_1->values_0[13U] = _S174;
-    float4  _S175 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S171 + make_float4 (*&((&scores_0[1U])->x)) * _S175;
-    sums_1->values_0[5U] = _S172 + make_float4 (*&((&scores_0[1U])->y)) * _S175;
-    sums_1->values_0[9U] = _S173 + make_float4 (*&((&scores_0[1U])->z)) * _S175;
-    sums_1->values_0[13U] = _S174 + make_float4 (*&((&scores_0[1U])->w)) * _S175;
-    float4  _S176 = sums_1->values_0[2U] * make_float4 (_S154.x);
-    sums_1->values_0[2U] = _S176;
-    float4  _S177 = sums_1->values_0[6U] * make_float4 (_S154.y);
-    sums_1->values_0[6U] = _S177;
-    float4  _S178 = sums_1->values_0[10U] * make_float4 (_S154.z);
-    sums_1->values_0[10U] = _S178;
-    float4  _S179 = sums_1->values_0[14U] * make_float4 (_S154.w);
-    sums_1->values_0[14U] = _S179;
-    float4  _S180 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    float4  _S181 = _S176 + make_float4 (*&((&scores_0[0U])->x)) * _S180;
-    sums_1->values_0[2U] = _S181;
-    float4  _S182 = _S177 + make_float4 (*&((&scores_0[0U])->y)) * _S180;
-    sums_1->values_0[6U] = _S182;
-    float4  _S183 = _S178 + make_float4 (*&((&scores_0[0U])->z)) * _S180;
-    sums_1->values_0[10U] = _S183;
-    float4  _S184 = _S179 + make_float4 (*&((&scores_0[0U])->w)) * _S180;
-    sums_1->values_0[14U] = _S184;
-    float4  _S185 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S181 + make_float4 (*&((&scores_0[1U])->x)) * _S185;
-    sums_1->values_0[6U] = _S182 + make_float4 (*&((&scores_0[1U])->y)) * _S185;
-    sums_1->values_0[10U] = _S183 + make_float4 (*&((&scores_0[1U])->z)) * _S185;
-    sums_1->values_0[14U] = _S184 + make_float4 (*&((&scores_0[1U])->w)) * _S185;
-    float4  _S186 = sums_1->values_0[3U] * make_float4 (_S154.x);
-    sums_1->values_0[3U] = _S186;
-    float4  _S187 = sums_1->values_0[7U] * make_float4 (_S154.y);
-    sums_1->values_0[7U] = _S187;
-    float4  _S188 = sums_1->values_0[11U] * make_float4 (_S154.z);
-    sums_1->values_0[11U] = _S188;
-    float4  _S189 = sums_1->values_0[15U] * make_float4 (_S154.w);
-    sums_1->values_0[15U] = _S189;
-    float4  _S190 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    float4  _S191 = _S186 + make_float4 (*&((&scores_0[0U])->x)) * _S190;
-    sums_1->values_0[3U] = _S191;
-    float4  _S192 = _S187 + make_float4 (*&((&scores_0[0U])->y)) * _S190;
-    sums_1->values_0[7U] = _S192;
-    float4  _S193 = _S188 + make_float4 (*&((&scores_0[0U])->z)) * _S190;
-    sums_1->values_0[11U] = _S193;
-    float4  _S194 = _S189 + make_float4 (*&((&scores_0[0U])->w)) * _S190;
-    sums_1->values_0[15U] = _S194;
-    float4  _S195 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S191 + make_float4 (*&((&scores_0[1U])->x)) * _S195;
-    sums_1->values_0[7U] = _S192 + make_float4 (*&((&scores_0[1U])->y)) * _S195;
-    sums_1->values_0[11U] = _S193 + make_float4 (*&((&scores_0[1U])->z)) * _S195;
-    sums_1->values_0[15U] = _S194 + make_float4 (*&((&scores_0[1U])->w)) * _S195;
+    float4  _S162 = sums_1->values_0[0U] * make_float4 (_S158.x);
+    sums_1->values_0[0U] = _S162;
+    float4  _S163 = sums_1->values_0[4U] * make_float4 (_S158.y);
+    sums_1->values_0[4U] = _S163;
+    float4  _S164 = sums_1->values_0[8U] * make_float4 (_S158.z);
+    sums_1->values_0[8U] = _S164;
+    float4  _S165 = sums_1->values_0[12U] * make_float4 (_S158.w);
+    sums_1->values_0[12U] = _S165;
+    float4  _S166 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    float4  _S167 = _S162 + make_float4 (*&((&scores_0[0U])->x)) * _S166;
+    sums_1->values_0[0U] = _S167;
+    float4  _S168 = _S163 + make_float4 (*&((&scores_0[0U])->y)) * _S166;
+    sums_1->values_0[4U] = _S168;
+    float4  _S169 = _S164 + make_float4 (*&((&scores_0[0U])->z)) * _S166;
+    sums_1->values_0[8U] = _S169;
+    float4  _S170 = _S165 + make_float4 (*&((&scores_0[0U])->w)) * _S166;
+    sums_1->values_0[12U] = _S170;
+    float4  _S171 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[0U] = _S167 + make_float4 (*&((&scores_0[1U])->x)) * _S171;
+    sums_1->values_0[4U] = _S168 + make_float4 (*&((&scores_0[1U])->y)) * _S171;
+    sums_1->values_0[8U] = _S169 + make_float4 (*&((&scores_0[1U])->z)) * _S171;
+    sums_1->values_0[12U] = _S170 + make_float4 (*&((&scores_0[1U])->w)) * _S171;
+    float4  _S172 = sums_1->values_0[1U] * make_float4 (_S158.x);
+    sums_1->values_0[1U] = _S172;
+    float4  _S173 = sums_1->values_0[5U] * make_float4 (_S158.y);
+    sums_1->values_0[5U] = _S173;
+    float4  _S174 = sums_1->values_0[9U] * make_float4 (_S158.z);
+    sums_1->values_0[9U] = _S174;
+    float4  _S175 = sums_1->values_0[13U] * make_float4 (_S158.w);
+    sums_1->values_0[13U] = _S175;
+    float4  _S176 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    float4  _S177 = _S172 + make_float4 (*&((&scores_0[0U])->x)) * _S176;
+    sums_1->values_0[1U] = _S177;
+    float4  _S178 = _S173 + make_float4 (*&((&scores_0[0U])->y)) * _S176;
+    sums_1->values_0[5U] = _S178;
+    float4  _S179 = _S174 + make_float4 (*&((&scores_0[0U])->z)) * _S176;
+    sums_1->values_0[9U] = _S179;
+    float4  _S180 = _S175 + make_float4 (*&((&scores_0[0U])->w)) * _S176;
+    sums_1->values_0[13U] = _S180;
+    float4  _S181 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[1U] = _S177 + make_float4 (*&((&scores_0[1U])->x)) * _S181;
+    sums_1->values_0[5U] = _S178 + make_float4 (*&((&scores_0[1U])->y)) * _S181;
+    sums_1->values_0[9U] = _S179 + make_float4 (*&((&scores_0[1U])->z)) * _S181;
+    sums_1->values_0[13U] = _S180 + make_float4 (*&((&scores_0[1U])->w)) * _S181;
+    float4  _S182 = sums_1->values_0[2U] * make_float4 (_S158.x);
+    sums_1->values_0[2U] = _S182;
+    float4  _S183 = sums_1->values_0[6U] * make_float4 (_S158.y);
+    sums_1->values_0[6U] = _S183;
+    float4  _S184 = sums_1->values_0[10U] * make_float4 (_S158.z);
+    sums_1->values_0[10U] = _S184;
+    float4  _S185 = sums_1->values_0[14U] * make_float4 (_S158.w);
+    sums_1->values_0[14U] = _S185;
+    float4  _S186 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    float4  _S187 = _S182 + make_float4 (*&((&scores_0[0U])->x)) * _S186;
+    sums_1->values_0[2U] = _S187;
+    float4  _S188 = _S183 + make_float4 (*&((&scores_0[0U])->y)) * _S186;
+    sums_1->values_0[6U] = _S188;
+    float4  _S189 = _S184 + make_float4 (*&((&scores_0[0U])->z)) * _S186;
+    sums_1->values_0[10U] = _S189;
+    float4  _S190 = _S185 + make_float4 (*&((&scores_0[0U])->w)) * _S186;
+    sums_1->values_0[14U] = _S190;
+    float4  _S191 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[2U] = _S187 + make_float4 (*&((&scores_0[1U])->x)) * _S191;
+    sums_1->values_0[6U] = _S188 + make_float4 (*&((&scores_0[1U])->y)) * _S191;
+    sums_1->values_0[10U] = _S189 + make_float4 (*&((&scores_0[1U])->z)) * _S191;
+    sums_1->values_0[14U] = _S190 + make_float4 (*&((&scores_0[1U])->w)) * _S191;
+    float4  _S192 = sums_1->values_0[3U] * make_float4 (_S158.x);
+    sums_1->values_0[3U] = _S192;
+    float4  _S193 = sums_1->values_0[7U] * make_float4 (_S158.y);
+    sums_1->values_0[7U] = _S193;
+    float4  _S194 = sums_1->values_0[11U] * make_float4 (_S158.z);
+    sums_1->values_0[11U] = _S194;
+    float4  _S195 = sums_1->values_0[15U] * make_float4 (_S158.w);
+    sums_1->values_0[15U] = _S195;
+    float4  _S196 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    float4  _S197 = _S192 + make_float4 (*&((&scores_0[0U])->x)) * _S196;
+    sums_1->values_0[3U] = _S197;
+    float4  _S198 = _S193 + make_float4 (*&((&scores_0[0U])->y)) * _S196;
+    sums_1->values_0[7U] = _S198;
+    float4  _S199 = _S194 + make_float4 (*&((&scores_0[0U])->z)) * _S196;
+    sums_1->values_0[11U] = _S199;
+    float4  _S200 = _S195 + make_float4 (*&((&scores_0[0U])->w)) * _S196;
+    sums_1->values_0[15U] = _S200;
+    float4  _S201 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[3U] = _S197 + make_float4 (*&((&scores_0[1U])->x)) * _S201;
+    sums_1->values_0[7U] = _S198 + make_float4 (*&((&scores_0[1U])->y)) * _S201;
+    sums_1->values_0[11U] = _S199 + make_float4 (*&((&scores_0[1U])->z)) * _S201;
+    sums_1->values_0[15U] = _S200 + make_float4 (*&((&scores_0[1U])->w)) * _S201;
     return;
 }
 
@@ -693,13 +687,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S196 = this_5->begin_3;
-    uint _S197 = this_5->page_size_0;
-    uint _S198 = position_0 / this_5->page_size_0;
-    uint _S199 = __ldg((&(sequences_1)[_S196 + _S198]));
-    uint _S200 = (U32_min((_S199), (this_5->pages_0 - 1U))) * _S197;
-    uint _S201 = position_0 % _S197;
-    return _S200 + _S201;
+    uint _S202 = this_5->begin_3;
+    uint _S203 = this_5->page_size_0;
+    uint _S204 = position_0 / this_5->page_size_0;
+    uint _S205 = __ldg((&(sequences_1)[_S202 + _S204]));
+    uint _S206 = (U32_min((_S205), (this_5->pages_0 - 1U))) * _S203;
+    uint _S207 = position_0 % _S203;
+    return _S206 + _S207;
 }
 
 struct Run_0
@@ -710,16 +704,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S202;
-    (&_S202)->vector_1 = vector_2;
-    (&_S202)->scale_1 = scale_2;
-    return _S202;
+    Run_0 _S208;
+    (&_S208)->vector_1 = vector_2;
+    (&_S208)->scale_1 = scale_2;
+    return _S208;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
 {
-    uint _S203 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S203 + element_2 / 4U, 2U * (_S203 + columns_1 / 4U) + element_2 / 32U);
+    uint _S209 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S209 + element_2 / 4U, 2U * (_S209 + columns_1 / 4U) + element_2 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -729,8 +723,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S204 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S204 >> (half_0 % 2U * 16U)).x;
+    uint _S210 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S210 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -741,115 +735,115 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 2>  slots_0;
-    StructuredBuffer<uint> _S205 = this_6->sequences_0;
-    uint _S206 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
-    uint _S207 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S206))));
-    slots_0[0U] = _S207;
-    uint _S208 = SequenceTable_slot_0(&this_6->table_2, _S205, (U32_min((first_1 + 16U), (_S206))));
-    slots_0[1U] = _S208;
-    uint _S209 = (&this_6->part_2)->head_dim_0;
-    uint _S210 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S211 = _S210 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S212 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S213 = (&this_6->part_2)->columns_0;
-    Run_0 _S214 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S211);
-    uint _S215 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S216 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S211);
+    StructuredBuffer<uint> _S211 = this_6->sequences_0;
+    uint _S212 = (U32_max(((&this_6->part_2)->end_0), (1U))) - 1U;
+    uint _S213 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), (_S212))));
+    slots_0[0U] = _S213;
+    uint _S214 = SequenceTable_slot_0(&this_6->table_2, _S211, (U32_min((first_1 + 16U), (_S212))));
+    slots_0[1U] = _S214;
+    uint _S215 = (&this_6->part_2)->head_dim_0;
+    uint _S216 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S217 = _S216 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S218 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S219 = (&this_6->part_2)->columns_0;
+    Run_0 _S220 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S217);
+    uint _S221 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S222 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, slots_0[0U], (&this_6->part_2)->columns_0, _S217);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S217 = this_6->k_pages_0;
-    uint _S218 = __ldg((&(this_6->k_pages_0)[_S214.vector_1]));
-    (&some_1)->keys_0[0U] = _S218;
-    StructuredBuffer<uint> _S219 = this_6->v_pages_0;
-    uint _S220 = __ldg((&(this_6->v_pages_0)[_S216.vector_1]));
-    (&some_1)->values_1[0U] = _S220;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S217, _S214.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S219, _S216.scale_1);
-    uint _S221 = 8U + lane_2;
-    uint _S222 = _S210 + 4U * (U32_min((_S221), (_S209 / 4U - 1U)));
-    Run_0 _S223 = Blocks8_run_0(_S212, slots_0[0U], _S213, _S222);
-    Run_0 _S224 = Blocks8_run_0(_S215, slots_0[0U], _S213, _S222);
-    uint _S225 = __ldg((&(_S217)[_S223.vector_1]));
-    (&some_1)->keys_0[1U] = _S225;
-    uint _S226 = __ldg((&(_S219)[_S224.vector_1]));
-    (&some_1)->values_1[1U] = _S226;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S217, _S223.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S219, _S224.scale_1);
-    uint _S227 = 16U + lane_2;
-    uint _S228 = _S210 + 4U * (U32_min((_S227), (_S209 / 4U - 1U)));
-    Run_0 _S229 = Blocks8_run_0(_S212, slots_0[0U], _S213, _S228);
-    Run_0 _S230 = Blocks8_run_0(_S215, slots_0[0U], _S213, _S228);
-    uint _S231 = __ldg((&(_S217)[_S229.vector_1]));
-    (&some_1)->keys_0[2U] = _S231;
-    uint _S232 = __ldg((&(_S219)[_S230.vector_1]));
-    (&some_1)->values_1[2U] = _S232;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S217, _S229.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S219, _S230.scale_1);
-    uint _S233 = 24U + lane_2;
-    uint _S234 = _S210 + 4U * (U32_min((_S233), (_S209 / 4U - 1U)));
-    Run_0 _S235 = Blocks8_run_0(_S212, slots_0[0U], _S213, _S234);
-    Run_0 _S236 = Blocks8_run_0(_S215, slots_0[0U], _S213, _S234);
-    uint _S237 = __ldg((&(_S217)[_S235.vector_1]));
-    (&some_1)->keys_0[3U] = _S237;
-    uint _S238 = __ldg((&(_S219)[_S236.vector_1]));
-    (&some_1)->values_1[3U] = _S238;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S217, _S235.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S219, _S236.scale_1);
-    uint _S239 = _S210 + 4U * (U32_min((lane_2), (_S209 / 4U - 1U)));
-    Run_0 _S240 = Blocks8_run_0(_S212, slots_0[1U], _S213, _S239);
-    Run_0 _S241 = Blocks8_run_0(_S215, slots_0[1U], _S213, _S239);
-    uint _S242 = __ldg((&(_S217)[_S240.vector_1]));
-    (&some_1)->keys_0[4U] = _S242;
-    uint _S243 = __ldg((&(_S219)[_S241.vector_1]));
-    (&some_1)->values_1[4U] = _S243;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S217, _S240.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S219, _S241.scale_1);
-    uint _S244 = _S210 + 4U * (U32_min((_S221), (_S209 / 4U - 1U)));
-    Run_0 _S245 = Blocks8_run_0(_S212, slots_0[1U], _S213, _S244);
-    Run_0 _S246 = Blocks8_run_0(_S215, slots_0[1U], _S213, _S244);
-    uint _S247 = __ldg((&(_S217)[_S245.vector_1]));
-    (&some_1)->keys_0[5U] = _S247;
-    uint _S248 = __ldg((&(_S219)[_S246.vector_1]));
-    (&some_1)->values_1[5U] = _S248;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S217, _S245.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S219, _S246.scale_1);
-    uint _S249 = _S210 + 4U * (U32_min((_S227), (_S209 / 4U - 1U)));
-    Run_0 _S250 = Blocks8_run_0(_S212, slots_0[1U], _S213, _S249);
-    Run_0 _S251 = Blocks8_run_0(_S215, slots_0[1U], _S213, _S249);
-    uint _S252 = __ldg((&(_S217)[_S250.vector_1]));
-    (&some_1)->keys_0[6U] = _S252;
-    uint _S253 = __ldg((&(_S219)[_S251.vector_1]));
-    (&some_1)->values_1[6U] = _S253;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S217, _S250.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S219, _S251.scale_1);
-    uint _S254 = _S210 + 4U * (U32_min((_S233), (_S209 / 4U - 1U)));
-    Run_0 _S255 = Blocks8_run_0(_S212, slots_0[1U], _S213, _S254);
-    Run_0 _S256 = Blocks8_run_0(_S215, slots_0[1U], _S213, _S254);
-    uint _S257 = __ldg((&(_S217)[_S255.vector_1]));
-    (&some_1)->keys_0[7U] = _S257;
-    uint _S258 = __ldg((&(_S219)[_S256.vector_1]));
-    (&some_1)->values_1[7U] = _S258;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S217, _S255.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S219, _S256.scale_1);
+    StructuredBuffer<uint> _S223 = this_6->k_pages_0;
+    uint _S224 = __ldg((&(this_6->k_pages_0)[_S220.vector_1]));
+    (&some_1)->keys_0[0U] = _S224;
+    StructuredBuffer<uint> _S225 = this_6->v_pages_0;
+    uint _S226 = __ldg((&(this_6->v_pages_0)[_S222.vector_1]));
+    (&some_1)->values_1[0U] = _S226;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S223, _S220.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S225, _S222.scale_1);
+    uint _S227 = 8U + lane_2;
+    uint _S228 = _S216 + 4U * (U32_min((_S227), (_S215 / 4U - 1U)));
+    Run_0 _S229 = Blocks8_run_0(_S218, slots_0[0U], _S219, _S228);
+    Run_0 _S230 = Blocks8_run_0(_S221, slots_0[0U], _S219, _S228);
+    uint _S231 = __ldg((&(_S223)[_S229.vector_1]));
+    (&some_1)->keys_0[1U] = _S231;
+    uint _S232 = __ldg((&(_S225)[_S230.vector_1]));
+    (&some_1)->values_1[1U] = _S232;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S223, _S229.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S225, _S230.scale_1);
+    uint _S233 = 16U + lane_2;
+    uint _S234 = _S216 + 4U * (U32_min((_S233), (_S215 / 4U - 1U)));
+    Run_0 _S235 = Blocks8_run_0(_S218, slots_0[0U], _S219, _S234);
+    Run_0 _S236 = Blocks8_run_0(_S221, slots_0[0U], _S219, _S234);
+    uint _S237 = __ldg((&(_S223)[_S235.vector_1]));
+    (&some_1)->keys_0[2U] = _S237;
+    uint _S238 = __ldg((&(_S225)[_S236.vector_1]));
+    (&some_1)->values_1[2U] = _S238;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S223, _S235.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S225, _S236.scale_1);
+    uint _S239 = 24U + lane_2;
+    uint _S240 = _S216 + 4U * (U32_min((_S239), (_S215 / 4U - 1U)));
+    Run_0 _S241 = Blocks8_run_0(_S218, slots_0[0U], _S219, _S240);
+    Run_0 _S242 = Blocks8_run_0(_S221, slots_0[0U], _S219, _S240);
+    uint _S243 = __ldg((&(_S223)[_S241.vector_1]));
+    (&some_1)->keys_0[3U] = _S243;
+    uint _S244 = __ldg((&(_S225)[_S242.vector_1]));
+    (&some_1)->values_1[3U] = _S244;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S223, _S241.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S225, _S242.scale_1);
+    uint _S245 = _S216 + 4U * (U32_min((lane_2), (_S215 / 4U - 1U)));
+    Run_0 _S246 = Blocks8_run_0(_S218, slots_0[1U], _S219, _S245);
+    Run_0 _S247 = Blocks8_run_0(_S221, slots_0[1U], _S219, _S245);
+    uint _S248 = __ldg((&(_S223)[_S246.vector_1]));
+    (&some_1)->keys_0[4U] = _S248;
+    uint _S249 = __ldg((&(_S225)[_S247.vector_1]));
+    (&some_1)->values_1[4U] = _S249;
+    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S223, _S246.scale_1);
+    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S225, _S247.scale_1);
+    uint _S250 = _S216 + 4U * (U32_min((_S227), (_S215 / 4U - 1U)));
+    Run_0 _S251 = Blocks8_run_0(_S218, slots_0[1U], _S219, _S250);
+    Run_0 _S252 = Blocks8_run_0(_S221, slots_0[1U], _S219, _S250);
+    uint _S253 = __ldg((&(_S223)[_S251.vector_1]));
+    (&some_1)->keys_0[5U] = _S253;
+    uint _S254 = __ldg((&(_S225)[_S252.vector_1]));
+    (&some_1)->values_1[5U] = _S254;
+    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S223, _S251.scale_1);
+    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S225, _S252.scale_1);
+    uint _S255 = _S216 + 4U * (U32_min((_S233), (_S215 / 4U - 1U)));
+    Run_0 _S256 = Blocks8_run_0(_S218, slots_0[1U], _S219, _S255);
+    Run_0 _S257 = Blocks8_run_0(_S221, slots_0[1U], _S219, _S255);
+    uint _S258 = __ldg((&(_S223)[_S256.vector_1]));
+    (&some_1)->keys_0[6U] = _S258;
+    uint _S259 = __ldg((&(_S225)[_S257.vector_1]));
+    (&some_1)->values_1[6U] = _S259;
+    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S223, _S256.scale_1);
+    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S225, _S257.scale_1);
+    uint _S260 = _S216 + 4U * (U32_min((_S239), (_S215 / 4U - 1U)));
+    Run_0 _S261 = Blocks8_run_0(_S218, slots_0[1U], _S219, _S260);
+    Run_0 _S262 = Blocks8_run_0(_S221, slots_0[1U], _S219, _S260);
+    uint _S263 = __ldg((&(_S223)[_S261.vector_1]));
+    (&some_1)->keys_0[7U] = _S263;
+    uint _S264 = __ldg((&(_S225)[_S262.vector_1]));
+    (&some_1)->values_1[7U] = _S264;
+    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S223, _S261.scale_1);
+    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S225, _S262.scale_1);
     return some_1;
 }
 
 __device__ float4  abs_0(float4  x_7)
 {
-    float4  result_6;
-    int i_5 = int(0);
+    float4  result_5;
+    int i_4 = int(0);
     for(;;)
     {
-        if(i_5 < int(4))
+        if(i_4 < int(4))
         {
         }
         else
         {
             break;
         }
-        *_slang_vector_get_element_ptr(&result_6, i_5) = (F32_abs((_slang_vector_get_element(x_7, i_5))));
-        i_5 = i_5 + int(1);
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_abs((_slang_vector_get_element(x_7, i_4))));
+        i_4 = i_4 + int(1);
     }
-    return result_6;
+    return result_5;
 }
 
 __device__ float4  clamp_0(float4  x_8, float4  minBound_0, float4  maxBound_0)
@@ -864,11 +858,11 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_9)
 {
-    float _S259;
-    Run_0 _S260 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
-    int2  _S261 = make_int2 (int(0));
-    float2  _S262 = make_float2 ((float)_S261.x, (float)_S261.y);
-    float2  scales_0 = _S262;
+    float _S265;
+    Run_0 _S266 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
+    int2  _S267 = make_int2 (int(0));
+    float2  _S268 = make_float2 ((float)_S267.x, (float)_S267.y);
+    float2  scales_0 = _S268;
     uint block_0 = 0U;
     for(;;)
     {
@@ -879,8 +873,101 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
         {
             break;
         }
-        uint i_6 = 0U;
+        uint i_5 = 0U;
         float most_0 = 0.0f;
+        for(;;)
+        {
+            if(i_5 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S269 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_5);
+            float4  _S270 = abs_0(_S269);
+            bool _S271;
+            if(_S270.x > most_0)
+            {
+                _S271 = true;
+            }
+            else
+            {
+                _S271 = (F32_isnan((_S270.x)));
+            }
+            if(_S271)
+            {
+                _S265 = _S270.x;
+            }
+            else
+            {
+                _S265 = most_0;
+            }
+            bool _S272;
+            if(_S270.y > _S265)
+            {
+                _S272 = true;
+            }
+            else
+            {
+                _S272 = (F32_isnan((_S270.y)));
+            }
+            float _S273;
+            if(_S272)
+            {
+                _S273 = _S270.y;
+            }
+            else
+            {
+                _S273 = _S265;
+            }
+            bool _S274;
+            if(_S270.z > _S273)
+            {
+                _S274 = true;
+            }
+            else
+            {
+                _S274 = (F32_isnan((_S270.z)));
+            }
+            float _S275;
+            if(_S274)
+            {
+                _S275 = _S270.z;
+            }
+            else
+            {
+                _S275 = _S273;
+            }
+            bool _S276;
+            if(_S270.w > _S275)
+            {
+                _S276 = true;
+            }
+            else
+            {
+                _S276 = (F32_isnan((_S270.w)));
+            }
+            if(_S276)
+            {
+                most_0 = _S270.w;
+            }
+            else
+            {
+                most_0 = _S275;
+            }
+            i_5 = i_5 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S265 = 127.0f / most_0;
+        }
+        else
+        {
+            _S265 = 0.0f;
+        }
+        uint i_6 = 0U;
         for(;;)
         {
             if(i_6 < 8U)
@@ -890,123 +977,30 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
             {
                 break;
             }
-            float4  _S263 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
-            float4  _S264 = abs_0(_S263);
-            bool _S265;
-            if(_S264.x > most_0)
-            {
-                _S265 = true;
-            }
-            else
-            {
-                _S265 = (F32_isnan((_S264.x)));
-            }
-            if(_S265)
-            {
-                _S259 = _S264.x;
-            }
-            else
-            {
-                _S259 = most_0;
-            }
-            bool _S266;
-            if(_S264.y > _S259)
-            {
-                _S266 = true;
-            }
-            else
-            {
-                _S266 = (F32_isnan((_S264.y)));
-            }
-            float _S267;
-            if(_S266)
-            {
-                _S267 = _S264.y;
-            }
-            else
-            {
-                _S267 = _S259;
-            }
-            bool _S268;
-            if(_S264.z > _S267)
-            {
-                _S268 = true;
-            }
-            else
-            {
-                _S268 = (F32_isnan((_S264.z)));
-            }
-            float _S269;
-            if(_S268)
-            {
-                _S269 = _S264.z;
-            }
-            else
-            {
-                _S269 = _S267;
-            }
-            bool _S270;
-            if(_S264.w > _S269)
-            {
-                _S270 = true;
-            }
-            else
-            {
-                _S270 = (F32_isnan((_S264.w)));
-            }
-            if(_S270)
-            {
-                most_0 = _S264.w;
-            }
-            else
-            {
-                most_0 = _S269;
-            }
+            float4  _S277 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
+            float4  _S278 = make_float4 (_S265) * _S277;
+            int4  _S279 = make_int4 (int(-127));
+            float4  _S280 = make_float4 ((float)_S279.x, (float)_S279.y, (float)_S279.z, (float)_S279.w);
+            int4  _S281 = make_int4 (int(127));
+            float4  _S282 = make_float4 ((float)_S281.x, (float)_S281.y, (float)_S281.z, (float)_S281.w);
+            float4  _S283 = clamp_0(_S278 + _slang_select(_S278 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S280, _S282);
+            int4  _S284 = make_int4 ((int)_S283.x, (int)_S283.y, (int)_S283.z, (int)_S283.w);
+            *(&(pool_1)[_S266.vector_1 + 8U * block_0 + i_6]) = uint(((((_S284.x) & int(255)) | (((_S284.y) & int(255)) << int(8))) | (((_S284.z) & int(255)) << int(16))) | ((_S284.w) << int(24)));
             i_6 = i_6 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
-        if(most_0 > 0.0f)
-        {
-            _S259 = 127.0f / most_0;
-        }
-        else
-        {
-            _S259 = 0.0f;
-        }
-        uint i_7 = 0U;
-        for(;;)
-        {
-            if(i_7 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S271 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_7);
-            float4  _S272 = make_float4 (_S259) * _S271;
-            int4  _S273 = make_int4 (int(-127));
-            float4  _S274 = make_float4 ((float)_S273.x, (float)_S273.y, (float)_S273.z, (float)_S273.w);
-            int4  _S275 = make_int4 (int(127));
-            float4  _S276 = make_float4 ((float)_S275.x, (float)_S275.y, (float)_S275.z, (float)_S275.w);
-            float4  _S277 = clamp_0(_S272 + _slang_select(_S272 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S274, _S276);
-            int4  _S278 = make_int4 ((int)_S277.x, (int)_S277.y, (int)_S277.z, (int)_S277.w);
-            *(&(pool_1)[_S260.vector_1 + 8U * block_0 + i_7]) = uint(((((_S278.x) & int(255)) | (((_S278.y) & int(255)) << int(8))) | (((_S278.z) & int(255)) << int(16))) | ((_S278.w) << int(24)));
-            i_7 = i_7 + 1U;
         }
         block_0 = block_0 + 1U;
     }
-    *(&(pool_1)[_S260.scale_1 / 2U]) = pack_halves_0(scales_0);
+    *(&(pool_1)[_S266.scale_1 / 2U]) = pack_halves_0(scales_0);
     return;
 }
 
 __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_10)
 {
-    float _S279;
-    Run_0 _S280 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
-    int2  _S281 = make_int2 (int(0));
-    float2  _S282 = make_float2 ((float)_S281.x, (float)_S281.y);
-    float2  scales_1 = _S282;
+    float _S285;
+    Run_0 _S286 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
+    int2  _S287 = make_int2 (int(0));
+    float2  _S288 = make_float2 ((float)_S287.x, (float)_S287.y);
+    float2  scales_1 = _S288;
     uint block_1 = 0U;
     for(;;)
     {
@@ -1017,8 +1011,101 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
         {
             break;
         }
-        uint i_8 = 0U;
+        uint i_7 = 0U;
         float most_1 = 0.0f;
+        for(;;)
+        {
+            if(i_7 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S289 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_7);
+            float4  _S290 = abs_0(_S289);
+            bool _S291;
+            if(_S290.x > most_1)
+            {
+                _S291 = true;
+            }
+            else
+            {
+                _S291 = (F32_isnan((_S290.x)));
+            }
+            if(_S291)
+            {
+                _S285 = _S290.x;
+            }
+            else
+            {
+                _S285 = most_1;
+            }
+            bool _S292;
+            if(_S290.y > _S285)
+            {
+                _S292 = true;
+            }
+            else
+            {
+                _S292 = (F32_isnan((_S290.y)));
+            }
+            float _S293;
+            if(_S292)
+            {
+                _S293 = _S290.y;
+            }
+            else
+            {
+                _S293 = _S285;
+            }
+            bool _S294;
+            if(_S290.z > _S293)
+            {
+                _S294 = true;
+            }
+            else
+            {
+                _S294 = (F32_isnan((_S290.z)));
+            }
+            float _S295;
+            if(_S294)
+            {
+                _S295 = _S290.z;
+            }
+            else
+            {
+                _S295 = _S293;
+            }
+            bool _S296;
+            if(_S290.w > _S295)
+            {
+                _S296 = true;
+            }
+            else
+            {
+                _S296 = (F32_isnan((_S290.w)));
+            }
+            if(_S296)
+            {
+                most_1 = _S290.w;
+            }
+            else
+            {
+                most_1 = _S295;
+            }
+            i_7 = i_7 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
+        if(most_1 > 0.0f)
+        {
+            _S285 = 127.0f / most_1;
+        }
+        else
+        {
+            _S285 = 0.0f;
+        }
+        uint i_8 = 0U;
         for(;;)
         {
             if(i_8 < 8U)
@@ -1028,253 +1115,160 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
             {
                 break;
             }
-            float4  _S283 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
-            float4  _S284 = abs_0(_S283);
-            bool _S285;
-            if(_S284.x > most_1)
-            {
-                _S285 = true;
-            }
-            else
-            {
-                _S285 = (F32_isnan((_S284.x)));
-            }
-            if(_S285)
-            {
-                _S279 = _S284.x;
-            }
-            else
-            {
-                _S279 = most_1;
-            }
-            bool _S286;
-            if(_S284.y > _S279)
-            {
-                _S286 = true;
-            }
-            else
-            {
-                _S286 = (F32_isnan((_S284.y)));
-            }
-            float _S287;
-            if(_S286)
-            {
-                _S287 = _S284.y;
-            }
-            else
-            {
-                _S287 = _S279;
-            }
-            bool _S288;
-            if(_S284.z > _S287)
-            {
-                _S288 = true;
-            }
-            else
-            {
-                _S288 = (F32_isnan((_S284.z)));
-            }
-            float _S289;
-            if(_S288)
-            {
-                _S289 = _S284.z;
-            }
-            else
-            {
-                _S289 = _S287;
-            }
-            bool _S290;
-            if(_S284.w > _S289)
-            {
-                _S290 = true;
-            }
-            else
-            {
-                _S290 = (F32_isnan((_S284.w)));
-            }
-            if(_S290)
-            {
-                most_1 = _S284.w;
-            }
-            else
-            {
-                most_1 = _S289;
-            }
+            float4  _S297 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
+            float4  _S298 = make_float4 (_S285) * _S297;
+            int4  _S299 = make_int4 (int(-127));
+            float4  _S300 = make_float4 ((float)_S299.x, (float)_S299.y, (float)_S299.z, (float)_S299.w);
+            int4  _S301 = make_int4 (int(127));
+            float4  _S302 = make_float4 ((float)_S301.x, (float)_S301.y, (float)_S301.z, (float)_S301.w);
+            float4  _S303 = clamp_0(_S298 + _slang_select(_S298 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S300, _S302);
+            int4  _S304 = make_int4 ((int)_S303.x, (int)_S303.y, (int)_S303.z, (int)_S303.w);
+            *(&(pool_2)[_S286.vector_1 + 8U * block_1 + i_8]) = uint(((((_S304.x) & int(255)) | (((_S304.y) & int(255)) << int(8))) | (((_S304.z) & int(255)) << int(16))) | ((_S304.w) << int(24)));
             i_8 = i_8 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
-        if(most_1 > 0.0f)
-        {
-            _S279 = 127.0f / most_1;
-        }
-        else
-        {
-            _S279 = 0.0f;
-        }
-        uint i_9 = 0U;
-        for(;;)
-        {
-            if(i_9 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S291 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_9);
-            float4  _S292 = make_float4 (_S279) * _S291;
-            int4  _S293 = make_int4 (int(-127));
-            float4  _S294 = make_float4 ((float)_S293.x, (float)_S293.y, (float)_S293.z, (float)_S293.w);
-            int4  _S295 = make_int4 (int(127));
-            float4  _S296 = make_float4 ((float)_S295.x, (float)_S295.y, (float)_S295.z, (float)_S295.w);
-            float4  _S297 = clamp_0(_S292 + _slang_select(_S292 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S294, _S296);
-            int4  _S298 = make_int4 ((int)_S297.x, (int)_S297.y, (int)_S297.z, (int)_S297.w);
-            *(&(pool_2)[_S280.vector_1 + 8U * block_1 + i_9]) = uint(((((_S298.x) & int(255)) | (((_S298.y) & int(255)) << int(8))) | (((_S298.z) & int(255)) << int(16))) | ((_S298.w) << int(24)));
-            i_9 = i_9 + 1U;
         }
         block_1 = block_1 + 1U;
     }
-    *(&(pool_2)[_S280.scale_1 / 2U]) = pack_halves_0(scales_1);
+    *(&(pool_2)[_S286.scale_1 / 2U]) = pack_halves_0(scales_1);
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S299 = make_int4 (int(0));
-    float4  _S300 = make_float4 ((float)_S299.x, (float)_S299.y, (float)_S299.z, (float)_S299.w);
-    (&sums_2)->values_0[0U] = _S300;
-    (&sums_2)->values_0[1U] = _S300;
-    (&sums_2)->values_0[2U] = _S300;
-    (&sums_2)->values_0[3U] = _S300;
-    (&sums_2)->values_0[4U] = _S300;
-    (&sums_2)->values_0[5U] = _S300;
-    (&sums_2)->values_0[6U] = _S300;
-    (&sums_2)->values_0[7U] = _S300;
-    (&sums_2)->values_0[8U] = _S300;
-    (&sums_2)->values_0[9U] = _S300;
-    (&sums_2)->values_0[10U] = _S300;
-    (&sums_2)->values_0[11U] = _S300;
-    (&sums_2)->values_0[12U] = _S300;
-    (&sums_2)->values_0[13U] = _S300;
-    (&sums_2)->values_0[14U] = _S300;
-    (&sums_2)->values_0[15U] = _S300;
+    int4  _S305 = make_int4 (int(0));
+    float4  _S306 = make_float4 ((float)_S305.x, (float)_S305.y, (float)_S305.z, (float)_S305.w);
+    (&sums_2)->values_0[0U] = _S306;
+    (&sums_2)->values_0[1U] = _S306;
+    (&sums_2)->values_0[2U] = _S306;
+    (&sums_2)->values_0[3U] = _S306;
+    (&sums_2)->values_0[4U] = _S306;
+    (&sums_2)->values_0[5U] = _S306;
+    (&sums_2)->values_0[6U] = _S306;
+    (&sums_2)->values_0[7U] = _S306;
+    (&sums_2)->values_0[8U] = _S306;
+    (&sums_2)->values_0[9U] = _S306;
+    (&sums_2)->values_0[10U] = _S306;
+    (&sums_2)->values_0[11U] = _S306;
+    (&sums_2)->values_0[12U] = _S306;
+    (&sums_2)->values_0[13U] = _S306;
+    (&sums_2)->values_0[14U] = _S306;
+    (&sums_2)->values_0[15U] = _S306;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S300;
+    (&sums_2)->total_0 = _S306;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S301 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S302 = max_0(sums_3->peak_0, _S301);
-    float4  _S303 = exp_0(sums_3->peak_0 - _S302);
-    float4  _S304 = sums_3->total_0 * _S303;
-    float4  _S305 = of_other_0(_S304, 8U);
-    float4  _S306 = _S304 + _S305;
-    float4  _S307 = sums_3->values_0[0U] * make_float4 (_S303.x);
-    float4  _S308 = of_other_0(_S307, 8U);
-    float4  _S309 = _S307 + _S308;
-    float4  _S310 = sums_3->values_0[1U] * make_float4 (_S303.x);
+    float4  _S307 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S308 = max_0(sums_3->peak_0, _S307);
+    float4  _S309 = powers_0(sums_3->peak_0 - _S308);
+    float4  _S310 = sums_3->total_0 * _S309;
     float4  _S311 = of_other_0(_S310, 8U);
     float4  _S312 = _S310 + _S311;
-    float4  _S313 = sums_3->values_0[2U] * make_float4 (_S303.x);
+    float4  _S313 = sums_3->values_0[0U] * make_float4 (_S309.x);
     float4  _S314 = of_other_0(_S313, 8U);
     float4  _S315 = _S313 + _S314;
-    float4  _S316 = sums_3->values_0[3U] * make_float4 (_S303.x);
+    float4  _S316 = sums_3->values_0[1U] * make_float4 (_S309.x);
     float4  _S317 = of_other_0(_S316, 8U);
     float4  _S318 = _S316 + _S317;
-    float4  _S319 = sums_3->values_0[4U] * make_float4 (_S303.y);
+    float4  _S319 = sums_3->values_0[2U] * make_float4 (_S309.x);
     float4  _S320 = of_other_0(_S319, 8U);
     float4  _S321 = _S319 + _S320;
-    float4  _S322 = sums_3->values_0[5U] * make_float4 (_S303.y);
+    float4  _S322 = sums_3->values_0[3U] * make_float4 (_S309.x);
     float4  _S323 = of_other_0(_S322, 8U);
     float4  _S324 = _S322 + _S323;
-    float4  _S325 = sums_3->values_0[6U] * make_float4 (_S303.y);
+    float4  _S325 = sums_3->values_0[4U] * make_float4 (_S309.y);
     float4  _S326 = of_other_0(_S325, 8U);
     float4  _S327 = _S325 + _S326;
-    float4  _S328 = sums_3->values_0[7U] * make_float4 (_S303.y);
+    float4  _S328 = sums_3->values_0[5U] * make_float4 (_S309.y);
     float4  _S329 = of_other_0(_S328, 8U);
     float4  _S330 = _S328 + _S329;
-    float4  _S331 = sums_3->values_0[8U] * make_float4 (_S303.z);
+    float4  _S331 = sums_3->values_0[6U] * make_float4 (_S309.y);
     float4  _S332 = of_other_0(_S331, 8U);
     float4  _S333 = _S331 + _S332;
-    float4  _S334 = sums_3->values_0[9U] * make_float4 (_S303.z);
+    float4  _S334 = sums_3->values_0[7U] * make_float4 (_S309.y);
     float4  _S335 = of_other_0(_S334, 8U);
     float4  _S336 = _S334 + _S335;
-    float4  _S337 = sums_3->values_0[10U] * make_float4 (_S303.z);
+    float4  _S337 = sums_3->values_0[8U] * make_float4 (_S309.z);
     float4  _S338 = of_other_0(_S337, 8U);
     float4  _S339 = _S337 + _S338;
-    float4  _S340 = sums_3->values_0[11U] * make_float4 (_S303.z);
+    float4  _S340 = sums_3->values_0[9U] * make_float4 (_S309.z);
     float4  _S341 = of_other_0(_S340, 8U);
     float4  _S342 = _S340 + _S341;
-    float4  _S343 = sums_3->values_0[12U] * make_float4 (_S303.w);
+    float4  _S343 = sums_3->values_0[10U] * make_float4 (_S309.z);
     float4  _S344 = of_other_0(_S343, 8U);
     float4  _S345 = _S343 + _S344;
-    float4  _S346 = sums_3->values_0[13U] * make_float4 (_S303.w);
+    float4  _S346 = sums_3->values_0[11U] * make_float4 (_S309.z);
     float4  _S347 = of_other_0(_S346, 8U);
     float4  _S348 = _S346 + _S347;
-    float4  _S349 = sums_3->values_0[14U] * make_float4 (_S303.w);
+    float4  _S349 = sums_3->values_0[12U] * make_float4 (_S309.w);
     float4  _S350 = of_other_0(_S349, 8U);
     float4  _S351 = _S349 + _S350;
-    float4  _S352 = sums_3->values_0[15U] * make_float4 (_S303.w);
+    float4  _S352 = sums_3->values_0[13U] * make_float4 (_S309.w);
     float4  _S353 = of_other_0(_S352, 8U);
     float4  _S354 = _S352 + _S353;
-    float4  _S355 = of_other_0(_S302, 16U);
-    float4  _S356 = max_0(_S302, _S355);
-    float4  _S357 = exp_0(_S302 - _S356);
-    sums_3->peak_0 = _S356;
-    float4  _S358 = _S306 * _S357;
-    float4  _S359 = of_other_0(_S358, 16U);
-    sums_3->total_0 = _S358 + _S359;
-    float4  _S360 = _S309 * make_float4 (_S357.x);
-    float4  _S361 = of_other_0(_S360, 16U);
-    sums_3->values_0[0U] = _S360 + _S361;
-    float4  _S362 = _S312 * make_float4 (_S357.x);
-    float4  _S363 = of_other_0(_S362, 16U);
-    sums_3->values_0[1U] = _S362 + _S363;
-    float4  _S364 = _S315 * make_float4 (_S357.x);
+    float4  _S355 = sums_3->values_0[14U] * make_float4 (_S309.w);
+    float4  _S356 = of_other_0(_S355, 8U);
+    float4  _S357 = _S355 + _S356;
+    float4  _S358 = sums_3->values_0[15U] * make_float4 (_S309.w);
+    float4  _S359 = of_other_0(_S358, 8U);
+    float4  _S360 = _S358 + _S359;
+    float4  _S361 = of_other_0(_S308, 16U);
+    float4  _S362 = max_0(_S308, _S361);
+    float4  _S363 = powers_0(_S308 - _S362);
+    sums_3->peak_0 = _S362;
+    float4  _S364 = _S312 * _S363;
     float4  _S365 = of_other_0(_S364, 16U);
-    sums_3->values_0[2U] = _S364 + _S365;
-    float4  _S366 = _S318 * make_float4 (_S357.x);
+    sums_3->total_0 = _S364 + _S365;
+    float4  _S366 = _S315 * make_float4 (_S363.x);
     float4  _S367 = of_other_0(_S366, 16U);
-    sums_3->values_0[3U] = _S366 + _S367;
-    float4  _S368 = _S321 * make_float4 (_S357.y);
+    sums_3->values_0[0U] = _S366 + _S367;
+    float4  _S368 = _S318 * make_float4 (_S363.x);
     float4  _S369 = of_other_0(_S368, 16U);
-    sums_3->values_0[4U] = _S368 + _S369;
-    float4  _S370 = _S324 * make_float4 (_S357.y);
+    sums_3->values_0[1U] = _S368 + _S369;
+    float4  _S370 = _S321 * make_float4 (_S363.x);
     float4  _S371 = of_other_0(_S370, 16U);
-    sums_3->values_0[5U] = _S370 + _S371;
-    float4  _S372 = _S327 * make_float4 (_S357.y);
+    sums_3->values_0[2U] = _S370 + _S371;
+    float4  _S372 = _S324 * make_float4 (_S363.x);
     float4  _S373 = of_other_0(_S372, 16U);
-    sums_3->values_0[6U] = _S372 + _S373;
-    float4  _S374 = _S330 * make_float4 (_S357.y);
+    sums_3->values_0[3U] = _S372 + _S373;
+    float4  _S374 = _S327 * make_float4 (_S363.y);
     float4  _S375 = of_other_0(_S374, 16U);
-    sums_3->values_0[7U] = _S374 + _S375;
-    float4  _S376 = _S333 * make_float4 (_S357.z);
+    sums_3->values_0[4U] = _S374 + _S375;
+    float4  _S376 = _S330 * make_float4 (_S363.y);
     float4  _S377 = of_other_0(_S376, 16U);
-    sums_3->values_0[8U] = _S376 + _S377;
-    float4  _S378 = _S336 * make_float4 (_S357.z);
+    sums_3->values_0[5U] = _S376 + _S377;
+    float4  _S378 = _S333 * make_float4 (_S363.y);
     float4  _S379 = of_other_0(_S378, 16U);
-    sums_3->values_0[9U] = _S378 + _S379;
-    float4  _S380 = _S339 * make_float4 (_S357.z);
+    sums_3->values_0[6U] = _S378 + _S379;
+    float4  _S380 = _S336 * make_float4 (_S363.y);
     float4  _S381 = of_other_0(_S380, 16U);
-    sums_3->values_0[10U] = _S380 + _S381;
-    float4  _S382 = _S342 * make_float4 (_S357.z);
+    sums_3->values_0[7U] = _S380 + _S381;
+    float4  _S382 = _S339 * make_float4 (_S363.z);
     float4  _S383 = of_other_0(_S382, 16U);
-    sums_3->values_0[11U] = _S382 + _S383;
-    float4  _S384 = _S345 * make_float4 (_S357.w);
+    sums_3->values_0[8U] = _S382 + _S383;
+    float4  _S384 = _S342 * make_float4 (_S363.z);
     float4  _S385 = of_other_0(_S384, 16U);
-    sums_3->values_0[12U] = _S384 + _S385;
-    float4  _S386 = _S348 * make_float4 (_S357.w);
+    sums_3->values_0[9U] = _S384 + _S385;
+    float4  _S386 = _S345 * make_float4 (_S363.z);
     float4  _S387 = of_other_0(_S386, 16U);
-    sums_3->values_0[13U] = _S386 + _S387;
-    float4  _S388 = _S351 * make_float4 (_S357.w);
+    sums_3->values_0[10U] = _S386 + _S387;
+    float4  _S388 = _S348 * make_float4 (_S363.z);
     float4  _S389 = of_other_0(_S388, 16U);
-    sums_3->values_0[14U] = _S388 + _S389;
-    float4  _S390 = _S354 * make_float4 (_S357.w);
+    sums_3->values_0[11U] = _S388 + _S389;
+    float4  _S390 = _S351 * make_float4 (_S363.w);
     float4  _S391 = of_other_0(_S390, 16U);
-    sums_3->values_0[15U] = _S390 + _S391;
+    sums_3->values_0[12U] = _S390 + _S391;
+    float4  _S392 = _S354 * make_float4 (_S363.w);
+    float4  _S393 = of_other_0(_S392, 16U);
+    sums_3->values_0[13U] = _S392 + _S393;
+    float4  _S394 = _S357 * make_float4 (_S363.w);
+    float4  _S395 = of_other_0(_S394, 16U);
+    sums_3->values_0[14U] = _S394 + _S395;
+    float4  _S396 = _S360 * make_float4 (_S363.w);
+    float4  _S397 = of_other_0(_S396, 16U);
+    sums_3->values_0[15U] = _S396 + _S397;
     return;
 }
 
@@ -1286,72 +1280,79 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    uint _S392 = thread_1 / 32U;
-    uint _S393 = thread_1 % 32U;
-    if(_S393 == 0U)
+    uint _S398 = thread_1 / 32U;
+    uint _S399 = thread_1 % 32U;
+    if(_S399 == 0U)
     {
-        (*&peaks_0)[_S392] = sums_4->peak_0;
-        (*&totals_0)[_S392] = sums_4->total_0;
+        (*&peaks_0)[_S398] = sums_4->peak_0;
+        (*&totals_0)[_S398] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S394 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S394, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S395 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S400 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S400, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S401 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S402 = _S401 * (*&totals_0)[0U];
+    float4  _S403 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S402 + _S403 * (*&totals_0)[1U];
+    float4  _S404 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S404 * (*&totals_0)[2U];
+    float4  _S405 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S405 * (*&totals_0)[3U];
+    float4  _S406 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S393 < 8U)
+                if(_S399 < 8U)
                 {
-                    uint _S396 = _S392 * 4U * 4U;
-                    (*&exchange_0)[_S396 * 8U + _S393] = make_float4 (_S395.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S396 + 1U) * 8U + _S393] = make_float4 (_S395.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S396 + 2U) * 8U + _S393] = make_float4 (_S395.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S396 + 3U) * 8U + _S393] = make_float4 (_S395.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S396 + 4U) * 8U + _S393] = make_float4 (_S395.y) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S396 + 5U) * 8U + _S393] = make_float4 (_S395.y) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S396 + 6U) * 8U + _S393] = make_float4 (_S395.y) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S396 + 7U) * 8U + _S393] = make_float4 (_S395.y) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S396 + 8U) * 8U + _S393] = make_float4 (_S395.z) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S396 + 9U) * 8U + _S393] = make_float4 (_S395.z) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S396 + 10U) * 8U + _S393] = make_float4 (_S395.z) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S396 + 11U) * 8U + _S393] = make_float4 (_S395.z) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S396 + 12U) * 8U + _S393] = make_float4 (_S395.w) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S396 + 13U) * 8U + _S393] = make_float4 (_S395.w) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S396 + 14U) * 8U + _S393] = make_float4 (_S395.w) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S396 + 15U) * 8U + _S393] = make_float4 (_S395.w) * sums_4->values_0[15U];
+                    uint _S407 = _S398 * 4U * 4U;
+                    (*&exchange_0)[_S407 * 8U + _S399] = make_float4 (_S406.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S407 + 1U) * 8U + _S399] = make_float4 (_S406.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S407 + 2U) * 8U + _S399] = make_float4 (_S406.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S407 + 3U) * 8U + _S399] = make_float4 (_S406.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S407 + 4U) * 8U + _S399] = make_float4 (_S406.y) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S407 + 5U) * 8U + _S399] = make_float4 (_S406.y) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S407 + 6U) * 8U + _S399] = make_float4 (_S406.y) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S407 + 7U) * 8U + _S399] = make_float4 (_S406.y) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S407 + 8U) * 8U + _S399] = make_float4 (_S406.z) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S407 + 9U) * 8U + _S399] = make_float4 (_S406.z) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S407 + 10U) * 8U + _S399] = make_float4 (_S406.z) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S407 + 11U) * 8U + _S399] = make_float4 (_S406.z) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S407 + 12U) * 8U + _S399] = make_float4 (_S406.w) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S407 + 13U) * 8U + _S399] = make_float4 (_S406.w) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S407 + 14U) * 8U + _S399] = make_float4 (_S406.w) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S407 + 15U) * 8U + _S399] = make_float4 (_S406.w) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                uint i_10 = thread_1;
+                uint i_9 = thread_1;
                 for(;;)
                 {
-                    if(i_10 < 128U)
+                    if(i_9 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S397 = i_10 / 32U;
-                    uint _S398 = i_10 % 32U;
-                    float4  whole_0 = (*&exchange_0)[i_10] + (*&exchange_0)[128U + i_10] + (*&exchange_0)[256U + i_10] + (*&exchange_0)[384U + i_10];
-                    bool _S399;
-                    if(_S397 < (part_3->heads_0))
+                    uint _S408 = i_9 / 32U;
+                    uint _S409 = i_9 % 32U;
+                    float4  whole_0 = (*&exchange_0)[i_9] + (*&exchange_0)[128U + i_9] + (*&exchange_0)[256U + i_9] + (*&exchange_0)[384U + i_9];
+                    bool _S410;
+                    if(_S408 < (part_3->heads_0))
                     {
-                        _S399 = _S398 < (part_3->head_dim_0 / 4U);
+                        _S410 = _S409 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S399 = false;
+                        _S410 = false;
                     }
-                    if(_S399)
+                    if(_S410)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S397 * part_3->out_stride_0 + _S398]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S408 * part_3->out_stride_0 + _S409]) = whole_0;
                     }
-                    i_10 = i_10 + 128U;
+                    i_9 = i_9 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1362,7 +1363,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1375,38 +1376,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S400 = thread_2 % 8U;
-    uint _S401 = thread_2 / 8U;
-    uint _S402 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S401;
-    Pools_0 _S403 = pools_0;
-    Positions_0 _S404 = Pools_read_0(&_S403, first_2, _S400);
+    uint _S411 = thread_2 % 8U;
+    uint _S412 = thread_2 / 8U;
+    uint _S413 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S412;
+    Pools_0 _S414 = pools_0;
+    Positions_0 _S415 = Pools_read_0(&_S414, first_2, _S411);
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S405;
+    bool _S416;
     if(with_own_0)
     {
-        _S405 = thread_2 < 32U;
+        _S416 = thread_2 < 32U;
     }
     else
     {
-        _S405 = false;
+        _S416 = false;
     }
-    if(_S405)
+    if(_S416)
     {
-        Sums_0 _S406 = of_one_0(part_4, own_key_0, own_value_0, _S400);
-        if(_S401 == 0U)
+        Sums_0 _S417 = of_one_0(part_4, own_key_0, own_value_0, _S411);
+        if(_S412 == 0U)
         {
-            sums_5 = _S406;
+            sums_5 = _S417;
         }
     }
-    Positions_0 some_2 = _S404;
-    uint tile_0 = _S402;
+    Positions_0 some_2 = _S415;
+    uint tile_0 = _S413;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S407 = part_4->end_0;
+        uint _S418 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1414,22 +1415,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S408 = some_2;
-        add_0(&sums_5, &_S408, first_3, _S407, _S400);
+        Positions_0 _S419 = some_2;
+        add_0(&sums_5, &_S419, first_3, _S418, _S411);
         uint first_4 = first_3 + 32U;
-        uint _S409 = tile_0 + 32U;
-        if(_S409 < _S407)
+        uint _S420 = tile_0 + 32U;
+        if(_S420 < _S418)
         {
-            Pools_0 _S410 = pools_0;
-            Positions_0 _S411 = Pools_read_0(&_S410, first_4, _S400);
-            some_2 = _S411;
+            Pools_0 _S421 = pools_0;
+            Positions_0 _S422 = Pools_read_0(&_S421, first_4, _S411);
+            some_2 = _S422;
         }
-        tile_0 = _S409;
+        tile_0 = _S420;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S412 = sums_5;
-    write_0(thread_2, &_S412, part_4, scratch_1);
+    Sums_0 _S423 = sums_5;
+    write_0(thread_2, &_S423, part_4, scratch_1);
     return;
 }
 
@@ -1438,30 +1439,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S413 = heads_1 / kv_heads_0;
-    uint _S414 = (_S413 + 4U - 1U) / 4U;
-    uint _S415 = rows_0 * kv_heads_0 * _S414;
-    uint _S416 = number_1 % _S415;
-    uint _S417 = _S416 % _S414;
+    uint _S424 = rows_0 * kv_heads_0;
+    uint _S425 = heads_1 / kv_heads_0;
+    return _S424 * ((_S425 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S426 = heads_2 / kv_heads_1;
+    uint _S427 = (_S426 + 4U - 1U) / 4U;
+    uint _S428 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S429 = number_1 % _S428;
+    uint _S430 = _S429 % _S427;
     Part_0 part_5;
-    uint _S418 = number_1 / _S415;
-    (&part_5)->number_0 = _S418;
-    uint _S419 = _S416 / (kv_heads_0 * _S414);
-    (&part_5)->row_0 = _S419;
-    uint _S420 = _S416 / _S414;
-    uint _S421 = _S420 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S421;
-    uint _S422 = _S417 * 4U;
-    uint _S423 = _S421 * _S413 + _S422;
-    (&part_5)->head_0 = _S423;
-    (&part_5)->heads_0 = (U32_min((_S413 - _S422), (4U)));
+    (&part_5)->unit_0 = _S429;
+    uint _S431 = number_1 / _S428;
+    (&part_5)->number_0 = _S431;
+    uint _S432 = _S429 / (kv_heads_1 * _S427);
+    (&part_5)->row_0 = _S432;
+    uint _S433 = _S429 / _S427;
+    uint _S434 = _S433 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S434;
+    uint _S435 = _S430 * 4U;
+    uint _S436 = _S434 * _S426 + _S435;
+    (&part_5)->head_0 = _S436;
+    (&part_5)->heads_0 = (U32_min((_S426 - _S435), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S424 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S424;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S423) * _S424 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S437 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S437;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S436) * _S437 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1469,91 +1479,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S425;
+    uint _S438;
     if(offset_4 == 4294967295U)
     {
-        _S425 = rows_1;
+        _S438 = rows_2;
     }
     else
     {
-        uint _S426 = __ldg((&(batch_0)[offset_4]));
-        _S425 = (U32_min(((U32_max((_S426), (first_5))) - first_5), (rows_1)));
+        uint _S439 = __ldg((&(batch_0)[offset_4]));
+        _S438 = (U32_min(((U32_max((_S439), (first_5))) - first_5), (rows_2)));
     }
-    return _S425;
+    return _S438;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S427 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S427;
+    uint _S440 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    return _S440;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S428;
-    (&_S428)->begin_3 = begin_4;
-    (&_S428)->page_size_0 = page_size_1;
-    (&_S428)->pages_0 = pages_1;
-    (&_S428)->length_0 = length_1;
-    return _S428;
+    SequenceTable_0 _S441;
+    (&_S441)->begin_3 = begin_4;
+    (&_S441)->page_size_0 = page_size_1;
+    (&_S441)->pages_0 = pages_1;
+    (&_S441)->length_0 = length_1;
+    return _S441;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S429 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S430 = _S429 + 1U;
-    uint _S431 = __ldg((&(sequences_3)[_S429]));
-    return SequenceTable_x24init_0(_S430, page_size_2, pages_2, (U32_min((_S431), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S442 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S443 = _S442 + 1U;
+    uint _S444 = __ldg((&(sequences_3)[_S442]));
+    return SequenceTable_x24init_0(_S443, page_size_2, pages_2, (U32_min((_S444), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
 {
-    uint _S432 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S432;
+    uint _S445 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
+    return _S445;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S433;
+    bool _S446;
     if(window_0 != 0U)
     {
-        _S433 = position_1 >= window_0;
+        _S446 = position_1 >= window_0;
     }
     else
     {
-        _S433 = false;
+        _S446 = false;
     }
-    uint _S434;
-    if(_S433)
+    uint _S447;
+    if(_S446)
     {
-        _S434 = position_1 - window_0 + 1U;
+        _S447 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S434 = 0U;
+        _S447 = 0U;
     }
-    return _S434;
+    return _S447;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S435;
+    uint _S448;
     if(first_6 < length_2)
     {
-        _S435 = length_2 - first_6;
+        _S448 = length_2 - first_6;
     }
     else
     {
-        _S435 = 0U;
+        _S448 = 0U;
     }
-    uint _S436 = parts_1 * 64U;
-    uint _S437 = (_S435 + _S436 - 1U) / _S436;
-    uint _S438 = _S437 * 64U;
-    uint _S439 = (U32_min((first_6 + part_6->number_0 * _S438), (length_2)));
-    part_6->begin_0 = _S439;
-    part_6->end_0 = (U32_min((_S439 + _S438), (length_2)));
+    uint _S449 = parts_1 * tiles_0 * 64U;
+    uint _S450 = (_S448 + _S449 - 1U) / _S449;
+    uint _S451 = _S450 * tiles_0 * 64U;
+    uint _S452 = (U32_min((first_6 + part_6->number_0 * _S451), (length_2)));
+    part_6->begin_0 = _S452;
+    part_6->end_0 = (U32_min((_S452 + _S451), (length_2)));
+    if(_S448 == 0U)
+    {
+        _S448 = 1U;
+    }
+    else
+    {
+        uint _S453 = (_S448 + _S451 - 1U) / _S451;
+        _S448 = _S453;
+    }
+    part_6->used_0 = _S448;
     return;
 }
 
@@ -1561,20 +1581,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S440 = make_int4 (int(0));
-        float4  _S441 = make_float4 ((float)_S440.x, (float)_S440.y, (float)_S440.z, (float)_S440.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S441;
+        int4  _S454 = make_int4 (int(0));
+        float4  _S455 = make_float4 ((float)_S454.x, (float)_S454.y, (float)_S454.z, (float)_S454.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S455;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S442;
-    (&_S442)->angles_0 = angles_1;
-    (&_S442)->pairs_0 = pairs_1;
-    (&_S442)->interleaved_0 = interleaved_1;
-    return _S442;
+    Rotation_0 _S456;
+    (&_S456)->angles_0 = angles_1;
+    (&_S456)->pairs_0 = pairs_1;
+    (&_S456)->interleaved_0 = interleaved_1;
+    return _S456;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1595,8 +1615,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1612,47 +1632,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S443 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S444 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S444;
-    bool _S445;
+    uint _S457 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S458 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S458;
+    bool _S459;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S445 = true;
+        _S459 = true;
     }
     else
     {
-        _S445 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S459 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S445)
+    if(_S459)
     {
         return;
     }
-    SequenceTable_0 _S446 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S447 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S448 = _S447 < (_S446.length_0);
-    share_out_0(&part_8, first_seen_0(_S447, p_0.window_1), (U32_min((_S447), (_S446.length_0))), p_0.parts_2);
-    if(_S448)
+    SequenceTable_0 _S460 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S461 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S462 = _S461 < (_S460.length_0);
+    share_out_0(&part_8, first_seen_0(_S461, p_0.window_1), (U32_min((_S461), (_S460.length_0))), p_0.parts_2, 1U);
+    if(_S462)
     {
-        _S445 = ((&part_8)->number_0) == 0U;
+        _S459 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S445 = false;
+        _S459 = false;
     }
-    bool _S449;
+    bool _S463;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S449 = !_S445;
+        _S463 = !_S459;
     }
     else
     {
-        _S449 = false;
+        _S463 = false;
     }
-    if(_S449)
+    if(_S463)
     {
-        Part_0 _S450 = part_8;
-        leave_empty_0(_S443, &_S450, scratch_3);
+        Part_0 _S464 = part_8;
+        leave_empty_0(_S457, &_S464, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1660,50 +1680,50 @@ extern "C" __global__ void shuffled4_rope_attention_part_q8_0(StructuredBuffer<f
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S451 = rotation_1(p_0.table_offset_1, _S447, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S451;
+    Rotation_0 _S465 = rotation_1(p_0.table_offset_1, _S461, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S465;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S451;
+    (&keys_1)->rotation_0 = _S465;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S452 = _S446;
-    Part_0 _S453 = part_8;
-    Turned_0 _S454 = queries_1;
-    Turned_0 _S455 = keys_1;
-    Plain_0 _S456 = values_3;
-    attend_0(_S443, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S452, &_S453, p_0.scale_4, &_S454, _S445, &_S455, &_S456);
-    if(!_S445)
+    SequenceTable_0 _S466 = _S460;
+    Part_0 _S467 = part_8;
+    Turned_0 _S468 = queries_1;
+    Turned_0 _S469 = keys_1;
+    Plain_0 _S470 = values_3;
+    attend_0(_S457, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S466, &_S467, p_0.scale_4, &_S468, _S459, &_S469, &_S470);
+    if(!_S459)
     {
         return;
     }
-    SequenceTable_0 _S457 = _S446;
-    uint _S458 = SequenceTable_slot_0(&_S457, sequences_4, _S447);
-    uint i_11 = _S443 * 64U;
+    SequenceTable_0 _S471 = _S460;
+    uint _S472 = SequenceTable_slot_0(&_S471, sequences_4, _S461);
+    uint i_10 = _S457 * 64U;
     for(;;)
     {
-        if(i_11 < ((&part_8)->columns_0))
+        if(i_10 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S459 = i_11 / p_0.head_dim_3;
-        if(_S459 == ((&part_8)->kv_head_0))
+        uint _S473 = i_10 / p_0.head_dim_3;
+        if(_S473 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S460 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S458, (&part_8)->columns_0, i_11, &_S460);
-            Plain_0 _S461 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S458, (&part_8)->columns_0, i_11, &_S461);
+            Turned_0 _S474 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S472, (&part_8)->columns_0, i_10, &_S474);
+            Plain_0 _S475 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S472, (&part_8)->columns_0, i_10, &_S475);
         }
-        i_11 = i_11 + 8192U;
+        i_10 = i_10 + 8192U;
     }
     return;
 }

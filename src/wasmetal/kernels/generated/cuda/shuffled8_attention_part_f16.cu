@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -274,201 +276,192 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S90 = (__expf((x_3.x)));
+    float _S91 = (__expf((x_3.y)));
+    float _S92 = (__expf((x_3.z)));
+    float _S93 = (__expf((x_3.w)));
+    return make_float4 (_S90, _S91, _S92, _S93);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 1>  scores_0;
-    int4  _S90 = make_int4 (int(0));
-    float4  _S91 = make_float4 ((float)_S90.x, (float)_S90.y, (float)_S90.z, (float)_S90.w);
-    scores_0[0U] = _S91;
-    float4  _S92 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S92);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S92);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S92);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S92);
-    float4  _S93 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S93);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S93);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S93);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S93);
-    float4  _S94 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S94);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S94);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S94);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S94);
-    float4  _S95 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S95);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S95);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S95);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S95);
-    float4  _S96 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S96);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S96);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S96);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S96);
-    float4  _S97 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S97);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S97);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S97);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S97);
-    float4  _S98 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S98);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S98);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S98);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S98);
-    float4  _S99 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S99);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S99);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S99);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S99);
-    float4  _S100 = sums_1->peak_0;
-    float4  _S101 = across_0(scores_0[0U]);
-    scores_0[0U] = _S101;
-    bool _S102 = first_0 < end_1;
+    int4  _S94 = make_int4 (int(0));
+    float4  _S95 = make_float4 ((float)_S94.x, (float)_S94.y, (float)_S94.z, (float)_S94.w);
+    scores_0[0U] = _S95;
+    float4  _S96 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S96);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S96);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S96);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S96);
+    float4  _S97 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S97);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S97);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S97);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S97);
+    float4  _S98 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S98);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S98);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S98);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S98);
+    float4  _S99 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S99);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S99);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S99);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S99);
+    float4  _S100 = Float16_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S100);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S100);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S100);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S100);
+    float4  _S101 = Float16_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S101);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S101);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S101);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S101);
+    float4  _S102 = Float16_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S102);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S102);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S102);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S102);
+    float4  _S103 = Float16_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S103);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S103);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S103);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S103);
+    float4  _S104 = sums_1->peak_0;
+    float4  _S105 = across_0(scores_0[0U]);
+    scores_0[0U] = _S105;
+    bool _S106 = first_0 < end_1;
     float4  peak_1;
-    if(_S102)
+    if(_S106)
     {
-        peak_1 = max_0(_S100, scores_0[0U]);
+        peak_1 = max_0(_S104, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S100;
+        peak_1 = _S104;
     }
-    float4  _S103 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S107 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S103;
-    if(_S102)
+    sums_1->total_0 = sums_1->total_0 * _S107;
+    if(_S106)
     {
-        peak_1 = exp_0(scores_0[0U] - peak_1);
+        float4  _S108 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S108;
     }
     else
     {
-        peak_1 = _S91;
+        peak_1 = _S95;
     }
     scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S104 = sums_1->values_0[0U] * make_float4 (_S103.x);
-    sums_1->values_0[0U] = _S104;
-    float4  _S105 = sums_1->values_0[8U] * make_float4 (_S103.y);
-    sums_1->values_0[8U] = _S105;
-    float4  _S106 = sums_1->values_0[16U] * make_float4 (_S103.z);
-    sums_1->values_0[16U] = _S106;
-    float4  _S107 = sums_1->values_0[24U] * make_float4 (_S103.w);
-    sums_1->values_0[24U] = _S107;
-    float4  _S108 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    sums_1->values_0[0U] = _S104 + make_float4 (*&((&scores_0[0U])->x)) * _S108;
-    sums_1->values_0[8U] = _S105 + make_float4 (*&((&scores_0[0U])->y)) * _S108;
-    sums_1->values_0[16U] = _S106 + make_float4 (*&((&scores_0[0U])->z)) * _S108;
-    sums_1->values_0[24U] = _S107 + make_float4 (*&((&scores_0[0U])->w)) * _S108;
-    float4  _S109 = sums_1->values_0[1U] * make_float4 (_S103.x);
-    sums_1->values_0[1U] = _S109;
-    float4  _S110 = sums_1->values_0[9U] * make_float4 (_S103.y);
-    sums_1->values_0[9U] = _S110;
-    float4  _S111 = sums_1->values_0[17U] * make_float4 (_S103.z);
-    sums_1->values_0[17U] = _S111;
-    float4  _S112 = sums_1->values_0[25U] * make_float4 (_S103.w);
-    sums_1->values_0[25U] = _S112;
-    float4  _S113 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    sums_1->values_0[1U] = _S109 + make_float4 (*&((&scores_0[0U])->x)) * _S113;
-    sums_1->values_0[9U] = _S110 + make_float4 (*&((&scores_0[0U])->y)) * _S113;
-    sums_1->values_0[17U] = _S111 + make_float4 (*&((&scores_0[0U])->z)) * _S113;
-    sums_1->values_0[25U] = _S112 + make_float4 (*&((&scores_0[0U])->w)) * _S113;
-    float4  _S114 = sums_1->values_0[2U] * make_float4 (_S103.x);
-    sums_1->values_0[2U] = _S114;
-    float4  _S115 = sums_1->values_0[10U] * make_float4 (_S103.y);
-    sums_1->values_0[10U] = _S115;
-    float4  _S116 = sums_1->values_0[18U] * make_float4 (_S103.z);
-    sums_1->values_0[18U] = _S116;
-    float4  _S117 = sums_1->values_0[26U] * make_float4 (_S103.w);
-    sums_1->values_0[26U] = _S117;
-    float4  _S118 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    sums_1->values_0[2U] = _S114 + make_float4 (*&((&scores_0[0U])->x)) * _S118;
-    sums_1->values_0[10U] = _S115 + make_float4 (*&((&scores_0[0U])->y)) * _S118;
-    sums_1->values_0[18U] = _S116 + make_float4 (*&((&scores_0[0U])->z)) * _S118;
-    sums_1->values_0[26U] = _S117 + make_float4 (*&((&scores_0[0U])->w)) * _S118;
-    float4  _S119 = sums_1->values_0[3U] * make_float4 (_S103.x);
-    sums_1->values_0[3U] = _S119;
-    float4  _S120 = sums_1->values_0[11U] * make_float4 (_S103.y);
-    sums_1->values_0[11U] = _S120;
-    float4  _S121 = sums_1->values_0[19U] * make_float4 (_S103.z);
-    sums_1->values_0[19U] = _S121;
-    float4  _S122 = sums_1->values_0[27U] * make_float4 (_S103.w);
-    sums_1->values_0[27U] = _S122;
-    float4  _S123 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    sums_1->values_0[3U] = _S119 + make_float4 (*&((&scores_0[0U])->x)) * _S123;
-    sums_1->values_0[11U] = _S120 + make_float4 (*&((&scores_0[0U])->y)) * _S123;
-    sums_1->values_0[19U] = _S121 + make_float4 (*&((&scores_0[0U])->z)) * _S123;
-    sums_1->values_0[27U] = _S122 + make_float4 (*&((&scores_0[0U])->w)) * _S123;
-    float4  _S124 = sums_1->values_0[4U] * make_float4 (_S103.x);
-    sums_1->values_0[4U] = _S124;
-    float4  _S125 = sums_1->values_0[12U] * make_float4 (_S103.y);
-    sums_1->values_0[12U] = _S125;
-    float4  _S126 = sums_1->values_0[20U] * make_float4 (_S103.z);
-    sums_1->values_0[20U] = _S126;
-    float4  _S127 = sums_1->values_0[28U] * make_float4 (_S103.w);
-    sums_1->values_0[28U] = _S127;
-    float4  _S128 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[4U] = _S124 + make_float4 (*&((&scores_0[0U])->x)) * _S128;
-    sums_1->values_0[12U] = _S125 + make_float4 (*&((&scores_0[0U])->y)) * _S128;
-    sums_1->values_0[20U] = _S126 + make_float4 (*&((&scores_0[0U])->z)) * _S128;
-    sums_1->values_0[28U] = _S127 + make_float4 (*&((&scores_0[0U])->w)) * _S128;
-    float4  _S129 = sums_1->values_0[5U] * make_float4 (_S103.x);
-    sums_1->values_0[5U] = _S129;
-    float4  _S130 = sums_1->values_0[13U] * make_float4 (_S103.y);
-    sums_1->values_0[13U] = _S130;
-    float4  _S131 = sums_1->values_0[21U] * make_float4 (_S103.z);
-    sums_1->values_0[21U] = _S131;
-    float4  _S132 = sums_1->values_0[29U] * make_float4 (_S103.w);
-    sums_1->values_0[29U] = _S132;
-    float4  _S133 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[5U] = _S129 + make_float4 (*&((&scores_0[0U])->x)) * _S133;
-    sums_1->values_0[13U] = _S130 + make_float4 (*&((&scores_0[0U])->y)) * _S133;
-    sums_1->values_0[21U] = _S131 + make_float4 (*&((&scores_0[0U])->z)) * _S133;
-    sums_1->values_0[29U] = _S132 + make_float4 (*&((&scores_0[0U])->w)) * _S133;
-    float4  _S134 = sums_1->values_0[6U] * make_float4 (_S103.x);
-    sums_1->values_0[6U] = _S134;
-    float4  _S135 = sums_1->values_0[14U] * make_float4 (_S103.y);
-    sums_1->values_0[14U] = _S135;
-    float4  _S136 = sums_1->values_0[22U] * make_float4 (_S103.z);
-    sums_1->values_0[22U] = _S136;
-    float4  _S137 = sums_1->values_0[30U] * make_float4 (_S103.w);
-    sums_1->values_0[30U] = _S137;
-    float4  _S138 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[6U] = _S134 + make_float4 (*&((&scores_0[0U])->x)) * _S138;
-    sums_1->values_0[14U] = _S135 + make_float4 (*&((&scores_0[0U])->y)) * _S138;
-    sums_1->values_0[22U] = _S136 + make_float4 (*&((&scores_0[0U])->z)) * _S138;
-    sums_1->values_0[30U] = _S137 + make_float4 (*&((&scores_0[0U])->w)) * _S138;
-    float4  _S139 = sums_1->values_0[7U] * make_float4 (_S103.x);
-    sums_1->values_0[7U] = _S139;
-    float4  _S140 = sums_1->values_0[15U] * make_float4 (_S103.y);
-    sums_1->values_0[15U] = _S140;
-    float4  _S141 = sums_1->values_0[23U] * make_float4 (_S103.z);
-    sums_1->values_0[23U] = _S141;
-    float4  _S142 = sums_1->values_0[31U] * make_float4 (_S103.w);
-    sums_1->values_0[31U] = _S142;
-    float4  _S143 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[7U] = _S139 + make_float4 (*&((&scores_0[0U])->x)) * _S143;
-    sums_1->values_0[15U] = _S140 + make_float4 (*&((&scores_0[0U])->y)) * _S143;
-    sums_1->values_0[23U] = _S141 + make_float4 (*&((&scores_0[0U])->z)) * _S143;
-    sums_1->values_0[31U] = _S142 + make_float4 (*&((&scores_0[0U])->w)) * _S143;
+    float4  _S109 = sums_1->values_0[0U] * make_float4 (_S107.x);
+    sums_1->values_0[0U] = _S109;
+    float4  _S110 = sums_1->values_0[8U] * make_float4 (_S107.y);
+    sums_1->values_0[8U] = _S110;
+    float4  _S111 = sums_1->values_0[16U] * make_float4 (_S107.z);
+    sums_1->values_0[16U] = _S111;
+    float4  _S112 = sums_1->values_0[24U] * make_float4 (_S107.w);
+    sums_1->values_0[24U] = _S112;
+    float4  _S113 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S109 + make_float4 (*&((&scores_0[0U])->x)) * _S113;
+    sums_1->values_0[8U] = _S110 + make_float4 (*&((&scores_0[0U])->y)) * _S113;
+    sums_1->values_0[16U] = _S111 + make_float4 (*&((&scores_0[0U])->z)) * _S113;
+    sums_1->values_0[24U] = _S112 + make_float4 (*&((&scores_0[0U])->w)) * _S113;
+    float4  _S114 = sums_1->values_0[1U] * make_float4 (_S107.x);
+    sums_1->values_0[1U] = _S114;
+    float4  _S115 = sums_1->values_0[9U] * make_float4 (_S107.y);
+    sums_1->values_0[9U] = _S115;
+    float4  _S116 = sums_1->values_0[17U] * make_float4 (_S107.z);
+    sums_1->values_0[17U] = _S116;
+    float4  _S117 = sums_1->values_0[25U] * make_float4 (_S107.w);
+    sums_1->values_0[25U] = _S117;
+    float4  _S118 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S114 + make_float4 (*&((&scores_0[0U])->x)) * _S118;
+    sums_1->values_0[9U] = _S115 + make_float4 (*&((&scores_0[0U])->y)) * _S118;
+    sums_1->values_0[17U] = _S116 + make_float4 (*&((&scores_0[0U])->z)) * _S118;
+    sums_1->values_0[25U] = _S117 + make_float4 (*&((&scores_0[0U])->w)) * _S118;
+    float4  _S119 = sums_1->values_0[2U] * make_float4 (_S107.x);
+    sums_1->values_0[2U] = _S119;
+    float4  _S120 = sums_1->values_0[10U] * make_float4 (_S107.y);
+    sums_1->values_0[10U] = _S120;
+    float4  _S121 = sums_1->values_0[18U] * make_float4 (_S107.z);
+    sums_1->values_0[18U] = _S121;
+    float4  _S122 = sums_1->values_0[26U] * make_float4 (_S107.w);
+    sums_1->values_0[26U] = _S122;
+    float4  _S123 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S119 + make_float4 (*&((&scores_0[0U])->x)) * _S123;
+    sums_1->values_0[10U] = _S120 + make_float4 (*&((&scores_0[0U])->y)) * _S123;
+    sums_1->values_0[18U] = _S121 + make_float4 (*&((&scores_0[0U])->z)) * _S123;
+    sums_1->values_0[26U] = _S122 + make_float4 (*&((&scores_0[0U])->w)) * _S123;
+    float4  _S124 = sums_1->values_0[3U] * make_float4 (_S107.x);
+    sums_1->values_0[3U] = _S124;
+    float4  _S125 = sums_1->values_0[11U] * make_float4 (_S107.y);
+    sums_1->values_0[11U] = _S125;
+    float4  _S126 = sums_1->values_0[19U] * make_float4 (_S107.z);
+    sums_1->values_0[19U] = _S126;
+    float4  _S127 = sums_1->values_0[27U] * make_float4 (_S107.w);
+    sums_1->values_0[27U] = _S127;
+    float4  _S128 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S124 + make_float4 (*&((&scores_0[0U])->x)) * _S128;
+    sums_1->values_0[11U] = _S125 + make_float4 (*&((&scores_0[0U])->y)) * _S128;
+    sums_1->values_0[19U] = _S126 + make_float4 (*&((&scores_0[0U])->z)) * _S128;
+    sums_1->values_0[27U] = _S127 + make_float4 (*&((&scores_0[0U])->w)) * _S128;
+    float4  _S129 = sums_1->values_0[4U] * make_float4 (_S107.x);
+    sums_1->values_0[4U] = _S129;
+    float4  _S130 = sums_1->values_0[12U] * make_float4 (_S107.y);
+    sums_1->values_0[12U] = _S130;
+    float4  _S131 = sums_1->values_0[20U] * make_float4 (_S107.z);
+    sums_1->values_0[20U] = _S131;
+    float4  _S132 = sums_1->values_0[28U] * make_float4 (_S107.w);
+    sums_1->values_0[28U] = _S132;
+    float4  _S133 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[4U] = _S129 + make_float4 (*&((&scores_0[0U])->x)) * _S133;
+    sums_1->values_0[12U] = _S130 + make_float4 (*&((&scores_0[0U])->y)) * _S133;
+    sums_1->values_0[20U] = _S131 + make_float4 (*&((&scores_0[0U])->z)) * _S133;
+    sums_1->values_0[28U] = _S132 + make_float4 (*&((&scores_0[0U])->w)) * _S133;
+    float4  _S134 = sums_1->values_0[5U] * make_float4 (_S107.x);
+    sums_1->values_0[5U] = _S134;
+    float4  _S135 = sums_1->values_0[13U] * make_float4 (_S107.y);
+    sums_1->values_0[13U] = _S135;
+    float4  _S136 = sums_1->values_0[21U] * make_float4 (_S107.z);
+    sums_1->values_0[21U] = _S136;
+    float4  _S137 = sums_1->values_0[29U] * make_float4 (_S107.w);
+    sums_1->values_0[29U] = _S137;
+    float4  _S138 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[5U] = _S134 + make_float4 (*&((&scores_0[0U])->x)) * _S138;
+    sums_1->values_0[13U] = _S135 + make_float4 (*&((&scores_0[0U])->y)) * _S138;
+    sums_1->values_0[21U] = _S136 + make_float4 (*&((&scores_0[0U])->z)) * _S138;
+    sums_1->values_0[29U] = _S137 + make_float4 (*&((&scores_0[0U])->w)) * _S138;
+    float4  _S139 = sums_1->values_0[6U] * make_float4 (_S107.x);
+    sums_1->values_0[6U] = _S139;
+    float4  _S140 = sums_1->values_0[14U] * make_float4 (_S107.y);
+    sums_1->values_0[14U] = _S140;
+    float4  _S141 = sums_1->values_0[22U] * make_float4 (_S107.z);
+    sums_1->values_0[22U] = _S141;
+    float4  _S142 = sums_1->values_0[30U] * make_float4 (_S107.w);
+    sums_1->values_0[30U] = _S142;
+    float4  _S143 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[6U] = _S139 + make_float4 (*&((&scores_0[0U])->x)) * _S143;
+    sums_1->values_0[14U] = _S140 + make_float4 (*&((&scores_0[0U])->y)) * _S143;
+    sums_1->values_0[22U] = _S141 + make_float4 (*&((&scores_0[0U])->z)) * _S143;
+    sums_1->values_0[30U] = _S142 + make_float4 (*&((&scores_0[0U])->w)) * _S143;
+    float4  _S144 = sums_1->values_0[7U] * make_float4 (_S107.x);
+    sums_1->values_0[7U] = _S144;
+    float4  _S145 = sums_1->values_0[15U] * make_float4 (_S107.y);
+    sums_1->values_0[15U] = _S145;
+    float4  _S146 = sums_1->values_0[23U] * make_float4 (_S107.z);
+    sums_1->values_0[23U] = _S146;
+    float4  _S147 = sums_1->values_0[31U] * make_float4 (_S107.w);
+    sums_1->values_0[31U] = _S147;
+    float4  _S148 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[7U] = _S144 + make_float4 (*&((&scores_0[0U])->x)) * _S148;
+    sums_1->values_0[15U] = _S145 + make_float4 (*&((&scores_0[0U])->y)) * _S148;
+    sums_1->values_0[23U] = _S146 + make_float4 (*&((&scores_0[0U])->z)) * _S148;
+    sums_1->values_0[31U] = _S147 + make_float4 (*&((&scores_0[0U])->w)) * _S148;
     return;
 }
 
@@ -491,13 +484,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S144 = this_1->begin_2;
-    uint _S145 = this_1->page_size_0;
-    uint _S146 = position_0 / this_1->page_size_0;
-    uint _S147 = __ldg((&(sequences_1)[_S144 + _S146]));
-    uint _S148 = (U32_min((_S147), (this_1->pages_0 - 1U))) * _S145;
-    uint _S149 = position_0 % _S145;
-    return _S148 + _S149;
+    uint _S149 = this_1->begin_2;
+    uint _S150 = this_1->page_size_0;
+    uint _S151 = position_0 / this_1->page_size_0;
+    uint _S152 = __ldg((&(sequences_1)[_S149 + _S151]));
+    uint _S153 = (U32_min((_S152), (this_1->pages_0 - 1U))) * _S150;
+    uint _S154 = position_0 % _S150;
+    return _S153 + _S154;
 }
 
 struct Run_0
@@ -508,10 +501,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S150;
-    (&_S150)->vector_1 = vector_2;
-    (&_S150)->scale_1 = scale_2;
-    return _S150;
+    Run_0 _S155;
+    (&_S155)->vector_1 = vector_2;
+    (&_S155)->scale_1 = scale_2;
+    return _S155;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
@@ -527,340 +520,340 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
     FixedArray<uint, 1>  slots_0;
-    uint _S151 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
-    slots_0[0U] = _S151;
-    uint _S152 = (&this_2->part_2)->head_dim_0;
-    uint _S153 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S154 = _S153 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S155 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S156 = (&this_2->part_2)->columns_0;
-    Run_0 _S157 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, _S151, (&this_2->part_2)->columns_0, _S154);
-    uint _S158 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S159 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, _S151, (&this_2->part_2)->columns_0, _S154);
+    uint _S156 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S156;
+    uint _S157 = (&this_2->part_2)->head_dim_0;
+    uint _S158 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S159 = _S158 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S160 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S161 = (&this_2->part_2)->columns_0;
+    Run_0 _S162 = Float16_run_0((&this_2->part_2)->k_pages_offset_0, _S156, (&this_2->part_2)->columns_0, _S159);
+    uint _S163 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S164 = Float16_run_0((&this_2->part_2)->v_pages_offset_0, _S156, (&this_2->part_2)->columns_0, _S159);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S160 = this_2->k_pages_0;
-    uint2  _S161 = __ldg((&(this_2->k_pages_0)[_S157.vector_1]));
-    (&some_1)->keys_0[0U] = _S161;
-    StructuredBuffer<uint2 > _S162 = this_2->v_pages_0;
-    uint2  _S163 = __ldg((&(this_2->v_pages_0)[_S159.vector_1]));
-    (&some_1)->values_1[0U] = _S163;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S160, _S157.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S162, _S159.scale_1);
-    uint _S164 = _S153 + 4U * (U32_min((8U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S165 = Float16_run_0(_S155, slots_0[0U], _S156, _S164);
-    Run_0 _S166 = Float16_run_0(_S158, slots_0[0U], _S156, _S164);
-    uint2  _S167 = __ldg((&(_S160)[_S165.vector_1]));
-    (&some_1)->keys_0[1U] = _S167;
-    uint2  _S168 = __ldg((&(_S162)[_S166.vector_1]));
-    (&some_1)->values_1[1U] = _S168;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S160, _S165.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S162, _S166.scale_1);
-    uint _S169 = _S153 + 4U * (U32_min((16U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S170 = Float16_run_0(_S155, slots_0[0U], _S156, _S169);
-    Run_0 _S171 = Float16_run_0(_S158, slots_0[0U], _S156, _S169);
-    uint2  _S172 = __ldg((&(_S160)[_S170.vector_1]));
-    (&some_1)->keys_0[2U] = _S172;
-    uint2  _S173 = __ldg((&(_S162)[_S171.vector_1]));
-    (&some_1)->values_1[2U] = _S173;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S160, _S170.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S162, _S171.scale_1);
-    uint _S174 = _S153 + 4U * (U32_min((24U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S175 = Float16_run_0(_S155, slots_0[0U], _S156, _S174);
-    Run_0 _S176 = Float16_run_0(_S158, slots_0[0U], _S156, _S174);
-    uint2  _S177 = __ldg((&(_S160)[_S175.vector_1]));
-    (&some_1)->keys_0[3U] = _S177;
-    uint2  _S178 = __ldg((&(_S162)[_S176.vector_1]));
-    (&some_1)->values_1[3U] = _S178;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S160, _S175.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S162, _S176.scale_1);
-    uint _S179 = _S153 + 4U * (U32_min((32U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S180 = Float16_run_0(_S155, slots_0[0U], _S156, _S179);
-    Run_0 _S181 = Float16_run_0(_S158, slots_0[0U], _S156, _S179);
-    uint2  _S182 = __ldg((&(_S160)[_S180.vector_1]));
-    (&some_1)->keys_0[4U] = _S182;
-    uint2  _S183 = __ldg((&(_S162)[_S181.vector_1]));
-    (&some_1)->values_1[4U] = _S183;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S160, _S180.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S162, _S181.scale_1);
-    uint _S184 = _S153 + 4U * (U32_min((40U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S185 = Float16_run_0(_S155, slots_0[0U], _S156, _S184);
-    Run_0 _S186 = Float16_run_0(_S158, slots_0[0U], _S156, _S184);
-    uint2  _S187 = __ldg((&(_S160)[_S185.vector_1]));
-    (&some_1)->keys_0[5U] = _S187;
-    uint2  _S188 = __ldg((&(_S162)[_S186.vector_1]));
-    (&some_1)->values_1[5U] = _S188;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S160, _S185.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S162, _S186.scale_1);
-    uint _S189 = _S153 + 4U * (U32_min((48U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S190 = Float16_run_0(_S155, slots_0[0U], _S156, _S189);
-    Run_0 _S191 = Float16_run_0(_S158, slots_0[0U], _S156, _S189);
-    uint2  _S192 = __ldg((&(_S160)[_S190.vector_1]));
-    (&some_1)->keys_0[6U] = _S192;
-    uint2  _S193 = __ldg((&(_S162)[_S191.vector_1]));
-    (&some_1)->values_1[6U] = _S193;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S160, _S190.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S162, _S191.scale_1);
-    uint _S194 = _S153 + 4U * (U32_min((56U + lane_2), (_S152 / 4U - 1U)));
-    Run_0 _S195 = Float16_run_0(_S155, slots_0[0U], _S156, _S194);
-    Run_0 _S196 = Float16_run_0(_S158, slots_0[0U], _S156, _S194);
-    uint2  _S197 = __ldg((&(_S160)[_S195.vector_1]));
-    (&some_1)->keys_0[7U] = _S197;
-    uint2  _S198 = __ldg((&(_S162)[_S196.vector_1]));
-    (&some_1)->values_1[7U] = _S198;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S160, _S195.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S162, _S196.scale_1);
+    StructuredBuffer<uint2 > _S165 = this_2->k_pages_0;
+    uint2  _S166 = __ldg((&(this_2->k_pages_0)[_S162.vector_1]));
+    (&some_1)->keys_0[0U] = _S166;
+    StructuredBuffer<uint2 > _S167 = this_2->v_pages_0;
+    uint2  _S168 = __ldg((&(this_2->v_pages_0)[_S164.vector_1]));
+    (&some_1)->values_1[0U] = _S168;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S165, _S162.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S167, _S164.scale_1);
+    uint _S169 = _S158 + 4U * (U32_min((8U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S170 = Float16_run_0(_S160, slots_0[0U], _S161, _S169);
+    Run_0 _S171 = Float16_run_0(_S163, slots_0[0U], _S161, _S169);
+    uint2  _S172 = __ldg((&(_S165)[_S170.vector_1]));
+    (&some_1)->keys_0[1U] = _S172;
+    uint2  _S173 = __ldg((&(_S167)[_S171.vector_1]));
+    (&some_1)->values_1[1U] = _S173;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S165, _S170.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S167, _S171.scale_1);
+    uint _S174 = _S158 + 4U * (U32_min((16U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S175 = Float16_run_0(_S160, slots_0[0U], _S161, _S174);
+    Run_0 _S176 = Float16_run_0(_S163, slots_0[0U], _S161, _S174);
+    uint2  _S177 = __ldg((&(_S165)[_S175.vector_1]));
+    (&some_1)->keys_0[2U] = _S177;
+    uint2  _S178 = __ldg((&(_S167)[_S176.vector_1]));
+    (&some_1)->values_1[2U] = _S178;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S165, _S175.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S167, _S176.scale_1);
+    uint _S179 = _S158 + 4U * (U32_min((24U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S180 = Float16_run_0(_S160, slots_0[0U], _S161, _S179);
+    Run_0 _S181 = Float16_run_0(_S163, slots_0[0U], _S161, _S179);
+    uint2  _S182 = __ldg((&(_S165)[_S180.vector_1]));
+    (&some_1)->keys_0[3U] = _S182;
+    uint2  _S183 = __ldg((&(_S167)[_S181.vector_1]));
+    (&some_1)->values_1[3U] = _S183;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S165, _S180.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S167, _S181.scale_1);
+    uint _S184 = _S158 + 4U * (U32_min((32U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S185 = Float16_run_0(_S160, slots_0[0U], _S161, _S184);
+    Run_0 _S186 = Float16_run_0(_S163, slots_0[0U], _S161, _S184);
+    uint2  _S187 = __ldg((&(_S165)[_S185.vector_1]));
+    (&some_1)->keys_0[4U] = _S187;
+    uint2  _S188 = __ldg((&(_S167)[_S186.vector_1]));
+    (&some_1)->values_1[4U] = _S188;
+    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S165, _S185.scale_1);
+    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S167, _S186.scale_1);
+    uint _S189 = _S158 + 4U * (U32_min((40U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S190 = Float16_run_0(_S160, slots_0[0U], _S161, _S189);
+    Run_0 _S191 = Float16_run_0(_S163, slots_0[0U], _S161, _S189);
+    uint2  _S192 = __ldg((&(_S165)[_S190.vector_1]));
+    (&some_1)->keys_0[5U] = _S192;
+    uint2  _S193 = __ldg((&(_S167)[_S191.vector_1]));
+    (&some_1)->values_1[5U] = _S193;
+    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S165, _S190.scale_1);
+    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S167, _S191.scale_1);
+    uint _S194 = _S158 + 4U * (U32_min((48U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S195 = Float16_run_0(_S160, slots_0[0U], _S161, _S194);
+    Run_0 _S196 = Float16_run_0(_S163, slots_0[0U], _S161, _S194);
+    uint2  _S197 = __ldg((&(_S165)[_S195.vector_1]));
+    (&some_1)->keys_0[6U] = _S197;
+    uint2  _S198 = __ldg((&(_S167)[_S196.vector_1]));
+    (&some_1)->values_1[6U] = _S198;
+    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S165, _S195.scale_1);
+    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S167, _S196.scale_1);
+    uint _S199 = _S158 + 4U * (U32_min((56U + lane_2), (_S157 / 4U - 1U)));
+    Run_0 _S200 = Float16_run_0(_S160, slots_0[0U], _S161, _S199);
+    Run_0 _S201 = Float16_run_0(_S163, slots_0[0U], _S161, _S199);
+    uint2  _S202 = __ldg((&(_S165)[_S200.vector_1]));
+    (&some_1)->keys_0[7U] = _S202;
+    uint2  _S203 = __ldg((&(_S167)[_S201.vector_1]));
+    (&some_1)->values_1[7U] = _S203;
+    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S165, _S200.scale_1);
+    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S167, _S201.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S199 = make_int4 (int(0));
-    float4  _S200 = make_float4 ((float)_S199.x, (float)_S199.y, (float)_S199.z, (float)_S199.w);
-    (&sums_2)->values_0[0U] = _S200;
-    (&sums_2)->values_0[1U] = _S200;
-    (&sums_2)->values_0[2U] = _S200;
-    (&sums_2)->values_0[3U] = _S200;
-    (&sums_2)->values_0[4U] = _S200;
-    (&sums_2)->values_0[5U] = _S200;
-    (&sums_2)->values_0[6U] = _S200;
-    (&sums_2)->values_0[7U] = _S200;
-    (&sums_2)->values_0[8U] = _S200;
-    (&sums_2)->values_0[9U] = _S200;
-    (&sums_2)->values_0[10U] = _S200;
-    (&sums_2)->values_0[11U] = _S200;
-    (&sums_2)->values_0[12U] = _S200;
-    (&sums_2)->values_0[13U] = _S200;
-    (&sums_2)->values_0[14U] = _S200;
-    (&sums_2)->values_0[15U] = _S200;
-    (&sums_2)->values_0[16U] = _S200;
-    (&sums_2)->values_0[17U] = _S200;
-    (&sums_2)->values_0[18U] = _S200;
-    (&sums_2)->values_0[19U] = _S200;
-    (&sums_2)->values_0[20U] = _S200;
-    (&sums_2)->values_0[21U] = _S200;
-    (&sums_2)->values_0[22U] = _S200;
-    (&sums_2)->values_0[23U] = _S200;
-    (&sums_2)->values_0[24U] = _S200;
-    (&sums_2)->values_0[25U] = _S200;
-    (&sums_2)->values_0[26U] = _S200;
-    (&sums_2)->values_0[27U] = _S200;
-    (&sums_2)->values_0[28U] = _S200;
-    (&sums_2)->values_0[29U] = _S200;
-    (&sums_2)->values_0[30U] = _S200;
-    (&sums_2)->values_0[31U] = _S200;
+    int4  _S204 = make_int4 (int(0));
+    float4  _S205 = make_float4 ((float)_S204.x, (float)_S204.y, (float)_S204.z, (float)_S204.w);
+    (&sums_2)->values_0[0U] = _S205;
+    (&sums_2)->values_0[1U] = _S205;
+    (&sums_2)->values_0[2U] = _S205;
+    (&sums_2)->values_0[3U] = _S205;
+    (&sums_2)->values_0[4U] = _S205;
+    (&sums_2)->values_0[5U] = _S205;
+    (&sums_2)->values_0[6U] = _S205;
+    (&sums_2)->values_0[7U] = _S205;
+    (&sums_2)->values_0[8U] = _S205;
+    (&sums_2)->values_0[9U] = _S205;
+    (&sums_2)->values_0[10U] = _S205;
+    (&sums_2)->values_0[11U] = _S205;
+    (&sums_2)->values_0[12U] = _S205;
+    (&sums_2)->values_0[13U] = _S205;
+    (&sums_2)->values_0[14U] = _S205;
+    (&sums_2)->values_0[15U] = _S205;
+    (&sums_2)->values_0[16U] = _S205;
+    (&sums_2)->values_0[17U] = _S205;
+    (&sums_2)->values_0[18U] = _S205;
+    (&sums_2)->values_0[19U] = _S205;
+    (&sums_2)->values_0[20U] = _S205;
+    (&sums_2)->values_0[21U] = _S205;
+    (&sums_2)->values_0[22U] = _S205;
+    (&sums_2)->values_0[23U] = _S205;
+    (&sums_2)->values_0[24U] = _S205;
+    (&sums_2)->values_0[25U] = _S205;
+    (&sums_2)->values_0[26U] = _S205;
+    (&sums_2)->values_0[27U] = _S205;
+    (&sums_2)->values_0[28U] = _S205;
+    (&sums_2)->values_0[29U] = _S205;
+    (&sums_2)->values_0[30U] = _S205;
+    (&sums_2)->values_0[31U] = _S205;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S200;
+    (&sums_2)->total_0 = _S205;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S201 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S202 = max_0(sums_3->peak_0, _S201);
-    float4  _S203 = exp_0(sums_3->peak_0 - _S202);
-    float4  _S204 = sums_3->total_0 * _S203;
-    float4  _S205 = of_other_0(_S204, 8U);
-    float4  _S206 = _S204 + _S205;
-    float4  _S207 = sums_3->values_0[0U] * make_float4 (_S203.x);
-    float4  _S208 = of_other_0(_S207, 8U);
-    float4  _S209 = _S207 + _S208;
-    float4  _S210 = sums_3->values_0[1U] * make_float4 (_S203.x);
-    float4  _S211 = of_other_0(_S210, 8U);
-    float4  _S212 = _S210 + _S211;
-    float4  _S213 = sums_3->values_0[2U] * make_float4 (_S203.x);
-    float4  _S214 = of_other_0(_S213, 8U);
-    float4  _S215 = _S213 + _S214;
-    float4  _S216 = sums_3->values_0[3U] * make_float4 (_S203.x);
-    float4  _S217 = of_other_0(_S216, 8U);
-    float4  _S218 = _S216 + _S217;
-    float4  _S219 = sums_3->values_0[4U] * make_float4 (_S203.x);
-    float4  _S220 = of_other_0(_S219, 8U);
-    float4  _S221 = _S219 + _S220;
-    float4  _S222 = sums_3->values_0[5U] * make_float4 (_S203.x);
-    float4  _S223 = of_other_0(_S222, 8U);
-    float4  _S224 = _S222 + _S223;
-    float4  _S225 = sums_3->values_0[6U] * make_float4 (_S203.x);
-    float4  _S226 = of_other_0(_S225, 8U);
-    float4  _S227 = _S225 + _S226;
-    float4  _S228 = sums_3->values_0[7U] * make_float4 (_S203.x);
-    float4  _S229 = of_other_0(_S228, 8U);
-    float4  _S230 = _S228 + _S229;
-    float4  _S231 = sums_3->values_0[8U] * make_float4 (_S203.y);
-    float4  _S232 = of_other_0(_S231, 8U);
-    float4  _S233 = _S231 + _S232;
-    float4  _S234 = sums_3->values_0[9U] * make_float4 (_S203.y);
-    float4  _S235 = of_other_0(_S234, 8U);
-    float4  _S236 = _S234 + _S235;
-    float4  _S237 = sums_3->values_0[10U] * make_float4 (_S203.y);
-    float4  _S238 = of_other_0(_S237, 8U);
-    float4  _S239 = _S237 + _S238;
-    float4  _S240 = sums_3->values_0[11U] * make_float4 (_S203.y);
-    float4  _S241 = of_other_0(_S240, 8U);
-    float4  _S242 = _S240 + _S241;
-    float4  _S243 = sums_3->values_0[12U] * make_float4 (_S203.y);
-    float4  _S244 = of_other_0(_S243, 8U);
-    float4  _S245 = _S243 + _S244;
-    float4  _S246 = sums_3->values_0[13U] * make_float4 (_S203.y);
-    float4  _S247 = of_other_0(_S246, 8U);
-    float4  _S248 = _S246 + _S247;
-    float4  _S249 = sums_3->values_0[14U] * make_float4 (_S203.y);
-    float4  _S250 = of_other_0(_S249, 8U);
-    float4  _S251 = _S249 + _S250;
-    float4  _S252 = sums_3->values_0[15U] * make_float4 (_S203.y);
-    float4  _S253 = of_other_0(_S252, 8U);
-    float4  _S254 = _S252 + _S253;
-    float4  _S255 = sums_3->values_0[16U] * make_float4 (_S203.z);
-    float4  _S256 = of_other_0(_S255, 8U);
-    float4  _S257 = _S255 + _S256;
-    float4  _S258 = sums_3->values_0[17U] * make_float4 (_S203.z);
-    float4  _S259 = of_other_0(_S258, 8U);
-    float4  _S260 = _S258 + _S259;
-    float4  _S261 = sums_3->values_0[18U] * make_float4 (_S203.z);
-    float4  _S262 = of_other_0(_S261, 8U);
-    float4  _S263 = _S261 + _S262;
-    float4  _S264 = sums_3->values_0[19U] * make_float4 (_S203.z);
-    float4  _S265 = of_other_0(_S264, 8U);
-    float4  _S266 = _S264 + _S265;
-    float4  _S267 = sums_3->values_0[20U] * make_float4 (_S203.z);
-    float4  _S268 = of_other_0(_S267, 8U);
-    float4  _S269 = _S267 + _S268;
-    float4  _S270 = sums_3->values_0[21U] * make_float4 (_S203.z);
-    float4  _S271 = of_other_0(_S270, 8U);
-    float4  _S272 = _S270 + _S271;
-    float4  _S273 = sums_3->values_0[22U] * make_float4 (_S203.z);
-    float4  _S274 = of_other_0(_S273, 8U);
-    float4  _S275 = _S273 + _S274;
-    float4  _S276 = sums_3->values_0[23U] * make_float4 (_S203.z);
-    float4  _S277 = of_other_0(_S276, 8U);
-    float4  _S278 = _S276 + _S277;
-    float4  _S279 = sums_3->values_0[24U] * make_float4 (_S203.w);
-    float4  _S280 = of_other_0(_S279, 8U);
-    float4  _S281 = _S279 + _S280;
-    float4  _S282 = sums_3->values_0[25U] * make_float4 (_S203.w);
-    float4  _S283 = of_other_0(_S282, 8U);
-    float4  _S284 = _S282 + _S283;
-    float4  _S285 = sums_3->values_0[26U] * make_float4 (_S203.w);
-    float4  _S286 = of_other_0(_S285, 8U);
-    float4  _S287 = _S285 + _S286;
-    float4  _S288 = sums_3->values_0[27U] * make_float4 (_S203.w);
-    float4  _S289 = of_other_0(_S288, 8U);
-    float4  _S290 = _S288 + _S289;
-    float4  _S291 = sums_3->values_0[28U] * make_float4 (_S203.w);
-    float4  _S292 = of_other_0(_S291, 8U);
-    float4  _S293 = _S291 + _S292;
-    float4  _S294 = sums_3->values_0[29U] * make_float4 (_S203.w);
-    float4  _S295 = of_other_0(_S294, 8U);
-    float4  _S296 = _S294 + _S295;
-    float4  _S297 = sums_3->values_0[30U] * make_float4 (_S203.w);
-    float4  _S298 = of_other_0(_S297, 8U);
-    float4  _S299 = _S297 + _S298;
-    float4  _S300 = sums_3->values_0[31U] * make_float4 (_S203.w);
-    float4  _S301 = of_other_0(_S300, 8U);
-    float4  _S302 = _S300 + _S301;
-    float4  _S303 = of_other_0(_S202, 16U);
-    float4  _S304 = max_0(_S202, _S303);
-    float4  _S305 = exp_0(_S202 - _S304);
-    sums_3->peak_0 = _S304;
-    float4  _S306 = _S206 * _S305;
-    float4  _S307 = of_other_0(_S306, 16U);
-    sums_3->total_0 = _S306 + _S307;
-    float4  _S308 = _S209 * make_float4 (_S305.x);
-    float4  _S309 = of_other_0(_S308, 16U);
-    sums_3->values_0[0U] = _S308 + _S309;
-    float4  _S310 = _S212 * make_float4 (_S305.x);
-    float4  _S311 = of_other_0(_S310, 16U);
-    sums_3->values_0[1U] = _S310 + _S311;
-    float4  _S312 = _S215 * make_float4 (_S305.x);
-    float4  _S313 = of_other_0(_S312, 16U);
-    sums_3->values_0[2U] = _S312 + _S313;
-    float4  _S314 = _S218 * make_float4 (_S305.x);
-    float4  _S315 = of_other_0(_S314, 16U);
-    sums_3->values_0[3U] = _S314 + _S315;
-    float4  _S316 = _S221 * make_float4 (_S305.x);
-    float4  _S317 = of_other_0(_S316, 16U);
-    sums_3->values_0[4U] = _S316 + _S317;
-    float4  _S318 = _S224 * make_float4 (_S305.x);
-    float4  _S319 = of_other_0(_S318, 16U);
-    sums_3->values_0[5U] = _S318 + _S319;
-    float4  _S320 = _S227 * make_float4 (_S305.x);
-    float4  _S321 = of_other_0(_S320, 16U);
-    sums_3->values_0[6U] = _S320 + _S321;
-    float4  _S322 = _S230 * make_float4 (_S305.x);
-    float4  _S323 = of_other_0(_S322, 16U);
-    sums_3->values_0[7U] = _S322 + _S323;
-    float4  _S324 = _S233 * make_float4 (_S305.y);
-    float4  _S325 = of_other_0(_S324, 16U);
-    sums_3->values_0[8U] = _S324 + _S325;
-    float4  _S326 = _S236 * make_float4 (_S305.y);
-    float4  _S327 = of_other_0(_S326, 16U);
-    sums_3->values_0[9U] = _S326 + _S327;
-    float4  _S328 = _S239 * make_float4 (_S305.y);
-    float4  _S329 = of_other_0(_S328, 16U);
-    sums_3->values_0[10U] = _S328 + _S329;
-    float4  _S330 = _S242 * make_float4 (_S305.y);
-    float4  _S331 = of_other_0(_S330, 16U);
-    sums_3->values_0[11U] = _S330 + _S331;
-    float4  _S332 = _S245 * make_float4 (_S305.y);
-    float4  _S333 = of_other_0(_S332, 16U);
-    sums_3->values_0[12U] = _S332 + _S333;
-    float4  _S334 = _S248 * make_float4 (_S305.y);
-    float4  _S335 = of_other_0(_S334, 16U);
-    sums_3->values_0[13U] = _S334 + _S335;
-    float4  _S336 = _S251 * make_float4 (_S305.y);
-    float4  _S337 = of_other_0(_S336, 16U);
-    sums_3->values_0[14U] = _S336 + _S337;
-    float4  _S338 = _S254 * make_float4 (_S305.y);
-    float4  _S339 = of_other_0(_S338, 16U);
-    sums_3->values_0[15U] = _S338 + _S339;
-    float4  _S340 = _S257 * make_float4 (_S305.z);
-    float4  _S341 = of_other_0(_S340, 16U);
-    sums_3->values_0[16U] = _S340 + _S341;
-    float4  _S342 = _S260 * make_float4 (_S305.z);
-    float4  _S343 = of_other_0(_S342, 16U);
-    sums_3->values_0[17U] = _S342 + _S343;
-    float4  _S344 = _S263 * make_float4 (_S305.z);
-    float4  _S345 = of_other_0(_S344, 16U);
-    sums_3->values_0[18U] = _S344 + _S345;
-    float4  _S346 = _S266 * make_float4 (_S305.z);
-    float4  _S347 = of_other_0(_S346, 16U);
-    sums_3->values_0[19U] = _S346 + _S347;
-    float4  _S348 = _S269 * make_float4 (_S305.z);
-    float4  _S349 = of_other_0(_S348, 16U);
-    sums_3->values_0[20U] = _S348 + _S349;
-    float4  _S350 = _S272 * make_float4 (_S305.z);
-    float4  _S351 = of_other_0(_S350, 16U);
-    sums_3->values_0[21U] = _S350 + _S351;
-    float4  _S352 = _S275 * make_float4 (_S305.z);
-    float4  _S353 = of_other_0(_S352, 16U);
-    sums_3->values_0[22U] = _S352 + _S353;
-    float4  _S354 = _S278 * make_float4 (_S305.z);
-    float4  _S355 = of_other_0(_S354, 16U);
-    sums_3->values_0[23U] = _S354 + _S355;
-    float4  _S356 = _S281 * make_float4 (_S305.w);
-    float4  _S357 = of_other_0(_S356, 16U);
-    sums_3->values_0[24U] = _S356 + _S357;
-    float4  _S358 = _S284 * make_float4 (_S305.w);
-    float4  _S359 = of_other_0(_S358, 16U);
-    sums_3->values_0[25U] = _S358 + _S359;
-    float4  _S360 = _S287 * make_float4 (_S305.w);
-    float4  _S361 = of_other_0(_S360, 16U);
-    sums_3->values_0[26U] = _S360 + _S361;
-    float4  _S362 = _S290 * make_float4 (_S305.w);
-    float4  _S363 = of_other_0(_S362, 16U);
-    sums_3->values_0[27U] = _S362 + _S363;
-    float4  _S364 = _S293 * make_float4 (_S305.w);
-    float4  _S365 = of_other_0(_S364, 16U);
-    sums_3->values_0[28U] = _S364 + _S365;
-    float4  _S366 = _S296 * make_float4 (_S305.w);
-    float4  _S367 = of_other_0(_S366, 16U);
-    sums_3->values_0[29U] = _S366 + _S367;
-    float4  _S368 = _S299 * make_float4 (_S305.w);
-    float4  _S369 = of_other_0(_S368, 16U);
-    sums_3->values_0[30U] = _S368 + _S369;
-    float4  _S370 = _S302 * make_float4 (_S305.w);
-    float4  _S371 = of_other_0(_S370, 16U);
-    sums_3->values_0[31U] = _S370 + _S371;
+    float4  _S206 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S207 = max_0(sums_3->peak_0, _S206);
+    float4  _S208 = powers_0(sums_3->peak_0 - _S207);
+    float4  _S209 = sums_3->total_0 * _S208;
+    float4  _S210 = of_other_0(_S209, 8U);
+    float4  _S211 = _S209 + _S210;
+    float4  _S212 = sums_3->values_0[0U] * make_float4 (_S208.x);
+    float4  _S213 = of_other_0(_S212, 8U);
+    float4  _S214 = _S212 + _S213;
+    float4  _S215 = sums_3->values_0[1U] * make_float4 (_S208.x);
+    float4  _S216 = of_other_0(_S215, 8U);
+    float4  _S217 = _S215 + _S216;
+    float4  _S218 = sums_3->values_0[2U] * make_float4 (_S208.x);
+    float4  _S219 = of_other_0(_S218, 8U);
+    float4  _S220 = _S218 + _S219;
+    float4  _S221 = sums_3->values_0[3U] * make_float4 (_S208.x);
+    float4  _S222 = of_other_0(_S221, 8U);
+    float4  _S223 = _S221 + _S222;
+    float4  _S224 = sums_3->values_0[4U] * make_float4 (_S208.x);
+    float4  _S225 = of_other_0(_S224, 8U);
+    float4  _S226 = _S224 + _S225;
+    float4  _S227 = sums_3->values_0[5U] * make_float4 (_S208.x);
+    float4  _S228 = of_other_0(_S227, 8U);
+    float4  _S229 = _S227 + _S228;
+    float4  _S230 = sums_3->values_0[6U] * make_float4 (_S208.x);
+    float4  _S231 = of_other_0(_S230, 8U);
+    float4  _S232 = _S230 + _S231;
+    float4  _S233 = sums_3->values_0[7U] * make_float4 (_S208.x);
+    float4  _S234 = of_other_0(_S233, 8U);
+    float4  _S235 = _S233 + _S234;
+    float4  _S236 = sums_3->values_0[8U] * make_float4 (_S208.y);
+    float4  _S237 = of_other_0(_S236, 8U);
+    float4  _S238 = _S236 + _S237;
+    float4  _S239 = sums_3->values_0[9U] * make_float4 (_S208.y);
+    float4  _S240 = of_other_0(_S239, 8U);
+    float4  _S241 = _S239 + _S240;
+    float4  _S242 = sums_3->values_0[10U] * make_float4 (_S208.y);
+    float4  _S243 = of_other_0(_S242, 8U);
+    float4  _S244 = _S242 + _S243;
+    float4  _S245 = sums_3->values_0[11U] * make_float4 (_S208.y);
+    float4  _S246 = of_other_0(_S245, 8U);
+    float4  _S247 = _S245 + _S246;
+    float4  _S248 = sums_3->values_0[12U] * make_float4 (_S208.y);
+    float4  _S249 = of_other_0(_S248, 8U);
+    float4  _S250 = _S248 + _S249;
+    float4  _S251 = sums_3->values_0[13U] * make_float4 (_S208.y);
+    float4  _S252 = of_other_0(_S251, 8U);
+    float4  _S253 = _S251 + _S252;
+    float4  _S254 = sums_3->values_0[14U] * make_float4 (_S208.y);
+    float4  _S255 = of_other_0(_S254, 8U);
+    float4  _S256 = _S254 + _S255;
+    float4  _S257 = sums_3->values_0[15U] * make_float4 (_S208.y);
+    float4  _S258 = of_other_0(_S257, 8U);
+    float4  _S259 = _S257 + _S258;
+    float4  _S260 = sums_3->values_0[16U] * make_float4 (_S208.z);
+    float4  _S261 = of_other_0(_S260, 8U);
+    float4  _S262 = _S260 + _S261;
+    float4  _S263 = sums_3->values_0[17U] * make_float4 (_S208.z);
+    float4  _S264 = of_other_0(_S263, 8U);
+    float4  _S265 = _S263 + _S264;
+    float4  _S266 = sums_3->values_0[18U] * make_float4 (_S208.z);
+    float4  _S267 = of_other_0(_S266, 8U);
+    float4  _S268 = _S266 + _S267;
+    float4  _S269 = sums_3->values_0[19U] * make_float4 (_S208.z);
+    float4  _S270 = of_other_0(_S269, 8U);
+    float4  _S271 = _S269 + _S270;
+    float4  _S272 = sums_3->values_0[20U] * make_float4 (_S208.z);
+    float4  _S273 = of_other_0(_S272, 8U);
+    float4  _S274 = _S272 + _S273;
+    float4  _S275 = sums_3->values_0[21U] * make_float4 (_S208.z);
+    float4  _S276 = of_other_0(_S275, 8U);
+    float4  _S277 = _S275 + _S276;
+    float4  _S278 = sums_3->values_0[22U] * make_float4 (_S208.z);
+    float4  _S279 = of_other_0(_S278, 8U);
+    float4  _S280 = _S278 + _S279;
+    float4  _S281 = sums_3->values_0[23U] * make_float4 (_S208.z);
+    float4  _S282 = of_other_0(_S281, 8U);
+    float4  _S283 = _S281 + _S282;
+    float4  _S284 = sums_3->values_0[24U] * make_float4 (_S208.w);
+    float4  _S285 = of_other_0(_S284, 8U);
+    float4  _S286 = _S284 + _S285;
+    float4  _S287 = sums_3->values_0[25U] * make_float4 (_S208.w);
+    float4  _S288 = of_other_0(_S287, 8U);
+    float4  _S289 = _S287 + _S288;
+    float4  _S290 = sums_3->values_0[26U] * make_float4 (_S208.w);
+    float4  _S291 = of_other_0(_S290, 8U);
+    float4  _S292 = _S290 + _S291;
+    float4  _S293 = sums_3->values_0[27U] * make_float4 (_S208.w);
+    float4  _S294 = of_other_0(_S293, 8U);
+    float4  _S295 = _S293 + _S294;
+    float4  _S296 = sums_3->values_0[28U] * make_float4 (_S208.w);
+    float4  _S297 = of_other_0(_S296, 8U);
+    float4  _S298 = _S296 + _S297;
+    float4  _S299 = sums_3->values_0[29U] * make_float4 (_S208.w);
+    float4  _S300 = of_other_0(_S299, 8U);
+    float4  _S301 = _S299 + _S300;
+    float4  _S302 = sums_3->values_0[30U] * make_float4 (_S208.w);
+    float4  _S303 = of_other_0(_S302, 8U);
+    float4  _S304 = _S302 + _S303;
+    float4  _S305 = sums_3->values_0[31U] * make_float4 (_S208.w);
+    float4  _S306 = of_other_0(_S305, 8U);
+    float4  _S307 = _S305 + _S306;
+    float4  _S308 = of_other_0(_S207, 16U);
+    float4  _S309 = max_0(_S207, _S308);
+    float4  _S310 = powers_0(_S207 - _S309);
+    sums_3->peak_0 = _S309;
+    float4  _S311 = _S211 * _S310;
+    float4  _S312 = of_other_0(_S311, 16U);
+    sums_3->total_0 = _S311 + _S312;
+    float4  _S313 = _S214 * make_float4 (_S310.x);
+    float4  _S314 = of_other_0(_S313, 16U);
+    sums_3->values_0[0U] = _S313 + _S314;
+    float4  _S315 = _S217 * make_float4 (_S310.x);
+    float4  _S316 = of_other_0(_S315, 16U);
+    sums_3->values_0[1U] = _S315 + _S316;
+    float4  _S317 = _S220 * make_float4 (_S310.x);
+    float4  _S318 = of_other_0(_S317, 16U);
+    sums_3->values_0[2U] = _S317 + _S318;
+    float4  _S319 = _S223 * make_float4 (_S310.x);
+    float4  _S320 = of_other_0(_S319, 16U);
+    sums_3->values_0[3U] = _S319 + _S320;
+    float4  _S321 = _S226 * make_float4 (_S310.x);
+    float4  _S322 = of_other_0(_S321, 16U);
+    sums_3->values_0[4U] = _S321 + _S322;
+    float4  _S323 = _S229 * make_float4 (_S310.x);
+    float4  _S324 = of_other_0(_S323, 16U);
+    sums_3->values_0[5U] = _S323 + _S324;
+    float4  _S325 = _S232 * make_float4 (_S310.x);
+    float4  _S326 = of_other_0(_S325, 16U);
+    sums_3->values_0[6U] = _S325 + _S326;
+    float4  _S327 = _S235 * make_float4 (_S310.x);
+    float4  _S328 = of_other_0(_S327, 16U);
+    sums_3->values_0[7U] = _S327 + _S328;
+    float4  _S329 = _S238 * make_float4 (_S310.y);
+    float4  _S330 = of_other_0(_S329, 16U);
+    sums_3->values_0[8U] = _S329 + _S330;
+    float4  _S331 = _S241 * make_float4 (_S310.y);
+    float4  _S332 = of_other_0(_S331, 16U);
+    sums_3->values_0[9U] = _S331 + _S332;
+    float4  _S333 = _S244 * make_float4 (_S310.y);
+    float4  _S334 = of_other_0(_S333, 16U);
+    sums_3->values_0[10U] = _S333 + _S334;
+    float4  _S335 = _S247 * make_float4 (_S310.y);
+    float4  _S336 = of_other_0(_S335, 16U);
+    sums_3->values_0[11U] = _S335 + _S336;
+    float4  _S337 = _S250 * make_float4 (_S310.y);
+    float4  _S338 = of_other_0(_S337, 16U);
+    sums_3->values_0[12U] = _S337 + _S338;
+    float4  _S339 = _S253 * make_float4 (_S310.y);
+    float4  _S340 = of_other_0(_S339, 16U);
+    sums_3->values_0[13U] = _S339 + _S340;
+    float4  _S341 = _S256 * make_float4 (_S310.y);
+    float4  _S342 = of_other_0(_S341, 16U);
+    sums_3->values_0[14U] = _S341 + _S342;
+    float4  _S343 = _S259 * make_float4 (_S310.y);
+    float4  _S344 = of_other_0(_S343, 16U);
+    sums_3->values_0[15U] = _S343 + _S344;
+    float4  _S345 = _S262 * make_float4 (_S310.z);
+    float4  _S346 = of_other_0(_S345, 16U);
+    sums_3->values_0[16U] = _S345 + _S346;
+    float4  _S347 = _S265 * make_float4 (_S310.z);
+    float4  _S348 = of_other_0(_S347, 16U);
+    sums_3->values_0[17U] = _S347 + _S348;
+    float4  _S349 = _S268 * make_float4 (_S310.z);
+    float4  _S350 = of_other_0(_S349, 16U);
+    sums_3->values_0[18U] = _S349 + _S350;
+    float4  _S351 = _S271 * make_float4 (_S310.z);
+    float4  _S352 = of_other_0(_S351, 16U);
+    sums_3->values_0[19U] = _S351 + _S352;
+    float4  _S353 = _S274 * make_float4 (_S310.z);
+    float4  _S354 = of_other_0(_S353, 16U);
+    sums_3->values_0[20U] = _S353 + _S354;
+    float4  _S355 = _S277 * make_float4 (_S310.z);
+    float4  _S356 = of_other_0(_S355, 16U);
+    sums_3->values_0[21U] = _S355 + _S356;
+    float4  _S357 = _S280 * make_float4 (_S310.z);
+    float4  _S358 = of_other_0(_S357, 16U);
+    sums_3->values_0[22U] = _S357 + _S358;
+    float4  _S359 = _S283 * make_float4 (_S310.z);
+    float4  _S360 = of_other_0(_S359, 16U);
+    sums_3->values_0[23U] = _S359 + _S360;
+    float4  _S361 = _S286 * make_float4 (_S310.w);
+    float4  _S362 = of_other_0(_S361, 16U);
+    sums_3->values_0[24U] = _S361 + _S362;
+    float4  _S363 = _S289 * make_float4 (_S310.w);
+    float4  _S364 = of_other_0(_S363, 16U);
+    sums_3->values_0[25U] = _S363 + _S364;
+    float4  _S365 = _S292 * make_float4 (_S310.w);
+    float4  _S366 = of_other_0(_S365, 16U);
+    sums_3->values_0[26U] = _S365 + _S366;
+    float4  _S367 = _S295 * make_float4 (_S310.w);
+    float4  _S368 = of_other_0(_S367, 16U);
+    sums_3->values_0[27U] = _S367 + _S368;
+    float4  _S369 = _S298 * make_float4 (_S310.w);
+    float4  _S370 = of_other_0(_S369, 16U);
+    sums_3->values_0[28U] = _S369 + _S370;
+    float4  _S371 = _S301 * make_float4 (_S310.w);
+    float4  _S372 = of_other_0(_S371, 16U);
+    sums_3->values_0[29U] = _S371 + _S372;
+    float4  _S373 = _S304 * make_float4 (_S310.w);
+    float4  _S374 = of_other_0(_S373, 16U);
+    sums_3->values_0[30U] = _S373 + _S374;
+    float4  _S375 = _S307 * make_float4 (_S310.w);
+    float4  _S376 = of_other_0(_S375, 16U);
+    sums_3->values_0[31U] = _S375 + _S376;
     return;
 }
 
@@ -872,76 +865,83 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    bool _S372;
-    uint i_4;
-    bool _S373;
-    uint _S374 = thread_1 / 32U;
-    uint _S375 = thread_1 % 32U;
-    if(_S375 == 0U)
+    bool _S377;
+    uint i_3;
+    bool _S378;
+    uint _S379 = thread_1 / 32U;
+    uint _S380 = thread_1 % 32U;
+    if(_S380 == 0U)
     {
-        (*&peaks_0)[_S374] = sums_4->peak_0;
-        (*&totals_0)[_S374] = sums_4->total_0;
+        (*&peaks_0)[_S379] = sums_4->peak_0;
+        (*&totals_0)[_S379] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S376 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S376, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S377 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S381 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S381, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S382 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S383 = _S382 * (*&totals_0)[0U];
+    float4  _S384 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S383 + _S384 * (*&totals_0)[1U];
+    float4  _S385 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S385 * (*&totals_0)[2U];
+    float4  _S386 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S386 * (*&totals_0)[3U];
+    float4  _S387 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                bool _S378 = _S375 < 8U;
-                _S372 = _S378;
-                if(_S378)
+                bool _S388 = _S380 < 8U;
+                _S377 = _S388;
+                if(_S388)
                 {
-                    uint _S379 = _S374 * 2U * 8U;
-                    (*&exchange_0)[_S379 * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S379 + 1U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S379 + 2U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S379 + 3U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S379 + 4U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S379 + 5U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S379 + 6U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S379 + 7U) * 8U + _S375] = make_float4 (_S377.x) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S379 + 8U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S379 + 9U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S379 + 10U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S379 + 11U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S379 + 12U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S379 + 13U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S379 + 14U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S379 + 15U) * 8U + _S375] = make_float4 (_S377.y) * sums_4->values_0[15U];
+                    uint _S389 = _S379 * 2U * 8U;
+                    (*&exchange_0)[_S389 * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S389 + 1U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S389 + 2U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S389 + 3U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S389 + 4U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S389 + 5U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S389 + 6U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S389 + 7U) * 8U + _S380] = make_float4 (_S387.x) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S389 + 8U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S389 + 9U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S389 + 10U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S389 + 11U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S389 + 12U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S389 + 13U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S389 + 14U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S389 + 15U) * 8U + _S380] = make_float4 (_S387.y) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S380 = i_4 / 64U;
-                    uint _S381 = i_4 % 64U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S380 < (part_3->heads_0))
+                    uint _S390 = i_3 / 64U;
+                    uint _S391 = i_3 % 64U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S390 < (part_3->heads_0))
                     {
-                        _S373 = _S381 < (part_3->head_dim_0 / 4U);
+                        _S378 = _S391 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S373 = false;
+                        _S378 = false;
                     }
-                    if(_S373)
+                    if(_S378)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S380 * part_3->out_stride_0 + _S381]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S390 * part_3->out_stride_0 + _S391]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -952,53 +952,53 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
         {
             for(;;)
             {
-                if(_S372)
+                if(_S377)
                 {
-                    uint _S382 = _S374 * 2U * 8U;
-                    (*&exchange_0)[_S382 * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[16U];
-                    (*&exchange_0)[(_S382 + 1U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[17U];
-                    (*&exchange_0)[(_S382 + 2U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[18U];
-                    (*&exchange_0)[(_S382 + 3U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[19U];
-                    (*&exchange_0)[(_S382 + 4U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[20U];
-                    (*&exchange_0)[(_S382 + 5U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[21U];
-                    (*&exchange_0)[(_S382 + 6U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[22U];
-                    (*&exchange_0)[(_S382 + 7U) * 8U + _S375] = make_float4 (_S377.z) * sums_4->values_0[23U];
-                    (*&exchange_0)[(_S382 + 8U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[24U];
-                    (*&exchange_0)[(_S382 + 9U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[25U];
-                    (*&exchange_0)[(_S382 + 10U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[26U];
-                    (*&exchange_0)[(_S382 + 11U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[27U];
-                    (*&exchange_0)[(_S382 + 12U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[28U];
-                    (*&exchange_0)[(_S382 + 13U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[29U];
-                    (*&exchange_0)[(_S382 + 14U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[30U];
-                    (*&exchange_0)[(_S382 + 15U) * 8U + _S375] = make_float4 (_S377.w) * sums_4->values_0[31U];
+                    uint _S392 = _S379 * 2U * 8U;
+                    (*&exchange_0)[_S392 * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[16U];
+                    (*&exchange_0)[(_S392 + 1U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[17U];
+                    (*&exchange_0)[(_S392 + 2U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[18U];
+                    (*&exchange_0)[(_S392 + 3U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[19U];
+                    (*&exchange_0)[(_S392 + 4U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[20U];
+                    (*&exchange_0)[(_S392 + 5U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[21U];
+                    (*&exchange_0)[(_S392 + 6U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[22U];
+                    (*&exchange_0)[(_S392 + 7U) * 8U + _S380] = make_float4 (_S387.z) * sums_4->values_0[23U];
+                    (*&exchange_0)[(_S392 + 8U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[24U];
+                    (*&exchange_0)[(_S392 + 9U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[25U];
+                    (*&exchange_0)[(_S392 + 10U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[26U];
+                    (*&exchange_0)[(_S392 + 11U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[27U];
+                    (*&exchange_0)[(_S392 + 12U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[28U];
+                    (*&exchange_0)[(_S392 + 13U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[29U];
+                    (*&exchange_0)[(_S392 + 14U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[30U];
+                    (*&exchange_0)[(_S392 + 15U) * 8U + _S380] = make_float4 (_S387.w) * sums_4->values_0[31U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S383 = 2U + i_4 / 64U;
-                    uint _S384 = i_4 % 64U;
-                    float4  whole_1 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S383 < (part_3->heads_0))
+                    uint _S393 = 2U + i_3 / 64U;
+                    uint _S394 = i_3 % 64U;
+                    float4  whole_1 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S393 < (part_3->heads_0))
                     {
-                        _S373 = _S384 < (part_3->head_dim_0 / 4U);
+                        _S378 = _S394 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S373 = false;
+                        _S378 = false;
                     }
-                    if(_S373)
+                    if(_S378)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S383 * part_3->out_stride_0 + _S384]) = whole_1;
+                        *(&(scratch_0)[part_3->out_0 + _S393 * part_3->out_stride_0 + _S394]) = whole_1;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1009,7 +1009,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1022,38 +1022,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S385 = thread_2 % 8U;
-    uint _S386 = thread_2 / 8U;
-    uint _S387 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S386;
-    Pools_0 _S388 = pools_0;
-    Positions_0 _S389 = Pools_read_0(&_S388, first_2, _S385);
+    uint _S395 = thread_2 % 8U;
+    uint _S396 = thread_2 / 8U;
+    uint _S397 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S396;
+    Pools_0 _S398 = pools_0;
+    Positions_0 _S399 = Pools_read_0(&_S398, first_2, _S395);
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S390;
+    bool _S400;
     if(with_own_0)
     {
-        _S390 = thread_2 < 32U;
+        _S400 = thread_2 < 32U;
     }
     else
     {
-        _S390 = false;
+        _S400 = false;
     }
-    if(_S390)
+    if(_S400)
     {
-        Sums_0 _S391 = of_one_0(part_4, own_key_0, own_value_0, _S385);
-        if(_S386 == 0U)
+        Sums_0 _S401 = of_one_0(part_4, own_key_0, own_value_0, _S395);
+        if(_S396 == 0U)
         {
-            sums_5 = _S391;
+            sums_5 = _S401;
         }
     }
-    Positions_0 some_2 = _S389;
-    uint tile_0 = _S387;
+    Positions_0 some_2 = _S399;
+    uint tile_0 = _S397;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S392 = part_4->end_0;
+        uint _S402 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1061,23 +1061,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S393 = some_2;
-        add_0(&sums_5, &_S393, first_3, _S392, _S385);
+        Positions_0 _S403 = some_2;
+        add_0(&sums_5, &_S403, first_3, _S402, _S395);
         uint first_4 = first_3 + 16U;
-        uint _S394 = tile_0 + 16U;
-        if(_S394 < _S392)
+        uint _S404 = tile_0 + 16U;
+        if(_S404 < _S402)
         {
-            Pools_0 _S395 = pools_0;
-            Positions_0 _S396 = Pools_read_0(&_S395, first_4, _S385);
-            some_2 = _S396;
+            Pools_0 _S405 = pools_0;
+            Positions_0 _S406 = Pools_read_0(&_S405, first_4, _S395);
+            some_2 = _S406;
         }
-        tile_0 = _S394;
+        tile_0 = _S404;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S397 = sums_5;
-    write_0(thread_2, &_S397, part_4, scratch_1);
+    Sums_0 _S407 = sums_5;
+    write_0(thread_2, &_S407, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
+{
+    uint _S408;
+    if(offset_1 == 4294967295U)
+    {
+        _S408 = rows_0;
+    }
+    else
+    {
+        uint _S409 = __ldg((&(batch_0)[offset_1]));
+        _S408 = (U32_min(((U32_max((_S409), (first_5))) - first_5), (rows_0)));
+    }
+    return _S408;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1085,30 +1100,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S398 = heads_1 / kv_heads_0;
-    uint _S399 = (_S398 + 4U - 1U) / 4U;
-    uint _S400 = rows_0 * kv_heads_0 * _S399;
-    uint _S401 = number_1 % _S400;
-    uint _S402 = _S401 % _S399;
+    uint _S410 = rows_1 * kv_heads_0;
+    uint _S411 = heads_1 / kv_heads_0;
+    return _S410 * ((_S411 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S412 = heads_2 / kv_heads_1;
+    uint _S413 = (_S412 + 4U - 1U) / 4U;
+    uint _S414 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S415 = number_1 % _S414;
+    uint _S416 = _S415 % _S413;
     Part_0 part_5;
-    uint _S403 = number_1 / _S400;
-    (&part_5)->number_0 = _S403;
-    uint _S404 = _S401 / (kv_heads_0 * _S399);
-    (&part_5)->row_0 = _S404;
-    uint _S405 = _S401 / _S399;
-    uint _S406 = _S405 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S406;
-    uint _S407 = _S402 * 4U;
-    uint _S408 = _S406 * _S398 + _S407;
-    (&part_5)->head_0 = _S408;
-    (&part_5)->heads_0 = (U32_min((_S398 - _S407), (4U)));
+    (&part_5)->unit_0 = _S415;
+    uint _S417 = number_1 / _S414;
+    (&part_5)->number_0 = _S417;
+    uint _S418 = _S415 / (kv_heads_1 * _S413);
+    (&part_5)->row_0 = _S418;
+    uint _S419 = _S415 / _S413;
+    uint _S420 = _S419 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S420;
+    uint _S421 = _S416 * 4U;
+    uint _S422 = _S420 * _S412 + _S421;
+    (&part_5)->head_0 = _S422;
+    (&part_5)->heads_0 = (U32_min((_S412 - _S421), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S409 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S409;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S408) * _S409 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S423 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S423;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S422) * _S423 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1116,106 +1140,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_1)
-{
-    uint _S410;
-    if(offset_1 == 4294967295U)
-    {
-        _S410 = rows_1;
-    }
-    else
-    {
-        uint _S411 = __ldg((&(batch_0)[offset_1]));
-        _S410 = (U32_min(((U32_max((_S411), (first_5))) - first_5), (rows_1)));
-    }
-    return _S410;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S412 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S412;
+    uint _S424 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S424;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S413;
-    (&_S413)->begin_2 = begin_3;
-    (&_S413)->page_size_0 = page_size_1;
-    (&_S413)->pages_0 = pages_1;
-    (&_S413)->length_0 = length_1;
-    return _S413;
+    SequenceTable_0 _S425;
+    (&_S425)->begin_2 = begin_3;
+    (&_S425)->page_size_0 = page_size_1;
+    (&_S425)->pages_0 = pages_1;
+    (&_S425)->length_0 = length_1;
+    return _S425;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S414 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S415 = _S414 + 1U;
-    uint _S416 = __ldg((&(sequences_3)[_S414]));
-    return SequenceTable_x24init_0(_S415, page_size_2, pages_2, (U32_min((_S416), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S426 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S427 = _S426 + 1U;
+    uint _S428 = __ldg((&(sequences_3)[_S426]));
+    return SequenceTable_x24init_0(_S427, page_size_2, pages_2, (U32_min((_S428), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S417 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S417;
+    uint _S429 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S429;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S418 = this_3->length_0;
-    uint _S419;
+    uint _S430 = this_3->length_0;
+    uint _S431;
     if(position_1 < (this_3->length_0))
     {
-        _S419 = position_1 + 1U;
+        _S431 = position_1 + 1U;
     }
     else
     {
-        _S419 = _S418;
+        _S431 = _S430;
     }
-    return _S419;
+    return _S431;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S420;
+    bool _S432;
     if(window_0 != 0U)
     {
-        _S420 = position_2 >= window_0;
+        _S432 = position_2 >= window_0;
     }
     else
     {
-        _S420 = false;
+        _S432 = false;
     }
-    uint _S421;
-    if(_S420)
+    uint _S433;
+    if(_S432)
     {
-        _S421 = position_2 - window_0 + 1U;
+        _S433 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S421 = 0U;
+        _S433 = 0U;
     }
-    return _S421;
+    return _S433;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S422;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S434;
     if(first_6 < length_2)
     {
-        _S422 = length_2 - first_6;
+        _S434 = length_2 - first_6;
     }
     else
     {
-        _S422 = 0U;
+        _S434 = 0U;
     }
-    uint _S423 = parts_1 * 64U;
-    uint _S424 = (_S422 + _S423 - 1U) / _S423;
-    uint _S425 = _S424 * 64U;
-    uint _S426 = (U32_min((first_6 + part_6->number_0 * _S425), (length_2)));
-    part_6->begin_0 = _S426;
-    part_6->end_0 = (U32_min((_S426 + _S425), (length_2)));
+    uint _S435 = parts_1 * tiles_0 * 64U;
+    uint _S436 = (_S434 + _S435 - 1U) / _S435;
+    uint _S437 = _S436 * tiles_0 * 64U;
+    uint _S438 = (U32_min((first_6 + part_6->number_0 * _S437), (length_2)));
+    part_6->begin_0 = _S438;
+    part_6->end_0 = (U32_min((_S438 + _S437), (length_2)));
+    if(_S434 == 0U)
+    {
+        _S434 = 1U;
+    }
+    else
+    {
+        uint _S439 = (_S434 + _S437 - 1U) / _S437;
+        _S434 = _S439;
+    }
+    part_6->used_0 = _S434;
     return;
 }
 
@@ -1223,9 +1249,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S427 = make_int4 (int(0));
-        float4  _S428 = make_float4 ((float)_S427.x, (float)_S427.y, (float)_S427.z, (float)_S427.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S428;
+        int4  _S440 = make_int4 (int(0));
+        float4  _S441 = make_float4 ((float)_S440.x, (float)_S440.y, (float)_S440.z, (float)_S440.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S441;
     }
     return;
 }
@@ -1239,9 +1265,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -1251,47 +1277,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void shuffled8_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S429 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S430 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S430;
-    bool _S431;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S431 = true;
-    }
-    else
-    {
-        _S431 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S431)
+    uint _S442 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S443 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S443 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S432 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S433 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S434 = _S432;
-    uint _S435 = SequenceTable_end_of_0(&_S434, _S433);
-    share_out_0(&part_8, first_seen_0(_S433, p_0.window_1), _S435, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S444 = part_of_0(group_number_0(blockIdx), _S443, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S444;
+    uint _S445 = units_of_0(_S443, p_0.heads_3, p_0.kv_heads_2);
+    uint _S446 = p_0.groups_0 / _S445;
+    if(((&part_8)->number_0) >= _S446)
     {
-        Part_0 _S436 = part_8;
-        leave_empty_0(_S429, &_S436, scratch_3);
         return;
     }
+    SequenceTable_0 _S447 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S448 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S449 = _S447;
+    uint _S450 = SequenceTable_end_of_0(&_S449, _S448);
+    uint _S451 = first_seen_0(_S448, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S437 = _S432;
-    Part_0 _S438 = part_8;
-    Plain_0 _S439 = queries_1;
-    Plain_0 _S440 = queries_1;
-    Plain_0 _S441 = queries_1;
-    attend_0(_S429, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S437, &_S438, p_0.scale_4, &_S439, false, &_S440, &_S441);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S451, _S450, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S452 = part_8;
+            leave_empty_0(_S442, &_S452, scratch_3);
+            number_3 = number_3 + _S446;
+            continue;
+        }
+        SequenceTable_0 _S453 = _S447;
+        Part_0 _S454 = part_8;
+        Plain_0 _S455 = queries_1;
+        Plain_0 _S456 = queries_1;
+        Plain_0 _S457 = queries_1;
+        attend_0(_S442, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S453, &_S454, p_0.scale_4, &_S455, false, &_S456, &_S457);
+        __syncthreads();
+        number_3 = number_3 + _S446;
+    }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -276,201 +278,192 @@ __device__ float4  max_0(float4  x_2, float4  y_1)
     return result_2;
 }
 
-__device__ float4  exp_0(float4  x_3)
+__device__ float4  powers_0(float4  x_3)
 {
-    float4  result_3;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_3, i_3) = (F32_exp((_slang_vector_get_element(x_3, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_3;
+    float _S92 = (__expf((x_3.x)));
+    float _S93 = (__expf((x_3.y)));
+    float _S94 = (__expf((x_3.z)));
+    float _S95 = (__expf((x_3.w)));
+    return make_float4 (_S92, _S93, _S94, _S95);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 1>  scores_0;
-    int4  _S92 = make_int4 (int(0));
-    float4  _S93 = make_float4 ((float)_S92.x, (float)_S92.y, (float)_S92.z, (float)_S92.w);
-    scores_0[0U] = _S93;
-    float4  _S94 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S94);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S94);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S94);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S94);
-    float4  _S95 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S95);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S95);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S95);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S95);
-    float4  _S96 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S96);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S96);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S96);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S96);
-    float4  _S97 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S97);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S97);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S97);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S97);
-    float4  _S98 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S98);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S98);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S98);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S98);
-    float4  _S99 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S99);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S99);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S99);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S99);
-    float4  _S100 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S100);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S100);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S100);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S100);
-    float4  _S101 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S101);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S101);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S101);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S101);
-    float4  _S102 = sums_1->peak_0;
-    float4  _S103 = across_0(scores_0[0U]);
-    scores_0[0U] = _S103;
-    bool _S104 = first_0 < end_1;
+    int4  _S96 = make_int4 (int(0));
+    float4  _S97 = make_float4 ((float)_S96.x, (float)_S96.y, (float)_S96.z, (float)_S96.w);
+    scores_0[0U] = _S97;
+    float4  _S98 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S98);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S98);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S98);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S98);
+    float4  _S99 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S99);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S99);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S99);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S99);
+    float4  _S100 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S100);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S100);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S100);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S100);
+    float4  _S101 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S101);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S101);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S101);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S101);
+    float4  _S102 = Blocks8_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S102);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S102);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S102);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S102);
+    float4  _S103 = Blocks8_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S103);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S103);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S103);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S103);
+    float4  _S104 = Blocks8_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S104);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S104);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S104);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S104);
+    float4  _S105 = Blocks8_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S105);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S105);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S105);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S105);
+    float4  _S106 = sums_1->peak_0;
+    float4  _S107 = across_0(scores_0[0U]);
+    scores_0[0U] = _S107;
+    bool _S108 = first_0 < end_1;
     float4  peak_1;
-    if(_S104)
+    if(_S108)
     {
-        peak_1 = max_0(_S102, scores_0[0U]);
+        peak_1 = max_0(_S106, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S102;
+        peak_1 = _S106;
     }
-    float4  _S105 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S109 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S105;
-    if(_S104)
+    sums_1->total_0 = sums_1->total_0 * _S109;
+    if(_S108)
     {
-        peak_1 = exp_0(scores_0[0U] - peak_1);
+        float4  _S110 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S110;
     }
     else
     {
-        peak_1 = _S93;
+        peak_1 = _S97;
     }
     scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S106 = sums_1->values_0[0U] * make_float4 (_S105.x);
-    sums_1->values_0[0U] = _S106;
-    float4  _S107 = sums_1->values_0[8U] * make_float4 (_S105.y);
-    sums_1->values_0[8U] = _S107;
-    float4  _S108 = sums_1->values_0[16U] * make_float4 (_S105.z);
-    sums_1->values_0[16U] = _S108;
-    float4  _S109 = sums_1->values_0[24U] * make_float4 (_S105.w);
-    sums_1->values_0[24U] = _S109;
-    float4  _S110 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    sums_1->values_0[0U] = _S106 + make_float4 (*&((&scores_0[0U])->x)) * _S110;
-    sums_1->values_0[8U] = _S107 + make_float4 (*&((&scores_0[0U])->y)) * _S110;
-    sums_1->values_0[16U] = _S108 + make_float4 (*&((&scores_0[0U])->z)) * _S110;
-    sums_1->values_0[24U] = _S109 + make_float4 (*&((&scores_0[0U])->w)) * _S110;
-    float4  _S111 = sums_1->values_0[1U] * make_float4 (_S105.x);
-    sums_1->values_0[1U] = _S111;
-    float4  _S112 = sums_1->values_0[9U] * make_float4 (_S105.y);
-    sums_1->values_0[9U] = _S112;
-    float4  _S113 = sums_1->values_0[17U] * make_float4 (_S105.z);
-    sums_1->values_0[17U] = _S113;
-    float4  _S114 = sums_1->values_0[25U] * make_float4 (_S105.w);
-    sums_1->values_0[25U] = _S114;
-    float4  _S115 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    sums_1->values_0[1U] = _S111 + make_float4 (*&((&scores_0[0U])->x)) * _S115;
-    sums_1->values_0[9U] = _S112 + make_float4 (*&((&scores_0[0U])->y)) * _S115;
-    sums_1->values_0[17U] = _S113 + make_float4 (*&((&scores_0[0U])->z)) * _S115;
-    sums_1->values_0[25U] = _S114 + make_float4 (*&((&scores_0[0U])->w)) * _S115;
-    float4  _S116 = sums_1->values_0[2U] * make_float4 (_S105.x);
-    sums_1->values_0[2U] = _S116;
-    float4  _S117 = sums_1->values_0[10U] * make_float4 (_S105.y);
-    sums_1->values_0[10U] = _S117;
-    float4  _S118 = sums_1->values_0[18U] * make_float4 (_S105.z);
-    sums_1->values_0[18U] = _S118;
-    float4  _S119 = sums_1->values_0[26U] * make_float4 (_S105.w);
-    sums_1->values_0[26U] = _S119;
-    float4  _S120 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    sums_1->values_0[2U] = _S116 + make_float4 (*&((&scores_0[0U])->x)) * _S120;
-    sums_1->values_0[10U] = _S117 + make_float4 (*&((&scores_0[0U])->y)) * _S120;
-    sums_1->values_0[18U] = _S118 + make_float4 (*&((&scores_0[0U])->z)) * _S120;
-    sums_1->values_0[26U] = _S119 + make_float4 (*&((&scores_0[0U])->w)) * _S120;
-    float4  _S121 = sums_1->values_0[3U] * make_float4 (_S105.x);
-    sums_1->values_0[3U] = _S121;
-    float4  _S122 = sums_1->values_0[11U] * make_float4 (_S105.y);
-    sums_1->values_0[11U] = _S122;
-    float4  _S123 = sums_1->values_0[19U] * make_float4 (_S105.z);
-    sums_1->values_0[19U] = _S123;
-    float4  _S124 = sums_1->values_0[27U] * make_float4 (_S105.w);
-    sums_1->values_0[27U] = _S124;
-    float4  _S125 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    sums_1->values_0[3U] = _S121 + make_float4 (*&((&scores_0[0U])->x)) * _S125;
-    sums_1->values_0[11U] = _S122 + make_float4 (*&((&scores_0[0U])->y)) * _S125;
-    sums_1->values_0[19U] = _S123 + make_float4 (*&((&scores_0[0U])->z)) * _S125;
-    sums_1->values_0[27U] = _S124 + make_float4 (*&((&scores_0[0U])->w)) * _S125;
-    float4  _S126 = sums_1->values_0[4U] * make_float4 (_S105.x);
-    sums_1->values_0[4U] = _S126;
-    float4  _S127 = sums_1->values_0[12U] * make_float4 (_S105.y);
-    sums_1->values_0[12U] = _S127;
-    float4  _S128 = sums_1->values_0[20U] * make_float4 (_S105.z);
-    sums_1->values_0[20U] = _S128;
-    float4  _S129 = sums_1->values_0[28U] * make_float4 (_S105.w);
-    sums_1->values_0[28U] = _S129;
-    float4  _S130 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[4U] = _S126 + make_float4 (*&((&scores_0[0U])->x)) * _S130;
-    sums_1->values_0[12U] = _S127 + make_float4 (*&((&scores_0[0U])->y)) * _S130;
-    sums_1->values_0[20U] = _S128 + make_float4 (*&((&scores_0[0U])->z)) * _S130;
-    sums_1->values_0[28U] = _S129 + make_float4 (*&((&scores_0[0U])->w)) * _S130;
-    float4  _S131 = sums_1->values_0[5U] * make_float4 (_S105.x);
-    sums_1->values_0[5U] = _S131;
-    float4  _S132 = sums_1->values_0[13U] * make_float4 (_S105.y);
-    sums_1->values_0[13U] = _S132;
-    float4  _S133 = sums_1->values_0[21U] * make_float4 (_S105.z);
-    sums_1->values_0[21U] = _S133;
-    float4  _S134 = sums_1->values_0[29U] * make_float4 (_S105.w);
-    sums_1->values_0[29U] = _S134;
-    float4  _S135 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[5U] = _S131 + make_float4 (*&((&scores_0[0U])->x)) * _S135;
-    sums_1->values_0[13U] = _S132 + make_float4 (*&((&scores_0[0U])->y)) * _S135;
-    sums_1->values_0[21U] = _S133 + make_float4 (*&((&scores_0[0U])->z)) * _S135;
-    sums_1->values_0[29U] = _S134 + make_float4 (*&((&scores_0[0U])->w)) * _S135;
-    float4  _S136 = sums_1->values_0[6U] * make_float4 (_S105.x);
-    sums_1->values_0[6U] = _S136;
-    float4  _S137 = sums_1->values_0[14U] * make_float4 (_S105.y);
-    sums_1->values_0[14U] = _S137;
-    float4  _S138 = sums_1->values_0[22U] * make_float4 (_S105.z);
-    sums_1->values_0[22U] = _S138;
-    float4  _S139 = sums_1->values_0[30U] * make_float4 (_S105.w);
-    sums_1->values_0[30U] = _S139;
-    float4  _S140 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[6U] = _S136 + make_float4 (*&((&scores_0[0U])->x)) * _S140;
-    sums_1->values_0[14U] = _S137 + make_float4 (*&((&scores_0[0U])->y)) * _S140;
-    sums_1->values_0[22U] = _S138 + make_float4 (*&((&scores_0[0U])->z)) * _S140;
-    sums_1->values_0[30U] = _S139 + make_float4 (*&((&scores_0[0U])->w)) * _S140;
-    float4  _S141 = sums_1->values_0[7U] * make_float4 (_S105.x);
-    sums_1->values_0[7U] = _S141;
-    float4  _S142 = sums_1->values_0[15U] * make_float4 (_S105.y);
-    sums_1->values_0[15U] = _S142;
-    float4  _S143 = sums_1->values_0[23U] * make_float4 (_S105.z);
-    sums_1->values_0[23U] = _S143;
-    float4  _S144 = sums_1->values_0[31U] * make_float4 (_S105.w);
-    sums_1->values_0[31U] = _S144;
-    float4  _S145 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[7U] = _S141 + make_float4 (*&((&scores_0[0U])->x)) * _S145;
-    sums_1->values_0[15U] = _S142 + make_float4 (*&((&scores_0[0U])->y)) * _S145;
-    sums_1->values_0[23U] = _S143 + make_float4 (*&((&scores_0[0U])->z)) * _S145;
-    sums_1->values_0[31U] = _S144 + make_float4 (*&((&scores_0[0U])->w)) * _S145;
+    float4  _S111 = sums_1->values_0[0U] * make_float4 (_S109.x);
+    sums_1->values_0[0U] = _S111;
+    float4  _S112 = sums_1->values_0[8U] * make_float4 (_S109.y);
+    sums_1->values_0[8U] = _S112;
+    float4  _S113 = sums_1->values_0[16U] * make_float4 (_S109.z);
+    sums_1->values_0[16U] = _S113;
+    float4  _S114 = sums_1->values_0[24U] * make_float4 (_S109.w);
+    sums_1->values_0[24U] = _S114;
+    float4  _S115 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S111 + make_float4 (*&((&scores_0[0U])->x)) * _S115;
+    sums_1->values_0[8U] = _S112 + make_float4 (*&((&scores_0[0U])->y)) * _S115;
+    sums_1->values_0[16U] = _S113 + make_float4 (*&((&scores_0[0U])->z)) * _S115;
+    sums_1->values_0[24U] = _S114 + make_float4 (*&((&scores_0[0U])->w)) * _S115;
+    float4  _S116 = sums_1->values_0[1U] * make_float4 (_S109.x);
+    sums_1->values_0[1U] = _S116;
+    float4  _S117 = sums_1->values_0[9U] * make_float4 (_S109.y);
+    sums_1->values_0[9U] = _S117;
+    float4  _S118 = sums_1->values_0[17U] * make_float4 (_S109.z);
+    sums_1->values_0[17U] = _S118;
+    float4  _S119 = sums_1->values_0[25U] * make_float4 (_S109.w);
+    sums_1->values_0[25U] = _S119;
+    float4  _S120 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S116 + make_float4 (*&((&scores_0[0U])->x)) * _S120;
+    sums_1->values_0[9U] = _S117 + make_float4 (*&((&scores_0[0U])->y)) * _S120;
+    sums_1->values_0[17U] = _S118 + make_float4 (*&((&scores_0[0U])->z)) * _S120;
+    sums_1->values_0[25U] = _S119 + make_float4 (*&((&scores_0[0U])->w)) * _S120;
+    float4  _S121 = sums_1->values_0[2U] * make_float4 (_S109.x);
+    sums_1->values_0[2U] = _S121;
+    float4  _S122 = sums_1->values_0[10U] * make_float4 (_S109.y);
+    sums_1->values_0[10U] = _S122;
+    float4  _S123 = sums_1->values_0[18U] * make_float4 (_S109.z);
+    sums_1->values_0[18U] = _S123;
+    float4  _S124 = sums_1->values_0[26U] * make_float4 (_S109.w);
+    sums_1->values_0[26U] = _S124;
+    float4  _S125 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S121 + make_float4 (*&((&scores_0[0U])->x)) * _S125;
+    sums_1->values_0[10U] = _S122 + make_float4 (*&((&scores_0[0U])->y)) * _S125;
+    sums_1->values_0[18U] = _S123 + make_float4 (*&((&scores_0[0U])->z)) * _S125;
+    sums_1->values_0[26U] = _S124 + make_float4 (*&((&scores_0[0U])->w)) * _S125;
+    float4  _S126 = sums_1->values_0[3U] * make_float4 (_S109.x);
+    sums_1->values_0[3U] = _S126;
+    float4  _S127 = sums_1->values_0[11U] * make_float4 (_S109.y);
+    sums_1->values_0[11U] = _S127;
+    float4  _S128 = sums_1->values_0[19U] * make_float4 (_S109.z);
+    sums_1->values_0[19U] = _S128;
+    float4  _S129 = sums_1->values_0[27U] * make_float4 (_S109.w);
+    sums_1->values_0[27U] = _S129;
+    float4  _S130 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S126 + make_float4 (*&((&scores_0[0U])->x)) * _S130;
+    sums_1->values_0[11U] = _S127 + make_float4 (*&((&scores_0[0U])->y)) * _S130;
+    sums_1->values_0[19U] = _S128 + make_float4 (*&((&scores_0[0U])->z)) * _S130;
+    sums_1->values_0[27U] = _S129 + make_float4 (*&((&scores_0[0U])->w)) * _S130;
+    float4  _S131 = sums_1->values_0[4U] * make_float4 (_S109.x);
+    sums_1->values_0[4U] = _S131;
+    float4  _S132 = sums_1->values_0[12U] * make_float4 (_S109.y);
+    sums_1->values_0[12U] = _S132;
+    float4  _S133 = sums_1->values_0[20U] * make_float4 (_S109.z);
+    sums_1->values_0[20U] = _S133;
+    float4  _S134 = sums_1->values_0[28U] * make_float4 (_S109.w);
+    sums_1->values_0[28U] = _S134;
+    float4  _S135 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[4U] = _S131 + make_float4 (*&((&scores_0[0U])->x)) * _S135;
+    sums_1->values_0[12U] = _S132 + make_float4 (*&((&scores_0[0U])->y)) * _S135;
+    sums_1->values_0[20U] = _S133 + make_float4 (*&((&scores_0[0U])->z)) * _S135;
+    sums_1->values_0[28U] = _S134 + make_float4 (*&((&scores_0[0U])->w)) * _S135;
+    float4  _S136 = sums_1->values_0[5U] * make_float4 (_S109.x);
+    sums_1->values_0[5U] = _S136;
+    float4  _S137 = sums_1->values_0[13U] * make_float4 (_S109.y);
+    sums_1->values_0[13U] = _S137;
+    float4  _S138 = sums_1->values_0[21U] * make_float4 (_S109.z);
+    sums_1->values_0[21U] = _S138;
+    float4  _S139 = sums_1->values_0[29U] * make_float4 (_S109.w);
+    sums_1->values_0[29U] = _S139;
+    float4  _S140 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[5U] = _S136 + make_float4 (*&((&scores_0[0U])->x)) * _S140;
+    sums_1->values_0[13U] = _S137 + make_float4 (*&((&scores_0[0U])->y)) * _S140;
+    sums_1->values_0[21U] = _S138 + make_float4 (*&((&scores_0[0U])->z)) * _S140;
+    sums_1->values_0[29U] = _S139 + make_float4 (*&((&scores_0[0U])->w)) * _S140;
+    float4  _S141 = sums_1->values_0[6U] * make_float4 (_S109.x);
+    sums_1->values_0[6U] = _S141;
+    float4  _S142 = sums_1->values_0[14U] * make_float4 (_S109.y);
+    sums_1->values_0[14U] = _S142;
+    float4  _S143 = sums_1->values_0[22U] * make_float4 (_S109.z);
+    sums_1->values_0[22U] = _S143;
+    float4  _S144 = sums_1->values_0[30U] * make_float4 (_S109.w);
+    sums_1->values_0[30U] = _S144;
+    float4  _S145 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[6U] = _S141 + make_float4 (*&((&scores_0[0U])->x)) * _S145;
+    sums_1->values_0[14U] = _S142 + make_float4 (*&((&scores_0[0U])->y)) * _S145;
+    sums_1->values_0[22U] = _S143 + make_float4 (*&((&scores_0[0U])->z)) * _S145;
+    sums_1->values_0[30U] = _S144 + make_float4 (*&((&scores_0[0U])->w)) * _S145;
+    float4  _S146 = sums_1->values_0[7U] * make_float4 (_S109.x);
+    sums_1->values_0[7U] = _S146;
+    float4  _S147 = sums_1->values_0[15U] * make_float4 (_S109.y);
+    sums_1->values_0[15U] = _S147;
+    float4  _S148 = sums_1->values_0[23U] * make_float4 (_S109.z);
+    sums_1->values_0[23U] = _S148;
+    float4  _S149 = sums_1->values_0[31U] * make_float4 (_S109.w);
+    sums_1->values_0[31U] = _S149;
+    float4  _S150 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[7U] = _S146 + make_float4 (*&((&scores_0[0U])->x)) * _S150;
+    sums_1->values_0[15U] = _S147 + make_float4 (*&((&scores_0[0U])->y)) * _S150;
+    sums_1->values_0[23U] = _S148 + make_float4 (*&((&scores_0[0U])->z)) * _S150;
+    sums_1->values_0[31U] = _S149 + make_float4 (*&((&scores_0[0U])->w)) * _S150;
     return;
 }
 
@@ -493,13 +486,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S146 = this_1->begin_2;
-    uint _S147 = this_1->page_size_0;
-    uint _S148 = position_0 / this_1->page_size_0;
-    uint _S149 = __ldg((&(sequences_1)[_S146 + _S148]));
-    uint _S150 = (U32_min((_S149), (this_1->pages_0 - 1U))) * _S147;
-    uint _S151 = position_0 % _S147;
-    return _S150 + _S151;
+    uint _S151 = this_1->begin_2;
+    uint _S152 = this_1->page_size_0;
+    uint _S153 = position_0 / this_1->page_size_0;
+    uint _S154 = __ldg((&(sequences_1)[_S151 + _S153]));
+    uint _S155 = (U32_min((_S154), (this_1->pages_0 - 1U))) * _S152;
+    uint _S156 = position_0 % _S152;
+    return _S155 + _S156;
 }
 
 struct Run_0
@@ -510,16 +503,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S152;
-    (&_S152)->vector_1 = vector_2;
-    (&_S152)->scale_1 = scale_2;
-    return _S152;
+    Run_0 _S157;
+    (&_S157)->vector_1 = vector_2;
+    (&_S157)->scale_1 = scale_2;
+    return _S157;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S153 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S153 + element_1 / 4U, 2U * (_S153 + columns_1 / 4U) + element_1 / 32U);
+    uint _S158 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S158 + element_1 / 4U, 2U * (_S158 + columns_1 / 4U) + element_1 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -529,8 +522,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S154 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S154 >> (half_0 % 2U * 16U)).x;
+    uint _S159 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S159 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -541,340 +534,340 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
 {
     FixedArray<uint, 1>  slots_0;
-    uint _S155 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
-    slots_0[0U] = _S155;
-    uint _S156 = (&this_2->part_2)->head_dim_0;
-    uint _S157 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S158 = _S157 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S159 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S160 = (&this_2->part_2)->columns_0;
-    Run_0 _S161 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S155, (&this_2->part_2)->columns_0, _S158);
-    uint _S162 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S163 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S155, (&this_2->part_2)->columns_0, _S158);
+    uint _S160 = SequenceTable_slot_0(&this_2->table_0, this_2->sequences_0, (U32_min((first_1), ((U32_max(((&this_2->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S160;
+    uint _S161 = (&this_2->part_2)->head_dim_0;
+    uint _S162 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S163 = _S162 + 4U * (U32_min((lane_2), ((&this_2->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S164 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S165 = (&this_2->part_2)->columns_0;
+    Run_0 _S166 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S160, (&this_2->part_2)->columns_0, _S163);
+    uint _S167 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S168 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S160, (&this_2->part_2)->columns_0, _S163);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S164 = this_2->k_pages_0;
-    uint _S165 = __ldg((&(this_2->k_pages_0)[_S161.vector_1]));
-    (&some_1)->keys_0[0U] = _S165;
-    StructuredBuffer<uint> _S166 = this_2->v_pages_0;
-    uint _S167 = __ldg((&(this_2->v_pages_0)[_S163.vector_1]));
-    (&some_1)->values_1[0U] = _S167;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S164, _S161.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S166, _S163.scale_1);
-    uint _S168 = _S157 + 4U * (U32_min((8U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S169 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S168);
-    Run_0 _S170 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S168);
-    uint _S171 = __ldg((&(_S164)[_S169.vector_1]));
-    (&some_1)->keys_0[1U] = _S171;
-    uint _S172 = __ldg((&(_S166)[_S170.vector_1]));
-    (&some_1)->values_1[1U] = _S172;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S164, _S169.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S166, _S170.scale_1);
-    uint _S173 = _S157 + 4U * (U32_min((16U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S174 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S173);
-    Run_0 _S175 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S173);
-    uint _S176 = __ldg((&(_S164)[_S174.vector_1]));
-    (&some_1)->keys_0[2U] = _S176;
-    uint _S177 = __ldg((&(_S166)[_S175.vector_1]));
-    (&some_1)->values_1[2U] = _S177;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S164, _S174.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S166, _S175.scale_1);
-    uint _S178 = _S157 + 4U * (U32_min((24U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S179 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S178);
-    Run_0 _S180 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S178);
-    uint _S181 = __ldg((&(_S164)[_S179.vector_1]));
-    (&some_1)->keys_0[3U] = _S181;
-    uint _S182 = __ldg((&(_S166)[_S180.vector_1]));
-    (&some_1)->values_1[3U] = _S182;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S164, _S179.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S166, _S180.scale_1);
-    uint _S183 = _S157 + 4U * (U32_min((32U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S184 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S183);
-    Run_0 _S185 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S183);
-    uint _S186 = __ldg((&(_S164)[_S184.vector_1]));
-    (&some_1)->keys_0[4U] = _S186;
-    uint _S187 = __ldg((&(_S166)[_S185.vector_1]));
-    (&some_1)->values_1[4U] = _S187;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S164, _S184.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S166, _S185.scale_1);
-    uint _S188 = _S157 + 4U * (U32_min((40U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S189 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S188);
-    Run_0 _S190 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S188);
-    uint _S191 = __ldg((&(_S164)[_S189.vector_1]));
-    (&some_1)->keys_0[5U] = _S191;
-    uint _S192 = __ldg((&(_S166)[_S190.vector_1]));
-    (&some_1)->values_1[5U] = _S192;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S164, _S189.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S166, _S190.scale_1);
-    uint _S193 = _S157 + 4U * (U32_min((48U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S194 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S193);
-    Run_0 _S195 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S193);
-    uint _S196 = __ldg((&(_S164)[_S194.vector_1]));
-    (&some_1)->keys_0[6U] = _S196;
-    uint _S197 = __ldg((&(_S166)[_S195.vector_1]));
-    (&some_1)->values_1[6U] = _S197;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S164, _S194.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S166, _S195.scale_1);
-    uint _S198 = _S157 + 4U * (U32_min((56U + lane_2), (_S156 / 4U - 1U)));
-    Run_0 _S199 = Blocks8_run_0(_S159, slots_0[0U], _S160, _S198);
-    Run_0 _S200 = Blocks8_run_0(_S162, slots_0[0U], _S160, _S198);
-    uint _S201 = __ldg((&(_S164)[_S199.vector_1]));
-    (&some_1)->keys_0[7U] = _S201;
-    uint _S202 = __ldg((&(_S166)[_S200.vector_1]));
-    (&some_1)->values_1[7U] = _S202;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S164, _S199.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S166, _S200.scale_1);
+    StructuredBuffer<uint> _S169 = this_2->k_pages_0;
+    uint _S170 = __ldg((&(this_2->k_pages_0)[_S166.vector_1]));
+    (&some_1)->keys_0[0U] = _S170;
+    StructuredBuffer<uint> _S171 = this_2->v_pages_0;
+    uint _S172 = __ldg((&(this_2->v_pages_0)[_S168.vector_1]));
+    (&some_1)->values_1[0U] = _S172;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S169, _S166.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S171, _S168.scale_1);
+    uint _S173 = _S162 + 4U * (U32_min((8U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S174 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S173);
+    Run_0 _S175 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S173);
+    uint _S176 = __ldg((&(_S169)[_S174.vector_1]));
+    (&some_1)->keys_0[1U] = _S176;
+    uint _S177 = __ldg((&(_S171)[_S175.vector_1]));
+    (&some_1)->values_1[1U] = _S177;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S169, _S174.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S171, _S175.scale_1);
+    uint _S178 = _S162 + 4U * (U32_min((16U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S179 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S178);
+    Run_0 _S180 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S178);
+    uint _S181 = __ldg((&(_S169)[_S179.vector_1]));
+    (&some_1)->keys_0[2U] = _S181;
+    uint _S182 = __ldg((&(_S171)[_S180.vector_1]));
+    (&some_1)->values_1[2U] = _S182;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S169, _S179.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S171, _S180.scale_1);
+    uint _S183 = _S162 + 4U * (U32_min((24U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S184 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S183);
+    Run_0 _S185 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S183);
+    uint _S186 = __ldg((&(_S169)[_S184.vector_1]));
+    (&some_1)->keys_0[3U] = _S186;
+    uint _S187 = __ldg((&(_S171)[_S185.vector_1]));
+    (&some_1)->values_1[3U] = _S187;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S169, _S184.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S171, _S185.scale_1);
+    uint _S188 = _S162 + 4U * (U32_min((32U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S189 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S188);
+    Run_0 _S190 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S188);
+    uint _S191 = __ldg((&(_S169)[_S189.vector_1]));
+    (&some_1)->keys_0[4U] = _S191;
+    uint _S192 = __ldg((&(_S171)[_S190.vector_1]));
+    (&some_1)->values_1[4U] = _S192;
+    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S169, _S189.scale_1);
+    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S171, _S190.scale_1);
+    uint _S193 = _S162 + 4U * (U32_min((40U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S194 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S193);
+    Run_0 _S195 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S193);
+    uint _S196 = __ldg((&(_S169)[_S194.vector_1]));
+    (&some_1)->keys_0[5U] = _S196;
+    uint _S197 = __ldg((&(_S171)[_S195.vector_1]));
+    (&some_1)->values_1[5U] = _S197;
+    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S169, _S194.scale_1);
+    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S171, _S195.scale_1);
+    uint _S198 = _S162 + 4U * (U32_min((48U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S199 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S198);
+    Run_0 _S200 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S198);
+    uint _S201 = __ldg((&(_S169)[_S199.vector_1]));
+    (&some_1)->keys_0[6U] = _S201;
+    uint _S202 = __ldg((&(_S171)[_S200.vector_1]));
+    (&some_1)->values_1[6U] = _S202;
+    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S169, _S199.scale_1);
+    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S171, _S200.scale_1);
+    uint _S203 = _S162 + 4U * (U32_min((56U + lane_2), (_S161 / 4U - 1U)));
+    Run_0 _S204 = Blocks8_run_0(_S164, slots_0[0U], _S165, _S203);
+    Run_0 _S205 = Blocks8_run_0(_S167, slots_0[0U], _S165, _S203);
+    uint _S206 = __ldg((&(_S169)[_S204.vector_1]));
+    (&some_1)->keys_0[7U] = _S206;
+    uint _S207 = __ldg((&(_S171)[_S205.vector_1]));
+    (&some_1)->values_1[7U] = _S207;
+    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S169, _S204.scale_1);
+    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S171, _S205.scale_1);
     return some_1;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S203 = make_int4 (int(0));
-    float4  _S204 = make_float4 ((float)_S203.x, (float)_S203.y, (float)_S203.z, (float)_S203.w);
-    (&sums_2)->values_0[0U] = _S204;
-    (&sums_2)->values_0[1U] = _S204;
-    (&sums_2)->values_0[2U] = _S204;
-    (&sums_2)->values_0[3U] = _S204;
-    (&sums_2)->values_0[4U] = _S204;
-    (&sums_2)->values_0[5U] = _S204;
-    (&sums_2)->values_0[6U] = _S204;
-    (&sums_2)->values_0[7U] = _S204;
-    (&sums_2)->values_0[8U] = _S204;
-    (&sums_2)->values_0[9U] = _S204;
-    (&sums_2)->values_0[10U] = _S204;
-    (&sums_2)->values_0[11U] = _S204;
-    (&sums_2)->values_0[12U] = _S204;
-    (&sums_2)->values_0[13U] = _S204;
-    (&sums_2)->values_0[14U] = _S204;
-    (&sums_2)->values_0[15U] = _S204;
-    (&sums_2)->values_0[16U] = _S204;
-    (&sums_2)->values_0[17U] = _S204;
-    (&sums_2)->values_0[18U] = _S204;
-    (&sums_2)->values_0[19U] = _S204;
-    (&sums_2)->values_0[20U] = _S204;
-    (&sums_2)->values_0[21U] = _S204;
-    (&sums_2)->values_0[22U] = _S204;
-    (&sums_2)->values_0[23U] = _S204;
-    (&sums_2)->values_0[24U] = _S204;
-    (&sums_2)->values_0[25U] = _S204;
-    (&sums_2)->values_0[26U] = _S204;
-    (&sums_2)->values_0[27U] = _S204;
-    (&sums_2)->values_0[28U] = _S204;
-    (&sums_2)->values_0[29U] = _S204;
-    (&sums_2)->values_0[30U] = _S204;
-    (&sums_2)->values_0[31U] = _S204;
+    int4  _S208 = make_int4 (int(0));
+    float4  _S209 = make_float4 ((float)_S208.x, (float)_S208.y, (float)_S208.z, (float)_S208.w);
+    (&sums_2)->values_0[0U] = _S209;
+    (&sums_2)->values_0[1U] = _S209;
+    (&sums_2)->values_0[2U] = _S209;
+    (&sums_2)->values_0[3U] = _S209;
+    (&sums_2)->values_0[4U] = _S209;
+    (&sums_2)->values_0[5U] = _S209;
+    (&sums_2)->values_0[6U] = _S209;
+    (&sums_2)->values_0[7U] = _S209;
+    (&sums_2)->values_0[8U] = _S209;
+    (&sums_2)->values_0[9U] = _S209;
+    (&sums_2)->values_0[10U] = _S209;
+    (&sums_2)->values_0[11U] = _S209;
+    (&sums_2)->values_0[12U] = _S209;
+    (&sums_2)->values_0[13U] = _S209;
+    (&sums_2)->values_0[14U] = _S209;
+    (&sums_2)->values_0[15U] = _S209;
+    (&sums_2)->values_0[16U] = _S209;
+    (&sums_2)->values_0[17U] = _S209;
+    (&sums_2)->values_0[18U] = _S209;
+    (&sums_2)->values_0[19U] = _S209;
+    (&sums_2)->values_0[20U] = _S209;
+    (&sums_2)->values_0[21U] = _S209;
+    (&sums_2)->values_0[22U] = _S209;
+    (&sums_2)->values_0[23U] = _S209;
+    (&sums_2)->values_0[24U] = _S209;
+    (&sums_2)->values_0[25U] = _S209;
+    (&sums_2)->values_0[26U] = _S209;
+    (&sums_2)->values_0[27U] = _S209;
+    (&sums_2)->values_0[28U] = _S209;
+    (&sums_2)->values_0[29U] = _S209;
+    (&sums_2)->values_0[30U] = _S209;
+    (&sums_2)->values_0[31U] = _S209;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S204;
+    (&sums_2)->total_0 = _S209;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S205 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S206 = max_0(sums_3->peak_0, _S205);
-    float4  _S207 = exp_0(sums_3->peak_0 - _S206);
-    float4  _S208 = sums_3->total_0 * _S207;
-    float4  _S209 = of_other_0(_S208, 8U);
-    float4  _S210 = _S208 + _S209;
-    float4  _S211 = sums_3->values_0[0U] * make_float4 (_S207.x);
-    float4  _S212 = of_other_0(_S211, 8U);
-    float4  _S213 = _S211 + _S212;
-    float4  _S214 = sums_3->values_0[1U] * make_float4 (_S207.x);
-    float4  _S215 = of_other_0(_S214, 8U);
-    float4  _S216 = _S214 + _S215;
-    float4  _S217 = sums_3->values_0[2U] * make_float4 (_S207.x);
-    float4  _S218 = of_other_0(_S217, 8U);
-    float4  _S219 = _S217 + _S218;
-    float4  _S220 = sums_3->values_0[3U] * make_float4 (_S207.x);
-    float4  _S221 = of_other_0(_S220, 8U);
-    float4  _S222 = _S220 + _S221;
-    float4  _S223 = sums_3->values_0[4U] * make_float4 (_S207.x);
-    float4  _S224 = of_other_0(_S223, 8U);
-    float4  _S225 = _S223 + _S224;
-    float4  _S226 = sums_3->values_0[5U] * make_float4 (_S207.x);
-    float4  _S227 = of_other_0(_S226, 8U);
-    float4  _S228 = _S226 + _S227;
-    float4  _S229 = sums_3->values_0[6U] * make_float4 (_S207.x);
-    float4  _S230 = of_other_0(_S229, 8U);
-    float4  _S231 = _S229 + _S230;
-    float4  _S232 = sums_3->values_0[7U] * make_float4 (_S207.x);
-    float4  _S233 = of_other_0(_S232, 8U);
-    float4  _S234 = _S232 + _S233;
-    float4  _S235 = sums_3->values_0[8U] * make_float4 (_S207.y);
-    float4  _S236 = of_other_0(_S235, 8U);
-    float4  _S237 = _S235 + _S236;
-    float4  _S238 = sums_3->values_0[9U] * make_float4 (_S207.y);
-    float4  _S239 = of_other_0(_S238, 8U);
-    float4  _S240 = _S238 + _S239;
-    float4  _S241 = sums_3->values_0[10U] * make_float4 (_S207.y);
-    float4  _S242 = of_other_0(_S241, 8U);
-    float4  _S243 = _S241 + _S242;
-    float4  _S244 = sums_3->values_0[11U] * make_float4 (_S207.y);
-    float4  _S245 = of_other_0(_S244, 8U);
-    float4  _S246 = _S244 + _S245;
-    float4  _S247 = sums_3->values_0[12U] * make_float4 (_S207.y);
-    float4  _S248 = of_other_0(_S247, 8U);
-    float4  _S249 = _S247 + _S248;
-    float4  _S250 = sums_3->values_0[13U] * make_float4 (_S207.y);
-    float4  _S251 = of_other_0(_S250, 8U);
-    float4  _S252 = _S250 + _S251;
-    float4  _S253 = sums_3->values_0[14U] * make_float4 (_S207.y);
-    float4  _S254 = of_other_0(_S253, 8U);
-    float4  _S255 = _S253 + _S254;
-    float4  _S256 = sums_3->values_0[15U] * make_float4 (_S207.y);
-    float4  _S257 = of_other_0(_S256, 8U);
-    float4  _S258 = _S256 + _S257;
-    float4  _S259 = sums_3->values_0[16U] * make_float4 (_S207.z);
-    float4  _S260 = of_other_0(_S259, 8U);
-    float4  _S261 = _S259 + _S260;
-    float4  _S262 = sums_3->values_0[17U] * make_float4 (_S207.z);
-    float4  _S263 = of_other_0(_S262, 8U);
-    float4  _S264 = _S262 + _S263;
-    float4  _S265 = sums_3->values_0[18U] * make_float4 (_S207.z);
-    float4  _S266 = of_other_0(_S265, 8U);
-    float4  _S267 = _S265 + _S266;
-    float4  _S268 = sums_3->values_0[19U] * make_float4 (_S207.z);
-    float4  _S269 = of_other_0(_S268, 8U);
-    float4  _S270 = _S268 + _S269;
-    float4  _S271 = sums_3->values_0[20U] * make_float4 (_S207.z);
-    float4  _S272 = of_other_0(_S271, 8U);
-    float4  _S273 = _S271 + _S272;
-    float4  _S274 = sums_3->values_0[21U] * make_float4 (_S207.z);
-    float4  _S275 = of_other_0(_S274, 8U);
-    float4  _S276 = _S274 + _S275;
-    float4  _S277 = sums_3->values_0[22U] * make_float4 (_S207.z);
-    float4  _S278 = of_other_0(_S277, 8U);
-    float4  _S279 = _S277 + _S278;
-    float4  _S280 = sums_3->values_0[23U] * make_float4 (_S207.z);
-    float4  _S281 = of_other_0(_S280, 8U);
-    float4  _S282 = _S280 + _S281;
-    float4  _S283 = sums_3->values_0[24U] * make_float4 (_S207.w);
-    float4  _S284 = of_other_0(_S283, 8U);
-    float4  _S285 = _S283 + _S284;
-    float4  _S286 = sums_3->values_0[25U] * make_float4 (_S207.w);
-    float4  _S287 = of_other_0(_S286, 8U);
-    float4  _S288 = _S286 + _S287;
-    float4  _S289 = sums_3->values_0[26U] * make_float4 (_S207.w);
-    float4  _S290 = of_other_0(_S289, 8U);
-    float4  _S291 = _S289 + _S290;
-    float4  _S292 = sums_3->values_0[27U] * make_float4 (_S207.w);
-    float4  _S293 = of_other_0(_S292, 8U);
-    float4  _S294 = _S292 + _S293;
-    float4  _S295 = sums_3->values_0[28U] * make_float4 (_S207.w);
-    float4  _S296 = of_other_0(_S295, 8U);
-    float4  _S297 = _S295 + _S296;
-    float4  _S298 = sums_3->values_0[29U] * make_float4 (_S207.w);
-    float4  _S299 = of_other_0(_S298, 8U);
-    float4  _S300 = _S298 + _S299;
-    float4  _S301 = sums_3->values_0[30U] * make_float4 (_S207.w);
-    float4  _S302 = of_other_0(_S301, 8U);
-    float4  _S303 = _S301 + _S302;
-    float4  _S304 = sums_3->values_0[31U] * make_float4 (_S207.w);
-    float4  _S305 = of_other_0(_S304, 8U);
-    float4  _S306 = _S304 + _S305;
-    float4  _S307 = of_other_0(_S206, 16U);
-    float4  _S308 = max_0(_S206, _S307);
-    float4  _S309 = exp_0(_S206 - _S308);
-    sums_3->peak_0 = _S308;
-    float4  _S310 = _S210 * _S309;
-    float4  _S311 = of_other_0(_S310, 16U);
-    sums_3->total_0 = _S310 + _S311;
-    float4  _S312 = _S213 * make_float4 (_S309.x);
-    float4  _S313 = of_other_0(_S312, 16U);
-    sums_3->values_0[0U] = _S312 + _S313;
-    float4  _S314 = _S216 * make_float4 (_S309.x);
-    float4  _S315 = of_other_0(_S314, 16U);
-    sums_3->values_0[1U] = _S314 + _S315;
-    float4  _S316 = _S219 * make_float4 (_S309.x);
-    float4  _S317 = of_other_0(_S316, 16U);
-    sums_3->values_0[2U] = _S316 + _S317;
-    float4  _S318 = _S222 * make_float4 (_S309.x);
-    float4  _S319 = of_other_0(_S318, 16U);
-    sums_3->values_0[3U] = _S318 + _S319;
-    float4  _S320 = _S225 * make_float4 (_S309.x);
-    float4  _S321 = of_other_0(_S320, 16U);
-    sums_3->values_0[4U] = _S320 + _S321;
-    float4  _S322 = _S228 * make_float4 (_S309.x);
-    float4  _S323 = of_other_0(_S322, 16U);
-    sums_3->values_0[5U] = _S322 + _S323;
-    float4  _S324 = _S231 * make_float4 (_S309.x);
-    float4  _S325 = of_other_0(_S324, 16U);
-    sums_3->values_0[6U] = _S324 + _S325;
-    float4  _S326 = _S234 * make_float4 (_S309.x);
-    float4  _S327 = of_other_0(_S326, 16U);
-    sums_3->values_0[7U] = _S326 + _S327;
-    float4  _S328 = _S237 * make_float4 (_S309.y);
-    float4  _S329 = of_other_0(_S328, 16U);
-    sums_3->values_0[8U] = _S328 + _S329;
-    float4  _S330 = _S240 * make_float4 (_S309.y);
-    float4  _S331 = of_other_0(_S330, 16U);
-    sums_3->values_0[9U] = _S330 + _S331;
-    float4  _S332 = _S243 * make_float4 (_S309.y);
-    float4  _S333 = of_other_0(_S332, 16U);
-    sums_3->values_0[10U] = _S332 + _S333;
-    float4  _S334 = _S246 * make_float4 (_S309.y);
-    float4  _S335 = of_other_0(_S334, 16U);
-    sums_3->values_0[11U] = _S334 + _S335;
-    float4  _S336 = _S249 * make_float4 (_S309.y);
-    float4  _S337 = of_other_0(_S336, 16U);
-    sums_3->values_0[12U] = _S336 + _S337;
-    float4  _S338 = _S252 * make_float4 (_S309.y);
-    float4  _S339 = of_other_0(_S338, 16U);
-    sums_3->values_0[13U] = _S338 + _S339;
-    float4  _S340 = _S255 * make_float4 (_S309.y);
-    float4  _S341 = of_other_0(_S340, 16U);
-    sums_3->values_0[14U] = _S340 + _S341;
-    float4  _S342 = _S258 * make_float4 (_S309.y);
-    float4  _S343 = of_other_0(_S342, 16U);
-    sums_3->values_0[15U] = _S342 + _S343;
-    float4  _S344 = _S261 * make_float4 (_S309.z);
-    float4  _S345 = of_other_0(_S344, 16U);
-    sums_3->values_0[16U] = _S344 + _S345;
-    float4  _S346 = _S264 * make_float4 (_S309.z);
-    float4  _S347 = of_other_0(_S346, 16U);
-    sums_3->values_0[17U] = _S346 + _S347;
-    float4  _S348 = _S267 * make_float4 (_S309.z);
-    float4  _S349 = of_other_0(_S348, 16U);
-    sums_3->values_0[18U] = _S348 + _S349;
-    float4  _S350 = _S270 * make_float4 (_S309.z);
-    float4  _S351 = of_other_0(_S350, 16U);
-    sums_3->values_0[19U] = _S350 + _S351;
-    float4  _S352 = _S273 * make_float4 (_S309.z);
-    float4  _S353 = of_other_0(_S352, 16U);
-    sums_3->values_0[20U] = _S352 + _S353;
-    float4  _S354 = _S276 * make_float4 (_S309.z);
-    float4  _S355 = of_other_0(_S354, 16U);
-    sums_3->values_0[21U] = _S354 + _S355;
-    float4  _S356 = _S279 * make_float4 (_S309.z);
-    float4  _S357 = of_other_0(_S356, 16U);
-    sums_3->values_0[22U] = _S356 + _S357;
-    float4  _S358 = _S282 * make_float4 (_S309.z);
-    float4  _S359 = of_other_0(_S358, 16U);
-    sums_3->values_0[23U] = _S358 + _S359;
-    float4  _S360 = _S285 * make_float4 (_S309.w);
-    float4  _S361 = of_other_0(_S360, 16U);
-    sums_3->values_0[24U] = _S360 + _S361;
-    float4  _S362 = _S288 * make_float4 (_S309.w);
-    float4  _S363 = of_other_0(_S362, 16U);
-    sums_3->values_0[25U] = _S362 + _S363;
-    float4  _S364 = _S291 * make_float4 (_S309.w);
-    float4  _S365 = of_other_0(_S364, 16U);
-    sums_3->values_0[26U] = _S364 + _S365;
-    float4  _S366 = _S294 * make_float4 (_S309.w);
-    float4  _S367 = of_other_0(_S366, 16U);
-    sums_3->values_0[27U] = _S366 + _S367;
-    float4  _S368 = _S297 * make_float4 (_S309.w);
-    float4  _S369 = of_other_0(_S368, 16U);
-    sums_3->values_0[28U] = _S368 + _S369;
-    float4  _S370 = _S300 * make_float4 (_S309.w);
-    float4  _S371 = of_other_0(_S370, 16U);
-    sums_3->values_0[29U] = _S370 + _S371;
-    float4  _S372 = _S303 * make_float4 (_S309.w);
-    float4  _S373 = of_other_0(_S372, 16U);
-    sums_3->values_0[30U] = _S372 + _S373;
-    float4  _S374 = _S306 * make_float4 (_S309.w);
-    float4  _S375 = of_other_0(_S374, 16U);
-    sums_3->values_0[31U] = _S374 + _S375;
+    float4  _S210 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S211 = max_0(sums_3->peak_0, _S210);
+    float4  _S212 = powers_0(sums_3->peak_0 - _S211);
+    float4  _S213 = sums_3->total_0 * _S212;
+    float4  _S214 = of_other_0(_S213, 8U);
+    float4  _S215 = _S213 + _S214;
+    float4  _S216 = sums_3->values_0[0U] * make_float4 (_S212.x);
+    float4  _S217 = of_other_0(_S216, 8U);
+    float4  _S218 = _S216 + _S217;
+    float4  _S219 = sums_3->values_0[1U] * make_float4 (_S212.x);
+    float4  _S220 = of_other_0(_S219, 8U);
+    float4  _S221 = _S219 + _S220;
+    float4  _S222 = sums_3->values_0[2U] * make_float4 (_S212.x);
+    float4  _S223 = of_other_0(_S222, 8U);
+    float4  _S224 = _S222 + _S223;
+    float4  _S225 = sums_3->values_0[3U] * make_float4 (_S212.x);
+    float4  _S226 = of_other_0(_S225, 8U);
+    float4  _S227 = _S225 + _S226;
+    float4  _S228 = sums_3->values_0[4U] * make_float4 (_S212.x);
+    float4  _S229 = of_other_0(_S228, 8U);
+    float4  _S230 = _S228 + _S229;
+    float4  _S231 = sums_3->values_0[5U] * make_float4 (_S212.x);
+    float4  _S232 = of_other_0(_S231, 8U);
+    float4  _S233 = _S231 + _S232;
+    float4  _S234 = sums_3->values_0[6U] * make_float4 (_S212.x);
+    float4  _S235 = of_other_0(_S234, 8U);
+    float4  _S236 = _S234 + _S235;
+    float4  _S237 = sums_3->values_0[7U] * make_float4 (_S212.x);
+    float4  _S238 = of_other_0(_S237, 8U);
+    float4  _S239 = _S237 + _S238;
+    float4  _S240 = sums_3->values_0[8U] * make_float4 (_S212.y);
+    float4  _S241 = of_other_0(_S240, 8U);
+    float4  _S242 = _S240 + _S241;
+    float4  _S243 = sums_3->values_0[9U] * make_float4 (_S212.y);
+    float4  _S244 = of_other_0(_S243, 8U);
+    float4  _S245 = _S243 + _S244;
+    float4  _S246 = sums_3->values_0[10U] * make_float4 (_S212.y);
+    float4  _S247 = of_other_0(_S246, 8U);
+    float4  _S248 = _S246 + _S247;
+    float4  _S249 = sums_3->values_0[11U] * make_float4 (_S212.y);
+    float4  _S250 = of_other_0(_S249, 8U);
+    float4  _S251 = _S249 + _S250;
+    float4  _S252 = sums_3->values_0[12U] * make_float4 (_S212.y);
+    float4  _S253 = of_other_0(_S252, 8U);
+    float4  _S254 = _S252 + _S253;
+    float4  _S255 = sums_3->values_0[13U] * make_float4 (_S212.y);
+    float4  _S256 = of_other_0(_S255, 8U);
+    float4  _S257 = _S255 + _S256;
+    float4  _S258 = sums_3->values_0[14U] * make_float4 (_S212.y);
+    float4  _S259 = of_other_0(_S258, 8U);
+    float4  _S260 = _S258 + _S259;
+    float4  _S261 = sums_3->values_0[15U] * make_float4 (_S212.y);
+    float4  _S262 = of_other_0(_S261, 8U);
+    float4  _S263 = _S261 + _S262;
+    float4  _S264 = sums_3->values_0[16U] * make_float4 (_S212.z);
+    float4  _S265 = of_other_0(_S264, 8U);
+    float4  _S266 = _S264 + _S265;
+    float4  _S267 = sums_3->values_0[17U] * make_float4 (_S212.z);
+    float4  _S268 = of_other_0(_S267, 8U);
+    float4  _S269 = _S267 + _S268;
+    float4  _S270 = sums_3->values_0[18U] * make_float4 (_S212.z);
+    float4  _S271 = of_other_0(_S270, 8U);
+    float4  _S272 = _S270 + _S271;
+    float4  _S273 = sums_3->values_0[19U] * make_float4 (_S212.z);
+    float4  _S274 = of_other_0(_S273, 8U);
+    float4  _S275 = _S273 + _S274;
+    float4  _S276 = sums_3->values_0[20U] * make_float4 (_S212.z);
+    float4  _S277 = of_other_0(_S276, 8U);
+    float4  _S278 = _S276 + _S277;
+    float4  _S279 = sums_3->values_0[21U] * make_float4 (_S212.z);
+    float4  _S280 = of_other_0(_S279, 8U);
+    float4  _S281 = _S279 + _S280;
+    float4  _S282 = sums_3->values_0[22U] * make_float4 (_S212.z);
+    float4  _S283 = of_other_0(_S282, 8U);
+    float4  _S284 = _S282 + _S283;
+    float4  _S285 = sums_3->values_0[23U] * make_float4 (_S212.z);
+    float4  _S286 = of_other_0(_S285, 8U);
+    float4  _S287 = _S285 + _S286;
+    float4  _S288 = sums_3->values_0[24U] * make_float4 (_S212.w);
+    float4  _S289 = of_other_0(_S288, 8U);
+    float4  _S290 = _S288 + _S289;
+    float4  _S291 = sums_3->values_0[25U] * make_float4 (_S212.w);
+    float4  _S292 = of_other_0(_S291, 8U);
+    float4  _S293 = _S291 + _S292;
+    float4  _S294 = sums_3->values_0[26U] * make_float4 (_S212.w);
+    float4  _S295 = of_other_0(_S294, 8U);
+    float4  _S296 = _S294 + _S295;
+    float4  _S297 = sums_3->values_0[27U] * make_float4 (_S212.w);
+    float4  _S298 = of_other_0(_S297, 8U);
+    float4  _S299 = _S297 + _S298;
+    float4  _S300 = sums_3->values_0[28U] * make_float4 (_S212.w);
+    float4  _S301 = of_other_0(_S300, 8U);
+    float4  _S302 = _S300 + _S301;
+    float4  _S303 = sums_3->values_0[29U] * make_float4 (_S212.w);
+    float4  _S304 = of_other_0(_S303, 8U);
+    float4  _S305 = _S303 + _S304;
+    float4  _S306 = sums_3->values_0[30U] * make_float4 (_S212.w);
+    float4  _S307 = of_other_0(_S306, 8U);
+    float4  _S308 = _S306 + _S307;
+    float4  _S309 = sums_3->values_0[31U] * make_float4 (_S212.w);
+    float4  _S310 = of_other_0(_S309, 8U);
+    float4  _S311 = _S309 + _S310;
+    float4  _S312 = of_other_0(_S211, 16U);
+    float4  _S313 = max_0(_S211, _S312);
+    float4  _S314 = powers_0(_S211 - _S313);
+    sums_3->peak_0 = _S313;
+    float4  _S315 = _S215 * _S314;
+    float4  _S316 = of_other_0(_S315, 16U);
+    sums_3->total_0 = _S315 + _S316;
+    float4  _S317 = _S218 * make_float4 (_S314.x);
+    float4  _S318 = of_other_0(_S317, 16U);
+    sums_3->values_0[0U] = _S317 + _S318;
+    float4  _S319 = _S221 * make_float4 (_S314.x);
+    float4  _S320 = of_other_0(_S319, 16U);
+    sums_3->values_0[1U] = _S319 + _S320;
+    float4  _S321 = _S224 * make_float4 (_S314.x);
+    float4  _S322 = of_other_0(_S321, 16U);
+    sums_3->values_0[2U] = _S321 + _S322;
+    float4  _S323 = _S227 * make_float4 (_S314.x);
+    float4  _S324 = of_other_0(_S323, 16U);
+    sums_3->values_0[3U] = _S323 + _S324;
+    float4  _S325 = _S230 * make_float4 (_S314.x);
+    float4  _S326 = of_other_0(_S325, 16U);
+    sums_3->values_0[4U] = _S325 + _S326;
+    float4  _S327 = _S233 * make_float4 (_S314.x);
+    float4  _S328 = of_other_0(_S327, 16U);
+    sums_3->values_0[5U] = _S327 + _S328;
+    float4  _S329 = _S236 * make_float4 (_S314.x);
+    float4  _S330 = of_other_0(_S329, 16U);
+    sums_3->values_0[6U] = _S329 + _S330;
+    float4  _S331 = _S239 * make_float4 (_S314.x);
+    float4  _S332 = of_other_0(_S331, 16U);
+    sums_3->values_0[7U] = _S331 + _S332;
+    float4  _S333 = _S242 * make_float4 (_S314.y);
+    float4  _S334 = of_other_0(_S333, 16U);
+    sums_3->values_0[8U] = _S333 + _S334;
+    float4  _S335 = _S245 * make_float4 (_S314.y);
+    float4  _S336 = of_other_0(_S335, 16U);
+    sums_3->values_0[9U] = _S335 + _S336;
+    float4  _S337 = _S248 * make_float4 (_S314.y);
+    float4  _S338 = of_other_0(_S337, 16U);
+    sums_3->values_0[10U] = _S337 + _S338;
+    float4  _S339 = _S251 * make_float4 (_S314.y);
+    float4  _S340 = of_other_0(_S339, 16U);
+    sums_3->values_0[11U] = _S339 + _S340;
+    float4  _S341 = _S254 * make_float4 (_S314.y);
+    float4  _S342 = of_other_0(_S341, 16U);
+    sums_3->values_0[12U] = _S341 + _S342;
+    float4  _S343 = _S257 * make_float4 (_S314.y);
+    float4  _S344 = of_other_0(_S343, 16U);
+    sums_3->values_0[13U] = _S343 + _S344;
+    float4  _S345 = _S260 * make_float4 (_S314.y);
+    float4  _S346 = of_other_0(_S345, 16U);
+    sums_3->values_0[14U] = _S345 + _S346;
+    float4  _S347 = _S263 * make_float4 (_S314.y);
+    float4  _S348 = of_other_0(_S347, 16U);
+    sums_3->values_0[15U] = _S347 + _S348;
+    float4  _S349 = _S266 * make_float4 (_S314.z);
+    float4  _S350 = of_other_0(_S349, 16U);
+    sums_3->values_0[16U] = _S349 + _S350;
+    float4  _S351 = _S269 * make_float4 (_S314.z);
+    float4  _S352 = of_other_0(_S351, 16U);
+    sums_3->values_0[17U] = _S351 + _S352;
+    float4  _S353 = _S272 * make_float4 (_S314.z);
+    float4  _S354 = of_other_0(_S353, 16U);
+    sums_3->values_0[18U] = _S353 + _S354;
+    float4  _S355 = _S275 * make_float4 (_S314.z);
+    float4  _S356 = of_other_0(_S355, 16U);
+    sums_3->values_0[19U] = _S355 + _S356;
+    float4  _S357 = _S278 * make_float4 (_S314.z);
+    float4  _S358 = of_other_0(_S357, 16U);
+    sums_3->values_0[20U] = _S357 + _S358;
+    float4  _S359 = _S281 * make_float4 (_S314.z);
+    float4  _S360 = of_other_0(_S359, 16U);
+    sums_3->values_0[21U] = _S359 + _S360;
+    float4  _S361 = _S284 * make_float4 (_S314.z);
+    float4  _S362 = of_other_0(_S361, 16U);
+    sums_3->values_0[22U] = _S361 + _S362;
+    float4  _S363 = _S287 * make_float4 (_S314.z);
+    float4  _S364 = of_other_0(_S363, 16U);
+    sums_3->values_0[23U] = _S363 + _S364;
+    float4  _S365 = _S290 * make_float4 (_S314.w);
+    float4  _S366 = of_other_0(_S365, 16U);
+    sums_3->values_0[24U] = _S365 + _S366;
+    float4  _S367 = _S293 * make_float4 (_S314.w);
+    float4  _S368 = of_other_0(_S367, 16U);
+    sums_3->values_0[25U] = _S367 + _S368;
+    float4  _S369 = _S296 * make_float4 (_S314.w);
+    float4  _S370 = of_other_0(_S369, 16U);
+    sums_3->values_0[26U] = _S369 + _S370;
+    float4  _S371 = _S299 * make_float4 (_S314.w);
+    float4  _S372 = of_other_0(_S371, 16U);
+    sums_3->values_0[27U] = _S371 + _S372;
+    float4  _S373 = _S302 * make_float4 (_S314.w);
+    float4  _S374 = of_other_0(_S373, 16U);
+    sums_3->values_0[28U] = _S373 + _S374;
+    float4  _S375 = _S305 * make_float4 (_S314.w);
+    float4  _S376 = of_other_0(_S375, 16U);
+    sums_3->values_0[29U] = _S375 + _S376;
+    float4  _S377 = _S308 * make_float4 (_S314.w);
+    float4  _S378 = of_other_0(_S377, 16U);
+    sums_3->values_0[30U] = _S377 + _S378;
+    float4  _S379 = _S311 * make_float4 (_S314.w);
+    float4  _S380 = of_other_0(_S379, 16U);
+    sums_3->values_0[31U] = _S379 + _S380;
     return;
 }
 
@@ -886,76 +879,83 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    bool _S376;
-    uint i_4;
-    bool _S377;
-    uint _S378 = thread_1 / 32U;
-    uint _S379 = thread_1 % 32U;
-    if(_S379 == 0U)
+    bool _S381;
+    uint i_3;
+    bool _S382;
+    uint _S383 = thread_1 / 32U;
+    uint _S384 = thread_1 % 32U;
+    if(_S384 == 0U)
     {
-        (*&peaks_0)[_S378] = sums_4->peak_0;
-        (*&totals_0)[_S378] = sums_4->total_0;
+        (*&peaks_0)[_S383] = sums_4->peak_0;
+        (*&totals_0)[_S383] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S380 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S380, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S381 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S385 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S385, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S386 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S387 = _S386 * (*&totals_0)[0U];
+    float4  _S388 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S387 + _S388 * (*&totals_0)[1U];
+    float4  _S389 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S389 * (*&totals_0)[2U];
+    float4  _S390 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S390 * (*&totals_0)[3U];
+    float4  _S391 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                bool _S382 = _S379 < 8U;
-                _S376 = _S382;
-                if(_S382)
+                bool _S392 = _S384 < 8U;
+                _S381 = _S392;
+                if(_S392)
                 {
-                    uint _S383 = _S378 * 2U * 8U;
-                    (*&exchange_0)[_S383 * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S383 + 1U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S383 + 2U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S383 + 3U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S383 + 4U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S383 + 5U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S383 + 6U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S383 + 7U) * 8U + _S379] = make_float4 (_S381.x) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S383 + 8U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S383 + 9U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S383 + 10U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S383 + 11U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S383 + 12U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S383 + 13U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S383 + 14U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S383 + 15U) * 8U + _S379] = make_float4 (_S381.y) * sums_4->values_0[15U];
+                    uint _S393 = _S383 * 2U * 8U;
+                    (*&exchange_0)[_S393 * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S393 + 1U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S393 + 2U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S393 + 3U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S393 + 4U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S393 + 5U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S393 + 6U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S393 + 7U) * 8U + _S384] = make_float4 (_S391.x) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S393 + 8U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S393 + 9U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S393 + 10U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S393 + 11U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S393 + 12U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S393 + 13U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S393 + 14U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S393 + 15U) * 8U + _S384] = make_float4 (_S391.y) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S384 = i_4 / 64U;
-                    uint _S385 = i_4 % 64U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S384 < (part_3->heads_0))
+                    uint _S394 = i_3 / 64U;
+                    uint _S395 = i_3 % 64U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S394 < (part_3->heads_0))
                     {
-                        _S377 = _S385 < (part_3->head_dim_0 / 4U);
+                        _S382 = _S395 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S377 = false;
+                        _S382 = false;
                     }
-                    if(_S377)
+                    if(_S382)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S384 * part_3->out_stride_0 + _S385]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S394 * part_3->out_stride_0 + _S395]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -966,53 +966,53 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
         {
             for(;;)
             {
-                if(_S376)
+                if(_S381)
                 {
-                    uint _S386 = _S378 * 2U * 8U;
-                    (*&exchange_0)[_S386 * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[16U];
-                    (*&exchange_0)[(_S386 + 1U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[17U];
-                    (*&exchange_0)[(_S386 + 2U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[18U];
-                    (*&exchange_0)[(_S386 + 3U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[19U];
-                    (*&exchange_0)[(_S386 + 4U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[20U];
-                    (*&exchange_0)[(_S386 + 5U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[21U];
-                    (*&exchange_0)[(_S386 + 6U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[22U];
-                    (*&exchange_0)[(_S386 + 7U) * 8U + _S379] = make_float4 (_S381.z) * sums_4->values_0[23U];
-                    (*&exchange_0)[(_S386 + 8U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[24U];
-                    (*&exchange_0)[(_S386 + 9U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[25U];
-                    (*&exchange_0)[(_S386 + 10U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[26U];
-                    (*&exchange_0)[(_S386 + 11U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[27U];
-                    (*&exchange_0)[(_S386 + 12U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[28U];
-                    (*&exchange_0)[(_S386 + 13U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[29U];
-                    (*&exchange_0)[(_S386 + 14U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[30U];
-                    (*&exchange_0)[(_S386 + 15U) * 8U + _S379] = make_float4 (_S381.w) * sums_4->values_0[31U];
+                    uint _S396 = _S383 * 2U * 8U;
+                    (*&exchange_0)[_S396 * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[16U];
+                    (*&exchange_0)[(_S396 + 1U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[17U];
+                    (*&exchange_0)[(_S396 + 2U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[18U];
+                    (*&exchange_0)[(_S396 + 3U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[19U];
+                    (*&exchange_0)[(_S396 + 4U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[20U];
+                    (*&exchange_0)[(_S396 + 5U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[21U];
+                    (*&exchange_0)[(_S396 + 6U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[22U];
+                    (*&exchange_0)[(_S396 + 7U) * 8U + _S384] = make_float4 (_S391.z) * sums_4->values_0[23U];
+                    (*&exchange_0)[(_S396 + 8U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[24U];
+                    (*&exchange_0)[(_S396 + 9U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[25U];
+                    (*&exchange_0)[(_S396 + 10U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[26U];
+                    (*&exchange_0)[(_S396 + 11U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[27U];
+                    (*&exchange_0)[(_S396 + 12U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[28U];
+                    (*&exchange_0)[(_S396 + 13U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[29U];
+                    (*&exchange_0)[(_S396 + 14U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[30U];
+                    (*&exchange_0)[(_S396 + 15U) * 8U + _S384] = make_float4 (_S391.w) * sums_4->values_0[31U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S387 = 2U + i_4 / 64U;
-                    uint _S388 = i_4 % 64U;
-                    float4  whole_1 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S387 < (part_3->heads_0))
+                    uint _S397 = 2U + i_3 / 64U;
+                    uint _S398 = i_3 % 64U;
+                    float4  whole_1 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S397 < (part_3->heads_0))
                     {
-                        _S377 = _S388 < (part_3->head_dim_0 / 4U);
+                        _S382 = _S398 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S377 = false;
+                        _S382 = false;
                     }
-                    if(_S377)
+                    if(_S382)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S387 * part_3->out_stride_0 + _S388]) = whole_1;
+                        *(&(scratch_0)[part_3->out_0 + _S397 * part_3->out_stride_0 + _S398]) = whole_1;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1023,7 +1023,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1036,38 +1036,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S389 = thread_2 % 8U;
-    uint _S390 = thread_2 / 8U;
-    uint _S391 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S390;
-    Pools_0 _S392 = pools_0;
-    Positions_0 _S393 = Pools_read_0(&_S392, first_2, _S389);
+    uint _S399 = thread_2 % 8U;
+    uint _S400 = thread_2 / 8U;
+    uint _S401 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S400;
+    Pools_0 _S402 = pools_0;
+    Positions_0 _S403 = Pools_read_0(&_S402, first_2, _S399);
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S394;
+    bool _S404;
     if(with_own_0)
     {
-        _S394 = thread_2 < 32U;
+        _S404 = thread_2 < 32U;
     }
     else
     {
-        _S394 = false;
+        _S404 = false;
     }
-    if(_S394)
+    if(_S404)
     {
-        Sums_0 _S395 = of_one_0(part_4, own_key_0, own_value_0, _S389);
-        if(_S390 == 0U)
+        Sums_0 _S405 = of_one_0(part_4, own_key_0, own_value_0, _S399);
+        if(_S400 == 0U)
         {
-            sums_5 = _S395;
+            sums_5 = _S405;
         }
     }
-    Positions_0 some_2 = _S393;
-    uint tile_0 = _S391;
+    Positions_0 some_2 = _S403;
+    uint tile_0 = _S401;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S396 = part_4->end_0;
+        uint _S406 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1075,23 +1075,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S397 = some_2;
-        add_0(&sums_5, &_S397, first_3, _S396, _S389);
+        Positions_0 _S407 = some_2;
+        add_0(&sums_5, &_S407, first_3, _S406, _S399);
         uint first_4 = first_3 + 16U;
-        uint _S398 = tile_0 + 16U;
-        if(_S398 < _S396)
+        uint _S408 = tile_0 + 16U;
+        if(_S408 < _S406)
         {
-            Pools_0 _S399 = pools_0;
-            Positions_0 _S400 = Pools_read_0(&_S399, first_4, _S389);
-            some_2 = _S400;
+            Pools_0 _S409 = pools_0;
+            Positions_0 _S410 = Pools_read_0(&_S409, first_4, _S399);
+            some_2 = _S410;
         }
-        tile_0 = _S398;
+        tile_0 = _S408;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S401 = sums_5;
-    write_0(thread_2, &_S401, part_4, scratch_1);
+    Sums_0 _S411 = sums_5;
+    write_0(thread_2, &_S411, part_4, scratch_1);
     return;
+}
+
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
+{
+    uint _S412;
+    if(offset_2 == 4294967295U)
+    {
+        _S412 = rows_0;
+    }
+    else
+    {
+        uint _S413 = __ldg((&(batch_0)[offset_2]));
+        _S412 = (U32_min(((U32_max((_S413), (first_5))) - first_5), (rows_0)));
+    }
+    return _S412;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1099,30 +1114,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S402 = heads_1 / kv_heads_0;
-    uint _S403 = (_S402 + 4U - 1U) / 4U;
-    uint _S404 = rows_0 * kv_heads_0 * _S403;
-    uint _S405 = number_1 % _S404;
-    uint _S406 = _S405 % _S403;
+    uint _S414 = rows_1 * kv_heads_0;
+    uint _S415 = heads_1 / kv_heads_0;
+    return _S414 * ((_S415 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
+{
+    uint _S416 = heads_2 / kv_heads_1;
+    uint _S417 = (_S416 + 4U - 1U) / 4U;
+    uint _S418 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S419 = number_1 % _S418;
+    uint _S420 = _S419 % _S417;
     Part_0 part_5;
-    uint _S407 = number_1 / _S404;
-    (&part_5)->number_0 = _S407;
-    uint _S408 = _S405 / (kv_heads_0 * _S403);
-    (&part_5)->row_0 = _S408;
-    uint _S409 = _S405 / _S403;
-    uint _S410 = _S409 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S410;
-    uint _S411 = _S406 * 4U;
-    uint _S412 = _S410 * _S402 + _S411;
-    (&part_5)->head_0 = _S412;
-    (&part_5)->heads_0 = (U32_min((_S402 - _S411), (4U)));
+    (&part_5)->unit_0 = _S419;
+    uint _S421 = number_1 / _S418;
+    (&part_5)->number_0 = _S421;
+    uint _S422 = _S419 / (kv_heads_1 * _S417);
+    (&part_5)->row_0 = _S422;
+    uint _S423 = _S419 / _S417;
+    uint _S424 = _S423 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S424;
+    uint _S425 = _S420 * 4U;
+    uint _S426 = _S424 * _S416 + _S425;
+    (&part_5)->head_0 = _S426;
+    (&part_5)->heads_0 = (U32_min((_S416 - _S425), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_1;
-    uint _S413 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S413;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S412) * _S413 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
+    uint _S427 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S427;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S426) * _S427 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1130,106 +1154,108 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_1)
-{
-    uint _S414;
-    if(offset_2 == 4294967295U)
-    {
-        _S414 = rows_1;
-    }
-    else
-    {
-        uint _S415 = __ldg((&(batch_0)[offset_2]));
-        _S414 = (U32_min(((U32_max((_S415), (first_5))) - first_5), (rows_1)));
-    }
-    return _S414;
-}
-
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S416 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S416;
+    uint _S428 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S428;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S417;
-    (&_S417)->begin_2 = begin_3;
-    (&_S417)->page_size_0 = page_size_1;
-    (&_S417)->pages_0 = pages_1;
-    (&_S417)->length_0 = length_1;
-    return _S417;
+    SequenceTable_0 _S429;
+    (&_S429)->begin_2 = begin_3;
+    (&_S429)->page_size_0 = page_size_1;
+    (&_S429)->pages_0 = pages_1;
+    (&_S429)->length_0 = length_1;
+    return _S429;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S418 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S419 = _S418 + 1U;
-    uint _S420 = __ldg((&(sequences_3)[_S418]));
-    return SequenceTable_x24init_0(_S419, page_size_2, pages_2, (U32_min((_S420), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S430 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S431 = _S430 + 1U;
+    uint _S432 = __ldg((&(sequences_3)[_S430]));
+    return SequenceTable_x24init_0(_S431, page_size_2, pages_2, (U32_min((_S432), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S421 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S421;
+    uint _S433 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S433;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S422 = this_3->length_0;
-    uint _S423;
+    uint _S434 = this_3->length_0;
+    uint _S435;
     if(position_1 < (this_3->length_0))
     {
-        _S423 = position_1 + 1U;
+        _S435 = position_1 + 1U;
     }
     else
     {
-        _S423 = _S422;
+        _S435 = _S434;
     }
-    return _S423;
+    return _S435;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S424;
+    bool _S436;
     if(window_0 != 0U)
     {
-        _S424 = position_2 >= window_0;
+        _S436 = position_2 >= window_0;
     }
     else
     {
-        _S424 = false;
+        _S436 = false;
     }
-    uint _S425;
-    if(_S424)
+    uint _S437;
+    if(_S436)
     {
-        _S425 = position_2 - window_0 + 1U;
+        _S437 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S425 = 0U;
+        _S437 = 0U;
     }
-    return _S425;
+    return _S437;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void Part_take_0(Part_0 * this_4, uint other_0)
 {
-    uint _S426;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+{
+    uint _S438;
     if(first_6 < length_2)
     {
-        _S426 = length_2 - first_6;
+        _S438 = length_2 - first_6;
     }
     else
     {
-        _S426 = 0U;
+        _S438 = 0U;
     }
-    uint _S427 = parts_1 * 64U;
-    uint _S428 = (_S426 + _S427 - 1U) / _S427;
-    uint _S429 = _S428 * 64U;
-    uint _S430 = (U32_min((first_6 + part_6->number_0 * _S429), (length_2)));
-    part_6->begin_0 = _S430;
-    part_6->end_0 = (U32_min((_S430 + _S429), (length_2)));
+    uint _S439 = parts_1 * tiles_0 * 64U;
+    uint _S440 = (_S438 + _S439 - 1U) / _S439;
+    uint _S441 = _S440 * tiles_0 * 64U;
+    uint _S442 = (U32_min((first_6 + part_6->number_0 * _S441), (length_2)));
+    part_6->begin_0 = _S442;
+    part_6->end_0 = (U32_min((_S442 + _S441), (length_2)));
+    if(_S438 == 0U)
+    {
+        _S438 = 1U;
+    }
+    else
+    {
+        uint _S443 = (_S438 + _S441 - 1U) / _S441;
+        _S438 = _S443;
+    }
+    part_6->used_0 = _S438;
     return;
 }
 
@@ -1237,9 +1263,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S431 = make_int4 (int(0));
-        float4  _S432 = make_float4 ((float)_S431.x, (float)_S431.y, (float)_S431.z, (float)_S431.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S432;
+        int4  _S444 = make_int4 (int(0));
+        float4  _S445 = make_float4 ((float)_S444.x, (float)_S444.y, (float)_S444.z, (float)_S444.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S445;
     }
     return;
 }
@@ -1253,9 +1279,9 @@ struct AttentionPartParams_0
     uint sequences_offset_0;
     uint scratch_offset_1;
     uint batch_row_0;
-    uint rows_2;
-    uint heads_2;
-    uint kv_heads_1;
+    uint rows_3;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_2;
     uint q_stride_0;
     uint pages_3;
@@ -1265,47 +1291,62 @@ struct AttentionPartParams_0
     float scale_4;
     uint window_1;
     uint parts_2;
+    uint groups_0;
 };
 
 extern "C" __global__ void shuffled8_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S433 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S434 = part_of_0(group_number_0(blockIdx), p_0.rows_2, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S434;
-    bool _S435;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S435 = true;
-    }
-    else
-    {
-        _S435 = ((&part_8)->row_0) >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_2));
-    }
-    if(_S435)
+    uint _S446 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S447 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S447 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S436 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S437 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S438 = _S436;
-    uint _S439 = SequenceTable_end_of_0(&_S438, _S437);
-    share_out_0(&part_8, first_seen_0(_S437, p_0.window_1), _S439, p_0.parts_2);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S448 = part_of_0(group_number_0(blockIdx), _S447, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S448;
+    uint _S449 = units_of_0(_S447, p_0.heads_3, p_0.kv_heads_2);
+    uint _S450 = p_0.groups_0 / _S449;
+    if(((&part_8)->number_0) >= _S450)
     {
-        Part_0 _S440 = part_8;
-        leave_empty_0(_S433, &_S440, scratch_3);
         return;
     }
+    SequenceTable_0 _S451 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S452 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S453 = _S451;
+    uint _S454 = SequenceTable_end_of_0(&_S453, _S452);
+    uint _S455 = first_seen_0(_S452, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->begin_1 = p_0.q_offset_0 + (&part_8)->row_0 * p_0.q_stride_0;
-    SequenceTable_0 _S441 = _S436;
-    Part_0 _S442 = part_8;
-    Plain_0 _S443 = queries_1;
-    Plain_0 _S444 = queries_1;
-    Plain_0 _S445 = queries_1;
-    attend_0(_S433, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S441, &_S442, p_0.scale_4, &_S443, false, &_S444, &_S445);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (p_0.parts_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S455, _S454, p_0.parts_2, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            Part_0 _S456 = part_8;
+            leave_empty_0(_S446, &_S456, scratch_3);
+            number_3 = number_3 + _S450;
+            continue;
+        }
+        SequenceTable_0 _S457 = _S451;
+        Part_0 _S458 = part_8;
+        Plain_0 _S459 = queries_1;
+        Plain_0 _S460 = queries_1;
+        Plain_0 _S461 = queries_1;
+        attend_0(_S446, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S457, &_S458, p_0.scale_4, &_S459, false, &_S460, &_S461);
+        __syncthreads();
+        number_3 = number_3 + _S450;
+    }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -484,201 +486,192 @@ __device__ float4  max_0(float4  x_4, float4  y_1)
     return result_3;
 }
 
-__device__ float4  exp_0(float4  x_5)
+__device__ float4  powers_0(float4  x_5)
 {
-    float4  result_4;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_4, i_3) = (F32_exp((_slang_vector_get_element(x_5, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_4;
+    float _S153 = (__expf((x_5.x)));
+    float _S154 = (__expf((x_5.y)));
+    float _S155 = (__expf((x_5.z)));
+    float _S156 = (__expf((x_5.w)));
+    return make_float4 (_S153, _S154, _S155, _S156);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 1>  scores_0;
-    int4  _S153 = make_int4 (int(0));
-    float4  _S154 = make_float4 ((float)_S153.x, (float)_S153.y, (float)_S153.z, (float)_S153.w);
-    scores_0[0U] = _S154;
-    float4  _S155 = Float16_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S155);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S155);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S155);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S155);
-    float4  _S156 = Float16_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S156);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S156);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S156);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S156);
-    float4  _S157 = Float16_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S157);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S157);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S157);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S157);
-    float4  _S158 = Float16_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S158);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S158);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S158);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S158);
-    float4  _S159 = Float16_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S159);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S159);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S159);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S159);
-    float4  _S160 = Float16_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S160);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S160);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S160);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S160);
-    float4  _S161 = Float16_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S161);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S161);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S161);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S161);
-    float4  _S162 = Float16_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S162);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S162);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S162);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S162);
-    float4  _S163 = sums_1->peak_0;
-    float4  _S164 = across_0(scores_0[0U]);
-    scores_0[0U] = _S164;
-    bool _S165 = first_0 < end_1;
+    int4  _S157 = make_int4 (int(0));
+    float4  _S158 = make_float4 ((float)_S157.x, (float)_S157.y, (float)_S157.z, (float)_S157.w);
+    scores_0[0U] = _S158;
+    float4  _S159 = Float16_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S159);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S159);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S159);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S159);
+    float4  _S160 = Float16_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S160);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S160);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S160);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S160);
+    float4  _S161 = Float16_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S161);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S161);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S161);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S161);
+    float4  _S162 = Float16_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S162);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S162);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S162);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S162);
+    float4  _S163 = Float16_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S163);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S163);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S163);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S163);
+    float4  _S164 = Float16_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S164);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S164);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S164);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S164);
+    float4  _S165 = Float16_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S165);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S165);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S165);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S165);
+    float4  _S166 = Float16_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S166);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S166);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S166);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S166);
+    float4  _S167 = sums_1->peak_0;
+    float4  _S168 = across_0(scores_0[0U]);
+    scores_0[0U] = _S168;
+    bool _S169 = first_0 < end_1;
     float4  peak_1;
-    if(_S165)
+    if(_S169)
     {
-        peak_1 = max_0(_S163, scores_0[0U]);
+        peak_1 = max_0(_S167, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S163;
+        peak_1 = _S167;
     }
-    float4  _S166 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S170 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S166;
-    if(_S165)
+    sums_1->total_0 = sums_1->total_0 * _S170;
+    if(_S169)
     {
-        peak_1 = exp_0(scores_0[0U] - peak_1);
+        float4  _S171 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S171;
     }
     else
     {
-        peak_1 = _S154;
+        peak_1 = _S158;
     }
     scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S167 = sums_1->values_0[0U] * make_float4 (_S166.x);
-    sums_1->values_0[0U] = _S167;
-    float4  _S168 = sums_1->values_0[8U] * make_float4 (_S166.y);
-    sums_1->values_0[8U] = _S168;
-    float4  _S169 = sums_1->values_0[16U] * make_float4 (_S166.z);
-    sums_1->values_0[16U] = _S169;
-    float4  _S170 = sums_1->values_0[24U] * make_float4 (_S166.w);
-    sums_1->values_0[24U] = _S170;
-    float4  _S171 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
-    sums_1->values_0[0U] = _S167 + make_float4 (*&((&scores_0[0U])->x)) * _S171;
-    sums_1->values_0[8U] = _S168 + make_float4 (*&((&scores_0[0U])->y)) * _S171;
-    sums_1->values_0[16U] = _S169 + make_float4 (*&((&scores_0[0U])->z)) * _S171;
-    sums_1->values_0[24U] = _S170 + make_float4 (*&((&scores_0[0U])->w)) * _S171;
-    float4  _S172 = sums_1->values_0[1U] * make_float4 (_S166.x);
-    sums_1->values_0[1U] = _S172;
-    float4  _S173 = sums_1->values_0[9U] * make_float4 (_S166.y);
-    sums_1->values_0[9U] = _S173;
-    float4  _S174 = sums_1->values_0[17U] * make_float4 (_S166.z);
-    sums_1->values_0[17U] = _S174;
-    float4  _S175 = sums_1->values_0[25U] * make_float4 (_S166.w);
-    sums_1->values_0[25U] = _S175;
-    float4  _S176 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
-    sums_1->values_0[1U] = _S172 + make_float4 (*&((&scores_0[0U])->x)) * _S176;
-    sums_1->values_0[9U] = _S173 + make_float4 (*&((&scores_0[0U])->y)) * _S176;
-    sums_1->values_0[17U] = _S174 + make_float4 (*&((&scores_0[0U])->z)) * _S176;
-    sums_1->values_0[25U] = _S175 + make_float4 (*&((&scores_0[0U])->w)) * _S176;
-    float4  _S177 = sums_1->values_0[2U] * make_float4 (_S166.x);
-    sums_1->values_0[2U] = _S177;
-    float4  _S178 = sums_1->values_0[10U] * make_float4 (_S166.y);
-    sums_1->values_0[10U] = _S178;
-    float4  _S179 = sums_1->values_0[18U] * make_float4 (_S166.z);
-    sums_1->values_0[18U] = _S179;
-    float4  _S180 = sums_1->values_0[26U] * make_float4 (_S166.w);
-    sums_1->values_0[26U] = _S180;
-    float4  _S181 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
-    sums_1->values_0[2U] = _S177 + make_float4 (*&((&scores_0[0U])->x)) * _S181;
-    sums_1->values_0[10U] = _S178 + make_float4 (*&((&scores_0[0U])->y)) * _S181;
-    sums_1->values_0[18U] = _S179 + make_float4 (*&((&scores_0[0U])->z)) * _S181;
-    sums_1->values_0[26U] = _S180 + make_float4 (*&((&scores_0[0U])->w)) * _S181;
-    float4  _S182 = sums_1->values_0[3U] * make_float4 (_S166.x);
-    sums_1->values_0[3U] = _S182;
-    float4  _S183 = sums_1->values_0[11U] * make_float4 (_S166.y);
-    sums_1->values_0[11U] = _S183;
-    float4  _S184 = sums_1->values_0[19U] * make_float4 (_S166.z);
-    sums_1->values_0[19U] = _S184;
-    float4  _S185 = sums_1->values_0[27U] * make_float4 (_S166.w);
-    sums_1->values_0[27U] = _S185;
-    float4  _S186 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
-    sums_1->values_0[3U] = _S182 + make_float4 (*&((&scores_0[0U])->x)) * _S186;
-    sums_1->values_0[11U] = _S183 + make_float4 (*&((&scores_0[0U])->y)) * _S186;
-    sums_1->values_0[19U] = _S184 + make_float4 (*&((&scores_0[0U])->z)) * _S186;
-    sums_1->values_0[27U] = _S185 + make_float4 (*&((&scores_0[0U])->w)) * _S186;
-    float4  _S187 = sums_1->values_0[4U] * make_float4 (_S166.x);
-    sums_1->values_0[4U] = _S187;
-    float4  _S188 = sums_1->values_0[12U] * make_float4 (_S166.y);
-    sums_1->values_0[12U] = _S188;
-    float4  _S189 = sums_1->values_0[20U] * make_float4 (_S166.z);
-    sums_1->values_0[20U] = _S189;
-    float4  _S190 = sums_1->values_0[28U] * make_float4 (_S166.w);
-    sums_1->values_0[28U] = _S190;
-    float4  _S191 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[4U] = _S187 + make_float4 (*&((&scores_0[0U])->x)) * _S191;
-    sums_1->values_0[12U] = _S188 + make_float4 (*&((&scores_0[0U])->y)) * _S191;
-    sums_1->values_0[20U] = _S189 + make_float4 (*&((&scores_0[0U])->z)) * _S191;
-    sums_1->values_0[28U] = _S190 + make_float4 (*&((&scores_0[0U])->w)) * _S191;
-    float4  _S192 = sums_1->values_0[5U] * make_float4 (_S166.x);
-    sums_1->values_0[5U] = _S192;
-    float4  _S193 = sums_1->values_0[13U] * make_float4 (_S166.y);
-    sums_1->values_0[13U] = _S193;
-    float4  _S194 = sums_1->values_0[21U] * make_float4 (_S166.z);
-    sums_1->values_0[21U] = _S194;
-    float4  _S195 = sums_1->values_0[29U] * make_float4 (_S166.w);
-    sums_1->values_0[29U] = _S195;
-    float4  _S196 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[5U] = _S192 + make_float4 (*&((&scores_0[0U])->x)) * _S196;
-    sums_1->values_0[13U] = _S193 + make_float4 (*&((&scores_0[0U])->y)) * _S196;
-    sums_1->values_0[21U] = _S194 + make_float4 (*&((&scores_0[0U])->z)) * _S196;
-    sums_1->values_0[29U] = _S195 + make_float4 (*&((&scores_0[0U])->w)) * _S196;
-    float4  _S197 = sums_1->values_0[6U] * make_float4 (_S166.x);
-    sums_1->values_0[6U] = _S197;
-    float4  _S198 = sums_1->values_0[14U] * make_float4 (_S166.y);
-    sums_1->values_0[14U] = _S198;
-    float4  _S199 = sums_1->values_0[22U] * make_float4 (_S166.z);
-    sums_1->values_0[22U] = _S199;
-    float4  _S200 = sums_1->values_0[30U] * make_float4 (_S166.w);
-    sums_1->values_0[30U] = _S200;
-    float4  _S201 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[6U] = _S197 + make_float4 (*&((&scores_0[0U])->x)) * _S201;
-    sums_1->values_0[14U] = _S198 + make_float4 (*&((&scores_0[0U])->y)) * _S201;
-    sums_1->values_0[22U] = _S199 + make_float4 (*&((&scores_0[0U])->z)) * _S201;
-    sums_1->values_0[30U] = _S200 + make_float4 (*&((&scores_0[0U])->w)) * _S201;
-    float4  _S202 = sums_1->values_0[7U] * make_float4 (_S166.x);
-    sums_1->values_0[7U] = _S202;
-    float4  _S203 = sums_1->values_0[15U] * make_float4 (_S166.y);
-    sums_1->values_0[15U] = _S203;
-    float4  _S204 = sums_1->values_0[23U] * make_float4 (_S166.z);
-    sums_1->values_0[23U] = _S204;
-    float4  _S205 = sums_1->values_0[31U] * make_float4 (_S166.w);
-    sums_1->values_0[31U] = _S205;
-    float4  _S206 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[7U] = _S202 + make_float4 (*&((&scores_0[0U])->x)) * _S206;
-    sums_1->values_0[15U] = _S203 + make_float4 (*&((&scores_0[0U])->y)) * _S206;
-    sums_1->values_0[23U] = _S204 + make_float4 (*&((&scores_0[0U])->z)) * _S206;
-    sums_1->values_0[31U] = _S205 + make_float4 (*&((&scores_0[0U])->w)) * _S206;
+    float4  _S172 = sums_1->values_0[0U] * make_float4 (_S170.x);
+    sums_1->values_0[0U] = _S172;
+    float4  _S173 = sums_1->values_0[8U] * make_float4 (_S170.y);
+    sums_1->values_0[8U] = _S173;
+    float4  _S174 = sums_1->values_0[16U] * make_float4 (_S170.z);
+    sums_1->values_0[16U] = _S174;
+    float4  _S175 = sums_1->values_0[24U] * make_float4 (_S170.w);
+    sums_1->values_0[24U] = _S175;
+    float4  _S176 = make_float4 (some_0->value_scales_0[0U]) * Float16_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S172 + make_float4 (*&((&scores_0[0U])->x)) * _S176;
+    sums_1->values_0[8U] = _S173 + make_float4 (*&((&scores_0[0U])->y)) * _S176;
+    sums_1->values_0[16U] = _S174 + make_float4 (*&((&scores_0[0U])->z)) * _S176;
+    sums_1->values_0[24U] = _S175 + make_float4 (*&((&scores_0[0U])->w)) * _S176;
+    float4  _S177 = sums_1->values_0[1U] * make_float4 (_S170.x);
+    sums_1->values_0[1U] = _S177;
+    float4  _S178 = sums_1->values_0[9U] * make_float4 (_S170.y);
+    sums_1->values_0[9U] = _S178;
+    float4  _S179 = sums_1->values_0[17U] * make_float4 (_S170.z);
+    sums_1->values_0[17U] = _S179;
+    float4  _S180 = sums_1->values_0[25U] * make_float4 (_S170.w);
+    sums_1->values_0[25U] = _S180;
+    float4  _S181 = make_float4 (some_0->value_scales_0[1U]) * Float16_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S177 + make_float4 (*&((&scores_0[0U])->x)) * _S181;
+    sums_1->values_0[9U] = _S178 + make_float4 (*&((&scores_0[0U])->y)) * _S181;
+    sums_1->values_0[17U] = _S179 + make_float4 (*&((&scores_0[0U])->z)) * _S181;
+    sums_1->values_0[25U] = _S180 + make_float4 (*&((&scores_0[0U])->w)) * _S181;
+    float4  _S182 = sums_1->values_0[2U] * make_float4 (_S170.x);
+    sums_1->values_0[2U] = _S182;
+    float4  _S183 = sums_1->values_0[10U] * make_float4 (_S170.y);
+    sums_1->values_0[10U] = _S183;
+    float4  _S184 = sums_1->values_0[18U] * make_float4 (_S170.z);
+    sums_1->values_0[18U] = _S184;
+    float4  _S185 = sums_1->values_0[26U] * make_float4 (_S170.w);
+    sums_1->values_0[26U] = _S185;
+    float4  _S186 = make_float4 (some_0->value_scales_0[2U]) * Float16_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S182 + make_float4 (*&((&scores_0[0U])->x)) * _S186;
+    sums_1->values_0[10U] = _S183 + make_float4 (*&((&scores_0[0U])->y)) * _S186;
+    sums_1->values_0[18U] = _S184 + make_float4 (*&((&scores_0[0U])->z)) * _S186;
+    sums_1->values_0[26U] = _S185 + make_float4 (*&((&scores_0[0U])->w)) * _S186;
+    float4  _S187 = sums_1->values_0[3U] * make_float4 (_S170.x);
+    sums_1->values_0[3U] = _S187;
+    float4  _S188 = sums_1->values_0[11U] * make_float4 (_S170.y);
+    sums_1->values_0[11U] = _S188;
+    float4  _S189 = sums_1->values_0[19U] * make_float4 (_S170.z);
+    sums_1->values_0[19U] = _S189;
+    float4  _S190 = sums_1->values_0[27U] * make_float4 (_S170.w);
+    sums_1->values_0[27U] = _S190;
+    float4  _S191 = make_float4 (some_0->value_scales_0[3U]) * Float16_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S187 + make_float4 (*&((&scores_0[0U])->x)) * _S191;
+    sums_1->values_0[11U] = _S188 + make_float4 (*&((&scores_0[0U])->y)) * _S191;
+    sums_1->values_0[19U] = _S189 + make_float4 (*&((&scores_0[0U])->z)) * _S191;
+    sums_1->values_0[27U] = _S190 + make_float4 (*&((&scores_0[0U])->w)) * _S191;
+    float4  _S192 = sums_1->values_0[4U] * make_float4 (_S170.x);
+    sums_1->values_0[4U] = _S192;
+    float4  _S193 = sums_1->values_0[12U] * make_float4 (_S170.y);
+    sums_1->values_0[12U] = _S193;
+    float4  _S194 = sums_1->values_0[20U] * make_float4 (_S170.z);
+    sums_1->values_0[20U] = _S194;
+    float4  _S195 = sums_1->values_0[28U] * make_float4 (_S170.w);
+    sums_1->values_0[28U] = _S195;
+    float4  _S196 = make_float4 (some_0->value_scales_0[4U]) * Float16_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[4U] = _S192 + make_float4 (*&((&scores_0[0U])->x)) * _S196;
+    sums_1->values_0[12U] = _S193 + make_float4 (*&((&scores_0[0U])->y)) * _S196;
+    sums_1->values_0[20U] = _S194 + make_float4 (*&((&scores_0[0U])->z)) * _S196;
+    sums_1->values_0[28U] = _S195 + make_float4 (*&((&scores_0[0U])->w)) * _S196;
+    float4  _S197 = sums_1->values_0[5U] * make_float4 (_S170.x);
+    sums_1->values_0[5U] = _S197;
+    float4  _S198 = sums_1->values_0[13U] * make_float4 (_S170.y);
+    sums_1->values_0[13U] = _S198;
+    float4  _S199 = sums_1->values_0[21U] * make_float4 (_S170.z);
+    sums_1->values_0[21U] = _S199;
+    float4  _S200 = sums_1->values_0[29U] * make_float4 (_S170.w);
+    sums_1->values_0[29U] = _S200;
+    float4  _S201 = make_float4 (some_0->value_scales_0[5U]) * Float16_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[5U] = _S197 + make_float4 (*&((&scores_0[0U])->x)) * _S201;
+    sums_1->values_0[13U] = _S198 + make_float4 (*&((&scores_0[0U])->y)) * _S201;
+    sums_1->values_0[21U] = _S199 + make_float4 (*&((&scores_0[0U])->z)) * _S201;
+    sums_1->values_0[29U] = _S200 + make_float4 (*&((&scores_0[0U])->w)) * _S201;
+    float4  _S202 = sums_1->values_0[6U] * make_float4 (_S170.x);
+    sums_1->values_0[6U] = _S202;
+    float4  _S203 = sums_1->values_0[14U] * make_float4 (_S170.y);
+    sums_1->values_0[14U] = _S203;
+    float4  _S204 = sums_1->values_0[22U] * make_float4 (_S170.z);
+    sums_1->values_0[22U] = _S204;
+    float4  _S205 = sums_1->values_0[30U] * make_float4 (_S170.w);
+    sums_1->values_0[30U] = _S205;
+    float4  _S206 = make_float4 (some_0->value_scales_0[6U]) * Float16_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[6U] = _S202 + make_float4 (*&((&scores_0[0U])->x)) * _S206;
+    sums_1->values_0[14U] = _S203 + make_float4 (*&((&scores_0[0U])->y)) * _S206;
+    sums_1->values_0[22U] = _S204 + make_float4 (*&((&scores_0[0U])->z)) * _S206;
+    sums_1->values_0[30U] = _S205 + make_float4 (*&((&scores_0[0U])->w)) * _S206;
+    float4  _S207 = sums_1->values_0[7U] * make_float4 (_S170.x);
+    sums_1->values_0[7U] = _S207;
+    float4  _S208 = sums_1->values_0[15U] * make_float4 (_S170.y);
+    sums_1->values_0[15U] = _S208;
+    float4  _S209 = sums_1->values_0[23U] * make_float4 (_S170.z);
+    sums_1->values_0[23U] = _S209;
+    float4  _S210 = sums_1->values_0[31U] * make_float4 (_S170.w);
+    sums_1->values_0[31U] = _S210;
+    float4  _S211 = make_float4 (some_0->value_scales_0[7U]) * Float16_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[7U] = _S207 + make_float4 (*&((&scores_0[0U])->x)) * _S211;
+    sums_1->values_0[15U] = _S208 + make_float4 (*&((&scores_0[0U])->y)) * _S211;
+    sums_1->values_0[23U] = _S209 + make_float4 (*&((&scores_0[0U])->z)) * _S211;
+    sums_1->values_0[31U] = _S210 + make_float4 (*&((&scores_0[0U])->w)) * _S211;
     return;
 }
 
@@ -701,13 +694,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S207 = this_5->begin_3;
-    uint _S208 = this_5->page_size_0;
-    uint _S209 = position_0 / this_5->page_size_0;
-    uint _S210 = __ldg((&(sequences_1)[_S207 + _S209]));
-    uint _S211 = (U32_min((_S210), (this_5->pages_0 - 1U))) * _S208;
-    uint _S212 = position_0 % _S208;
-    return _S211 + _S212;
+    uint _S212 = this_5->begin_3;
+    uint _S213 = this_5->page_size_0;
+    uint _S214 = position_0 / this_5->page_size_0;
+    uint _S215 = __ldg((&(sequences_1)[_S212 + _S214]));
+    uint _S216 = (U32_min((_S215), (this_5->pages_0 - 1U))) * _S213;
+    uint _S217 = position_0 % _S213;
+    return _S216 + _S217;
 }
 
 struct Run_0
@@ -718,10 +711,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S213;
-    (&_S213)->vector_1 = vector_2;
-    (&_S213)->scale_1 = scale_2;
-    return _S213;
+    Run_0 _S218;
+    (&_S218)->vector_1 = vector_2;
+    (&_S218)->scale_1 = scale_2;
+    return _S218;
 }
 
 __device__ Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
@@ -737,88 +730,88 @@ __device__ float Float16_scale_0(StructuredBuffer<uint2 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 1>  slots_0;
-    uint _S214 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
-    slots_0[0U] = _S214;
-    uint _S215 = (&this_6->part_2)->head_dim_0;
-    uint _S216 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S217 = _S216 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S218 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S219 = (&this_6->part_2)->columns_0;
-    Run_0 _S220 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, _S214, (&this_6->part_2)->columns_0, _S217);
-    uint _S221 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S222 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, _S214, (&this_6->part_2)->columns_0, _S217);
+    uint _S219 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S219;
+    uint _S220 = (&this_6->part_2)->head_dim_0;
+    uint _S221 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S222 = _S221 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S223 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S224 = (&this_6->part_2)->columns_0;
+    Run_0 _S225 = Float16_run_0((&this_6->part_2)->k_pages_offset_0, _S219, (&this_6->part_2)->columns_0, _S222);
+    uint _S226 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S227 = Float16_run_0((&this_6->part_2)->v_pages_offset_0, _S219, (&this_6->part_2)->columns_0, _S222);
     Positions_0 some_1;
-    StructuredBuffer<uint2 > _S223 = this_6->k_pages_0;
-    uint2  _S224 = __ldg((&(this_6->k_pages_0)[_S220.vector_1]));
-    (&some_1)->keys_0[0U] = _S224;
-    StructuredBuffer<uint2 > _S225 = this_6->v_pages_0;
-    uint2  _S226 = __ldg((&(this_6->v_pages_0)[_S222.vector_1]));
-    (&some_1)->values_1[0U] = _S226;
-    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S223, _S220.scale_1);
-    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S225, _S222.scale_1);
-    uint _S227 = _S216 + 4U * (U32_min((8U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S228 = Float16_run_0(_S218, slots_0[0U], _S219, _S227);
-    Run_0 _S229 = Float16_run_0(_S221, slots_0[0U], _S219, _S227);
-    uint2  _S230 = __ldg((&(_S223)[_S228.vector_1]));
-    (&some_1)->keys_0[1U] = _S230;
-    uint2  _S231 = __ldg((&(_S225)[_S229.vector_1]));
-    (&some_1)->values_1[1U] = _S231;
-    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S223, _S228.scale_1);
-    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S225, _S229.scale_1);
-    uint _S232 = _S216 + 4U * (U32_min((16U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S233 = Float16_run_0(_S218, slots_0[0U], _S219, _S232);
-    Run_0 _S234 = Float16_run_0(_S221, slots_0[0U], _S219, _S232);
-    uint2  _S235 = __ldg((&(_S223)[_S233.vector_1]));
-    (&some_1)->keys_0[2U] = _S235;
-    uint2  _S236 = __ldg((&(_S225)[_S234.vector_1]));
-    (&some_1)->values_1[2U] = _S236;
-    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S223, _S233.scale_1);
-    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S225, _S234.scale_1);
-    uint _S237 = _S216 + 4U * (U32_min((24U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S238 = Float16_run_0(_S218, slots_0[0U], _S219, _S237);
-    Run_0 _S239 = Float16_run_0(_S221, slots_0[0U], _S219, _S237);
-    uint2  _S240 = __ldg((&(_S223)[_S238.vector_1]));
-    (&some_1)->keys_0[3U] = _S240;
-    uint2  _S241 = __ldg((&(_S225)[_S239.vector_1]));
-    (&some_1)->values_1[3U] = _S241;
-    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S223, _S238.scale_1);
-    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S225, _S239.scale_1);
-    uint _S242 = _S216 + 4U * (U32_min((32U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S243 = Float16_run_0(_S218, slots_0[0U], _S219, _S242);
-    Run_0 _S244 = Float16_run_0(_S221, slots_0[0U], _S219, _S242);
-    uint2  _S245 = __ldg((&(_S223)[_S243.vector_1]));
-    (&some_1)->keys_0[4U] = _S245;
-    uint2  _S246 = __ldg((&(_S225)[_S244.vector_1]));
-    (&some_1)->values_1[4U] = _S246;
-    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S223, _S243.scale_1);
-    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S225, _S244.scale_1);
-    uint _S247 = _S216 + 4U * (U32_min((40U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S248 = Float16_run_0(_S218, slots_0[0U], _S219, _S247);
-    Run_0 _S249 = Float16_run_0(_S221, slots_0[0U], _S219, _S247);
-    uint2  _S250 = __ldg((&(_S223)[_S248.vector_1]));
-    (&some_1)->keys_0[5U] = _S250;
-    uint2  _S251 = __ldg((&(_S225)[_S249.vector_1]));
-    (&some_1)->values_1[5U] = _S251;
-    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S223, _S248.scale_1);
-    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S225, _S249.scale_1);
-    uint _S252 = _S216 + 4U * (U32_min((48U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S253 = Float16_run_0(_S218, slots_0[0U], _S219, _S252);
-    Run_0 _S254 = Float16_run_0(_S221, slots_0[0U], _S219, _S252);
-    uint2  _S255 = __ldg((&(_S223)[_S253.vector_1]));
-    (&some_1)->keys_0[6U] = _S255;
-    uint2  _S256 = __ldg((&(_S225)[_S254.vector_1]));
-    (&some_1)->values_1[6U] = _S256;
-    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S223, _S253.scale_1);
-    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S225, _S254.scale_1);
-    uint _S257 = _S216 + 4U * (U32_min((56U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S258 = Float16_run_0(_S218, slots_0[0U], _S219, _S257);
-    Run_0 _S259 = Float16_run_0(_S221, slots_0[0U], _S219, _S257);
-    uint2  _S260 = __ldg((&(_S223)[_S258.vector_1]));
-    (&some_1)->keys_0[7U] = _S260;
-    uint2  _S261 = __ldg((&(_S225)[_S259.vector_1]));
-    (&some_1)->values_1[7U] = _S261;
-    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S223, _S258.scale_1);
-    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S225, _S259.scale_1);
+    StructuredBuffer<uint2 > _S228 = this_6->k_pages_0;
+    uint2  _S229 = __ldg((&(this_6->k_pages_0)[_S225.vector_1]));
+    (&some_1)->keys_0[0U] = _S229;
+    StructuredBuffer<uint2 > _S230 = this_6->v_pages_0;
+    uint2  _S231 = __ldg((&(this_6->v_pages_0)[_S227.vector_1]));
+    (&some_1)->values_1[0U] = _S231;
+    (&some_1)->key_scales_0[0U] = Float16_scale_0(_S228, _S225.scale_1);
+    (&some_1)->value_scales_0[0U] = Float16_scale_0(_S230, _S227.scale_1);
+    uint _S232 = _S221 + 4U * (U32_min((8U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S233 = Float16_run_0(_S223, slots_0[0U], _S224, _S232);
+    Run_0 _S234 = Float16_run_0(_S226, slots_0[0U], _S224, _S232);
+    uint2  _S235 = __ldg((&(_S228)[_S233.vector_1]));
+    (&some_1)->keys_0[1U] = _S235;
+    uint2  _S236 = __ldg((&(_S230)[_S234.vector_1]));
+    (&some_1)->values_1[1U] = _S236;
+    (&some_1)->key_scales_0[1U] = Float16_scale_0(_S228, _S233.scale_1);
+    (&some_1)->value_scales_0[1U] = Float16_scale_0(_S230, _S234.scale_1);
+    uint _S237 = _S221 + 4U * (U32_min((16U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S238 = Float16_run_0(_S223, slots_0[0U], _S224, _S237);
+    Run_0 _S239 = Float16_run_0(_S226, slots_0[0U], _S224, _S237);
+    uint2  _S240 = __ldg((&(_S228)[_S238.vector_1]));
+    (&some_1)->keys_0[2U] = _S240;
+    uint2  _S241 = __ldg((&(_S230)[_S239.vector_1]));
+    (&some_1)->values_1[2U] = _S241;
+    (&some_1)->key_scales_0[2U] = Float16_scale_0(_S228, _S238.scale_1);
+    (&some_1)->value_scales_0[2U] = Float16_scale_0(_S230, _S239.scale_1);
+    uint _S242 = _S221 + 4U * (U32_min((24U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S243 = Float16_run_0(_S223, slots_0[0U], _S224, _S242);
+    Run_0 _S244 = Float16_run_0(_S226, slots_0[0U], _S224, _S242);
+    uint2  _S245 = __ldg((&(_S228)[_S243.vector_1]));
+    (&some_1)->keys_0[3U] = _S245;
+    uint2  _S246 = __ldg((&(_S230)[_S244.vector_1]));
+    (&some_1)->values_1[3U] = _S246;
+    (&some_1)->key_scales_0[3U] = Float16_scale_0(_S228, _S243.scale_1);
+    (&some_1)->value_scales_0[3U] = Float16_scale_0(_S230, _S244.scale_1);
+    uint _S247 = _S221 + 4U * (U32_min((32U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S248 = Float16_run_0(_S223, slots_0[0U], _S224, _S247);
+    Run_0 _S249 = Float16_run_0(_S226, slots_0[0U], _S224, _S247);
+    uint2  _S250 = __ldg((&(_S228)[_S248.vector_1]));
+    (&some_1)->keys_0[4U] = _S250;
+    uint2  _S251 = __ldg((&(_S230)[_S249.vector_1]));
+    (&some_1)->values_1[4U] = _S251;
+    (&some_1)->key_scales_0[4U] = Float16_scale_0(_S228, _S248.scale_1);
+    (&some_1)->value_scales_0[4U] = Float16_scale_0(_S230, _S249.scale_1);
+    uint _S252 = _S221 + 4U * (U32_min((40U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S253 = Float16_run_0(_S223, slots_0[0U], _S224, _S252);
+    Run_0 _S254 = Float16_run_0(_S226, slots_0[0U], _S224, _S252);
+    uint2  _S255 = __ldg((&(_S228)[_S253.vector_1]));
+    (&some_1)->keys_0[5U] = _S255;
+    uint2  _S256 = __ldg((&(_S230)[_S254.vector_1]));
+    (&some_1)->values_1[5U] = _S256;
+    (&some_1)->key_scales_0[5U] = Float16_scale_0(_S228, _S253.scale_1);
+    (&some_1)->value_scales_0[5U] = Float16_scale_0(_S230, _S254.scale_1);
+    uint _S257 = _S221 + 4U * (U32_min((48U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S258 = Float16_run_0(_S223, slots_0[0U], _S224, _S257);
+    Run_0 _S259 = Float16_run_0(_S226, slots_0[0U], _S224, _S257);
+    uint2  _S260 = __ldg((&(_S228)[_S258.vector_1]));
+    (&some_1)->keys_0[6U] = _S260;
+    uint2  _S261 = __ldg((&(_S230)[_S259.vector_1]));
+    (&some_1)->values_1[6U] = _S261;
+    (&some_1)->key_scales_0[6U] = Float16_scale_0(_S228, _S258.scale_1);
+    (&some_1)->value_scales_0[6U] = Float16_scale_0(_S230, _S259.scale_1);
+    uint _S262 = _S221 + 4U * (U32_min((56U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S263 = Float16_run_0(_S223, slots_0[0U], _S224, _S262);
+    Run_0 _S264 = Float16_run_0(_S226, slots_0[0U], _S224, _S262);
+    uint2  _S265 = __ldg((&(_S228)[_S263.vector_1]));
+    (&some_1)->keys_0[7U] = _S265;
+    uint2  _S266 = __ldg((&(_S230)[_S264.vector_1]));
+    (&some_1)->values_1[7U] = _S266;
+    (&some_1)->key_scales_0[7U] = Float16_scale_0(_S228, _S263.scale_1);
+    (&some_1)->value_scales_0[7U] = Float16_scale_0(_S230, _S264.scale_1);
     return some_1;
 }
 
@@ -829,267 +822,267 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Float16_append_0(RWStructuredBuffer<uint2 > pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_6)
 {
-    float4  _S262 = Plain_four_0(x_6, element_3);
-    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S262.x, _S262.y}), pack_halves_0(float2 {_S262.z, _S262.w}));
+    float4  _S267 = Plain_four_0(x_6, element_3);
+    *(&(pool_1)[Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1]) = make_uint2 (pack_halves_0(float2 {_S267.x, _S267.y}), pack_halves_0(float2 {_S267.z, _S267.w}));
     return;
 }
 
 __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_7)
 {
-    float4  _S263 = Turned_four_0(x_7, element_4);
-    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S263.x, _S263.y}), pack_halves_0(float2 {_S263.z, _S263.w}));
+    float4  _S268 = Turned_four_0(x_7, element_4);
+    *(&(pool_2)[Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1]) = make_uint2 (pack_halves_0(float2 {_S268.x, _S268.y}), pack_halves_0(float2 {_S268.z, _S268.w}));
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S264 = make_int4 (int(0));
-    float4  _S265 = make_float4 ((float)_S264.x, (float)_S264.y, (float)_S264.z, (float)_S264.w);
-    (&sums_2)->values_0[0U] = _S265;
-    (&sums_2)->values_0[1U] = _S265;
-    (&sums_2)->values_0[2U] = _S265;
-    (&sums_2)->values_0[3U] = _S265;
-    (&sums_2)->values_0[4U] = _S265;
-    (&sums_2)->values_0[5U] = _S265;
-    (&sums_2)->values_0[6U] = _S265;
-    (&sums_2)->values_0[7U] = _S265;
-    (&sums_2)->values_0[8U] = _S265;
-    (&sums_2)->values_0[9U] = _S265;
-    (&sums_2)->values_0[10U] = _S265;
-    (&sums_2)->values_0[11U] = _S265;
-    (&sums_2)->values_0[12U] = _S265;
-    (&sums_2)->values_0[13U] = _S265;
-    (&sums_2)->values_0[14U] = _S265;
-    (&sums_2)->values_0[15U] = _S265;
-    (&sums_2)->values_0[16U] = _S265;
-    (&sums_2)->values_0[17U] = _S265;
-    (&sums_2)->values_0[18U] = _S265;
-    (&sums_2)->values_0[19U] = _S265;
-    (&sums_2)->values_0[20U] = _S265;
-    (&sums_2)->values_0[21U] = _S265;
-    (&sums_2)->values_0[22U] = _S265;
-    (&sums_2)->values_0[23U] = _S265;
-    (&sums_2)->values_0[24U] = _S265;
-    (&sums_2)->values_0[25U] = _S265;
-    (&sums_2)->values_0[26U] = _S265;
-    (&sums_2)->values_0[27U] = _S265;
-    (&sums_2)->values_0[28U] = _S265;
-    (&sums_2)->values_0[29U] = _S265;
-    (&sums_2)->values_0[30U] = _S265;
-    (&sums_2)->values_0[31U] = _S265;
+    int4  _S269 = make_int4 (int(0));
+    float4  _S270 = make_float4 ((float)_S269.x, (float)_S269.y, (float)_S269.z, (float)_S269.w);
+    (&sums_2)->values_0[0U] = _S270;
+    (&sums_2)->values_0[1U] = _S270;
+    (&sums_2)->values_0[2U] = _S270;
+    (&sums_2)->values_0[3U] = _S270;
+    (&sums_2)->values_0[4U] = _S270;
+    (&sums_2)->values_0[5U] = _S270;
+    (&sums_2)->values_0[6U] = _S270;
+    (&sums_2)->values_0[7U] = _S270;
+    (&sums_2)->values_0[8U] = _S270;
+    (&sums_2)->values_0[9U] = _S270;
+    (&sums_2)->values_0[10U] = _S270;
+    (&sums_2)->values_0[11U] = _S270;
+    (&sums_2)->values_0[12U] = _S270;
+    (&sums_2)->values_0[13U] = _S270;
+    (&sums_2)->values_0[14U] = _S270;
+    (&sums_2)->values_0[15U] = _S270;
+    (&sums_2)->values_0[16U] = _S270;
+    (&sums_2)->values_0[17U] = _S270;
+    (&sums_2)->values_0[18U] = _S270;
+    (&sums_2)->values_0[19U] = _S270;
+    (&sums_2)->values_0[20U] = _S270;
+    (&sums_2)->values_0[21U] = _S270;
+    (&sums_2)->values_0[22U] = _S270;
+    (&sums_2)->values_0[23U] = _S270;
+    (&sums_2)->values_0[24U] = _S270;
+    (&sums_2)->values_0[25U] = _S270;
+    (&sums_2)->values_0[26U] = _S270;
+    (&sums_2)->values_0[27U] = _S270;
+    (&sums_2)->values_0[28U] = _S270;
+    (&sums_2)->values_0[29U] = _S270;
+    (&sums_2)->values_0[30U] = _S270;
+    (&sums_2)->values_0[31U] = _S270;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S265;
+    (&sums_2)->total_0 = _S270;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S266 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S267 = max_0(sums_3->peak_0, _S266);
-    float4  _S268 = exp_0(sums_3->peak_0 - _S267);
-    float4  _S269 = sums_3->total_0 * _S268;
-    float4  _S270 = of_other_0(_S269, 8U);
-    float4  _S271 = _S269 + _S270;
-    float4  _S272 = sums_3->values_0[0U] * make_float4 (_S268.x);
-    float4  _S273 = of_other_0(_S272, 8U);
-    float4  _S274 = _S272 + _S273;
-    float4  _S275 = sums_3->values_0[1U] * make_float4 (_S268.x);
-    float4  _S276 = of_other_0(_S275, 8U);
-    float4  _S277 = _S275 + _S276;
-    float4  _S278 = sums_3->values_0[2U] * make_float4 (_S268.x);
-    float4  _S279 = of_other_0(_S278, 8U);
-    float4  _S280 = _S278 + _S279;
-    float4  _S281 = sums_3->values_0[3U] * make_float4 (_S268.x);
-    float4  _S282 = of_other_0(_S281, 8U);
-    float4  _S283 = _S281 + _S282;
-    float4  _S284 = sums_3->values_0[4U] * make_float4 (_S268.x);
-    float4  _S285 = of_other_0(_S284, 8U);
-    float4  _S286 = _S284 + _S285;
-    float4  _S287 = sums_3->values_0[5U] * make_float4 (_S268.x);
-    float4  _S288 = of_other_0(_S287, 8U);
-    float4  _S289 = _S287 + _S288;
-    float4  _S290 = sums_3->values_0[6U] * make_float4 (_S268.x);
-    float4  _S291 = of_other_0(_S290, 8U);
-    float4  _S292 = _S290 + _S291;
-    float4  _S293 = sums_3->values_0[7U] * make_float4 (_S268.x);
-    float4  _S294 = of_other_0(_S293, 8U);
-    float4  _S295 = _S293 + _S294;
-    float4  _S296 = sums_3->values_0[8U] * make_float4 (_S268.y);
-    float4  _S297 = of_other_0(_S296, 8U);
-    float4  _S298 = _S296 + _S297;
-    float4  _S299 = sums_3->values_0[9U] * make_float4 (_S268.y);
-    float4  _S300 = of_other_0(_S299, 8U);
-    float4  _S301 = _S299 + _S300;
-    float4  _S302 = sums_3->values_0[10U] * make_float4 (_S268.y);
-    float4  _S303 = of_other_0(_S302, 8U);
-    float4  _S304 = _S302 + _S303;
-    float4  _S305 = sums_3->values_0[11U] * make_float4 (_S268.y);
-    float4  _S306 = of_other_0(_S305, 8U);
-    float4  _S307 = _S305 + _S306;
-    float4  _S308 = sums_3->values_0[12U] * make_float4 (_S268.y);
-    float4  _S309 = of_other_0(_S308, 8U);
-    float4  _S310 = _S308 + _S309;
-    float4  _S311 = sums_3->values_0[13U] * make_float4 (_S268.y);
-    float4  _S312 = of_other_0(_S311, 8U);
-    float4  _S313 = _S311 + _S312;
-    float4  _S314 = sums_3->values_0[14U] * make_float4 (_S268.y);
-    float4  _S315 = of_other_0(_S314, 8U);
-    float4  _S316 = _S314 + _S315;
-    float4  _S317 = sums_3->values_0[15U] * make_float4 (_S268.y);
-    float4  _S318 = of_other_0(_S317, 8U);
-    float4  _S319 = _S317 + _S318;
-    float4  _S320 = sums_3->values_0[16U] * make_float4 (_S268.z);
-    float4  _S321 = of_other_0(_S320, 8U);
-    float4  _S322 = _S320 + _S321;
-    float4  _S323 = sums_3->values_0[17U] * make_float4 (_S268.z);
-    float4  _S324 = of_other_0(_S323, 8U);
-    float4  _S325 = _S323 + _S324;
-    float4  _S326 = sums_3->values_0[18U] * make_float4 (_S268.z);
-    float4  _S327 = of_other_0(_S326, 8U);
-    float4  _S328 = _S326 + _S327;
-    float4  _S329 = sums_3->values_0[19U] * make_float4 (_S268.z);
-    float4  _S330 = of_other_0(_S329, 8U);
-    float4  _S331 = _S329 + _S330;
-    float4  _S332 = sums_3->values_0[20U] * make_float4 (_S268.z);
-    float4  _S333 = of_other_0(_S332, 8U);
-    float4  _S334 = _S332 + _S333;
-    float4  _S335 = sums_3->values_0[21U] * make_float4 (_S268.z);
-    float4  _S336 = of_other_0(_S335, 8U);
-    float4  _S337 = _S335 + _S336;
-    float4  _S338 = sums_3->values_0[22U] * make_float4 (_S268.z);
-    float4  _S339 = of_other_0(_S338, 8U);
-    float4  _S340 = _S338 + _S339;
-    float4  _S341 = sums_3->values_0[23U] * make_float4 (_S268.z);
-    float4  _S342 = of_other_0(_S341, 8U);
-    float4  _S343 = _S341 + _S342;
-    float4  _S344 = sums_3->values_0[24U] * make_float4 (_S268.w);
-    float4  _S345 = of_other_0(_S344, 8U);
-    float4  _S346 = _S344 + _S345;
-    float4  _S347 = sums_3->values_0[25U] * make_float4 (_S268.w);
-    float4  _S348 = of_other_0(_S347, 8U);
-    float4  _S349 = _S347 + _S348;
-    float4  _S350 = sums_3->values_0[26U] * make_float4 (_S268.w);
-    float4  _S351 = of_other_0(_S350, 8U);
-    float4  _S352 = _S350 + _S351;
-    float4  _S353 = sums_3->values_0[27U] * make_float4 (_S268.w);
-    float4  _S354 = of_other_0(_S353, 8U);
-    float4  _S355 = _S353 + _S354;
-    float4  _S356 = sums_3->values_0[28U] * make_float4 (_S268.w);
-    float4  _S357 = of_other_0(_S356, 8U);
-    float4  _S358 = _S356 + _S357;
-    float4  _S359 = sums_3->values_0[29U] * make_float4 (_S268.w);
-    float4  _S360 = of_other_0(_S359, 8U);
-    float4  _S361 = _S359 + _S360;
-    float4  _S362 = sums_3->values_0[30U] * make_float4 (_S268.w);
-    float4  _S363 = of_other_0(_S362, 8U);
-    float4  _S364 = _S362 + _S363;
-    float4  _S365 = sums_3->values_0[31U] * make_float4 (_S268.w);
-    float4  _S366 = of_other_0(_S365, 8U);
-    float4  _S367 = _S365 + _S366;
-    float4  _S368 = of_other_0(_S267, 16U);
-    float4  _S369 = max_0(_S267, _S368);
-    float4  _S370 = exp_0(_S267 - _S369);
-    sums_3->peak_0 = _S369;
-    float4  _S371 = _S271 * _S370;
-    float4  _S372 = of_other_0(_S371, 16U);
-    sums_3->total_0 = _S371 + _S372;
-    float4  _S373 = _S274 * make_float4 (_S370.x);
-    float4  _S374 = of_other_0(_S373, 16U);
-    sums_3->values_0[0U] = _S373 + _S374;
-    float4  _S375 = _S277 * make_float4 (_S370.x);
-    float4  _S376 = of_other_0(_S375, 16U);
-    sums_3->values_0[1U] = _S375 + _S376;
-    float4  _S377 = _S280 * make_float4 (_S370.x);
-    float4  _S378 = of_other_0(_S377, 16U);
-    sums_3->values_0[2U] = _S377 + _S378;
-    float4  _S379 = _S283 * make_float4 (_S370.x);
-    float4  _S380 = of_other_0(_S379, 16U);
-    sums_3->values_0[3U] = _S379 + _S380;
-    float4  _S381 = _S286 * make_float4 (_S370.x);
-    float4  _S382 = of_other_0(_S381, 16U);
-    sums_3->values_0[4U] = _S381 + _S382;
-    float4  _S383 = _S289 * make_float4 (_S370.x);
-    float4  _S384 = of_other_0(_S383, 16U);
-    sums_3->values_0[5U] = _S383 + _S384;
-    float4  _S385 = _S292 * make_float4 (_S370.x);
-    float4  _S386 = of_other_0(_S385, 16U);
-    sums_3->values_0[6U] = _S385 + _S386;
-    float4  _S387 = _S295 * make_float4 (_S370.x);
-    float4  _S388 = of_other_0(_S387, 16U);
-    sums_3->values_0[7U] = _S387 + _S388;
-    float4  _S389 = _S298 * make_float4 (_S370.y);
-    float4  _S390 = of_other_0(_S389, 16U);
-    sums_3->values_0[8U] = _S389 + _S390;
-    float4  _S391 = _S301 * make_float4 (_S370.y);
-    float4  _S392 = of_other_0(_S391, 16U);
-    sums_3->values_0[9U] = _S391 + _S392;
-    float4  _S393 = _S304 * make_float4 (_S370.y);
-    float4  _S394 = of_other_0(_S393, 16U);
-    sums_3->values_0[10U] = _S393 + _S394;
-    float4  _S395 = _S307 * make_float4 (_S370.y);
-    float4  _S396 = of_other_0(_S395, 16U);
-    sums_3->values_0[11U] = _S395 + _S396;
-    float4  _S397 = _S310 * make_float4 (_S370.y);
-    float4  _S398 = of_other_0(_S397, 16U);
-    sums_3->values_0[12U] = _S397 + _S398;
-    float4  _S399 = _S313 * make_float4 (_S370.y);
-    float4  _S400 = of_other_0(_S399, 16U);
-    sums_3->values_0[13U] = _S399 + _S400;
-    float4  _S401 = _S316 * make_float4 (_S370.y);
-    float4  _S402 = of_other_0(_S401, 16U);
-    sums_3->values_0[14U] = _S401 + _S402;
-    float4  _S403 = _S319 * make_float4 (_S370.y);
-    float4  _S404 = of_other_0(_S403, 16U);
-    sums_3->values_0[15U] = _S403 + _S404;
-    float4  _S405 = _S322 * make_float4 (_S370.z);
-    float4  _S406 = of_other_0(_S405, 16U);
-    sums_3->values_0[16U] = _S405 + _S406;
-    float4  _S407 = _S325 * make_float4 (_S370.z);
-    float4  _S408 = of_other_0(_S407, 16U);
-    sums_3->values_0[17U] = _S407 + _S408;
-    float4  _S409 = _S328 * make_float4 (_S370.z);
-    float4  _S410 = of_other_0(_S409, 16U);
-    sums_3->values_0[18U] = _S409 + _S410;
-    float4  _S411 = _S331 * make_float4 (_S370.z);
-    float4  _S412 = of_other_0(_S411, 16U);
-    sums_3->values_0[19U] = _S411 + _S412;
-    float4  _S413 = _S334 * make_float4 (_S370.z);
-    float4  _S414 = of_other_0(_S413, 16U);
-    sums_3->values_0[20U] = _S413 + _S414;
-    float4  _S415 = _S337 * make_float4 (_S370.z);
-    float4  _S416 = of_other_0(_S415, 16U);
-    sums_3->values_0[21U] = _S415 + _S416;
-    float4  _S417 = _S340 * make_float4 (_S370.z);
-    float4  _S418 = of_other_0(_S417, 16U);
-    sums_3->values_0[22U] = _S417 + _S418;
-    float4  _S419 = _S343 * make_float4 (_S370.z);
-    float4  _S420 = of_other_0(_S419, 16U);
-    sums_3->values_0[23U] = _S419 + _S420;
-    float4  _S421 = _S346 * make_float4 (_S370.w);
-    float4  _S422 = of_other_0(_S421, 16U);
-    sums_3->values_0[24U] = _S421 + _S422;
-    float4  _S423 = _S349 * make_float4 (_S370.w);
-    float4  _S424 = of_other_0(_S423, 16U);
-    sums_3->values_0[25U] = _S423 + _S424;
-    float4  _S425 = _S352 * make_float4 (_S370.w);
-    float4  _S426 = of_other_0(_S425, 16U);
-    sums_3->values_0[26U] = _S425 + _S426;
-    float4  _S427 = _S355 * make_float4 (_S370.w);
-    float4  _S428 = of_other_0(_S427, 16U);
-    sums_3->values_0[27U] = _S427 + _S428;
-    float4  _S429 = _S358 * make_float4 (_S370.w);
-    float4  _S430 = of_other_0(_S429, 16U);
-    sums_3->values_0[28U] = _S429 + _S430;
-    float4  _S431 = _S361 * make_float4 (_S370.w);
-    float4  _S432 = of_other_0(_S431, 16U);
-    sums_3->values_0[29U] = _S431 + _S432;
-    float4  _S433 = _S364 * make_float4 (_S370.w);
-    float4  _S434 = of_other_0(_S433, 16U);
-    sums_3->values_0[30U] = _S433 + _S434;
-    float4  _S435 = _S367 * make_float4 (_S370.w);
-    float4  _S436 = of_other_0(_S435, 16U);
-    sums_3->values_0[31U] = _S435 + _S436;
+    float4  _S271 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S272 = max_0(sums_3->peak_0, _S271);
+    float4  _S273 = powers_0(sums_3->peak_0 - _S272);
+    float4  _S274 = sums_3->total_0 * _S273;
+    float4  _S275 = of_other_0(_S274, 8U);
+    float4  _S276 = _S274 + _S275;
+    float4  _S277 = sums_3->values_0[0U] * make_float4 (_S273.x);
+    float4  _S278 = of_other_0(_S277, 8U);
+    float4  _S279 = _S277 + _S278;
+    float4  _S280 = sums_3->values_0[1U] * make_float4 (_S273.x);
+    float4  _S281 = of_other_0(_S280, 8U);
+    float4  _S282 = _S280 + _S281;
+    float4  _S283 = sums_3->values_0[2U] * make_float4 (_S273.x);
+    float4  _S284 = of_other_0(_S283, 8U);
+    float4  _S285 = _S283 + _S284;
+    float4  _S286 = sums_3->values_0[3U] * make_float4 (_S273.x);
+    float4  _S287 = of_other_0(_S286, 8U);
+    float4  _S288 = _S286 + _S287;
+    float4  _S289 = sums_3->values_0[4U] * make_float4 (_S273.x);
+    float4  _S290 = of_other_0(_S289, 8U);
+    float4  _S291 = _S289 + _S290;
+    float4  _S292 = sums_3->values_0[5U] * make_float4 (_S273.x);
+    float4  _S293 = of_other_0(_S292, 8U);
+    float4  _S294 = _S292 + _S293;
+    float4  _S295 = sums_3->values_0[6U] * make_float4 (_S273.x);
+    float4  _S296 = of_other_0(_S295, 8U);
+    float4  _S297 = _S295 + _S296;
+    float4  _S298 = sums_3->values_0[7U] * make_float4 (_S273.x);
+    float4  _S299 = of_other_0(_S298, 8U);
+    float4  _S300 = _S298 + _S299;
+    float4  _S301 = sums_3->values_0[8U] * make_float4 (_S273.y);
+    float4  _S302 = of_other_0(_S301, 8U);
+    float4  _S303 = _S301 + _S302;
+    float4  _S304 = sums_3->values_0[9U] * make_float4 (_S273.y);
+    float4  _S305 = of_other_0(_S304, 8U);
+    float4  _S306 = _S304 + _S305;
+    float4  _S307 = sums_3->values_0[10U] * make_float4 (_S273.y);
+    float4  _S308 = of_other_0(_S307, 8U);
+    float4  _S309 = _S307 + _S308;
+    float4  _S310 = sums_3->values_0[11U] * make_float4 (_S273.y);
+    float4  _S311 = of_other_0(_S310, 8U);
+    float4  _S312 = _S310 + _S311;
+    float4  _S313 = sums_3->values_0[12U] * make_float4 (_S273.y);
+    float4  _S314 = of_other_0(_S313, 8U);
+    float4  _S315 = _S313 + _S314;
+    float4  _S316 = sums_3->values_0[13U] * make_float4 (_S273.y);
+    float4  _S317 = of_other_0(_S316, 8U);
+    float4  _S318 = _S316 + _S317;
+    float4  _S319 = sums_3->values_0[14U] * make_float4 (_S273.y);
+    float4  _S320 = of_other_0(_S319, 8U);
+    float4  _S321 = _S319 + _S320;
+    float4  _S322 = sums_3->values_0[15U] * make_float4 (_S273.y);
+    float4  _S323 = of_other_0(_S322, 8U);
+    float4  _S324 = _S322 + _S323;
+    float4  _S325 = sums_3->values_0[16U] * make_float4 (_S273.z);
+    float4  _S326 = of_other_0(_S325, 8U);
+    float4  _S327 = _S325 + _S326;
+    float4  _S328 = sums_3->values_0[17U] * make_float4 (_S273.z);
+    float4  _S329 = of_other_0(_S328, 8U);
+    float4  _S330 = _S328 + _S329;
+    float4  _S331 = sums_3->values_0[18U] * make_float4 (_S273.z);
+    float4  _S332 = of_other_0(_S331, 8U);
+    float4  _S333 = _S331 + _S332;
+    float4  _S334 = sums_3->values_0[19U] * make_float4 (_S273.z);
+    float4  _S335 = of_other_0(_S334, 8U);
+    float4  _S336 = _S334 + _S335;
+    float4  _S337 = sums_3->values_0[20U] * make_float4 (_S273.z);
+    float4  _S338 = of_other_0(_S337, 8U);
+    float4  _S339 = _S337 + _S338;
+    float4  _S340 = sums_3->values_0[21U] * make_float4 (_S273.z);
+    float4  _S341 = of_other_0(_S340, 8U);
+    float4  _S342 = _S340 + _S341;
+    float4  _S343 = sums_3->values_0[22U] * make_float4 (_S273.z);
+    float4  _S344 = of_other_0(_S343, 8U);
+    float4  _S345 = _S343 + _S344;
+    float4  _S346 = sums_3->values_0[23U] * make_float4 (_S273.z);
+    float4  _S347 = of_other_0(_S346, 8U);
+    float4  _S348 = _S346 + _S347;
+    float4  _S349 = sums_3->values_0[24U] * make_float4 (_S273.w);
+    float4  _S350 = of_other_0(_S349, 8U);
+    float4  _S351 = _S349 + _S350;
+    float4  _S352 = sums_3->values_0[25U] * make_float4 (_S273.w);
+    float4  _S353 = of_other_0(_S352, 8U);
+    float4  _S354 = _S352 + _S353;
+    float4  _S355 = sums_3->values_0[26U] * make_float4 (_S273.w);
+    float4  _S356 = of_other_0(_S355, 8U);
+    float4  _S357 = _S355 + _S356;
+    float4  _S358 = sums_3->values_0[27U] * make_float4 (_S273.w);
+    float4  _S359 = of_other_0(_S358, 8U);
+    float4  _S360 = _S358 + _S359;
+    float4  _S361 = sums_3->values_0[28U] * make_float4 (_S273.w);
+    float4  _S362 = of_other_0(_S361, 8U);
+    float4  _S363 = _S361 + _S362;
+    float4  _S364 = sums_3->values_0[29U] * make_float4 (_S273.w);
+    float4  _S365 = of_other_0(_S364, 8U);
+    float4  _S366 = _S364 + _S365;
+    float4  _S367 = sums_3->values_0[30U] * make_float4 (_S273.w);
+    float4  _S368 = of_other_0(_S367, 8U);
+    float4  _S369 = _S367 + _S368;
+    float4  _S370 = sums_3->values_0[31U] * make_float4 (_S273.w);
+    float4  _S371 = of_other_0(_S370, 8U);
+    float4  _S372 = _S370 + _S371;
+    float4  _S373 = of_other_0(_S272, 16U);
+    float4  _S374 = max_0(_S272, _S373);
+    float4  _S375 = powers_0(_S272 - _S374);
+    sums_3->peak_0 = _S374;
+    float4  _S376 = _S276 * _S375;
+    float4  _S377 = of_other_0(_S376, 16U);
+    sums_3->total_0 = _S376 + _S377;
+    float4  _S378 = _S279 * make_float4 (_S375.x);
+    float4  _S379 = of_other_0(_S378, 16U);
+    sums_3->values_0[0U] = _S378 + _S379;
+    float4  _S380 = _S282 * make_float4 (_S375.x);
+    float4  _S381 = of_other_0(_S380, 16U);
+    sums_3->values_0[1U] = _S380 + _S381;
+    float4  _S382 = _S285 * make_float4 (_S375.x);
+    float4  _S383 = of_other_0(_S382, 16U);
+    sums_3->values_0[2U] = _S382 + _S383;
+    float4  _S384 = _S288 * make_float4 (_S375.x);
+    float4  _S385 = of_other_0(_S384, 16U);
+    sums_3->values_0[3U] = _S384 + _S385;
+    float4  _S386 = _S291 * make_float4 (_S375.x);
+    float4  _S387 = of_other_0(_S386, 16U);
+    sums_3->values_0[4U] = _S386 + _S387;
+    float4  _S388 = _S294 * make_float4 (_S375.x);
+    float4  _S389 = of_other_0(_S388, 16U);
+    sums_3->values_0[5U] = _S388 + _S389;
+    float4  _S390 = _S297 * make_float4 (_S375.x);
+    float4  _S391 = of_other_0(_S390, 16U);
+    sums_3->values_0[6U] = _S390 + _S391;
+    float4  _S392 = _S300 * make_float4 (_S375.x);
+    float4  _S393 = of_other_0(_S392, 16U);
+    sums_3->values_0[7U] = _S392 + _S393;
+    float4  _S394 = _S303 * make_float4 (_S375.y);
+    float4  _S395 = of_other_0(_S394, 16U);
+    sums_3->values_0[8U] = _S394 + _S395;
+    float4  _S396 = _S306 * make_float4 (_S375.y);
+    float4  _S397 = of_other_0(_S396, 16U);
+    sums_3->values_0[9U] = _S396 + _S397;
+    float4  _S398 = _S309 * make_float4 (_S375.y);
+    float4  _S399 = of_other_0(_S398, 16U);
+    sums_3->values_0[10U] = _S398 + _S399;
+    float4  _S400 = _S312 * make_float4 (_S375.y);
+    float4  _S401 = of_other_0(_S400, 16U);
+    sums_3->values_0[11U] = _S400 + _S401;
+    float4  _S402 = _S315 * make_float4 (_S375.y);
+    float4  _S403 = of_other_0(_S402, 16U);
+    sums_3->values_0[12U] = _S402 + _S403;
+    float4  _S404 = _S318 * make_float4 (_S375.y);
+    float4  _S405 = of_other_0(_S404, 16U);
+    sums_3->values_0[13U] = _S404 + _S405;
+    float4  _S406 = _S321 * make_float4 (_S375.y);
+    float4  _S407 = of_other_0(_S406, 16U);
+    sums_3->values_0[14U] = _S406 + _S407;
+    float4  _S408 = _S324 * make_float4 (_S375.y);
+    float4  _S409 = of_other_0(_S408, 16U);
+    sums_3->values_0[15U] = _S408 + _S409;
+    float4  _S410 = _S327 * make_float4 (_S375.z);
+    float4  _S411 = of_other_0(_S410, 16U);
+    sums_3->values_0[16U] = _S410 + _S411;
+    float4  _S412 = _S330 * make_float4 (_S375.z);
+    float4  _S413 = of_other_0(_S412, 16U);
+    sums_3->values_0[17U] = _S412 + _S413;
+    float4  _S414 = _S333 * make_float4 (_S375.z);
+    float4  _S415 = of_other_0(_S414, 16U);
+    sums_3->values_0[18U] = _S414 + _S415;
+    float4  _S416 = _S336 * make_float4 (_S375.z);
+    float4  _S417 = of_other_0(_S416, 16U);
+    sums_3->values_0[19U] = _S416 + _S417;
+    float4  _S418 = _S339 * make_float4 (_S375.z);
+    float4  _S419 = of_other_0(_S418, 16U);
+    sums_3->values_0[20U] = _S418 + _S419;
+    float4  _S420 = _S342 * make_float4 (_S375.z);
+    float4  _S421 = of_other_0(_S420, 16U);
+    sums_3->values_0[21U] = _S420 + _S421;
+    float4  _S422 = _S345 * make_float4 (_S375.z);
+    float4  _S423 = of_other_0(_S422, 16U);
+    sums_3->values_0[22U] = _S422 + _S423;
+    float4  _S424 = _S348 * make_float4 (_S375.z);
+    float4  _S425 = of_other_0(_S424, 16U);
+    sums_3->values_0[23U] = _S424 + _S425;
+    float4  _S426 = _S351 * make_float4 (_S375.w);
+    float4  _S427 = of_other_0(_S426, 16U);
+    sums_3->values_0[24U] = _S426 + _S427;
+    float4  _S428 = _S354 * make_float4 (_S375.w);
+    float4  _S429 = of_other_0(_S428, 16U);
+    sums_3->values_0[25U] = _S428 + _S429;
+    float4  _S430 = _S357 * make_float4 (_S375.w);
+    float4  _S431 = of_other_0(_S430, 16U);
+    sums_3->values_0[26U] = _S430 + _S431;
+    float4  _S432 = _S360 * make_float4 (_S375.w);
+    float4  _S433 = of_other_0(_S432, 16U);
+    sums_3->values_0[27U] = _S432 + _S433;
+    float4  _S434 = _S363 * make_float4 (_S375.w);
+    float4  _S435 = of_other_0(_S434, 16U);
+    sums_3->values_0[28U] = _S434 + _S435;
+    float4  _S436 = _S366 * make_float4 (_S375.w);
+    float4  _S437 = of_other_0(_S436, 16U);
+    sums_3->values_0[29U] = _S436 + _S437;
+    float4  _S438 = _S369 * make_float4 (_S375.w);
+    float4  _S439 = of_other_0(_S438, 16U);
+    sums_3->values_0[30U] = _S438 + _S439;
+    float4  _S440 = _S372 * make_float4 (_S375.w);
+    float4  _S441 = of_other_0(_S440, 16U);
+    sums_3->values_0[31U] = _S440 + _S441;
     return;
 }
 
@@ -1101,76 +1094,83 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    bool _S437;
-    uint i_4;
-    bool _S438;
-    uint _S439 = thread_1 / 32U;
-    uint _S440 = thread_1 % 32U;
-    if(_S440 == 0U)
+    bool _S442;
+    uint i_3;
+    bool _S443;
+    uint _S444 = thread_1 / 32U;
+    uint _S445 = thread_1 % 32U;
+    if(_S445 == 0U)
     {
-        (*&peaks_0)[_S439] = sums_4->peak_0;
-        (*&totals_0)[_S439] = sums_4->total_0;
+        (*&peaks_0)[_S444] = sums_4->peak_0;
+        (*&totals_0)[_S444] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S441 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S441, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S442 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S446 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S446, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S447 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S448 = _S447 * (*&totals_0)[0U];
+    float4  _S449 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S448 + _S449 * (*&totals_0)[1U];
+    float4  _S450 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S450 * (*&totals_0)[2U];
+    float4  _S451 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S451 * (*&totals_0)[3U];
+    float4  _S452 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                bool _S443 = _S440 < 8U;
-                _S437 = _S443;
-                if(_S443)
+                bool _S453 = _S445 < 8U;
+                _S442 = _S453;
+                if(_S453)
                 {
-                    uint _S444 = _S439 * 2U * 8U;
-                    (*&exchange_0)[_S444 * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S444 + 1U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S444 + 2U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S444 + 3U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S444 + 4U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S444 + 5U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S444 + 6U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S444 + 7U) * 8U + _S440] = make_float4 (_S442.x) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S444 + 8U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S444 + 9U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S444 + 10U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S444 + 11U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S444 + 12U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S444 + 13U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S444 + 14U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S444 + 15U) * 8U + _S440] = make_float4 (_S442.y) * sums_4->values_0[15U];
+                    uint _S454 = _S444 * 2U * 8U;
+                    (*&exchange_0)[_S454 * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S454 + 1U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S454 + 2U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S454 + 3U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S454 + 4U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S454 + 5U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S454 + 6U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S454 + 7U) * 8U + _S445] = make_float4 (_S452.x) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S454 + 8U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S454 + 9U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S454 + 10U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S454 + 11U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S454 + 12U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S454 + 13U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S454 + 14U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S454 + 15U) * 8U + _S445] = make_float4 (_S452.y) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S445 = i_4 / 64U;
-                    uint _S446 = i_4 % 64U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S445 < (part_3->heads_0))
+                    uint _S455 = i_3 / 64U;
+                    uint _S456 = i_3 % 64U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S455 < (part_3->heads_0))
                     {
-                        _S438 = _S446 < (part_3->head_dim_0 / 4U);
+                        _S443 = _S456 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S438 = false;
+                        _S443 = false;
                     }
-                    if(_S438)
+                    if(_S443)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S445 * part_3->out_stride_0 + _S446]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S455 * part_3->out_stride_0 + _S456]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1181,53 +1181,53 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
         {
             for(;;)
             {
-                if(_S437)
+                if(_S442)
                 {
-                    uint _S447 = _S439 * 2U * 8U;
-                    (*&exchange_0)[_S447 * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[16U];
-                    (*&exchange_0)[(_S447 + 1U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[17U];
-                    (*&exchange_0)[(_S447 + 2U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[18U];
-                    (*&exchange_0)[(_S447 + 3U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[19U];
-                    (*&exchange_0)[(_S447 + 4U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[20U];
-                    (*&exchange_0)[(_S447 + 5U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[21U];
-                    (*&exchange_0)[(_S447 + 6U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[22U];
-                    (*&exchange_0)[(_S447 + 7U) * 8U + _S440] = make_float4 (_S442.z) * sums_4->values_0[23U];
-                    (*&exchange_0)[(_S447 + 8U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[24U];
-                    (*&exchange_0)[(_S447 + 9U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[25U];
-                    (*&exchange_0)[(_S447 + 10U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[26U];
-                    (*&exchange_0)[(_S447 + 11U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[27U];
-                    (*&exchange_0)[(_S447 + 12U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[28U];
-                    (*&exchange_0)[(_S447 + 13U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[29U];
-                    (*&exchange_0)[(_S447 + 14U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[30U];
-                    (*&exchange_0)[(_S447 + 15U) * 8U + _S440] = make_float4 (_S442.w) * sums_4->values_0[31U];
+                    uint _S457 = _S444 * 2U * 8U;
+                    (*&exchange_0)[_S457 * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[16U];
+                    (*&exchange_0)[(_S457 + 1U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[17U];
+                    (*&exchange_0)[(_S457 + 2U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[18U];
+                    (*&exchange_0)[(_S457 + 3U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[19U];
+                    (*&exchange_0)[(_S457 + 4U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[20U];
+                    (*&exchange_0)[(_S457 + 5U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[21U];
+                    (*&exchange_0)[(_S457 + 6U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[22U];
+                    (*&exchange_0)[(_S457 + 7U) * 8U + _S445] = make_float4 (_S452.z) * sums_4->values_0[23U];
+                    (*&exchange_0)[(_S457 + 8U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[24U];
+                    (*&exchange_0)[(_S457 + 9U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[25U];
+                    (*&exchange_0)[(_S457 + 10U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[26U];
+                    (*&exchange_0)[(_S457 + 11U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[27U];
+                    (*&exchange_0)[(_S457 + 12U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[28U];
+                    (*&exchange_0)[(_S457 + 13U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[29U];
+                    (*&exchange_0)[(_S457 + 14U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[30U];
+                    (*&exchange_0)[(_S457 + 15U) * 8U + _S445] = make_float4 (_S452.w) * sums_4->values_0[31U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S448 = 2U + i_4 / 64U;
-                    uint _S449 = i_4 % 64U;
-                    float4  whole_1 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S448 < (part_3->heads_0))
+                    uint _S458 = 2U + i_3 / 64U;
+                    uint _S459 = i_3 % 64U;
+                    float4  whole_1 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S458 < (part_3->heads_0))
                     {
-                        _S438 = _S449 < (part_3->head_dim_0 / 4U);
+                        _S443 = _S459 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S438 = false;
+                        _S443 = false;
                     }
-                    if(_S438)
+                    if(_S443)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S448 * part_3->out_stride_0 + _S449]) = whole_1;
+                        *(&(scratch_0)[part_3->out_0 + _S458 * part_3->out_stride_0 + _S459]) = whole_1;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1238,7 +1238,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1251,38 +1251,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S450 = thread_2 % 8U;
-    uint _S451 = thread_2 / 8U;
-    uint _S452 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S451;
-    Pools_0 _S453 = pools_0;
-    Positions_0 _S454 = Pools_read_0(&_S453, first_2, _S450);
+    uint _S460 = thread_2 % 8U;
+    uint _S461 = thread_2 / 8U;
+    uint _S462 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S461;
+    Pools_0 _S463 = pools_0;
+    Positions_0 _S464 = Pools_read_0(&_S463, first_2, _S460);
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S455;
+    bool _S465;
     if(with_own_0)
     {
-        _S455 = thread_2 < 32U;
+        _S465 = thread_2 < 32U;
     }
     else
     {
-        _S455 = false;
+        _S465 = false;
     }
-    if(_S455)
+    if(_S465)
     {
-        Sums_0 _S456 = of_one_0(part_4, own_key_0, own_value_0, _S450);
-        if(_S451 == 0U)
+        Sums_0 _S466 = of_one_0(part_4, own_key_0, own_value_0, _S460);
+        if(_S461 == 0U)
         {
-            sums_5 = _S456;
+            sums_5 = _S466;
         }
     }
-    Positions_0 some_2 = _S454;
-    uint tile_0 = _S452;
+    Positions_0 some_2 = _S464;
+    uint tile_0 = _S462;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S457 = part_4->end_0;
+        uint _S467 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1290,22 +1290,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S458 = some_2;
-        add_0(&sums_5, &_S458, first_3, _S457, _S450);
+        Positions_0 _S468 = some_2;
+        add_0(&sums_5, &_S468, first_3, _S467, _S460);
         uint first_4 = first_3 + 16U;
-        uint _S459 = tile_0 + 16U;
-        if(_S459 < _S457)
+        uint _S469 = tile_0 + 16U;
+        if(_S469 < _S467)
         {
-            Pools_0 _S460 = pools_0;
-            Positions_0 _S461 = Pools_read_0(&_S460, first_4, _S450);
-            some_2 = _S461;
+            Pools_0 _S470 = pools_0;
+            Positions_0 _S471 = Pools_read_0(&_S470, first_4, _S460);
+            some_2 = _S471;
         }
-        tile_0 = _S459;
+        tile_0 = _S469;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S462 = sums_5;
-    write_0(thread_2, &_S462, part_4, scratch_1);
+    Sums_0 _S472 = sums_5;
+    write_0(thread_2, &_S472, part_4, scratch_1);
     return;
 }
 
@@ -1314,30 +1314,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S463 = heads_1 / kv_heads_0;
-    uint _S464 = (_S463 + 4U - 1U) / 4U;
-    uint _S465 = rows_0 * kv_heads_0 * _S464;
-    uint _S466 = number_1 % _S465;
-    uint _S467 = _S466 % _S464;
+    uint _S473 = rows_0 * kv_heads_0;
+    uint _S474 = heads_1 / kv_heads_0;
+    return _S473 * ((_S474 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S475 = heads_2 / kv_heads_1;
+    uint _S476 = (_S475 + 4U - 1U) / 4U;
+    uint _S477 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S478 = number_1 % _S477;
+    uint _S479 = _S478 % _S476;
     Part_0 part_5;
-    uint _S468 = number_1 / _S465;
-    (&part_5)->number_0 = _S468;
-    uint _S469 = _S466 / (kv_heads_0 * _S464);
-    (&part_5)->row_0 = _S469;
-    uint _S470 = _S466 / _S464;
-    uint _S471 = _S470 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S471;
-    uint _S472 = _S467 * 4U;
-    uint _S473 = _S471 * _S463 + _S472;
-    (&part_5)->head_0 = _S473;
-    (&part_5)->heads_0 = (U32_min((_S463 - _S472), (4U)));
+    (&part_5)->unit_0 = _S478;
+    uint _S480 = number_1 / _S477;
+    (&part_5)->number_0 = _S480;
+    uint _S481 = _S478 / (kv_heads_1 * _S476);
+    (&part_5)->row_0 = _S481;
+    uint _S482 = _S478 / _S476;
+    uint _S483 = _S482 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S483;
+    uint _S484 = _S479 * 4U;
+    uint _S485 = _S483 * _S475 + _S484;
+    (&part_5)->head_0 = _S485;
+    (&part_5)->heads_0 = (U32_min((_S475 - _S484), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S474 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S474;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S473) * _S474 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S486 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S486;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S485) * _S486 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1345,91 +1354,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S475;
+    uint _S487;
     if(offset_3 == 4294967295U)
     {
-        _S475 = rows_1;
+        _S487 = rows_2;
     }
     else
     {
-        uint _S476 = __ldg((&(batch_0)[offset_3]));
-        _S475 = (U32_min(((U32_max((_S476), (first_5))) - first_5), (rows_1)));
+        uint _S488 = __ldg((&(batch_0)[offset_3]));
+        _S487 = (U32_min(((U32_max((_S488), (first_5))) - first_5), (rows_2)));
     }
-    return _S475;
+    return _S487;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S477 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S477;
+    uint _S489 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S489;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S478;
-    (&_S478)->begin_3 = begin_4;
-    (&_S478)->page_size_0 = page_size_1;
-    (&_S478)->pages_0 = pages_1;
-    (&_S478)->length_0 = length_1;
-    return _S478;
+    SequenceTable_0 _S490;
+    (&_S490)->begin_3 = begin_4;
+    (&_S490)->page_size_0 = page_size_1;
+    (&_S490)->pages_0 = pages_1;
+    (&_S490)->length_0 = length_1;
+    return _S490;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S479 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S480 = _S479 + 1U;
-    uint _S481 = __ldg((&(sequences_3)[_S479]));
-    return SequenceTable_x24init_0(_S480, page_size_2, pages_2, (U32_min((_S481), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S491 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S492 = _S491 + 1U;
+    uint _S493 = __ldg((&(sequences_3)[_S491]));
+    return SequenceTable_x24init_0(_S492, page_size_2, pages_2, (U32_min((_S493), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S482 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S482;
+    uint _S494 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S494;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S483;
+    bool _S495;
     if(window_0 != 0U)
     {
-        _S483 = position_1 >= window_0;
+        _S495 = position_1 >= window_0;
     }
     else
     {
-        _S483 = false;
+        _S495 = false;
     }
-    uint _S484;
-    if(_S483)
+    uint _S496;
+    if(_S495)
     {
-        _S484 = position_1 - window_0 + 1U;
+        _S496 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S484 = 0U;
+        _S496 = 0U;
     }
-    return _S484;
+    return _S496;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S485;
+    uint _S497;
     if(first_6 < length_2)
     {
-        _S485 = length_2 - first_6;
+        _S497 = length_2 - first_6;
     }
     else
     {
-        _S485 = 0U;
+        _S497 = 0U;
     }
-    uint _S486 = parts_1 * 64U;
-    uint _S487 = (_S485 + _S486 - 1U) / _S486;
-    uint _S488 = _S487 * 64U;
-    uint _S489 = (U32_min((first_6 + part_6->number_0 * _S488), (length_2)));
-    part_6->begin_0 = _S489;
-    part_6->end_0 = (U32_min((_S489 + _S488), (length_2)));
+    uint _S498 = parts_1 * tiles_0 * 64U;
+    uint _S499 = (_S497 + _S498 - 1U) / _S498;
+    uint _S500 = _S499 * tiles_0 * 64U;
+    uint _S501 = (U32_min((first_6 + part_6->number_0 * _S500), (length_2)));
+    part_6->begin_0 = _S501;
+    part_6->end_0 = (U32_min((_S501 + _S500), (length_2)));
+    if(_S497 == 0U)
+    {
+        _S497 = 1U;
+    }
+    else
+    {
+        uint _S502 = (_S497 + _S500 - 1U) / _S500;
+        _S497 = _S502;
+    }
+    part_6->used_0 = _S497;
     return;
 }
 
@@ -1437,20 +1456,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S490 = make_int4 (int(0));
-        float4  _S491 = make_float4 ((float)_S490.x, (float)_S490.y, (float)_S490.z, (float)_S490.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S491;
+        int4  _S503 = make_int4 (int(0));
+        float4  _S504 = make_float4 ((float)_S503.x, (float)_S503.y, (float)_S503.z, (float)_S503.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S504;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S492;
-    (&_S492)->angles_0 = angles_1;
-    (&_S492)->pairs_0 = pairs_1;
-    (&_S492)->interleaved_0 = interleaved_1;
-    return _S492;
+    Rotation_0 _S505;
+    (&_S505)->angles_0 = angles_1;
+    (&_S505)->pairs_0 = pairs_1;
+    (&_S505)->interleaved_0 = interleaved_1;
+    return _S505;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1471,8 +1490,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1488,47 +1507,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S493 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S494 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S494;
-    bool _S495;
+    uint _S506 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S507 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S507;
+    bool _S508;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S495 = true;
+        _S508 = true;
     }
     else
     {
-        _S495 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S508 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S495)
+    if(_S508)
     {
         return;
     }
-    SequenceTable_0 _S496 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S497 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S498 = _S497 < (_S496.length_0);
-    share_out_0(&part_8, first_seen_0(_S497, p_0.window_1), (U32_min((_S497), (_S496.length_0))), p_0.parts_2);
-    if(_S498)
+    SequenceTable_0 _S509 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S510 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S511 = _S510 < (_S509.length_0);
+    share_out_0(&part_8, first_seen_0(_S510, p_0.window_1), (U32_min((_S510), (_S509.length_0))), p_0.parts_2, 1U);
+    if(_S511)
     {
-        _S495 = ((&part_8)->number_0) == 0U;
+        _S508 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S495 = false;
+        _S508 = false;
     }
-    bool _S499;
+    bool _S512;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S499 = !_S495;
+        _S512 = !_S508;
     }
     else
     {
-        _S499 = false;
+        _S512 = false;
     }
-    if(_S499)
+    if(_S512)
     {
-        Part_0 _S500 = part_8;
-        leave_empty_0(_S493, &_S500, scratch_3);
+        Part_0 _S513 = part_8;
+        leave_empty_0(_S506, &_S513, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1536,50 +1555,50 @@ extern "C" __global__ void shuffled8_rope_attention_part_f16(StructuredBuffer<fl
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S501 = rotation_1(p_0.table_offset_1, _S497, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S501;
+    Rotation_0 _S514 = rotation_1(p_0.table_offset_1, _S510, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S514;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S501;
+    (&keys_1)->rotation_0 = _S514;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S502 = _S496;
-    Part_0 _S503 = part_8;
-    Turned_0 _S504 = queries_1;
-    Turned_0 _S505 = keys_1;
-    Plain_0 _S506 = values_3;
-    attend_0(_S493, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S502, &_S503, p_0.scale_4, &_S504, _S495, &_S505, &_S506);
-    if(!_S495)
+    SequenceTable_0 _S515 = _S509;
+    Part_0 _S516 = part_8;
+    Turned_0 _S517 = queries_1;
+    Turned_0 _S518 = keys_1;
+    Plain_0 _S519 = values_3;
+    attend_0(_S506, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S515, &_S516, p_0.scale_4, &_S517, _S508, &_S518, &_S519);
+    if(!_S508)
     {
         return;
     }
-    SequenceTable_0 _S507 = _S496;
-    uint _S508 = SequenceTable_slot_0(&_S507, sequences_4, _S497);
-    uint i_5 = _S493 * 4U;
+    SequenceTable_0 _S520 = _S509;
+    uint _S521 = SequenceTable_slot_0(&_S520, sequences_4, _S510);
+    uint i_4 = _S506 * 4U;
     for(;;)
     {
-        if(i_5 < ((&part_8)->columns_0))
+        if(i_4 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S509 = i_5 / p_0.head_dim_3;
-        if(_S509 == ((&part_8)->kv_head_0))
+        uint _S522 = i_4 / p_0.head_dim_3;
+        if(_S522 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S510 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S508, (&part_8)->columns_0, i_5, &_S510);
-            Plain_0 _S511 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S508, (&part_8)->columns_0, i_5, &_S511);
+            Turned_0 _S523 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S521, (&part_8)->columns_0, i_4, &_S523);
+            Plain_0 _S524 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S521, (&part_8)->columns_0, i_4, &_S524);
         }
-        i_5 = i_5 + 512U;
+        i_4 = i_4 + 512U;
     }
     return;
 }

@@ -11,6 +11,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -479,201 +481,192 @@ __device__ float4  max_0(float4  x_4, float4  y_1)
     return result_3;
 }
 
-__device__ float4  exp_0(float4  x_5)
+__device__ float4  powers_0(float4  x_5)
 {
-    float4  result_4;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_4, i_3) = (F32_exp((_slang_vector_get_element(x_5, i_3))));
-        i_3 = i_3 + int(1);
-    }
-    return result_4;
+    float _S153 = (__expf((x_5.x)));
+    float _S154 = (__expf((x_5.y)));
+    float _S155 = (__expf((x_5.z)));
+    float _S156 = (__expf((x_5.w)));
+    return make_float4 (_S153, _S154, _S155, _S156);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 1>  scores_0;
-    int4  _S153 = make_int4 (int(0));
-    float4  _S154 = make_float4 ((float)_S153.x, (float)_S153.y, (float)_S153.z, (float)_S153.w);
-    scores_0[0U] = _S154;
-    float4  _S155 = Float32_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S155);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S155);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S155);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S155);
-    float4  _S156 = Float32_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S156);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S156);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S156);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S156);
-    float4  _S157 = Float32_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S157);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S157);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S157);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S157);
-    float4  _S158 = Float32_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S158);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S158);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S158);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S158);
-    float4  _S159 = Float32_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S159);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S159);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S159);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S159);
-    float4  _S160 = Float32_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S160);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S160);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S160);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S160);
-    float4  _S161 = Float32_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S161);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S161);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S161);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S161);
-    float4  _S162 = Float32_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S162);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S162);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S162);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S162);
-    float4  _S163 = sums_1->peak_0;
-    float4  _S164 = across_0(scores_0[0U]);
-    scores_0[0U] = _S164;
-    bool _S165 = first_0 < end_1;
+    int4  _S157 = make_int4 (int(0));
+    float4  _S158 = make_float4 ((float)_S157.x, (float)_S157.y, (float)_S157.z, (float)_S157.w);
+    scores_0[0U] = _S158;
+    float4  _S159 = Float32_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S159);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S159);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S159);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S159);
+    float4  _S160 = Float32_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S160);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S160);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S160);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S160);
+    float4  _S161 = Float32_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S161);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S161);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S161);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S161);
+    float4  _S162 = Float32_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S162);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S162);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S162);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S162);
+    float4  _S163 = Float32_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S163);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S163);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S163);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S163);
+    float4  _S164 = Float32_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S164);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S164);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S164);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S164);
+    float4  _S165 = Float32_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S165);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S165);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S165);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S165);
+    float4  _S166 = Float32_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S166);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S166);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S166);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S166);
+    float4  _S167 = sums_1->peak_0;
+    float4  _S168 = across_0(scores_0[0U]);
+    scores_0[0U] = _S168;
+    bool _S169 = first_0 < end_1;
     float4  peak_1;
-    if(_S165)
+    if(_S169)
     {
-        peak_1 = max_0(_S163, scores_0[0U]);
+        peak_1 = max_0(_S167, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S163;
+        peak_1 = _S167;
     }
-    float4  _S166 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S170 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S166;
-    if(_S165)
+    sums_1->total_0 = sums_1->total_0 * _S170;
+    if(_S169)
     {
-        peak_1 = exp_0(scores_0[0U] - peak_1);
+        float4  _S171 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S171;
     }
     else
     {
-        peak_1 = _S154;
+        peak_1 = _S158;
     }
     scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S167 = sums_1->values_0[0U] * make_float4 (_S166.x);
-    sums_1->values_0[0U] = _S167;
-    float4  _S168 = sums_1->values_0[8U] * make_float4 (_S166.y);
-    sums_1->values_0[8U] = _S168;
-    float4  _S169 = sums_1->values_0[16U] * make_float4 (_S166.z);
-    sums_1->values_0[16U] = _S169;
-    float4  _S170 = sums_1->values_0[24U] * make_float4 (_S166.w);
-    sums_1->values_0[24U] = _S170;
-    float4  _S171 = make_float4 (some_0->value_scales_0[0U]) * Float32_expand_0(some_0->values_1[0U]);
-    sums_1->values_0[0U] = _S167 + make_float4 (*&((&scores_0[0U])->x)) * _S171;
-    sums_1->values_0[8U] = _S168 + make_float4 (*&((&scores_0[0U])->y)) * _S171;
-    sums_1->values_0[16U] = _S169 + make_float4 (*&((&scores_0[0U])->z)) * _S171;
-    sums_1->values_0[24U] = _S170 + make_float4 (*&((&scores_0[0U])->w)) * _S171;
-    float4  _S172 = sums_1->values_0[1U] * make_float4 (_S166.x);
-    sums_1->values_0[1U] = _S172;
-    float4  _S173 = sums_1->values_0[9U] * make_float4 (_S166.y);
-    sums_1->values_0[9U] = _S173;
-    float4  _S174 = sums_1->values_0[17U] * make_float4 (_S166.z);
-    sums_1->values_0[17U] = _S174;
-    float4  _S175 = sums_1->values_0[25U] * make_float4 (_S166.w);
-    sums_1->values_0[25U] = _S175;
-    float4  _S176 = make_float4 (some_0->value_scales_0[1U]) * Float32_expand_0(some_0->values_1[1U]);
-    sums_1->values_0[1U] = _S172 + make_float4 (*&((&scores_0[0U])->x)) * _S176;
-    sums_1->values_0[9U] = _S173 + make_float4 (*&((&scores_0[0U])->y)) * _S176;
-    sums_1->values_0[17U] = _S174 + make_float4 (*&((&scores_0[0U])->z)) * _S176;
-    sums_1->values_0[25U] = _S175 + make_float4 (*&((&scores_0[0U])->w)) * _S176;
-    float4  _S177 = sums_1->values_0[2U] * make_float4 (_S166.x);
-    sums_1->values_0[2U] = _S177;
-    float4  _S178 = sums_1->values_0[10U] * make_float4 (_S166.y);
-    sums_1->values_0[10U] = _S178;
-    float4  _S179 = sums_1->values_0[18U] * make_float4 (_S166.z);
-    sums_1->values_0[18U] = _S179;
-    float4  _S180 = sums_1->values_0[26U] * make_float4 (_S166.w);
-    sums_1->values_0[26U] = _S180;
-    float4  _S181 = make_float4 (some_0->value_scales_0[2U]) * Float32_expand_0(some_0->values_1[2U]);
-    sums_1->values_0[2U] = _S177 + make_float4 (*&((&scores_0[0U])->x)) * _S181;
-    sums_1->values_0[10U] = _S178 + make_float4 (*&((&scores_0[0U])->y)) * _S181;
-    sums_1->values_0[18U] = _S179 + make_float4 (*&((&scores_0[0U])->z)) * _S181;
-    sums_1->values_0[26U] = _S180 + make_float4 (*&((&scores_0[0U])->w)) * _S181;
-    float4  _S182 = sums_1->values_0[3U] * make_float4 (_S166.x);
-    sums_1->values_0[3U] = _S182;
-    float4  _S183 = sums_1->values_0[11U] * make_float4 (_S166.y);
-    sums_1->values_0[11U] = _S183;
-    float4  _S184 = sums_1->values_0[19U] * make_float4 (_S166.z);
-    sums_1->values_0[19U] = _S184;
-    float4  _S185 = sums_1->values_0[27U] * make_float4 (_S166.w);
-    sums_1->values_0[27U] = _S185;
-    float4  _S186 = make_float4 (some_0->value_scales_0[3U]) * Float32_expand_0(some_0->values_1[3U]);
-    sums_1->values_0[3U] = _S182 + make_float4 (*&((&scores_0[0U])->x)) * _S186;
-    sums_1->values_0[11U] = _S183 + make_float4 (*&((&scores_0[0U])->y)) * _S186;
-    sums_1->values_0[19U] = _S184 + make_float4 (*&((&scores_0[0U])->z)) * _S186;
-    sums_1->values_0[27U] = _S185 + make_float4 (*&((&scores_0[0U])->w)) * _S186;
-    float4  _S187 = sums_1->values_0[4U] * make_float4 (_S166.x);
-    sums_1->values_0[4U] = _S187;
-    float4  _S188 = sums_1->values_0[12U] * make_float4 (_S166.y);
-    sums_1->values_0[12U] = _S188;
-    float4  _S189 = sums_1->values_0[20U] * make_float4 (_S166.z);
-    sums_1->values_0[20U] = _S189;
-    float4  _S190 = sums_1->values_0[28U] * make_float4 (_S166.w);
-    sums_1->values_0[28U] = _S190;
-    float4  _S191 = make_float4 (some_0->value_scales_0[4U]) * Float32_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[4U] = _S187 + make_float4 (*&((&scores_0[0U])->x)) * _S191;
-    sums_1->values_0[12U] = _S188 + make_float4 (*&((&scores_0[0U])->y)) * _S191;
-    sums_1->values_0[20U] = _S189 + make_float4 (*&((&scores_0[0U])->z)) * _S191;
-    sums_1->values_0[28U] = _S190 + make_float4 (*&((&scores_0[0U])->w)) * _S191;
-    float4  _S192 = sums_1->values_0[5U] * make_float4 (_S166.x);
-    sums_1->values_0[5U] = _S192;
-    float4  _S193 = sums_1->values_0[13U] * make_float4 (_S166.y);
-    sums_1->values_0[13U] = _S193;
-    float4  _S194 = sums_1->values_0[21U] * make_float4 (_S166.z);
-    sums_1->values_0[21U] = _S194;
-    float4  _S195 = sums_1->values_0[29U] * make_float4 (_S166.w);
-    sums_1->values_0[29U] = _S195;
-    float4  _S196 = make_float4 (some_0->value_scales_0[5U]) * Float32_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[5U] = _S192 + make_float4 (*&((&scores_0[0U])->x)) * _S196;
-    sums_1->values_0[13U] = _S193 + make_float4 (*&((&scores_0[0U])->y)) * _S196;
-    sums_1->values_0[21U] = _S194 + make_float4 (*&((&scores_0[0U])->z)) * _S196;
-    sums_1->values_0[29U] = _S195 + make_float4 (*&((&scores_0[0U])->w)) * _S196;
-    float4  _S197 = sums_1->values_0[6U] * make_float4 (_S166.x);
-    sums_1->values_0[6U] = _S197;
-    float4  _S198 = sums_1->values_0[14U] * make_float4 (_S166.y);
-    sums_1->values_0[14U] = _S198;
-    float4  _S199 = sums_1->values_0[22U] * make_float4 (_S166.z);
-    sums_1->values_0[22U] = _S199;
-    float4  _S200 = sums_1->values_0[30U] * make_float4 (_S166.w);
-    sums_1->values_0[30U] = _S200;
-    float4  _S201 = make_float4 (some_0->value_scales_0[6U]) * Float32_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[6U] = _S197 + make_float4 (*&((&scores_0[0U])->x)) * _S201;
-    sums_1->values_0[14U] = _S198 + make_float4 (*&((&scores_0[0U])->y)) * _S201;
-    sums_1->values_0[22U] = _S199 + make_float4 (*&((&scores_0[0U])->z)) * _S201;
-    sums_1->values_0[30U] = _S200 + make_float4 (*&((&scores_0[0U])->w)) * _S201;
-    float4  _S202 = sums_1->values_0[7U] * make_float4 (_S166.x);
-    sums_1->values_0[7U] = _S202;
-    float4  _S203 = sums_1->values_0[15U] * make_float4 (_S166.y);
-    sums_1->values_0[15U] = _S203;
-    float4  _S204 = sums_1->values_0[23U] * make_float4 (_S166.z);
-    sums_1->values_0[23U] = _S204;
-    float4  _S205 = sums_1->values_0[31U] * make_float4 (_S166.w);
-    sums_1->values_0[31U] = _S205;
-    float4  _S206 = make_float4 (some_0->value_scales_0[7U]) * Float32_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[7U] = _S202 + make_float4 (*&((&scores_0[0U])->x)) * _S206;
-    sums_1->values_0[15U] = _S203 + make_float4 (*&((&scores_0[0U])->y)) * _S206;
-    sums_1->values_0[23U] = _S204 + make_float4 (*&((&scores_0[0U])->z)) * _S206;
-    sums_1->values_0[31U] = _S205 + make_float4 (*&((&scores_0[0U])->w)) * _S206;
+    float4  _S172 = sums_1->values_0[0U] * make_float4 (_S170.x);
+    sums_1->values_0[0U] = _S172;
+    float4  _S173 = sums_1->values_0[8U] * make_float4 (_S170.y);
+    sums_1->values_0[8U] = _S173;
+    float4  _S174 = sums_1->values_0[16U] * make_float4 (_S170.z);
+    sums_1->values_0[16U] = _S174;
+    float4  _S175 = sums_1->values_0[24U] * make_float4 (_S170.w);
+    sums_1->values_0[24U] = _S175;
+    float4  _S176 = make_float4 (some_0->value_scales_0[0U]) * Float32_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S172 + make_float4 (*&((&scores_0[0U])->x)) * _S176;
+    sums_1->values_0[8U] = _S173 + make_float4 (*&((&scores_0[0U])->y)) * _S176;
+    sums_1->values_0[16U] = _S174 + make_float4 (*&((&scores_0[0U])->z)) * _S176;
+    sums_1->values_0[24U] = _S175 + make_float4 (*&((&scores_0[0U])->w)) * _S176;
+    float4  _S177 = sums_1->values_0[1U] * make_float4 (_S170.x);
+    sums_1->values_0[1U] = _S177;
+    float4  _S178 = sums_1->values_0[9U] * make_float4 (_S170.y);
+    sums_1->values_0[9U] = _S178;
+    float4  _S179 = sums_1->values_0[17U] * make_float4 (_S170.z);
+    sums_1->values_0[17U] = _S179;
+    float4  _S180 = sums_1->values_0[25U] * make_float4 (_S170.w);
+    sums_1->values_0[25U] = _S180;
+    float4  _S181 = make_float4 (some_0->value_scales_0[1U]) * Float32_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S177 + make_float4 (*&((&scores_0[0U])->x)) * _S181;
+    sums_1->values_0[9U] = _S178 + make_float4 (*&((&scores_0[0U])->y)) * _S181;
+    sums_1->values_0[17U] = _S179 + make_float4 (*&((&scores_0[0U])->z)) * _S181;
+    sums_1->values_0[25U] = _S180 + make_float4 (*&((&scores_0[0U])->w)) * _S181;
+    float4  _S182 = sums_1->values_0[2U] * make_float4 (_S170.x);
+    sums_1->values_0[2U] = _S182;
+    float4  _S183 = sums_1->values_0[10U] * make_float4 (_S170.y);
+    sums_1->values_0[10U] = _S183;
+    float4  _S184 = sums_1->values_0[18U] * make_float4 (_S170.z);
+    sums_1->values_0[18U] = _S184;
+    float4  _S185 = sums_1->values_0[26U] * make_float4 (_S170.w);
+    sums_1->values_0[26U] = _S185;
+    float4  _S186 = make_float4 (some_0->value_scales_0[2U]) * Float32_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S182 + make_float4 (*&((&scores_0[0U])->x)) * _S186;
+    sums_1->values_0[10U] = _S183 + make_float4 (*&((&scores_0[0U])->y)) * _S186;
+    sums_1->values_0[18U] = _S184 + make_float4 (*&((&scores_0[0U])->z)) * _S186;
+    sums_1->values_0[26U] = _S185 + make_float4 (*&((&scores_0[0U])->w)) * _S186;
+    float4  _S187 = sums_1->values_0[3U] * make_float4 (_S170.x);
+    sums_1->values_0[3U] = _S187;
+    float4  _S188 = sums_1->values_0[11U] * make_float4 (_S170.y);
+    sums_1->values_0[11U] = _S188;
+    float4  _S189 = sums_1->values_0[19U] * make_float4 (_S170.z);
+    sums_1->values_0[19U] = _S189;
+    float4  _S190 = sums_1->values_0[27U] * make_float4 (_S170.w);
+    sums_1->values_0[27U] = _S190;
+    float4  _S191 = make_float4 (some_0->value_scales_0[3U]) * Float32_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S187 + make_float4 (*&((&scores_0[0U])->x)) * _S191;
+    sums_1->values_0[11U] = _S188 + make_float4 (*&((&scores_0[0U])->y)) * _S191;
+    sums_1->values_0[19U] = _S189 + make_float4 (*&((&scores_0[0U])->z)) * _S191;
+    sums_1->values_0[27U] = _S190 + make_float4 (*&((&scores_0[0U])->w)) * _S191;
+    float4  _S192 = sums_1->values_0[4U] * make_float4 (_S170.x);
+    sums_1->values_0[4U] = _S192;
+    float4  _S193 = sums_1->values_0[12U] * make_float4 (_S170.y);
+    sums_1->values_0[12U] = _S193;
+    float4  _S194 = sums_1->values_0[20U] * make_float4 (_S170.z);
+    sums_1->values_0[20U] = _S194;
+    float4  _S195 = sums_1->values_0[28U] * make_float4 (_S170.w);
+    sums_1->values_0[28U] = _S195;
+    float4  _S196 = make_float4 (some_0->value_scales_0[4U]) * Float32_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[4U] = _S192 + make_float4 (*&((&scores_0[0U])->x)) * _S196;
+    sums_1->values_0[12U] = _S193 + make_float4 (*&((&scores_0[0U])->y)) * _S196;
+    sums_1->values_0[20U] = _S194 + make_float4 (*&((&scores_0[0U])->z)) * _S196;
+    sums_1->values_0[28U] = _S195 + make_float4 (*&((&scores_0[0U])->w)) * _S196;
+    float4  _S197 = sums_1->values_0[5U] * make_float4 (_S170.x);
+    sums_1->values_0[5U] = _S197;
+    float4  _S198 = sums_1->values_0[13U] * make_float4 (_S170.y);
+    sums_1->values_0[13U] = _S198;
+    float4  _S199 = sums_1->values_0[21U] * make_float4 (_S170.z);
+    sums_1->values_0[21U] = _S199;
+    float4  _S200 = sums_1->values_0[29U] * make_float4 (_S170.w);
+    sums_1->values_0[29U] = _S200;
+    float4  _S201 = make_float4 (some_0->value_scales_0[5U]) * Float32_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[5U] = _S197 + make_float4 (*&((&scores_0[0U])->x)) * _S201;
+    sums_1->values_0[13U] = _S198 + make_float4 (*&((&scores_0[0U])->y)) * _S201;
+    sums_1->values_0[21U] = _S199 + make_float4 (*&((&scores_0[0U])->z)) * _S201;
+    sums_1->values_0[29U] = _S200 + make_float4 (*&((&scores_0[0U])->w)) * _S201;
+    float4  _S202 = sums_1->values_0[6U] * make_float4 (_S170.x);
+    sums_1->values_0[6U] = _S202;
+    float4  _S203 = sums_1->values_0[14U] * make_float4 (_S170.y);
+    sums_1->values_0[14U] = _S203;
+    float4  _S204 = sums_1->values_0[22U] * make_float4 (_S170.z);
+    sums_1->values_0[22U] = _S204;
+    float4  _S205 = sums_1->values_0[30U] * make_float4 (_S170.w);
+    sums_1->values_0[30U] = _S205;
+    float4  _S206 = make_float4 (some_0->value_scales_0[6U]) * Float32_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[6U] = _S202 + make_float4 (*&((&scores_0[0U])->x)) * _S206;
+    sums_1->values_0[14U] = _S203 + make_float4 (*&((&scores_0[0U])->y)) * _S206;
+    sums_1->values_0[22U] = _S204 + make_float4 (*&((&scores_0[0U])->z)) * _S206;
+    sums_1->values_0[30U] = _S205 + make_float4 (*&((&scores_0[0U])->w)) * _S206;
+    float4  _S207 = sums_1->values_0[7U] * make_float4 (_S170.x);
+    sums_1->values_0[7U] = _S207;
+    float4  _S208 = sums_1->values_0[15U] * make_float4 (_S170.y);
+    sums_1->values_0[15U] = _S208;
+    float4  _S209 = sums_1->values_0[23U] * make_float4 (_S170.z);
+    sums_1->values_0[23U] = _S209;
+    float4  _S210 = sums_1->values_0[31U] * make_float4 (_S170.w);
+    sums_1->values_0[31U] = _S210;
+    float4  _S211 = make_float4 (some_0->value_scales_0[7U]) * Float32_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[7U] = _S207 + make_float4 (*&((&scores_0[0U])->x)) * _S211;
+    sums_1->values_0[15U] = _S208 + make_float4 (*&((&scores_0[0U])->y)) * _S211;
+    sums_1->values_0[23U] = _S209 + make_float4 (*&((&scores_0[0U])->z)) * _S211;
+    sums_1->values_0[31U] = _S210 + make_float4 (*&((&scores_0[0U])->w)) * _S211;
     return;
 }
 
@@ -696,13 +689,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S207 = this_5->begin_3;
-    uint _S208 = this_5->page_size_0;
-    uint _S209 = position_0 / this_5->page_size_0;
-    uint _S210 = __ldg((&(sequences_1)[_S207 + _S209]));
-    uint _S211 = (U32_min((_S210), (this_5->pages_0 - 1U))) * _S208;
-    uint _S212 = position_0 % _S208;
-    return _S211 + _S212;
+    uint _S212 = this_5->begin_3;
+    uint _S213 = this_5->page_size_0;
+    uint _S214 = position_0 / this_5->page_size_0;
+    uint _S215 = __ldg((&(sequences_1)[_S212 + _S214]));
+    uint _S216 = (U32_min((_S215), (this_5->pages_0 - 1U))) * _S213;
+    uint _S217 = position_0 % _S213;
+    return _S216 + _S217;
 }
 
 struct Run_0
@@ -713,10 +706,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S213;
-    (&_S213)->vector_1 = vector_2;
-    (&_S213)->scale_1 = scale_2;
-    return _S213;
+    Run_0 _S218;
+    (&_S218)->vector_1 = vector_2;
+    (&_S218)->scale_1 = scale_2;
+    return _S218;
 }
 
 __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
@@ -732,356 +725,356 @@ __device__ float Float32_scale_0(StructuredBuffer<float4 > pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 1>  slots_0;
-    uint _S214 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
-    slots_0[0U] = _S214;
-    uint _S215 = (&this_6->part_2)->head_dim_0;
-    uint _S216 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S217 = _S216 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S218 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S219 = (&this_6->part_2)->columns_0;
-    Run_0 _S220 = Float32_run_0((&this_6->part_2)->k_pages_offset_0, _S214, (&this_6->part_2)->columns_0, _S217);
-    uint _S221 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S222 = Float32_run_0((&this_6->part_2)->v_pages_offset_0, _S214, (&this_6->part_2)->columns_0, _S217);
+    uint _S219 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S219;
+    uint _S220 = (&this_6->part_2)->head_dim_0;
+    uint _S221 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S222 = _S221 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S223 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S224 = (&this_6->part_2)->columns_0;
+    Run_0 _S225 = Float32_run_0((&this_6->part_2)->k_pages_offset_0, _S219, (&this_6->part_2)->columns_0, _S222);
+    uint _S226 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S227 = Float32_run_0((&this_6->part_2)->v_pages_offset_0, _S219, (&this_6->part_2)->columns_0, _S222);
     Positions_0 some_1;
-    StructuredBuffer<float4 > _S223 = this_6->k_pages_0;
-    float4  _S224 = __ldg((&(this_6->k_pages_0)[_S220.vector_1]));
-    (&some_1)->keys_0[0U] = _S224;
-    StructuredBuffer<float4 > _S225 = this_6->v_pages_0;
-    float4  _S226 = __ldg((&(this_6->v_pages_0)[_S222.vector_1]));
-    (&some_1)->values_1[0U] = _S226;
-    (&some_1)->key_scales_0[0U] = Float32_scale_0(_S223, _S220.scale_1);
-    (&some_1)->value_scales_0[0U] = Float32_scale_0(_S225, _S222.scale_1);
-    uint _S227 = _S216 + 4U * (U32_min((8U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S228 = Float32_run_0(_S218, slots_0[0U], _S219, _S227);
-    Run_0 _S229 = Float32_run_0(_S221, slots_0[0U], _S219, _S227);
-    float4  _S230 = __ldg((&(_S223)[_S228.vector_1]));
-    (&some_1)->keys_0[1U] = _S230;
-    float4  _S231 = __ldg((&(_S225)[_S229.vector_1]));
-    (&some_1)->values_1[1U] = _S231;
-    (&some_1)->key_scales_0[1U] = Float32_scale_0(_S223, _S228.scale_1);
-    (&some_1)->value_scales_0[1U] = Float32_scale_0(_S225, _S229.scale_1);
-    uint _S232 = _S216 + 4U * (U32_min((16U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S233 = Float32_run_0(_S218, slots_0[0U], _S219, _S232);
-    Run_0 _S234 = Float32_run_0(_S221, slots_0[0U], _S219, _S232);
-    float4  _S235 = __ldg((&(_S223)[_S233.vector_1]));
-    (&some_1)->keys_0[2U] = _S235;
-    float4  _S236 = __ldg((&(_S225)[_S234.vector_1]));
-    (&some_1)->values_1[2U] = _S236;
-    (&some_1)->key_scales_0[2U] = Float32_scale_0(_S223, _S233.scale_1);
-    (&some_1)->value_scales_0[2U] = Float32_scale_0(_S225, _S234.scale_1);
-    uint _S237 = _S216 + 4U * (U32_min((24U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S238 = Float32_run_0(_S218, slots_0[0U], _S219, _S237);
-    Run_0 _S239 = Float32_run_0(_S221, slots_0[0U], _S219, _S237);
-    float4  _S240 = __ldg((&(_S223)[_S238.vector_1]));
-    (&some_1)->keys_0[3U] = _S240;
-    float4  _S241 = __ldg((&(_S225)[_S239.vector_1]));
-    (&some_1)->values_1[3U] = _S241;
-    (&some_1)->key_scales_0[3U] = Float32_scale_0(_S223, _S238.scale_1);
-    (&some_1)->value_scales_0[3U] = Float32_scale_0(_S225, _S239.scale_1);
-    uint _S242 = _S216 + 4U * (U32_min((32U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S243 = Float32_run_0(_S218, slots_0[0U], _S219, _S242);
-    Run_0 _S244 = Float32_run_0(_S221, slots_0[0U], _S219, _S242);
-    float4  _S245 = __ldg((&(_S223)[_S243.vector_1]));
-    (&some_1)->keys_0[4U] = _S245;
-    float4  _S246 = __ldg((&(_S225)[_S244.vector_1]));
-    (&some_1)->values_1[4U] = _S246;
-    (&some_1)->key_scales_0[4U] = Float32_scale_0(_S223, _S243.scale_1);
-    (&some_1)->value_scales_0[4U] = Float32_scale_0(_S225, _S244.scale_1);
-    uint _S247 = _S216 + 4U * (U32_min((40U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S248 = Float32_run_0(_S218, slots_0[0U], _S219, _S247);
-    Run_0 _S249 = Float32_run_0(_S221, slots_0[0U], _S219, _S247);
-    float4  _S250 = __ldg((&(_S223)[_S248.vector_1]));
-    (&some_1)->keys_0[5U] = _S250;
-    float4  _S251 = __ldg((&(_S225)[_S249.vector_1]));
-    (&some_1)->values_1[5U] = _S251;
-    (&some_1)->key_scales_0[5U] = Float32_scale_0(_S223, _S248.scale_1);
-    (&some_1)->value_scales_0[5U] = Float32_scale_0(_S225, _S249.scale_1);
-    uint _S252 = _S216 + 4U * (U32_min((48U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S253 = Float32_run_0(_S218, slots_0[0U], _S219, _S252);
-    Run_0 _S254 = Float32_run_0(_S221, slots_0[0U], _S219, _S252);
-    float4  _S255 = __ldg((&(_S223)[_S253.vector_1]));
-    (&some_1)->keys_0[6U] = _S255;
-    float4  _S256 = __ldg((&(_S225)[_S254.vector_1]));
-    (&some_1)->values_1[6U] = _S256;
-    (&some_1)->key_scales_0[6U] = Float32_scale_0(_S223, _S253.scale_1);
-    (&some_1)->value_scales_0[6U] = Float32_scale_0(_S225, _S254.scale_1);
-    uint _S257 = _S216 + 4U * (U32_min((56U + lane_2), (_S215 / 4U - 1U)));
-    Run_0 _S258 = Float32_run_0(_S218, slots_0[0U], _S219, _S257);
-    Run_0 _S259 = Float32_run_0(_S221, slots_0[0U], _S219, _S257);
-    float4  _S260 = __ldg((&(_S223)[_S258.vector_1]));
-    (&some_1)->keys_0[7U] = _S260;
-    float4  _S261 = __ldg((&(_S225)[_S259.vector_1]));
-    (&some_1)->values_1[7U] = _S261;
-    (&some_1)->key_scales_0[7U] = Float32_scale_0(_S223, _S258.scale_1);
-    (&some_1)->value_scales_0[7U] = Float32_scale_0(_S225, _S259.scale_1);
+    StructuredBuffer<float4 > _S228 = this_6->k_pages_0;
+    float4  _S229 = __ldg((&(this_6->k_pages_0)[_S225.vector_1]));
+    (&some_1)->keys_0[0U] = _S229;
+    StructuredBuffer<float4 > _S230 = this_6->v_pages_0;
+    float4  _S231 = __ldg((&(this_6->v_pages_0)[_S227.vector_1]));
+    (&some_1)->values_1[0U] = _S231;
+    (&some_1)->key_scales_0[0U] = Float32_scale_0(_S228, _S225.scale_1);
+    (&some_1)->value_scales_0[0U] = Float32_scale_0(_S230, _S227.scale_1);
+    uint _S232 = _S221 + 4U * (U32_min((8U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S233 = Float32_run_0(_S223, slots_0[0U], _S224, _S232);
+    Run_0 _S234 = Float32_run_0(_S226, slots_0[0U], _S224, _S232);
+    float4  _S235 = __ldg((&(_S228)[_S233.vector_1]));
+    (&some_1)->keys_0[1U] = _S235;
+    float4  _S236 = __ldg((&(_S230)[_S234.vector_1]));
+    (&some_1)->values_1[1U] = _S236;
+    (&some_1)->key_scales_0[1U] = Float32_scale_0(_S228, _S233.scale_1);
+    (&some_1)->value_scales_0[1U] = Float32_scale_0(_S230, _S234.scale_1);
+    uint _S237 = _S221 + 4U * (U32_min((16U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S238 = Float32_run_0(_S223, slots_0[0U], _S224, _S237);
+    Run_0 _S239 = Float32_run_0(_S226, slots_0[0U], _S224, _S237);
+    float4  _S240 = __ldg((&(_S228)[_S238.vector_1]));
+    (&some_1)->keys_0[2U] = _S240;
+    float4  _S241 = __ldg((&(_S230)[_S239.vector_1]));
+    (&some_1)->values_1[2U] = _S241;
+    (&some_1)->key_scales_0[2U] = Float32_scale_0(_S228, _S238.scale_1);
+    (&some_1)->value_scales_0[2U] = Float32_scale_0(_S230, _S239.scale_1);
+    uint _S242 = _S221 + 4U * (U32_min((24U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S243 = Float32_run_0(_S223, slots_0[0U], _S224, _S242);
+    Run_0 _S244 = Float32_run_0(_S226, slots_0[0U], _S224, _S242);
+    float4  _S245 = __ldg((&(_S228)[_S243.vector_1]));
+    (&some_1)->keys_0[3U] = _S245;
+    float4  _S246 = __ldg((&(_S230)[_S244.vector_1]));
+    (&some_1)->values_1[3U] = _S246;
+    (&some_1)->key_scales_0[3U] = Float32_scale_0(_S228, _S243.scale_1);
+    (&some_1)->value_scales_0[3U] = Float32_scale_0(_S230, _S244.scale_1);
+    uint _S247 = _S221 + 4U * (U32_min((32U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S248 = Float32_run_0(_S223, slots_0[0U], _S224, _S247);
+    Run_0 _S249 = Float32_run_0(_S226, slots_0[0U], _S224, _S247);
+    float4  _S250 = __ldg((&(_S228)[_S248.vector_1]));
+    (&some_1)->keys_0[4U] = _S250;
+    float4  _S251 = __ldg((&(_S230)[_S249.vector_1]));
+    (&some_1)->values_1[4U] = _S251;
+    (&some_1)->key_scales_0[4U] = Float32_scale_0(_S228, _S248.scale_1);
+    (&some_1)->value_scales_0[4U] = Float32_scale_0(_S230, _S249.scale_1);
+    uint _S252 = _S221 + 4U * (U32_min((40U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S253 = Float32_run_0(_S223, slots_0[0U], _S224, _S252);
+    Run_0 _S254 = Float32_run_0(_S226, slots_0[0U], _S224, _S252);
+    float4  _S255 = __ldg((&(_S228)[_S253.vector_1]));
+    (&some_1)->keys_0[5U] = _S255;
+    float4  _S256 = __ldg((&(_S230)[_S254.vector_1]));
+    (&some_1)->values_1[5U] = _S256;
+    (&some_1)->key_scales_0[5U] = Float32_scale_0(_S228, _S253.scale_1);
+    (&some_1)->value_scales_0[5U] = Float32_scale_0(_S230, _S254.scale_1);
+    uint _S257 = _S221 + 4U * (U32_min((48U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S258 = Float32_run_0(_S223, slots_0[0U], _S224, _S257);
+    Run_0 _S259 = Float32_run_0(_S226, slots_0[0U], _S224, _S257);
+    float4  _S260 = __ldg((&(_S228)[_S258.vector_1]));
+    (&some_1)->keys_0[6U] = _S260;
+    float4  _S261 = __ldg((&(_S230)[_S259.vector_1]));
+    (&some_1)->values_1[6U] = _S261;
+    (&some_1)->key_scales_0[6U] = Float32_scale_0(_S228, _S258.scale_1);
+    (&some_1)->value_scales_0[6U] = Float32_scale_0(_S230, _S259.scale_1);
+    uint _S262 = _S221 + 4U * (U32_min((56U + lane_2), (_S220 / 4U - 1U)));
+    Run_0 _S263 = Float32_run_0(_S223, slots_0[0U], _S224, _S262);
+    Run_0 _S264 = Float32_run_0(_S226, slots_0[0U], _S224, _S262);
+    float4  _S265 = __ldg((&(_S228)[_S263.vector_1]));
+    (&some_1)->keys_0[7U] = _S265;
+    float4  _S266 = __ldg((&(_S230)[_S264.vector_1]));
+    (&some_1)->values_1[7U] = _S266;
+    (&some_1)->key_scales_0[7U] = Float32_scale_0(_S228, _S263.scale_1);
+    (&some_1)->value_scales_0[7U] = Float32_scale_0(_S230, _S264.scale_1);
     return some_1;
 }
 
 __device__ void Float32_append_0(RWStructuredBuffer<float4 > pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_6)
 {
-    float4  * _S262 = (&(pool_1)[Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1]);
-    float4  _S263 = Plain_four_0(x_6, element_3);
-    *_S262 = _S263;
+    float4  * _S267 = (&(pool_1)[Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1]);
+    float4  _S268 = Plain_four_0(x_6, element_3);
+    *_S267 = _S268;
     return;
 }
 
 __device__ void Float32_append_1(RWStructuredBuffer<float4 > pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_7)
 {
-    float4  * _S264 = (&(pool_2)[Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1]);
-    float4  _S265 = Turned_four_0(x_7, element_4);
-    *_S264 = _S265;
+    float4  * _S269 = (&(pool_2)[Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1]);
+    float4  _S270 = Turned_four_0(x_7, element_4);
+    *_S269 = _S270;
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S266 = make_int4 (int(0));
-    float4  _S267 = make_float4 ((float)_S266.x, (float)_S266.y, (float)_S266.z, (float)_S266.w);
-    (&sums_2)->values_0[0U] = _S267;
-    (&sums_2)->values_0[1U] = _S267;
-    (&sums_2)->values_0[2U] = _S267;
-    (&sums_2)->values_0[3U] = _S267;
-    (&sums_2)->values_0[4U] = _S267;
-    (&sums_2)->values_0[5U] = _S267;
-    (&sums_2)->values_0[6U] = _S267;
-    (&sums_2)->values_0[7U] = _S267;
-    (&sums_2)->values_0[8U] = _S267;
-    (&sums_2)->values_0[9U] = _S267;
-    (&sums_2)->values_0[10U] = _S267;
-    (&sums_2)->values_0[11U] = _S267;
-    (&sums_2)->values_0[12U] = _S267;
-    (&sums_2)->values_0[13U] = _S267;
-    (&sums_2)->values_0[14U] = _S267;
-    (&sums_2)->values_0[15U] = _S267;
-    (&sums_2)->values_0[16U] = _S267;
-    (&sums_2)->values_0[17U] = _S267;
-    (&sums_2)->values_0[18U] = _S267;
-    (&sums_2)->values_0[19U] = _S267;
-    (&sums_2)->values_0[20U] = _S267;
-    (&sums_2)->values_0[21U] = _S267;
-    (&sums_2)->values_0[22U] = _S267;
-    (&sums_2)->values_0[23U] = _S267;
-    (&sums_2)->values_0[24U] = _S267;
-    (&sums_2)->values_0[25U] = _S267;
-    (&sums_2)->values_0[26U] = _S267;
-    (&sums_2)->values_0[27U] = _S267;
-    (&sums_2)->values_0[28U] = _S267;
-    (&sums_2)->values_0[29U] = _S267;
-    (&sums_2)->values_0[30U] = _S267;
-    (&sums_2)->values_0[31U] = _S267;
+    int4  _S271 = make_int4 (int(0));
+    float4  _S272 = make_float4 ((float)_S271.x, (float)_S271.y, (float)_S271.z, (float)_S271.w);
+    (&sums_2)->values_0[0U] = _S272;
+    (&sums_2)->values_0[1U] = _S272;
+    (&sums_2)->values_0[2U] = _S272;
+    (&sums_2)->values_0[3U] = _S272;
+    (&sums_2)->values_0[4U] = _S272;
+    (&sums_2)->values_0[5U] = _S272;
+    (&sums_2)->values_0[6U] = _S272;
+    (&sums_2)->values_0[7U] = _S272;
+    (&sums_2)->values_0[8U] = _S272;
+    (&sums_2)->values_0[9U] = _S272;
+    (&sums_2)->values_0[10U] = _S272;
+    (&sums_2)->values_0[11U] = _S272;
+    (&sums_2)->values_0[12U] = _S272;
+    (&sums_2)->values_0[13U] = _S272;
+    (&sums_2)->values_0[14U] = _S272;
+    (&sums_2)->values_0[15U] = _S272;
+    (&sums_2)->values_0[16U] = _S272;
+    (&sums_2)->values_0[17U] = _S272;
+    (&sums_2)->values_0[18U] = _S272;
+    (&sums_2)->values_0[19U] = _S272;
+    (&sums_2)->values_0[20U] = _S272;
+    (&sums_2)->values_0[21U] = _S272;
+    (&sums_2)->values_0[22U] = _S272;
+    (&sums_2)->values_0[23U] = _S272;
+    (&sums_2)->values_0[24U] = _S272;
+    (&sums_2)->values_0[25U] = _S272;
+    (&sums_2)->values_0[26U] = _S272;
+    (&sums_2)->values_0[27U] = _S272;
+    (&sums_2)->values_0[28U] = _S272;
+    (&sums_2)->values_0[29U] = _S272;
+    (&sums_2)->values_0[30U] = _S272;
+    (&sums_2)->values_0[31U] = _S272;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S267;
+    (&sums_2)->total_0 = _S272;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S268 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S269 = max_0(sums_3->peak_0, _S268);
-    float4  _S270 = exp_0(sums_3->peak_0 - _S269);
-    float4  _S271 = sums_3->total_0 * _S270;
-    float4  _S272 = of_other_0(_S271, 8U);
-    float4  _S273 = _S271 + _S272;
-    float4  _S274 = sums_3->values_0[0U] * make_float4 (_S270.x);
-    float4  _S275 = of_other_0(_S274, 8U);
-    float4  _S276 = _S274 + _S275;
-    float4  _S277 = sums_3->values_0[1U] * make_float4 (_S270.x);
-    float4  _S278 = of_other_0(_S277, 8U);
-    float4  _S279 = _S277 + _S278;
-    float4  _S280 = sums_3->values_0[2U] * make_float4 (_S270.x);
-    float4  _S281 = of_other_0(_S280, 8U);
-    float4  _S282 = _S280 + _S281;
-    float4  _S283 = sums_3->values_0[3U] * make_float4 (_S270.x);
-    float4  _S284 = of_other_0(_S283, 8U);
-    float4  _S285 = _S283 + _S284;
-    float4  _S286 = sums_3->values_0[4U] * make_float4 (_S270.x);
-    float4  _S287 = of_other_0(_S286, 8U);
-    float4  _S288 = _S286 + _S287;
-    float4  _S289 = sums_3->values_0[5U] * make_float4 (_S270.x);
-    float4  _S290 = of_other_0(_S289, 8U);
-    float4  _S291 = _S289 + _S290;
-    float4  _S292 = sums_3->values_0[6U] * make_float4 (_S270.x);
-    float4  _S293 = of_other_0(_S292, 8U);
-    float4  _S294 = _S292 + _S293;
-    float4  _S295 = sums_3->values_0[7U] * make_float4 (_S270.x);
-    float4  _S296 = of_other_0(_S295, 8U);
-    float4  _S297 = _S295 + _S296;
-    float4  _S298 = sums_3->values_0[8U] * make_float4 (_S270.y);
-    float4  _S299 = of_other_0(_S298, 8U);
-    float4  _S300 = _S298 + _S299;
-    float4  _S301 = sums_3->values_0[9U] * make_float4 (_S270.y);
-    float4  _S302 = of_other_0(_S301, 8U);
-    float4  _S303 = _S301 + _S302;
-    float4  _S304 = sums_3->values_0[10U] * make_float4 (_S270.y);
-    float4  _S305 = of_other_0(_S304, 8U);
-    float4  _S306 = _S304 + _S305;
-    float4  _S307 = sums_3->values_0[11U] * make_float4 (_S270.y);
-    float4  _S308 = of_other_0(_S307, 8U);
-    float4  _S309 = _S307 + _S308;
-    float4  _S310 = sums_3->values_0[12U] * make_float4 (_S270.y);
-    float4  _S311 = of_other_0(_S310, 8U);
-    float4  _S312 = _S310 + _S311;
-    float4  _S313 = sums_3->values_0[13U] * make_float4 (_S270.y);
-    float4  _S314 = of_other_0(_S313, 8U);
-    float4  _S315 = _S313 + _S314;
-    float4  _S316 = sums_3->values_0[14U] * make_float4 (_S270.y);
-    float4  _S317 = of_other_0(_S316, 8U);
-    float4  _S318 = _S316 + _S317;
-    float4  _S319 = sums_3->values_0[15U] * make_float4 (_S270.y);
-    float4  _S320 = of_other_0(_S319, 8U);
-    float4  _S321 = _S319 + _S320;
-    float4  _S322 = sums_3->values_0[16U] * make_float4 (_S270.z);
-    float4  _S323 = of_other_0(_S322, 8U);
-    float4  _S324 = _S322 + _S323;
-    float4  _S325 = sums_3->values_0[17U] * make_float4 (_S270.z);
-    float4  _S326 = of_other_0(_S325, 8U);
-    float4  _S327 = _S325 + _S326;
-    float4  _S328 = sums_3->values_0[18U] * make_float4 (_S270.z);
-    float4  _S329 = of_other_0(_S328, 8U);
-    float4  _S330 = _S328 + _S329;
-    float4  _S331 = sums_3->values_0[19U] * make_float4 (_S270.z);
-    float4  _S332 = of_other_0(_S331, 8U);
-    float4  _S333 = _S331 + _S332;
-    float4  _S334 = sums_3->values_0[20U] * make_float4 (_S270.z);
-    float4  _S335 = of_other_0(_S334, 8U);
-    float4  _S336 = _S334 + _S335;
-    float4  _S337 = sums_3->values_0[21U] * make_float4 (_S270.z);
-    float4  _S338 = of_other_0(_S337, 8U);
-    float4  _S339 = _S337 + _S338;
-    float4  _S340 = sums_3->values_0[22U] * make_float4 (_S270.z);
-    float4  _S341 = of_other_0(_S340, 8U);
-    float4  _S342 = _S340 + _S341;
-    float4  _S343 = sums_3->values_0[23U] * make_float4 (_S270.z);
-    float4  _S344 = of_other_0(_S343, 8U);
-    float4  _S345 = _S343 + _S344;
-    float4  _S346 = sums_3->values_0[24U] * make_float4 (_S270.w);
-    float4  _S347 = of_other_0(_S346, 8U);
-    float4  _S348 = _S346 + _S347;
-    float4  _S349 = sums_3->values_0[25U] * make_float4 (_S270.w);
-    float4  _S350 = of_other_0(_S349, 8U);
-    float4  _S351 = _S349 + _S350;
-    float4  _S352 = sums_3->values_0[26U] * make_float4 (_S270.w);
-    float4  _S353 = of_other_0(_S352, 8U);
-    float4  _S354 = _S352 + _S353;
-    float4  _S355 = sums_3->values_0[27U] * make_float4 (_S270.w);
-    float4  _S356 = of_other_0(_S355, 8U);
-    float4  _S357 = _S355 + _S356;
-    float4  _S358 = sums_3->values_0[28U] * make_float4 (_S270.w);
-    float4  _S359 = of_other_0(_S358, 8U);
-    float4  _S360 = _S358 + _S359;
-    float4  _S361 = sums_3->values_0[29U] * make_float4 (_S270.w);
-    float4  _S362 = of_other_0(_S361, 8U);
-    float4  _S363 = _S361 + _S362;
-    float4  _S364 = sums_3->values_0[30U] * make_float4 (_S270.w);
-    float4  _S365 = of_other_0(_S364, 8U);
-    float4  _S366 = _S364 + _S365;
-    float4  _S367 = sums_3->values_0[31U] * make_float4 (_S270.w);
-    float4  _S368 = of_other_0(_S367, 8U);
-    float4  _S369 = _S367 + _S368;
-    float4  _S370 = of_other_0(_S269, 16U);
-    float4  _S371 = max_0(_S269, _S370);
-    float4  _S372 = exp_0(_S269 - _S371);
-    sums_3->peak_0 = _S371;
-    float4  _S373 = _S273 * _S372;
-    float4  _S374 = of_other_0(_S373, 16U);
-    sums_3->total_0 = _S373 + _S374;
-    float4  _S375 = _S276 * make_float4 (_S372.x);
-    float4  _S376 = of_other_0(_S375, 16U);
-    sums_3->values_0[0U] = _S375 + _S376;
-    float4  _S377 = _S279 * make_float4 (_S372.x);
-    float4  _S378 = of_other_0(_S377, 16U);
-    sums_3->values_0[1U] = _S377 + _S378;
-    float4  _S379 = _S282 * make_float4 (_S372.x);
-    float4  _S380 = of_other_0(_S379, 16U);
-    sums_3->values_0[2U] = _S379 + _S380;
-    float4  _S381 = _S285 * make_float4 (_S372.x);
-    float4  _S382 = of_other_0(_S381, 16U);
-    sums_3->values_0[3U] = _S381 + _S382;
-    float4  _S383 = _S288 * make_float4 (_S372.x);
-    float4  _S384 = of_other_0(_S383, 16U);
-    sums_3->values_0[4U] = _S383 + _S384;
-    float4  _S385 = _S291 * make_float4 (_S372.x);
-    float4  _S386 = of_other_0(_S385, 16U);
-    sums_3->values_0[5U] = _S385 + _S386;
-    float4  _S387 = _S294 * make_float4 (_S372.x);
-    float4  _S388 = of_other_0(_S387, 16U);
-    sums_3->values_0[6U] = _S387 + _S388;
-    float4  _S389 = _S297 * make_float4 (_S372.x);
-    float4  _S390 = of_other_0(_S389, 16U);
-    sums_3->values_0[7U] = _S389 + _S390;
-    float4  _S391 = _S300 * make_float4 (_S372.y);
-    float4  _S392 = of_other_0(_S391, 16U);
-    sums_3->values_0[8U] = _S391 + _S392;
-    float4  _S393 = _S303 * make_float4 (_S372.y);
-    float4  _S394 = of_other_0(_S393, 16U);
-    sums_3->values_0[9U] = _S393 + _S394;
-    float4  _S395 = _S306 * make_float4 (_S372.y);
-    float4  _S396 = of_other_0(_S395, 16U);
-    sums_3->values_0[10U] = _S395 + _S396;
-    float4  _S397 = _S309 * make_float4 (_S372.y);
-    float4  _S398 = of_other_0(_S397, 16U);
-    sums_3->values_0[11U] = _S397 + _S398;
-    float4  _S399 = _S312 * make_float4 (_S372.y);
-    float4  _S400 = of_other_0(_S399, 16U);
-    sums_3->values_0[12U] = _S399 + _S400;
-    float4  _S401 = _S315 * make_float4 (_S372.y);
-    float4  _S402 = of_other_0(_S401, 16U);
-    sums_3->values_0[13U] = _S401 + _S402;
-    float4  _S403 = _S318 * make_float4 (_S372.y);
-    float4  _S404 = of_other_0(_S403, 16U);
-    sums_3->values_0[14U] = _S403 + _S404;
-    float4  _S405 = _S321 * make_float4 (_S372.y);
-    float4  _S406 = of_other_0(_S405, 16U);
-    sums_3->values_0[15U] = _S405 + _S406;
-    float4  _S407 = _S324 * make_float4 (_S372.z);
-    float4  _S408 = of_other_0(_S407, 16U);
-    sums_3->values_0[16U] = _S407 + _S408;
-    float4  _S409 = _S327 * make_float4 (_S372.z);
-    float4  _S410 = of_other_0(_S409, 16U);
-    sums_3->values_0[17U] = _S409 + _S410;
-    float4  _S411 = _S330 * make_float4 (_S372.z);
-    float4  _S412 = of_other_0(_S411, 16U);
-    sums_3->values_0[18U] = _S411 + _S412;
-    float4  _S413 = _S333 * make_float4 (_S372.z);
-    float4  _S414 = of_other_0(_S413, 16U);
-    sums_3->values_0[19U] = _S413 + _S414;
-    float4  _S415 = _S336 * make_float4 (_S372.z);
-    float4  _S416 = of_other_0(_S415, 16U);
-    sums_3->values_0[20U] = _S415 + _S416;
-    float4  _S417 = _S339 * make_float4 (_S372.z);
-    float4  _S418 = of_other_0(_S417, 16U);
-    sums_3->values_0[21U] = _S417 + _S418;
-    float4  _S419 = _S342 * make_float4 (_S372.z);
-    float4  _S420 = of_other_0(_S419, 16U);
-    sums_3->values_0[22U] = _S419 + _S420;
-    float4  _S421 = _S345 * make_float4 (_S372.z);
-    float4  _S422 = of_other_0(_S421, 16U);
-    sums_3->values_0[23U] = _S421 + _S422;
-    float4  _S423 = _S348 * make_float4 (_S372.w);
-    float4  _S424 = of_other_0(_S423, 16U);
-    sums_3->values_0[24U] = _S423 + _S424;
-    float4  _S425 = _S351 * make_float4 (_S372.w);
-    float4  _S426 = of_other_0(_S425, 16U);
-    sums_3->values_0[25U] = _S425 + _S426;
-    float4  _S427 = _S354 * make_float4 (_S372.w);
-    float4  _S428 = of_other_0(_S427, 16U);
-    sums_3->values_0[26U] = _S427 + _S428;
-    float4  _S429 = _S357 * make_float4 (_S372.w);
-    float4  _S430 = of_other_0(_S429, 16U);
-    sums_3->values_0[27U] = _S429 + _S430;
-    float4  _S431 = _S360 * make_float4 (_S372.w);
-    float4  _S432 = of_other_0(_S431, 16U);
-    sums_3->values_0[28U] = _S431 + _S432;
-    float4  _S433 = _S363 * make_float4 (_S372.w);
-    float4  _S434 = of_other_0(_S433, 16U);
-    sums_3->values_0[29U] = _S433 + _S434;
-    float4  _S435 = _S366 * make_float4 (_S372.w);
-    float4  _S436 = of_other_0(_S435, 16U);
-    sums_3->values_0[30U] = _S435 + _S436;
-    float4  _S437 = _S369 * make_float4 (_S372.w);
-    float4  _S438 = of_other_0(_S437, 16U);
-    sums_3->values_0[31U] = _S437 + _S438;
+    float4  _S273 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S274 = max_0(sums_3->peak_0, _S273);
+    float4  _S275 = powers_0(sums_3->peak_0 - _S274);
+    float4  _S276 = sums_3->total_0 * _S275;
+    float4  _S277 = of_other_0(_S276, 8U);
+    float4  _S278 = _S276 + _S277;
+    float4  _S279 = sums_3->values_0[0U] * make_float4 (_S275.x);
+    float4  _S280 = of_other_0(_S279, 8U);
+    float4  _S281 = _S279 + _S280;
+    float4  _S282 = sums_3->values_0[1U] * make_float4 (_S275.x);
+    float4  _S283 = of_other_0(_S282, 8U);
+    float4  _S284 = _S282 + _S283;
+    float4  _S285 = sums_3->values_0[2U] * make_float4 (_S275.x);
+    float4  _S286 = of_other_0(_S285, 8U);
+    float4  _S287 = _S285 + _S286;
+    float4  _S288 = sums_3->values_0[3U] * make_float4 (_S275.x);
+    float4  _S289 = of_other_0(_S288, 8U);
+    float4  _S290 = _S288 + _S289;
+    float4  _S291 = sums_3->values_0[4U] * make_float4 (_S275.x);
+    float4  _S292 = of_other_0(_S291, 8U);
+    float4  _S293 = _S291 + _S292;
+    float4  _S294 = sums_3->values_0[5U] * make_float4 (_S275.x);
+    float4  _S295 = of_other_0(_S294, 8U);
+    float4  _S296 = _S294 + _S295;
+    float4  _S297 = sums_3->values_0[6U] * make_float4 (_S275.x);
+    float4  _S298 = of_other_0(_S297, 8U);
+    float4  _S299 = _S297 + _S298;
+    float4  _S300 = sums_3->values_0[7U] * make_float4 (_S275.x);
+    float4  _S301 = of_other_0(_S300, 8U);
+    float4  _S302 = _S300 + _S301;
+    float4  _S303 = sums_3->values_0[8U] * make_float4 (_S275.y);
+    float4  _S304 = of_other_0(_S303, 8U);
+    float4  _S305 = _S303 + _S304;
+    float4  _S306 = sums_3->values_0[9U] * make_float4 (_S275.y);
+    float4  _S307 = of_other_0(_S306, 8U);
+    float4  _S308 = _S306 + _S307;
+    float4  _S309 = sums_3->values_0[10U] * make_float4 (_S275.y);
+    float4  _S310 = of_other_0(_S309, 8U);
+    float4  _S311 = _S309 + _S310;
+    float4  _S312 = sums_3->values_0[11U] * make_float4 (_S275.y);
+    float4  _S313 = of_other_0(_S312, 8U);
+    float4  _S314 = _S312 + _S313;
+    float4  _S315 = sums_3->values_0[12U] * make_float4 (_S275.y);
+    float4  _S316 = of_other_0(_S315, 8U);
+    float4  _S317 = _S315 + _S316;
+    float4  _S318 = sums_3->values_0[13U] * make_float4 (_S275.y);
+    float4  _S319 = of_other_0(_S318, 8U);
+    float4  _S320 = _S318 + _S319;
+    float4  _S321 = sums_3->values_0[14U] * make_float4 (_S275.y);
+    float4  _S322 = of_other_0(_S321, 8U);
+    float4  _S323 = _S321 + _S322;
+    float4  _S324 = sums_3->values_0[15U] * make_float4 (_S275.y);
+    float4  _S325 = of_other_0(_S324, 8U);
+    float4  _S326 = _S324 + _S325;
+    float4  _S327 = sums_3->values_0[16U] * make_float4 (_S275.z);
+    float4  _S328 = of_other_0(_S327, 8U);
+    float4  _S329 = _S327 + _S328;
+    float4  _S330 = sums_3->values_0[17U] * make_float4 (_S275.z);
+    float4  _S331 = of_other_0(_S330, 8U);
+    float4  _S332 = _S330 + _S331;
+    float4  _S333 = sums_3->values_0[18U] * make_float4 (_S275.z);
+    float4  _S334 = of_other_0(_S333, 8U);
+    float4  _S335 = _S333 + _S334;
+    float4  _S336 = sums_3->values_0[19U] * make_float4 (_S275.z);
+    float4  _S337 = of_other_0(_S336, 8U);
+    float4  _S338 = _S336 + _S337;
+    float4  _S339 = sums_3->values_0[20U] * make_float4 (_S275.z);
+    float4  _S340 = of_other_0(_S339, 8U);
+    float4  _S341 = _S339 + _S340;
+    float4  _S342 = sums_3->values_0[21U] * make_float4 (_S275.z);
+    float4  _S343 = of_other_0(_S342, 8U);
+    float4  _S344 = _S342 + _S343;
+    float4  _S345 = sums_3->values_0[22U] * make_float4 (_S275.z);
+    float4  _S346 = of_other_0(_S345, 8U);
+    float4  _S347 = _S345 + _S346;
+    float4  _S348 = sums_3->values_0[23U] * make_float4 (_S275.z);
+    float4  _S349 = of_other_0(_S348, 8U);
+    float4  _S350 = _S348 + _S349;
+    float4  _S351 = sums_3->values_0[24U] * make_float4 (_S275.w);
+    float4  _S352 = of_other_0(_S351, 8U);
+    float4  _S353 = _S351 + _S352;
+    float4  _S354 = sums_3->values_0[25U] * make_float4 (_S275.w);
+    float4  _S355 = of_other_0(_S354, 8U);
+    float4  _S356 = _S354 + _S355;
+    float4  _S357 = sums_3->values_0[26U] * make_float4 (_S275.w);
+    float4  _S358 = of_other_0(_S357, 8U);
+    float4  _S359 = _S357 + _S358;
+    float4  _S360 = sums_3->values_0[27U] * make_float4 (_S275.w);
+    float4  _S361 = of_other_0(_S360, 8U);
+    float4  _S362 = _S360 + _S361;
+    float4  _S363 = sums_3->values_0[28U] * make_float4 (_S275.w);
+    float4  _S364 = of_other_0(_S363, 8U);
+    float4  _S365 = _S363 + _S364;
+    float4  _S366 = sums_3->values_0[29U] * make_float4 (_S275.w);
+    float4  _S367 = of_other_0(_S366, 8U);
+    float4  _S368 = _S366 + _S367;
+    float4  _S369 = sums_3->values_0[30U] * make_float4 (_S275.w);
+    float4  _S370 = of_other_0(_S369, 8U);
+    float4  _S371 = _S369 + _S370;
+    float4  _S372 = sums_3->values_0[31U] * make_float4 (_S275.w);
+    float4  _S373 = of_other_0(_S372, 8U);
+    float4  _S374 = _S372 + _S373;
+    float4  _S375 = of_other_0(_S274, 16U);
+    float4  _S376 = max_0(_S274, _S375);
+    float4  _S377 = powers_0(_S274 - _S376);
+    sums_3->peak_0 = _S376;
+    float4  _S378 = _S278 * _S377;
+    float4  _S379 = of_other_0(_S378, 16U);
+    sums_3->total_0 = _S378 + _S379;
+    float4  _S380 = _S281 * make_float4 (_S377.x);
+    float4  _S381 = of_other_0(_S380, 16U);
+    sums_3->values_0[0U] = _S380 + _S381;
+    float4  _S382 = _S284 * make_float4 (_S377.x);
+    float4  _S383 = of_other_0(_S382, 16U);
+    sums_3->values_0[1U] = _S382 + _S383;
+    float4  _S384 = _S287 * make_float4 (_S377.x);
+    float4  _S385 = of_other_0(_S384, 16U);
+    sums_3->values_0[2U] = _S384 + _S385;
+    float4  _S386 = _S290 * make_float4 (_S377.x);
+    float4  _S387 = of_other_0(_S386, 16U);
+    sums_3->values_0[3U] = _S386 + _S387;
+    float4  _S388 = _S293 * make_float4 (_S377.x);
+    float4  _S389 = of_other_0(_S388, 16U);
+    sums_3->values_0[4U] = _S388 + _S389;
+    float4  _S390 = _S296 * make_float4 (_S377.x);
+    float4  _S391 = of_other_0(_S390, 16U);
+    sums_3->values_0[5U] = _S390 + _S391;
+    float4  _S392 = _S299 * make_float4 (_S377.x);
+    float4  _S393 = of_other_0(_S392, 16U);
+    sums_3->values_0[6U] = _S392 + _S393;
+    float4  _S394 = _S302 * make_float4 (_S377.x);
+    float4  _S395 = of_other_0(_S394, 16U);
+    sums_3->values_0[7U] = _S394 + _S395;
+    float4  _S396 = _S305 * make_float4 (_S377.y);
+    float4  _S397 = of_other_0(_S396, 16U);
+    sums_3->values_0[8U] = _S396 + _S397;
+    float4  _S398 = _S308 * make_float4 (_S377.y);
+    float4  _S399 = of_other_0(_S398, 16U);
+    sums_3->values_0[9U] = _S398 + _S399;
+    float4  _S400 = _S311 * make_float4 (_S377.y);
+    float4  _S401 = of_other_0(_S400, 16U);
+    sums_3->values_0[10U] = _S400 + _S401;
+    float4  _S402 = _S314 * make_float4 (_S377.y);
+    float4  _S403 = of_other_0(_S402, 16U);
+    sums_3->values_0[11U] = _S402 + _S403;
+    float4  _S404 = _S317 * make_float4 (_S377.y);
+    float4  _S405 = of_other_0(_S404, 16U);
+    sums_3->values_0[12U] = _S404 + _S405;
+    float4  _S406 = _S320 * make_float4 (_S377.y);
+    float4  _S407 = of_other_0(_S406, 16U);
+    sums_3->values_0[13U] = _S406 + _S407;
+    float4  _S408 = _S323 * make_float4 (_S377.y);
+    float4  _S409 = of_other_0(_S408, 16U);
+    sums_3->values_0[14U] = _S408 + _S409;
+    float4  _S410 = _S326 * make_float4 (_S377.y);
+    float4  _S411 = of_other_0(_S410, 16U);
+    sums_3->values_0[15U] = _S410 + _S411;
+    float4  _S412 = _S329 * make_float4 (_S377.z);
+    float4  _S413 = of_other_0(_S412, 16U);
+    sums_3->values_0[16U] = _S412 + _S413;
+    float4  _S414 = _S332 * make_float4 (_S377.z);
+    float4  _S415 = of_other_0(_S414, 16U);
+    sums_3->values_0[17U] = _S414 + _S415;
+    float4  _S416 = _S335 * make_float4 (_S377.z);
+    float4  _S417 = of_other_0(_S416, 16U);
+    sums_3->values_0[18U] = _S416 + _S417;
+    float4  _S418 = _S338 * make_float4 (_S377.z);
+    float4  _S419 = of_other_0(_S418, 16U);
+    sums_3->values_0[19U] = _S418 + _S419;
+    float4  _S420 = _S341 * make_float4 (_S377.z);
+    float4  _S421 = of_other_0(_S420, 16U);
+    sums_3->values_0[20U] = _S420 + _S421;
+    float4  _S422 = _S344 * make_float4 (_S377.z);
+    float4  _S423 = of_other_0(_S422, 16U);
+    sums_3->values_0[21U] = _S422 + _S423;
+    float4  _S424 = _S347 * make_float4 (_S377.z);
+    float4  _S425 = of_other_0(_S424, 16U);
+    sums_3->values_0[22U] = _S424 + _S425;
+    float4  _S426 = _S350 * make_float4 (_S377.z);
+    float4  _S427 = of_other_0(_S426, 16U);
+    sums_3->values_0[23U] = _S426 + _S427;
+    float4  _S428 = _S353 * make_float4 (_S377.w);
+    float4  _S429 = of_other_0(_S428, 16U);
+    sums_3->values_0[24U] = _S428 + _S429;
+    float4  _S430 = _S356 * make_float4 (_S377.w);
+    float4  _S431 = of_other_0(_S430, 16U);
+    sums_3->values_0[25U] = _S430 + _S431;
+    float4  _S432 = _S359 * make_float4 (_S377.w);
+    float4  _S433 = of_other_0(_S432, 16U);
+    sums_3->values_0[26U] = _S432 + _S433;
+    float4  _S434 = _S362 * make_float4 (_S377.w);
+    float4  _S435 = of_other_0(_S434, 16U);
+    sums_3->values_0[27U] = _S434 + _S435;
+    float4  _S436 = _S365 * make_float4 (_S377.w);
+    float4  _S437 = of_other_0(_S436, 16U);
+    sums_3->values_0[28U] = _S436 + _S437;
+    float4  _S438 = _S368 * make_float4 (_S377.w);
+    float4  _S439 = of_other_0(_S438, 16U);
+    sums_3->values_0[29U] = _S438 + _S439;
+    float4  _S440 = _S371 * make_float4 (_S377.w);
+    float4  _S441 = of_other_0(_S440, 16U);
+    sums_3->values_0[30U] = _S440 + _S441;
+    float4  _S442 = _S374 * make_float4 (_S377.w);
+    float4  _S443 = of_other_0(_S442, 16U);
+    sums_3->values_0[31U] = _S442 + _S443;
     return;
 }
 
@@ -1093,76 +1086,83 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    bool _S439;
-    uint i_4;
-    bool _S440;
-    uint _S441 = thread_1 / 32U;
-    uint _S442 = thread_1 % 32U;
-    if(_S442 == 0U)
+    bool _S444;
+    uint i_3;
+    bool _S445;
+    uint _S446 = thread_1 / 32U;
+    uint _S447 = thread_1 % 32U;
+    if(_S447 == 0U)
     {
-        (*&peaks_0)[_S441] = sums_4->peak_0;
-        (*&totals_0)[_S441] = sums_4->total_0;
+        (*&peaks_0)[_S446] = sums_4->peak_0;
+        (*&totals_0)[_S446] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S443 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S443, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S444 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S448 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S448, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S449 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S450 = _S449 * (*&totals_0)[0U];
+    float4  _S451 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S450 + _S451 * (*&totals_0)[1U];
+    float4  _S452 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S452 * (*&totals_0)[2U];
+    float4  _S453 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S453 * (*&totals_0)[3U];
+    float4  _S454 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                bool _S445 = _S442 < 8U;
-                _S439 = _S445;
-                if(_S445)
+                bool _S455 = _S447 < 8U;
+                _S444 = _S455;
+                if(_S455)
                 {
-                    uint _S446 = _S441 * 2U * 8U;
-                    (*&exchange_0)[_S446 * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S446 + 1U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S446 + 2U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S446 + 3U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S446 + 4U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S446 + 5U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S446 + 6U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S446 + 7U) * 8U + _S442] = make_float4 (_S444.x) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S446 + 8U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S446 + 9U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S446 + 10U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S446 + 11U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S446 + 12U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S446 + 13U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S446 + 14U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S446 + 15U) * 8U + _S442] = make_float4 (_S444.y) * sums_4->values_0[15U];
+                    uint _S456 = _S446 * 2U * 8U;
+                    (*&exchange_0)[_S456 * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S456 + 1U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S456 + 2U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S456 + 3U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S456 + 4U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S456 + 5U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S456 + 6U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S456 + 7U) * 8U + _S447] = make_float4 (_S454.x) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S456 + 8U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S456 + 9U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S456 + 10U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S456 + 11U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S456 + 12U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S456 + 13U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S456 + 14U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S456 + 15U) * 8U + _S447] = make_float4 (_S454.y) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S447 = i_4 / 64U;
-                    uint _S448 = i_4 % 64U;
-                    float4  whole_0 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S447 < (part_3->heads_0))
+                    uint _S457 = i_3 / 64U;
+                    uint _S458 = i_3 % 64U;
+                    float4  whole_0 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S457 < (part_3->heads_0))
                     {
-                        _S440 = _S448 < (part_3->head_dim_0 / 4U);
+                        _S445 = _S458 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S440 = false;
+                        _S445 = false;
                     }
-                    if(_S440)
+                    if(_S445)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S447 * part_3->out_stride_0 + _S448]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S457 * part_3->out_stride_0 + _S458]) = whole_0;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1173,53 +1173,53 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
         {
             for(;;)
             {
-                if(_S439)
+                if(_S444)
                 {
-                    uint _S449 = _S441 * 2U * 8U;
-                    (*&exchange_0)[_S449 * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[16U];
-                    (*&exchange_0)[(_S449 + 1U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[17U];
-                    (*&exchange_0)[(_S449 + 2U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[18U];
-                    (*&exchange_0)[(_S449 + 3U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[19U];
-                    (*&exchange_0)[(_S449 + 4U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[20U];
-                    (*&exchange_0)[(_S449 + 5U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[21U];
-                    (*&exchange_0)[(_S449 + 6U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[22U];
-                    (*&exchange_0)[(_S449 + 7U) * 8U + _S442] = make_float4 (_S444.z) * sums_4->values_0[23U];
-                    (*&exchange_0)[(_S449 + 8U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[24U];
-                    (*&exchange_0)[(_S449 + 9U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[25U];
-                    (*&exchange_0)[(_S449 + 10U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[26U];
-                    (*&exchange_0)[(_S449 + 11U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[27U];
-                    (*&exchange_0)[(_S449 + 12U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[28U];
-                    (*&exchange_0)[(_S449 + 13U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[29U];
-                    (*&exchange_0)[(_S449 + 14U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[30U];
-                    (*&exchange_0)[(_S449 + 15U) * 8U + _S442] = make_float4 (_S444.w) * sums_4->values_0[31U];
+                    uint _S459 = _S446 * 2U * 8U;
+                    (*&exchange_0)[_S459 * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[16U];
+                    (*&exchange_0)[(_S459 + 1U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[17U];
+                    (*&exchange_0)[(_S459 + 2U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[18U];
+                    (*&exchange_0)[(_S459 + 3U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[19U];
+                    (*&exchange_0)[(_S459 + 4U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[20U];
+                    (*&exchange_0)[(_S459 + 5U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[21U];
+                    (*&exchange_0)[(_S459 + 6U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[22U];
+                    (*&exchange_0)[(_S459 + 7U) * 8U + _S447] = make_float4 (_S454.z) * sums_4->values_0[23U];
+                    (*&exchange_0)[(_S459 + 8U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[24U];
+                    (*&exchange_0)[(_S459 + 9U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[25U];
+                    (*&exchange_0)[(_S459 + 10U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[26U];
+                    (*&exchange_0)[(_S459 + 11U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[27U];
+                    (*&exchange_0)[(_S459 + 12U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[28U];
+                    (*&exchange_0)[(_S459 + 13U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[29U];
+                    (*&exchange_0)[(_S459 + 14U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[30U];
+                    (*&exchange_0)[(_S459 + 15U) * 8U + _S447] = make_float4 (_S454.w) * sums_4->values_0[31U];
                 }
                 __syncthreads();
-                i_4 = thread_1;
+                i_3 = thread_1;
                 for(;;)
                 {
-                    if(i_4 < 128U)
+                    if(i_3 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S450 = 2U + i_4 / 64U;
-                    uint _S451 = i_4 % 64U;
-                    float4  whole_1 = (*&exchange_0)[i_4] + (*&exchange_0)[128U + i_4] + (*&exchange_0)[256U + i_4] + (*&exchange_0)[384U + i_4];
-                    if(_S450 < (part_3->heads_0))
+                    uint _S460 = 2U + i_3 / 64U;
+                    uint _S461 = i_3 % 64U;
+                    float4  whole_1 = (*&exchange_0)[i_3] + (*&exchange_0)[128U + i_3] + (*&exchange_0)[256U + i_3] + (*&exchange_0)[384U + i_3];
+                    if(_S460 < (part_3->heads_0))
                     {
-                        _S440 = _S451 < (part_3->head_dim_0 / 4U);
+                        _S445 = _S461 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S440 = false;
+                        _S445 = false;
                     }
-                    if(_S440)
+                    if(_S445)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S450 * part_3->out_stride_0 + _S451]) = whole_1;
+                        *(&(scratch_0)[part_3->out_0 + _S460 * part_3->out_stride_0 + _S461]) = whole_1;
                     }
-                    i_4 = i_4 + 128U;
+                    i_3 = i_3 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1230,7 +1230,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1243,38 +1243,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S452 = thread_2 % 8U;
-    uint _S453 = thread_2 / 8U;
-    uint _S454 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S453;
-    Pools_0 _S455 = pools_0;
-    Positions_0 _S456 = Pools_read_0(&_S455, first_2, _S452);
+    uint _S462 = thread_2 % 8U;
+    uint _S463 = thread_2 / 8U;
+    uint _S464 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S463;
+    Pools_0 _S465 = pools_0;
+    Positions_0 _S466 = Pools_read_0(&_S465, first_2, _S462);
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S457;
+    bool _S467;
     if(with_own_0)
     {
-        _S457 = thread_2 < 32U;
+        _S467 = thread_2 < 32U;
     }
     else
     {
-        _S457 = false;
+        _S467 = false;
     }
-    if(_S457)
+    if(_S467)
     {
-        Sums_0 _S458 = of_one_0(part_4, own_key_0, own_value_0, _S452);
-        if(_S453 == 0U)
+        Sums_0 _S468 = of_one_0(part_4, own_key_0, own_value_0, _S462);
+        if(_S463 == 0U)
         {
-            sums_5 = _S458;
+            sums_5 = _S468;
         }
     }
-    Positions_0 some_2 = _S456;
-    uint tile_0 = _S454;
+    Positions_0 some_2 = _S466;
+    uint tile_0 = _S464;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S459 = part_4->end_0;
+        uint _S469 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1282,22 +1282,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S460 = some_2;
-        add_0(&sums_5, &_S460, first_3, _S459, _S452);
+        Positions_0 _S470 = some_2;
+        add_0(&sums_5, &_S470, first_3, _S469, _S462);
         uint first_4 = first_3 + 16U;
-        uint _S461 = tile_0 + 16U;
-        if(_S461 < _S459)
+        uint _S471 = tile_0 + 16U;
+        if(_S471 < _S469)
         {
-            Pools_0 _S462 = pools_0;
-            Positions_0 _S463 = Pools_read_0(&_S462, first_4, _S452);
-            some_2 = _S463;
+            Pools_0 _S472 = pools_0;
+            Positions_0 _S473 = Pools_read_0(&_S472, first_4, _S462);
+            some_2 = _S473;
         }
-        tile_0 = _S461;
+        tile_0 = _S471;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S464 = sums_5;
-    write_0(thread_2, &_S464, part_4, scratch_1);
+    Sums_0 _S474 = sums_5;
+    write_0(thread_2, &_S474, part_4, scratch_1);
     return;
 }
 
@@ -1306,30 +1306,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S465 = heads_1 / kv_heads_0;
-    uint _S466 = (_S465 + 4U - 1U) / 4U;
-    uint _S467 = rows_0 * kv_heads_0 * _S466;
-    uint _S468 = number_1 % _S467;
-    uint _S469 = _S468 % _S466;
+    uint _S475 = rows_0 * kv_heads_0;
+    uint _S476 = heads_1 / kv_heads_0;
+    return _S475 * ((_S476 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S477 = heads_2 / kv_heads_1;
+    uint _S478 = (_S477 + 4U - 1U) / 4U;
+    uint _S479 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S480 = number_1 % _S479;
+    uint _S481 = _S480 % _S478;
     Part_0 part_5;
-    uint _S470 = number_1 / _S467;
-    (&part_5)->number_0 = _S470;
-    uint _S471 = _S468 / (kv_heads_0 * _S466);
-    (&part_5)->row_0 = _S471;
-    uint _S472 = _S468 / _S466;
-    uint _S473 = _S472 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S473;
-    uint _S474 = _S469 * 4U;
-    uint _S475 = _S473 * _S465 + _S474;
-    (&part_5)->head_0 = _S475;
-    (&part_5)->heads_0 = (U32_min((_S465 - _S474), (4U)));
+    (&part_5)->unit_0 = _S480;
+    uint _S482 = number_1 / _S479;
+    (&part_5)->number_0 = _S482;
+    uint _S483 = _S480 / (kv_heads_1 * _S478);
+    (&part_5)->row_0 = _S483;
+    uint _S484 = _S480 / _S478;
+    uint _S485 = _S484 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S485;
+    uint _S486 = _S481 * 4U;
+    uint _S487 = _S485 * _S477 + _S486;
+    (&part_5)->head_0 = _S487;
+    (&part_5)->heads_0 = (U32_min((_S477 - _S486), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S476 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S476;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S475) * _S476 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S488 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S488;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S487) * _S488 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1337,91 +1346,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S477;
+    uint _S489;
     if(offset_3 == 4294967295U)
     {
-        _S477 = rows_1;
+        _S489 = rows_2;
     }
     else
     {
-        uint _S478 = __ldg((&(batch_0)[offset_3]));
-        _S477 = (U32_min(((U32_max((_S478), (first_5))) - first_5), (rows_1)));
+        uint _S490 = __ldg((&(batch_0)[offset_3]));
+        _S489 = (U32_min(((U32_max((_S490), (first_5))) - first_5), (rows_2)));
     }
-    return _S477;
+    return _S489;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S479 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S479;
+    uint _S491 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    return _S491;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S480;
-    (&_S480)->begin_3 = begin_4;
-    (&_S480)->page_size_0 = page_size_1;
-    (&_S480)->pages_0 = pages_1;
-    (&_S480)->length_0 = length_1;
-    return _S480;
+    SequenceTable_0 _S492;
+    (&_S492)->begin_3 = begin_4;
+    (&_S492)->page_size_0 = page_size_1;
+    (&_S492)->pages_0 = pages_1;
+    (&_S492)->length_0 = length_1;
+    return _S492;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S481 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S482 = _S481 + 1U;
-    uint _S483 = __ldg((&(sequences_3)[_S481]));
-    return SequenceTable_x24init_0(_S482, page_size_2, pages_2, (U32_min((_S483), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S493 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S494 = _S493 + 1U;
+    uint _S495 = __ldg((&(sequences_3)[_S493]));
+    return SequenceTable_x24init_0(_S494, page_size_2, pages_2, (U32_min((_S495), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
 {
-    uint _S484 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S484;
+    uint _S496 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
+    return _S496;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S485;
+    bool _S497;
     if(window_0 != 0U)
     {
-        _S485 = position_1 >= window_0;
+        _S497 = position_1 >= window_0;
     }
     else
     {
-        _S485 = false;
+        _S497 = false;
     }
-    uint _S486;
-    if(_S485)
+    uint _S498;
+    if(_S497)
     {
-        _S486 = position_1 - window_0 + 1U;
+        _S498 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S486 = 0U;
+        _S498 = 0U;
     }
-    return _S486;
+    return _S498;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S487;
+    uint _S499;
     if(first_6 < length_2)
     {
-        _S487 = length_2 - first_6;
+        _S499 = length_2 - first_6;
     }
     else
     {
-        _S487 = 0U;
+        _S499 = 0U;
     }
-    uint _S488 = parts_1 * 64U;
-    uint _S489 = (_S487 + _S488 - 1U) / _S488;
-    uint _S490 = _S489 * 64U;
-    uint _S491 = (U32_min((first_6 + part_6->number_0 * _S490), (length_2)));
-    part_6->begin_0 = _S491;
-    part_6->end_0 = (U32_min((_S491 + _S490), (length_2)));
+    uint _S500 = parts_1 * tiles_0 * 64U;
+    uint _S501 = (_S499 + _S500 - 1U) / _S500;
+    uint _S502 = _S501 * tiles_0 * 64U;
+    uint _S503 = (U32_min((first_6 + part_6->number_0 * _S502), (length_2)));
+    part_6->begin_0 = _S503;
+    part_6->end_0 = (U32_min((_S503 + _S502), (length_2)));
+    if(_S499 == 0U)
+    {
+        _S499 = 1U;
+    }
+    else
+    {
+        uint _S504 = (_S499 + _S502 - 1U) / _S502;
+        _S499 = _S504;
+    }
+    part_6->used_0 = _S499;
     return;
 }
 
@@ -1429,20 +1448,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S492 = make_int4 (int(0));
-        float4  _S493 = make_float4 ((float)_S492.x, (float)_S492.y, (float)_S492.z, (float)_S492.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S493;
+        int4  _S505 = make_int4 (int(0));
+        float4  _S506 = make_float4 ((float)_S505.x, (float)_S505.y, (float)_S505.z, (float)_S505.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S506;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S494;
-    (&_S494)->angles_0 = angles_1;
-    (&_S494)->pairs_0 = pairs_1;
-    (&_S494)->interleaved_0 = interleaved_1;
-    return _S494;
+    Rotation_0 _S507;
+    (&_S507)->angles_0 = angles_1;
+    (&_S507)->pairs_0 = pairs_1;
+    (&_S507)->interleaved_0 = interleaved_1;
+    return _S507;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1463,8 +1482,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1480,47 +1499,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S495 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S496 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S496;
-    bool _S497;
+    uint _S508 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S509 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S509;
+    bool _S510;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S497 = true;
+        _S510 = true;
     }
     else
     {
-        _S497 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S510 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S497)
+    if(_S510)
     {
         return;
     }
-    SequenceTable_0 _S498 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S499 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S500 = _S499 < (_S498.length_0);
-    share_out_0(&part_8, first_seen_0(_S499, p_0.window_1), (U32_min((_S499), (_S498.length_0))), p_0.parts_2);
-    if(_S500)
+    SequenceTable_0 _S511 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S512 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S513 = _S512 < (_S511.length_0);
+    share_out_0(&part_8, first_seen_0(_S512, p_0.window_1), (U32_min((_S512), (_S511.length_0))), p_0.parts_2, 1U);
+    if(_S513)
     {
-        _S497 = ((&part_8)->number_0) == 0U;
+        _S510 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S497 = false;
+        _S510 = false;
     }
-    bool _S501;
+    bool _S514;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S501 = !_S497;
+        _S514 = !_S510;
     }
     else
     {
-        _S501 = false;
+        _S514 = false;
     }
-    if(_S501)
+    if(_S514)
     {
-        Part_0 _S502 = part_8;
-        leave_empty_0(_S495, &_S502, scratch_3);
+        Part_0 _S515 = part_8;
+        leave_empty_0(_S508, &_S515, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1528,50 +1547,50 @@ extern "C" __global__ void shuffled8_rope_attention_part_f32(StructuredBuffer<fl
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S503 = rotation_1(p_0.table_offset_1, _S499, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S503;
+    Rotation_0 _S516 = rotation_1(p_0.table_offset_1, _S512, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S516;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S503;
+    (&keys_1)->rotation_0 = _S516;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_2;
     (&values_2)->x_1 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S504 = _S498;
-    Part_0 _S505 = part_8;
-    Turned_0 _S506 = queries_1;
-    Turned_0 _S507 = keys_1;
-    Plain_0 _S508 = values_2;
-    attend_0(_S495, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S504, &_S505, p_0.scale_4, &_S506, _S497, &_S507, &_S508);
-    if(!_S497)
+    SequenceTable_0 _S517 = _S511;
+    Part_0 _S518 = part_8;
+    Turned_0 _S519 = queries_1;
+    Turned_0 _S520 = keys_1;
+    Plain_0 _S521 = values_2;
+    attend_0(_S508, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S517, &_S518, p_0.scale_4, &_S519, _S510, &_S520, &_S521);
+    if(!_S510)
     {
         return;
     }
-    SequenceTable_0 _S509 = _S498;
-    uint _S510 = SequenceTable_slot_0(&_S509, sequences_4, _S499);
-    uint i_5 = _S495 * 4U;
+    SequenceTable_0 _S522 = _S511;
+    uint _S523 = SequenceTable_slot_0(&_S522, sequences_4, _S512);
+    uint i_4 = _S508 * 4U;
     for(;;)
     {
-        if(i_5 < ((&part_8)->columns_0))
+        if(i_4 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S511 = i_5 / p_0.head_dim_3;
-        if(_S511 == ((&part_8)->kv_head_0))
+        uint _S524 = i_4 / p_0.head_dim_3;
+        if(_S524 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S512 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S510, (&part_8)->columns_0, i_5, &_S512);
-            Plain_0 _S513 = values_2;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S510, (&part_8)->columns_0, i_5, &_S513);
+            Turned_0 _S525 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S523, (&part_8)->columns_0, i_4, &_S525);
+            Plain_0 _S526 = values_2;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S523, (&part_8)->columns_0, i_4, &_S526);
         }
-        i_5 = i_5 + 512U;
+        i_4 = i_4 + 512U;
     }
     return;
 }

@@ -30,6 +30,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -505,201 +507,192 @@ __device__ float4  max_0(float4  x_5, float4  y_2)
     return result_4;
 }
 
-__device__ float4  exp_0(float4  x_6)
+__device__ float4  powers_0(float4  x_6)
 {
-    float4  result_5;
-    int i_4 = int(0);
-    for(;;)
-    {
-        if(i_4 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_exp((_slang_vector_get_element(x_6, i_4))));
-        i_4 = i_4 + int(1);
-    }
-    return result_5;
+    float _S155 = (__expf((x_6.x)));
+    float _S156 = (__expf((x_6.y)));
+    float _S157 = (__expf((x_6.z)));
+    float _S158 = (__expf((x_6.w)));
+    return make_float4 (_S155, _S156, _S157, _S158);
 }
 
 __device__ void add_0(Sums_0 * sums_1, Positions_0 * some_0, uint first_0, uint end_1, uint lane_1)
 {
     FixedArray<float4 , 1>  scores_0;
-    int4  _S155 = make_int4 (int(0));
-    float4  _S156 = make_float4 ((float)_S155.x, (float)_S155.y, (float)_S155.z, (float)_S155.w);
-    scores_0[0U] = _S156;
-    float4  _S157 = Blocks8_expand_0(some_0->keys_0[0U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S157);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S157);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S157);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S157);
-    float4  _S158 = Blocks8_expand_0(some_0->keys_0[1U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S158);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S158);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S158);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S158);
-    float4  _S159 = Blocks8_expand_0(some_0->keys_0[2U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S159);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S159);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S159);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S159);
-    float4  _S160 = Blocks8_expand_0(some_0->keys_0[3U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S160);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S160);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S160);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S160);
-    float4  _S161 = Blocks8_expand_0(some_0->keys_0[4U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S161);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S161);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S161);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S161);
-    float4  _S162 = Blocks8_expand_0(some_0->keys_0[5U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S162);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S162);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S162);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S162);
-    float4  _S163 = Blocks8_expand_0(some_0->keys_0[6U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S163);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S163);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S163);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S163);
-    float4  _S164 = Blocks8_expand_0(some_0->keys_0[7U]);
-    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S164);
-    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S164);
-    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S164);
-    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S164);
-    float4  _S165 = sums_1->peak_0;
-    float4  _S166 = across_0(scores_0[0U]);
-    scores_0[0U] = _S166;
-    bool _S167 = first_0 < end_1;
+    int4  _S159 = make_int4 (int(0));
+    float4  _S160 = make_float4 ((float)_S159.x, (float)_S159.y, (float)_S159.z, (float)_S159.w);
+    scores_0[0U] = _S160;
+    float4  _S161 = Blocks8_expand_0(some_0->keys_0[0U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[0U] * dot_0(query_at_0(lane_1), _S161);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[0U] * dot_0(query_at_0(64U + lane_1), _S161);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[0U] * dot_0(query_at_0(128U + lane_1), _S161);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[0U] * dot_0(query_at_0(192U + lane_1), _S161);
+    float4  _S162 = Blocks8_expand_0(some_0->keys_0[1U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[1U] * dot_0(query_at_0(8U + lane_1), _S162);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[1U] * dot_0(query_at_0(72U + lane_1), _S162);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[1U] * dot_0(query_at_0(136U + lane_1), _S162);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[1U] * dot_0(query_at_0(200U + lane_1), _S162);
+    float4  _S163 = Blocks8_expand_0(some_0->keys_0[2U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[2U] * dot_0(query_at_0(16U + lane_1), _S163);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[2U] * dot_0(query_at_0(80U + lane_1), _S163);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[2U] * dot_0(query_at_0(144U + lane_1), _S163);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[2U] * dot_0(query_at_0(208U + lane_1), _S163);
+    float4  _S164 = Blocks8_expand_0(some_0->keys_0[3U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[3U] * dot_0(query_at_0(24U + lane_1), _S164);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[3U] * dot_0(query_at_0(88U + lane_1), _S164);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[3U] * dot_0(query_at_0(152U + lane_1), _S164);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[3U] * dot_0(query_at_0(216U + lane_1), _S164);
+    float4  _S165 = Blocks8_expand_0(some_0->keys_0[4U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[4U] * dot_0(query_at_0(32U + lane_1), _S165);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[4U] * dot_0(query_at_0(96U + lane_1), _S165);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[4U] * dot_0(query_at_0(160U + lane_1), _S165);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[4U] * dot_0(query_at_0(224U + lane_1), _S165);
+    float4  _S166 = Blocks8_expand_0(some_0->keys_0[5U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[5U] * dot_0(query_at_0(40U + lane_1), _S166);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[5U] * dot_0(query_at_0(104U + lane_1), _S166);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[5U] * dot_0(query_at_0(168U + lane_1), _S166);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[5U] * dot_0(query_at_0(232U + lane_1), _S166);
+    float4  _S167 = Blocks8_expand_0(some_0->keys_0[6U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[6U] * dot_0(query_at_0(48U + lane_1), _S167);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[6U] * dot_0(query_at_0(112U + lane_1), _S167);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[6U] * dot_0(query_at_0(176U + lane_1), _S167);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[6U] * dot_0(query_at_0(240U + lane_1), _S167);
+    float4  _S168 = Blocks8_expand_0(some_0->keys_0[7U]);
+    *&((&scores_0[0U])->x) = *&((&scores_0[0U])->x) + some_0->key_scales_0[7U] * dot_0(query_at_0(56U + lane_1), _S168);
+    *&((&scores_0[0U])->y) = *&((&scores_0[0U])->y) + some_0->key_scales_0[7U] * dot_0(query_at_0(120U + lane_1), _S168);
+    *&((&scores_0[0U])->z) = *&((&scores_0[0U])->z) + some_0->key_scales_0[7U] * dot_0(query_at_0(184U + lane_1), _S168);
+    *&((&scores_0[0U])->w) = *&((&scores_0[0U])->w) + some_0->key_scales_0[7U] * dot_0(query_at_0(248U + lane_1), _S168);
+    float4  _S169 = sums_1->peak_0;
+    float4  _S170 = across_0(scores_0[0U]);
+    scores_0[0U] = _S170;
+    bool _S171 = first_0 < end_1;
     float4  peak_1;
-    if(_S167)
+    if(_S171)
     {
-        peak_1 = max_0(_S165, scores_0[0U]);
+        peak_1 = max_0(_S169, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S165;
+        peak_1 = _S169;
     }
-    float4  _S168 = exp_0(sums_1->peak_0 - peak_1);
+    float4  _S172 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S168;
-    if(_S167)
+    sums_1->total_0 = sums_1->total_0 * _S172;
+    if(_S171)
     {
-        peak_1 = exp_0(scores_0[0U] - peak_1);
+        float4  _S173 = powers_0(scores_0[0U] - peak_1);
+        peak_1 = _S173;
     }
     else
     {
-        peak_1 = _S156;
+        peak_1 = _S160;
     }
     scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4  _S169 = sums_1->values_0[0U] * make_float4 (_S168.x);
-    sums_1->values_0[0U] = _S169;
-    float4  _S170 = sums_1->values_0[8U] * make_float4 (_S168.y);
-    sums_1->values_0[8U] = _S170;
-    float4  _S171 = sums_1->values_0[16U] * make_float4 (_S168.z);
-    sums_1->values_0[16U] = _S171;
-    float4  _S172 = sums_1->values_0[24U] * make_float4 (_S168.w);
-    sums_1->values_0[24U] = _S172;
-    float4  _S173 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
-    sums_1->values_0[0U] = _S169 + make_float4 (*&((&scores_0[0U])->x)) * _S173;
-    sums_1->values_0[8U] = _S170 + make_float4 (*&((&scores_0[0U])->y)) * _S173;
-    sums_1->values_0[16U] = _S171 + make_float4 (*&((&scores_0[0U])->z)) * _S173;
-    sums_1->values_0[24U] = _S172 + make_float4 (*&((&scores_0[0U])->w)) * _S173;
-    float4  _S174 = sums_1->values_0[1U] * make_float4 (_S168.x);
-    sums_1->values_0[1U] = _S174;
-    float4  _S175 = sums_1->values_0[9U] * make_float4 (_S168.y);
-    sums_1->values_0[9U] = _S175;
-    float4  _S176 = sums_1->values_0[17U] * make_float4 (_S168.z);
-    sums_1->values_0[17U] = _S176;
-    float4  _S177 = sums_1->values_0[25U] * make_float4 (_S168.w);
-    sums_1->values_0[25U] = _S177;
-    float4  _S178 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
-    sums_1->values_0[1U] = _S174 + make_float4 (*&((&scores_0[0U])->x)) * _S178;
-    sums_1->values_0[9U] = _S175 + make_float4 (*&((&scores_0[0U])->y)) * _S178;
-    sums_1->values_0[17U] = _S176 + make_float4 (*&((&scores_0[0U])->z)) * _S178;
-    sums_1->values_0[25U] = _S177 + make_float4 (*&((&scores_0[0U])->w)) * _S178;
-    float4  _S179 = sums_1->values_0[2U] * make_float4 (_S168.x);
-    sums_1->values_0[2U] = _S179;
-    float4  _S180 = sums_1->values_0[10U] * make_float4 (_S168.y);
-    sums_1->values_0[10U] = _S180;
-    float4  _S181 = sums_1->values_0[18U] * make_float4 (_S168.z);
-    sums_1->values_0[18U] = _S181;
-    float4  _S182 = sums_1->values_0[26U] * make_float4 (_S168.w);
-    sums_1->values_0[26U] = _S182;
-    float4  _S183 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
-    sums_1->values_0[2U] = _S179 + make_float4 (*&((&scores_0[0U])->x)) * _S183;
-    sums_1->values_0[10U] = _S180 + make_float4 (*&((&scores_0[0U])->y)) * _S183;
-    sums_1->values_0[18U] = _S181 + make_float4 (*&((&scores_0[0U])->z)) * _S183;
-    sums_1->values_0[26U] = _S182 + make_float4 (*&((&scores_0[0U])->w)) * _S183;
-    float4  _S184 = sums_1->values_0[3U] * make_float4 (_S168.x);
-    sums_1->values_0[3U] = _S184;
-    float4  _S185 = sums_1->values_0[11U] * make_float4 (_S168.y);
-    sums_1->values_0[11U] = _S185;
-    float4  _S186 = sums_1->values_0[19U] * make_float4 (_S168.z);
-    sums_1->values_0[19U] = _S186;
-    float4  _S187 = sums_1->values_0[27U] * make_float4 (_S168.w);
-    sums_1->values_0[27U] = _S187;
-    float4  _S188 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
-    sums_1->values_0[3U] = _S184 + make_float4 (*&((&scores_0[0U])->x)) * _S188;
-    sums_1->values_0[11U] = _S185 + make_float4 (*&((&scores_0[0U])->y)) * _S188;
-    sums_1->values_0[19U] = _S186 + make_float4 (*&((&scores_0[0U])->z)) * _S188;
-    sums_1->values_0[27U] = _S187 + make_float4 (*&((&scores_0[0U])->w)) * _S188;
-    float4  _S189 = sums_1->values_0[4U] * make_float4 (_S168.x);
-    sums_1->values_0[4U] = _S189;
-    float4  _S190 = sums_1->values_0[12U] * make_float4 (_S168.y);
-    sums_1->values_0[12U] = _S190;
-    float4  _S191 = sums_1->values_0[20U] * make_float4 (_S168.z);
-    sums_1->values_0[20U] = _S191;
-    float4  _S192 = sums_1->values_0[28U] * make_float4 (_S168.w);
-    sums_1->values_0[28U] = _S192;
-    float4  _S193 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[4U] = _S189 + make_float4 (*&((&scores_0[0U])->x)) * _S193;
-    sums_1->values_0[12U] = _S190 + make_float4 (*&((&scores_0[0U])->y)) * _S193;
-    sums_1->values_0[20U] = _S191 + make_float4 (*&((&scores_0[0U])->z)) * _S193;
-    sums_1->values_0[28U] = _S192 + make_float4 (*&((&scores_0[0U])->w)) * _S193;
-    float4  _S194 = sums_1->values_0[5U] * make_float4 (_S168.x);
-    sums_1->values_0[5U] = _S194;
-    float4  _S195 = sums_1->values_0[13U] * make_float4 (_S168.y);
-    sums_1->values_0[13U] = _S195;
-    float4  _S196 = sums_1->values_0[21U] * make_float4 (_S168.z);
-    sums_1->values_0[21U] = _S196;
-    float4  _S197 = sums_1->values_0[29U] * make_float4 (_S168.w);
-    sums_1->values_0[29U] = _S197;
-    float4  _S198 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[5U] = _S194 + make_float4 (*&((&scores_0[0U])->x)) * _S198;
-    sums_1->values_0[13U] = _S195 + make_float4 (*&((&scores_0[0U])->y)) * _S198;
-    sums_1->values_0[21U] = _S196 + make_float4 (*&((&scores_0[0U])->z)) * _S198;
-    sums_1->values_0[29U] = _S197 + make_float4 (*&((&scores_0[0U])->w)) * _S198;
-    float4  _S199 = sums_1->values_0[6U] * make_float4 (_S168.x);
-    sums_1->values_0[6U] = _S199;
-    float4  _S200 = sums_1->values_0[14U] * make_float4 (_S168.y);
-    sums_1->values_0[14U] = _S200;
-    float4  _S201 = sums_1->values_0[22U] * make_float4 (_S168.z);
-    sums_1->values_0[22U] = _S201;
-    float4  _S202 = sums_1->values_0[30U] * make_float4 (_S168.w);
-    sums_1->values_0[30U] = _S202;
-    float4  _S203 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[6U] = _S199 + make_float4 (*&((&scores_0[0U])->x)) * _S203;
-    sums_1->values_0[14U] = _S200 + make_float4 (*&((&scores_0[0U])->y)) * _S203;
-    sums_1->values_0[22U] = _S201 + make_float4 (*&((&scores_0[0U])->z)) * _S203;
-    sums_1->values_0[30U] = _S202 + make_float4 (*&((&scores_0[0U])->w)) * _S203;
-    float4  _S204 = sums_1->values_0[7U] * make_float4 (_S168.x);
-    sums_1->values_0[7U] = _S204;
-    float4  _S205 = sums_1->values_0[15U] * make_float4 (_S168.y);
-    sums_1->values_0[15U] = _S205;
-    float4  _S206 = sums_1->values_0[23U] * make_float4 (_S168.z);
-    sums_1->values_0[23U] = _S206;
-    float4  _S207 = sums_1->values_0[31U] * make_float4 (_S168.w);
-    sums_1->values_0[31U] = _S207;
-    float4  _S208 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[7U] = _S204 + make_float4 (*&((&scores_0[0U])->x)) * _S208;
-    sums_1->values_0[15U] = _S205 + make_float4 (*&((&scores_0[0U])->y)) * _S208;
-    sums_1->values_0[23U] = _S206 + make_float4 (*&((&scores_0[0U])->z)) * _S208;
-    sums_1->values_0[31U] = _S207 + make_float4 (*&((&scores_0[0U])->w)) * _S208;
+    float4  _S174 = sums_1->values_0[0U] * make_float4 (_S172.x);
+    sums_1->values_0[0U] = _S174;
+    float4  _S175 = sums_1->values_0[8U] * make_float4 (_S172.y);
+    sums_1->values_0[8U] = _S175;
+    float4  _S176 = sums_1->values_0[16U] * make_float4 (_S172.z);
+    sums_1->values_0[16U] = _S176;
+    float4  _S177 = sums_1->values_0[24U] * make_float4 (_S172.w);
+    sums_1->values_0[24U] = _S177;
+    float4  _S178 = make_float4 (some_0->value_scales_0[0U]) * Blocks8_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S174 + make_float4 (*&((&scores_0[0U])->x)) * _S178;
+    sums_1->values_0[8U] = _S175 + make_float4 (*&((&scores_0[0U])->y)) * _S178;
+    sums_1->values_0[16U] = _S176 + make_float4 (*&((&scores_0[0U])->z)) * _S178;
+    sums_1->values_0[24U] = _S177 + make_float4 (*&((&scores_0[0U])->w)) * _S178;
+    float4  _S179 = sums_1->values_0[1U] * make_float4 (_S172.x);
+    sums_1->values_0[1U] = _S179;
+    float4  _S180 = sums_1->values_0[9U] * make_float4 (_S172.y);
+    sums_1->values_0[9U] = _S180;
+    float4  _S181 = sums_1->values_0[17U] * make_float4 (_S172.z);
+    sums_1->values_0[17U] = _S181;
+    float4  _S182 = sums_1->values_0[25U] * make_float4 (_S172.w);
+    sums_1->values_0[25U] = _S182;
+    float4  _S183 = make_float4 (some_0->value_scales_0[1U]) * Blocks8_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S179 + make_float4 (*&((&scores_0[0U])->x)) * _S183;
+    sums_1->values_0[9U] = _S180 + make_float4 (*&((&scores_0[0U])->y)) * _S183;
+    sums_1->values_0[17U] = _S181 + make_float4 (*&((&scores_0[0U])->z)) * _S183;
+    sums_1->values_0[25U] = _S182 + make_float4 (*&((&scores_0[0U])->w)) * _S183;
+    float4  _S184 = sums_1->values_0[2U] * make_float4 (_S172.x);
+    sums_1->values_0[2U] = _S184;
+    float4  _S185 = sums_1->values_0[10U] * make_float4 (_S172.y);
+    sums_1->values_0[10U] = _S185;
+    float4  _S186 = sums_1->values_0[18U] * make_float4 (_S172.z);
+    sums_1->values_0[18U] = _S186;
+    float4  _S187 = sums_1->values_0[26U] * make_float4 (_S172.w);
+    sums_1->values_0[26U] = _S187;
+    float4  _S188 = make_float4 (some_0->value_scales_0[2U]) * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S184 + make_float4 (*&((&scores_0[0U])->x)) * _S188;
+    sums_1->values_0[10U] = _S185 + make_float4 (*&((&scores_0[0U])->y)) * _S188;
+    sums_1->values_0[18U] = _S186 + make_float4 (*&((&scores_0[0U])->z)) * _S188;
+    sums_1->values_0[26U] = _S187 + make_float4 (*&((&scores_0[0U])->w)) * _S188;
+    float4  _S189 = sums_1->values_0[3U] * make_float4 (_S172.x);
+    sums_1->values_0[3U] = _S189;
+    float4  _S190 = sums_1->values_0[11U] * make_float4 (_S172.y);
+    sums_1->values_0[11U] = _S190;
+    float4  _S191 = sums_1->values_0[19U] * make_float4 (_S172.z);
+    sums_1->values_0[19U] = _S191;
+    float4  _S192 = sums_1->values_0[27U] * make_float4 (_S172.w);
+    sums_1->values_0[27U] = _S192;
+    float4  _S193 = make_float4 (some_0->value_scales_0[3U]) * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S189 + make_float4 (*&((&scores_0[0U])->x)) * _S193;
+    sums_1->values_0[11U] = _S190 + make_float4 (*&((&scores_0[0U])->y)) * _S193;
+    sums_1->values_0[19U] = _S191 + make_float4 (*&((&scores_0[0U])->z)) * _S193;
+    sums_1->values_0[27U] = _S192 + make_float4 (*&((&scores_0[0U])->w)) * _S193;
+    float4  _S194 = sums_1->values_0[4U] * make_float4 (_S172.x);
+    sums_1->values_0[4U] = _S194;
+    float4  _S195 = sums_1->values_0[12U] * make_float4 (_S172.y);
+    sums_1->values_0[12U] = _S195;
+    float4  _S196 = sums_1->values_0[20U] * make_float4 (_S172.z);
+    sums_1->values_0[20U] = _S196;
+    float4  _S197 = sums_1->values_0[28U] * make_float4 (_S172.w);
+    sums_1->values_0[28U] = _S197;
+    float4  _S198 = make_float4 (some_0->value_scales_0[4U]) * Blocks8_expand_0(some_0->values_1[4U]);
+    sums_1->values_0[4U] = _S194 + make_float4 (*&((&scores_0[0U])->x)) * _S198;
+    sums_1->values_0[12U] = _S195 + make_float4 (*&((&scores_0[0U])->y)) * _S198;
+    sums_1->values_0[20U] = _S196 + make_float4 (*&((&scores_0[0U])->z)) * _S198;
+    sums_1->values_0[28U] = _S197 + make_float4 (*&((&scores_0[0U])->w)) * _S198;
+    float4  _S199 = sums_1->values_0[5U] * make_float4 (_S172.x);
+    sums_1->values_0[5U] = _S199;
+    float4  _S200 = sums_1->values_0[13U] * make_float4 (_S172.y);
+    sums_1->values_0[13U] = _S200;
+    float4  _S201 = sums_1->values_0[21U] * make_float4 (_S172.z);
+    sums_1->values_0[21U] = _S201;
+    float4  _S202 = sums_1->values_0[29U] * make_float4 (_S172.w);
+    sums_1->values_0[29U] = _S202;
+    float4  _S203 = make_float4 (some_0->value_scales_0[5U]) * Blocks8_expand_0(some_0->values_1[5U]);
+    sums_1->values_0[5U] = _S199 + make_float4 (*&((&scores_0[0U])->x)) * _S203;
+    sums_1->values_0[13U] = _S200 + make_float4 (*&((&scores_0[0U])->y)) * _S203;
+    sums_1->values_0[21U] = _S201 + make_float4 (*&((&scores_0[0U])->z)) * _S203;
+    sums_1->values_0[29U] = _S202 + make_float4 (*&((&scores_0[0U])->w)) * _S203;
+    float4  _S204 = sums_1->values_0[6U] * make_float4 (_S172.x);
+    sums_1->values_0[6U] = _S204;
+    float4  _S205 = sums_1->values_0[14U] * make_float4 (_S172.y);
+    sums_1->values_0[14U] = _S205;
+    float4  _S206 = sums_1->values_0[22U] * make_float4 (_S172.z);
+    sums_1->values_0[22U] = _S206;
+    float4  _S207 = sums_1->values_0[30U] * make_float4 (_S172.w);
+    sums_1->values_0[30U] = _S207;
+    float4  _S208 = make_float4 (some_0->value_scales_0[6U]) * Blocks8_expand_0(some_0->values_1[6U]);
+    sums_1->values_0[6U] = _S204 + make_float4 (*&((&scores_0[0U])->x)) * _S208;
+    sums_1->values_0[14U] = _S205 + make_float4 (*&((&scores_0[0U])->y)) * _S208;
+    sums_1->values_0[22U] = _S206 + make_float4 (*&((&scores_0[0U])->z)) * _S208;
+    sums_1->values_0[30U] = _S207 + make_float4 (*&((&scores_0[0U])->w)) * _S208;
+    float4  _S209 = sums_1->values_0[7U] * make_float4 (_S172.x);
+    sums_1->values_0[7U] = _S209;
+    float4  _S210 = sums_1->values_0[15U] * make_float4 (_S172.y);
+    sums_1->values_0[15U] = _S210;
+    float4  _S211 = sums_1->values_0[23U] * make_float4 (_S172.z);
+    sums_1->values_0[23U] = _S211;
+    float4  _S212 = sums_1->values_0[31U] * make_float4 (_S172.w);
+    sums_1->values_0[31U] = _S212;
+    float4  _S213 = make_float4 (some_0->value_scales_0[7U]) * Blocks8_expand_0(some_0->values_1[7U]);
+    sums_1->values_0[7U] = _S209 + make_float4 (*&((&scores_0[0U])->x)) * _S213;
+    sums_1->values_0[15U] = _S210 + make_float4 (*&((&scores_0[0U])->y)) * _S213;
+    sums_1->values_0[23U] = _S211 + make_float4 (*&((&scores_0[0U])->z)) * _S213;
+    sums_1->values_0[31U] = _S212 + make_float4 (*&((&scores_0[0U])->w)) * _S213;
     return;
 }
 
@@ -722,13 +715,13 @@ struct Pools_0
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_5, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S209 = this_5->begin_3;
-    uint _S210 = this_5->page_size_0;
-    uint _S211 = position_0 / this_5->page_size_0;
-    uint _S212 = __ldg((&(sequences_1)[_S209 + _S211]));
-    uint _S213 = (U32_min((_S212), (this_5->pages_0 - 1U))) * _S210;
-    uint _S214 = position_0 % _S210;
-    return _S213 + _S214;
+    uint _S214 = this_5->begin_3;
+    uint _S215 = this_5->page_size_0;
+    uint _S216 = position_0 / this_5->page_size_0;
+    uint _S217 = __ldg((&(sequences_1)[_S214 + _S216]));
+    uint _S218 = (U32_min((_S217), (this_5->pages_0 - 1U))) * _S215;
+    uint _S219 = position_0 % _S215;
+    return _S218 + _S219;
 }
 
 struct Run_0
@@ -739,16 +732,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_2, uint scale_2)
 {
-    Run_0 _S215;
-    (&_S215)->vector_1 = vector_2;
-    (&_S215)->scale_1 = scale_2;
-    return _S215;
+    Run_0 _S220;
+    (&_S220)->vector_1 = vector_2;
+    (&_S220)->scale_1 = scale_2;
+    return _S220;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_2)
 {
-    uint _S216 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S216 + element_2 / 4U, 2U * (_S216 + columns_1 / 4U) + element_2 / 32U);
+    uint _S221 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S221 + element_2 / 4U, 2U * (_S221 + columns_1 / 4U) + element_2 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -758,8 +751,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S217 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S217 >> (half_0 % 2U * 16U)).x;
+    uint _S222 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S222 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
@@ -770,108 +763,108 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_0)
 __device__ Positions_0 Pools_read_0(Pools_0 * this_6, uint first_1, uint lane_2)
 {
     FixedArray<uint, 1>  slots_0;
-    uint _S218 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
-    slots_0[0U] = _S218;
-    uint _S219 = (&this_6->part_2)->head_dim_0;
-    uint _S220 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
-    uint _S221 = _S220 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
-    uint _S222 = (&this_6->part_2)->k_pages_offset_0;
-    uint _S223 = (&this_6->part_2)->columns_0;
-    Run_0 _S224 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, _S218, (&this_6->part_2)->columns_0, _S221);
-    uint _S225 = (&this_6->part_2)->v_pages_offset_0;
-    Run_0 _S226 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, _S218, (&this_6->part_2)->columns_0, _S221);
+    uint _S223 = SequenceTable_slot_0(&this_6->table_2, this_6->sequences_0, (U32_min((first_1), ((U32_max(((&this_6->part_2)->end_0), (1U))) - 1U))));
+    slots_0[0U] = _S223;
+    uint _S224 = (&this_6->part_2)->head_dim_0;
+    uint _S225 = (&this_6->part_2)->kv_head_0 * (&this_6->part_2)->head_dim_0;
+    uint _S226 = _S225 + 4U * (U32_min((lane_2), ((&this_6->part_2)->head_dim_0 / 4U - 1U)));
+    uint _S227 = (&this_6->part_2)->k_pages_offset_0;
+    uint _S228 = (&this_6->part_2)->columns_0;
+    Run_0 _S229 = Blocks8_run_0((&this_6->part_2)->k_pages_offset_0, _S223, (&this_6->part_2)->columns_0, _S226);
+    uint _S230 = (&this_6->part_2)->v_pages_offset_0;
+    Run_0 _S231 = Blocks8_run_0((&this_6->part_2)->v_pages_offset_0, _S223, (&this_6->part_2)->columns_0, _S226);
     Positions_0 some_1;
-    StructuredBuffer<uint> _S227 = this_6->k_pages_0;
-    uint _S228 = __ldg((&(this_6->k_pages_0)[_S224.vector_1]));
-    (&some_1)->keys_0[0U] = _S228;
-    StructuredBuffer<uint> _S229 = this_6->v_pages_0;
-    uint _S230 = __ldg((&(this_6->v_pages_0)[_S226.vector_1]));
-    (&some_1)->values_1[0U] = _S230;
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S227, _S224.scale_1);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S229, _S226.scale_1);
-    uint _S231 = _S220 + 4U * (U32_min((8U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S232 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S231);
-    Run_0 _S233 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S231);
-    uint _S234 = __ldg((&(_S227)[_S232.vector_1]));
-    (&some_1)->keys_0[1U] = _S234;
-    uint _S235 = __ldg((&(_S229)[_S233.vector_1]));
-    (&some_1)->values_1[1U] = _S235;
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S227, _S232.scale_1);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S229, _S233.scale_1);
-    uint _S236 = _S220 + 4U * (U32_min((16U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S237 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S236);
-    Run_0 _S238 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S236);
-    uint _S239 = __ldg((&(_S227)[_S237.vector_1]));
-    (&some_1)->keys_0[2U] = _S239;
-    uint _S240 = __ldg((&(_S229)[_S238.vector_1]));
-    (&some_1)->values_1[2U] = _S240;
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S227, _S237.scale_1);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S229, _S238.scale_1);
-    uint _S241 = _S220 + 4U * (U32_min((24U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S242 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S241);
-    Run_0 _S243 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S241);
-    uint _S244 = __ldg((&(_S227)[_S242.vector_1]));
-    (&some_1)->keys_0[3U] = _S244;
-    uint _S245 = __ldg((&(_S229)[_S243.vector_1]));
-    (&some_1)->values_1[3U] = _S245;
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S227, _S242.scale_1);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S229, _S243.scale_1);
-    uint _S246 = _S220 + 4U * (U32_min((32U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S247 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S246);
-    Run_0 _S248 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S246);
-    uint _S249 = __ldg((&(_S227)[_S247.vector_1]));
-    (&some_1)->keys_0[4U] = _S249;
-    uint _S250 = __ldg((&(_S229)[_S248.vector_1]));
-    (&some_1)->values_1[4U] = _S250;
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S227, _S247.scale_1);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S229, _S248.scale_1);
-    uint _S251 = _S220 + 4U * (U32_min((40U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S252 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S251);
-    Run_0 _S253 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S251);
-    uint _S254 = __ldg((&(_S227)[_S252.vector_1]));
-    (&some_1)->keys_0[5U] = _S254;
-    uint _S255 = __ldg((&(_S229)[_S253.vector_1]));
-    (&some_1)->values_1[5U] = _S255;
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S227, _S252.scale_1);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S229, _S253.scale_1);
-    uint _S256 = _S220 + 4U * (U32_min((48U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S257 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S256);
-    Run_0 _S258 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S256);
-    uint _S259 = __ldg((&(_S227)[_S257.vector_1]));
-    (&some_1)->keys_0[6U] = _S259;
-    uint _S260 = __ldg((&(_S229)[_S258.vector_1]));
-    (&some_1)->values_1[6U] = _S260;
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S227, _S257.scale_1);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S229, _S258.scale_1);
-    uint _S261 = _S220 + 4U * (U32_min((56U + lane_2), (_S219 / 4U - 1U)));
-    Run_0 _S262 = Blocks8_run_0(_S222, slots_0[0U], _S223, _S261);
-    Run_0 _S263 = Blocks8_run_0(_S225, slots_0[0U], _S223, _S261);
-    uint _S264 = __ldg((&(_S227)[_S262.vector_1]));
-    (&some_1)->keys_0[7U] = _S264;
-    uint _S265 = __ldg((&(_S229)[_S263.vector_1]));
-    (&some_1)->values_1[7U] = _S265;
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S227, _S262.scale_1);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S229, _S263.scale_1);
+    StructuredBuffer<uint> _S232 = this_6->k_pages_0;
+    uint _S233 = __ldg((&(this_6->k_pages_0)[_S229.vector_1]));
+    (&some_1)->keys_0[0U] = _S233;
+    StructuredBuffer<uint> _S234 = this_6->v_pages_0;
+    uint _S235 = __ldg((&(this_6->v_pages_0)[_S231.vector_1]));
+    (&some_1)->values_1[0U] = _S235;
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(_S232, _S229.scale_1);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(_S234, _S231.scale_1);
+    uint _S236 = _S225 + 4U * (U32_min((8U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S237 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S236);
+    Run_0 _S238 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S236);
+    uint _S239 = __ldg((&(_S232)[_S237.vector_1]));
+    (&some_1)->keys_0[1U] = _S239;
+    uint _S240 = __ldg((&(_S234)[_S238.vector_1]));
+    (&some_1)->values_1[1U] = _S240;
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(_S232, _S237.scale_1);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(_S234, _S238.scale_1);
+    uint _S241 = _S225 + 4U * (U32_min((16U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S242 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S241);
+    Run_0 _S243 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S241);
+    uint _S244 = __ldg((&(_S232)[_S242.vector_1]));
+    (&some_1)->keys_0[2U] = _S244;
+    uint _S245 = __ldg((&(_S234)[_S243.vector_1]));
+    (&some_1)->values_1[2U] = _S245;
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(_S232, _S242.scale_1);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(_S234, _S243.scale_1);
+    uint _S246 = _S225 + 4U * (U32_min((24U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S247 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S246);
+    Run_0 _S248 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S246);
+    uint _S249 = __ldg((&(_S232)[_S247.vector_1]));
+    (&some_1)->keys_0[3U] = _S249;
+    uint _S250 = __ldg((&(_S234)[_S248.vector_1]));
+    (&some_1)->values_1[3U] = _S250;
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(_S232, _S247.scale_1);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(_S234, _S248.scale_1);
+    uint _S251 = _S225 + 4U * (U32_min((32U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S252 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S251);
+    Run_0 _S253 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S251);
+    uint _S254 = __ldg((&(_S232)[_S252.vector_1]));
+    (&some_1)->keys_0[4U] = _S254;
+    uint _S255 = __ldg((&(_S234)[_S253.vector_1]));
+    (&some_1)->values_1[4U] = _S255;
+    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(_S232, _S252.scale_1);
+    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(_S234, _S253.scale_1);
+    uint _S256 = _S225 + 4U * (U32_min((40U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S257 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S256);
+    Run_0 _S258 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S256);
+    uint _S259 = __ldg((&(_S232)[_S257.vector_1]));
+    (&some_1)->keys_0[5U] = _S259;
+    uint _S260 = __ldg((&(_S234)[_S258.vector_1]));
+    (&some_1)->values_1[5U] = _S260;
+    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(_S232, _S257.scale_1);
+    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(_S234, _S258.scale_1);
+    uint _S261 = _S225 + 4U * (U32_min((48U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S262 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S261);
+    Run_0 _S263 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S261);
+    uint _S264 = __ldg((&(_S232)[_S262.vector_1]));
+    (&some_1)->keys_0[6U] = _S264;
+    uint _S265 = __ldg((&(_S234)[_S263.vector_1]));
+    (&some_1)->values_1[6U] = _S265;
+    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(_S232, _S262.scale_1);
+    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(_S234, _S263.scale_1);
+    uint _S266 = _S225 + 4U * (U32_min((56U + lane_2), (_S224 / 4U - 1U)));
+    Run_0 _S267 = Blocks8_run_0(_S227, slots_0[0U], _S228, _S266);
+    Run_0 _S268 = Blocks8_run_0(_S230, slots_0[0U], _S228, _S266);
+    uint _S269 = __ldg((&(_S232)[_S267.vector_1]));
+    (&some_1)->keys_0[7U] = _S269;
+    uint _S270 = __ldg((&(_S234)[_S268.vector_1]));
+    (&some_1)->values_1[7U] = _S270;
+    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(_S232, _S267.scale_1);
+    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(_S234, _S268.scale_1);
     return some_1;
 }
 
 __device__ float4  abs_0(float4  x_7)
 {
-    float4  result_6;
-    int i_5 = int(0);
+    float4  result_5;
+    int i_4 = int(0);
     for(;;)
     {
-        if(i_5 < int(4))
+        if(i_4 < int(4))
         {
         }
         else
         {
             break;
         }
-        *_slang_vector_get_element_ptr(&result_6, i_5) = (F32_abs((_slang_vector_get_element(x_7, i_5))));
-        i_5 = i_5 + int(1);
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_abs((_slang_vector_get_element(x_7, i_4))));
+        i_4 = i_4 + int(1);
     }
-    return result_6;
+    return result_5;
 }
 
 __device__ float4  clamp_0(float4  x_8, float4  minBound_0, float4  maxBound_0)
@@ -886,11 +879,11 @@ __device__ uint pack_halves_0(float2  values_2)
 
 __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, Plain_0 * x_9)
 {
-    float _S266;
-    Run_0 _S267 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
-    int2  _S268 = make_int2 (int(0));
-    float2  _S269 = make_float2 ((float)_S268.x, (float)_S268.y);
-    float2  scales_0 = _S269;
+    float _S271;
+    Run_0 _S272 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
+    int2  _S273 = make_int2 (int(0));
+    float2  _S274 = make_float2 ((float)_S273.x, (float)_S273.y);
+    float2  scales_0 = _S274;
     uint block_0 = 0U;
     for(;;)
     {
@@ -901,8 +894,101 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
         {
             break;
         }
-        uint i_6 = 0U;
+        uint i_5 = 0U;
         float most_0 = 0.0f;
+        for(;;)
+        {
+            if(i_5 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S275 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_5);
+            float4  _S276 = abs_0(_S275);
+            bool _S277;
+            if(_S276.x > most_0)
+            {
+                _S277 = true;
+            }
+            else
+            {
+                _S277 = (F32_isnan((_S276.x)));
+            }
+            if(_S277)
+            {
+                _S271 = _S276.x;
+            }
+            else
+            {
+                _S271 = most_0;
+            }
+            bool _S278;
+            if(_S276.y > _S271)
+            {
+                _S278 = true;
+            }
+            else
+            {
+                _S278 = (F32_isnan((_S276.y)));
+            }
+            float _S279;
+            if(_S278)
+            {
+                _S279 = _S276.y;
+            }
+            else
+            {
+                _S279 = _S271;
+            }
+            bool _S280;
+            if(_S276.z > _S279)
+            {
+                _S280 = true;
+            }
+            else
+            {
+                _S280 = (F32_isnan((_S276.z)));
+            }
+            float _S281;
+            if(_S280)
+            {
+                _S281 = _S276.z;
+            }
+            else
+            {
+                _S281 = _S279;
+            }
+            bool _S282;
+            if(_S276.w > _S281)
+            {
+                _S282 = true;
+            }
+            else
+            {
+                _S282 = (F32_isnan((_S276.w)));
+            }
+            if(_S282)
+            {
+                most_0 = _S276.w;
+            }
+            else
+            {
+                most_0 = _S281;
+            }
+            i_5 = i_5 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S271 = 127.0f / most_0;
+        }
+        else
+        {
+            _S271 = 0.0f;
+        }
+        uint i_6 = 0U;
         for(;;)
         {
             if(i_6 < 8U)
@@ -912,123 +998,30 @@ __device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_1, uint offset_2,
             {
                 break;
             }
-            float4  _S270 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
-            float4  _S271 = abs_0(_S270);
-            bool _S272;
-            if(_S271.x > most_0)
-            {
-                _S272 = true;
-            }
-            else
-            {
-                _S272 = (F32_isnan((_S271.x)));
-            }
-            if(_S272)
-            {
-                _S266 = _S271.x;
-            }
-            else
-            {
-                _S266 = most_0;
-            }
-            bool _S273;
-            if(_S271.y > _S266)
-            {
-                _S273 = true;
-            }
-            else
-            {
-                _S273 = (F32_isnan((_S271.y)));
-            }
-            float _S274;
-            if(_S273)
-            {
-                _S274 = _S271.y;
-            }
-            else
-            {
-                _S274 = _S266;
-            }
-            bool _S275;
-            if(_S271.z > _S274)
-            {
-                _S275 = true;
-            }
-            else
-            {
-                _S275 = (F32_isnan((_S271.z)));
-            }
-            float _S276;
-            if(_S275)
-            {
-                _S276 = _S271.z;
-            }
-            else
-            {
-                _S276 = _S274;
-            }
-            bool _S277;
-            if(_S271.w > _S276)
-            {
-                _S277 = true;
-            }
-            else
-            {
-                _S277 = (F32_isnan((_S271.w)));
-            }
-            if(_S277)
-            {
-                most_0 = _S271.w;
-            }
-            else
-            {
-                most_0 = _S276;
-            }
+            float4  _S283 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_6);
+            float4  _S284 = make_float4 (_S271) * _S283;
+            int4  _S285 = make_int4 (int(-127));
+            float4  _S286 = make_float4 ((float)_S285.x, (float)_S285.y, (float)_S285.z, (float)_S285.w);
+            int4  _S287 = make_int4 (int(127));
+            float4  _S288 = make_float4 ((float)_S287.x, (float)_S287.y, (float)_S287.z, (float)_S287.w);
+            float4  _S289 = clamp_0(_S284 + _slang_select(_S284 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S286, _S288);
+            int4  _S290 = make_int4 ((int)_S289.x, (int)_S289.y, (int)_S289.z, (int)_S289.w);
+            *(&(pool_1)[_S272.vector_1 + 8U * block_0 + i_6]) = uint(((((_S290.x) & int(255)) | (((_S290.y) & int(255)) << int(8))) | (((_S290.z) & int(255)) << int(16))) | ((_S290.w) << int(24)));
             i_6 = i_6 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
-        if(most_0 > 0.0f)
-        {
-            _S266 = 127.0f / most_0;
-        }
-        else
-        {
-            _S266 = 0.0f;
-        }
-        uint i_7 = 0U;
-        for(;;)
-        {
-            if(i_7 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S278 = Plain_four_0(x_9, element_3 + 32U * block_0 + 4U * i_7);
-            float4  _S279 = make_float4 (_S266) * _S278;
-            int4  _S280 = make_int4 (int(-127));
-            float4  _S281 = make_float4 ((float)_S280.x, (float)_S280.y, (float)_S280.z, (float)_S280.w);
-            int4  _S282 = make_int4 (int(127));
-            float4  _S283 = make_float4 ((float)_S282.x, (float)_S282.y, (float)_S282.z, (float)_S282.w);
-            float4  _S284 = clamp_0(_S279 + _slang_select(_S279 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S281, _S283);
-            int4  _S285 = make_int4 ((int)_S284.x, (int)_S284.y, (int)_S284.z, (int)_S284.w);
-            *(&(pool_1)[_S267.vector_1 + 8U * block_0 + i_7]) = uint(((((_S285.x) & int(255)) | (((_S285.y) & int(255)) << int(8))) | (((_S285.z) & int(255)) << int(16))) | ((_S285.w) << int(24)));
-            i_7 = i_7 + 1U;
         }
         block_0 = block_0 + 1U;
     }
-    *(&(pool_1)[_S267.scale_1 / 2U]) = pack_halves_0(scales_0);
+    *(&(pool_1)[_S272.scale_1 / 2U]) = pack_halves_0(scales_0);
     return;
 }
 
 __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, Turned_0 * x_10)
 {
-    float _S286;
-    Run_0 _S287 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
-    int2  _S288 = make_int2 (int(0));
-    float2  _S289 = make_float2 ((float)_S288.x, (float)_S288.y);
-    float2  scales_1 = _S289;
+    float _S291;
+    Run_0 _S292 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
+    int2  _S293 = make_int2 (int(0));
+    float2  _S294 = make_float2 ((float)_S293.x, (float)_S293.y);
+    float2  scales_1 = _S294;
     uint block_1 = 0U;
     for(;;)
     {
@@ -1039,8 +1032,101 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
         {
             break;
         }
-        uint i_8 = 0U;
+        uint i_7 = 0U;
         float most_1 = 0.0f;
+        for(;;)
+        {
+            if(i_7 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S295 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_7);
+            float4  _S296 = abs_0(_S295);
+            bool _S297;
+            if(_S296.x > most_1)
+            {
+                _S297 = true;
+            }
+            else
+            {
+                _S297 = (F32_isnan((_S296.x)));
+            }
+            if(_S297)
+            {
+                _S291 = _S296.x;
+            }
+            else
+            {
+                _S291 = most_1;
+            }
+            bool _S298;
+            if(_S296.y > _S291)
+            {
+                _S298 = true;
+            }
+            else
+            {
+                _S298 = (F32_isnan((_S296.y)));
+            }
+            float _S299;
+            if(_S298)
+            {
+                _S299 = _S296.y;
+            }
+            else
+            {
+                _S299 = _S291;
+            }
+            bool _S300;
+            if(_S296.z > _S299)
+            {
+                _S300 = true;
+            }
+            else
+            {
+                _S300 = (F32_isnan((_S296.z)));
+            }
+            float _S301;
+            if(_S300)
+            {
+                _S301 = _S296.z;
+            }
+            else
+            {
+                _S301 = _S299;
+            }
+            bool _S302;
+            if(_S296.w > _S301)
+            {
+                _S302 = true;
+            }
+            else
+            {
+                _S302 = (F32_isnan((_S296.w)));
+            }
+            if(_S302)
+            {
+                most_1 = _S296.w;
+            }
+            else
+            {
+                most_1 = _S301;
+            }
+            i_7 = i_7 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
+        if(most_1 > 0.0f)
+        {
+            _S291 = 127.0f / most_1;
+        }
+        else
+        {
+            _S291 = 0.0f;
+        }
+        uint i_8 = 0U;
         for(;;)
         {
             if(i_8 < 8U)
@@ -1050,365 +1136,272 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
             {
                 break;
             }
-            float4  _S290 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
-            float4  _S291 = abs_0(_S290);
-            bool _S292;
-            if(_S291.x > most_1)
-            {
-                _S292 = true;
-            }
-            else
-            {
-                _S292 = (F32_isnan((_S291.x)));
-            }
-            if(_S292)
-            {
-                _S286 = _S291.x;
-            }
-            else
-            {
-                _S286 = most_1;
-            }
-            bool _S293;
-            if(_S291.y > _S286)
-            {
-                _S293 = true;
-            }
-            else
-            {
-                _S293 = (F32_isnan((_S291.y)));
-            }
-            float _S294;
-            if(_S293)
-            {
-                _S294 = _S291.y;
-            }
-            else
-            {
-                _S294 = _S286;
-            }
-            bool _S295;
-            if(_S291.z > _S294)
-            {
-                _S295 = true;
-            }
-            else
-            {
-                _S295 = (F32_isnan((_S291.z)));
-            }
-            float _S296;
-            if(_S295)
-            {
-                _S296 = _S291.z;
-            }
-            else
-            {
-                _S296 = _S294;
-            }
-            bool _S297;
-            if(_S291.w > _S296)
-            {
-                _S297 = true;
-            }
-            else
-            {
-                _S297 = (F32_isnan((_S291.w)));
-            }
-            if(_S297)
-            {
-                most_1 = _S291.w;
-            }
-            else
-            {
-                most_1 = _S296;
-            }
+            float4  _S303 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_8);
+            float4  _S304 = make_float4 (_S291) * _S303;
+            int4  _S305 = make_int4 (int(-127));
+            float4  _S306 = make_float4 ((float)_S305.x, (float)_S305.y, (float)_S305.z, (float)_S305.w);
+            int4  _S307 = make_int4 (int(127));
+            float4  _S308 = make_float4 ((float)_S307.x, (float)_S307.y, (float)_S307.z, (float)_S307.w);
+            float4  _S309 = clamp_0(_S304 + _slang_select(_S304 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S306, _S308);
+            int4  _S310 = make_int4 ((int)_S309.x, (int)_S309.y, (int)_S309.z, (int)_S309.w);
+            *(&(pool_2)[_S292.vector_1 + 8U * block_1 + i_8]) = uint(((((_S310.x) & int(255)) | (((_S310.y) & int(255)) << int(8))) | (((_S310.z) & int(255)) << int(16))) | ((_S310.w) << int(24)));
             i_8 = i_8 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_1, block_1) = most_1 / 127.0f;
-        if(most_1 > 0.0f)
-        {
-            _S286 = 127.0f / most_1;
-        }
-        else
-        {
-            _S286 = 0.0f;
-        }
-        uint i_9 = 0U;
-        for(;;)
-        {
-            if(i_9 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S298 = Turned_four_0(x_10, element_4 + 32U * block_1 + 4U * i_9);
-            float4  _S299 = make_float4 (_S286) * _S298;
-            int4  _S300 = make_int4 (int(-127));
-            float4  _S301 = make_float4 ((float)_S300.x, (float)_S300.y, (float)_S300.z, (float)_S300.w);
-            int4  _S302 = make_int4 (int(127));
-            float4  _S303 = make_float4 ((float)_S302.x, (float)_S302.y, (float)_S302.z, (float)_S302.w);
-            float4  _S304 = clamp_0(_S299 + _slang_select(_S299 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S301, _S303);
-            int4  _S305 = make_int4 ((int)_S304.x, (int)_S304.y, (int)_S304.z, (int)_S304.w);
-            *(&(pool_2)[_S287.vector_1 + 8U * block_1 + i_9]) = uint(((((_S305.x) & int(255)) | (((_S305.y) & int(255)) << int(8))) | (((_S305.z) & int(255)) << int(16))) | ((_S305.w) << int(24)));
-            i_9 = i_9 + 1U;
         }
         block_1 = block_1 + 1U;
     }
-    *(&(pool_2)[_S287.scale_1 / 2U]) = pack_halves_0(scales_1);
+    *(&(pool_2)[_S292.scale_1 / 2U]) = pack_halves_0(scales_1);
     return;
 }
 
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
-    int4  _S306 = make_int4 (int(0));
-    float4  _S307 = make_float4 ((float)_S306.x, (float)_S306.y, (float)_S306.z, (float)_S306.w);
-    (&sums_2)->values_0[0U] = _S307;
-    (&sums_2)->values_0[1U] = _S307;
-    (&sums_2)->values_0[2U] = _S307;
-    (&sums_2)->values_0[3U] = _S307;
-    (&sums_2)->values_0[4U] = _S307;
-    (&sums_2)->values_0[5U] = _S307;
-    (&sums_2)->values_0[6U] = _S307;
-    (&sums_2)->values_0[7U] = _S307;
-    (&sums_2)->values_0[8U] = _S307;
-    (&sums_2)->values_0[9U] = _S307;
-    (&sums_2)->values_0[10U] = _S307;
-    (&sums_2)->values_0[11U] = _S307;
-    (&sums_2)->values_0[12U] = _S307;
-    (&sums_2)->values_0[13U] = _S307;
-    (&sums_2)->values_0[14U] = _S307;
-    (&sums_2)->values_0[15U] = _S307;
-    (&sums_2)->values_0[16U] = _S307;
-    (&sums_2)->values_0[17U] = _S307;
-    (&sums_2)->values_0[18U] = _S307;
-    (&sums_2)->values_0[19U] = _S307;
-    (&sums_2)->values_0[20U] = _S307;
-    (&sums_2)->values_0[21U] = _S307;
-    (&sums_2)->values_0[22U] = _S307;
-    (&sums_2)->values_0[23U] = _S307;
-    (&sums_2)->values_0[24U] = _S307;
-    (&sums_2)->values_0[25U] = _S307;
-    (&sums_2)->values_0[26U] = _S307;
-    (&sums_2)->values_0[27U] = _S307;
-    (&sums_2)->values_0[28U] = _S307;
-    (&sums_2)->values_0[29U] = _S307;
-    (&sums_2)->values_0[30U] = _S307;
-    (&sums_2)->values_0[31U] = _S307;
+    int4  _S311 = make_int4 (int(0));
+    float4  _S312 = make_float4 ((float)_S311.x, (float)_S311.y, (float)_S311.z, (float)_S311.w);
+    (&sums_2)->values_0[0U] = _S312;
+    (&sums_2)->values_0[1U] = _S312;
+    (&sums_2)->values_0[2U] = _S312;
+    (&sums_2)->values_0[3U] = _S312;
+    (&sums_2)->values_0[4U] = _S312;
+    (&sums_2)->values_0[5U] = _S312;
+    (&sums_2)->values_0[6U] = _S312;
+    (&sums_2)->values_0[7U] = _S312;
+    (&sums_2)->values_0[8U] = _S312;
+    (&sums_2)->values_0[9U] = _S312;
+    (&sums_2)->values_0[10U] = _S312;
+    (&sums_2)->values_0[11U] = _S312;
+    (&sums_2)->values_0[12U] = _S312;
+    (&sums_2)->values_0[13U] = _S312;
+    (&sums_2)->values_0[14U] = _S312;
+    (&sums_2)->values_0[15U] = _S312;
+    (&sums_2)->values_0[16U] = _S312;
+    (&sums_2)->values_0[17U] = _S312;
+    (&sums_2)->values_0[18U] = _S312;
+    (&sums_2)->values_0[19U] = _S312;
+    (&sums_2)->values_0[20U] = _S312;
+    (&sums_2)->values_0[21U] = _S312;
+    (&sums_2)->values_0[22U] = _S312;
+    (&sums_2)->values_0[23U] = _S312;
+    (&sums_2)->values_0[24U] = _S312;
+    (&sums_2)->values_0[25U] = _S312;
+    (&sums_2)->values_0[26U] = _S312;
+    (&sums_2)->values_0[27U] = _S312;
+    (&sums_2)->values_0[28U] = _S312;
+    (&sums_2)->values_0[29U] = _S312;
+    (&sums_2)->values_0[30U] = _S312;
+    (&sums_2)->values_0[31U] = _S312;
     (&sums_2)->peak_0 = make_float4 (-3.4028234663852886e+38f);
-    (&sums_2)->total_0 = _S307;
+    (&sums_2)->total_0 = _S312;
     return sums_2;
 }
 
 __device__ void join_0(Sums_0 * sums_3)
 {
-    float4  _S308 = of_other_0(sums_3->peak_0, 8U);
-    float4  _S309 = max_0(sums_3->peak_0, _S308);
-    float4  _S310 = exp_0(sums_3->peak_0 - _S309);
-    float4  _S311 = sums_3->total_0 * _S310;
-    float4  _S312 = of_other_0(_S311, 8U);
-    float4  _S313 = _S311 + _S312;
-    float4  _S314 = sums_3->values_0[0U] * make_float4 (_S310.x);
-    float4  _S315 = of_other_0(_S314, 8U);
-    float4  _S316 = _S314 + _S315;
-    float4  _S317 = sums_3->values_0[1U] * make_float4 (_S310.x);
-    float4  _S318 = of_other_0(_S317, 8U);
-    float4  _S319 = _S317 + _S318;
-    float4  _S320 = sums_3->values_0[2U] * make_float4 (_S310.x);
-    float4  _S321 = of_other_0(_S320, 8U);
-    float4  _S322 = _S320 + _S321;
-    float4  _S323 = sums_3->values_0[3U] * make_float4 (_S310.x);
-    float4  _S324 = of_other_0(_S323, 8U);
-    float4  _S325 = _S323 + _S324;
-    float4  _S326 = sums_3->values_0[4U] * make_float4 (_S310.x);
-    float4  _S327 = of_other_0(_S326, 8U);
-    float4  _S328 = _S326 + _S327;
-    float4  _S329 = sums_3->values_0[5U] * make_float4 (_S310.x);
-    float4  _S330 = of_other_0(_S329, 8U);
-    float4  _S331 = _S329 + _S330;
-    float4  _S332 = sums_3->values_0[6U] * make_float4 (_S310.x);
-    float4  _S333 = of_other_0(_S332, 8U);
-    float4  _S334 = _S332 + _S333;
-    float4  _S335 = sums_3->values_0[7U] * make_float4 (_S310.x);
-    float4  _S336 = of_other_0(_S335, 8U);
-    float4  _S337 = _S335 + _S336;
-    float4  _S338 = sums_3->values_0[8U] * make_float4 (_S310.y);
-    float4  _S339 = of_other_0(_S338, 8U);
-    float4  _S340 = _S338 + _S339;
-    float4  _S341 = sums_3->values_0[9U] * make_float4 (_S310.y);
-    float4  _S342 = of_other_0(_S341, 8U);
-    float4  _S343 = _S341 + _S342;
-    float4  _S344 = sums_3->values_0[10U] * make_float4 (_S310.y);
-    float4  _S345 = of_other_0(_S344, 8U);
-    float4  _S346 = _S344 + _S345;
-    float4  _S347 = sums_3->values_0[11U] * make_float4 (_S310.y);
-    float4  _S348 = of_other_0(_S347, 8U);
-    float4  _S349 = _S347 + _S348;
-    float4  _S350 = sums_3->values_0[12U] * make_float4 (_S310.y);
-    float4  _S351 = of_other_0(_S350, 8U);
-    float4  _S352 = _S350 + _S351;
-    float4  _S353 = sums_3->values_0[13U] * make_float4 (_S310.y);
-    float4  _S354 = of_other_0(_S353, 8U);
-    float4  _S355 = _S353 + _S354;
-    float4  _S356 = sums_3->values_0[14U] * make_float4 (_S310.y);
-    float4  _S357 = of_other_0(_S356, 8U);
-    float4  _S358 = _S356 + _S357;
-    float4  _S359 = sums_3->values_0[15U] * make_float4 (_S310.y);
-    float4  _S360 = of_other_0(_S359, 8U);
-    float4  _S361 = _S359 + _S360;
-    float4  _S362 = sums_3->values_0[16U] * make_float4 (_S310.z);
-    float4  _S363 = of_other_0(_S362, 8U);
-    float4  _S364 = _S362 + _S363;
-    float4  _S365 = sums_3->values_0[17U] * make_float4 (_S310.z);
-    float4  _S366 = of_other_0(_S365, 8U);
-    float4  _S367 = _S365 + _S366;
-    float4  _S368 = sums_3->values_0[18U] * make_float4 (_S310.z);
-    float4  _S369 = of_other_0(_S368, 8U);
-    float4  _S370 = _S368 + _S369;
-    float4  _S371 = sums_3->values_0[19U] * make_float4 (_S310.z);
-    float4  _S372 = of_other_0(_S371, 8U);
-    float4  _S373 = _S371 + _S372;
-    float4  _S374 = sums_3->values_0[20U] * make_float4 (_S310.z);
-    float4  _S375 = of_other_0(_S374, 8U);
-    float4  _S376 = _S374 + _S375;
-    float4  _S377 = sums_3->values_0[21U] * make_float4 (_S310.z);
-    float4  _S378 = of_other_0(_S377, 8U);
-    float4  _S379 = _S377 + _S378;
-    float4  _S380 = sums_3->values_0[22U] * make_float4 (_S310.z);
-    float4  _S381 = of_other_0(_S380, 8U);
-    float4  _S382 = _S380 + _S381;
-    float4  _S383 = sums_3->values_0[23U] * make_float4 (_S310.z);
-    float4  _S384 = of_other_0(_S383, 8U);
-    float4  _S385 = _S383 + _S384;
-    float4  _S386 = sums_3->values_0[24U] * make_float4 (_S310.w);
-    float4  _S387 = of_other_0(_S386, 8U);
-    float4  _S388 = _S386 + _S387;
-    float4  _S389 = sums_3->values_0[25U] * make_float4 (_S310.w);
-    float4  _S390 = of_other_0(_S389, 8U);
-    float4  _S391 = _S389 + _S390;
-    float4  _S392 = sums_3->values_0[26U] * make_float4 (_S310.w);
-    float4  _S393 = of_other_0(_S392, 8U);
-    float4  _S394 = _S392 + _S393;
-    float4  _S395 = sums_3->values_0[27U] * make_float4 (_S310.w);
-    float4  _S396 = of_other_0(_S395, 8U);
-    float4  _S397 = _S395 + _S396;
-    float4  _S398 = sums_3->values_0[28U] * make_float4 (_S310.w);
-    float4  _S399 = of_other_0(_S398, 8U);
-    float4  _S400 = _S398 + _S399;
-    float4  _S401 = sums_3->values_0[29U] * make_float4 (_S310.w);
-    float4  _S402 = of_other_0(_S401, 8U);
-    float4  _S403 = _S401 + _S402;
-    float4  _S404 = sums_3->values_0[30U] * make_float4 (_S310.w);
-    float4  _S405 = of_other_0(_S404, 8U);
-    float4  _S406 = _S404 + _S405;
-    float4  _S407 = sums_3->values_0[31U] * make_float4 (_S310.w);
-    float4  _S408 = of_other_0(_S407, 8U);
-    float4  _S409 = _S407 + _S408;
-    float4  _S410 = of_other_0(_S309, 16U);
-    float4  _S411 = max_0(_S309, _S410);
-    float4  _S412 = exp_0(_S309 - _S411);
-    sums_3->peak_0 = _S411;
-    float4  _S413 = _S313 * _S412;
-    float4  _S414 = of_other_0(_S413, 16U);
-    sums_3->total_0 = _S413 + _S414;
-    float4  _S415 = _S316 * make_float4 (_S412.x);
-    float4  _S416 = of_other_0(_S415, 16U);
-    sums_3->values_0[0U] = _S415 + _S416;
-    float4  _S417 = _S319 * make_float4 (_S412.x);
-    float4  _S418 = of_other_0(_S417, 16U);
-    sums_3->values_0[1U] = _S417 + _S418;
-    float4  _S419 = _S322 * make_float4 (_S412.x);
-    float4  _S420 = of_other_0(_S419, 16U);
-    sums_3->values_0[2U] = _S419 + _S420;
-    float4  _S421 = _S325 * make_float4 (_S412.x);
-    float4  _S422 = of_other_0(_S421, 16U);
-    sums_3->values_0[3U] = _S421 + _S422;
-    float4  _S423 = _S328 * make_float4 (_S412.x);
-    float4  _S424 = of_other_0(_S423, 16U);
-    sums_3->values_0[4U] = _S423 + _S424;
-    float4  _S425 = _S331 * make_float4 (_S412.x);
-    float4  _S426 = of_other_0(_S425, 16U);
-    sums_3->values_0[5U] = _S425 + _S426;
-    float4  _S427 = _S334 * make_float4 (_S412.x);
-    float4  _S428 = of_other_0(_S427, 16U);
-    sums_3->values_0[6U] = _S427 + _S428;
-    float4  _S429 = _S337 * make_float4 (_S412.x);
-    float4  _S430 = of_other_0(_S429, 16U);
-    sums_3->values_0[7U] = _S429 + _S430;
-    float4  _S431 = _S340 * make_float4 (_S412.y);
-    float4  _S432 = of_other_0(_S431, 16U);
-    sums_3->values_0[8U] = _S431 + _S432;
-    float4  _S433 = _S343 * make_float4 (_S412.y);
-    float4  _S434 = of_other_0(_S433, 16U);
-    sums_3->values_0[9U] = _S433 + _S434;
-    float4  _S435 = _S346 * make_float4 (_S412.y);
-    float4  _S436 = of_other_0(_S435, 16U);
-    sums_3->values_0[10U] = _S435 + _S436;
-    float4  _S437 = _S349 * make_float4 (_S412.y);
-    float4  _S438 = of_other_0(_S437, 16U);
-    sums_3->values_0[11U] = _S437 + _S438;
-    float4  _S439 = _S352 * make_float4 (_S412.y);
-    float4  _S440 = of_other_0(_S439, 16U);
-    sums_3->values_0[12U] = _S439 + _S440;
-    float4  _S441 = _S355 * make_float4 (_S412.y);
-    float4  _S442 = of_other_0(_S441, 16U);
-    sums_3->values_0[13U] = _S441 + _S442;
-    float4  _S443 = _S358 * make_float4 (_S412.y);
-    float4  _S444 = of_other_0(_S443, 16U);
-    sums_3->values_0[14U] = _S443 + _S444;
-    float4  _S445 = _S361 * make_float4 (_S412.y);
-    float4  _S446 = of_other_0(_S445, 16U);
-    sums_3->values_0[15U] = _S445 + _S446;
-    float4  _S447 = _S364 * make_float4 (_S412.z);
-    float4  _S448 = of_other_0(_S447, 16U);
-    sums_3->values_0[16U] = _S447 + _S448;
-    float4  _S449 = _S367 * make_float4 (_S412.z);
-    float4  _S450 = of_other_0(_S449, 16U);
-    sums_3->values_0[17U] = _S449 + _S450;
-    float4  _S451 = _S370 * make_float4 (_S412.z);
-    float4  _S452 = of_other_0(_S451, 16U);
-    sums_3->values_0[18U] = _S451 + _S452;
-    float4  _S453 = _S373 * make_float4 (_S412.z);
-    float4  _S454 = of_other_0(_S453, 16U);
-    sums_3->values_0[19U] = _S453 + _S454;
-    float4  _S455 = _S376 * make_float4 (_S412.z);
-    float4  _S456 = of_other_0(_S455, 16U);
-    sums_3->values_0[20U] = _S455 + _S456;
-    float4  _S457 = _S379 * make_float4 (_S412.z);
-    float4  _S458 = of_other_0(_S457, 16U);
-    sums_3->values_0[21U] = _S457 + _S458;
-    float4  _S459 = _S382 * make_float4 (_S412.z);
-    float4  _S460 = of_other_0(_S459, 16U);
-    sums_3->values_0[22U] = _S459 + _S460;
-    float4  _S461 = _S385 * make_float4 (_S412.z);
-    float4  _S462 = of_other_0(_S461, 16U);
-    sums_3->values_0[23U] = _S461 + _S462;
-    float4  _S463 = _S388 * make_float4 (_S412.w);
-    float4  _S464 = of_other_0(_S463, 16U);
-    sums_3->values_0[24U] = _S463 + _S464;
-    float4  _S465 = _S391 * make_float4 (_S412.w);
-    float4  _S466 = of_other_0(_S465, 16U);
-    sums_3->values_0[25U] = _S465 + _S466;
-    float4  _S467 = _S394 * make_float4 (_S412.w);
-    float4  _S468 = of_other_0(_S467, 16U);
-    sums_3->values_0[26U] = _S467 + _S468;
-    float4  _S469 = _S397 * make_float4 (_S412.w);
-    float4  _S470 = of_other_0(_S469, 16U);
-    sums_3->values_0[27U] = _S469 + _S470;
-    float4  _S471 = _S400 * make_float4 (_S412.w);
-    float4  _S472 = of_other_0(_S471, 16U);
-    sums_3->values_0[28U] = _S471 + _S472;
-    float4  _S473 = _S403 * make_float4 (_S412.w);
-    float4  _S474 = of_other_0(_S473, 16U);
-    sums_3->values_0[29U] = _S473 + _S474;
-    float4  _S475 = _S406 * make_float4 (_S412.w);
-    float4  _S476 = of_other_0(_S475, 16U);
-    sums_3->values_0[30U] = _S475 + _S476;
-    float4  _S477 = _S409 * make_float4 (_S412.w);
-    float4  _S478 = of_other_0(_S477, 16U);
-    sums_3->values_0[31U] = _S477 + _S478;
+    float4  _S313 = of_other_0(sums_3->peak_0, 8U);
+    float4  _S314 = max_0(sums_3->peak_0, _S313);
+    float4  _S315 = powers_0(sums_3->peak_0 - _S314);
+    float4  _S316 = sums_3->total_0 * _S315;
+    float4  _S317 = of_other_0(_S316, 8U);
+    float4  _S318 = _S316 + _S317;
+    float4  _S319 = sums_3->values_0[0U] * make_float4 (_S315.x);
+    float4  _S320 = of_other_0(_S319, 8U);
+    float4  _S321 = _S319 + _S320;
+    float4  _S322 = sums_3->values_0[1U] * make_float4 (_S315.x);
+    float4  _S323 = of_other_0(_S322, 8U);
+    float4  _S324 = _S322 + _S323;
+    float4  _S325 = sums_3->values_0[2U] * make_float4 (_S315.x);
+    float4  _S326 = of_other_0(_S325, 8U);
+    float4  _S327 = _S325 + _S326;
+    float4  _S328 = sums_3->values_0[3U] * make_float4 (_S315.x);
+    float4  _S329 = of_other_0(_S328, 8U);
+    float4  _S330 = _S328 + _S329;
+    float4  _S331 = sums_3->values_0[4U] * make_float4 (_S315.x);
+    float4  _S332 = of_other_0(_S331, 8U);
+    float4  _S333 = _S331 + _S332;
+    float4  _S334 = sums_3->values_0[5U] * make_float4 (_S315.x);
+    float4  _S335 = of_other_0(_S334, 8U);
+    float4  _S336 = _S334 + _S335;
+    float4  _S337 = sums_3->values_0[6U] * make_float4 (_S315.x);
+    float4  _S338 = of_other_0(_S337, 8U);
+    float4  _S339 = _S337 + _S338;
+    float4  _S340 = sums_3->values_0[7U] * make_float4 (_S315.x);
+    float4  _S341 = of_other_0(_S340, 8U);
+    float4  _S342 = _S340 + _S341;
+    float4  _S343 = sums_3->values_0[8U] * make_float4 (_S315.y);
+    float4  _S344 = of_other_0(_S343, 8U);
+    float4  _S345 = _S343 + _S344;
+    float4  _S346 = sums_3->values_0[9U] * make_float4 (_S315.y);
+    float4  _S347 = of_other_0(_S346, 8U);
+    float4  _S348 = _S346 + _S347;
+    float4  _S349 = sums_3->values_0[10U] * make_float4 (_S315.y);
+    float4  _S350 = of_other_0(_S349, 8U);
+    float4  _S351 = _S349 + _S350;
+    float4  _S352 = sums_3->values_0[11U] * make_float4 (_S315.y);
+    float4  _S353 = of_other_0(_S352, 8U);
+    float4  _S354 = _S352 + _S353;
+    float4  _S355 = sums_3->values_0[12U] * make_float4 (_S315.y);
+    float4  _S356 = of_other_0(_S355, 8U);
+    float4  _S357 = _S355 + _S356;
+    float4  _S358 = sums_3->values_0[13U] * make_float4 (_S315.y);
+    float4  _S359 = of_other_0(_S358, 8U);
+    float4  _S360 = _S358 + _S359;
+    float4  _S361 = sums_3->values_0[14U] * make_float4 (_S315.y);
+    float4  _S362 = of_other_0(_S361, 8U);
+    float4  _S363 = _S361 + _S362;
+    float4  _S364 = sums_3->values_0[15U] * make_float4 (_S315.y);
+    float4  _S365 = of_other_0(_S364, 8U);
+    float4  _S366 = _S364 + _S365;
+    float4  _S367 = sums_3->values_0[16U] * make_float4 (_S315.z);
+    float4  _S368 = of_other_0(_S367, 8U);
+    float4  _S369 = _S367 + _S368;
+    float4  _S370 = sums_3->values_0[17U] * make_float4 (_S315.z);
+    float4  _S371 = of_other_0(_S370, 8U);
+    float4  _S372 = _S370 + _S371;
+    float4  _S373 = sums_3->values_0[18U] * make_float4 (_S315.z);
+    float4  _S374 = of_other_0(_S373, 8U);
+    float4  _S375 = _S373 + _S374;
+    float4  _S376 = sums_3->values_0[19U] * make_float4 (_S315.z);
+    float4  _S377 = of_other_0(_S376, 8U);
+    float4  _S378 = _S376 + _S377;
+    float4  _S379 = sums_3->values_0[20U] * make_float4 (_S315.z);
+    float4  _S380 = of_other_0(_S379, 8U);
+    float4  _S381 = _S379 + _S380;
+    float4  _S382 = sums_3->values_0[21U] * make_float4 (_S315.z);
+    float4  _S383 = of_other_0(_S382, 8U);
+    float4  _S384 = _S382 + _S383;
+    float4  _S385 = sums_3->values_0[22U] * make_float4 (_S315.z);
+    float4  _S386 = of_other_0(_S385, 8U);
+    float4  _S387 = _S385 + _S386;
+    float4  _S388 = sums_3->values_0[23U] * make_float4 (_S315.z);
+    float4  _S389 = of_other_0(_S388, 8U);
+    float4  _S390 = _S388 + _S389;
+    float4  _S391 = sums_3->values_0[24U] * make_float4 (_S315.w);
+    float4  _S392 = of_other_0(_S391, 8U);
+    float4  _S393 = _S391 + _S392;
+    float4  _S394 = sums_3->values_0[25U] * make_float4 (_S315.w);
+    float4  _S395 = of_other_0(_S394, 8U);
+    float4  _S396 = _S394 + _S395;
+    float4  _S397 = sums_3->values_0[26U] * make_float4 (_S315.w);
+    float4  _S398 = of_other_0(_S397, 8U);
+    float4  _S399 = _S397 + _S398;
+    float4  _S400 = sums_3->values_0[27U] * make_float4 (_S315.w);
+    float4  _S401 = of_other_0(_S400, 8U);
+    float4  _S402 = _S400 + _S401;
+    float4  _S403 = sums_3->values_0[28U] * make_float4 (_S315.w);
+    float4  _S404 = of_other_0(_S403, 8U);
+    float4  _S405 = _S403 + _S404;
+    float4  _S406 = sums_3->values_0[29U] * make_float4 (_S315.w);
+    float4  _S407 = of_other_0(_S406, 8U);
+    float4  _S408 = _S406 + _S407;
+    float4  _S409 = sums_3->values_0[30U] * make_float4 (_S315.w);
+    float4  _S410 = of_other_0(_S409, 8U);
+    float4  _S411 = _S409 + _S410;
+    float4  _S412 = sums_3->values_0[31U] * make_float4 (_S315.w);
+    float4  _S413 = of_other_0(_S412, 8U);
+    float4  _S414 = _S412 + _S413;
+    float4  _S415 = of_other_0(_S314, 16U);
+    float4  _S416 = max_0(_S314, _S415);
+    float4  _S417 = powers_0(_S314 - _S416);
+    sums_3->peak_0 = _S416;
+    float4  _S418 = _S318 * _S417;
+    float4  _S419 = of_other_0(_S418, 16U);
+    sums_3->total_0 = _S418 + _S419;
+    float4  _S420 = _S321 * make_float4 (_S417.x);
+    float4  _S421 = of_other_0(_S420, 16U);
+    sums_3->values_0[0U] = _S420 + _S421;
+    float4  _S422 = _S324 * make_float4 (_S417.x);
+    float4  _S423 = of_other_0(_S422, 16U);
+    sums_3->values_0[1U] = _S422 + _S423;
+    float4  _S424 = _S327 * make_float4 (_S417.x);
+    float4  _S425 = of_other_0(_S424, 16U);
+    sums_3->values_0[2U] = _S424 + _S425;
+    float4  _S426 = _S330 * make_float4 (_S417.x);
+    float4  _S427 = of_other_0(_S426, 16U);
+    sums_3->values_0[3U] = _S426 + _S427;
+    float4  _S428 = _S333 * make_float4 (_S417.x);
+    float4  _S429 = of_other_0(_S428, 16U);
+    sums_3->values_0[4U] = _S428 + _S429;
+    float4  _S430 = _S336 * make_float4 (_S417.x);
+    float4  _S431 = of_other_0(_S430, 16U);
+    sums_3->values_0[5U] = _S430 + _S431;
+    float4  _S432 = _S339 * make_float4 (_S417.x);
+    float4  _S433 = of_other_0(_S432, 16U);
+    sums_3->values_0[6U] = _S432 + _S433;
+    float4  _S434 = _S342 * make_float4 (_S417.x);
+    float4  _S435 = of_other_0(_S434, 16U);
+    sums_3->values_0[7U] = _S434 + _S435;
+    float4  _S436 = _S345 * make_float4 (_S417.y);
+    float4  _S437 = of_other_0(_S436, 16U);
+    sums_3->values_0[8U] = _S436 + _S437;
+    float4  _S438 = _S348 * make_float4 (_S417.y);
+    float4  _S439 = of_other_0(_S438, 16U);
+    sums_3->values_0[9U] = _S438 + _S439;
+    float4  _S440 = _S351 * make_float4 (_S417.y);
+    float4  _S441 = of_other_0(_S440, 16U);
+    sums_3->values_0[10U] = _S440 + _S441;
+    float4  _S442 = _S354 * make_float4 (_S417.y);
+    float4  _S443 = of_other_0(_S442, 16U);
+    sums_3->values_0[11U] = _S442 + _S443;
+    float4  _S444 = _S357 * make_float4 (_S417.y);
+    float4  _S445 = of_other_0(_S444, 16U);
+    sums_3->values_0[12U] = _S444 + _S445;
+    float4  _S446 = _S360 * make_float4 (_S417.y);
+    float4  _S447 = of_other_0(_S446, 16U);
+    sums_3->values_0[13U] = _S446 + _S447;
+    float4  _S448 = _S363 * make_float4 (_S417.y);
+    float4  _S449 = of_other_0(_S448, 16U);
+    sums_3->values_0[14U] = _S448 + _S449;
+    float4  _S450 = _S366 * make_float4 (_S417.y);
+    float4  _S451 = of_other_0(_S450, 16U);
+    sums_3->values_0[15U] = _S450 + _S451;
+    float4  _S452 = _S369 * make_float4 (_S417.z);
+    float4  _S453 = of_other_0(_S452, 16U);
+    sums_3->values_0[16U] = _S452 + _S453;
+    float4  _S454 = _S372 * make_float4 (_S417.z);
+    float4  _S455 = of_other_0(_S454, 16U);
+    sums_3->values_0[17U] = _S454 + _S455;
+    float4  _S456 = _S375 * make_float4 (_S417.z);
+    float4  _S457 = of_other_0(_S456, 16U);
+    sums_3->values_0[18U] = _S456 + _S457;
+    float4  _S458 = _S378 * make_float4 (_S417.z);
+    float4  _S459 = of_other_0(_S458, 16U);
+    sums_3->values_0[19U] = _S458 + _S459;
+    float4  _S460 = _S381 * make_float4 (_S417.z);
+    float4  _S461 = of_other_0(_S460, 16U);
+    sums_3->values_0[20U] = _S460 + _S461;
+    float4  _S462 = _S384 * make_float4 (_S417.z);
+    float4  _S463 = of_other_0(_S462, 16U);
+    sums_3->values_0[21U] = _S462 + _S463;
+    float4  _S464 = _S387 * make_float4 (_S417.z);
+    float4  _S465 = of_other_0(_S464, 16U);
+    sums_3->values_0[22U] = _S464 + _S465;
+    float4  _S466 = _S390 * make_float4 (_S417.z);
+    float4  _S467 = of_other_0(_S466, 16U);
+    sums_3->values_0[23U] = _S466 + _S467;
+    float4  _S468 = _S393 * make_float4 (_S417.w);
+    float4  _S469 = of_other_0(_S468, 16U);
+    sums_3->values_0[24U] = _S468 + _S469;
+    float4  _S470 = _S396 * make_float4 (_S417.w);
+    float4  _S471 = of_other_0(_S470, 16U);
+    sums_3->values_0[25U] = _S470 + _S471;
+    float4  _S472 = _S399 * make_float4 (_S417.w);
+    float4  _S473 = of_other_0(_S472, 16U);
+    sums_3->values_0[26U] = _S472 + _S473;
+    float4  _S474 = _S402 * make_float4 (_S417.w);
+    float4  _S475 = of_other_0(_S474, 16U);
+    sums_3->values_0[27U] = _S474 + _S475;
+    float4  _S476 = _S405 * make_float4 (_S417.w);
+    float4  _S477 = of_other_0(_S476, 16U);
+    sums_3->values_0[28U] = _S476 + _S477;
+    float4  _S478 = _S408 * make_float4 (_S417.w);
+    float4  _S479 = of_other_0(_S478, 16U);
+    sums_3->values_0[29U] = _S478 + _S479;
+    float4  _S480 = _S411 * make_float4 (_S417.w);
+    float4  _S481 = of_other_0(_S480, 16U);
+    sums_3->values_0[30U] = _S480 + _S481;
+    float4  _S482 = _S414 * make_float4 (_S417.w);
+    float4  _S483 = of_other_0(_S482, 16U);
+    sums_3->values_0[31U] = _S482 + _S483;
     return;
 }
 
@@ -1420,76 +1413,83 @@ __device__ __shared__ FixedArray<float4 , 512>  exchange_0;
 
 __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStructuredBuffer<float4 > scratch_0)
 {
-    bool _S479;
-    uint i_10;
-    bool _S480;
-    uint _S481 = thread_1 / 32U;
-    uint _S482 = thread_1 % 32U;
-    if(_S482 == 0U)
+    bool _S484;
+    uint i_9;
+    bool _S485;
+    uint _S486 = thread_1 / 32U;
+    uint _S487 = thread_1 % 32U;
+    if(_S487 == 0U)
     {
-        (*&peaks_0)[_S481] = sums_4->peak_0;
-        (*&totals_0)[_S481] = sums_4->total_0;
+        (*&peaks_0)[_S486] = sums_4->peak_0;
+        (*&totals_0)[_S486] = sums_4->total_0;
     }
     __syncthreads();
-    float4  _S483 = make_float4 (-3.4028234663852886e+38f);
-    float4  peak_2 = max_0(max_0(max_0(max_0(_S483, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
-    float4  total_1 = exp_0((*&peaks_0)[0U] - peak_2) * (*&totals_0)[0U] + exp_0((*&peaks_0)[1U] - peak_2) * (*&totals_0)[1U] + exp_0((*&peaks_0)[2U] - peak_2) * (*&totals_0)[2U] + exp_0((*&peaks_0)[3U] - peak_2) * (*&totals_0)[3U];
-    float4  _S484 = exp_0(sums_4->peak_0 - peak_2);
+    float4  _S488 = make_float4 (-3.4028234663852886e+38f);
+    float4  peak_2 = max_0(max_0(max_0(max_0(_S488, (*&peaks_0)[0U]), (*&peaks_0)[1U]), (*&peaks_0)[2U]), (*&peaks_0)[3U]);
+    float4  _S489 = powers_0((*&peaks_0)[0U] - peak_2);
+    float4  _S490 = _S489 * (*&totals_0)[0U];
+    float4  _S491 = powers_0((*&peaks_0)[1U] - peak_2);
+    float4  total_1 = _S490 + _S491 * (*&totals_0)[1U];
+    float4  _S492 = powers_0((*&peaks_0)[2U] - peak_2);
+    float4  total_2 = total_1 + _S492 * (*&totals_0)[2U];
+    float4  _S493 = powers_0((*&peaks_0)[3U] - peak_2);
+    float4  total_3 = total_2 + _S493 * (*&totals_0)[3U];
+    float4  _S494 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                bool _S485 = _S482 < 8U;
-                _S479 = _S485;
-                if(_S485)
+                bool _S495 = _S487 < 8U;
+                _S484 = _S495;
+                if(_S495)
                 {
-                    uint _S486 = _S481 * 2U * 8U;
-                    (*&exchange_0)[_S486 * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[0U];
-                    (*&exchange_0)[(_S486 + 1U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[1U];
-                    (*&exchange_0)[(_S486 + 2U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[2U];
-                    (*&exchange_0)[(_S486 + 3U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[3U];
-                    (*&exchange_0)[(_S486 + 4U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[4U];
-                    (*&exchange_0)[(_S486 + 5U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[5U];
-                    (*&exchange_0)[(_S486 + 6U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[6U];
-                    (*&exchange_0)[(_S486 + 7U) * 8U + _S482] = make_float4 (_S484.x) * sums_4->values_0[7U];
-                    (*&exchange_0)[(_S486 + 8U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[8U];
-                    (*&exchange_0)[(_S486 + 9U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[9U];
-                    (*&exchange_0)[(_S486 + 10U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[10U];
-                    (*&exchange_0)[(_S486 + 11U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[11U];
-                    (*&exchange_0)[(_S486 + 12U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[12U];
-                    (*&exchange_0)[(_S486 + 13U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[13U];
-                    (*&exchange_0)[(_S486 + 14U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[14U];
-                    (*&exchange_0)[(_S486 + 15U) * 8U + _S482] = make_float4 (_S484.y) * sums_4->values_0[15U];
+                    uint _S496 = _S486 * 2U * 8U;
+                    (*&exchange_0)[_S496 * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[0U];
+                    (*&exchange_0)[(_S496 + 1U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[1U];
+                    (*&exchange_0)[(_S496 + 2U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[2U];
+                    (*&exchange_0)[(_S496 + 3U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[3U];
+                    (*&exchange_0)[(_S496 + 4U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[4U];
+                    (*&exchange_0)[(_S496 + 5U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[5U];
+                    (*&exchange_0)[(_S496 + 6U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[6U];
+                    (*&exchange_0)[(_S496 + 7U) * 8U + _S487] = make_float4 (_S494.x) * sums_4->values_0[7U];
+                    (*&exchange_0)[(_S496 + 8U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[8U];
+                    (*&exchange_0)[(_S496 + 9U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[9U];
+                    (*&exchange_0)[(_S496 + 10U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[10U];
+                    (*&exchange_0)[(_S496 + 11U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[11U];
+                    (*&exchange_0)[(_S496 + 12U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[12U];
+                    (*&exchange_0)[(_S496 + 13U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[13U];
+                    (*&exchange_0)[(_S496 + 14U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[14U];
+                    (*&exchange_0)[(_S496 + 15U) * 8U + _S487] = make_float4 (_S494.y) * sums_4->values_0[15U];
                 }
                 __syncthreads();
-                i_10 = thread_1;
+                i_9 = thread_1;
                 for(;;)
                 {
-                    if(i_10 < 128U)
+                    if(i_9 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S487 = i_10 / 64U;
-                    uint _S488 = i_10 % 64U;
-                    float4  whole_0 = (*&exchange_0)[i_10] + (*&exchange_0)[128U + i_10] + (*&exchange_0)[256U + i_10] + (*&exchange_0)[384U + i_10];
-                    if(_S487 < (part_3->heads_0))
+                    uint _S497 = i_9 / 64U;
+                    uint _S498 = i_9 % 64U;
+                    float4  whole_0 = (*&exchange_0)[i_9] + (*&exchange_0)[128U + i_9] + (*&exchange_0)[256U + i_9] + (*&exchange_0)[384U + i_9];
+                    if(_S497 < (part_3->heads_0))
                     {
-                        _S480 = _S488 < (part_3->head_dim_0 / 4U);
+                        _S485 = _S498 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S480 = false;
+                        _S485 = false;
                     }
-                    if(_S480)
+                    if(_S485)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S487 * part_3->out_stride_0 + _S488]) = whole_0;
+                        *(&(scratch_0)[part_3->out_0 + _S497 * part_3->out_stride_0 + _S498]) = whole_0;
                     }
-                    i_10 = i_10 + 128U;
+                    i_9 = i_9 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1500,53 +1500,53 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
         {
             for(;;)
             {
-                if(_S479)
+                if(_S484)
                 {
-                    uint _S489 = _S481 * 2U * 8U;
-                    (*&exchange_0)[_S489 * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[16U];
-                    (*&exchange_0)[(_S489 + 1U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[17U];
-                    (*&exchange_0)[(_S489 + 2U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[18U];
-                    (*&exchange_0)[(_S489 + 3U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[19U];
-                    (*&exchange_0)[(_S489 + 4U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[20U];
-                    (*&exchange_0)[(_S489 + 5U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[21U];
-                    (*&exchange_0)[(_S489 + 6U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[22U];
-                    (*&exchange_0)[(_S489 + 7U) * 8U + _S482] = make_float4 (_S484.z) * sums_4->values_0[23U];
-                    (*&exchange_0)[(_S489 + 8U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[24U];
-                    (*&exchange_0)[(_S489 + 9U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[25U];
-                    (*&exchange_0)[(_S489 + 10U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[26U];
-                    (*&exchange_0)[(_S489 + 11U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[27U];
-                    (*&exchange_0)[(_S489 + 12U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[28U];
-                    (*&exchange_0)[(_S489 + 13U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[29U];
-                    (*&exchange_0)[(_S489 + 14U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[30U];
-                    (*&exchange_0)[(_S489 + 15U) * 8U + _S482] = make_float4 (_S484.w) * sums_4->values_0[31U];
+                    uint _S499 = _S486 * 2U * 8U;
+                    (*&exchange_0)[_S499 * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[16U];
+                    (*&exchange_0)[(_S499 + 1U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[17U];
+                    (*&exchange_0)[(_S499 + 2U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[18U];
+                    (*&exchange_0)[(_S499 + 3U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[19U];
+                    (*&exchange_0)[(_S499 + 4U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[20U];
+                    (*&exchange_0)[(_S499 + 5U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[21U];
+                    (*&exchange_0)[(_S499 + 6U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[22U];
+                    (*&exchange_0)[(_S499 + 7U) * 8U + _S487] = make_float4 (_S494.z) * sums_4->values_0[23U];
+                    (*&exchange_0)[(_S499 + 8U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[24U];
+                    (*&exchange_0)[(_S499 + 9U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[25U];
+                    (*&exchange_0)[(_S499 + 10U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[26U];
+                    (*&exchange_0)[(_S499 + 11U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[27U];
+                    (*&exchange_0)[(_S499 + 12U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[28U];
+                    (*&exchange_0)[(_S499 + 13U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[29U];
+                    (*&exchange_0)[(_S499 + 14U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[30U];
+                    (*&exchange_0)[(_S499 + 15U) * 8U + _S487] = make_float4 (_S494.w) * sums_4->values_0[31U];
                 }
                 __syncthreads();
-                i_10 = thread_1;
+                i_9 = thread_1;
                 for(;;)
                 {
-                    if(i_10 < 128U)
+                    if(i_9 < 128U)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    uint _S490 = 2U + i_10 / 64U;
-                    uint _S491 = i_10 % 64U;
-                    float4  whole_1 = (*&exchange_0)[i_10] + (*&exchange_0)[128U + i_10] + (*&exchange_0)[256U + i_10] + (*&exchange_0)[384U + i_10];
-                    if(_S490 < (part_3->heads_0))
+                    uint _S500 = 2U + i_9 / 64U;
+                    uint _S501 = i_9 % 64U;
+                    float4  whole_1 = (*&exchange_0)[i_9] + (*&exchange_0)[128U + i_9] + (*&exchange_0)[256U + i_9] + (*&exchange_0)[384U + i_9];
+                    if(_S500 < (part_3->heads_0))
                     {
-                        _S480 = _S491 < (part_3->head_dim_0 / 4U);
+                        _S485 = _S501 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S480 = false;
+                        _S485 = false;
                     }
-                    if(_S480)
+                    if(_S485)
                     {
-                        *(&(scratch_0)[part_3->out_0 + _S490 * part_3->out_stride_0 + _S491]) = whole_1;
+                        *(&(scratch_0)[part_3->out_0 + _S500 * part_3->out_stride_0 + _S501]) = whole_1;
                     }
-                    i_10 = i_10 + 128U;
+                    i_9 = i_9 + 128U;
                 }
                 __syncthreads();
                 break;
@@ -1557,7 +1557,7 @@ __device__ void write_0(uint thread_1, Sums_0 * sums_4, Part_0 * part_3, RWStruc
     }
     if(thread_1 < (part_3->heads_0))
     {
-        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_1, thread_1), 1.0f, 0.0f);
+        *(&(scratch_0)[part_3->out_0 + thread_1 * part_3->out_stride_0 + part_3->head_dim_0 / 4U]) = make_float4 (_slang_vector_get_element(peak_2, thread_1), _slang_vector_get_element(total_3, thread_1), 1.0f, 0.0f);
     }
     return;
 }
@@ -1570,38 +1570,38 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     (&pools_0)->sequences_0 = sequences_2;
     (&pools_0)->table_2 = *table_3;
     (&pools_0)->part_2 = *part_4;
-    uint _S492 = thread_2 % 8U;
-    uint _S493 = thread_2 / 8U;
-    uint _S494 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S493;
-    Pools_0 _S495 = pools_0;
-    Positions_0 _S496 = Pools_read_0(&_S495, first_2, _S492);
+    uint _S502 = thread_2 % 8U;
+    uint _S503 = thread_2 / 8U;
+    uint _S504 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S503;
+    Pools_0 _S505 = pools_0;
+    Positions_0 _S506 = Pools_read_0(&_S505, first_2, _S502);
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
-    bool _S497;
+    bool _S507;
     if(with_own_0)
     {
-        _S497 = thread_2 < 32U;
+        _S507 = thread_2 < 32U;
     }
     else
     {
-        _S497 = false;
+        _S507 = false;
     }
-    if(_S497)
+    if(_S507)
     {
-        Sums_0 _S498 = of_one_0(part_4, own_key_0, own_value_0, _S492);
-        if(_S493 == 0U)
+        Sums_0 _S508 = of_one_0(part_4, own_key_0, own_value_0, _S502);
+        if(_S503 == 0U)
         {
-            sums_5 = _S498;
+            sums_5 = _S508;
         }
     }
-    Positions_0 some_2 = _S496;
-    uint tile_0 = _S494;
+    Positions_0 some_2 = _S506;
+    uint tile_0 = _S504;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S499 = part_4->end_0;
+        uint _S509 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -1609,22 +1609,22 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S500 = some_2;
-        add_0(&sums_5, &_S500, first_3, _S499, _S492);
+        Positions_0 _S510 = some_2;
+        add_0(&sums_5, &_S510, first_3, _S509, _S502);
         uint first_4 = first_3 + 16U;
-        uint _S501 = tile_0 + 16U;
-        if(_S501 < _S499)
+        uint _S511 = tile_0 + 16U;
+        if(_S511 < _S509)
         {
-            Pools_0 _S502 = pools_0;
-            Positions_0 _S503 = Pools_read_0(&_S502, first_4, _S492);
-            some_2 = _S503;
+            Pools_0 _S512 = pools_0;
+            Positions_0 _S513 = Pools_read_0(&_S512, first_4, _S502);
+            some_2 = _S513;
         }
-        tile_0 = _S501;
+        tile_0 = _S511;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S504 = sums_5;
-    write_0(thread_2, &_S504, part_4, scratch_1);
+    Sums_0 _S514 = sums_5;
+    write_0(thread_2, &_S514, part_4, scratch_1);
     return;
 }
 
@@ -1633,30 +1633,39 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_heads_0, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+__device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S505 = heads_1 / kv_heads_0;
-    uint _S506 = (_S505 + 4U - 1U) / 4U;
-    uint _S507 = rows_0 * kv_heads_0 * _S506;
-    uint _S508 = number_1 % _S507;
-    uint _S509 = _S508 % _S506;
+    uint _S515 = rows_0 * kv_heads_0;
+    uint _S516 = heads_1 / kv_heads_0;
+    return _S515 * ((_S516 + 4U - 1U) / 4U);
+}
+
+__device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
+{
+    uint _S517 = heads_2 / kv_heads_1;
+    uint _S518 = (_S517 + 4U - 1U) / 4U;
+    uint _S519 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S520 = number_1 % _S519;
+    uint _S521 = _S520 % _S518;
     Part_0 part_5;
-    uint _S510 = number_1 / _S507;
-    (&part_5)->number_0 = _S510;
-    uint _S511 = _S508 / (kv_heads_0 * _S506);
-    (&part_5)->row_0 = _S511;
-    uint _S512 = _S508 / _S506;
-    uint _S513 = _S512 % kv_heads_0;
-    (&part_5)->kv_head_0 = _S513;
-    uint _S514 = _S509 * 4U;
-    uint _S515 = _S513 * _S505 + _S514;
-    (&part_5)->head_0 = _S515;
-    (&part_5)->heads_0 = (U32_min((_S505 - _S514), (4U)));
+    (&part_5)->unit_0 = _S520;
+    uint _S522 = number_1 / _S519;
+    (&part_5)->number_0 = _S522;
+    uint _S523 = _S520 / (kv_heads_1 * _S518);
+    (&part_5)->row_0 = _S523;
+    uint _S524 = _S520 / _S518;
+    uint _S525 = _S524 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S525;
+    uint _S526 = _S521 * 4U;
+    uint _S527 = _S525 * _S517 + _S526;
+    (&part_5)->head_0 = _S527;
+    (&part_5)->heads_0 = (U32_min((_S517 - _S526), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_0 * head_dim_2;
-    uint _S516 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S516;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_1 + _S515) * _S516 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
+    uint _S528 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S528;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S527) * _S528 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1664,91 +1673,101 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_1, uint kv_he
     return part_5;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S517;
+    uint _S529;
     if(offset_4 == 4294967295U)
     {
-        _S517 = rows_1;
+        _S529 = rows_2;
     }
     else
     {
-        uint _S518 = __ldg((&(batch_0)[offset_4]));
-        _S517 = (U32_min(((U32_max((_S518), (first_5))) - first_5), (rows_1)));
+        uint _S530 = __ldg((&(batch_0)[offset_4]));
+        _S529 = (U32_min(((U32_max((_S530), (first_5))) - first_5), (rows_2)));
     }
-    return _S517;
+    return _S529;
 }
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S519 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S519;
+    uint _S531 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    return _S531;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S520;
-    (&_S520)->begin_3 = begin_4;
-    (&_S520)->page_size_0 = page_size_1;
-    (&_S520)->pages_0 = pages_1;
-    (&_S520)->length_0 = length_1;
-    return _S520;
+    SequenceTable_0 _S532;
+    (&_S532)->begin_3 = begin_4;
+    (&_S532)->page_size_0 = page_size_1;
+    (&_S532)->pages_0 = pages_1;
+    (&_S532)->length_0 = length_1;
+    return _S532;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S521 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S522 = _S521 + 1U;
-    uint _S523 = __ldg((&(sequences_3)[_S521]));
-    return SequenceTable_x24init_0(_S522, page_size_2, pages_2, (U32_min((_S523), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S533 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S534 = _S533 + 1U;
+    uint _S535 = __ldg((&(sequences_3)[_S533]));
+    return SequenceTable_x24init_0(_S534, page_size_2, pages_2, (U32_min((_S535), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
 {
-    uint _S524 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S524;
+    uint _S536 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
+    return _S536;
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S525;
+    bool _S537;
     if(window_0 != 0U)
     {
-        _S525 = position_1 >= window_0;
+        _S537 = position_1 >= window_0;
     }
     else
     {
-        _S525 = false;
+        _S537 = false;
     }
-    uint _S526;
-    if(_S525)
+    uint _S538;
+    if(_S537)
     {
-        _S526 = position_1 - window_0 + 1U;
+        _S538 = position_1 - window_0 + 1U;
     }
     else
     {
-        _S526 = 0U;
+        _S538 = 0U;
     }
-    return _S526;
+    return _S538;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
 {
-    uint _S527;
+    uint _S539;
     if(first_6 < length_2)
     {
-        _S527 = length_2 - first_6;
+        _S539 = length_2 - first_6;
     }
     else
     {
-        _S527 = 0U;
+        _S539 = 0U;
     }
-    uint _S528 = parts_1 * 64U;
-    uint _S529 = (_S527 + _S528 - 1U) / _S528;
-    uint _S530 = _S529 * 64U;
-    uint _S531 = (U32_min((first_6 + part_6->number_0 * _S530), (length_2)));
-    part_6->begin_0 = _S531;
-    part_6->end_0 = (U32_min((_S531 + _S530), (length_2)));
+    uint _S540 = parts_1 * tiles_0 * 64U;
+    uint _S541 = (_S539 + _S540 - 1U) / _S540;
+    uint _S542 = _S541 * tiles_0 * 64U;
+    uint _S543 = (U32_min((first_6 + part_6->number_0 * _S542), (length_2)));
+    part_6->begin_0 = _S543;
+    part_6->end_0 = (U32_min((_S543 + _S542), (length_2)));
+    if(_S539 == 0U)
+    {
+        _S539 = 1U;
+    }
+    else
+    {
+        uint _S544 = (_S539 + _S542 - 1U) / _S542;
+        _S539 = _S544;
+    }
+    part_6->used_0 = _S539;
     return;
 }
 
@@ -1756,20 +1775,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S532 = make_int4 (int(0));
-        float4  _S533 = make_float4 ((float)_S532.x, (float)_S532.y, (float)_S532.z, (float)_S532.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S533;
+        int4  _S545 = make_int4 (int(0));
+        float4  _S546 = make_float4 ((float)_S545.x, (float)_S545.y, (float)_S545.z, (float)_S545.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S546;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S534;
-    (&_S534)->angles_0 = angles_1;
-    (&_S534)->pairs_0 = pairs_1;
-    (&_S534)->interleaved_0 = interleaved_1;
-    return _S534;
+    Rotation_0 _S547;
+    (&_S547)->angles_0 = angles_1;
+    (&_S547)->pairs_0 = pairs_1;
+    (&_S547)->interleaved_0 = interleaved_1;
+    return _S547;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1790,8 +1809,8 @@ struct RopeAttentionPartParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_1;
-    uint heads_2;
-    uint kv_heads_1;
+    uint heads_3;
+    uint kv_heads_2;
     uint head_dim_3;
     uint pairs_3;
     uint positions_1;
@@ -1807,47 +1826,47 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S535 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S536 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_2, p_0.kv_heads_1, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S536;
-    bool _S537;
+    uint _S548 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S549 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S549;
+    bool _S550;
     if(((&part_8)->number_0) >= (p_0.parts_2))
     {
-        _S537 = true;
+        _S550 = true;
     }
     else
     {
-        _S537 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S550 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S537)
+    if(_S550)
     {
         return;
     }
-    SequenceTable_0 _S538 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S539 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S540 = _S539 < (_S538.length_0);
-    share_out_0(&part_8, first_seen_0(_S539, p_0.window_1), (U32_min((_S539), (_S538.length_0))), p_0.parts_2);
-    if(_S540)
+    SequenceTable_0 _S551 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S552 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    bool _S553 = _S552 < (_S551.length_0);
+    share_out_0(&part_8, first_seen_0(_S552, p_0.window_1), (U32_min((_S552), (_S551.length_0))), p_0.parts_2, 1U);
+    if(_S553)
     {
-        _S537 = ((&part_8)->number_0) == 0U;
+        _S550 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S537 = false;
+        _S550 = false;
     }
-    bool _S541;
+    bool _S554;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S541 = !_S537;
+        _S554 = !_S550;
     }
     else
     {
-        _S541 = false;
+        _S554 = false;
     }
-    if(_S541)
+    if(_S554)
     {
-        Part_0 _S542 = part_8;
-        leave_empty_0(_S535, &_S542, scratch_3);
+        Part_0 _S555 = part_8;
+        leave_empty_0(_S548, &_S555, scratch_3);
         return;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
@@ -1855,50 +1874,50 @@ extern "C" __global__ void shuffled8_rope_attention_part_q8_0(StructuredBuffer<f
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S543 = rotation_1(p_0.table_offset_1, _S539, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S543;
+    Rotation_0 _S556 = rotation_1(p_0.table_offset_1, _S552, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S556;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S543;
+    (&keys_1)->rotation_0 = _S556;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S544 = _S538;
-    Part_0 _S545 = part_8;
-    Turned_0 _S546 = queries_1;
-    Turned_0 _S547 = keys_1;
-    Plain_0 _S548 = values_3;
-    attend_0(_S535, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S544, &_S545, p_0.scale_4, &_S546, _S537, &_S547, &_S548);
-    if(!_S537)
+    SequenceTable_0 _S557 = _S551;
+    Part_0 _S558 = part_8;
+    Turned_0 _S559 = queries_1;
+    Turned_0 _S560 = keys_1;
+    Plain_0 _S561 = values_3;
+    attend_0(_S548, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S557, &_S558, p_0.scale_4, &_S559, _S550, &_S560, &_S561);
+    if(!_S550)
     {
         return;
     }
-    SequenceTable_0 _S549 = _S538;
-    uint _S550 = SequenceTable_slot_0(&_S549, sequences_4, _S539);
-    uint i_11 = _S535 * 64U;
+    SequenceTable_0 _S562 = _S551;
+    uint _S563 = SequenceTable_slot_0(&_S562, sequences_4, _S552);
+    uint i_10 = _S548 * 64U;
     for(;;)
     {
-        if(i_11 < ((&part_8)->columns_0))
+        if(i_10 < ((&part_8)->columns_0))
         {
         }
         else
         {
             break;
         }
-        uint _S551 = i_11 / p_0.head_dim_3;
-        if(_S551 == ((&part_8)->kv_head_0))
+        uint _S564 = i_10 / p_0.head_dim_3;
+        if(_S564 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S552 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S550, (&part_8)->columns_0, i_11, &_S552);
-            Plain_0 _S553 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S550, (&part_8)->columns_0, i_11, &_S553);
+            Turned_0 _S565 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S563, (&part_8)->columns_0, i_10, &_S565);
+            Plain_0 _S566 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S563, (&part_8)->columns_0, i_10, &_S566);
         }
-        i_11 = i_11 + 8192U;
+        i_10 = i_10 + 8192U;
     }
     return;
 }

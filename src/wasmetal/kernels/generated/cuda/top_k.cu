@@ -6,22 +6,10 @@ __device__ uint WaveGetActiveMask_0(uint _S1)
     return _S1;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S2)
+__device__ uint WaveActiveMin_0(uint expr_0, uint _S2)
 {
-    float _S3 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S2), 0U, 0U, 0U)).x, (expr_0)));
+    uint _S3 = (_waveMin((make_uint4 (WaveGetActiveMask_0(_S2), 0U, 0U, 0U)).x, (expr_0)));
     return _S3;
-}
-
-__device__ uint WaveActiveMin_0(uint expr_1, uint _S4)
-{
-    uint _S5 = (_waveMin((make_uint4 (WaveGetActiveMask_0(_S4), 0U, 0U, 0U)).x, (expr_1)));
-    return _S5;
-}
-
-__device__ float WaveActiveMax_0(float expr_2, uint _S6)
-{
-    float _S7 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S6), 0U, 0U, 0U)).x, (expr_2)));
-    return _S7;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -31,17 +19,17 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
 {
-    uint _S8;
+    uint _S4;
     if(offset_0 == 4294967295U)
     {
-        _S8 = rows_0;
+        _S4 = rows_0;
     }
     else
     {
-        uint _S9 = __ldg((&(batch_0)[offset_0]));
-        _S8 = (U32_min(((U32_max((_S9), (first_0))) - first_0), (rows_0)));
+        uint _S5 = __ldg((&(batch_0)[offset_0]));
+        _S4 = (U32_min(((U32_max((_S5), (first_0))) - first_0), (rows_0)));
     }
-    return _S8;
+    return _S4;
 }
 
 __device__ bool is_number_0(float value_0)
@@ -49,101 +37,99 @@ __device__ bool is_number_0(float value_0)
     return ((F32_asuint((value_0))) & 2147483647U) <= 2139095040U;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S10)
-{
-    uint _S11 = WaveGetActiveMask_0(_S10);
-    bool _S12 = ((((_S11) & -(_S11)) == (WarpMask(1) << _getLaneId())));
-    return _S12;
-}
-
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_1, uint thread_0, uint _S13)
+__device__ float group_max_0(float value_1, uint thread_0)
 {
-    uint _S14 = ((warpSize));
-    float _S15 = WaveActiveMax_0(value_1, _S13);
-    bool _S16 = WaveIsFirstLane_0(_S13);
-    uint _S17 = __ballot_sync(_S13, _S16);
-    if(_S16)
+    uint _S6 = ((warpSize));
+    float _S7 = (_waveMax(0xffffffffu, (value_1)));
+    uint _S8 = thread_0 % _S6;
+    if(_S8 == 0U)
     {
-        uint _S18 = thread_0 / _S14;
-        (*&floats_0)[_S18] = _S15;
+        uint _S9 = thread_0 / _S6;
+        (*&floats_0)[_S9] = _S7;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S19 = 128U / _S14;
-        if(wave_0 < _S19)
+        uint _S10 = 128U / _S6;
+        if(wave_0 < _S10)
         {
         }
         else
         {
             break;
         }
-        float _S20 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S11 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S20;
+        result_0 = _S11;
         wave_0 = wave_1;
     }
     __syncthreads();
     return result_0;
 }
 
+__device__ bool WaveIsFirstLane_0(uint _S12)
+{
+    uint _S13 = WaveGetActiveMask_0(_S12);
+    bool _S14 = ((((_S13) & -(_S13)) == (WarpMask(1) << _getLaneId())));
+    return _S14;
+}
+
 __device__ __shared__ FixedArray<uint, 32>  numbers_0;
 
-__device__ uint group_min_0(uint value_2, uint thread_1, uint _S21)
+__device__ uint group_min_0(uint value_2, uint thread_1, uint _S15)
 {
-    uint _S22 = ((warpSize));
-    uint _S23 = WaveActiveMin_0(value_2, _S21);
-    bool _S24 = WaveIsFirstLane_0(_S21);
-    uint _S25 = __ballot_sync(_S21, _S24);
-    if(_S24)
+    uint _S16 = ((warpSize));
+    uint _S17 = WaveActiveMin_0(value_2, _S15);
+    bool _S18 = WaveIsFirstLane_0(_S15);
+    uint _S19 = __ballot_sync(_S15, _S18);
+    if(_S18)
     {
-        uint _S26 = thread_1 / _S22;
-        (*&numbers_0)[_S26] = _S23;
+        uint _S20 = thread_1 / _S16;
+        (*&numbers_0)[_S20] = _S17;
     }
     __syncthreads();
     uint result_1 = 4294967295U;
     uint wave_2 = 0U;
     for(;;)
     {
-        uint _S27 = 128U / _S22;
-        if(wave_2 < _S27)
+        uint _S21 = 128U / _S16;
+        if(wave_2 < _S21)
         {
         }
         else
         {
             break;
         }
-        uint _S28 = (U32_min((result_1), ((*&numbers_0)[wave_2])));
+        uint _S22 = (U32_min((result_1), ((*&numbers_0)[wave_2])));
         uint wave_3 = wave_2 + 1U;
-        result_1 = _S28;
+        result_1 = _S22;
         wave_2 = wave_3;
     }
     __syncthreads();
     return result_1;
 }
 
-__device__ float group_sum_0(float value_3, uint thread_2, uint _S29)
+__device__ float group_sum_0(float value_3, uint thread_2)
 {
-    uint _S30 = ((warpSize));
-    float _S31 = WaveActiveSum_0(value_3, _S29);
-    bool _S32 = WaveIsFirstLane_0(_S29);
-    uint _S33 = __ballot_sync(_S29, _S32);
-    if(_S32)
+    uint _S23 = ((warpSize));
+    float _S24 = (_waveSum(0xffffffffu, (value_3)));
+    uint _S25 = thread_2 % _S23;
+    if(_S25 == 0U)
     {
-        uint _S34 = thread_2 / _S30;
-        (*&floats_0)[_S34] = _S31;
+        uint _S26 = thread_2 / _S23;
+        (*&floats_0)[_S26] = _S24;
     }
     __syncthreads();
     uint wave_4 = 0U;
     float result_2 = 0.0f;
     for(;;)
     {
-        uint _S35 = 128U / _S30;
-        if(wave_4 < _S35)
+        uint _S27 = 128U / _S23;
+        if(wave_4 < _S27)
         {
         }
         else
@@ -174,30 +160,28 @@ struct TopKParams_0
 
 extern "C" __global__ void top_k(StructuredBuffer<float> logits_0, RWStructuredBuffer<uint> ids_0, RWStructuredBuffer<float> weights_0, StructuredBuffer<uint> batch_1, TopKParams_0 p_0)
 {
-    uint _S36 = 0U;
-    uint _S37;
+    uint _S28 = 0U;
+    uint _S29;
     float best_0;
-    uint _S38;
-    uint _S39;
-    uint _S40;
-    uint _S41;
-    uint _S42;
-    uint _S43;
-    uint _S44 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S45 = __ballot_sync(4294967295U, true);
-    uint _S46 = group_number_0(blockIdx);
-    bool _S47 = _S46 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
-    uint _S48 = __ballot_sync(_S45, _S47);
-    if(_S47)
+    uint _S30;
+    uint _S31;
+    uint _S32;
+    uint _S33;
+    uint _S34 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S35 = __ballot_sync(4294967295U, true);
+    uint _S36 = group_number_0(blockIdx);
+    bool _S37 = _S36 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
+    uint _S38 = __ballot_sync(_S35, _S37);
+    if(_S37)
     {
         return;
     }
     else
     {
-        uint _S49 = __ballot_sync(_S45, true);
-        _S36 = _S49;
+        uint _S39 = __ballot_sync(_S35, true);
+        _S28 = _S39;
     }
-    uint _S50 = p_0.logits_offset_0 + _S46 * p_0.logits_stride_0;
+    uint _S40 = p_0.logits_offset_0 + _S36 * p_0.logits_stride_0;
     float last_0 = 0.0f;
     uint at_0 = 0U;
     float top_0 = 0.0f;
@@ -206,242 +190,225 @@ extern "C" __global__ void top_k(StructuredBuffer<float> logits_0, RWStructuredB
     uint slot_0 = 0U;
     float total_0 = 0.0f;
     uint column_0;
-    column_0 = _S36;
+    column_0 = _S28;
     for(;;)
     {
-        uint _S51 = 0U;
-        _S37 = p_0.slots_0;
-        bool _S52 = slot_0 < (p_0.slots_0);
-        uint _S53 = __ballot_sync(column_0, _S52);
-        if(_S52)
+        uint _S41 = 0U;
+        _S29 = p_0.slots_0;
+        bool _S42 = slot_0 < (p_0.slots_0);
+        uint _S43 = __ballot_sync(column_0, _S42);
+        if(_S42)
         {
-            uint _S54 = __ballot_sync(column_0, true);
-            _S51 = _S54;
+            uint _S44 = __ballot_sync(column_0, true);
+            _S41 = _S44;
         }
         else
         {
-            uint _S55 = __ballot_sync(column_0, false);
-            uint _S56 = __ballot_sync(column_0, false);
-            uint _S57 = __ballot_sync(_S36, true);
-            _S42 = _S57;
             break;
         }
         uint index_0 = 4294967295U;
         best_0 = -3.4028234663852886e+38f;
-        uint column_1 = _S44;
-        uint _S58;
-        _S58 = _S51;
+        uint column_1 = _S34;
+        uint _S45;
+        _S45 = _S41;
         for(;;)
         {
-            uint _S59 = 0U;
-            bool _S60 = column_1 < (p_0.columns_0);
-            uint _S61 = __ballot_sync(_S58, _S60);
+            uint _S46 = 0U;
+            bool _S47 = column_1 < (p_0.columns_0);
+            uint _S48 = __ballot_sync(_S45, _S47);
+            if(_S47)
+            {
+                uint _S49 = __ballot_sync(_S45, true);
+                _S46 = _S49;
+            }
+            else
+            {
+                uint _S50 = __ballot_sync(_S45, false);
+                uint _S51 = __ballot_sync(_S45, false);
+                uint _S52 = __ballot_sync(_S41, true);
+                _S33 = _S52;
+                break;
+            }
+            float _S53 = __ldg((&(logits_0)[_S40 + column_1]));
+            bool _S54 = is_number_0(_S53);
+            uint _S55 = __ballot_sync(_S46, _S54);
+            float _S56;
+            if(_S54)
+            {
+                float _S57 = (F32_max((_S53), (-3.4028234663852886e+38f)));
+                uint _S58 = __ballot_sync(_S46, true);
+                _S56 = _S57;
+                _S30 = _S58;
+            }
+            else
+            {
+                uint _S59 = __ballot_sync(_S46, true);
+                _S56 = -3.4028234663852886e+38f;
+                _S30 = _S59;
+            }
+            bool _S60 = slot_0 == 0U;
+            uint _S61 = __ballot_sync(_S30, _S60);
+            bool _S62;
             if(_S60)
             {
-                uint _S62 = __ballot_sync(_S58, true);
-                _S59 = _S62;
+                uint _S63 = __ballot_sync(_S30, true);
+                _S62 = true;
+                _S31 = _S63;
             }
             else
             {
-                uint _S63 = __ballot_sync(_S58, false);
-                uint _S64 = __ballot_sync(_S58, false);
-                uint _S65 = __ballot_sync(_S51, true);
-                _S41 = _S65;
-                break;
+                bool _S64 = _S56 < last_0;
+                uint _S65 = __ballot_sync(_S30, true);
+                _S62 = _S64;
+                _S31 = _S65;
             }
-            float _S66 = __ldg((&(logits_0)[_S50 + column_1]));
-            bool _S67 = is_number_0(_S66);
-            uint _S68 = __ballot_sync(_S59, _S67);
-            float _S69;
+            uint _S66 = __ballot_sync(_S31, _S62);
+            bool _S67;
+            if(_S62)
+            {
+                uint _S68 = __ballot_sync(_S31, true);
+                _S67 = true;
+                _S32 = _S68;
+            }
+            else
+            {
+                uint _S69 = _S31 & (~_S66);
+                bool _S70 = _S56 == last_0;
+                uint _S71 = __ballot_sync(_S69, _S70);
+                if(_S70)
+                {
+                    bool _S72 = column_1 > at_0;
+                    uint _S73 = __ballot_sync(_S69, true);
+                    _S67 = _S72;
+                }
+                else
+                {
+                    uint _S74 = __ballot_sync(_S69, true);
+                    _S67 = false;
+                }
+                uint _S75 = __ballot_sync(_S31, true);
+                _S32 = _S75;
+            }
+            uint _S76 = __ballot_sync(_S32, _S67);
+            uint _S77;
+            bool _S78;
             if(_S67)
             {
-                float _S70 = (F32_max((_S66), (-3.4028234663852886e+38f)));
-                uint _S71 = __ballot_sync(_S59, true);
-                _S69 = _S70;
-                _S38 = _S71;
-            }
-            else
-            {
-                uint _S72 = __ballot_sync(_S59, true);
-                _S69 = -3.4028234663852886e+38f;
-                _S38 = _S72;
-            }
-            bool _S73 = slot_0 == 0U;
-            uint _S74 = __ballot_sync(_S38, _S73);
-            bool _S75;
-            if(_S73)
-            {
-                uint _S76 = __ballot_sync(_S38, true);
-                _S75 = true;
-                _S39 = _S76;
-            }
-            else
-            {
-                bool _S77 = _S69 < last_0;
-                uint _S78 = __ballot_sync(_S38, true);
-                _S75 = _S77;
-                _S39 = _S78;
-            }
-            uint _S79 = __ballot_sync(_S39, _S75);
-            bool _S80;
-            if(_S75)
-            {
-                uint _S81 = __ballot_sync(_S39, true);
-                _S80 = true;
-                _S40 = _S81;
-            }
-            else
-            {
-                uint _S82 = _S39 & (~_S79);
-                bool _S83 = _S69 == last_0;
-                uint _S84 = __ballot_sync(_S82, _S83);
-                if(_S83)
+                bool _S79 = index_0 == 4294967295U;
+                uint _S80 = __ballot_sync(_S76, _S79);
+                if(_S79)
                 {
-                    bool _S85 = column_1 > at_0;
-                    uint _S86 = __ballot_sync(_S82, true);
-                    _S80 = _S85;
+                    uint _S81 = __ballot_sync(_S76, true);
+                    _S78 = true;
                 }
                 else
                 {
-                    uint _S87 = __ballot_sync(_S82, true);
-                    _S80 = false;
+                    bool _S82 = _S56 > best_0;
+                    uint _S83 = __ballot_sync(_S76, true);
+                    _S78 = _S82;
                 }
-                uint _S88 = __ballot_sync(_S39, true);
-                _S40 = _S88;
-            }
-            uint _S89 = __ballot_sync(_S40, _S80);
-            uint _S90;
-            bool _S91;
-            if(_S80)
-            {
-                bool _S92 = index_0 == 4294967295U;
-                uint _S93 = __ballot_sync(_S89, _S92);
-                if(_S92)
-                {
-                    uint _S94 = __ballot_sync(_S89, true);
-                    _S91 = true;
-                }
-                else
-                {
-                    bool _S95 = _S69 > best_0;
-                    uint _S96 = __ballot_sync(_S89, true);
-                    _S91 = _S95;
-                }
-                uint _S97 = __ballot_sync(_S40, true);
-                _S90 = _S97;
+                uint _S84 = __ballot_sync(_S32, true);
+                _S77 = _S84;
             }
             else
             {
-                uint _S98 = __ballot_sync(_S40, true);
-                _S91 = false;
-                _S90 = _S98;
+                uint _S85 = __ballot_sync(_S32, true);
+                _S78 = false;
+                _S77 = _S85;
             }
-            uint _S99 = __ballot_sync(_S90, _S91);
-            if(_S91)
+            uint _S86 = __ballot_sync(_S77, _S78);
+            if(_S78)
             {
-                uint _S100 = __ballot_sync(_S90, true);
+                uint _S87 = __ballot_sync(_S77, true);
                 index_0 = column_1;
-                best_0 = _S69;
+                best_0 = _S56;
             }
             else
             {
-                uint _S101 = __ballot_sync(_S90, true);
+                uint _S88 = __ballot_sync(_S77, true);
             }
-            uint _S102 = __ballot_sync(_S58, true);
+            uint _S89 = __ballot_sync(_S45, true);
             column_1 = column_1 + 128U;
-            _S58 = _S102;
+            _S45 = _S89;
         }
-        float _S103 = group_max_0(best_0, _S44, _S41);
-        bool _S104 = best_0 == _S103;
-        uint _S105 = __ballot_sync(_S41, _S104);
-        if(_S104)
+        float last_1 = group_max_0(best_0, _S34);
+        bool _S90 = best_0 == last_1;
+        uint _S91 = __ballot_sync(_S33, _S90);
+        if(_S90)
         {
-            uint _S106 = __ballot_sync(_S41, true);
-            _S38 = index_0;
-            _S39 = _S106;
+            uint _S92 = __ballot_sync(_S33, true);
+            _S30 = index_0;
+            _S31 = _S92;
         }
         else
         {
-            uint _S107 = __ballot_sync(_S41, true);
-            _S38 = 4294967295U;
-            _S39 = _S107;
+            uint _S93 = __ballot_sync(_S33, true);
+            _S30 = 4294967295U;
+            _S31 = _S93;
         }
-        uint _S108 = group_min_0(_S38, _S44, _S39);
-        bool _S109 = slot_0 == 0U;
-        uint _S110 = __ballot_sync(_S39, _S109);
-        if(_S109)
+        uint _S94 = group_min_0(_S30, _S34, _S31);
+        bool _S95 = slot_0 == 0U;
+        uint _S96 = __ballot_sync(_S31, _S95);
+        if(_S95)
         {
-            uint _S111 = __ballot_sync(_S39, true);
-            top_0 = _S103;
-            _S40 = _S111;
+            uint _S97 = __ballot_sync(_S31, true);
+            top_0 = last_1;
+            _S32 = _S97;
         }
         else
         {
-            uint _S112 = __ballot_sync(_S39, true);
-            _S40 = _S112;
+            uint _S98 = __ballot_sync(_S31, true);
+            _S32 = _S98;
         }
-        float _S113 = __ldg((&(logits_0)[_S50 + _S108]));
-        float _S114 = (F32_exp((_S113 - top_0)));
-        float total_1 = total_0 + _S114;
-        bool _S115 = _S44 == slot_0;
-        uint _S116 = __ballot_sync(_S40, _S115);
-        if(_S115)
+        float _S99 = __ldg((&(logits_0)[_S40 + _S94]));
+        float _S100 = (F32_exp((_S99 - top_0)));
+        float total_1 = total_0 + _S100;
+        bool _S101 = _S34 == slot_0;
+        uint _S102 = __ballot_sync(_S32, _S101);
+        if(_S101)
         {
-            uint _S117 = __ballot_sync(_S40, true);
-            id_0 = _S108;
-            weight_0 = _S114;
+            uint _S103 = __ballot_sync(_S32, true);
+            id_0 = _S94;
+            weight_0 = _S100;
         }
         else
         {
-            uint _S118 = __ballot_sync(_S40, true);
+            uint _S104 = __ballot_sync(_S32, true);
         }
-        uint _S119 = __ballot_sync(column_0, true);
+        uint _S105 = __ballot_sync(column_0, true);
         uint slot_1 = slot_0 + 1U;
-        last_0 = _S103;
-        at_0 = _S108;
+        last_0 = last_1;
+        at_0 = _S94;
         slot_0 = slot_1;
         total_0 = total_1;
-        column_0 = _S119;
+        column_0 = _S105;
     }
-    bool _S120 = (p_0.normalized_0) == 0U;
-    uint _S121 = __ballot_sync(_S42, _S120);
-    if(_S120)
+    if((p_0.normalized_0) == 0U)
     {
-        column_0 = _S44;
+        column_0 = _S34;
         best_0 = 0.0f;
-        at_0 = _S121;
         for(;;)
         {
-            bool _S122 = column_0 < (p_0.columns_0);
-            uint _S123 = __ballot_sync(at_0, _S122);
-            if(_S122)
+            if(column_0 < (p_0.columns_0))
             {
-                uint _S124 = __ballot_sync(at_0, true);
             }
             else
             {
-                uint _S125 = __ballot_sync(at_0, false);
-                uint _S126 = __ballot_sync(at_0, false);
-                uint _S127 = __ballot_sync(_S121, true);
-                _S43 = _S127;
                 break;
             }
-            float _S128 = __ldg((&(logits_0)[_S50 + column_0]));
-            float all_0 = best_0 + (F32_exp((_S128 - top_0)));
-            uint _S129 = __ballot_sync(at_0, true);
+            float _S106 = __ldg((&(logits_0)[_S40 + column_0]));
+            float all_0 = best_0 + (F32_exp((_S106 - top_0)));
             column_0 = column_0 + 128U;
             best_0 = all_0;
-            at_0 = _S129;
         }
-        float _S130 = group_sum_0(best_0, _S44, _S43);
-        uint _S131 = __ballot_sync(_S42, true);
-        total_0 = _S130;
+        float _S107 = group_sum_0(best_0, _S34);
+        total_0 = _S107;
     }
-    if(_S44 < _S37)
+    if(_S34 < _S29)
     {
-        uint _S132 = _S46 * _S37;
-        *(&(ids_0)[p_0.ids_offset_0 + _S132 + _S44]) = id_0;
-        float * _S133 = (&(weights_0)[p_0.weights_offset_0 + _S132 + _S44]);
+        uint _S108 = _S36 * _S29;
+        *(&(ids_0)[p_0.ids_offset_0 + _S108 + _S34]) = id_0;
+        float * _S109 = (&(weights_0)[p_0.weights_offset_0 + _S108 + _S34]);
         if(total_0 == 0.0f)
         {
             last_0 = 0.0f;
@@ -450,7 +417,7 @@ extern "C" __global__ void top_k(StructuredBuffer<float> logits_0, RWStructuredB
         {
             last_0 = weight_0 / total_0;
         }
-        *_S133 = last_0;
+        *_S109 = last_0;
     }
     return;
 }

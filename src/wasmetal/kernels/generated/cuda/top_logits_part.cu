@@ -6,22 +6,16 @@ __device__ uint WaveGetActiveMask_0(uint _S1)
     return _S1;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S2)
+__device__ uint WavePrefixSum_0(uint expr_0, uint _S2)
 {
-    float _S3 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S2), 0U, 0U, 0U)).x, (expr_0)));
+    uint _S3 = (_wavePrefixSum((make_uint4 (WaveGetActiveMask_0(_S2), 0U, 0U, 0U)).x, (expr_0)) );
     return _S3;
 }
 
-__device__ uint WavePrefixSum_0(uint expr_1, uint _S4)
+__device__ uint WaveActiveSum_0(uint expr_1, uint _S4)
 {
-    uint _S5 = (_wavePrefixSum((make_uint4 (WaveGetActiveMask_0(_S4), 0U, 0U, 0U)).x, (expr_1)) );
+    uint _S5 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S4), 0U, 0U, 0U)).x, (expr_1)));
     return _S5;
-}
-
-__device__ uint WaveActiveSum_1(uint expr_2, uint _S6)
-{
-    uint _S7 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S6), 0U, 0U, 0U)).x, (expr_2)));
-    return _S7;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -35,9 +29,9 @@ __device__ void clear_0(uint thread_0)
 {
     if(thread_0 < 64U)
     {
-        int2  _S8 = make_int2 (int(0));
-        uint2  _S9 = make_uint2 ((uint)_S8.x, (uint)_S8.y);
-        (*&best_0)[thread_0] = _S9;
+        int2  _S6 = make_int2 (int(0));
+        uint2  _S7 = make_uint2 ((uint)_S6.x, (uint)_S6.y);
+        (*&best_0)[thread_0] = _S7;
     }
     return;
 }
@@ -48,136 +42,136 @@ __device__ uint2  so_far_0(uint k_0, uint thread_1)
     {
         return (*&best_0)[thread_1];
     }
-    int2  _S10 = make_int2 (int(0));
-    uint2  _S11 = make_uint2 ((uint)_S10.x, (uint)_S10.y);
-    return _S11;
+    int2  _S8 = make_int2 (int(0));
+    uint2  _S9 = make_uint2 ((uint)_S8.x, (uint)_S8.y);
+    return _S9;
 }
 
 __device__ uint ordered_0(uint bits_0)
 {
-    uint _S12 = _slang_select(bits_0 == 2147483648U, 0U,bits_0);
-    return _slang_select((bits_0 & 2147483647U) > 2139095040U, 8388607U,_slang_select((_S12 & 2147483648U) != 0U, ~_S12,_S12 | 2147483648U));
+    uint _S10 = _slang_select(bits_0 == 2147483648U, 0U,bits_0);
+    return _slang_select((bits_0 & 2147483647U) > 2139095040U, 8388607U,_slang_select((_S10 & 2147483648U) != 0U, ~_S10,_S10 | 2147483648U));
 }
 
-__device__ void read_logits_0(StructuredBuffer<uint> logits_0, uint begin_0, uint column_0, uint step_0, uint columns_0, uint2  last_0, FixedArray<uint2 , 9>  * _S13)
+__device__ void read_logits_0(StructuredBuffer<uint> logits_0, uint begin_0, uint column_0, uint step_0, uint columns_0, uint2  last_0, FixedArray<uint2 , 9>  * _S11)
 {
     FixedArray<uint, 8>  bits_1;
-    uint _S14 = columns_0 - 1U;
-    uint _S15 = __ldg((&(logits_0)[begin_0 + (U32_min((column_0), (_S14)))]));
-    bits_1[0U] = _S15;
-    uint _S16 = column_0 + step_0;
-    uint _S17 = __ldg((&(logits_0)[begin_0 + (U32_min((_S16), (_S14)))]));
-    bits_1[1U] = _S17;
-    uint _S18 = column_0 + 2U * step_0;
-    uint _S19 = __ldg((&(logits_0)[begin_0 + (U32_min((_S18), (_S14)))]));
-    bits_1[2U] = _S19;
-    uint _S20 = column_0 + 3U * step_0;
-    uint _S21 = __ldg((&(logits_0)[begin_0 + (U32_min((_S20), (_S14)))]));
-    bits_1[3U] = _S21;
-    uint _S22 = column_0 + 4U * step_0;
-    uint _S23 = __ldg((&(logits_0)[begin_0 + (U32_min((_S22), (_S14)))]));
-    bits_1[4U] = _S23;
-    uint _S24 = column_0 + 5U * step_0;
-    uint _S25 = __ldg((&(logits_0)[begin_0 + (U32_min((_S24), (_S14)))]));
-    bits_1[5U] = _S25;
-    uint _S26 = column_0 + 6U * step_0;
-    uint _S27 = __ldg((&(logits_0)[begin_0 + (U32_min((_S26), (_S14)))]));
-    bits_1[6U] = _S27;
-    uint _S28 = column_0 + 7U * step_0;
-    uint _S29 = __ldg((&(logits_0)[begin_0 + (U32_min((_S28), (_S14)))]));
-    bits_1[7U] = _S29;
+    uint _S12 = columns_0 - 1U;
+    uint _S13 = __ldg((&(logits_0)[begin_0 + (U32_min((column_0), (_S12)))]));
+    bits_1[0U] = _S13;
+    uint _S14 = column_0 + step_0;
+    uint _S15 = __ldg((&(logits_0)[begin_0 + (U32_min((_S14), (_S12)))]));
+    bits_1[1U] = _S15;
+    uint _S16 = column_0 + 2U * step_0;
+    uint _S17 = __ldg((&(logits_0)[begin_0 + (U32_min((_S16), (_S12)))]));
+    bits_1[2U] = _S17;
+    uint _S18 = column_0 + 3U * step_0;
+    uint _S19 = __ldg((&(logits_0)[begin_0 + (U32_min((_S18), (_S12)))]));
+    bits_1[3U] = _S19;
+    uint _S20 = column_0 + 4U * step_0;
+    uint _S21 = __ldg((&(logits_0)[begin_0 + (U32_min((_S20), (_S12)))]));
+    bits_1[4U] = _S21;
+    uint _S22 = column_0 + 5U * step_0;
+    uint _S23 = __ldg((&(logits_0)[begin_0 + (U32_min((_S22), (_S12)))]));
+    bits_1[5U] = _S23;
+    uint _S24 = column_0 + 6U * step_0;
+    uint _S25 = __ldg((&(logits_0)[begin_0 + (U32_min((_S24), (_S12)))]));
+    bits_1[6U] = _S25;
+    uint _S26 = column_0 + 7U * step_0;
+    uint _S27 = __ldg((&(logits_0)[begin_0 + (U32_min((_S26), (_S12)))]));
+    bits_1[7U] = _S27;
     FixedArray<uint2 , 9>  keys_0;
-    int2  _S30 = make_int2 (int(0));
-    uint2  _S31 = make_uint2 ((uint)_S30.x, (uint)_S30.y);
-    keys_0[0U] = _slang_select(column_0 < columns_0, make_uint2 (ordered_0(bits_1[0U]), ~column_0),_S31);
-    keys_0[1U] = _slang_select(_S16 < columns_0, make_uint2 (ordered_0(bits_1[1U]), ~_S16),_S31);
-    keys_0[2U] = _slang_select(_S18 < columns_0, make_uint2 (ordered_0(bits_1[2U]), ~_S18),_S31);
-    keys_0[3U] = _slang_select(_S20 < columns_0, make_uint2 (ordered_0(bits_1[3U]), ~_S20),_S31);
-    keys_0[4U] = _slang_select(_S22 < columns_0, make_uint2 (ordered_0(bits_1[4U]), ~_S22),_S31);
-    keys_0[5U] = _slang_select(_S24 < columns_0, make_uint2 (ordered_0(bits_1[5U]), ~_S24),_S31);
-    keys_0[6U] = _slang_select(_S26 < columns_0, make_uint2 (ordered_0(bits_1[6U]), ~_S26),_S31);
-    keys_0[7U] = _slang_select(_S28 < columns_0, make_uint2 (ordered_0(_S29), ~_S28),_S31);
+    int2  _S28 = make_int2 (int(0));
+    uint2  _S29 = make_uint2 ((uint)_S28.x, (uint)_S28.y);
+    keys_0[0U] = _slang_select(column_0 < columns_0, make_uint2 (ordered_0(bits_1[0U]), ~column_0),_S29);
+    keys_0[1U] = _slang_select(_S14 < columns_0, make_uint2 (ordered_0(bits_1[1U]), ~_S14),_S29);
+    keys_0[2U] = _slang_select(_S16 < columns_0, make_uint2 (ordered_0(bits_1[2U]), ~_S16),_S29);
+    keys_0[3U] = _slang_select(_S18 < columns_0, make_uint2 (ordered_0(bits_1[3U]), ~_S18),_S29);
+    keys_0[4U] = _slang_select(_S20 < columns_0, make_uint2 (ordered_0(bits_1[4U]), ~_S20),_S29);
+    keys_0[5U] = _slang_select(_S22 < columns_0, make_uint2 (ordered_0(bits_1[5U]), ~_S22),_S29);
+    keys_0[6U] = _slang_select(_S24 < columns_0, make_uint2 (ordered_0(bits_1[6U]), ~_S24),_S29);
+    keys_0[7U] = _slang_select(_S26 < columns_0, make_uint2 (ordered_0(_S27), ~_S26),_S29);
     keys_0[8U] = last_0;
-    *_S13 = keys_0;
+    *_S11 = keys_0;
     return;
 }
 
 __device__ bool precedes_0(uint2  a_0, uint2  b_0)
 {
-    uint _S32 = a_0.x;
-    uint _S33 = b_0.x;
-    bool _S34;
-    if(_S32 > _S33)
+    uint _S30 = a_0.x;
+    uint _S31 = b_0.x;
+    bool _S32;
+    if(_S30 > _S31)
     {
-        _S34 = true;
+        _S32 = true;
     }
     else
     {
-        if(_S32 == _S33)
+        if(_S30 == _S31)
         {
-            _S34 = (a_0.y) > (b_0.y);
+            _S32 = (a_0.y) > (b_0.y);
         }
         else
         {
-            _S34 = false;
+            _S32 = false;
         }
     }
-    return _S34;
+    return _S32;
 }
 
 __device__ uint2  largest_0(FixedArray<uint2 , 9>  * keys_1)
 {
-    int2  _S35 = make_int2 (int(0));
-    uint2  _S36 = make_uint2 ((uint)_S35.x, (uint)_S35.y);
-    uint2  _S37 = (*keys_1)[0U];
+    int2  _S33 = make_int2 (int(0));
+    uint2  _S34 = make_uint2 ((uint)_S33.x, (uint)_S33.y);
+    uint2  _S35 = (*keys_1)[0U];
     uint2  head_0;
-    if(precedes_0((*keys_1)[0U], _S36))
+    if(precedes_0((*keys_1)[0U], _S34))
     {
-        head_0 = _S37;
+        head_0 = _S35;
     }
     else
     {
+        head_0 = _S34;
+    }
+    uint2  _S36 = (*keys_1)[1U];
+    if(precedes_0((*keys_1)[1U], head_0))
+    {
         head_0 = _S36;
     }
-    uint2  _S38 = (*keys_1)[1U];
-    if(precedes_0((*keys_1)[1U], head_0))
+    uint2  _S37 = (*keys_1)[2U];
+    if(precedes_0((*keys_1)[2U], head_0))
+    {
+        head_0 = _S37;
+    }
+    uint2  _S38 = (*keys_1)[3U];
+    if(precedes_0((*keys_1)[3U], head_0))
     {
         head_0 = _S38;
     }
-    uint2  _S39 = (*keys_1)[2U];
-    if(precedes_0((*keys_1)[2U], head_0))
+    uint2  _S39 = (*keys_1)[4U];
+    if(precedes_0((*keys_1)[4U], head_0))
     {
         head_0 = _S39;
     }
-    uint2  _S40 = (*keys_1)[3U];
-    if(precedes_0((*keys_1)[3U], head_0))
+    uint2  _S40 = (*keys_1)[5U];
+    if(precedes_0((*keys_1)[5U], head_0))
     {
         head_0 = _S40;
     }
-    uint2  _S41 = (*keys_1)[4U];
-    if(precedes_0((*keys_1)[4U], head_0))
+    uint2  _S41 = (*keys_1)[6U];
+    if(precedes_0((*keys_1)[6U], head_0))
     {
         head_0 = _S41;
     }
-    uint2  _S42 = (*keys_1)[5U];
-    if(precedes_0((*keys_1)[5U], head_0))
+    uint2  _S42 = (*keys_1)[7U];
+    if(precedes_0((*keys_1)[7U], head_0))
     {
         head_0 = _S42;
     }
-    uint2  _S43 = (*keys_1)[6U];
-    if(precedes_0((*keys_1)[6U], head_0))
-    {
-        head_0 = _S43;
-    }
-    uint2  _S44 = (*keys_1)[7U];
-    if(precedes_0((*keys_1)[7U], head_0))
-    {
-        head_0 = _S44;
-    }
-    uint2  _S45 = (*keys_1)[8U];
+    uint2  _S43 = (*keys_1)[8U];
     if(precedes_0((*keys_1)[8U], head_0))
     {
-        head_0 = _S45;
+        head_0 = _S43;
     }
     return head_0;
 }
@@ -203,16 +197,16 @@ __device__ void find_bound_0(uint2  head_1, uint k_1)
         {
             break;
         }
-        int _S46;
+        int _S44;
         if(precedes_0((*&heads_0)[i_0], head_1))
         {
-            _S46 = int(1);
+            _S44 = int(1);
         }
         else
         {
-            _S46 = int(0);
+            _S44 = int(0);
         }
-        uint rank_1 = rank_0 + uint(_S46);
+        uint rank_1 = rank_0 + uint(_S44);
         i_0 = i_0 + 1U;
         rank_0 = rank_1;
     }
@@ -225,151 +219,151 @@ __device__ void find_bound_0(uint2  head_1, uint k_1)
 
 __device__ bool remains_0(uint2  key_0, uint2  least_0)
 {
-    bool _S47;
+    bool _S45;
     if((key_0.x) != 0U)
     {
-        _S47 = !precedes_0(least_0, key_0);
+        _S45 = !precedes_0(least_0, key_0);
     }
     else
     {
-        _S47 = false;
+        _S45 = false;
     }
-    return _S47;
+    return _S45;
 }
 
 __device__ uint count_remaining_0(FixedArray<uint2 , 9>  * keys_2, uint2  least_1)
 {
-    int _S48;
+    int _S46;
     if(remains_0((*keys_2)[0U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint _S49 = uint(_S48);
+    uint _S47 = uint(_S46);
     if(remains_0((*keys_2)[1U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_0 = _S49 + uint(_S48);
+    uint count_0 = _S47 + uint(_S46);
     if(remains_0((*keys_2)[2U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_1 = count_0 + uint(_S48);
+    uint count_1 = count_0 + uint(_S46);
     if(remains_0((*keys_2)[3U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_2 = count_1 + uint(_S48);
+    uint count_2 = count_1 + uint(_S46);
     if(remains_0((*keys_2)[4U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_3 = count_2 + uint(_S48);
+    uint count_3 = count_2 + uint(_S46);
     if(remains_0((*keys_2)[5U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_4 = count_3 + uint(_S48);
+    uint count_4 = count_3 + uint(_S46);
     if(remains_0((*keys_2)[6U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_5 = count_4 + uint(_S48);
+    uint count_5 = count_4 + uint(_S46);
     if(remains_0((*keys_2)[7U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_6 = count_5 + uint(_S48);
+    uint count_6 = count_5 + uint(_S46);
     if(remains_0((*keys_2)[8U], least_1))
     {
-        _S48 = int(1);
+        _S46 = int(1);
     }
     else
     {
-        _S48 = int(0);
+        _S46 = int(0);
     }
-    uint count_7 = count_6 + uint(_S48);
+    uint count_7 = count_6 + uint(_S46);
     return count_7;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S50)
+__device__ bool WaveIsFirstLane_0(uint _S48)
 {
-    uint _S51 = WaveGetActiveMask_0(_S50);
-    bool _S52 = ((((_S51) & -(_S51)) == (WarpMask(1) << _getLaneId())));
-    return _S52;
+    uint _S49 = WaveGetActiveMask_0(_S48);
+    bool _S50 = ((((_S49) & -(_S49)) == (WarpMask(1) << _getLaneId())));
+    return _S50;
 }
 
 __device__ __shared__ FixedArray<uint, 32>  numbers_0;
 
-__device__ uint2  group_prefix_0(uint value_0, uint thread_2, uint _S53)
+__device__ uint2  group_prefix_0(uint value_0, uint thread_2, uint _S51)
 {
-    uint _S54 = ((warpSize));
-    uint _S55 = WaveActiveSum_1(value_0, _S53);
-    uint _S56 = WavePrefixSum_0(value_0, _S53);
-    bool _S57 = WaveIsFirstLane_0(_S53);
-    uint _S58 = __ballot_sync(_S53, _S57);
-    if(_S57)
+    uint _S52 = ((warpSize));
+    uint _S53 = WaveActiveSum_0(value_0, _S51);
+    uint _S54 = WavePrefixSum_0(value_0, _S51);
+    bool _S55 = WaveIsFirstLane_0(_S51);
+    uint _S56 = __ballot_sync(_S51, _S55);
+    if(_S55)
     {
-        uint _S59 = thread_2 / _S54;
-        (*&numbers_0)[_S59] = _S55;
+        uint _S57 = thread_2 / _S52;
+        (*&numbers_0)[_S57] = _S53;
     }
     __syncthreads();
     uint wave_0 = 0U;
-    uint before_0 = _S56;
+    uint before_0 = _S54;
     uint all_0 = 0U;
     for(;;)
     {
-        uint _S60 = 128U / _S54;
-        if(wave_0 < _S60)
+        uint _S58 = 128U / _S52;
+        if(wave_0 < _S58)
         {
         }
         else
         {
             break;
         }
-        uint _S61 = thread_2 / _S54;
-        uint _S62;
-        if(wave_0 < _S61)
+        uint _S59 = thread_2 / _S52;
+        uint _S60;
+        if(wave_0 < _S59)
         {
-            _S62 = (*&numbers_0)[wave_0];
+            _S60 = (*&numbers_0)[wave_0];
         }
         else
         {
-            _S62 = 0U;
+            _S60 = 0U;
         }
-        uint before_1 = before_0 + _S62;
+        uint before_1 = before_0 + _S60;
         uint all_1 = all_0 + (*&numbers_0)[wave_0];
         wave_0 = wave_0 + 1U;
         before_0 = before_1;
@@ -383,136 +377,136 @@ __device__ __shared__ FixedArray<uint2 , 576>  remaining_0;
 
 __device__ void keep_remaining_0(FixedArray<uint2 , 9>  * keys_3, uint2  least_2, uint at_0)
 {
-    uint2  _S63 = (*keys_3)[0U];
-    bool _S64;
+    uint2  _S61 = (*keys_3)[0U];
+    bool _S62;
     if(remains_0((*keys_3)[0U], least_2))
     {
-        _S64 = at_0 < 576U;
+        _S62 = at_0 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    uint _S65;
-    if(_S64)
+    uint _S63;
+    if(_S62)
     {
-        (*&remaining_0)[at_0] = _S63;
-        _S65 = at_0 + 1U;
+        (*&remaining_0)[at_0] = _S61;
+        _S63 = at_0 + 1U;
     }
     else
     {
-        _S65 = at_0;
+        _S63 = at_0;
     }
-    uint2  _S66 = (*keys_3)[1U];
+    uint2  _S64 = (*keys_3)[1U];
     if(remains_0((*keys_3)[1U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S66;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S64;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S67 = (*keys_3)[2U];
+    uint2  _S65 = (*keys_3)[2U];
     if(remains_0((*keys_3)[2U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S67;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S65;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S68 = (*keys_3)[3U];
+    uint2  _S66 = (*keys_3)[3U];
     if(remains_0((*keys_3)[3U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S68;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S66;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S69 = (*keys_3)[4U];
+    uint2  _S67 = (*keys_3)[4U];
     if(remains_0((*keys_3)[4U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S69;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S67;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S70 = (*keys_3)[5U];
+    uint2  _S68 = (*keys_3)[5U];
     if(remains_0((*keys_3)[5U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S70;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S68;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S71 = (*keys_3)[6U];
+    uint2  _S69 = (*keys_3)[6U];
     if(remains_0((*keys_3)[6U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S71;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S69;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S72 = (*keys_3)[7U];
+    uint2  _S70 = (*keys_3)[7U];
     if(remains_0((*keys_3)[7U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S72;
-        _S65 = _S65 + 1U;
+        (*&remaining_0)[_S63] = _S70;
+        _S63 = _S63 + 1U;
     }
-    uint2  _S73 = (*keys_3)[8U];
+    uint2  _S71 = (*keys_3)[8U];
     if(remains_0((*keys_3)[8U], least_2))
     {
-        _S64 = _S65 < 576U;
+        _S62 = _S63 < 576U;
     }
     else
     {
-        _S64 = false;
+        _S62 = false;
     }
-    if(_S64)
+    if(_S62)
     {
-        (*&remaining_0)[_S65] = _S73;
+        (*&remaining_0)[_S63] = _S71;
     }
     return;
 }
@@ -529,7 +523,7 @@ __device__ void put_in_order_0(uint count_8, uint k_2, uint thread_3)
         {
             break;
         }
-        uint2  _S74 = (*&remaining_0)[i_1];
+        uint2  _S72 = (*&remaining_0)[i_1];
         uint other_0 = 0U;
         uint rank_2 = 0U;
         for(;;)
@@ -541,65 +535,65 @@ __device__ void put_in_order_0(uint count_8, uint k_2, uint thread_3)
             {
                 break;
             }
-            int _S75;
-            if(precedes_0((*&remaining_0)[other_0], _S74))
+            int _S73;
+            if(precedes_0((*&remaining_0)[other_0], _S72))
             {
-                _S75 = int(1);
+                _S73 = int(1);
             }
             else
             {
-                _S75 = int(0);
+                _S73 = int(0);
             }
-            uint rank_3 = rank_2 + uint(_S75);
+            uint rank_3 = rank_2 + uint(_S73);
             other_0 = other_0 + 1U;
             rank_2 = rank_3;
         }
         if(rank_2 < k_2)
         {
-            (*&best_0)[rank_2] = _S74;
+            (*&best_0)[rank_2] = _S72;
         }
         i_1 = i_1 + 128U;
     }
     return;
 }
 
-__device__ void choose_0(FixedArray<uint2 , 9>  * keys_4, uint k_3, uint thread_4, uint _S76)
+__device__ void choose_0(FixedArray<uint2 , 9>  * keys_4, uint k_3, uint thread_4, uint _S74)
 {
-    uint2  _S77 = largest_0(keys_4);
-    (*&heads_0)[thread_4] = _S77;
-    bool _S78 = thread_4 == 0U;
-    uint _S79 = __ballot_sync(_S76, _S78);
-    uint _S80;
-    if(_S78)
+    uint2  _S75 = largest_0(keys_4);
+    (*&heads_0)[thread_4] = _S75;
+    bool _S76 = thread_4 == 0U;
+    uint _S77 = __ballot_sync(_S74, _S76);
+    uint _S78;
+    if(_S76)
     {
-        int2  _S81 = make_int2 (int(0));
-        uint2  _S82 = make_uint2 ((uint)_S81.x, (uint)_S81.y);
-        *&bound_0 = _S82;
-        uint _S83 = __ballot_sync(_S76, true);
-        _S80 = _S83;
+        int2  _S79 = make_int2 (int(0));
+        uint2  _S80 = make_uint2 ((uint)_S79.x, (uint)_S79.y);
+        *&bound_0 = _S80;
+        uint _S81 = __ballot_sync(_S74, true);
+        _S78 = _S81;
     }
     else
     {
-        uint _S84 = __ballot_sync(_S76, true);
-        _S80 = _S84;
+        uint _S82 = __ballot_sync(_S74, true);
+        _S78 = _S82;
     }
     __syncthreads();
-    find_bound_0(_S77, k_3);
+    find_bound_0(_S75, k_3);
     __syncthreads();
-    uint2  _S85 = *&bound_0;
-    uint _S86 = count_remaining_0(keys_4, *&bound_0);
-    uint2  _S87 = group_prefix_0(_S86, thread_4, _S80);
-    keep_remaining_0(keys_4, _S85, _S87.x);
+    uint2  _S83 = *&bound_0;
+    uint _S84 = count_remaining_0(keys_4, *&bound_0);
+    uint2  _S85 = group_prefix_0(_S84, thread_4, _S78);
+    keep_remaining_0(keys_4, _S83, _S85.x);
     __syncthreads();
-    put_in_order_0((U32_min((_S87.y), (576U))), k_3, thread_4);
+    put_in_order_0((U32_min((_S85.y), (576U))), k_3, thread_4);
     __syncthreads();
     return;
 }
 
 __device__ uint logit_bits_0(uint word_0)
 {
-    uint _S88 = (U32_max((word_0), (8388607U)));
-    return _slang_select((_S88 & 2147483648U) != 0U, _S88 & 2147483647U,~_S88);
+    uint _S86 = (U32_max((word_0), (8388607U)));
+    return _slang_select((_S86 & 2147483648U) != 0U, _S86 & 2147483647U,~_S86);
 }
 
 __device__ float finite_0(uint word_1)
@@ -614,37 +608,36 @@ __device__ float power_0(float value_1, float peak_0, float inverse_temperature_
 
 __device__ float add_up_0(FixedArray<uint2 , 9>  * keys_5, float peak_1, float inverse_temperature_1)
 {
-    uint _S89 = (*keys_5)[0U].x;
-    uint _S90 = (*keys_5)[1U].x;
-    uint _S91 = (*keys_5)[2U].x;
-    uint _S92 = (*keys_5)[3U].x;
-    uint _S93 = (*keys_5)[4U].x;
-    uint _S94 = (*keys_5)[5U].x;
-    uint _S95 = (*keys_5)[6U].x;
-    uint _S96 = (*keys_5)[7U].x;
-    return _slang_select(_S89 > 8388607U, power_0(finite_0(_S89), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S90 > 8388607U, power_0(finite_0(_S90), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S91 > 8388607U, power_0(finite_0(_S91), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S92 > 8388607U, power_0(finite_0(_S92), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S93 > 8388607U, power_0(finite_0(_S93), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S94 > 8388607U, power_0(finite_0(_S94), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S95 > 8388607U, power_0(finite_0(_S95), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S96 > 8388607U, power_0(finite_0(_S96), peak_1, inverse_temperature_1),0.0f);
+    uint _S87 = (*keys_5)[0U].x;
+    uint _S88 = (*keys_5)[1U].x;
+    uint _S89 = (*keys_5)[2U].x;
+    uint _S90 = (*keys_5)[3U].x;
+    uint _S91 = (*keys_5)[4U].x;
+    uint _S92 = (*keys_5)[5U].x;
+    uint _S93 = (*keys_5)[6U].x;
+    uint _S94 = (*keys_5)[7U].x;
+    return _slang_select(_S87 > 8388607U, power_0(finite_0(_S87), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S88 > 8388607U, power_0(finite_0(_S88), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S89 > 8388607U, power_0(finite_0(_S89), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S90 > 8388607U, power_0(finite_0(_S90), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S91 > 8388607U, power_0(finite_0(_S91), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S92 > 8388607U, power_0(finite_0(_S92), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S93 > 8388607U, power_0(finite_0(_S93), peak_1, inverse_temperature_1),0.0f) + _slang_select(_S94 > 8388607U, power_0(finite_0(_S94), peak_1, inverse_temperature_1),0.0f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_sum_0(float value_2, uint thread_5, uint _S97)
+__device__ float group_sum_0(float value_2, uint thread_5)
 {
-    uint _S98 = ((warpSize));
-    float _S99 = WaveActiveSum_0(value_2, _S97);
-    bool _S100 = WaveIsFirstLane_0(_S97);
-    uint _S101 = __ballot_sync(_S97, _S100);
-    if(_S100)
+    uint _S95 = ((warpSize));
+    float _S96 = (_waveSum(0xffffffffu, (value_2)));
+    uint _S97 = thread_5 % _S95;
+    if(_S97 == 0U)
     {
-        uint _S102 = thread_5 / _S98;
-        (*&floats_0)[_S102] = _S99;
+        uint _S98 = thread_5 / _S95;
+        (*&floats_0)[_S98] = _S96;
     }
     __syncthreads();
     uint wave_1 = 0U;
     float result_0 = 0.0f;
     for(;;)
     {
-        uint _S103 = 128U / _S98;
-        if(wave_1 < _S103)
+        uint _S99 = 128U / _S95;
+        if(wave_1 < _S99)
         {
         }
         else
@@ -673,78 +666,71 @@ struct TopLogitsPartParams_0
 
 extern "C" __global__ void top_logits_part(StructuredBuffer<uint> logits_1, RWStructuredBuffer<uint2 > scratch_0, TopLogitsPartParams_0 p_0)
 {
-    uint _S104 = 0U;
-    uint _S105;
-    uint _S106 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S107 = __ballot_sync(4294967295U, true);
-    uint _S108 = group_number_0(blockIdx);
-    uint _S109 = _S108 / p_0.parts_0;
-    uint _S110 = _S108 % p_0.parts_0;
-    bool _S111 = _S109 >= (p_0.rows_0);
-    uint _S112 = __ballot_sync(_S107, _S111);
-    if(_S111)
+    uint _S100 = 0U;
+    uint _S101 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S102 = __ballot_sync(4294967295U, true);
+    uint _S103 = group_number_0(blockIdx);
+    uint _S104 = _S103 / p_0.parts_0;
+    uint _S105 = _S103 % p_0.parts_0;
+    bool _S106 = _S104 >= (p_0.rows_0);
+    uint _S107 = __ballot_sync(_S102, _S106);
+    if(_S106)
     {
         return;
     }
     else
     {
-        uint _S113 = __ballot_sync(_S107, true);
-        _S104 = _S113;
+        uint _S108 = __ballot_sync(_S102, true);
+        _S100 = _S108;
     }
-    uint _S114 = p_0.logits_offset_0 + _S109 * p_0.logits_stride_0;
-    uint _S115 = 128U * p_0.parts_0;
-    clear_0(_S106);
-    uint _S116 = (_S106 / 32U * p_0.parts_0 + _S110) * 32U + _S106 % 32U;
+    uint _S109 = p_0.logits_offset_0 + _S104 * p_0.logits_stride_0;
+    uint _S110 = 128U * p_0.parts_0;
+    clear_0(_S101);
+    uint _S111 = (_S101 / 32U * p_0.parts_0 + _S105) * 32U + _S101 % 32U;
     float total_0 = 0.0f;
     float peak_2 = -3.4028234663852886e+38f;
     uint first_0 = 0U;
-    uint _S117;
-    _S117 = _S104;
+    uint _S112;
+    _S112 = _S100;
     for(;;)
     {
-        uint _S118 = 0U;
-        bool _S119 = first_0 < (p_0.columns_1);
-        uint _S120 = __ballot_sync(_S117, _S119);
-        if(_S119)
+        uint _S113 = 0U;
+        bool _S114 = first_0 < (p_0.columns_1);
+        uint _S115 = __ballot_sync(_S112, _S114);
+        if(_S114)
         {
-            uint _S121 = __ballot_sync(_S117, true);
-            _S118 = _S121;
+            uint _S116 = __ballot_sync(_S112, true);
+            _S113 = _S116;
         }
         else
         {
-            uint _S122 = __ballot_sync(_S117, false);
-            uint _S123 = __ballot_sync(_S117, false);
-            uint _S124 = __ballot_sync(_S104, true);
-            _S105 = _S124;
             break;
         }
-        FixedArray<uint2 , 9>  _S125;
-        read_logits_0(logits_1, _S114, first_0 + _S116, _S115, p_0.columns_1, so_far_0(p_0.k_4, _S106), &_S125);
-        FixedArray<uint2 , 9>  _S126 = _S125;
-        choose_0(&_S126, p_0.k_4, _S106, _S118);
-        float _S127 = finite_0((*&best_0)[int(0)].x);
-        float _S128 = total_0 * power_0(peak_2, _S127, p_0.inverse_temperature_2);
-        FixedArray<uint2 , 9>  _S129 = _S125;
-        float _S130 = add_up_0(&_S129, _S127, p_0.inverse_temperature_2);
-        float _S131 = _S128 + _S130;
-        uint _S132 = __ballot_sync(_S117, true);
-        uint first_1 = first_0 + 8U * _S115;
-        total_0 = _S131;
-        peak_2 = _S127;
+        FixedArray<uint2 , 9>  _S117;
+        read_logits_0(logits_1, _S109, first_0 + _S111, _S110, p_0.columns_1, so_far_0(p_0.k_4, _S101), &_S117);
+        FixedArray<uint2 , 9>  _S118 = _S117;
+        choose_0(&_S118, p_0.k_4, _S101, _S113);
+        float _S119 = finite_0((*&best_0)[int(0)].x);
+        float _S120 = total_0 * power_0(peak_2, _S119, p_0.inverse_temperature_2);
+        FixedArray<uint2 , 9>  _S121 = _S117;
+        float _S122 = add_up_0(&_S121, _S119, p_0.inverse_temperature_2);
+        float _S123 = _S120 + _S122;
+        uint _S124 = __ballot_sync(_S112, true);
+        uint first_1 = first_0 + 8U * _S110;
+        total_0 = _S123;
+        peak_2 = _S119;
         first_0 = first_1;
-        _S117 = _S132;
+        _S112 = _S124;
     }
-    float _S133 = group_sum_0(total_0, _S106, _S105);
-    uint _S134 = p_0.scratch_offset_0 + _S109 * (p_0.k_4 + 1U) * p_0.parts_0 + _S110;
-    bool _S135 = _S106 < (p_0.k_4);
-    uint _S136 = __ballot_sync(_S105, _S135);
-    if(_S135)
+    float total_1 = group_sum_0(total_0, _S101);
+    uint _S125 = p_0.scratch_offset_0 + _S104 * (p_0.k_4 + 1U) * p_0.parts_0 + _S105;
+    if(_S101 < (p_0.k_4))
     {
-        *(&(scratch_0)[_S134 + _S106 * p_0.parts_0]) = (*&best_0)[_S106];
+        *(&(scratch_0)[_S125 + _S101 * p_0.parts_0]) = (*&best_0)[_S101];
     }
-    if(_S106 == 0U)
+    if(_S101 == 0U)
     {
-        *(&(scratch_0)[_S134 + p_0.k_4 * p_0.parts_0]) = make_uint2 ((F32_asuint((peak_2))), (F32_asuint((_S133))));
+        *(&(scratch_0)[_S125 + p_0.k_4 * p_0.parts_0]) = make_uint2 ((F32_asuint((peak_2))), (F32_asuint((total_1))));
     }
     return;
 }

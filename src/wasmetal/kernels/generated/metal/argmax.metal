@@ -13,6 +13,12 @@ bool is_number_0(float value_0)
     return ((as_type<uint>((value_0))) & 2147483647U) <= 2139095040U;
 }
 
+float wave_max_0(float value_1)
+{
+    float _S1 = simd_max(value_1);
+    return _S1;
+}
+
 struct ArgmaxParams_0
 {
     uint x_offset_0;
@@ -32,69 +38,69 @@ struct KernelContext_0
     EntryPointParams_0 constant* entryPointParams_0;
     float device* entryPointParams_x_0;
     uint device* entryPointParams_result_0;
-    uint _S1;
+    uint _S2;
     array<float, int(32)> threadgroup* floats_0;
     array<uint, int(32)> threadgroup* numbers_0;
 };
 
-float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_max_0(float value_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S2 = kernelContext_0->_S1;
-    float _S3 = simd_max(value_1);
-    bool _S4 = simd_is_first();
-    if(_S4)
+    uint _S3 = kernelContext_0->_S2;
+    float _S4 = wave_max_0(value_2);
+    uint _S5 = thread_0 % kernelContext_0->_S2;
+    if(_S5 == 0U)
     {
-        uint _S5 = thread_0 / _S2;
-        (*kernelContext_0->floats_0)[_S5] = _S3;
+        uint _S6 = thread_0 / _S3;
+        (*kernelContext_0->floats_0)[_S6] = _S4;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S6 = 128U / _S2;
-        if(wave_0 < _S6)
+        uint _S7 = 128U / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        float _S7 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S8 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-uint group_min_0(uint value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+uint group_min_0(uint value_3, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S8 = kernelContext_1->_S1;
-    uint _S9 = simd_min(value_2);
-    bool _S10 = simd_is_first();
-    if(_S10)
+    uint _S9 = kernelContext_1->_S2;
+    uint _S10 = simd_min(value_3);
+    bool _S11 = simd_is_first();
+    if(_S11)
     {
-        uint _S11 = thread_1 / _S8;
-        (*kernelContext_1->numbers_0)[_S11] = _S9;
+        uint _S12 = thread_1 / _S9;
+        (*kernelContext_1->numbers_0)[_S12] = _S10;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint result_1 = 4294967295U;
     uint wave_2 = 0U;
     for(;;)
     {
-        uint _S12 = 128U / _S8;
-        if(wave_2 < _S12)
+        uint _S13 = 128U / _S9;
+        if(wave_2 < _S13)
         {
         }
         else
         {
             break;
         }
-        uint _S13 = min(result_1, (*kernelContext_1->numbers_0)[wave_2]);
+        uint _S14 = min(result_1, (*kernelContext_1->numbers_0)[wave_2]);
         uint wave_3 = wave_2 + 1U;
-        result_1 = _S13;
+        result_1 = _S14;
         wave_2 = wave_3;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -112,9 +118,9 @@ uint group_min_0(uint value_2, uint thread_1, KernelContext_0 thread* kernelCont
     threadgroup array<uint, int(32)> numbers_1;
     (&kernelContext_2)->numbers_0 = &numbers_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S1 = _builtinWaveLaneCount_0;
-    uint _S14 = group_number_0(group_1);
-    if(_S14 >= (entryPointParams_1->p_0.rows_0))
+    (&kernelContext_2)->_S2 = _builtinWaveLaneCount_0;
+    uint _S15 = group_number_0(group_1);
+    if(_S15 >= (entryPointParams_1->p_0.rows_0))
     {
         return;
     }
@@ -130,52 +136,52 @@ uint group_min_0(uint value_2, uint thread_1, KernelContext_0 thread* kernelCont
         {
             break;
         }
-        float _S15 = (&kernelContext_2)->entryPointParams_x_0[entryPointParams_1->p_0.x_offset_0 + _S14 * entryPointParams_1->p_0.x_stride_0 + column_0];
-        bool _S16;
-        if(is_number_0(_S15))
+        float _S16 = (&kernelContext_2)->entryPointParams_x_0[entryPointParams_1->p_0.x_offset_0 + _S15 * entryPointParams_1->p_0.x_stride_0 + column_0];
+        bool _S17;
+        if(is_number_0(_S16))
         {
             if(index_0 == 4294967295U)
             {
-                _S16 = true;
+                _S17 = true;
             }
             else
             {
-                _S16 = _S15 > best_0;
+                _S17 = _S16 > best_0;
             }
         }
         else
         {
-            _S16 = false;
+            _S17 = false;
         }
-        if(_S16)
+        if(_S17)
         {
-            float _S17 = max(_S15, -3.4028234663852886e+38);
+            float _S18 = max(_S16, -3.4028234663852886e+38);
             index_0 = column_0;
-            best_0 = _S17;
+            best_0 = _S18;
         }
         column_0 = column_0 + 128U;
     }
-    float _S18 = group_max_0(best_0, sv_groupindex_0, &kernelContext_2);
-    if(best_0 == _S18)
+    float _S19 = group_max_0(best_0, sv_groupindex_0, &kernelContext_2);
+    if(best_0 == _S19)
     {
     }
     else
     {
         index_0 = 4294967295U;
     }
-    uint _S19 = group_min_0(index_0, sv_groupindex_0, &kernelContext_2);
+    uint _S20 = group_min_0(index_0, sv_groupindex_0, &kernelContext_2);
     if(sv_groupindex_0 == 0U)
     {
-        uint device* _S20 = (&kernelContext_2)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S14);
-        if(_S19 == 4294967295U)
+        uint device* _S21 = (&kernelContext_2)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S15);
+        if(_S20 == 4294967295U)
         {
             index_0 = 0U;
         }
         else
         {
-            index_0 = _S19;
+            index_0 = _S20;
         }
-        *_S20 = index_0;
+        *_S21 = index_0;
     }
     return;
 }

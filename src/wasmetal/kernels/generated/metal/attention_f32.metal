@@ -188,55 +188,67 @@ uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* seq
     return _S14 + _S15;
 }
 
-float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float wave_max_0(float value_1)
 {
-    uint _S16 = kernelContext_0->_S3;
-    float _S17 = simd_max(value_1);
-    bool _S18 = simd_is_first();
-    if(_S18)
+    float _S16 = simd_max(value_1);
+    return _S16;
+}
+
+float group_max_0(float value_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint _S17 = kernelContext_0->_S3;
+    float _S18 = wave_max_0(value_2);
+    uint _S19 = thread_0 % kernelContext_0->_S3;
+    if(_S19 == 0U)
     {
-        uint _S19 = thread_0 / _S16;
-        (*kernelContext_0->floats_0)[_S19] = _S17;
+        uint _S20 = thread_0 / _S17;
+        (*kernelContext_0->floats_0)[_S20] = _S18;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S20 = 128U / _S16;
-        if(wave_0 < _S20)
+        uint _S21 = 128U / _S17;
+        if(wave_0 < _S21)
         {
         }
         else
         {
             break;
         }
-        float _S21 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S22 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S21;
+        result_0 = _S22;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float wave_sum_0(float value_3)
 {
-    uint _S22 = kernelContext_1->_S3;
-    float _S23 = simd_sum(value_2);
-    bool _S24 = simd_is_first();
-    if(_S24)
+    float _S23 = simd_sum(value_3);
+    return _S23;
+}
+
+float group_sum_0(float value_4, uint thread_1, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S24 = kernelContext_1->_S3;
+    float _S25 = wave_sum_0(value_4);
+    uint _S26 = thread_1 % kernelContext_1->_S3;
+    if(_S26 == 0U)
     {
-        uint _S25 = thread_1 / _S22;
-        (*kernelContext_1->floats_0)[_S25] = _S23;
+        uint _S27 = thread_1 / _S24;
+        (*kernelContext_1->floats_0)[_S27] = _S25;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S26 = 128U / _S22;
-        if(wave_2 < _S26)
+        uint _S28 = 128U / _S24;
+        if(wave_2 < _S28)
         {
         }
         else
@@ -256,116 +268,116 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
     uint i_0;
     uint i_1;
     float4 sum_0;
-    uint _S27 = group_number_0(group_1);
-    uint _S28 = p_1->head_count_0;
-    uint _S29 = _S27 / p_1->head_count_0;
-    uint _S30 = p_1->first_head_0;
-    uint _S31 = _S27 % _S28;
-    uint _S32 = _S30 + _S31;
-    uint _S33 = p_1->batch_offset_0;
-    uint _S34 = p_1->batch_row_0;
-    if(_S29 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
+    uint _S29 = group_number_0(group_1);
+    uint _S30 = p_1->head_count_0;
+    uint _S31 = _S29 / p_1->head_count_0;
+    uint _S32 = p_1->first_head_0;
+    uint _S33 = _S29 % _S30;
+    uint _S34 = _S32 + _S33;
+    uint _S35 = p_1->batch_offset_0;
+    uint _S36 = p_1->batch_row_0;
+    if(_S31 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S35 = p_1->kv_heads_0;
-    uint _S36 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S37 = _S32 / _S36;
-    uint _S38 = _S34 + _S29;
-    SequenceTable_0 _S39 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S33, _S38), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S40 = row_position_0(batch_3, _S33, _S38);
-    thread SequenceTable_0 _S41 = _S39;
-    uint _S42 = SequenceTable_end_of_0(&_S41, _S40);
-    uint _S43 = first_seen_0(_S40, p_1->window_0);
-    uint _S44 = p_1->head_dim_0;
-    uint _S45 = p_1->head_dim_0 / 4U;
-    bool _S46 = thread_2 < _S45;
-    if(_S46)
+    uint _S37 = p_1->kv_heads_0;
+    uint _S38 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S39 = _S34 / _S38;
+    uint _S40 = _S36 + _S31;
+    SequenceTable_0 _S41 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S35, _S40), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S42 = row_position_0(batch_3, _S35, _S40);
+    thread SequenceTable_0 _S43 = _S41;
+    uint _S44 = SequenceTable_end_of_0(&_S43, _S42);
+    uint _S45 = first_seen_0(_S42, p_1->window_0);
+    uint _S46 = p_1->head_dim_0;
+    uint _S47 = p_1->head_dim_0 / 4U;
+    bool _S48 = thread_2 < _S47;
+    if(_S48)
     {
-        uint _S47 = p_1->q_offset_0 + _S29 * p_1->q_stride_0 + _S32 * _S44 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S47], q_0[_S47 + 1U], q_0[_S47 + 2U], q_0[_S47 + 3U]);
+        uint _S49 = p_1->q_offset_0 + _S31 * p_1->q_stride_0 + _S34 * _S46 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S49], q_0[_S49 + 1U], q_0[_S49 + 2U], q_0[_S49 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S48 = 128U / _S45;
-    uint _S49 = thread_2 / _S45;
-    uint _S50 = _S35 * _S44;
-    uint _S51 = _S37 * _S44;
-    uint _S52 = thread_2 % _S45;
-    uint _S53 = _S51 + 4U * _S52;
-    uint _S54 = p_1->sinks_offset_0;
-    bool _S55 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S50 = 128U / _S47;
+    uint _S51 = thread_2 / _S47;
+    uint _S52 = _S37 * _S46;
+    uint _S53 = _S39 * _S46;
+    uint _S54 = thread_2 % _S47;
+    uint _S55 = _S53 + 4U * _S54;
+    uint _S56 = p_1->sinks_offset_0;
+    bool _S57 = (p_1->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S55)
+    if(_S57)
     {
-        peak_0 = max(sinks_0[_S54 + _S32], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S56 + _S34], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    int _S56;
-    if(_S55)
+    int _S58;
+    if(_S57)
     {
-        _S56 = int(1);
+        _S58 = int(1);
     }
     else
     {
-        _S56 = int(0);
+        _S58 = int(0);
     }
-    float _S57 = float(_S56);
-    float4 _S58 = float4(int4(int(0)) );
-    uint begin_2 = _S43;
-    float total_0 = _S57;
-    float4 sum_1 = _S58;
+    float _S59 = float(_S58);
+    float4 _S60 = float4(int4(int(0)) );
+    uint begin_2 = _S45;
+    float total_0 = _S59;
+    float4 sum_1 = _S60;
     for(;;)
     {
-        if(begin_2 < _S42)
+        if(begin_2 < _S44)
         {
         }
         else
         {
             break;
         }
-        uint _S59 = min(_S42 - begin_2, 128U);
-        bool _S60 = thread_2 < _S59;
+        uint _S61 = min(_S44 - begin_2, 128U);
+        bool _S62 = thread_2 < _S61;
         float score_0;
         float4 sum_2;
-        if(_S60)
+        if(_S62)
         {
-            uint _S61 = begin_2 + thread_2;
-            thread SequenceTable_0 _S62 = _S39;
-            uint _S63 = SequenceTable_slot_0(&_S62, sequences_2, _S61);
-            (*kernelContext_2->slots_0)[thread_2] = _S63;
-            Run_0 _S64 = Float32_run_0(p_1->k_pages_offset_0, _S63, _S50, _S51);
+            uint _S63 = begin_2 + thread_2;
+            thread SequenceTable_0 _S64 = _S41;
+            uint _S65 = SequenceTable_slot_0(&_S64, sequences_2, _S63);
+            (*kernelContext_2->slots_0)[thread_2] = _S65;
+            Run_0 _S66 = Float32_run_0(p_1->k_pages_offset_0, _S65, _S52, _S53);
             i_0 = 0U;
-            sum_0 = _S58;
+            sum_0 = _S60;
             for(;;)
             {
-                uint _S65 = i_0 + 8U;
-                if(_S65 <= _S45)
+                uint _S67 = i_0 + 8U;
+                if(_S67 <= _S47)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S66 = _S64.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Float32_scale_0(k_pages_0, _S64.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S66)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S66 + 7U))) ));
-                i_0 = _S65;
+                uint _S68 = _S66.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Float32_scale_0(k_pages_0, _S66.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S68)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S68 + 7U))) ));
+                i_0 = _S67;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S45)
+                if(i_1 < _S47)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(_S64.vector_0 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(_S66.vector_0 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -375,61 +387,61 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S67 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S68 = max(peak_0, _S67);
-        float _S69;
-        if(_S60)
+        float _S69 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S70 = max(peak_0, _S69);
+        float _S71;
+        if(_S62)
         {
-            _S69 = exp(score_0 - _S68);
+            _S71 = exp(score_0 - _S70);
         }
         else
         {
-            _S69 = 0.0;
+            _S71 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S69;
-        float _S70 = exp(peak_0 - _S68);
-        float _S71 = total_0 * _S70;
-        float _S72 = group_sum_0(_S69, thread_2, kernelContext_2);
-        float _S73 = _S71 + _S72;
-        float4 sum_3 = sum_1 * float4(_S70) ;
-        if(_S49 < _S48)
+        (*kernelContext_2->weights_0)[thread_2] = _S71;
+        float _S72 = exp(peak_0 - _S70);
+        float _S73 = total_0 * _S72;
+        float _S74 = group_sum_0(_S71, thread_2, kernelContext_2);
+        float _S75 = _S73 + _S74;
+        float4 sum_3 = sum_1 * float4(_S72) ;
+        if(_S51 < _S50)
         {
-            i_0 = _S49;
+            i_0 = _S51;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S74 = i_0 + 7U * _S48;
-                if(_S74 < _S59)
+                uint _S76 = i_0 + 7U * _S50;
+                if(_S76 < _S61)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S75 = p_1->v_pages_offset_0;
-                uint _S76 = i_0 + _S48;
-                uint _S77 = i_0 + 2U * _S48;
-                uint _S78 = i_0 + 3U * _S48;
-                uint _S79 = i_0 + 4U * _S48;
-                uint _S80 = i_0 + 5U * _S48;
-                uint _S81 = i_0 + 6U * _S48;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S76], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S77], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S78], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S79], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S80], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S81], _S50, _S53) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S75, (*kernelContext_2->slots_0)[_S74], _S50, _S53);
-                i_0 = i_0 + 8U * _S48;
+                uint _S77 = p_1->v_pages_offset_0;
+                uint _S78 = i_0 + _S50;
+                uint _S79 = i_0 + 2U * _S50;
+                uint _S80 = i_0 + 3U * _S50;
+                uint _S81 = i_0 + 4U * _S50;
+                uint _S82 = i_0 + 5U * _S50;
+                uint _S83 = i_0 + 6U * _S50;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S78], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S79], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S80], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S81], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S82])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S82], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S83])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S83], _S52, _S55) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S77, (*kernelContext_2->slots_0)[_S76], _S52, _S55);
+                i_0 = i_0 + 8U * _S50;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S59)
+                if(i_1 < _S61)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S50, _S53);
-                i_1 = i_1 + _S48;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S52, _S55);
+                i_1 = i_1 + _S50;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -440,37 +452,37 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S68;
-        total_0 = _S73;
+        peak_0 = _S70;
+        total_0 = _S75;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S46)
+    if(_S48)
     {
         i_0 = 0U;
-        sum_0 = _S58;
+        sum_0 = _S60;
         for(;;)
         {
-            if(i_0 < _S48)
+            if(i_0 < _S50)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S45 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S47 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S43 >= _S42)
+        if(_S45 >= _S44)
         {
-            sum_1 = _S58;
+            sum_1 = _S60;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S82 = p_1->out_offset_0 + _S29 * p_1->out_stride_0 + _S32 * _S44 + 4U * thread_2;
+        uint _S84 = p_1->out_offset_0 + _S31 * p_1->out_stride_0 + _S34 * _S46 + 4U * thread_2;
         i_1 = 0U;
         for(;;)
         {
@@ -481,7 +493,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             {
                 break;
             }
-            *(result_3+(_S82 + i_1)) = sum_1[i_1];
+            *(result_3+(_S84 + i_1)) = sum_1[i_1];
             i_1 = i_1 + 1U;
         }
     }

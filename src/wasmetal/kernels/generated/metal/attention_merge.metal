@@ -22,6 +22,12 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0
     return _S1;
 }
 
+float wave_max_0(float value_0)
+{
+    float _S2 = simd_max(value_0);
+    return _S2;
+}
+
 struct AttentionMergeParams_0
 {
     uint scratch_offset_0;
@@ -48,61 +54,67 @@ struct KernelContext_0
     uint device* entryPointParams_batch_0;
     float device* entryPointParams_sinks_0;
     float device* entryPointParams_result_0;
-    uint _S2;
+    uint _S3;
     array<float, int(32)> threadgroup* floats_0;
     array<float, int(128)> threadgroup* factors_0;
     array<float4, int(128)> threadgroup* sums_0;
 };
 
-float group_max_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S3 = kernelContext_0->_S2;
-    float _S4 = simd_max(value_0);
-    bool _S5 = simd_is_first();
-    if(_S5)
+    uint _S4 = kernelContext_0->_S3;
+    float _S5 = wave_max_0(value_1);
+    uint _S6 = thread_0 % kernelContext_0->_S3;
+    if(_S6 == 0U)
     {
-        uint _S6 = thread_0 / _S3;
-        (*kernelContext_0->floats_0)[_S6] = _S4;
+        uint _S7 = thread_0 / _S4;
+        (*kernelContext_0->floats_0)[_S7] = _S5;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S7 = 128U / _S3;
-        if(wave_0 < _S7)
+        uint _S8 = 128U / _S4;
+        if(wave_0 < _S8)
         {
         }
         else
         {
             break;
         }
-        float _S8 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S9 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S8;
+        result_0 = _S9;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float wave_sum_0(float value_2)
 {
-    uint _S9 = kernelContext_1->_S2;
-    float _S10 = simd_sum(value_1);
-    bool _S11 = simd_is_first();
-    if(_S11)
+    float _S10 = simd_sum(value_2);
+    return _S10;
+}
+
+float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S11 = kernelContext_1->_S3;
+    float _S12 = wave_sum_0(value_3);
+    uint _S13 = thread_1 % kernelContext_1->_S3;
+    if(_S13 == 0U)
     {
-        uint _S12 = thread_1 / _S9;
-        (*kernelContext_1->floats_0)[_S12] = _S10;
+        uint _S14 = thread_1 / _S11;
+        (*kernelContext_1->floats_0)[_S14] = _S12;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S13 = 128U / _S9;
-        if(wave_2 < _S13)
+        uint _S15 = 128U / _S11;
+        if(wave_2 < _S15)
         {
         }
         else
@@ -132,76 +144,76 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
     threadgroup array<float4, int(128)> sums_1;
     (&kernelContext_2)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S2 = _builtinWaveLaneCount_0;
-    uint _S14 = group_number_0(group_1);
-    uint _S15 = _S14 / entryPointParams_1->p_0.heads_0;
-    uint _S16 = _S14 % entryPointParams_1->p_0.heads_0;
-    if(_S15 >= (valid_rows_0((&kernelContext_2)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    (&kernelContext_2)->_S3 = _builtinWaveLaneCount_0;
+    uint _S16 = group_number_0(group_1);
+    uint _S17 = _S16 / entryPointParams_1->p_0.heads_0;
+    uint _S18 = _S16 % entryPointParams_1->p_0.heads_0;
+    if(_S17 >= (valid_rows_0((&kernelContext_2)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S17 = entryPointParams_1->p_0.head_dim_0 / 4U;
-    uint _S18 = _S17 + 1U;
-    uint _S19 = entryPointParams_1->p_0.scratch_offset_0 + _S14 * entryPointParams_1->p_0.parts_0 * _S18;
+    uint _S19 = entryPointParams_1->p_0.head_dim_0 / 4U;
+    uint _S20 = _S19 + 1U;
+    uint _S21 = entryPointParams_1->p_0.scratch_offset_0 + _S16 * entryPointParams_1->p_0.parts_0 * _S20;
     float4 sum_0;
     if(sv_groupindex_0 < (entryPointParams_1->p_0.parts_0))
     {
-        sum_0 = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S19 + sv_groupindex_0 * _S18 + _S17))) ;
+        sum_0 = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S21 + sv_groupindex_0 * _S20 + _S19))) ;
     }
     else
     {
         sum_0 = float4(int4(int(0)) );
     }
-    bool _S20 = (sum_0.z) != 0.0;
-    bool _S21 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
-    float _S22;
-    if(_S21)
+    bool _S22 = (sum_0.z) != 0.0;
+    bool _S23 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
+    float _S24;
+    if(_S23)
     {
-        _S22 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S16], -3.4028234663852886e+38);
+        _S24 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S18], -3.4028234663852886e+38);
     }
     else
     {
-        _S22 = -3.4028234663852886e+38;
+        _S24 = -3.4028234663852886e+38;
     }
-    float _S23;
-    if(_S20)
+    float _S25;
+    if(_S22)
     {
-        _S23 = sum_0.x;
+        _S25 = sum_0.x;
     }
     else
     {
-        _S23 = -3.4028234663852886e+38;
+        _S25 = -3.4028234663852886e+38;
     }
-    float _S24 = group_max_0(_S23, sv_groupindex_0, &kernelContext_2);
-    float _S25 = max(_S22, _S24);
-    if(_S20)
+    float _S26 = group_max_0(_S25, sv_groupindex_0, &kernelContext_2);
+    float _S27 = max(_S24, _S26);
+    if(_S22)
     {
-        _S23 = exp(sum_0.x - _S25);
+        _S25 = exp(sum_0.x - _S27);
     }
     else
     {
-        _S23 = 0.0;
+        _S25 = 0.0;
     }
-    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S23;
-    float _S26 = group_sum_0(_S23 * sum_0.y, sv_groupindex_0, &kernelContext_2);
-    if(_S21)
+    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S25;
+    float _S28 = group_sum_0(_S25 * sum_0.y, sv_groupindex_0, &kernelContext_2);
+    if(_S23)
     {
-        _S22 = exp(_S22 - _S25);
+        _S24 = exp(_S24 - _S27);
     }
     else
     {
-        _S22 = 0.0;
+        _S24 = 0.0;
     }
-    float _S27 = _S26 + _S22;
-    uint _S28 = 128U / _S17;
-    uint _S29 = sv_groupindex_0 / _S17;
-    float4 _S30 = float4(int4(int(0)) );
+    float _S29 = _S28 + _S24;
+    uint _S30 = 128U / _S19;
+    uint _S31 = sv_groupindex_0 / _S19;
+    float4 _S32 = float4(int4(int(0)) );
     float4 whole_0;
     uint i_0;
-    if(_S29 < _S28)
+    if(_S31 < _S30)
     {
-        i_0 = _S29;
-        sum_0 = _S30;
+        i_0 = _S31;
+        sum_0 = _S32;
         for(;;)
         {
             if(i_0 < (entryPointParams_1->p_0.parts_0))
@@ -213,202 +225,202 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
             }
             if(i_0 < (entryPointParams_1->p_0.parts_0))
             {
-                _S22 = (*(&kernelContext_2)->factors_0)[i_0];
+                _S24 = (*(&kernelContext_2)->factors_0)[i_0];
             }
             else
             {
-                _S22 = 0.0;
+                _S24 = 0.0;
             }
-            if(_S22 != 0.0)
+            if(_S24 != 0.0)
             {
-                uint _S31 = _S19 + i_0 * _S18;
-                uint _S32 = sv_groupindex_0 % _S17;
-                whole_0 = sum_0 + float4(_S22)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S31 + _S32))) ;
+                uint _S33 = _S21 + i_0 * _S20;
+                uint _S34 = sv_groupindex_0 % _S19;
+                whole_0 = sum_0 + float4(_S24)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S33 + _S34))) ;
             }
             else
             {
                 whole_0 = sum_0;
             }
-            uint _S33 = i_0 + _S28;
-            if(_S33 < (entryPointParams_1->p_0.parts_0))
+            uint _S35 = i_0 + _S30;
+            if(_S35 < (entryPointParams_1->p_0.parts_0))
             {
-                _S23 = (*(&kernelContext_2)->factors_0)[_S33];
+                _S25 = (*(&kernelContext_2)->factors_0)[_S35];
             }
             else
             {
-                _S23 = 0.0;
+                _S25 = 0.0;
             }
             float4 sum_1;
-            if(_S23 != 0.0)
+            if(_S25 != 0.0)
             {
-                uint _S34 = _S19 + _S33 * _S18;
-                uint _S35 = sv_groupindex_0 % _S17;
-                sum_1 = whole_0 + float4(_S23)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S34 + _S35))) ;
+                uint _S36 = _S21 + _S35 * _S20;
+                uint _S37 = sv_groupindex_0 % _S19;
+                sum_1 = whole_0 + float4(_S25)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S36 + _S37))) ;
             }
             else
             {
                 sum_1 = whole_0;
             }
-            uint _S36 = i_0 + 2U * _S28;
-            float _S37;
-            if(_S36 < (entryPointParams_1->p_0.parts_0))
+            uint _S38 = i_0 + 2U * _S30;
+            float _S39;
+            if(_S38 < (entryPointParams_1->p_0.parts_0))
             {
-                _S37 = (*(&kernelContext_2)->factors_0)[_S36];
+                _S39 = (*(&kernelContext_2)->factors_0)[_S38];
             }
             else
             {
-                _S37 = 0.0;
+                _S39 = 0.0;
             }
             float4 sum_2;
-            if(_S37 != 0.0)
+            if(_S39 != 0.0)
             {
-                uint _S38 = _S19 + _S36 * _S18;
-                uint _S39 = sv_groupindex_0 % _S17;
-                sum_2 = sum_1 + float4(_S37)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S38 + _S39))) ;
+                uint _S40 = _S21 + _S38 * _S20;
+                uint _S41 = sv_groupindex_0 % _S19;
+                sum_2 = sum_1 + float4(_S39)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S40 + _S41))) ;
             }
             else
             {
                 sum_2 = sum_1;
             }
-            uint _S40 = i_0 + 3U * _S28;
-            float _S41;
-            if(_S40 < (entryPointParams_1->p_0.parts_0))
+            uint _S42 = i_0 + 3U * _S30;
+            float _S43;
+            if(_S42 < (entryPointParams_1->p_0.parts_0))
             {
-                _S41 = (*(&kernelContext_2)->factors_0)[_S40];
+                _S43 = (*(&kernelContext_2)->factors_0)[_S42];
             }
             else
             {
-                _S41 = 0.0;
+                _S43 = 0.0;
             }
             float4 sum_3;
-            if(_S41 != 0.0)
+            if(_S43 != 0.0)
             {
-                uint _S42 = _S19 + _S40 * _S18;
-                uint _S43 = sv_groupindex_0 % _S17;
-                sum_3 = sum_2 + float4(_S41)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S42 + _S43))) ;
+                uint _S44 = _S21 + _S42 * _S20;
+                uint _S45 = sv_groupindex_0 % _S19;
+                sum_3 = sum_2 + float4(_S43)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S44 + _S45))) ;
             }
             else
             {
                 sum_3 = sum_2;
             }
-            uint _S44 = i_0 + 4U * _S28;
-            float _S45;
-            if(_S44 < (entryPointParams_1->p_0.parts_0))
+            uint _S46 = i_0 + 4U * _S30;
+            float _S47;
+            if(_S46 < (entryPointParams_1->p_0.parts_0))
             {
-                _S45 = (*(&kernelContext_2)->factors_0)[_S44];
+                _S47 = (*(&kernelContext_2)->factors_0)[_S46];
             }
             else
             {
-                _S45 = 0.0;
+                _S47 = 0.0;
             }
             float4 sum_4;
-            if(_S45 != 0.0)
+            if(_S47 != 0.0)
             {
-                uint _S46 = _S19 + _S44 * _S18;
-                uint _S47 = sv_groupindex_0 % _S17;
-                sum_4 = sum_3 + float4(_S45)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S46 + _S47))) ;
+                uint _S48 = _S21 + _S46 * _S20;
+                uint _S49 = sv_groupindex_0 % _S19;
+                sum_4 = sum_3 + float4(_S47)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S48 + _S49))) ;
             }
             else
             {
                 sum_4 = sum_3;
             }
-            uint _S48 = i_0 + 5U * _S28;
-            float _S49;
-            if(_S48 < (entryPointParams_1->p_0.parts_0))
+            uint _S50 = i_0 + 5U * _S30;
+            float _S51;
+            if(_S50 < (entryPointParams_1->p_0.parts_0))
             {
-                _S49 = (*(&kernelContext_2)->factors_0)[_S48];
+                _S51 = (*(&kernelContext_2)->factors_0)[_S50];
             }
             else
             {
-                _S49 = 0.0;
+                _S51 = 0.0;
             }
             float4 sum_5;
-            if(_S49 != 0.0)
+            if(_S51 != 0.0)
             {
-                uint _S50 = _S19 + _S48 * _S18;
-                uint _S51 = sv_groupindex_0 % _S17;
-                sum_5 = sum_4 + float4(_S49)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S50 + _S51))) ;
+                uint _S52 = _S21 + _S50 * _S20;
+                uint _S53 = sv_groupindex_0 % _S19;
+                sum_5 = sum_4 + float4(_S51)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S52 + _S53))) ;
             }
             else
             {
                 sum_5 = sum_4;
             }
-            uint _S52 = i_0 + 6U * _S28;
-            float _S53;
-            if(_S52 < (entryPointParams_1->p_0.parts_0))
+            uint _S54 = i_0 + 6U * _S30;
+            float _S55;
+            if(_S54 < (entryPointParams_1->p_0.parts_0))
             {
-                _S53 = (*(&kernelContext_2)->factors_0)[_S52];
+                _S55 = (*(&kernelContext_2)->factors_0)[_S54];
             }
             else
             {
-                _S53 = 0.0;
+                _S55 = 0.0;
             }
             float4 sum_6;
-            if(_S53 != 0.0)
+            if(_S55 != 0.0)
             {
-                uint _S54 = _S19 + _S52 * _S18;
-                uint _S55 = sv_groupindex_0 % _S17;
-                sum_6 = sum_5 + float4(_S53)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S54 + _S55))) ;
+                uint _S56 = _S21 + _S54 * _S20;
+                uint _S57 = sv_groupindex_0 % _S19;
+                sum_6 = sum_5 + float4(_S55)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S56 + _S57))) ;
             }
             else
             {
                 sum_6 = sum_5;
             }
-            uint _S56 = i_0 + 7U * _S28;
-            float _S57;
-            if(_S56 < (entryPointParams_1->p_0.parts_0))
+            uint _S58 = i_0 + 7U * _S30;
+            float _S59;
+            if(_S58 < (entryPointParams_1->p_0.parts_0))
             {
-                _S57 = (*(&kernelContext_2)->factors_0)[_S56];
+                _S59 = (*(&kernelContext_2)->factors_0)[_S58];
             }
             else
             {
-                _S57 = 0.0;
+                _S59 = 0.0;
             }
-            if(_S57 != 0.0)
+            if(_S59 != 0.0)
             {
-                uint _S58 = _S19 + _S56 * _S18;
-                uint _S59 = sv_groupindex_0 % _S17;
-                sum_0 = sum_6 + float4(_S57)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S58 + _S59))) ;
+                uint _S60 = _S21 + _S58 * _S20;
+                uint _S61 = sv_groupindex_0 % _S19;
+                sum_0 = sum_6 + float4(_S59)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S60 + _S61))) ;
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + 8U * _S28;
+            i_0 = i_0 + 8U * _S30;
         }
     }
     else
     {
-        sum_0 = _S30;
+        sum_0 = _S32;
     }
     (*(&kernelContext_2)->sums_0)[sv_groupindex_0] = sum_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(sv_groupindex_0 < _S17)
+    if(sv_groupindex_0 < _S19)
     {
         i_0 = 0U;
-        whole_0 = _S30;
+        whole_0 = _S32;
         for(;;)
         {
-            if(i_0 < _S28)
+            if(i_0 < _S30)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_1 = whole_0 + (*(&kernelContext_2)->sums_0)[i_0 * _S17 + sv_groupindex_0];
+            float4 whole_1 = whole_0 + (*(&kernelContext_2)->sums_0)[i_0 * _S19 + sv_groupindex_0];
             i_0 = i_0 + 1U;
             whole_0 = whole_1;
         }
-        if(_S26 != 0.0)
+        if(_S28 != 0.0)
         {
-            sum_0 = whole_0 / float4(_S27) ;
+            sum_0 = whole_0 / float4(_S29) ;
         }
         else
         {
-            sum_0 = _S30;
+            sum_0 = _S32;
         }
-        uint _S60 = entryPointParams_1->p_0.out_offset_0 + _S15 * entryPointParams_1->p_0.out_stride_0 + _S16 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
+        uint _S62 = entryPointParams_1->p_0.out_offset_0 + _S17 * entryPointParams_1->p_0.out_stride_0 + _S18 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
         uint j_0 = 0U;
         for(;;)
         {
@@ -419,7 +431,7 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
             {
                 break;
             }
-            *((&kernelContext_2)->entryPointParams_result_0+(_S60 + j_0)) = sum_0[j_0];
+            *((&kernelContext_2)->entryPointParams_result_0+(_S62 + j_0)) = sum_0[j_0];
             j_0 = j_0 + 1U;
         }
     }

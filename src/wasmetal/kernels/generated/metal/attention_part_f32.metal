@@ -6,6 +6,8 @@ using namespace metal;
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -46,6 +48,7 @@ struct AttentionPartParams_0
     float scale_0;
     uint window_0;
     uint parts_0;
+    uint groups_0;
 };
 
 struct EntryPointParams_0
@@ -757,54 +760,63 @@ void attend_0(uint thread_4, packed_float4 device* k_pages_0, packed_float4 devi
     return;
 }
 
+uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_1)
+{
+    uint _S167;
+    if(offset_1 == 4294967295U)
+    {
+        _S167 = rows_1;
+    }
+    else
+    {
+        _S167 = min(max(batch_0[offset_1], first_0) - first_0, rows_1);
+    }
+    return _S167;
+}
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S167 = heads_2 / kv_heads_1;
-    uint _S168 = (_S167 + 4U - 1U) / 4U;
-    uint _S169 = rows_1 * kv_heads_1 * _S168;
-    uint _S170 = number_1 % _S169;
-    uint _S171 = _S170 % _S168;
+    uint _S168 = rows_2 * kv_heads_1;
+    uint _S169 = heads_2 / kv_heads_1;
+    return _S168 * ((_S169 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S170 = heads_3 / kv_heads_2;
+    uint _S171 = (_S170 + 4U - 1U) / 4U;
+    uint _S172 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S173 = number_1 % _S172;
+    uint _S174 = _S173 % _S171;
     thread Part_0 part_3;
-    uint _S172 = number_1 / _S169;
-    (&part_3)->number_0 = _S172;
-    uint _S173 = _S170 / (kv_heads_1 * _S168);
-    (&part_3)->row_0 = _S173;
-    uint _S174 = _S170 / _S168;
-    uint _S175 = _S174 % kv_heads_1;
-    (&part_3)->kv_head_0 = _S175;
-    uint _S176 = _S171 * 4U;
-    uint _S177 = _S175 * _S167 + _S176;
-    (&part_3)->head_0 = _S177;
-    (&part_3)->heads_0 = min(_S167 - _S176, 4U);
+    (&part_3)->unit_0 = _S173;
+    uint _S175 = number_1 / _S172;
+    (&part_3)->number_0 = _S175;
+    uint _S176 = _S173 / (kv_heads_2 * _S171);
+    (&part_3)->row_0 = _S176;
+    uint _S177 = _S173 / _S171;
+    uint _S178 = _S177 % kv_heads_2;
+    (&part_3)->kv_head_0 = _S178;
+    uint _S179 = _S174 * 4U;
+    uint _S180 = _S178 * _S170 + _S179;
+    (&part_3)->head_0 = _S180;
+    (&part_3)->heads_0 = min(_S170 - _S179, 4U);
     (&part_3)->head_dim_0 = head_dim_3;
-    (&part_3)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S178 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S178;
-    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S177) * _S178 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S181 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S181;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_3 + _S180) * _S181 + (&part_3)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
     (&part_3)->k_pages_offset_0 = 0U;
     return part_3;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_2)
-{
-    uint _S179;
-    if(offset_1 == 4294967295U)
-    {
-        _S179 = rows_2;
-    }
-    else
-    {
-        _S179 = min(max(batch_0[offset_1], first_0) - first_0, rows_2);
-    }
-    return _S179;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
@@ -814,18 +826,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S180;
-    (&_S180)->begin_2 = begin_3;
-    (&_S180)->page_size_1 = page_size_2;
-    (&_S180)->pages_1 = pages_2;
-    (&_S180)->length_0 = length_1;
-    return _S180;
+    thread SequenceTable_0 _S182;
+    (&_S182)->begin_2 = begin_3;
+    (&_S182)->page_size_1 = page_size_2;
+    (&_S182)->pages_1 = pages_2;
+    (&_S182)->length_0 = length_1;
+    return _S182;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S181 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S181 + 1U, page_size_3, pages_3, min(sequences_2[_S181], min(entries_0, pages_3) * page_size_3));
+    uint _S183 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S183 + 1U, page_size_3, pages_3, min(sequences_2[_S183], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -835,59 +847,76 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_2, uint position_1)
 {
-    uint _S182 = this_2->length_0;
-    uint _S183;
+    uint _S184 = this_2->length_0;
+    uint _S185;
     if(position_1 < (this_2->length_0))
     {
-        _S183 = position_1 + 1U;
+        _S185 = position_1 + 1U;
     }
     else
     {
-        _S183 = _S182;
-    }
-    return _S183;
-}
-
-uint first_seen_0(uint position_2, uint window_1)
-{
-    bool _S184;
-    if(window_1 != 0U)
-    {
-        _S184 = position_2 >= window_1;
-    }
-    else
-    {
-        _S184 = false;
-    }
-    uint _S185;
-    if(_S184)
-    {
-        _S185 = position_2 - window_1 + 1U;
-    }
-    else
-    {
-        _S185 = 0U;
+        _S185 = _S184;
     }
     return _S185;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
+uint first_seen_0(uint position_2, uint window_1)
 {
-    uint _S186;
-    if(first_1 < length_2)
+    bool _S186;
+    if(window_1 != 0U)
     {
-        _S186 = length_2 - first_1;
+        _S186 = position_2 >= window_1;
     }
     else
     {
-        _S186 = 0U;
+        _S186 = false;
     }
-    uint _S187 = parts_2 * 64U;
-    uint _S188 = (_S186 + _S187 - 1U) / _S187;
-    uint _S189 = _S188 * 64U;
-    uint _S190 = min(first_1 + part_4->number_0 * _S189, length_2);
-    part_4->begin_0 = _S190;
-    part_4->end_0 = min(_S190 + _S189, length_2);
+    uint _S187;
+    if(_S186)
+    {
+        _S187 = position_2 - window_1 + 1U;
+    }
+    else
+    {
+        _S187 = 0U;
+    }
+    return _S187;
+}
+
+void Part_take_0(Part_0 thread* this_3, uint other_0)
+{
+    this_3->out_0 = this_3->out_0 + (other_0 - this_3->number_0) * (this_3->head_dim_0 / 4U + 1U);
+    this_3->number_0 = other_0;
+    return;
+}
+
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
+{
+    uint _S188;
+    if(first_1 < length_2)
+    {
+        _S188 = length_2 - first_1;
+    }
+    else
+    {
+        _S188 = 0U;
+    }
+    uint _S189 = parts_2 * tiles_0 * 64U;
+    uint _S190 = (_S188 + _S189 - 1U) / _S189;
+    uint _S191 = _S190 * tiles_0 * 64U;
+    uint _S192 = min(first_1 + part_4->number_0 * _S191, length_2);
+    part_4->begin_0 = _S192;
+    part_4->end_0 = min(_S192 + _S191, length_2);
+    if(_S188 == 0U)
+    {
+        _S188 = 1U;
+    }
+    else
+    {
+        uint _S193 = (_S188 + _S191 - 1U) / _S191;
+        _S188 = _S193;
+    }
+    part_4->used_0 = _S188;
     return;
 }
 
@@ -922,41 +951,55 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
     (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S191 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S191;
-    bool _S192;
-    if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
-    {
-        _S192 = true;
-    }
-    else
-    {
-        _S192 = ((&part_6)->row_0) >= (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
-    }
-    if(_S192)
+    uint _S194 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S194 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S193 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S194 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0);
-    thread SequenceTable_0 _S195 = _S193;
-    uint _S196 = SequenceTable_end_of_0(&_S195, _S194);
-    share_out_0(&part_6, first_seen_0(_S194, entryPointParams_1->p_0.window_0), _S196, entryPointParams_1->p_0.parts_0);
-    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
+    Part_0 _S195 = part_of_0(group_number_0(group_1), _S194, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S195;
+    uint _S196 = units_of_0(_S194, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S197 = entryPointParams_1->p_0.groups_0 / _S196;
+    if(((&part_6)->number_0) >= _S197)
     {
-        thread Part_0 _S197 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S197, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
+    SequenceTable_0 _S198 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S199 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_6)->row_0);
+    thread SequenceTable_0 _S200 = _S198;
+    uint _S201 = SequenceTable_end_of_0(&_S200, _S199);
+    uint _S202 = first_seen_0(_S199, entryPointParams_1->p_0.window_0);
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_6)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread SequenceTable_0 _S198 = _S193;
-    thread Part_0 _S199 = part_6;
-    thread Plain_0 _S200 = queries_1;
-    thread Plain_0 _S201 = queries_1;
-    thread Plain_0 _S202 = queries_1;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S198, &_S199, entryPointParams_1->p_0.scale_0, &_S200, (&kernelContext_6)->entryPointParams_q_0, false, &_S201, (&kernelContext_6)->entryPointParams_q_0, &_S202, (&kernelContext_6)->entryPointParams_q_0, &kernelContext_6);
+    uint number_3 = (&part_6)->number_0;
+    for(;;)
+    {
+        if(number_3 < (entryPointParams_1->p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_6, number_3);
+        share_out_0(&part_6, _S202, _S201, entryPointParams_1->p_0.parts_0, 2U);
+        if(((&part_6)->begin_0) >= ((&part_6)->end_0))
+        {
+            thread Part_0 _S203 = part_6;
+            leave_empty_0(sv_groupindex_0, &_S203, (&kernelContext_6)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S197;
+            continue;
+        }
+        thread SequenceTable_0 _S204 = _S198;
+        thread Part_0 _S205 = part_6;
+        thread Plain_0 _S206 = queries_1;
+        thread Plain_0 _S207 = queries_1;
+        thread Plain_0 _S208 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S204, &_S205, entryPointParams_1->p_0.scale_0, &_S206, (&kernelContext_6)->entryPointParams_q_0, false, &_S207, (&kernelContext_6)->entryPointParams_q_0, &_S208, (&kernelContext_6)->entryPointParams_q_0, &kernelContext_6);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        number_3 = number_3 + _S197;
+    }
     return;
 }

@@ -204,55 +204,67 @@ uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* seq
     return _S15 + _S16;
 }
 
-float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float wave_max_0(float value_1)
 {
-    uint _S17 = kernelContext_0->_S4;
-    float _S18 = simd_max(value_1);
-    bool _S19 = simd_is_first();
-    if(_S19)
+    float _S17 = simd_max(value_1);
+    return _S17;
+}
+
+float group_max_0(float value_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint _S18 = kernelContext_0->_S4;
+    float _S19 = wave_max_0(value_2);
+    uint _S20 = thread_0 % kernelContext_0->_S4;
+    if(_S20 == 0U)
     {
-        uint _S20 = thread_0 / _S17;
-        (*kernelContext_0->floats_0)[_S20] = _S18;
+        uint _S21 = thread_0 / _S18;
+        (*kernelContext_0->floats_0)[_S21] = _S19;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S21 = 128U / _S17;
-        if(wave_0 < _S21)
+        uint _S22 = 128U / _S18;
+        if(wave_0 < _S22)
         {
         }
         else
         {
             break;
         }
-        float _S22 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S23 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S22;
+        result_0 = _S23;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float wave_sum_0(float value_3)
 {
-    uint _S23 = kernelContext_1->_S4;
-    float _S24 = simd_sum(value_2);
-    bool _S25 = simd_is_first();
-    if(_S25)
+    float _S24 = simd_sum(value_3);
+    return _S24;
+}
+
+float group_sum_0(float value_4, uint thread_1, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S25 = kernelContext_1->_S4;
+    float _S26 = wave_sum_0(value_4);
+    uint _S27 = thread_1 % kernelContext_1->_S4;
+    if(_S27 == 0U)
     {
-        uint _S26 = thread_1 / _S23;
-        (*kernelContext_1->floats_0)[_S26] = _S24;
+        uint _S28 = thread_1 / _S25;
+        (*kernelContext_1->floats_0)[_S28] = _S26;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S27 = 128U / _S23;
-        if(wave_2 < _S27)
+        uint _S29 = 128U / _S25;
+        if(wave_2 < _S29)
         {
         }
         else
@@ -272,116 +284,116 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
     uint i_0;
     uint i_1;
     float4 sum_0;
-    uint _S28 = group_number_0(group_1);
-    uint _S29 = p_1->head_count_0;
-    uint _S30 = _S28 / p_1->head_count_0;
-    uint _S31 = p_1->first_head_0;
-    uint _S32 = _S28 % _S29;
-    uint _S33 = _S31 + _S32;
-    uint _S34 = p_1->batch_offset_0;
-    uint _S35 = p_1->batch_row_0;
-    if(_S30 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
+    uint _S30 = group_number_0(group_1);
+    uint _S31 = p_1->head_count_0;
+    uint _S32 = _S30 / p_1->head_count_0;
+    uint _S33 = p_1->first_head_0;
+    uint _S34 = _S30 % _S31;
+    uint _S35 = _S33 + _S34;
+    uint _S36 = p_1->batch_offset_0;
+    uint _S37 = p_1->batch_row_0;
+    if(_S32 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S36 = p_1->kv_heads_0;
-    uint _S37 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S38 = _S33 / _S37;
-    uint _S39 = _S35 + _S30;
-    SequenceTable_0 _S40 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S34, _S39), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S41 = row_position_0(batch_3, _S34, _S39);
-    thread SequenceTable_0 _S42 = _S40;
-    uint _S43 = SequenceTable_end_of_0(&_S42, _S41);
-    uint _S44 = first_seen_0(_S41, p_1->window_0);
-    uint _S45 = p_1->head_dim_0;
-    uint _S46 = p_1->head_dim_0 / 4U;
-    bool _S47 = thread_2 < _S46;
-    if(_S47)
+    uint _S38 = p_1->kv_heads_0;
+    uint _S39 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S40 = _S35 / _S39;
+    uint _S41 = _S37 + _S32;
+    SequenceTable_0 _S42 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S36, _S41), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S43 = row_position_0(batch_3, _S36, _S41);
+    thread SequenceTable_0 _S44 = _S42;
+    uint _S45 = SequenceTable_end_of_0(&_S44, _S43);
+    uint _S46 = first_seen_0(_S43, p_1->window_0);
+    uint _S47 = p_1->head_dim_0;
+    uint _S48 = p_1->head_dim_0 / 4U;
+    bool _S49 = thread_2 < _S48;
+    if(_S49)
     {
-        uint _S48 = p_1->q_offset_0 + _S30 * p_1->q_stride_0 + _S33 * _S45 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S48], q_0[_S48 + 1U], q_0[_S48 + 2U], q_0[_S48 + 3U]);
+        uint _S50 = p_1->q_offset_0 + _S32 * p_1->q_stride_0 + _S35 * _S47 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S50], q_0[_S50 + 1U], q_0[_S50 + 2U], q_0[_S50 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S49 = 128U / _S46;
-    uint _S50 = thread_2 / _S46;
-    uint _S51 = _S36 * _S45;
-    uint _S52 = _S38 * _S45;
-    uint _S53 = thread_2 % _S46;
-    uint _S54 = _S52 + 4U * _S53;
-    uint _S55 = p_1->sinks_offset_0;
-    bool _S56 = (p_1->sinks_offset_0) != 4294967295U;
+    uint _S51 = 128U / _S48;
+    uint _S52 = thread_2 / _S48;
+    uint _S53 = _S38 * _S47;
+    uint _S54 = _S40 * _S47;
+    uint _S55 = thread_2 % _S48;
+    uint _S56 = _S54 + 4U * _S55;
+    uint _S57 = p_1->sinks_offset_0;
+    bool _S58 = (p_1->sinks_offset_0) != 4294967295U;
     float peak_0;
-    if(_S56)
+    if(_S58)
     {
-        peak_0 = max(sinks_0[_S55 + _S33], -3.4028234663852886e+38);
+        peak_0 = max(sinks_0[_S57 + _S35], -3.4028234663852886e+38);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38;
     }
-    int _S57;
-    if(_S56)
+    int _S59;
+    if(_S58)
     {
-        _S57 = int(1);
+        _S59 = int(1);
     }
     else
     {
-        _S57 = int(0);
+        _S59 = int(0);
     }
-    float _S58 = float(_S57);
-    float4 _S59 = float4(int4(int(0)) );
-    uint begin_2 = _S44;
-    float total_0 = _S58;
-    float4 sum_1 = _S59;
+    float _S60 = float(_S59);
+    float4 _S61 = float4(int4(int(0)) );
+    uint begin_2 = _S46;
+    float total_0 = _S60;
+    float4 sum_1 = _S61;
     for(;;)
     {
-        if(begin_2 < _S43)
+        if(begin_2 < _S45)
         {
         }
         else
         {
             break;
         }
-        uint _S60 = min(_S43 - begin_2, 128U);
-        bool _S61 = thread_2 < _S60;
+        uint _S62 = min(_S45 - begin_2, 128U);
+        bool _S63 = thread_2 < _S62;
         float score_0;
         float4 sum_2;
-        if(_S61)
+        if(_S63)
         {
-            uint _S62 = begin_2 + thread_2;
-            thread SequenceTable_0 _S63 = _S40;
-            uint _S64 = SequenceTable_slot_0(&_S63, sequences_2, _S62);
-            (*kernelContext_2->slots_0)[thread_2] = _S64;
-            Run_0 _S65 = Blocks8_run_0(p_1->k_pages_offset_0, _S64, _S51, _S52);
+            uint _S64 = begin_2 + thread_2;
+            thread SequenceTable_0 _S65 = _S42;
+            uint _S66 = SequenceTable_slot_0(&_S65, sequences_2, _S64);
+            (*kernelContext_2->slots_0)[thread_2] = _S66;
+            Run_0 _S67 = Blocks8_run_0(p_1->k_pages_offset_0, _S66, _S53, _S54);
             i_0 = 0U;
-            sum_0 = _S59;
+            sum_0 = _S61;
             for(;;)
             {
-                uint _S66 = i_0 + 8U;
-                if(_S66 <= _S46)
+                uint _S68 = i_0 + 8U;
+                if(_S68 <= _S48)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S67 = _S65.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S65.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S67]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S67 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S67 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S67 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S67 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S67 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S67 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S67 + 7U]));
-                i_0 = _S66;
+                uint _S69 = _S67.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S67.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S69]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S69 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S69 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S69 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S69 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S69 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S69 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S69 + 7U]));
+                i_0 = _S68;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S46)
+                if(i_1 < _S48)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S65.vector_0 + i_1]);
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S67.vector_0 + i_1]);
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -391,61 +403,61 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S68 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S69 = max(peak_0, _S68);
-        float _S70;
-        if(_S61)
+        float _S70 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S71 = max(peak_0, _S70);
+        float _S72;
+        if(_S63)
         {
-            _S70 = exp(score_0 - _S69);
+            _S72 = exp(score_0 - _S71);
         }
         else
         {
-            _S70 = 0.0;
+            _S72 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S70;
-        float _S71 = exp(peak_0 - _S69);
-        float _S72 = total_0 * _S71;
-        float _S73 = group_sum_0(_S70, thread_2, kernelContext_2);
-        float _S74 = _S72 + _S73;
-        float4 sum_3 = sum_1 * float4(_S71) ;
-        if(_S50 < _S49)
+        (*kernelContext_2->weights_0)[thread_2] = _S72;
+        float _S73 = exp(peak_0 - _S71);
+        float _S74 = total_0 * _S73;
+        float _S75 = group_sum_0(_S72, thread_2, kernelContext_2);
+        float _S76 = _S74 + _S75;
+        float4 sum_3 = sum_1 * float4(_S73) ;
+        if(_S52 < _S51)
         {
-            i_0 = _S50;
+            i_0 = _S52;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S75 = i_0 + 7U * _S49;
-                if(_S75 < _S60)
+                uint _S77 = i_0 + 7U * _S51;
+                if(_S77 < _S62)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S76 = p_1->v_pages_offset_0;
-                uint _S77 = i_0 + _S49;
-                uint _S78 = i_0 + 2U * _S49;
-                uint _S79 = i_0 + 3U * _S49;
-                uint _S80 = i_0 + 4U * _S49;
-                uint _S81 = i_0 + 5U * _S49;
-                uint _S82 = i_0 + 6U * _S49;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S77], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S78], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S79], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S80], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S81], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S82])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S82], _S51, _S54) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S76, (*kernelContext_2->slots_0)[_S75], _S51, _S54);
-                i_0 = i_0 + 8U * _S49;
+                uint _S78 = p_1->v_pages_offset_0;
+                uint _S79 = i_0 + _S51;
+                uint _S80 = i_0 + 2U * _S51;
+                uint _S81 = i_0 + 3U * _S51;
+                uint _S82 = i_0 + 4U * _S51;
+                uint _S83 = i_0 + 5U * _S51;
+                uint _S84 = i_0 + 6U * _S51;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S79])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S79], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S80])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S80], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S81])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S81], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S82])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S82], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S83])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S83], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S84])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S84], _S53, _S56) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S78, (*kernelContext_2->slots_0)[_S77], _S53, _S56);
+                i_0 = i_0 + 8U * _S51;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S60)
+                if(i_1 < _S62)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S51, _S54);
-                i_1 = i_1 + _S49;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S53, _S56);
+                i_1 = i_1 + _S51;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -456,37 +468,37 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S69;
-        total_0 = _S74;
+        peak_0 = _S71;
+        total_0 = _S76;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S47)
+    if(_S49)
     {
         i_0 = 0U;
-        sum_0 = _S59;
+        sum_0 = _S61;
         for(;;)
         {
-            if(i_0 < _S49)
+            if(i_0 < _S51)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S46 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S48 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S44 >= _S43)
+        if(_S46 >= _S45)
         {
-            sum_1 = _S59;
+            sum_1 = _S61;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S83 = p_1->out_offset_0 + _S30 * p_1->out_stride_0 + _S33 * _S45 + 4U * thread_2;
+        uint _S85 = p_1->out_offset_0 + _S32 * p_1->out_stride_0 + _S35 * _S47 + 4U * thread_2;
         i_1 = 0U;
         for(;;)
         {
@@ -497,7 +509,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
             {
                 break;
             }
-            *(result_3+(_S83 + i_1)) = sum_1[i_1];
+            *(result_3+(_S85 + i_1)) = sum_1[i_1];
             i_1 = i_1 + 1U;
         }
     }

@@ -18,6 +18,21 @@ struct EmbedParams_0
     uint bound_rows_0;
 };
 
+struct EntryPointParams_0
+{
+    EmbedParams_0 p_0;
+};
+
+struct KernelContext_0
+{
+    EntryPointParams_0 constant* entryPointParams_0;
+    uint device* entryPointParams_table_0;
+    uint device* entryPointParams_ids_0;
+    float device* entryPointParams_result_0;
+    uint device* entryPointParams_batch_0;
+    array<float4, int(128)> threadgroup* fours_0;
+};
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -73,70 +88,76 @@ float4 Q4_0_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row
     return float4(half_at_0(words_2, offset_3, _S4))  * (nibbles_0((word_at_0(words_2, offset_3, _S4 + 1U + column_0 % 16U / 2U)) >> (column_0 % 32U / 16U * 4U)) - float4(8.0) );
 }
 
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S5 = group_number_0(group_1);
-    if(_S5 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S5 = p_1->columns_0;
+    uint _S6 = (p_1->columns_0 + 2048U - 1U) / 2048U;
+    uint _S7 = group_number_0(group_1);
+    uint _S8 = _S7 / _S6;
+    if(_S8 >= (valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S6 = min(ids_0[p_0->ids_offset_0 + _S5], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S6 >= (p_0->bound_rows_0))
+    uint _S9 = min(ids_0[p_1->ids_offset_0 + _S8], p_1->table_rows_0 - 1U) - p_1->first_row_0;
+    if(_S9 >= (p_1->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S10 = _S7 % _S6;
+    uint _S11 = _S10 * 2048U;
+    uint _S12 = min(_S11 + 2048U, _S5);
+    uint _S13 = p_1->out_offset_0 + _S8 * p_1->out_stride_0;
+    uint begin_0 = _S11;
     for(;;)
     {
-        uint _S7 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S12)
         {
         }
         else
         {
             break;
         }
-        float4 _S8 = Q4_0_four_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S14 = begin_0 + 4U * thread_0;
+        if(_S14 < _S12)
         {
-            if(c_0 < (min(4U, _S7 - column_1)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(result_0+(p_0->out_offset_0 + _S5 * p_0->out_stride_0 + column_1 + c_0)) = _S8[c_0];
-            c_0 = c_0 + 1U;
+            (*kernelContext_0->fours_0)[thread_0] = Q4_0_four_0(table_0, p_1->table_offset_0, _S5, _S9, _S14);
         }
-        column_1 = column_1 + 512U;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if((begin_0 + thread_0) < _S12)
+        {
+            *(result_0+(_S13 + begin_0 + thread_0)) = (*kernelContext_0->fours_0)[thread_0 / 4U][thread_0 % 4U];
+        }
+        uint _S15 = thread_0 + 128U;
+        if((begin_0 + _S15) < _S12)
+        {
+            *(result_0+(_S13 + begin_0 + _S15)) = (*kernelContext_0->fours_0)[_S15 / 4U][_S15 % 4U];
+        }
+        uint _S16 = thread_0 + 256U;
+        if((begin_0 + _S16) < _S12)
+        {
+            *(result_0+(_S13 + begin_0 + _S16)) = (*kernelContext_0->fours_0)[_S16 / 4U][_S16 % 4U];
+        }
+        uint _S17 = thread_0 + 384U;
+        if((begin_0 + _S17) < _S12)
+        {
+            *(result_0+(_S13 + begin_0 + _S17)) = (*kernelContext_0->fours_0)[_S17 / 4U][_S17 % 4U];
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
-struct EntryPointParams_0
-{
-    EmbedParams_0 p_1;
-};
-
-struct KernelContext_0
-{
-    EntryPointParams_0 constant* entryPointParams_0;
-    uint device* entryPointParams_table_0;
-    uint device* entryPointParams_ids_0;
-    float device* entryPointParams_result_0;
-    uint device* entryPointParams_batch_0;
-};
-
 [[kernel]] void embed_q4_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_table_1 [[buffer(1)]], uint device* entryPointParams_ids_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_0;
-    (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_0)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_0)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_1);
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
+    (&kernelContext_1)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    threadgroup array<float4, int(128)> fours_1;
+    (&kernelContext_1)->fours_0 = &fours_1;
+    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

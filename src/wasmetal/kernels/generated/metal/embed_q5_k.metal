@@ -61,6 +61,21 @@ struct EmbedParams_0
     uint bound_rows_0;
 };
 
+struct EntryPointParams_0
+{
+    EmbedParams_0 p_0;
+};
+
+struct KernelContext_0
+{
+    EntryPointParams_0 constant* entryPointParams_0;
+    uint device* entryPointParams_table_0;
+    uint device* entryPointParams_ids_0;
+    float device* entryPointParams_result_0;
+    uint device* entryPointParams_batch_0;
+    array<float4, int(128)> threadgroup* fours_0;
+};
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -80,70 +95,76 @@ uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_1
     return _S11;
 }
 
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S12 = group_number_0(group_1);
-    if(_S12 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S12 = p_1->columns_1;
+    uint _S13 = (p_1->columns_1 + 2048U - 1U) / 2048U;
+    uint _S14 = group_number_0(group_1);
+    uint _S15 = _S14 / _S13;
+    if(_S15 >= (valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S13 = min(ids_0[p_0->ids_offset_0 + _S12], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S13 >= (p_0->bound_rows_0))
+    uint _S16 = min(ids_0[p_1->ids_offset_0 + _S15], p_1->table_rows_0 - 1U) - p_1->first_row_0;
+    if(_S16 >= (p_1->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S17 = _S14 % _S13;
+    uint _S18 = _S17 * 2048U;
+    uint _S19 = min(_S18 + 2048U, _S12);
+    uint _S20 = p_1->out_offset_0 + _S15 * p_1->out_stride_0;
+    uint begin_0 = _S18;
     for(;;)
     {
-        uint _S14 = p_0->columns_1;
-        if(column_1 < (p_0->columns_1))
+        if(begin_0 < _S19)
         {
         }
         else
         {
             break;
         }
-        float4 _S15 = FourOrFive_four_0(table_0, p_0->table_offset_0, _S14, _S13, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S21 = begin_0 + 4U * thread_0;
+        if(_S21 < _S19)
         {
-            if(c_0 < (min(4U, _S14 - column_1)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(result_0+(p_0->out_offset_0 + _S12 * p_0->out_stride_0 + column_1 + c_0)) = _S15[c_0];
-            c_0 = c_0 + 1U;
+            (*kernelContext_0->fours_0)[thread_0] = FourOrFive_four_0(table_0, p_1->table_offset_0, _S12, _S16, _S21);
         }
-        column_1 = column_1 + 512U;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if((begin_0 + thread_0) < _S19)
+        {
+            *(result_0+(_S20 + begin_0 + thread_0)) = (*kernelContext_0->fours_0)[thread_0 / 4U][thread_0 % 4U];
+        }
+        uint _S22 = thread_0 + 128U;
+        if((begin_0 + _S22) < _S19)
+        {
+            *(result_0+(_S20 + begin_0 + _S22)) = (*kernelContext_0->fours_0)[_S22 / 4U][_S22 % 4U];
+        }
+        uint _S23 = thread_0 + 256U;
+        if((begin_0 + _S23) < _S19)
+        {
+            *(result_0+(_S20 + begin_0 + _S23)) = (*kernelContext_0->fours_0)[_S23 / 4U][_S23 % 4U];
+        }
+        uint _S24 = thread_0 + 384U;
+        if((begin_0 + _S24) < _S19)
+        {
+            *(result_0+(_S20 + begin_0 + _S24)) = (*kernelContext_0->fours_0)[_S24 / 4U][_S24 % 4U];
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
-struct EntryPointParams_0
-{
-    EmbedParams_0 p_1;
-};
-
-struct KernelContext_0
-{
-    EntryPointParams_0 constant* entryPointParams_0;
-    uint device* entryPointParams_table_0;
-    uint device* entryPointParams_ids_0;
-    float device* entryPointParams_result_0;
-    uint device* entryPointParams_batch_0;
-};
-
 [[kernel]] void embed_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_table_1 [[buffer(1)]], uint device* entryPointParams_ids_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_0;
-    (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_0)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_0)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_1);
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
+    (&kernelContext_1)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    threadgroup array<float4, int(128)> fours_1;
+    (&kernelContext_1)->fours_0 = &fours_1;
+    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

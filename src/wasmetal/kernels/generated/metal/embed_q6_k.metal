@@ -18,6 +18,21 @@ struct EmbedParams_0
     uint bound_rows_0;
 };
 
+struct EntryPointParams_0
+{
+    EmbedParams_0 p_0;
+};
+
+struct KernelContext_0
+{
+    EntryPointParams_0 constant* entryPointParams_0;
+    uint device* entryPointParams_table_0;
+    uint device* entryPointParams_ids_0;
+    float device* entryPointParams_result_0;
+    uint device* entryPointParams_batch_0;
+    array<float4, int(128)> threadgroup* fours_0;
+};
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -87,70 +102,76 @@ float4 Q6_K_four_0(uint device* words_3, uint offset_4, uint columns_1, uint row
     return float4((half_at_0(words_3, offset_4, _S5 + 104U) * byte_at_0(words_3, offset_4, _S5 + 96U, _S6 / 16U)))  * sixes_0((word_at_0(words_3, offset_4, _S5 + _S7 * 32U + column_0 % 64U / 2U)) >> (_S8 / 2U * 4U), (word_at_0(words_3, offset_4, _S5 + 64U + _S7 * 16U + column_0 % 32U / 2U)) >> (_S8 * 2U));
 }
 
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S9 = group_number_0(group_1);
-    if(_S9 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S9 = p_1->columns_0;
+    uint _S10 = (p_1->columns_0 + 2048U - 1U) / 2048U;
+    uint _S11 = group_number_0(group_1);
+    uint _S12 = _S11 / _S10;
+    if(_S12 >= (valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S10 = min(ids_0[p_0->ids_offset_0 + _S9], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S10 >= (p_0->bound_rows_0))
+    uint _S13 = min(ids_0[p_1->ids_offset_0 + _S12], p_1->table_rows_0 - 1U) - p_1->first_row_0;
+    if(_S13 >= (p_1->bound_rows_0))
     {
         return;
     }
-    uint column_1 = 4U * thread_0;
+    uint _S14 = _S11 % _S10;
+    uint _S15 = _S14 * 2048U;
+    uint _S16 = min(_S15 + 2048U, _S9);
+    uint _S17 = p_1->out_offset_0 + _S12 * p_1->out_stride_0;
+    uint begin_0 = _S15;
     for(;;)
     {
-        uint _S11 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        if(begin_0 < _S16)
         {
         }
         else
         {
             break;
         }
-        float4 _S12 = Q6_K_four_0(table_0, p_0->table_offset_0, _S11, _S10, column_1);
-        uint c_0 = 0U;
-        for(;;)
+        uint _S18 = begin_0 + 4U * thread_0;
+        if(_S18 < _S16)
         {
-            if(c_0 < (min(4U, _S11 - column_1)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            *(result_0+(p_0->out_offset_0 + _S9 * p_0->out_stride_0 + column_1 + c_0)) = _S12[c_0];
-            c_0 = c_0 + 1U;
+            (*kernelContext_0->fours_0)[thread_0] = Q6_K_four_0(table_0, p_1->table_offset_0, _S9, _S13, _S18);
         }
-        column_1 = column_1 + 512U;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if((begin_0 + thread_0) < _S16)
+        {
+            *(result_0+(_S17 + begin_0 + thread_0)) = (*kernelContext_0->fours_0)[thread_0 / 4U][thread_0 % 4U];
+        }
+        uint _S19 = thread_0 + 128U;
+        if((begin_0 + _S19) < _S16)
+        {
+            *(result_0+(_S17 + begin_0 + _S19)) = (*kernelContext_0->fours_0)[_S19 / 4U][_S19 % 4U];
+        }
+        uint _S20 = thread_0 + 256U;
+        if((begin_0 + _S20) < _S16)
+        {
+            *(result_0+(_S17 + begin_0 + _S20)) = (*kernelContext_0->fours_0)[_S20 / 4U][_S20 % 4U];
+        }
+        uint _S21 = thread_0 + 384U;
+        if((begin_0 + _S21) < _S16)
+        {
+            *(result_0+(_S17 + begin_0 + _S21)) = (*kernelContext_0->fours_0)[_S21 / 4U][_S21 % 4U];
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        begin_0 = begin_0 + 512U;
     }
     return;
 }
 
-struct EntryPointParams_0
-{
-    EmbedParams_0 p_1;
-};
-
-struct KernelContext_0
-{
-    EntryPointParams_0 constant* entryPointParams_0;
-    uint device* entryPointParams_table_0;
-    uint device* entryPointParams_ids_0;
-    float device* entryPointParams_result_0;
-    uint device* entryPointParams_batch_0;
-};
-
 [[kernel]] void embed_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_table_1 [[buffer(1)]], uint device* entryPointParams_ids_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_0;
-    (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_0)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_0)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_1);
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_table_0 = entryPointParams_table_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
+    (&kernelContext_1)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    threadgroup array<float4, int(128)> fours_1;
+    (&kernelContext_1)->fours_0 = &fours_1;
+    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

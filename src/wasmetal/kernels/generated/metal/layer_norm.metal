@@ -22,6 +22,12 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0
     return _S1;
 }
 
+float wave_sum_0(float value_0)
+{
+    float _S2 = simd_sum(value_0);
+    return _S2;
+}
+
 struct LayerNormParams_0
 {
     uint x_offset_0;
@@ -50,27 +56,27 @@ struct KernelContext_0
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
     uint device* entryPointParams_batch_0;
-    uint _S2;
+    uint _S3;
     array<float, int(32)> threadgroup* floats_0;
 };
 
-float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_sum_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S3 = kernelContext_0->_S2;
-    float _S4 = simd_sum(value_0);
-    bool _S5 = simd_is_first();
-    if(_S5)
+    uint _S4 = kernelContext_0->_S3;
+    float _S5 = wave_sum_0(value_1);
+    uint _S6 = thread_0 % kernelContext_0->_S3;
+    if(_S6 == 0U)
     {
-        uint _S6 = thread_0 / _S3;
-        (*kernelContext_0->floats_0)[_S6] = _S4;
+        uint _S7 = thread_0 / _S4;
+        (*kernelContext_0->floats_0)[_S7] = _S5;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_0 = 0U;
     float result_0 = 0.0;
     for(;;)
     {
-        uint _S7 = 128U / _S3;
-        if(wave_0 < _S7)
+        uint _S8 = 128U / _S4;
+        if(wave_0 < _S8)
         {
         }
         else
@@ -97,13 +103,13 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
     threadgroup array<float, int(32)> floats_1;
     (&kernelContext_1)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S2 = _builtinWaveLaneCount_0;
-    uint _S8 = group_number_0(group_1);
-    if(_S8 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    (&kernelContext_1)->_S3 = _builtinWaveLaneCount_0;
+    uint _S9 = group_number_0(group_1);
+    if(_S9 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S9 = entryPointParams_1->p_0.x_offset_0 + _S8 * entryPointParams_1->p_0.x_stride_0;
+    uint _S10 = entryPointParams_1->p_0.x_offset_0 + _S9 * entryPointParams_1->p_0.x_stride_0;
     uint column_0 = sv_groupindex_0;
     float total_0 = 0.0;
     for(;;)
@@ -115,12 +121,12 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        float total_1 = total_0 + (&kernelContext_1)->entryPointParams_x_0[_S9 + column_0];
+        float total_1 = total_0 + (&kernelContext_1)->entryPointParams_x_0[_S10 + column_0];
         column_0 = column_0 + 128U;
         total_0 = total_1;
     }
-    float _S10 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_1);
-    float _S11 = _S10 / float(entryPointParams_1->p_0.columns_0);
+    float _S11 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_1);
+    float _S12 = _S11 / float(entryPointParams_1->p_0.columns_0);
     column_0 = sv_groupindex_0;
     float squares_0 = 0.0;
     for(;;)
@@ -132,13 +138,13 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        uint _S12 = _S9 + column_0;
-        float squares_1 = squares_0 + ((&kernelContext_1)->entryPointParams_x_0[_S12] - _S11) * ((&kernelContext_1)->entryPointParams_x_0[_S12] - _S11);
+        uint _S13 = _S10 + column_0;
+        float squares_1 = squares_0 + ((&kernelContext_1)->entryPointParams_x_0[_S13] - _S12) * ((&kernelContext_1)->entryPointParams_x_0[_S13] - _S12);
         column_0 = column_0 + 128U;
         squares_0 = squares_1;
     }
-    float _S13 = group_sum_0(squares_0, sv_groupindex_0, &kernelContext_1);
-    float _S14 = 1.0 / sqrt(_S13 / float(entryPointParams_1->p_0.columns_0) + entryPointParams_1->p_0.eps_0);
+    float _S14 = group_sum_0(squares_0, sv_groupindex_0, &kernelContext_1);
+    float _S15 = 1.0 / sqrt(_S14 / float(entryPointParams_1->p_0.columns_0) + entryPointParams_1->p_0.eps_0);
     column_0 = sv_groupindex_0;
     for(;;)
     {
@@ -149,7 +155,7 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        *((&kernelContext_1)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S8 * entryPointParams_1->p_0.out_stride_0 + column_0)) = ((&kernelContext_1)->entryPointParams_x_0[_S9 + column_0] - _S11) * _S14 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0] + (&kernelContext_1)->entryPointParams_bias_0[entryPointParams_1->p_0.bias_offset_0 + column_0];
+        *((&kernelContext_1)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S9 * entryPointParams_1->p_0.out_stride_0 + column_0)) = ((&kernelContext_1)->entryPointParams_x_0[_S10 + column_0] - _S12) * _S15 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0] + (&kernelContext_1)->entryPointParams_bias_0[entryPointParams_1->p_0.bias_offset_0 + column_0];
         column_0 = column_0 + 128U;
     }
     return;

@@ -22,6 +22,12 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0
     return _S1;
 }
 
+float wave_sum_0(float value_0)
+{
+    float _S2 = simd_sum(value_0);
+    return _S2;
+}
+
 struct RmsNormParams_0
 {
     uint x_offset_0;
@@ -49,27 +55,27 @@ struct KernelContext_0
     float device* entryPointParams_weight_0;
     float device* entryPointParams_result_0;
     uint device* entryPointParams_batch_0;
-    uint _S2;
+    uint _S3;
     array<float, int(32)> threadgroup* floats_0;
 };
 
-float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_sum_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S3 = kernelContext_0->_S2;
-    float _S4 = simd_sum(value_0);
-    bool _S5 = simd_is_first();
-    if(_S5)
+    uint _S4 = kernelContext_0->_S3;
+    float _S5 = wave_sum_0(value_1);
+    uint _S6 = thread_0 % kernelContext_0->_S3;
+    if(_S6 == 0U)
     {
-        uint _S6 = thread_0 / _S3;
-        (*kernelContext_0->floats_0)[_S6] = _S4;
+        uint _S7 = thread_0 / _S4;
+        (*kernelContext_0->floats_0)[_S7] = _S5;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_0 = 0U;
     float result_0 = 0.0;
     for(;;)
     {
-        uint _S7 = 128U / _S3;
-        if(wave_0 < _S7)
+        uint _S8 = 128U / _S4;
+        if(wave_0 < _S8)
         {
         }
         else
@@ -95,197 +101,331 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
     threadgroup array<float, int(32)> floats_1;
     (&kernelContext_1)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S2 = _builtinWaveLaneCount_0;
-    uint _S8 = group_number_0(group_1);
-    uint _S9 = _S8 / entryPointParams_1->p_0.heads_0;
-    if(_S9 >= (valid_rows_0((&kernelContext_1)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    (&kernelContext_1)->_S3 = _builtinWaveLaneCount_0;
+    uint _S9 = group_number_0(group_1);
+    uint _S10 = _S9 / entryPointParams_1->p_0.heads_0;
+    if(_S10 >= (entryPointParams_1->p_0.rows_1))
     {
         return;
     }
-    uint _S10 = _S8 % entryPointParams_1->p_0.heads_0;
-    uint _S11 = _S10 * entryPointParams_1->p_0.columns_0;
-    uint _S12 = entryPointParams_1->p_0.x_offset_0 + _S9 * entryPointParams_1->p_0.x_stride_0 + _S11;
-    uint _S13 = entryPointParams_1->p_0.out_offset_0 + _S9 * entryPointParams_1->p_0.out_stride_0 + _S11;
+    uint _S11 = _S9 % entryPointParams_1->p_0.heads_0;
+    uint _S12 = _S11 * entryPointParams_1->p_0.columns_0;
+    uint _S13 = entryPointParams_1->p_0.x_offset_0 + _S10 * entryPointParams_1->p_0.x_stride_0 + _S12;
+    uint _S14 = entryPointParams_1->p_0.out_offset_0 + _S10 * entryPointParams_1->p_0.out_stride_0 + _S12;
     thread array<float, int(16)> kept_0;
+    thread array<float, int(16)> weights_0;
     float squares_0;
     if(sv_groupindex_0 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + sv_groupindex_0];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + sv_groupindex_0];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[0U] = squares_0;
-    float _S14 = squares_0 * squares_0;
+    if(sv_groupindex_0 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + sv_groupindex_0];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[0U] = squares_0;
     uint _S15 = sv_groupindex_0 + 128U;
     if(_S15 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S15];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S15];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[1U] = squares_0;
-    float squares_1 = _S14 + squares_0 * squares_0;
+    if(_S15 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S15];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[1U] = squares_0;
     uint _S16 = sv_groupindex_0 + 256U;
     if(_S16 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S16];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S16];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[2U] = squares_0;
-    float squares_2 = squares_1 + squares_0 * squares_0;
+    if(_S16 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S16];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[2U] = squares_0;
     uint _S17 = sv_groupindex_0 + 384U;
     if(_S17 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S17];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S17];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[3U] = squares_0;
-    float squares_3 = squares_2 + squares_0 * squares_0;
+    if(_S17 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S17];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[3U] = squares_0;
     uint _S18 = sv_groupindex_0 + 512U;
     if(_S18 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S18];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S18];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[4U] = squares_0;
-    float squares_4 = squares_3 + squares_0 * squares_0;
+    if(_S18 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S18];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[4U] = squares_0;
     uint _S19 = sv_groupindex_0 + 640U;
     if(_S19 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S19];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S19];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[5U] = squares_0;
-    float squares_5 = squares_4 + squares_0 * squares_0;
+    if(_S19 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S19];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[5U] = squares_0;
     uint _S20 = sv_groupindex_0 + 768U;
     if(_S20 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S20];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S20];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[6U] = squares_0;
-    float squares_6 = squares_5 + squares_0 * squares_0;
+    if(_S20 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S20];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[6U] = squares_0;
     uint _S21 = sv_groupindex_0 + 896U;
     if(_S21 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S21];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S21];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[7U] = squares_0;
-    float squares_7 = squares_6 + squares_0 * squares_0;
+    if(_S21 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S21];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[7U] = squares_0;
     uint _S22 = sv_groupindex_0 + 1024U;
     if(_S22 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S22];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S22];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[8U] = squares_0;
-    float squares_8 = squares_7 + squares_0 * squares_0;
+    if(_S22 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S22];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[8U] = squares_0;
     uint _S23 = sv_groupindex_0 + 1152U;
     if(_S23 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S23];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S23];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[9U] = squares_0;
-    float squares_9 = squares_8 + squares_0 * squares_0;
+    if(_S23 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S23];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[9U] = squares_0;
     uint _S24 = sv_groupindex_0 + 1280U;
     if(_S24 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S24];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S24];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[10U] = squares_0;
-    float squares_10 = squares_9 + squares_0 * squares_0;
+    if(_S24 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S24];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[10U] = squares_0;
     uint _S25 = sv_groupindex_0 + 1408U;
     if(_S25 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S25];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S25];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[11U] = squares_0;
-    float squares_11 = squares_10 + squares_0 * squares_0;
+    if(_S25 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S25];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[11U] = squares_0;
     uint _S26 = sv_groupindex_0 + 1536U;
     if(_S26 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S26];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S26];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[12U] = squares_0;
-    float squares_12 = squares_11 + squares_0 * squares_0;
+    if(_S26 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S26];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[12U] = squares_0;
     uint _S27 = sv_groupindex_0 + 1664U;
     if(_S27 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S27];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S27];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[13U] = squares_0;
-    float squares_13 = squares_12 + squares_0 * squares_0;
+    if(_S27 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S27];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[13U] = squares_0;
     uint _S28 = sv_groupindex_0 + 1792U;
     if(_S28 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S28];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S28];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[14U] = squares_0;
-    float squares_14 = squares_13 + squares_0 * squares_0;
+    if(_S28 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S28];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[14U] = squares_0;
     uint _S29 = sv_groupindex_0 + 1920U;
     if(_S29 < (entryPointParams_1->p_0.columns_0))
     {
-        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S12 + _S29];
+        squares_0 = (&kernelContext_1)->entryPointParams_x_0[_S13 + _S29];
     }
     else
     {
         squares_0 = 0.0;
     }
     kept_0[15U] = squares_0;
-    float squares_15 = squares_14 + squares_0 * squares_0;
+    if(_S29 < (entryPointParams_1->p_0.columns_0))
+    {
+        squares_0 = (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S29];
+    }
+    else
+    {
+        squares_0 = 0.0;
+    }
+    weights_0[15U] = squares_0;
+    float squares_1 = kept_0[0U] * kept_0[0U] + kept_0[1U] * kept_0[1U] + kept_0[2U] * kept_0[2U] + kept_0[3U] * kept_0[3U] + kept_0[4U] * kept_0[4U] + kept_0[5U] * kept_0[5U] + kept_0[6U] * kept_0[6U] + kept_0[7U] * kept_0[7U] + kept_0[8U] * kept_0[8U] + kept_0[9U] * kept_0[9U] + kept_0[10U] * kept_0[10U] + kept_0[11U] * kept_0[11U] + kept_0[12U] * kept_0[12U] + kept_0[13U] * kept_0[13U] + kept_0[14U] * kept_0[14U] + kept_0[15U] * kept_0[15U];
+    if(_S10 >= (valid_rows_0((&kernelContext_1)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    {
+        return;
+    }
     uint _S30 = sv_groupindex_0 + 2048U;
     uint column_0 = _S30;
-    squares_0 = squares_15;
+    squares_0 = squares_1;
     for(;;)
     {
         if(column_0 < (entryPointParams_1->p_0.columns_0))
@@ -295,76 +435,76 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        uint _S31 = _S12 + column_0;
-        float squares_16 = squares_0 + (&kernelContext_1)->entryPointParams_x_0[_S31] * (&kernelContext_1)->entryPointParams_x_0[_S31];
+        uint _S31 = _S13 + column_0;
+        float squares_2 = squares_0 + (&kernelContext_1)->entryPointParams_x_0[_S31] * (&kernelContext_1)->entryPointParams_x_0[_S31];
         column_0 = column_0 + 128U;
-        squares_0 = squares_16;
+        squares_0 = squares_2;
     }
     float _S32 = group_sum_0(squares_0, sv_groupindex_0, &kernelContext_1);
     float _S33 = 1.0 / sqrt(_S32 / float(entryPointParams_1->p_0.columns_0) + entryPointParams_1->p_0.eps_0);
     if(sv_groupindex_0 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + sv_groupindex_0)) = kept_0[0U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + sv_groupindex_0];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + sv_groupindex_0)) = kept_0[0U] * _S33 * weights_0[0U];
     }
     if(_S15 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S15)) = kept_0[1U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S15];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S15)) = kept_0[1U] * _S33 * weights_0[1U];
     }
     if(_S16 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S16)) = kept_0[2U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S16];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S16)) = kept_0[2U] * _S33 * weights_0[2U];
     }
     if(_S17 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S17)) = kept_0[3U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S17];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S17)) = kept_0[3U] * _S33 * weights_0[3U];
     }
     if(_S18 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S18)) = kept_0[4U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S18];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S18)) = kept_0[4U] * _S33 * weights_0[4U];
     }
     if(_S19 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S19)) = kept_0[5U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S19];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S19)) = kept_0[5U] * _S33 * weights_0[5U];
     }
     if(_S20 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S20)) = kept_0[6U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S20];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S20)) = kept_0[6U] * _S33 * weights_0[6U];
     }
     if(_S21 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S21)) = kept_0[7U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S21];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S21)) = kept_0[7U] * _S33 * weights_0[7U];
     }
     if(_S22 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S22)) = kept_0[8U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S22];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S22)) = kept_0[8U] * _S33 * weights_0[8U];
     }
     if(_S23 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S23)) = kept_0[9U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S23];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S23)) = kept_0[9U] * _S33 * weights_0[9U];
     }
     if(_S24 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S24)) = kept_0[10U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S24];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S24)) = kept_0[10U] * _S33 * weights_0[10U];
     }
     if(_S25 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S25)) = kept_0[11U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S25];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S25)) = kept_0[11U] * _S33 * weights_0[11U];
     }
     if(_S26 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S26)) = kept_0[12U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S26];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S26)) = kept_0[12U] * _S33 * weights_0[12U];
     }
     if(_S27 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S27)) = kept_0[13U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S27];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S27)) = kept_0[13U] * _S33 * weights_0[13U];
     }
     if(_S28 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S28)) = kept_0[14U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S28];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S28)) = kept_0[14U] * _S33 * weights_0[14U];
     }
     if(_S29 < (entryPointParams_1->p_0.columns_0))
     {
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + _S29)) = kept_0[15U] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + _S29];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + _S29)) = kept_0[15U] * _S33 * weights_0[15U];
     }
     column_0 = _S30;
     for(;;)
@@ -376,7 +516,7 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        *((&kernelContext_1)->entryPointParams_result_0+(_S13 + column_0)) = (&kernelContext_1)->entryPointParams_x_0[_S12 + column_0] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0];
+        *((&kernelContext_1)->entryPointParams_result_0+(_S14 + column_0)) = (&kernelContext_1)->entryPointParams_x_0[_S13 + column_0] * _S33 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0];
         column_0 = column_0 + 128U;
     }
     return;

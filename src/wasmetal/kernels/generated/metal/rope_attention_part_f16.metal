@@ -6,6 +6,8 @@ using namespace metal;
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -977,30 +979,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S205 = heads_2 / kv_heads_1;
-    uint _S206 = (_S205 + 4U - 1U) / 4U;
-    uint _S207 = rows_0 * kv_heads_1 * _S206;
-    uint _S208 = number_1 % _S207;
-    uint _S209 = _S208 % _S206;
+    uint _S205 = rows_0 * kv_heads_1;
+    uint _S206 = heads_2 / kv_heads_1;
+    return _S205 * ((_S206 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+{
+    uint _S207 = heads_3 / kv_heads_2;
+    uint _S208 = (_S207 + 4U - 1U) / 4U;
+    uint _S209 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S210 = number_1 % _S209;
+    uint _S211 = _S210 % _S208;
     thread Part_0 part_3;
-    uint _S210 = number_1 / _S207;
-    (&part_3)->number_0 = _S210;
-    uint _S211 = _S208 / (kv_heads_1 * _S206);
-    (&part_3)->row_0 = _S211;
-    uint _S212 = _S208 / _S206;
-    uint _S213 = _S212 % kv_heads_1;
-    (&part_3)->kv_head_0 = _S213;
-    uint _S214 = _S209 * 4U;
-    uint _S215 = _S213 * _S205 + _S214;
-    (&part_3)->head_0 = _S215;
-    (&part_3)->heads_0 = min(_S205 - _S214, 4U);
+    (&part_3)->unit_0 = _S210;
+    uint _S212 = number_1 / _S209;
+    (&part_3)->number_0 = _S212;
+    uint _S213 = _S210 / (kv_heads_2 * _S208);
+    (&part_3)->row_0 = _S213;
+    uint _S214 = _S210 / _S208;
+    uint _S215 = _S214 % kv_heads_2;
+    (&part_3)->kv_head_0 = _S215;
+    uint _S216 = _S211 * 4U;
+    uint _S217 = _S215 * _S207 + _S216;
+    (&part_3)->head_0 = _S217;
+    (&part_3)->heads_0 = min(_S207 - _S216, 4U);
     (&part_3)->head_dim_0 = head_dim_4;
-    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S216 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S216;
-    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S215) * _S216 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_2 * head_dim_4;
+    uint _S218 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S218;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_3 + _S217) * _S218 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1008,18 +1019,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_3;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_2)
 {
-    uint _S217;
+    uint _S219;
     if(offset_3 == 4294967295U)
     {
-        _S217 = rows_1;
+        _S219 = rows_2;
     }
     else
     {
-        _S217 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
+        _S219 = min(max(batch_0[offset_3], first_0) - first_0, rows_2);
     }
-    return _S217;
+    return _S219;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1029,18 +1040,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S218;
-    (&_S218)->begin_3 = begin_4;
-    (&_S218)->page_size_1 = page_size_2;
-    (&_S218)->pages_1 = pages_2;
-    (&_S218)->length_0 = length_1;
-    return _S218;
+    thread SequenceTable_0 _S220;
+    (&_S220)->begin_3 = begin_4;
+    (&_S220)->page_size_1 = page_size_2;
+    (&_S220)->pages_1 = pages_2;
+    (&_S220)->length_0 = length_1;
+    return _S220;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S219 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S219 + 1U, page_size_3, pages_3, min(sequences_2[_S219], min(entries_0, pages_3) * page_size_3));
+    uint _S221 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S221 + 1U, page_size_3, pages_3, min(sequences_2[_S221], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1050,44 +1061,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S220;
+    bool _S222;
     if(window_1 != 0U)
     {
-        _S220 = position_1 >= window_1;
+        _S222 = position_1 >= window_1;
     }
     else
     {
-        _S220 = false;
+        _S222 = false;
     }
-    uint _S221;
-    if(_S220)
+    uint _S223;
+    if(_S222)
     {
-        _S221 = position_1 - window_1 + 1U;
+        _S223 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S221 = 0U;
+        _S223 = 0U;
     }
-    return _S221;
+    return _S223;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S222;
+    uint _S224;
     if(first_1 < length_2)
     {
-        _S222 = length_2 - first_1;
+        _S224 = length_2 - first_1;
     }
     else
     {
-        _S222 = 0U;
+        _S224 = 0U;
     }
-    uint _S223 = parts_2 * 64U;
-    uint _S224 = (_S222 + _S223 - 1U) / _S223;
-    uint _S225 = _S224 * 64U;
-    uint _S226 = min(first_1 + part_4->number_0 * _S225, length_2);
-    part_4->begin_0 = _S226;
-    part_4->end_0 = min(_S226 + _S225, length_2);
+    uint _S225 = parts_2 * tiles_0 * 64U;
+    uint _S226 = (_S224 + _S225 - 1U) / _S225;
+    uint _S227 = _S226 * tiles_0 * 64U;
+    uint _S228 = min(first_1 + part_4->number_0 * _S227, length_2);
+    part_4->begin_0 = _S228;
+    part_4->end_0 = min(_S228 + _S227, length_2);
+    if(_S224 == 0U)
+    {
+        _S224 = 1U;
+    }
+    else
+    {
+        uint _S229 = (_S224 + _S227 - 1U) / _S227;
+        _S224 = _S229;
+    }
+    part_4->used_0 = _S224;
     return;
 }
 
@@ -1102,11 +1123,11 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S227;
-    (&_S227)->angles_0 = angles_1;
-    (&_S227)->pairs_0 = pairs_2;
-    (&_S227)->interleaved_0 = interleaved_2;
-    return _S227;
+    thread Rotation_0 _S230;
+    (&_S230)->angles_0 = angles_1;
+    (&_S230)->pairs_0 = pairs_2;
+    (&_S230)->interleaved_0 = interleaved_2;
+    return _S230;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1141,73 +1162,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S228 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S228;
-    bool _S229;
+    Part_0 _S231 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S231;
+    bool _S232;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S229 = true;
+        _S232 = true;
     }
     else
     {
-        _S229 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S232 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S229)
+    if(_S232)
     {
         return;
     }
-    SequenceTable_0 _S230 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S231 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S232 = _S231 < (_S230.length_0);
-    share_out_0(&part_6, first_seen_0(_S231, entryPointParams_1->p_0.window_0), min(_S231, _S230.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S232)
+    SequenceTable_0 _S233 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S234 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S235 = _S234 < (_S233.length_0);
+    share_out_0(&part_6, first_seen_0(_S234, entryPointParams_1->p_0.window_0), min(_S234, _S233.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S235)
     {
-        _S229 = ((&part_6)->number_0) == 0U;
+        _S232 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S229 = false;
+        _S232 = false;
     }
-    bool _S233;
+    bool _S236;
     if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S233 = !_S229;
+        _S236 = !_S232;
     }
     else
     {
-        _S233 = false;
+        _S236 = false;
     }
-    if(_S233)
+    if(_S236)
     {
-        thread Part_0 _S234 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S234, (&kernelContext_6)->entryPointParams_scratch_0);
+        thread Part_0 _S237 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S237, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S235 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S231, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S235;
+    Rotation_0 _S238 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S234, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S238;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S235;
+    (&keys_1)->rotation_0 = _S238;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S236 = _S230;
-    thread Part_0 _S237 = part_6;
-    thread Turned_0 _S238 = queries_1;
-    thread Turned_0 _S239 = keys_1;
-    thread Plain_0 _S240 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S236, &_S237, entryPointParams_1->p_0.scale_0, &_S238, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S229, &_S239, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S240, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
-    if(!_S229)
+    thread SequenceTable_0 _S239 = _S233;
+    thread Part_0 _S240 = part_6;
+    thread Turned_0 _S241 = queries_1;
+    thread Turned_0 _S242 = keys_1;
+    thread Plain_0 _S243 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S239, &_S240, entryPointParams_1->p_0.scale_0, &_S241, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S232, &_S242, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S243, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S232)
     {
         return;
     }
-    thread SequenceTable_0 _S241 = _S230;
-    uint _S242 = SequenceTable_slot_0(&_S241, (&kernelContext_6)->entryPointParams_sequences_0, _S231);
+    thread SequenceTable_0 _S244 = _S233;
+    uint _S245 = SequenceTable_slot_0(&_S244, (&kernelContext_6)->entryPointParams_sequences_0, _S234);
     uint i_4 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1218,13 +1239,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S243 = i_4 / entryPointParams_1->p_0.head_dim_2;
-        if(_S243 == ((&part_6)->kv_head_0))
+        uint _S246 = i_4 / entryPointParams_1->p_0.head_dim_2;
+        if(_S246 == ((&part_6)->kv_head_0))
         {
-            thread Turned_0 _S244 = keys_1;
-            Float16_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S242, (&part_6)->columns_0, i_4, &_S244, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
-            thread Plain_0 _S245 = values_2;
-            Float16_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S242, (&part_6)->columns_0, i_4, &_S245, (&kernelContext_6)->entryPointParams_v_0);
+            thread Turned_0 _S247 = keys_1;
+            Float16_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S245, (&part_6)->columns_0, i_4, &_S247, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S248 = values_2;
+            Float16_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S245, (&part_6)->columns_0, i_4, &_S248, (&kernelContext_6)->entryPointParams_v_0);
         }
         i_4 = i_4 + 512U;
     }

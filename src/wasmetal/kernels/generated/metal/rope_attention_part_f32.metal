@@ -6,6 +6,8 @@ using namespace metal;
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -969,30 +971,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S207 = heads_2 / kv_heads_1;
-    uint _S208 = (_S207 + 4U - 1U) / 4U;
-    uint _S209 = rows_0 * kv_heads_1 * _S208;
-    uint _S210 = number_1 % _S209;
-    uint _S211 = _S210 % _S208;
+    uint _S207 = rows_0 * kv_heads_1;
+    uint _S208 = heads_2 / kv_heads_1;
+    return _S207 * ((_S208 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+{
+    uint _S209 = heads_3 / kv_heads_2;
+    uint _S210 = (_S209 + 4U - 1U) / 4U;
+    uint _S211 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S212 = number_1 % _S211;
+    uint _S213 = _S212 % _S210;
     thread Part_0 part_3;
-    uint _S212 = number_1 / _S209;
-    (&part_3)->number_0 = _S212;
-    uint _S213 = _S210 / (kv_heads_1 * _S208);
-    (&part_3)->row_0 = _S213;
-    uint _S214 = _S210 / _S208;
-    uint _S215 = _S214 % kv_heads_1;
-    (&part_3)->kv_head_0 = _S215;
-    uint _S216 = _S211 * 4U;
-    uint _S217 = _S215 * _S207 + _S216;
-    (&part_3)->head_0 = _S217;
-    (&part_3)->heads_0 = min(_S207 - _S216, 4U);
+    (&part_3)->unit_0 = _S212;
+    uint _S214 = number_1 / _S211;
+    (&part_3)->number_0 = _S214;
+    uint _S215 = _S212 / (kv_heads_2 * _S210);
+    (&part_3)->row_0 = _S215;
+    uint _S216 = _S212 / _S210;
+    uint _S217 = _S216 % kv_heads_2;
+    (&part_3)->kv_head_0 = _S217;
+    uint _S218 = _S213 * 4U;
+    uint _S219 = _S217 * _S209 + _S218;
+    (&part_3)->head_0 = _S219;
+    (&part_3)->heads_0 = min(_S209 - _S218, 4U);
     (&part_3)->head_dim_0 = head_dim_4;
-    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S218 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S218;
-    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S217) * _S218 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_2 * head_dim_4;
+    uint _S220 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S220;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_3 + _S219) * _S220 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1000,18 +1011,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_3;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_2)
 {
-    uint _S219;
+    uint _S221;
     if(offset_3 == 4294967295U)
     {
-        _S219 = rows_1;
+        _S221 = rows_2;
     }
     else
     {
-        _S219 = min(max(batch_0[offset_3], first_0) - first_0, rows_1);
+        _S221 = min(max(batch_0[offset_3], first_0) - first_0, rows_2);
     }
-    return _S219;
+    return _S221;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1021,18 +1032,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S220;
-    (&_S220)->begin_3 = begin_4;
-    (&_S220)->page_size_1 = page_size_2;
-    (&_S220)->pages_1 = pages_2;
-    (&_S220)->length_0 = length_1;
-    return _S220;
+    thread SequenceTable_0 _S222;
+    (&_S222)->begin_3 = begin_4;
+    (&_S222)->page_size_1 = page_size_2;
+    (&_S222)->pages_1 = pages_2;
+    (&_S222)->length_0 = length_1;
+    return _S222;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S221 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S221 + 1U, page_size_3, pages_3, min(sequences_2[_S221], min(entries_0, pages_3) * page_size_3));
+    uint _S223 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S223 + 1U, page_size_3, pages_3, min(sequences_2[_S223], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1042,44 +1053,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S222;
+    bool _S224;
     if(window_1 != 0U)
     {
-        _S222 = position_1 >= window_1;
+        _S224 = position_1 >= window_1;
     }
     else
     {
-        _S222 = false;
+        _S224 = false;
     }
-    uint _S223;
-    if(_S222)
+    uint _S225;
+    if(_S224)
     {
-        _S223 = position_1 - window_1 + 1U;
+        _S225 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S223 = 0U;
+        _S225 = 0U;
     }
-    return _S223;
+    return _S225;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S224;
+    uint _S226;
     if(first_1 < length_2)
     {
-        _S224 = length_2 - first_1;
+        _S226 = length_2 - first_1;
     }
     else
     {
-        _S224 = 0U;
+        _S226 = 0U;
     }
-    uint _S225 = parts_2 * 64U;
-    uint _S226 = (_S224 + _S225 - 1U) / _S225;
-    uint _S227 = _S226 * 64U;
-    uint _S228 = min(first_1 + part_4->number_0 * _S227, length_2);
-    part_4->begin_0 = _S228;
-    part_4->end_0 = min(_S228 + _S227, length_2);
+    uint _S227 = parts_2 * tiles_0 * 64U;
+    uint _S228 = (_S226 + _S227 - 1U) / _S227;
+    uint _S229 = _S228 * tiles_0 * 64U;
+    uint _S230 = min(first_1 + part_4->number_0 * _S229, length_2);
+    part_4->begin_0 = _S230;
+    part_4->end_0 = min(_S230 + _S229, length_2);
+    if(_S226 == 0U)
+    {
+        _S226 = 1U;
+    }
+    else
+    {
+        uint _S231 = (_S226 + _S229 - 1U) / _S229;
+        _S226 = _S231;
+    }
+    part_4->used_0 = _S226;
     return;
 }
 
@@ -1094,11 +1115,11 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S229;
-    (&_S229)->angles_0 = angles_1;
-    (&_S229)->pairs_0 = pairs_2;
-    (&_S229)->interleaved_0 = interleaved_2;
-    return _S229;
+    thread Rotation_0 _S232;
+    (&_S232)->angles_0 = angles_1;
+    (&_S232)->pairs_0 = pairs_2;
+    (&_S232)->interleaved_0 = interleaved_2;
+    return _S232;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1133,73 +1154,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S230 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S230;
-    bool _S231;
+    Part_0 _S233 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S233;
+    bool _S234;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S231 = true;
+        _S234 = true;
     }
     else
     {
-        _S231 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S234 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S231)
+    if(_S234)
     {
         return;
     }
-    SequenceTable_0 _S232 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S233 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S234 = _S233 < (_S232.length_0);
-    share_out_0(&part_6, first_seen_0(_S233, entryPointParams_1->p_0.window_0), min(_S233, _S232.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S234)
+    SequenceTable_0 _S235 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S236 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S237 = _S236 < (_S235.length_0);
+    share_out_0(&part_6, first_seen_0(_S236, entryPointParams_1->p_0.window_0), min(_S236, _S235.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S237)
     {
-        _S231 = ((&part_6)->number_0) == 0U;
+        _S234 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S231 = false;
+        _S234 = false;
     }
-    bool _S235;
+    bool _S238;
     if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S235 = !_S231;
+        _S238 = !_S234;
     }
     else
     {
-        _S235 = false;
+        _S238 = false;
     }
-    if(_S235)
+    if(_S238)
     {
-        thread Part_0 _S236 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S236, (&kernelContext_6)->entryPointParams_scratch_0);
+        thread Part_0 _S239 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S239, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S237 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S233, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S237;
+    Rotation_0 _S240 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S236, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S240;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S237;
+    (&keys_1)->rotation_0 = _S240;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_1;
     (&values_1)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S238 = _S232;
-    thread Part_0 _S239 = part_6;
-    thread Turned_0 _S240 = queries_1;
-    thread Turned_0 _S241 = keys_1;
-    thread Plain_0 _S242 = values_1;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S238, &_S239, entryPointParams_1->p_0.scale_0, &_S240, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S231, &_S241, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S242, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
-    if(!_S231)
+    thread SequenceTable_0 _S241 = _S235;
+    thread Part_0 _S242 = part_6;
+    thread Turned_0 _S243 = queries_1;
+    thread Turned_0 _S244 = keys_1;
+    thread Plain_0 _S245 = values_1;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S241, &_S242, entryPointParams_1->p_0.scale_0, &_S243, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S234, &_S244, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S245, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S234)
     {
         return;
     }
-    thread SequenceTable_0 _S243 = _S232;
-    uint _S244 = SequenceTable_slot_0(&_S243, (&kernelContext_6)->entryPointParams_sequences_0, _S233);
+    thread SequenceTable_0 _S246 = _S235;
+    uint _S247 = SequenceTable_slot_0(&_S246, (&kernelContext_6)->entryPointParams_sequences_0, _S236);
     uint i_4 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1210,13 +1231,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S245 = i_4 / entryPointParams_1->p_0.head_dim_2;
-        if(_S245 == ((&part_6)->kv_head_0))
+        uint _S248 = i_4 / entryPointParams_1->p_0.head_dim_2;
+        if(_S248 == ((&part_6)->kv_head_0))
         {
-            thread Turned_0 _S246 = keys_1;
-            Float32_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S244, (&part_6)->columns_0, i_4, &_S246, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
-            thread Plain_0 _S247 = values_1;
-            Float32_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S244, (&part_6)->columns_0, i_4, &_S247, (&kernelContext_6)->entryPointParams_v_0);
+            thread Turned_0 _S249 = keys_1;
+            Float32_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S247, (&part_6)->columns_0, i_4, &_S249, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S250 = values_1;
+            Float32_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S247, (&part_6)->columns_0, i_4, &_S250, (&kernelContext_6)->entryPointParams_v_0);
         }
         i_4 = i_4 + 512U;
     }

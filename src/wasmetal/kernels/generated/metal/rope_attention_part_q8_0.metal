@@ -6,6 +6,8 @@ using namespace metal;
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -1236,30 +1238,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S230 = heads_2 / kv_heads_1;
-    uint _S231 = (_S230 + 4U - 1U) / 4U;
-    uint _S232 = rows_0 * kv_heads_1 * _S231;
-    uint _S233 = number_1 % _S232;
-    uint _S234 = _S233 % _S231;
+    uint _S230 = rows_0 * kv_heads_1;
+    uint _S231 = heads_2 / kv_heads_1;
+    return _S230 * ((_S231 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_4, uint parts_1, uint scratch_offset_1)
+{
+    uint _S232 = heads_3 / kv_heads_2;
+    uint _S233 = (_S232 + 4U - 1U) / 4U;
+    uint _S234 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S235 = number_1 % _S234;
+    uint _S236 = _S235 % _S233;
     thread Part_0 part_3;
-    uint _S235 = number_1 / _S232;
-    (&part_3)->number_0 = _S235;
-    uint _S236 = _S233 / (kv_heads_1 * _S231);
-    (&part_3)->row_0 = _S236;
-    uint _S237 = _S233 / _S231;
-    uint _S238 = _S237 % kv_heads_1;
-    (&part_3)->kv_head_0 = _S238;
-    uint _S239 = _S234 * 4U;
-    uint _S240 = _S238 * _S230 + _S239;
-    (&part_3)->head_0 = _S240;
-    (&part_3)->heads_0 = min(_S230 - _S239, 4U);
+    (&part_3)->unit_0 = _S235;
+    uint _S237 = number_1 / _S234;
+    (&part_3)->number_0 = _S237;
+    uint _S238 = _S235 / (kv_heads_2 * _S233);
+    (&part_3)->row_0 = _S238;
+    uint _S239 = _S235 / _S233;
+    uint _S240 = _S239 % kv_heads_2;
+    (&part_3)->kv_head_0 = _S240;
+    uint _S241 = _S236 * 4U;
+    uint _S242 = _S240 * _S232 + _S241;
+    (&part_3)->head_0 = _S242;
+    (&part_3)->heads_0 = min(_S232 - _S241, 4U);
     (&part_3)->head_dim_0 = head_dim_4;
-    (&part_3)->columns_0 = kv_heads_1 * head_dim_4;
-    uint _S241 = parts_1 * (head_dim_4 / 4U + 1U);
-    (&part_3)->out_stride_0 = _S241;
-    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_2 + _S240) * _S241 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->columns_0 = kv_heads_2 * head_dim_4;
+    uint _S243 = parts_1 * (head_dim_4 / 4U + 1U);
+    (&part_3)->out_stride_0 = _S243;
+    (&part_3)->out_0 = scratch_offset_1 + ((&part_3)->row_0 * heads_3 + _S242) * _S243 + (&part_3)->number_0 * (head_dim_4 / 4U + 1U);
+    (&part_3)->used_0 = 0U;
     (&part_3)->end_0 = 0U;
     (&part_3)->begin_0 = 0U;
     (&part_3)->v_pages_offset_0 = 0U;
@@ -1267,18 +1278,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_3;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S242;
+    uint _S244;
     if(offset_4 == 4294967295U)
     {
-        _S242 = rows_1;
+        _S244 = rows_2;
     }
     else
     {
-        _S242 = min(max(batch_0[offset_4], first_0) - first_0, rows_1);
+        _S244 = min(max(batch_0[offset_4], first_0) - first_0, rows_2);
     }
-    return _S242;
+    return _S244;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
@@ -1288,18 +1299,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S243;
-    (&_S243)->begin_3 = begin_4;
-    (&_S243)->page_size_1 = page_size_2;
-    (&_S243)->pages_1 = pages_2;
-    (&_S243)->length_0 = length_1;
-    return _S243;
+    thread SequenceTable_0 _S245;
+    (&_S245)->begin_3 = begin_4;
+    (&_S245)->page_size_1 = page_size_2;
+    (&_S245)->pages_1 = pages_2;
+    (&_S245)->length_0 = length_1;
+    return _S245;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S244 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S244 + 1U, page_size_3, pages_3, min(sequences_2[_S244], min(entries_0, pages_3) * page_size_3));
+    uint _S246 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S246 + 1U, page_size_3, pages_3, min(sequences_2[_S246], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
@@ -1309,44 +1320,54 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S245;
+    bool _S247;
     if(window_1 != 0U)
     {
-        _S245 = position_1 >= window_1;
+        _S247 = position_1 >= window_1;
     }
     else
     {
-        _S245 = false;
+        _S247 = false;
     }
-    uint _S246;
-    if(_S245)
+    uint _S248;
+    if(_S247)
     {
-        _S246 = position_1 - window_1 + 1U;
+        _S248 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S246 = 0U;
+        _S248 = 0U;
     }
-    return _S246;
+    return _S248;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S247;
+    uint _S249;
     if(first_1 < length_2)
     {
-        _S247 = length_2 - first_1;
+        _S249 = length_2 - first_1;
     }
     else
     {
-        _S247 = 0U;
+        _S249 = 0U;
     }
-    uint _S248 = parts_2 * 64U;
-    uint _S249 = (_S247 + _S248 - 1U) / _S248;
-    uint _S250 = _S249 * 64U;
-    uint _S251 = min(first_1 + part_4->number_0 * _S250, length_2);
-    part_4->begin_0 = _S251;
-    part_4->end_0 = min(_S251 + _S250, length_2);
+    uint _S250 = parts_2 * tiles_0 * 64U;
+    uint _S251 = (_S249 + _S250 - 1U) / _S250;
+    uint _S252 = _S251 * tiles_0 * 64U;
+    uint _S253 = min(first_1 + part_4->number_0 * _S252, length_2);
+    part_4->begin_0 = _S253;
+    part_4->end_0 = min(_S253 + _S252, length_2);
+    if(_S249 == 0U)
+    {
+        _S249 = 1U;
+    }
+    else
+    {
+        uint _S254 = (_S249 + _S252 - 1U) / _S252;
+        _S249 = _S254;
+    }
+    part_4->used_0 = _S249;
     return;
 }
 
@@ -1361,11 +1382,11 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S252;
-    (&_S252)->angles_0 = angles_1;
-    (&_S252)->pairs_0 = pairs_2;
-    (&_S252)->interleaved_0 = interleaved_2;
-    return _S252;
+    thread Rotation_0 _S255;
+    (&_S255)->angles_0 = angles_1;
+    (&_S255)->pairs_0 = pairs_2;
+    (&_S255)->interleaved_0 = interleaved_2;
+    return _S255;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1400,73 +1421,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_6)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
-    Part_0 _S253 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_6 = _S253;
-    bool _S254;
+    Part_0 _S256 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_6 = _S256;
+    bool _S257;
     if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S254 = true;
+        _S257 = true;
     }
     else
     {
-        _S254 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S257 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S254)
+    if(_S257)
     {
         return;
     }
-    SequenceTable_0 _S255 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S256 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S257 = _S256 < (_S255.length_0);
-    share_out_0(&part_6, first_seen_0(_S256, entryPointParams_1->p_0.window_0), min(_S256, _S255.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S257)
+    SequenceTable_0 _S258 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S259 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S260 = _S259 < (_S258.length_0);
+    share_out_0(&part_6, first_seen_0(_S259, entryPointParams_1->p_0.window_0), min(_S259, _S258.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S260)
     {
-        _S254 = ((&part_6)->number_0) == 0U;
+        _S257 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S254 = false;
+        _S257 = false;
     }
-    bool _S258;
+    bool _S261;
     if(((&part_6)->begin_0) >= ((&part_6)->end_0))
     {
-        _S258 = !_S254;
+        _S261 = !_S257;
     }
     else
     {
-        _S258 = false;
+        _S261 = false;
     }
-    if(_S258)
+    if(_S261)
     {
-        thread Part_0 _S259 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S259, (&kernelContext_6)->entryPointParams_scratch_0);
+        thread Part_0 _S262 = part_6;
+        leave_empty_0(sv_groupindex_0, &_S262, (&kernelContext_6)->entryPointParams_scratch_0);
         return;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S260 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S256, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S260;
+    Rotation_0 _S263 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S259, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S263;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S260;
+    (&keys_1)->rotation_0 = _S263;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S261 = _S255;
-    thread Part_0 _S262 = part_6;
-    thread Turned_0 _S263 = queries_1;
-    thread Turned_0 _S264 = keys_1;
-    thread Plain_0 _S265 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S261, &_S262, entryPointParams_1->p_0.scale_0, &_S263, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S254, &_S264, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S265, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
-    if(!_S254)
+    thread SequenceTable_0 _S264 = _S258;
+    thread Part_0 _S265 = part_6;
+    thread Turned_0 _S266 = queries_1;
+    thread Turned_0 _S267 = keys_1;
+    thread Plain_0 _S268 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S264, &_S265, entryPointParams_1->p_0.scale_0, &_S266, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S257, &_S267, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S268, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S257)
     {
         return;
     }
-    thread SequenceTable_0 _S266 = _S255;
-    uint _S267 = SequenceTable_slot_0(&_S266, (&kernelContext_6)->entryPointParams_sequences_0, _S256);
+    thread SequenceTable_0 _S269 = _S258;
+    uint _S270 = SequenceTable_slot_0(&_S269, (&kernelContext_6)->entryPointParams_sequences_0, _S259);
     uint i_8 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1477,13 +1498,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S268 = i_8 / entryPointParams_1->p_0.head_dim_2;
-        if(_S268 == ((&part_6)->kv_head_0))
+        uint _S271 = i_8 / entryPointParams_1->p_0.head_dim_2;
+        if(_S271 == ((&part_6)->kv_head_0))
         {
-            thread Turned_0 _S269 = keys_1;
-            Blocks8_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S267, (&part_6)->columns_0, i_8, &_S269, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
-            thread Plain_0 _S270 = values_2;
-            Blocks8_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S267, (&part_6)->columns_0, i_8, &_S270, (&kernelContext_6)->entryPointParams_v_0);
+            thread Turned_0 _S272 = keys_1;
+            Blocks8_append_1((&kernelContext_6)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S270, (&part_6)->columns_0, i_8, &_S272, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0);
+            thread Plain_0 _S273 = values_2;
+            Blocks8_append_0((&kernelContext_6)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S270, (&part_6)->columns_0, i_8, &_S273, (&kernelContext_6)->entryPointParams_v_0);
         }
         i_8 = i_8 + 8192U;
     }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -53,6 +55,7 @@ struct AttentionPartParams_0
     float scale_0;
     uint window_0;
     uint parts_0;
+    uint groups_0;
 };
 
 struct EntryPointParams_0
@@ -184,10 +187,10 @@ void load_queries_0(uint thread_0, const Part_0 thread* part_1, uint padded_0, f
 
 struct Positions_0
 {
-    array<float4, int(8)> keys_0;
-    array<float4, int(8)> values_1;
-    array<float, int(8)> key_scales_0;
-    array<float, int(8)> value_scales_0;
+    array<float4, int(4)> keys_0;
+    array<float4, int(4)> values_1;
+    array<float, int(4)> key_scales_0;
+    array<float, int(4)> value_scales_0;
 };
 
 float4 Float32_expand_0(float4 four_0)
@@ -195,14 +198,22 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
+float power_0(float x_0)
+{
+    return exp(x_0);
+}
+
+float4 powers_0(float4 x_1)
+{
+    return float4(power_0(x_1.x), power_0(x_1.y), power_0(x_1.z), power_0(x_1.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
-    thread array<float4, int(4)> scores_0;
+    thread array<float4, int(2)> scores_0;
     float4 _S37 = float4(int4(int(0)) );
     scores_0[0U] = _S37;
     scores_0[1U] = _S37;
-    scores_0[2U] = _S37;
-    scores_0[3U] = _S37;
     float4 _S38 = query_at_0(lane_1, kernelContext_5);
     float4 _S39 = Float32_expand_0(some_0->keys_0[0U]);
     float _S40 = some_0->key_scales_0[0U];
@@ -210,217 +221,123 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     float4 _S41 = Float32_expand_0(some_0->keys_0[2U]);
     float _S42 = some_0->key_scales_0[2U];
     scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[2U] * dot(_S38, _S41);
-    float4 _S43 = Float32_expand_0(some_0->keys_0[4U]);
-    float _S44 = some_0->key_scales_0[4U];
-    scores_0[2U].x = scores_0[2U].x + some_0->key_scales_0[4U] * dot(_S38, _S43);
-    float4 _S45 = Float32_expand_0(some_0->keys_0[6U]);
-    float _S46 = some_0->key_scales_0[6U];
-    scores_0[3U].x = scores_0[3U].x + some_0->key_scales_0[6U] * dot(_S38, _S45);
-    float4 _S47 = query_at_0(16U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S40 * dot(_S47, _S39);
-    scores_0[1U].y = scores_0[1U].y + _S42 * dot(_S47, _S41);
-    scores_0[2U].y = scores_0[2U].y + _S44 * dot(_S47, _S43);
-    scores_0[3U].y = scores_0[3U].y + _S46 * dot(_S47, _S45);
-    float4 _S48 = query_at_0(32U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S40 * dot(_S48, _S39);
-    scores_0[1U].z = scores_0[1U].z + _S42 * dot(_S48, _S41);
-    scores_0[2U].z = scores_0[2U].z + _S44 * dot(_S48, _S43);
-    scores_0[3U].z = scores_0[3U].z + _S46 * dot(_S48, _S45);
-    float4 _S49 = query_at_0(48U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S40 * dot(_S49, _S39);
-    scores_0[1U].w = scores_0[1U].w + _S42 * dot(_S49, _S41);
-    scores_0[2U].w = scores_0[2U].w + _S44 * dot(_S49, _S43);
-    scores_0[3U].w = scores_0[3U].w + _S46 * dot(_S49, _S45);
-    float4 _S50 = query_at_0(8U + lane_1, kernelContext_5);
-    float4 _S51 = Float32_expand_0(some_0->keys_0[1U]);
-    float _S52 = some_0->key_scales_0[1U];
-    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S50, _S51);
-    float4 _S53 = Float32_expand_0(some_0->keys_0[3U]);
-    float _S54 = some_0->key_scales_0[3U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[3U] * dot(_S50, _S53);
-    float4 _S55 = Float32_expand_0(some_0->keys_0[5U]);
-    float _S56 = some_0->key_scales_0[5U];
-    scores_0[2U].x = scores_0[2U].x + some_0->key_scales_0[5U] * dot(_S50, _S55);
-    float4 _S57 = Float32_expand_0(some_0->keys_0[7U]);
-    float _S58 = some_0->key_scales_0[7U];
-    scores_0[3U].x = scores_0[3U].x + some_0->key_scales_0[7U] * dot(_S50, _S57);
-    float4 _S59 = query_at_0(24U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S52 * dot(_S59, _S51);
-    scores_0[1U].y = scores_0[1U].y + _S54 * dot(_S59, _S53);
-    scores_0[2U].y = scores_0[2U].y + _S56 * dot(_S59, _S55);
-    scores_0[3U].y = scores_0[3U].y + _S58 * dot(_S59, _S57);
-    float4 _S60 = query_at_0(40U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S52 * dot(_S60, _S51);
-    scores_0[1U].z = scores_0[1U].z + _S54 * dot(_S60, _S53);
-    scores_0[2U].z = scores_0[2U].z + _S56 * dot(_S60, _S55);
-    scores_0[3U].z = scores_0[3U].z + _S58 * dot(_S60, _S57);
-    float4 _S61 = query_at_0(56U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S52 * dot(_S61, _S51);
-    scores_0[1U].w = scores_0[1U].w + _S54 * dot(_S61, _S53);
-    scores_0[2U].w = scores_0[2U].w + _S56 * dot(_S61, _S55);
-    scores_0[3U].w = scores_0[3U].w + _S58 * dot(_S61, _S57);
-    float4 _S62 = sums_1->peak_0;
-    float4 _S63 = across_0(scores_0[0U], kernelContext_5);
-    scores_0[0U] = _S63;
-    bool _S64 = first_0 < end_1;
+    float4 _S43 = query_at_0(16U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S40 * dot(_S43, _S39);
+    scores_0[1U].y = scores_0[1U].y + _S42 * dot(_S43, _S41);
+    float4 _S44 = query_at_0(32U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S40 * dot(_S44, _S39);
+    scores_0[1U].z = scores_0[1U].z + _S42 * dot(_S44, _S41);
+    float4 _S45 = query_at_0(48U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S40 * dot(_S45, _S39);
+    scores_0[1U].w = scores_0[1U].w + _S42 * dot(_S45, _S41);
+    float4 _S46 = query_at_0(8U + lane_1, kernelContext_5);
+    float4 _S47 = Float32_expand_0(some_0->keys_0[1U]);
+    float _S48 = some_0->key_scales_0[1U];
+    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S46, _S47);
+    float4 _S49 = Float32_expand_0(some_0->keys_0[3U]);
+    float _S50 = some_0->key_scales_0[3U];
+    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[3U] * dot(_S46, _S49);
+    float4 _S51 = query_at_0(24U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S48 * dot(_S51, _S47);
+    scores_0[1U].y = scores_0[1U].y + _S50 * dot(_S51, _S49);
+    float4 _S52 = query_at_0(40U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S48 * dot(_S52, _S47);
+    scores_0[1U].z = scores_0[1U].z + _S50 * dot(_S52, _S49);
+    float4 _S53 = query_at_0(56U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S48 * dot(_S53, _S47);
+    scores_0[1U].w = scores_0[1U].w + _S50 * dot(_S53, _S49);
+    float4 _S54 = sums_1->peak_0;
+    float4 _S55 = across_0(scores_0[0U], kernelContext_5);
+    scores_0[0U] = _S55;
+    bool _S56 = first_0 < end_1;
     float4 peak_1;
-    if(_S64)
+    if(_S56)
     {
-        peak_1 = max(_S62, scores_0[0U]);
+        peak_1 = max(_S54, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S62;
+        peak_1 = _S54;
     }
-    float4 _S65 = across_0(scores_0[1U], kernelContext_5);
-    scores_0[1U] = _S65;
-    bool _S66 = (first_0 + 16U) < end_1;
-    if(_S66)
+    float4 _S57 = across_0(scores_0[1U], kernelContext_5);
+    scores_0[1U] = _S57;
+    bool _S58 = (first_0 + 16U) < end_1;
+    if(_S58)
     {
         peak_1 = max(peak_1, scores_0[1U]);
     }
-    float4 _S67 = across_0(scores_0[2U], kernelContext_5);
-    scores_0[2U] = _S67;
-    bool _S68 = (first_0 + 32U) < end_1;
-    if(_S68)
-    {
-        peak_1 = max(peak_1, scores_0[2U]);
-    }
-    float4 _S69 = across_0(scores_0[3U], kernelContext_5);
-    scores_0[3U] = _S69;
-    bool _S70 = (first_0 + 48U) < end_1;
-    if(_S70)
-    {
-        peak_1 = max(peak_1, scores_0[3U]);
-    }
-    float4 _S71 = exp(sums_1->peak_0 - peak_1);
+    float4 _S59 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S71;
-    float4 _S72;
-    if(_S64)
+    sums_1->total_0 = sums_1->total_0 * _S59;
+    float4 _S60;
+    if(_S56)
     {
-        _S72 = exp(scores_0[0U] - peak_1);
+        _S60 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
-        _S72 = _S37;
+        _S60 = _S37;
     }
-    scores_0[0U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S66)
+    scores_0[0U] = _S60;
+    sums_1->total_0 = sums_1->total_0 + _S60;
+    if(_S58)
     {
-        _S72 = exp(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        _S72 = _S37;
-    }
-    scores_0[1U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S68)
-    {
-        _S72 = exp(scores_0[2U] - peak_1);
-    }
-    else
-    {
-        _S72 = _S37;
-    }
-    scores_0[2U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S70)
-    {
-        peak_1 = exp(scores_0[3U] - peak_1);
+        peak_1 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
         peak_1 = _S37;
     }
-    scores_0[3U] = peak_1;
+    scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4 _S73 = float4(_S71[0U]) ;
-    float4 _S74 = sums_1->values_0[0U] * _S73;
-    sums_1->values_0[0U] = _S74;
-    float4 _S75 = float4(_S71[1U]) ;
-    float4 _S76 = sums_1->values_0[2U] * _S75;
-    sums_1->values_0[2U] = _S76;
-    float4 _S77 = float4(_S71[2U]) ;
-    float4 _S78 = sums_1->values_0[4U] * _S77;
-    sums_1->values_0[4U] = _S78;
-    float4 _S79 = float4(_S71[3U]) ;
-    float4 _S80 = sums_1->values_0[6U] * _S79;
-    sums_1->values_0[6U] = _S80;
-    float4 _S81 = float4(some_0->value_scales_0[0U])  * Float32_expand_0(some_0->values_1[0U]);
-    float4 _S82 = _S74 + float4(scores_0[0U].x)  * _S81;
-    sums_1->values_0[0U] = _S82;
-    float4 _S83 = _S76 + float4(scores_0[0U].y)  * _S81;
-    sums_1->values_0[2U] = _S83;
-    float4 _S84 = _S78 + float4(scores_0[0U].z)  * _S81;
-    sums_1->values_0[4U] = _S84;
-    float4 _S85 = _S80 + float4(scores_0[0U].w)  * _S81;
-    sums_1->values_0[6U] = _S85;
-    float4 _S86 = float4(some_0->value_scales_0[2U])  * Float32_expand_0(some_0->values_1[2U]);
-    float4 _S87 = _S82 + float4(scores_0[1U].x)  * _S86;
-    sums_1->values_0[0U] = _S87;
-    float4 _S88 = _S83 + float4(scores_0[1U].y)  * _S86;
-    sums_1->values_0[2U] = _S88;
-    float4 _S89 = _S84 + float4(scores_0[1U].z)  * _S86;
-    sums_1->values_0[4U] = _S89;
-    float4 _S90 = _S85 + float4(scores_0[1U].w)  * _S86;
-    sums_1->values_0[6U] = _S90;
-    float4 _S91 = float4(some_0->value_scales_0[4U])  * Float32_expand_0(some_0->values_1[4U]);
-    float4 _S92 = _S87 + float4(scores_0[2U].x)  * _S91;
-    sums_1->values_0[0U] = _S92;
-    float4 _S93 = _S88 + float4(scores_0[2U].y)  * _S91;
-    sums_1->values_0[2U] = _S93;
-    float4 _S94 = _S89 + float4(scores_0[2U].z)  * _S91;
-    sums_1->values_0[4U] = _S94;
-    float4 _S95 = _S90 + float4(scores_0[2U].w)  * _S91;
-    sums_1->values_0[6U] = _S95;
-    float4 _S96 = float4(some_0->value_scales_0[6U])  * Float32_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S92 + float4(scores_0[3U].x)  * _S96;
-    sums_1->values_0[2U] = _S93 + float4(scores_0[3U].y)  * _S96;
-    sums_1->values_0[4U] = _S94 + float4(scores_0[3U].z)  * _S96;
-    sums_1->values_0[6U] = _S95 + float4(scores_0[3U].w)  * _S96;
-    float4 _S97 = sums_1->values_0[1U] * _S73;
-    sums_1->values_0[1U] = _S97;
-    float4 _S98 = sums_1->values_0[3U] * _S75;
-    sums_1->values_0[3U] = _S98;
-    float4 _S99 = sums_1->values_0[5U] * _S77;
-    sums_1->values_0[5U] = _S99;
-    float4 _S100 = sums_1->values_0[7U] * _S79;
-    sums_1->values_0[7U] = _S100;
-    float4 _S101 = float4(some_0->value_scales_0[1U])  * Float32_expand_0(some_0->values_1[1U]);
-    float4 _S102 = _S97 + float4(scores_0[0U].x)  * _S101;
-    sums_1->values_0[1U] = _S102;
-    float4 _S103 = _S98 + float4(scores_0[0U].y)  * _S101;
-    sums_1->values_0[3U] = _S103;
-    float4 _S104 = _S99 + float4(scores_0[0U].z)  * _S101;
-    sums_1->values_0[5U] = _S104;
-    float4 _S105 = _S100 + float4(scores_0[0U].w)  * _S101;
-    sums_1->values_0[7U] = _S105;
-    float4 _S106 = float4(some_0->value_scales_0[3U])  * Float32_expand_0(some_0->values_1[3U]);
-    float4 _S107 = _S102 + float4(scores_0[1U].x)  * _S106;
-    sums_1->values_0[1U] = _S107;
-    float4 _S108 = _S103 + float4(scores_0[1U].y)  * _S106;
-    sums_1->values_0[3U] = _S108;
-    float4 _S109 = _S104 + float4(scores_0[1U].z)  * _S106;
-    sums_1->values_0[5U] = _S109;
-    float4 _S110 = _S105 + float4(scores_0[1U].w)  * _S106;
-    sums_1->values_0[7U] = _S110;
-    float4 _S111 = float4(some_0->value_scales_0[5U])  * Float32_expand_0(some_0->values_1[5U]);
-    float4 _S112 = _S107 + float4(scores_0[2U].x)  * _S111;
-    sums_1->values_0[1U] = _S112;
-    float4 _S113 = _S108 + float4(scores_0[2U].y)  * _S111;
-    sums_1->values_0[3U] = _S113;
-    float4 _S114 = _S109 + float4(scores_0[2U].z)  * _S111;
-    sums_1->values_0[5U] = _S114;
-    float4 _S115 = _S110 + float4(scores_0[2U].w)  * _S111;
-    sums_1->values_0[7U] = _S115;
-    float4 _S116 = float4(some_0->value_scales_0[7U])  * Float32_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S112 + float4(scores_0[3U].x)  * _S116;
-    sums_1->values_0[3U] = _S113 + float4(scores_0[3U].y)  * _S116;
-    sums_1->values_0[5U] = _S114 + float4(scores_0[3U].z)  * _S116;
-    sums_1->values_0[7U] = _S115 + float4(scores_0[3U].w)  * _S116;
+    float4 _S61 = float4(_S59[0U]) ;
+    float4 _S62 = sums_1->values_0[0U] * _S61;
+    sums_1->values_0[0U] = _S62;
+    float4 _S63 = float4(_S59[1U]) ;
+    float4 _S64 = sums_1->values_0[2U] * _S63;
+    sums_1->values_0[2U] = _S64;
+    float4 _S65 = float4(_S59[2U]) ;
+    float4 _S66 = sums_1->values_0[4U] * _S65;
+    sums_1->values_0[4U] = _S66;
+    float4 _S67 = float4(_S59[3U]) ;
+    float4 _S68 = sums_1->values_0[6U] * _S67;
+    sums_1->values_0[6U] = _S68;
+    float4 _S69 = float4(some_0->value_scales_0[0U])  * Float32_expand_0(some_0->values_1[0U]);
+    float4 _S70 = _S62 + float4(scores_0[0U].x)  * _S69;
+    sums_1->values_0[0U] = _S70;
+    float4 _S71 = _S64 + float4(scores_0[0U].y)  * _S69;
+    sums_1->values_0[2U] = _S71;
+    float4 _S72 = _S66 + float4(scores_0[0U].z)  * _S69;
+    sums_1->values_0[4U] = _S72;
+    float4 _S73 = _S68 + float4(scores_0[0U].w)  * _S69;
+    sums_1->values_0[6U] = _S73;
+    float4 _S74 = float4(some_0->value_scales_0[2U])  * Float32_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[0U] = _S70 + float4(scores_0[1U].x)  * _S74;
+    sums_1->values_0[2U] = _S71 + float4(scores_0[1U].y)  * _S74;
+    sums_1->values_0[4U] = _S72 + float4(scores_0[1U].z)  * _S74;
+    sums_1->values_0[6U] = _S73 + float4(scores_0[1U].w)  * _S74;
+    float4 _S75 = sums_1->values_0[1U] * _S61;
+    sums_1->values_0[1U] = _S75;
+    float4 _S76 = sums_1->values_0[3U] * _S63;
+    sums_1->values_0[3U] = _S76;
+    float4 _S77 = sums_1->values_0[5U] * _S65;
+    sums_1->values_0[5U] = _S77;
+    float4 _S78 = sums_1->values_0[7U] * _S67;
+    sums_1->values_0[7U] = _S78;
+    float4 _S79 = float4(some_0->value_scales_0[1U])  * Float32_expand_0(some_0->values_1[1U]);
+    float4 _S80 = _S75 + float4(scores_0[0U].x)  * _S79;
+    sums_1->values_0[1U] = _S80;
+    float4 _S81 = _S76 + float4(scores_0[0U].y)  * _S79;
+    sums_1->values_0[3U] = _S81;
+    float4 _S82 = _S77 + float4(scores_0[0U].z)  * _S79;
+    sums_1->values_0[5U] = _S82;
+    float4 _S83 = _S78 + float4(scores_0[0U].w)  * _S79;
+    sums_1->values_0[7U] = _S83;
+    float4 _S84 = float4(some_0->value_scales_0[3U])  * Float32_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[1U] = _S80 + float4(scores_0[1U].x)  * _S84;
+    sums_1->values_0[3U] = _S81 + float4(scores_0[1U].y)  * _S84;
+    sums_1->values_0[5U] = _S82 + float4(scores_0[1U].z)  * _S84;
+    sums_1->values_0[7U] = _S83 + float4(scores_0[1U].w)  * _S84;
     return;
 }
 
@@ -440,12 +357,12 @@ struct Pools_0
 
 uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_0, uint position_0)
 {
-    uint _S117 = this_1->begin_2;
-    uint _S118 = this_1->page_size_1;
-    uint _S119 = position_0 / this_1->page_size_1;
-    uint _S120 = min(sequences_0[_S117 + _S119], this_1->pages_1 - 1U) * _S118;
-    uint _S121 = position_0 % _S118;
-    return _S120 + _S121;
+    uint _S85 = this_1->begin_2;
+    uint _S86 = this_1->page_size_1;
+    uint _S87 = position_0 / this_1->page_size_1;
+    uint _S88 = min(sequences_0[_S85 + _S87], this_1->pages_1 - 1U) * _S86;
+    uint _S89 = position_0 % _S86;
+    return _S88 + _S89;
 }
 
 struct Run_0
@@ -456,10 +373,10 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_2, uint scale_3)
 {
-    thread Run_0 _S122;
-    (&_S122)->vector_1 = vector_2;
-    (&_S122)->scale_2 = scale_3;
-    return _S122;
+    thread Run_0 _S90;
+    (&_S90)->vector_1 = vector_2;
+    (&_S90)->scale_2 = scale_3;
+    return _S90;
 }
 
 Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
@@ -474,235 +391,203 @@ float Float32_scale_0(packed_float4 device* pool_0, uint at_0)
 
 Positions_0 Pools_read_0(const Pools_0 thread* this_2, packed_float4 device* this_k_pages_0, packed_float4 device* this_v_pages_0, uint device* this_sequences_0, uint first_1, uint lane_2)
 {
-    thread array<uint, int(4)> slots_0;
-    uint _S123 = max((&this_2->part_2)->end_0, 1U) - 1U;
-    uint _S124 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, _S123));
-    slots_0[0U] = _S124;
-    uint _S125 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 16U, _S123));
-    slots_0[1U] = _S125;
-    uint _S126 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 32U, _S123));
-    slots_0[2U] = _S126;
-    uint _S127 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 48U, _S123));
-    slots_0[3U] = _S127;
-    uint _S128 = (&this_2->part_2)->head_dim_0;
-    uint _S129 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S130 = _S129 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
-    uint _S131 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S132 = (&this_2->part_2)->columns_0;
-    Run_0 _S133 = Float32_run_0((&this_2->part_2)->k_pages_offset_0, _S124, (&this_2->part_2)->columns_0, _S130);
-    uint _S134 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S135 = Float32_run_0((&this_2->part_2)->v_pages_offset_0, _S124, (&this_2->part_2)->columns_0, _S130);
+    thread array<uint, int(2)> slots_0;
+    uint _S91 = max((&this_2->part_2)->end_0, 1U) - 1U;
+    uint _S92 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, _S91));
+    slots_0[0U] = _S92;
+    uint _S93 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 16U, _S91));
+    slots_0[1U] = _S93;
+    uint _S94 = (&this_2->part_2)->head_dim_0;
+    uint _S95 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S96 = _S95 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
+    uint _S97 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S98 = (&this_2->part_2)->columns_0;
+    Run_0 _S99 = Float32_run_0((&this_2->part_2)->k_pages_offset_0, _S92, (&this_2->part_2)->columns_0, _S96);
+    uint _S100 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S101 = Float32_run_0((&this_2->part_2)->v_pages_offset_0, _S92, (&this_2->part_2)->columns_0, _S96);
     thread Positions_0 some_1;
-    (&some_1)->keys_0[0U] = float4(*(this_k_pages_0+_S133.vector_1)) ;
-    (&some_1)->values_1[0U] = float4(*(this_v_pages_0+_S135.vector_1)) ;
-    (&some_1)->key_scales_0[0U] = Float32_scale_0(this_k_pages_0, _S133.scale_2);
-    (&some_1)->value_scales_0[0U] = Float32_scale_0(this_v_pages_0, _S135.scale_2);
-    uint _S136 = 8U + lane_2;
-    uint _S137 = _S129 + 4U * min(_S136, _S128 / 4U - 1U);
-    Run_0 _S138 = Float32_run_0(_S131, _S124, _S132, _S137);
-    Run_0 _S139 = Float32_run_0(_S134, _S124, _S132, _S137);
-    (&some_1)->keys_0[1U] = float4(*(this_k_pages_0+_S138.vector_1)) ;
-    (&some_1)->values_1[1U] = float4(*(this_v_pages_0+_S139.vector_1)) ;
-    (&some_1)->key_scales_0[1U] = Float32_scale_0(this_k_pages_0, _S138.scale_2);
-    (&some_1)->value_scales_0[1U] = Float32_scale_0(this_v_pages_0, _S139.scale_2);
-    uint _S140 = _S129 + 4U * min(lane_2, _S128 / 4U - 1U);
-    Run_0 _S141 = Float32_run_0(_S131, _S125, _S132, _S140);
-    Run_0 _S142 = Float32_run_0(_S134, _S125, _S132, _S140);
-    (&some_1)->keys_0[2U] = float4(*(this_k_pages_0+_S141.vector_1)) ;
-    (&some_1)->values_1[2U] = float4(*(this_v_pages_0+_S142.vector_1)) ;
-    (&some_1)->key_scales_0[2U] = Float32_scale_0(this_k_pages_0, _S141.scale_2);
-    (&some_1)->value_scales_0[2U] = Float32_scale_0(this_v_pages_0, _S142.scale_2);
-    uint _S143 = _S129 + 4U * min(_S136, _S128 / 4U - 1U);
-    Run_0 _S144 = Float32_run_0(_S131, _S125, _S132, _S143);
-    Run_0 _S145 = Float32_run_0(_S134, _S125, _S132, _S143);
-    (&some_1)->keys_0[3U] = float4(*(this_k_pages_0+_S144.vector_1)) ;
-    (&some_1)->values_1[3U] = float4(*(this_v_pages_0+_S145.vector_1)) ;
-    (&some_1)->key_scales_0[3U] = Float32_scale_0(this_k_pages_0, _S144.scale_2);
-    (&some_1)->value_scales_0[3U] = Float32_scale_0(this_v_pages_0, _S145.scale_2);
-    uint _S146 = _S129 + 4U * min(lane_2, _S128 / 4U - 1U);
-    Run_0 _S147 = Float32_run_0(_S131, _S126, _S132, _S146);
-    Run_0 _S148 = Float32_run_0(_S134, _S126, _S132, _S146);
-    (&some_1)->keys_0[4U] = float4(*(this_k_pages_0+_S147.vector_1)) ;
-    (&some_1)->values_1[4U] = float4(*(this_v_pages_0+_S148.vector_1)) ;
-    (&some_1)->key_scales_0[4U] = Float32_scale_0(this_k_pages_0, _S147.scale_2);
-    (&some_1)->value_scales_0[4U] = Float32_scale_0(this_v_pages_0, _S148.scale_2);
-    uint _S149 = _S129 + 4U * min(_S136, _S128 / 4U - 1U);
-    Run_0 _S150 = Float32_run_0(_S131, _S126, _S132, _S149);
-    Run_0 _S151 = Float32_run_0(_S134, _S126, _S132, _S149);
-    (&some_1)->keys_0[5U] = float4(*(this_k_pages_0+_S150.vector_1)) ;
-    (&some_1)->values_1[5U] = float4(*(this_v_pages_0+_S151.vector_1)) ;
-    (&some_1)->key_scales_0[5U] = Float32_scale_0(this_k_pages_0, _S150.scale_2);
-    (&some_1)->value_scales_0[5U] = Float32_scale_0(this_v_pages_0, _S151.scale_2);
-    uint _S152 = _S129 + 4U * min(lane_2, _S128 / 4U - 1U);
-    Run_0 _S153 = Float32_run_0(_S131, _S127, _S132, _S152);
-    Run_0 _S154 = Float32_run_0(_S134, _S127, _S132, _S152);
-    (&some_1)->keys_0[6U] = float4(*(this_k_pages_0+_S153.vector_1)) ;
-    (&some_1)->values_1[6U] = float4(*(this_v_pages_0+_S154.vector_1)) ;
-    (&some_1)->key_scales_0[6U] = Float32_scale_0(this_k_pages_0, _S153.scale_2);
-    (&some_1)->value_scales_0[6U] = Float32_scale_0(this_v_pages_0, _S154.scale_2);
-    uint _S155 = _S129 + 4U * min(_S136, _S128 / 4U - 1U);
-    Run_0 _S156 = Float32_run_0(_S131, _S127, _S132, _S155);
-    Run_0 _S157 = Float32_run_0(_S134, _S127, _S132, _S155);
-    (&some_1)->keys_0[7U] = float4(*(this_k_pages_0+_S156.vector_1)) ;
-    (&some_1)->values_1[7U] = float4(*(this_v_pages_0+_S157.vector_1)) ;
-    (&some_1)->key_scales_0[7U] = Float32_scale_0(this_k_pages_0, _S156.scale_2);
-    (&some_1)->value_scales_0[7U] = Float32_scale_0(this_v_pages_0, _S157.scale_2);
+    (&some_1)->keys_0[0U] = float4(*(this_k_pages_0+_S99.vector_1)) ;
+    (&some_1)->values_1[0U] = float4(*(this_v_pages_0+_S101.vector_1)) ;
+    (&some_1)->key_scales_0[0U] = Float32_scale_0(this_k_pages_0, _S99.scale_2);
+    (&some_1)->value_scales_0[0U] = Float32_scale_0(this_v_pages_0, _S101.scale_2);
+    uint _S102 = 8U + lane_2;
+    uint _S103 = _S95 + 4U * min(_S102, _S94 / 4U - 1U);
+    Run_0 _S104 = Float32_run_0(_S97, _S92, _S98, _S103);
+    Run_0 _S105 = Float32_run_0(_S100, _S92, _S98, _S103);
+    (&some_1)->keys_0[1U] = float4(*(this_k_pages_0+_S104.vector_1)) ;
+    (&some_1)->values_1[1U] = float4(*(this_v_pages_0+_S105.vector_1)) ;
+    (&some_1)->key_scales_0[1U] = Float32_scale_0(this_k_pages_0, _S104.scale_2);
+    (&some_1)->value_scales_0[1U] = Float32_scale_0(this_v_pages_0, _S105.scale_2);
+    uint _S106 = _S95 + 4U * min(lane_2, _S94 / 4U - 1U);
+    Run_0 _S107 = Float32_run_0(_S97, _S93, _S98, _S106);
+    Run_0 _S108 = Float32_run_0(_S100, _S93, _S98, _S106);
+    (&some_1)->keys_0[2U] = float4(*(this_k_pages_0+_S107.vector_1)) ;
+    (&some_1)->values_1[2U] = float4(*(this_v_pages_0+_S108.vector_1)) ;
+    (&some_1)->key_scales_0[2U] = Float32_scale_0(this_k_pages_0, _S107.scale_2);
+    (&some_1)->value_scales_0[2U] = Float32_scale_0(this_v_pages_0, _S108.scale_2);
+    uint _S109 = _S95 + 4U * min(_S102, _S94 / 4U - 1U);
+    Run_0 _S110 = Float32_run_0(_S97, _S93, _S98, _S109);
+    Run_0 _S111 = Float32_run_0(_S100, _S93, _S98, _S109);
+    (&some_1)->keys_0[3U] = float4(*(this_k_pages_0+_S110.vector_1)) ;
+    (&some_1)->values_1[3U] = float4(*(this_v_pages_0+_S111.vector_1)) ;
+    (&some_1)->key_scales_0[3U] = Float32_scale_0(this_k_pages_0, _S110.scale_2);
+    (&some_1)->value_scales_0[3U] = Float32_scale_0(this_v_pages_0, _S111.scale_2);
     return some_1;
 }
 
 Sums_0 of_none_0()
 {
     thread Sums_0 sums_2;
-    float4 _S158 = float4(int4(int(0)) );
-    (&sums_2)->values_0[0U] = _S158;
-    (&sums_2)->values_0[1U] = _S158;
-    (&sums_2)->values_0[2U] = _S158;
-    (&sums_2)->values_0[3U] = _S158;
-    (&sums_2)->values_0[4U] = _S158;
-    (&sums_2)->values_0[5U] = _S158;
-    (&sums_2)->values_0[6U] = _S158;
-    (&sums_2)->values_0[7U] = _S158;
+    float4 _S112 = float4(int4(int(0)) );
+    (&sums_2)->values_0[0U] = _S112;
+    (&sums_2)->values_0[1U] = _S112;
+    (&sums_2)->values_0[2U] = _S112;
+    (&sums_2)->values_0[3U] = _S112;
+    (&sums_2)->values_0[4U] = _S112;
+    (&sums_2)->values_0[5U] = _S112;
+    (&sums_2)->values_0[6U] = _S112;
+    (&sums_2)->values_0[7U] = _S112;
     (&sums_2)->peak_0 = float4(-3.4028234663852886e+38) ;
-    (&sums_2)->total_0 = _S158;
+    (&sums_2)->total_0 = _S112;
     return sums_2;
 }
 
 float4 of_other_1(float4 value_3, uint bit_1, KernelContext_0 thread* kernelContext_6)
 {
-    float4 _S159 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
-    return _S159;
+    float4 _S113 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
+    return _S113;
 }
 
 void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
 {
-    float4 _S160 = sums_3->peak_0;
-    float4 _S161 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
-    float4 _S162 = max(_S160, _S161);
-    float4 _S163 = exp(sums_3->peak_0 - _S162);
-    sums_3->peak_0 = _S162;
-    float4 _S164 = sums_3->total_0 * _S163;
-    sums_3->total_0 = _S164;
-    float4 _S165 = of_other_1(_S164, 8U, kernelContext_7);
-    sums_3->total_0 = _S164 + _S165;
-    float4 _S166 = float4(_S163[0U]) ;
-    float4 _S167 = sums_3->values_0[0U] * _S166;
-    sums_3->values_0[0U] = _S167;
-    float4 _S168 = of_other_1(_S167, 8U, kernelContext_7);
-    sums_3->values_0[0U] = _S167 + _S168;
-    float4 _S169 = sums_3->values_0[1U] * _S166;
-    sums_3->values_0[1U] = _S169;
-    float4 _S170 = of_other_1(_S169, 8U, kernelContext_7);
-    sums_3->values_0[1U] = _S169 + _S170;
-    float4 _S171 = float4(_S163[1U]) ;
-    float4 _S172 = sums_3->values_0[2U] * _S171;
-    sums_3->values_0[2U] = _S172;
-    float4 _S173 = of_other_1(_S172, 8U, kernelContext_7);
-    sums_3->values_0[2U] = _S172 + _S173;
-    float4 _S174 = sums_3->values_0[3U] * _S171;
-    sums_3->values_0[3U] = _S174;
-    float4 _S175 = of_other_1(_S174, 8U, kernelContext_7);
-    sums_3->values_0[3U] = _S174 + _S175;
-    float4 _S176 = float4(_S163[2U]) ;
-    float4 _S177 = sums_3->values_0[4U] * _S176;
-    sums_3->values_0[4U] = _S177;
-    float4 _S178 = of_other_1(_S177, 8U, kernelContext_7);
-    sums_3->values_0[4U] = _S177 + _S178;
-    float4 _S179 = sums_3->values_0[5U] * _S176;
-    sums_3->values_0[5U] = _S179;
-    float4 _S180 = of_other_1(_S179, 8U, kernelContext_7);
-    sums_3->values_0[5U] = _S179 + _S180;
-    float4 _S181 = float4(_S163[3U]) ;
-    float4 _S182 = sums_3->values_0[6U] * _S181;
-    sums_3->values_0[6U] = _S182;
-    float4 _S183 = of_other_1(_S182, 8U, kernelContext_7);
-    sums_3->values_0[6U] = _S182 + _S183;
-    float4 _S184 = sums_3->values_0[7U] * _S181;
-    sums_3->values_0[7U] = _S184;
-    float4 _S185 = of_other_1(_S184, 8U, kernelContext_7);
-    sums_3->values_0[7U] = _S184 + _S185;
-    float4 _S186 = sums_3->peak_0;
-    float4 _S187 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
-    float4 _S188 = max(_S186, _S187);
-    float4 _S189 = exp(sums_3->peak_0 - _S188);
-    sums_3->peak_0 = _S188;
-    float4 _S190 = sums_3->total_0 * _S189;
-    sums_3->total_0 = _S190;
-    float4 _S191 = of_other_1(_S190, 16U, kernelContext_7);
-    sums_3->total_0 = _S190 + _S191;
-    float4 _S192 = float4(_S189[0U]) ;
-    float4 _S193 = sums_3->values_0[0U] * _S192;
-    sums_3->values_0[0U] = _S193;
-    float4 _S194 = of_other_1(_S193, 16U, kernelContext_7);
-    sums_3->values_0[0U] = _S193 + _S194;
-    float4 _S195 = sums_3->values_0[1U] * _S192;
-    sums_3->values_0[1U] = _S195;
-    float4 _S196 = of_other_1(_S195, 16U, kernelContext_7);
-    sums_3->values_0[1U] = _S195 + _S196;
-    float4 _S197 = float4(_S189[1U]) ;
-    float4 _S198 = sums_3->values_0[2U] * _S197;
-    sums_3->values_0[2U] = _S198;
-    float4 _S199 = of_other_1(_S198, 16U, kernelContext_7);
-    sums_3->values_0[2U] = _S198 + _S199;
-    float4 _S200 = sums_3->values_0[3U] * _S197;
-    sums_3->values_0[3U] = _S200;
-    float4 _S201 = of_other_1(_S200, 16U, kernelContext_7);
-    sums_3->values_0[3U] = _S200 + _S201;
-    float4 _S202 = float4(_S189[2U]) ;
-    float4 _S203 = sums_3->values_0[4U] * _S202;
-    sums_3->values_0[4U] = _S203;
-    float4 _S204 = of_other_1(_S203, 16U, kernelContext_7);
-    sums_3->values_0[4U] = _S203 + _S204;
-    float4 _S205 = sums_3->values_0[5U] * _S202;
-    sums_3->values_0[5U] = _S205;
-    float4 _S206 = of_other_1(_S205, 16U, kernelContext_7);
-    sums_3->values_0[5U] = _S205 + _S206;
-    float4 _S207 = float4(_S189[3U]) ;
-    float4 _S208 = sums_3->values_0[6U] * _S207;
-    sums_3->values_0[6U] = _S208;
-    float4 _S209 = of_other_1(_S208, 16U, kernelContext_7);
-    sums_3->values_0[6U] = _S208 + _S209;
-    float4 _S210 = sums_3->values_0[7U] * _S207;
-    sums_3->values_0[7U] = _S210;
-    float4 _S211 = of_other_1(_S210, 16U, kernelContext_7);
-    sums_3->values_0[7U] = _S210 + _S211;
+    float4 _S114 = sums_3->peak_0;
+    float4 _S115 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
+    float4 _S116 = max(_S114, _S115);
+    float4 _S117 = powers_0(sums_3->peak_0 - _S116);
+    sums_3->peak_0 = _S116;
+    float4 _S118 = sums_3->total_0 * _S117;
+    sums_3->total_0 = _S118;
+    float4 _S119 = of_other_1(_S118, 8U, kernelContext_7);
+    sums_3->total_0 = _S118 + _S119;
+    float4 _S120 = float4(_S117[0U]) ;
+    float4 _S121 = sums_3->values_0[0U] * _S120;
+    sums_3->values_0[0U] = _S121;
+    float4 _S122 = of_other_1(_S121, 8U, kernelContext_7);
+    sums_3->values_0[0U] = _S121 + _S122;
+    float4 _S123 = sums_3->values_0[1U] * _S120;
+    sums_3->values_0[1U] = _S123;
+    float4 _S124 = of_other_1(_S123, 8U, kernelContext_7);
+    sums_3->values_0[1U] = _S123 + _S124;
+    float4 _S125 = float4(_S117[1U]) ;
+    float4 _S126 = sums_3->values_0[2U] * _S125;
+    sums_3->values_0[2U] = _S126;
+    float4 _S127 = of_other_1(_S126, 8U, kernelContext_7);
+    sums_3->values_0[2U] = _S126 + _S127;
+    float4 _S128 = sums_3->values_0[3U] * _S125;
+    sums_3->values_0[3U] = _S128;
+    float4 _S129 = of_other_1(_S128, 8U, kernelContext_7);
+    sums_3->values_0[3U] = _S128 + _S129;
+    float4 _S130 = float4(_S117[2U]) ;
+    float4 _S131 = sums_3->values_0[4U] * _S130;
+    sums_3->values_0[4U] = _S131;
+    float4 _S132 = of_other_1(_S131, 8U, kernelContext_7);
+    sums_3->values_0[4U] = _S131 + _S132;
+    float4 _S133 = sums_3->values_0[5U] * _S130;
+    sums_3->values_0[5U] = _S133;
+    float4 _S134 = of_other_1(_S133, 8U, kernelContext_7);
+    sums_3->values_0[5U] = _S133 + _S134;
+    float4 _S135 = float4(_S117[3U]) ;
+    float4 _S136 = sums_3->values_0[6U] * _S135;
+    sums_3->values_0[6U] = _S136;
+    float4 _S137 = of_other_1(_S136, 8U, kernelContext_7);
+    sums_3->values_0[6U] = _S136 + _S137;
+    float4 _S138 = sums_3->values_0[7U] * _S135;
+    sums_3->values_0[7U] = _S138;
+    float4 _S139 = of_other_1(_S138, 8U, kernelContext_7);
+    sums_3->values_0[7U] = _S138 + _S139;
+    float4 _S140 = sums_3->peak_0;
+    float4 _S141 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
+    float4 _S142 = max(_S140, _S141);
+    float4 _S143 = powers_0(sums_3->peak_0 - _S142);
+    sums_3->peak_0 = _S142;
+    float4 _S144 = sums_3->total_0 * _S143;
+    sums_3->total_0 = _S144;
+    float4 _S145 = of_other_1(_S144, 16U, kernelContext_7);
+    sums_3->total_0 = _S144 + _S145;
+    float4 _S146 = float4(_S143[0U]) ;
+    float4 _S147 = sums_3->values_0[0U] * _S146;
+    sums_3->values_0[0U] = _S147;
+    float4 _S148 = of_other_1(_S147, 16U, kernelContext_7);
+    sums_3->values_0[0U] = _S147 + _S148;
+    float4 _S149 = sums_3->values_0[1U] * _S146;
+    sums_3->values_0[1U] = _S149;
+    float4 _S150 = of_other_1(_S149, 16U, kernelContext_7);
+    sums_3->values_0[1U] = _S149 + _S150;
+    float4 _S151 = float4(_S143[1U]) ;
+    float4 _S152 = sums_3->values_0[2U] * _S151;
+    sums_3->values_0[2U] = _S152;
+    float4 _S153 = of_other_1(_S152, 16U, kernelContext_7);
+    sums_3->values_0[2U] = _S152 + _S153;
+    float4 _S154 = sums_3->values_0[3U] * _S151;
+    sums_3->values_0[3U] = _S154;
+    float4 _S155 = of_other_1(_S154, 16U, kernelContext_7);
+    sums_3->values_0[3U] = _S154 + _S155;
+    float4 _S156 = float4(_S143[2U]) ;
+    float4 _S157 = sums_3->values_0[4U] * _S156;
+    sums_3->values_0[4U] = _S157;
+    float4 _S158 = of_other_1(_S157, 16U, kernelContext_7);
+    sums_3->values_0[4U] = _S157 + _S158;
+    float4 _S159 = sums_3->values_0[5U] * _S156;
+    sums_3->values_0[5U] = _S159;
+    float4 _S160 = of_other_1(_S159, 16U, kernelContext_7);
+    sums_3->values_0[5U] = _S159 + _S160;
+    float4 _S161 = float4(_S143[3U]) ;
+    float4 _S162 = sums_3->values_0[6U] * _S161;
+    sums_3->values_0[6U] = _S162;
+    float4 _S163 = of_other_1(_S162, 16U, kernelContext_7);
+    sums_3->values_0[6U] = _S162 + _S163;
+    float4 _S164 = sums_3->values_0[7U] * _S161;
+    sums_3->values_0[7U] = _S164;
+    float4 _S165 = of_other_1(_S164, 16U, kernelContext_7);
+    sums_3->values_0[7U] = _S164 + _S165;
     return;
 }
 
 void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* part_3, packed_float4 device* scratch_0, KernelContext_0 thread* kernelContext_8)
 {
-    uint _S212 = thread_1 / 32U;
-    uint _S213 = thread_1 % 32U;
-    if(_S213 == 0U)
+    uint _S166 = thread_1 / 32U;
+    uint _S167 = thread_1 % 32U;
+    if(_S167 == 0U)
     {
-        (*kernelContext_8->peaks_0)[_S212] = sums_4->peak_0;
-        (*kernelContext_8->totals_0)[_S212] = sums_4->total_0;
+        (*kernelContext_8->peaks_0)[_S166] = sums_4->peak_0;
+        (*kernelContext_8->totals_0)[_S166] = sums_4->total_0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S214 = float4(-3.4028234663852886e+38) ;
-    float4 peak_2 = max(max(max(max(_S214, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S215 = exp(sums_4->peak_0 - peak_2);
+    float4 _S168 = float4(-3.4028234663852886e+38) ;
+    float4 peak_2 = max(max(max(max(_S168, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S169 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S213 < 8U)
+                if(_S167 < 8U)
                 {
-                    uint _S216 = _S212 * 4U * 2U;
-                    float4 _S217 = float4(_S215[0U]) ;
-                    (*kernelContext_8->exchange_0)[_S216 * 8U + _S213] = _S217 * sums_4->values_0[0U];
-                    (*kernelContext_8->exchange_0)[(_S216 + 1U) * 8U + _S213] = _S217 * sums_4->values_0[1U];
-                    float4 _S218 = float4(_S215[1U]) ;
-                    (*kernelContext_8->exchange_0)[(_S216 + 2U) * 8U + _S213] = _S218 * sums_4->values_0[2U];
-                    (*kernelContext_8->exchange_0)[(_S216 + 3U) * 8U + _S213] = _S218 * sums_4->values_0[3U];
-                    float4 _S219 = float4(_S215[2U]) ;
-                    (*kernelContext_8->exchange_0)[(_S216 + 4U) * 8U + _S213] = _S219 * sums_4->values_0[4U];
-                    (*kernelContext_8->exchange_0)[(_S216 + 5U) * 8U + _S213] = _S219 * sums_4->values_0[5U];
-                    float4 _S220 = float4(_S215[3U]) ;
-                    (*kernelContext_8->exchange_0)[(_S216 + 6U) * 8U + _S213] = _S220 * sums_4->values_0[6U];
-                    (*kernelContext_8->exchange_0)[(_S216 + 7U) * 8U + _S213] = _S220 * sums_4->values_0[7U];
+                    uint _S170 = _S166 * 4U * 2U;
+                    float4 _S171 = float4(_S169[0U]) ;
+                    (*kernelContext_8->exchange_0)[_S170 * 8U + _S167] = _S171 * sums_4->values_0[0U];
+                    (*kernelContext_8->exchange_0)[(_S170 + 1U) * 8U + _S167] = _S171 * sums_4->values_0[1U];
+                    float4 _S172 = float4(_S169[1U]) ;
+                    (*kernelContext_8->exchange_0)[(_S170 + 2U) * 8U + _S167] = _S172 * sums_4->values_0[2U];
+                    (*kernelContext_8->exchange_0)[(_S170 + 3U) * 8U + _S167] = _S172 * sums_4->values_0[3U];
+                    float4 _S173 = float4(_S169[2U]) ;
+                    (*kernelContext_8->exchange_0)[(_S170 + 4U) * 8U + _S167] = _S173 * sums_4->values_0[4U];
+                    (*kernelContext_8->exchange_0)[(_S170 + 5U) * 8U + _S167] = _S173 * sums_4->values_0[5U];
+                    float4 _S174 = float4(_S169[3U]) ;
+                    (*kernelContext_8->exchange_0)[(_S170 + 6U) * 8U + _S167] = _S174 * sums_4->values_0[6U];
+                    (*kernelContext_8->exchange_0)[(_S170 + 7U) * 8U + _S167] = _S174 * sums_4->values_0[7U];
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 uint i_1 = thread_1;
@@ -715,21 +600,21 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
                     {
                         break;
                     }
-                    uint _S221 = i_1 / 16U;
-                    uint _S222 = i_1 % 16U;
+                    uint _S175 = i_1 / 16U;
+                    uint _S176 = i_1 % 16U;
                     float4 whole_0 = (*kernelContext_8->exchange_0)[i_1] + (*kernelContext_8->exchange_0)[64U + i_1] + (*kernelContext_8->exchange_0)[128U + i_1] + (*kernelContext_8->exchange_0)[192U + i_1];
-                    bool _S223;
-                    if(_S221 < (part_3->heads_0))
+                    bool _S177;
+                    if(_S175 < (part_3->heads_0))
                     {
-                        _S223 = _S222 < (part_3->head_dim_0 / 4U);
+                        _S177 = _S176 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S223 = false;
+                        _S177 = false;
                     }
-                    if(_S223)
+                    if(_S177)
                     {
-                        *(scratch_0+(part_3->out_0 + _S221 * part_3->out_stride_0 + _S222)) = packed_float4(whole_0) ;
+                        *(scratch_0+(part_3->out_0 + _S175 * part_3->out_stride_0 + _S176)) = packed_float4(whole_0) ;
                     }
                     i_1 = i_1 + 128U;
                 }
@@ -752,38 +637,38 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
     thread Pools_0 pools_0;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S224 = thread_2 % 8U;
-    uint _S225 = thread_2 / 8U;
-    uint _S226 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S225;
-    thread Pools_0 _S227 = pools_0;
-    Positions_0 _S228 = Pools_read_0(&_S227, k_pages_0, v_pages_0, sequences_1, first_2, _S224);
+    uint _S178 = thread_2 % 8U;
+    uint _S179 = thread_2 / 8U;
+    uint _S180 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S179;
+    thread Pools_0 _S181 = pools_0;
+    Positions_0 _S182 = Pools_read_0(&_S181, k_pages_0, v_pages_0, sequences_1, first_2, _S178);
     load_queries_0(thread_2, part_4, 16U, scale_4, queries_0, queries_x_0, kernelContext_9);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread Sums_0 sums_5 = of_none_0();
-    bool _S229;
+    bool _S183;
     if(with_own_0)
     {
-        _S229 = thread_2 < 32U;
+        _S183 = thread_2 < 32U;
     }
     else
     {
-        _S229 = false;
+        _S183 = false;
     }
-    if(_S229)
+    if(_S183)
     {
-        Sums_0 _S230 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S224, kernelContext_9);
-        if(_S225 == 0U)
+        Sums_0 _S184 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S178, kernelContext_9);
+        if(_S179 == 0U)
         {
-            sums_5 = _S230;
+            sums_5 = _S184;
         }
     }
-    Positions_0 some_2 = _S228;
-    uint tile_0 = _S226;
+    Positions_0 some_2 = _S182;
+    uint tile_0 = _S180;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S231 = part_4->end_0;
+        uint _S185 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -791,23 +676,37 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
         {
             break;
         }
-        thread Positions_0 _S232 = some_2;
-        add_0(&sums_5, &_S232, first_3, _S231, _S224, kernelContext_9);
-        uint first_4 = first_3 + 64U;
-        uint _S233 = tile_0 + 64U;
-        if(_S233 < _S231)
+        thread Positions_0 _S186 = some_2;
+        add_0(&sums_5, &_S186, first_3, _S185, _S178, kernelContext_9);
+        uint first_4 = first_3 + 32U;
+        uint _S187 = tile_0 + 32U;
+        if(_S187 < _S185)
         {
-            thread Pools_0 _S234 = pools_0;
-            Positions_0 _S235 = Pools_read_0(&_S234, k_pages_0, v_pages_0, sequences_1, first_4, _S224);
-            some_2 = _S235;
+            thread Pools_0 _S188 = pools_0;
+            Positions_0 _S189 = Pools_read_0(&_S188, k_pages_0, v_pages_0, sequences_1, first_4, _S178);
+            some_2 = _S189;
         }
-        tile_0 = _S233;
+        tile_0 = _S187;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S236 = sums_5;
-    write_0(thread_2, &_S236, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S190 = sums_5;
+    write_0(thread_2, &_S190, part_4, scratch_1, kernelContext_9);
     return;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_1)
+{
+    uint _S191;
+    if(offset_1 == 4294967295U)
+    {
+        _S191 = rows_1;
+    }
+    else
+    {
+        _S191 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
+    }
+    return _S191;
 }
 
 uint group_number_0(uint3 group_0)
@@ -815,49 +714,44 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S237 = heads_2 / kv_heads_1;
-    uint _S238 = (_S237 + 4U - 1U) / 4U;
-    uint _S239 = rows_1 * kv_heads_1 * _S238;
-    uint _S240 = number_1 % _S239;
-    uint _S241 = _S240 % _S238;
+    uint _S192 = rows_2 * kv_heads_1;
+    uint _S193 = heads_2 / kv_heads_1;
+    return _S192 * ((_S193 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+{
+    uint _S194 = heads_3 / kv_heads_2;
+    uint _S195 = (_S194 + 4U - 1U) / 4U;
+    uint _S196 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S197 = number_1 % _S196;
+    uint _S198 = _S197 % _S195;
     thread Part_0 part_5;
-    uint _S242 = number_1 / _S239;
-    (&part_5)->number_0 = _S242;
-    uint _S243 = _S240 / (kv_heads_1 * _S238);
-    (&part_5)->row_0 = _S243;
-    uint _S244 = _S240 / _S238;
-    uint _S245 = _S244 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S245;
-    uint _S246 = _S241 * 4U;
-    uint _S247 = _S245 * _S237 + _S246;
-    (&part_5)->head_0 = _S247;
-    (&part_5)->heads_0 = min(_S237 - _S246, 4U);
+    (&part_5)->unit_0 = _S197;
+    uint _S199 = number_1 / _S196;
+    (&part_5)->number_0 = _S199;
+    uint _S200 = _S197 / (kv_heads_2 * _S195);
+    (&part_5)->row_0 = _S200;
+    uint _S201 = _S197 / _S195;
+    uint _S202 = _S201 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S202;
+    uint _S203 = _S198 * 4U;
+    uint _S204 = _S202 * _S194 + _S203;
+    (&part_5)->head_0 = _S204;
+    (&part_5)->heads_0 = min(_S194 - _S203, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S248 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S248;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S247) * _S248 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
+    uint _S205 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S205;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S204) * _S205 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
     (&part_5)->k_pages_offset_0 = 0U;
     return part_5;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_2)
-{
-    uint _S249;
-    if(offset_1 == 4294967295U)
-    {
-        _S249 = rows_2;
-    }
-    else
-    {
-        _S249 = min(max(batch_0[offset_1], first_5) - first_5, rows_2);
-    }
-    return _S249;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
@@ -867,18 +761,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S250;
-    (&_S250)->begin_2 = begin_3;
-    (&_S250)->page_size_1 = page_size_2;
-    (&_S250)->pages_1 = pages_2;
-    (&_S250)->length_0 = length_1;
-    return _S250;
+    thread SequenceTable_0 _S206;
+    (&_S206)->begin_2 = begin_3;
+    (&_S206)->page_size_1 = page_size_2;
+    (&_S206)->pages_1 = pages_2;
+    (&_S206)->length_0 = length_1;
+    return _S206;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S251 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S251 + 1U, page_size_3, pages_3, min(sequences_2[_S251], min(entries_0, pages_3) * page_size_3));
+    uint _S207 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S207 + 1U, page_size_3, pages_3, min(sequences_2[_S207], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -888,59 +782,76 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S252 = this_3->length_0;
-    uint _S253;
+    uint _S208 = this_3->length_0;
+    uint _S209;
     if(position_1 < (this_3->length_0))
     {
-        _S253 = position_1 + 1U;
+        _S209 = position_1 + 1U;
     }
     else
     {
-        _S253 = _S252;
+        _S209 = _S208;
     }
-    return _S253;
+    return _S209;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S254;
+    bool _S210;
     if(window_1 != 0U)
     {
-        _S254 = position_2 >= window_1;
+        _S210 = position_2 >= window_1;
     }
     else
     {
-        _S254 = false;
+        _S210 = false;
     }
-    uint _S255;
-    if(_S254)
+    uint _S211;
+    if(_S210)
     {
-        _S255 = position_2 - window_1 + 1U;
+        _S211 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S255 = 0U;
+        _S211 = 0U;
     }
-    return _S255;
+    return _S211;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void Part_take_0(Part_0 thread* this_4, uint other_0)
 {
-    uint _S256;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+{
+    uint _S212;
     if(first_6 < length_2)
     {
-        _S256 = length_2 - first_6;
+        _S212 = length_2 - first_6;
     }
     else
     {
-        _S256 = 0U;
+        _S212 = 0U;
     }
-    uint _S257 = parts_2 * 64U;
-    uint _S258 = (_S256 + _S257 - 1U) / _S257;
-    uint _S259 = _S258 * 64U;
-    uint _S260 = min(first_6 + part_6->number_0 * _S259, length_2);
-    part_6->begin_0 = _S260;
-    part_6->end_0 = min(_S260 + _S259, length_2);
+    uint _S213 = parts_2 * tiles_0 * 64U;
+    uint _S214 = (_S212 + _S213 - 1U) / _S213;
+    uint _S215 = _S214 * tiles_0 * 64U;
+    uint _S216 = min(first_6 + part_6->number_0 * _S215, length_2);
+    part_6->begin_0 = _S216;
+    part_6->end_0 = min(_S216 + _S215, length_2);
+    if(_S212 == 0U)
+    {
+        _S212 = 1U;
+    }
+    else
+    {
+        uint _S217 = (_S212 + _S215 - 1U) / _S215;
+        _S212 = _S217;
+    }
+    part_6->used_0 = _S212;
     return;
 }
 
@@ -973,41 +884,55 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S261 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S261;
-    bool _S262;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
-    {
-        _S262 = true;
-    }
-    else
-    {
-        _S262 = ((&part_8)->row_0) >= (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
-    }
-    if(_S262)
+    uint _S218 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S218 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S263 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S264 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S265 = _S263;
-    uint _S266 = SequenceTable_end_of_0(&_S265, _S264);
-    share_out_0(&part_8, first_seen_0(_S264, entryPointParams_1->p_0.window_0), _S266, entryPointParams_1->p_0.parts_0);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S219 = part_of_0(group_number_0(group_1), _S218, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S219;
+    uint _S220 = units_of_0(_S218, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S221 = entryPointParams_1->p_0.groups_0 / _S220;
+    if(((&part_8)->number_0) >= _S221)
     {
-        thread Part_0 _S267 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S267, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
+    SequenceTable_0 _S222 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S223 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S224 = _S222;
+    uint _S225 = SequenceTable_end_of_0(&_S224, _S223);
+    uint _S226 = first_seen_0(_S223, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_8)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread SequenceTable_0 _S268 = _S263;
-    thread Part_0 _S269 = part_8;
-    thread Plain_0 _S270 = queries_1;
-    thread Plain_0 _S271 = queries_1;
-    thread Plain_0 _S272 = queries_1;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S268, &_S269, entryPointParams_1->p_0.scale_0, &_S270, (&kernelContext_10)->entryPointParams_q_0, false, &_S271, (&kernelContext_10)->entryPointParams_q_0, &_S272, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (entryPointParams_1->p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S226, _S225, entryPointParams_1->p_0.parts_0, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            thread Part_0 _S227 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S227, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S221;
+            continue;
+        }
+        thread SequenceTable_0 _S228 = _S222;
+        thread Part_0 _S229 = part_8;
+        thread Plain_0 _S230 = queries_1;
+        thread Plain_0 _S231 = queries_1;
+        thread Plain_0 _S232 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S228, &_S229, entryPointParams_1->p_0.scale_0, &_S230, (&kernelContext_10)->entryPointParams_q_0, false, &_S231, (&kernelContext_10)->entryPointParams_q_0, &_S232, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        number_3 = number_3 + _S221;
+    }
     return;
 }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -53,6 +55,7 @@ struct AttentionPartParams_0
     float scale_0;
     uint window_0;
     uint parts_0;
+    uint groups_0;
 };
 
 struct EntryPointParams_0
@@ -184,10 +187,10 @@ void load_queries_0(uint thread_0, const Part_0 thread* part_1, uint padded_0, f
 
 struct Positions_0
 {
-    array<uint, int(8)> keys_0;
-    array<uint, int(8)> values_1;
-    array<float, int(8)> key_scales_0;
-    array<float, int(8)> value_scales_0;
+    array<uint, int(4)> keys_0;
+    array<uint, int(4)> values_1;
+    array<float, int(4)> key_scales_0;
+    array<float, int(4)> value_scales_0;
 };
 
 float4 bytes_0(uint word_0)
@@ -200,14 +203,22 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
+float power_0(float x_0)
+{
+    return exp(x_0);
+}
+
+float4 powers_0(float4 x_1)
+{
+    return float4(power_0(x_1.x), power_0(x_1.y), power_0(x_1.z), power_0(x_1.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
-    thread array<float4, int(4)> scores_0;
+    thread array<float4, int(2)> scores_0;
     float4 _S37 = float4(int4(int(0)) );
     scores_0[0U] = _S37;
     scores_0[1U] = _S37;
-    scores_0[2U] = _S37;
-    scores_0[3U] = _S37;
     float4 _S38 = query_at_0(lane_1, kernelContext_5);
     float4 _S39 = Blocks8_expand_0(some_0->keys_0[0U]);
     float _S40 = some_0->key_scales_0[0U];
@@ -215,217 +226,123 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     float4 _S41 = Blocks8_expand_0(some_0->keys_0[2U]);
     float _S42 = some_0->key_scales_0[2U];
     scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[2U] * dot(_S38, _S41);
-    float4 _S43 = Blocks8_expand_0(some_0->keys_0[4U]);
-    float _S44 = some_0->key_scales_0[4U];
-    scores_0[2U].x = scores_0[2U].x + some_0->key_scales_0[4U] * dot(_S38, _S43);
-    float4 _S45 = Blocks8_expand_0(some_0->keys_0[6U]);
-    float _S46 = some_0->key_scales_0[6U];
-    scores_0[3U].x = scores_0[3U].x + some_0->key_scales_0[6U] * dot(_S38, _S45);
-    float4 _S47 = query_at_0(16U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S40 * dot(_S47, _S39);
-    scores_0[1U].y = scores_0[1U].y + _S42 * dot(_S47, _S41);
-    scores_0[2U].y = scores_0[2U].y + _S44 * dot(_S47, _S43);
-    scores_0[3U].y = scores_0[3U].y + _S46 * dot(_S47, _S45);
-    float4 _S48 = query_at_0(32U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S40 * dot(_S48, _S39);
-    scores_0[1U].z = scores_0[1U].z + _S42 * dot(_S48, _S41);
-    scores_0[2U].z = scores_0[2U].z + _S44 * dot(_S48, _S43);
-    scores_0[3U].z = scores_0[3U].z + _S46 * dot(_S48, _S45);
-    float4 _S49 = query_at_0(48U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S40 * dot(_S49, _S39);
-    scores_0[1U].w = scores_0[1U].w + _S42 * dot(_S49, _S41);
-    scores_0[2U].w = scores_0[2U].w + _S44 * dot(_S49, _S43);
-    scores_0[3U].w = scores_0[3U].w + _S46 * dot(_S49, _S45);
-    float4 _S50 = query_at_0(8U + lane_1, kernelContext_5);
-    float4 _S51 = Blocks8_expand_0(some_0->keys_0[1U]);
-    float _S52 = some_0->key_scales_0[1U];
-    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S50, _S51);
-    float4 _S53 = Blocks8_expand_0(some_0->keys_0[3U]);
-    float _S54 = some_0->key_scales_0[3U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[3U] * dot(_S50, _S53);
-    float4 _S55 = Blocks8_expand_0(some_0->keys_0[5U]);
-    float _S56 = some_0->key_scales_0[5U];
-    scores_0[2U].x = scores_0[2U].x + some_0->key_scales_0[5U] * dot(_S50, _S55);
-    float4 _S57 = Blocks8_expand_0(some_0->keys_0[7U]);
-    float _S58 = some_0->key_scales_0[7U];
-    scores_0[3U].x = scores_0[3U].x + some_0->key_scales_0[7U] * dot(_S50, _S57);
-    float4 _S59 = query_at_0(24U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S52 * dot(_S59, _S51);
-    scores_0[1U].y = scores_0[1U].y + _S54 * dot(_S59, _S53);
-    scores_0[2U].y = scores_0[2U].y + _S56 * dot(_S59, _S55);
-    scores_0[3U].y = scores_0[3U].y + _S58 * dot(_S59, _S57);
-    float4 _S60 = query_at_0(40U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S52 * dot(_S60, _S51);
-    scores_0[1U].z = scores_0[1U].z + _S54 * dot(_S60, _S53);
-    scores_0[2U].z = scores_0[2U].z + _S56 * dot(_S60, _S55);
-    scores_0[3U].z = scores_0[3U].z + _S58 * dot(_S60, _S57);
-    float4 _S61 = query_at_0(56U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S52 * dot(_S61, _S51);
-    scores_0[1U].w = scores_0[1U].w + _S54 * dot(_S61, _S53);
-    scores_0[2U].w = scores_0[2U].w + _S56 * dot(_S61, _S55);
-    scores_0[3U].w = scores_0[3U].w + _S58 * dot(_S61, _S57);
-    float4 _S62 = sums_1->peak_0;
-    float4 _S63 = across_0(scores_0[0U], kernelContext_5);
-    scores_0[0U] = _S63;
-    bool _S64 = first_0 < end_1;
+    float4 _S43 = query_at_0(16U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S40 * dot(_S43, _S39);
+    scores_0[1U].y = scores_0[1U].y + _S42 * dot(_S43, _S41);
+    float4 _S44 = query_at_0(32U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S40 * dot(_S44, _S39);
+    scores_0[1U].z = scores_0[1U].z + _S42 * dot(_S44, _S41);
+    float4 _S45 = query_at_0(48U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S40 * dot(_S45, _S39);
+    scores_0[1U].w = scores_0[1U].w + _S42 * dot(_S45, _S41);
+    float4 _S46 = query_at_0(8U + lane_1, kernelContext_5);
+    float4 _S47 = Blocks8_expand_0(some_0->keys_0[1U]);
+    float _S48 = some_0->key_scales_0[1U];
+    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S46, _S47);
+    float4 _S49 = Blocks8_expand_0(some_0->keys_0[3U]);
+    float _S50 = some_0->key_scales_0[3U];
+    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[3U] * dot(_S46, _S49);
+    float4 _S51 = query_at_0(24U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S48 * dot(_S51, _S47);
+    scores_0[1U].y = scores_0[1U].y + _S50 * dot(_S51, _S49);
+    float4 _S52 = query_at_0(40U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S48 * dot(_S52, _S47);
+    scores_0[1U].z = scores_0[1U].z + _S50 * dot(_S52, _S49);
+    float4 _S53 = query_at_0(56U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S48 * dot(_S53, _S47);
+    scores_0[1U].w = scores_0[1U].w + _S50 * dot(_S53, _S49);
+    float4 _S54 = sums_1->peak_0;
+    float4 _S55 = across_0(scores_0[0U], kernelContext_5);
+    scores_0[0U] = _S55;
+    bool _S56 = first_0 < end_1;
     float4 peak_1;
-    if(_S64)
+    if(_S56)
     {
-        peak_1 = max(_S62, scores_0[0U]);
+        peak_1 = max(_S54, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S62;
+        peak_1 = _S54;
     }
-    float4 _S65 = across_0(scores_0[1U], kernelContext_5);
-    scores_0[1U] = _S65;
-    bool _S66 = (first_0 + 16U) < end_1;
-    if(_S66)
+    float4 _S57 = across_0(scores_0[1U], kernelContext_5);
+    scores_0[1U] = _S57;
+    bool _S58 = (first_0 + 16U) < end_1;
+    if(_S58)
     {
         peak_1 = max(peak_1, scores_0[1U]);
     }
-    float4 _S67 = across_0(scores_0[2U], kernelContext_5);
-    scores_0[2U] = _S67;
-    bool _S68 = (first_0 + 32U) < end_1;
-    if(_S68)
-    {
-        peak_1 = max(peak_1, scores_0[2U]);
-    }
-    float4 _S69 = across_0(scores_0[3U], kernelContext_5);
-    scores_0[3U] = _S69;
-    bool _S70 = (first_0 + 48U) < end_1;
-    if(_S70)
-    {
-        peak_1 = max(peak_1, scores_0[3U]);
-    }
-    float4 _S71 = exp(sums_1->peak_0 - peak_1);
+    float4 _S59 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S71;
-    float4 _S72;
-    if(_S64)
+    sums_1->total_0 = sums_1->total_0 * _S59;
+    float4 _S60;
+    if(_S56)
     {
-        _S72 = exp(scores_0[0U] - peak_1);
+        _S60 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
-        _S72 = _S37;
+        _S60 = _S37;
     }
-    scores_0[0U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S66)
+    scores_0[0U] = _S60;
+    sums_1->total_0 = sums_1->total_0 + _S60;
+    if(_S58)
     {
-        _S72 = exp(scores_0[1U] - peak_1);
-    }
-    else
-    {
-        _S72 = _S37;
-    }
-    scores_0[1U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S68)
-    {
-        _S72 = exp(scores_0[2U] - peak_1);
-    }
-    else
-    {
-        _S72 = _S37;
-    }
-    scores_0[2U] = _S72;
-    sums_1->total_0 = sums_1->total_0 + _S72;
-    if(_S70)
-    {
-        peak_1 = exp(scores_0[3U] - peak_1);
+        peak_1 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
         peak_1 = _S37;
     }
-    scores_0[3U] = peak_1;
+    scores_0[1U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4 _S73 = float4(_S71[0U]) ;
-    float4 _S74 = sums_1->values_0[0U] * _S73;
-    sums_1->values_0[0U] = _S74;
-    float4 _S75 = float4(_S71[1U]) ;
-    float4 _S76 = sums_1->values_0[2U] * _S75;
-    sums_1->values_0[2U] = _S76;
-    float4 _S77 = float4(_S71[2U]) ;
-    float4 _S78 = sums_1->values_0[4U] * _S77;
-    sums_1->values_0[4U] = _S78;
-    float4 _S79 = float4(_S71[3U]) ;
-    float4 _S80 = sums_1->values_0[6U] * _S79;
-    sums_1->values_0[6U] = _S80;
-    float4 _S81 = float4(some_0->value_scales_0[0U])  * Blocks8_expand_0(some_0->values_1[0U]);
-    float4 _S82 = _S74 + float4(scores_0[0U].x)  * _S81;
-    sums_1->values_0[0U] = _S82;
-    float4 _S83 = _S76 + float4(scores_0[0U].y)  * _S81;
-    sums_1->values_0[2U] = _S83;
-    float4 _S84 = _S78 + float4(scores_0[0U].z)  * _S81;
-    sums_1->values_0[4U] = _S84;
-    float4 _S85 = _S80 + float4(scores_0[0U].w)  * _S81;
-    sums_1->values_0[6U] = _S85;
-    float4 _S86 = float4(some_0->value_scales_0[2U])  * Blocks8_expand_0(some_0->values_1[2U]);
-    float4 _S87 = _S82 + float4(scores_0[1U].x)  * _S86;
-    sums_1->values_0[0U] = _S87;
-    float4 _S88 = _S83 + float4(scores_0[1U].y)  * _S86;
-    sums_1->values_0[2U] = _S88;
-    float4 _S89 = _S84 + float4(scores_0[1U].z)  * _S86;
-    sums_1->values_0[4U] = _S89;
-    float4 _S90 = _S85 + float4(scores_0[1U].w)  * _S86;
-    sums_1->values_0[6U] = _S90;
-    float4 _S91 = float4(some_0->value_scales_0[4U])  * Blocks8_expand_0(some_0->values_1[4U]);
-    float4 _S92 = _S87 + float4(scores_0[2U].x)  * _S91;
-    sums_1->values_0[0U] = _S92;
-    float4 _S93 = _S88 + float4(scores_0[2U].y)  * _S91;
-    sums_1->values_0[2U] = _S93;
-    float4 _S94 = _S89 + float4(scores_0[2U].z)  * _S91;
-    sums_1->values_0[4U] = _S94;
-    float4 _S95 = _S90 + float4(scores_0[2U].w)  * _S91;
-    sums_1->values_0[6U] = _S95;
-    float4 _S96 = float4(some_0->value_scales_0[6U])  * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[0U] = _S92 + float4(scores_0[3U].x)  * _S96;
-    sums_1->values_0[2U] = _S93 + float4(scores_0[3U].y)  * _S96;
-    sums_1->values_0[4U] = _S94 + float4(scores_0[3U].z)  * _S96;
-    sums_1->values_0[6U] = _S95 + float4(scores_0[3U].w)  * _S96;
-    float4 _S97 = sums_1->values_0[1U] * _S73;
-    sums_1->values_0[1U] = _S97;
-    float4 _S98 = sums_1->values_0[3U] * _S75;
-    sums_1->values_0[3U] = _S98;
-    float4 _S99 = sums_1->values_0[5U] * _S77;
-    sums_1->values_0[5U] = _S99;
-    float4 _S100 = sums_1->values_0[7U] * _S79;
-    sums_1->values_0[7U] = _S100;
-    float4 _S101 = float4(some_0->value_scales_0[1U])  * Blocks8_expand_0(some_0->values_1[1U]);
-    float4 _S102 = _S97 + float4(scores_0[0U].x)  * _S101;
-    sums_1->values_0[1U] = _S102;
-    float4 _S103 = _S98 + float4(scores_0[0U].y)  * _S101;
-    sums_1->values_0[3U] = _S103;
-    float4 _S104 = _S99 + float4(scores_0[0U].z)  * _S101;
-    sums_1->values_0[5U] = _S104;
-    float4 _S105 = _S100 + float4(scores_0[0U].w)  * _S101;
-    sums_1->values_0[7U] = _S105;
-    float4 _S106 = float4(some_0->value_scales_0[3U])  * Blocks8_expand_0(some_0->values_1[3U]);
-    float4 _S107 = _S102 + float4(scores_0[1U].x)  * _S106;
-    sums_1->values_0[1U] = _S107;
-    float4 _S108 = _S103 + float4(scores_0[1U].y)  * _S106;
-    sums_1->values_0[3U] = _S108;
-    float4 _S109 = _S104 + float4(scores_0[1U].z)  * _S106;
-    sums_1->values_0[5U] = _S109;
-    float4 _S110 = _S105 + float4(scores_0[1U].w)  * _S106;
-    sums_1->values_0[7U] = _S110;
-    float4 _S111 = float4(some_0->value_scales_0[5U])  * Blocks8_expand_0(some_0->values_1[5U]);
-    float4 _S112 = _S107 + float4(scores_0[2U].x)  * _S111;
-    sums_1->values_0[1U] = _S112;
-    float4 _S113 = _S108 + float4(scores_0[2U].y)  * _S111;
-    sums_1->values_0[3U] = _S113;
-    float4 _S114 = _S109 + float4(scores_0[2U].z)  * _S111;
-    sums_1->values_0[5U] = _S114;
-    float4 _S115 = _S110 + float4(scores_0[2U].w)  * _S111;
-    sums_1->values_0[7U] = _S115;
-    float4 _S116 = float4(some_0->value_scales_0[7U])  * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[1U] = _S112 + float4(scores_0[3U].x)  * _S116;
-    sums_1->values_0[3U] = _S113 + float4(scores_0[3U].y)  * _S116;
-    sums_1->values_0[5U] = _S114 + float4(scores_0[3U].z)  * _S116;
-    sums_1->values_0[7U] = _S115 + float4(scores_0[3U].w)  * _S116;
+    float4 _S61 = float4(_S59[0U]) ;
+    float4 _S62 = sums_1->values_0[0U] * _S61;
+    sums_1->values_0[0U] = _S62;
+    float4 _S63 = float4(_S59[1U]) ;
+    float4 _S64 = sums_1->values_0[2U] * _S63;
+    sums_1->values_0[2U] = _S64;
+    float4 _S65 = float4(_S59[2U]) ;
+    float4 _S66 = sums_1->values_0[4U] * _S65;
+    sums_1->values_0[4U] = _S66;
+    float4 _S67 = float4(_S59[3U]) ;
+    float4 _S68 = sums_1->values_0[6U] * _S67;
+    sums_1->values_0[6U] = _S68;
+    float4 _S69 = float4(some_0->value_scales_0[0U])  * Blocks8_expand_0(some_0->values_1[0U]);
+    float4 _S70 = _S62 + float4(scores_0[0U].x)  * _S69;
+    sums_1->values_0[0U] = _S70;
+    float4 _S71 = _S64 + float4(scores_0[0U].y)  * _S69;
+    sums_1->values_0[2U] = _S71;
+    float4 _S72 = _S66 + float4(scores_0[0U].z)  * _S69;
+    sums_1->values_0[4U] = _S72;
+    float4 _S73 = _S68 + float4(scores_0[0U].w)  * _S69;
+    sums_1->values_0[6U] = _S73;
+    float4 _S74 = float4(some_0->value_scales_0[2U])  * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[0U] = _S70 + float4(scores_0[1U].x)  * _S74;
+    sums_1->values_0[2U] = _S71 + float4(scores_0[1U].y)  * _S74;
+    sums_1->values_0[4U] = _S72 + float4(scores_0[1U].z)  * _S74;
+    sums_1->values_0[6U] = _S73 + float4(scores_0[1U].w)  * _S74;
+    float4 _S75 = sums_1->values_0[1U] * _S61;
+    sums_1->values_0[1U] = _S75;
+    float4 _S76 = sums_1->values_0[3U] * _S63;
+    sums_1->values_0[3U] = _S76;
+    float4 _S77 = sums_1->values_0[5U] * _S65;
+    sums_1->values_0[5U] = _S77;
+    float4 _S78 = sums_1->values_0[7U] * _S67;
+    sums_1->values_0[7U] = _S78;
+    float4 _S79 = float4(some_0->value_scales_0[1U])  * Blocks8_expand_0(some_0->values_1[1U]);
+    float4 _S80 = _S75 + float4(scores_0[0U].x)  * _S79;
+    sums_1->values_0[1U] = _S80;
+    float4 _S81 = _S76 + float4(scores_0[0U].y)  * _S79;
+    sums_1->values_0[3U] = _S81;
+    float4 _S82 = _S77 + float4(scores_0[0U].z)  * _S79;
+    sums_1->values_0[5U] = _S82;
+    float4 _S83 = _S78 + float4(scores_0[0U].w)  * _S79;
+    sums_1->values_0[7U] = _S83;
+    float4 _S84 = float4(some_0->value_scales_0[3U])  * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[1U] = _S80 + float4(scores_0[1U].x)  * _S84;
+    sums_1->values_0[3U] = _S81 + float4(scores_0[1U].y)  * _S84;
+    sums_1->values_0[5U] = _S82 + float4(scores_0[1U].z)  * _S84;
+    sums_1->values_0[7U] = _S83 + float4(scores_0[1U].w)  * _S84;
     return;
 }
 
@@ -445,12 +362,12 @@ struct Pools_0
 
 uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_0, uint position_0)
 {
-    uint _S117 = this_1->begin_2;
-    uint _S118 = this_1->page_size_1;
-    uint _S119 = position_0 / this_1->page_size_1;
-    uint _S120 = min(sequences_0[_S117 + _S119], this_1->pages_1 - 1U) * _S118;
-    uint _S121 = position_0 % _S118;
-    return _S120 + _S121;
+    uint _S85 = this_1->begin_2;
+    uint _S86 = this_1->page_size_1;
+    uint _S87 = position_0 / this_1->page_size_1;
+    uint _S88 = min(sequences_0[_S85 + _S87], this_1->pages_1 - 1U) * _S86;
+    uint _S89 = position_0 % _S86;
+    return _S88 + _S89;
 }
 
 struct Run_0
@@ -461,16 +378,16 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_2, uint scale_3)
 {
-    thread Run_0 _S122;
-    (&_S122)->vector_1 = vector_2;
-    (&_S122)->scale_2 = scale_3;
-    return _S122;
+    thread Run_0 _S90;
+    (&_S90)->vector_1 = vector_2;
+    (&_S90)->scale_2 = scale_3;
+    return _S90;
 }
 
 Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S123 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S123 + element_1 / 4U, 2U * (_S123 + columns_1 / 4U) + element_1 / 32U);
+    uint _S91 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S91 + element_1 / 4U, 2U * (_S91 + columns_1 / 4U) + element_1 / 32U);
 }
 
 float2 halves_0(uint word_1)
@@ -490,235 +407,203 @@ float Blocks8_scale_0(uint device* pool_0, uint at_0)
 
 Positions_0 Pools_read_0(const Pools_0 thread* this_2, uint device* this_k_pages_0, uint device* this_v_pages_0, uint device* this_sequences_0, uint first_1, uint lane_2)
 {
-    thread array<uint, int(4)> slots_0;
-    uint _S124 = max((&this_2->part_2)->end_0, 1U) - 1U;
-    uint _S125 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, _S124));
-    slots_0[0U] = _S125;
-    uint _S126 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 16U, _S124));
-    slots_0[1U] = _S126;
-    uint _S127 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 32U, _S124));
-    slots_0[2U] = _S127;
-    uint _S128 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 48U, _S124));
-    slots_0[3U] = _S128;
-    uint _S129 = (&this_2->part_2)->head_dim_0;
-    uint _S130 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S131 = _S130 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
-    uint _S132 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S133 = (&this_2->part_2)->columns_0;
-    Run_0 _S134 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S125, (&this_2->part_2)->columns_0, _S131);
-    uint _S135 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S136 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S125, (&this_2->part_2)->columns_0, _S131);
+    thread array<uint, int(2)> slots_0;
+    uint _S92 = max((&this_2->part_2)->end_0, 1U) - 1U;
+    uint _S93 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, _S92));
+    slots_0[0U] = _S93;
+    uint _S94 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 16U, _S92));
+    slots_0[1U] = _S94;
+    uint _S95 = (&this_2->part_2)->head_dim_0;
+    uint _S96 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S97 = _S96 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
+    uint _S98 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S99 = (&this_2->part_2)->columns_0;
+    Run_0 _S100 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S93, (&this_2->part_2)->columns_0, _S97);
+    uint _S101 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S102 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S93, (&this_2->part_2)->columns_0, _S97);
     thread Positions_0 some_1;
-    (&some_1)->keys_0[0U] = this_k_pages_0[_S134.vector_1];
-    (&some_1)->values_1[0U] = this_v_pages_0[_S136.vector_1];
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(this_k_pages_0, _S134.scale_2);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(this_v_pages_0, _S136.scale_2);
-    uint _S137 = 8U + lane_2;
-    uint _S138 = _S130 + 4U * min(_S137, _S129 / 4U - 1U);
-    Run_0 _S139 = Blocks8_run_0(_S132, _S125, _S133, _S138);
-    Run_0 _S140 = Blocks8_run_0(_S135, _S125, _S133, _S138);
-    (&some_1)->keys_0[1U] = this_k_pages_0[_S139.vector_1];
-    (&some_1)->values_1[1U] = this_v_pages_0[_S140.vector_1];
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(this_k_pages_0, _S139.scale_2);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(this_v_pages_0, _S140.scale_2);
-    uint _S141 = _S130 + 4U * min(lane_2, _S129 / 4U - 1U);
-    Run_0 _S142 = Blocks8_run_0(_S132, _S126, _S133, _S141);
-    Run_0 _S143 = Blocks8_run_0(_S135, _S126, _S133, _S141);
-    (&some_1)->keys_0[2U] = this_k_pages_0[_S142.vector_1];
-    (&some_1)->values_1[2U] = this_v_pages_0[_S143.vector_1];
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(this_k_pages_0, _S142.scale_2);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(this_v_pages_0, _S143.scale_2);
-    uint _S144 = _S130 + 4U * min(_S137, _S129 / 4U - 1U);
-    Run_0 _S145 = Blocks8_run_0(_S132, _S126, _S133, _S144);
-    Run_0 _S146 = Blocks8_run_0(_S135, _S126, _S133, _S144);
-    (&some_1)->keys_0[3U] = this_k_pages_0[_S145.vector_1];
-    (&some_1)->values_1[3U] = this_v_pages_0[_S146.vector_1];
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(this_k_pages_0, _S145.scale_2);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(this_v_pages_0, _S146.scale_2);
-    uint _S147 = _S130 + 4U * min(lane_2, _S129 / 4U - 1U);
-    Run_0 _S148 = Blocks8_run_0(_S132, _S127, _S133, _S147);
-    Run_0 _S149 = Blocks8_run_0(_S135, _S127, _S133, _S147);
-    (&some_1)->keys_0[4U] = this_k_pages_0[_S148.vector_1];
-    (&some_1)->values_1[4U] = this_v_pages_0[_S149.vector_1];
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(this_k_pages_0, _S148.scale_2);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(this_v_pages_0, _S149.scale_2);
-    uint _S150 = _S130 + 4U * min(_S137, _S129 / 4U - 1U);
-    Run_0 _S151 = Blocks8_run_0(_S132, _S127, _S133, _S150);
-    Run_0 _S152 = Blocks8_run_0(_S135, _S127, _S133, _S150);
-    (&some_1)->keys_0[5U] = this_k_pages_0[_S151.vector_1];
-    (&some_1)->values_1[5U] = this_v_pages_0[_S152.vector_1];
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(this_k_pages_0, _S151.scale_2);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(this_v_pages_0, _S152.scale_2);
-    uint _S153 = _S130 + 4U * min(lane_2, _S129 / 4U - 1U);
-    Run_0 _S154 = Blocks8_run_0(_S132, _S128, _S133, _S153);
-    Run_0 _S155 = Blocks8_run_0(_S135, _S128, _S133, _S153);
-    (&some_1)->keys_0[6U] = this_k_pages_0[_S154.vector_1];
-    (&some_1)->values_1[6U] = this_v_pages_0[_S155.vector_1];
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(this_k_pages_0, _S154.scale_2);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(this_v_pages_0, _S155.scale_2);
-    uint _S156 = _S130 + 4U * min(_S137, _S129 / 4U - 1U);
-    Run_0 _S157 = Blocks8_run_0(_S132, _S128, _S133, _S156);
-    Run_0 _S158 = Blocks8_run_0(_S135, _S128, _S133, _S156);
-    (&some_1)->keys_0[7U] = this_k_pages_0[_S157.vector_1];
-    (&some_1)->values_1[7U] = this_v_pages_0[_S158.vector_1];
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(this_k_pages_0, _S157.scale_2);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(this_v_pages_0, _S158.scale_2);
+    (&some_1)->keys_0[0U] = this_k_pages_0[_S100.vector_1];
+    (&some_1)->values_1[0U] = this_v_pages_0[_S102.vector_1];
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(this_k_pages_0, _S100.scale_2);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(this_v_pages_0, _S102.scale_2);
+    uint _S103 = 8U + lane_2;
+    uint _S104 = _S96 + 4U * min(_S103, _S95 / 4U - 1U);
+    Run_0 _S105 = Blocks8_run_0(_S98, _S93, _S99, _S104);
+    Run_0 _S106 = Blocks8_run_0(_S101, _S93, _S99, _S104);
+    (&some_1)->keys_0[1U] = this_k_pages_0[_S105.vector_1];
+    (&some_1)->values_1[1U] = this_v_pages_0[_S106.vector_1];
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(this_k_pages_0, _S105.scale_2);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(this_v_pages_0, _S106.scale_2);
+    uint _S107 = _S96 + 4U * min(lane_2, _S95 / 4U - 1U);
+    Run_0 _S108 = Blocks8_run_0(_S98, _S94, _S99, _S107);
+    Run_0 _S109 = Blocks8_run_0(_S101, _S94, _S99, _S107);
+    (&some_1)->keys_0[2U] = this_k_pages_0[_S108.vector_1];
+    (&some_1)->values_1[2U] = this_v_pages_0[_S109.vector_1];
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(this_k_pages_0, _S108.scale_2);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(this_v_pages_0, _S109.scale_2);
+    uint _S110 = _S96 + 4U * min(_S103, _S95 / 4U - 1U);
+    Run_0 _S111 = Blocks8_run_0(_S98, _S94, _S99, _S110);
+    Run_0 _S112 = Blocks8_run_0(_S101, _S94, _S99, _S110);
+    (&some_1)->keys_0[3U] = this_k_pages_0[_S111.vector_1];
+    (&some_1)->values_1[3U] = this_v_pages_0[_S112.vector_1];
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(this_k_pages_0, _S111.scale_2);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(this_v_pages_0, _S112.scale_2);
     return some_1;
 }
 
 Sums_0 of_none_0()
 {
     thread Sums_0 sums_2;
-    float4 _S159 = float4(int4(int(0)) );
-    (&sums_2)->values_0[0U] = _S159;
-    (&sums_2)->values_0[1U] = _S159;
-    (&sums_2)->values_0[2U] = _S159;
-    (&sums_2)->values_0[3U] = _S159;
-    (&sums_2)->values_0[4U] = _S159;
-    (&sums_2)->values_0[5U] = _S159;
-    (&sums_2)->values_0[6U] = _S159;
-    (&sums_2)->values_0[7U] = _S159;
+    float4 _S113 = float4(int4(int(0)) );
+    (&sums_2)->values_0[0U] = _S113;
+    (&sums_2)->values_0[1U] = _S113;
+    (&sums_2)->values_0[2U] = _S113;
+    (&sums_2)->values_0[3U] = _S113;
+    (&sums_2)->values_0[4U] = _S113;
+    (&sums_2)->values_0[5U] = _S113;
+    (&sums_2)->values_0[6U] = _S113;
+    (&sums_2)->values_0[7U] = _S113;
     (&sums_2)->peak_0 = float4(-3.4028234663852886e+38) ;
-    (&sums_2)->total_0 = _S159;
+    (&sums_2)->total_0 = _S113;
     return sums_2;
 }
 
 float4 of_other_1(float4 value_3, uint bit_1, KernelContext_0 thread* kernelContext_6)
 {
-    float4 _S160 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
-    return _S160;
+    float4 _S114 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
+    return _S114;
 }
 
 void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
 {
-    float4 _S161 = sums_3->peak_0;
-    float4 _S162 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
-    float4 _S163 = max(_S161, _S162);
-    float4 _S164 = exp(sums_3->peak_0 - _S163);
-    sums_3->peak_0 = _S163;
-    float4 _S165 = sums_3->total_0 * _S164;
-    sums_3->total_0 = _S165;
-    float4 _S166 = of_other_1(_S165, 8U, kernelContext_7);
-    sums_3->total_0 = _S165 + _S166;
-    float4 _S167 = float4(_S164[0U]) ;
-    float4 _S168 = sums_3->values_0[0U] * _S167;
-    sums_3->values_0[0U] = _S168;
-    float4 _S169 = of_other_1(_S168, 8U, kernelContext_7);
-    sums_3->values_0[0U] = _S168 + _S169;
-    float4 _S170 = sums_3->values_0[1U] * _S167;
-    sums_3->values_0[1U] = _S170;
-    float4 _S171 = of_other_1(_S170, 8U, kernelContext_7);
-    sums_3->values_0[1U] = _S170 + _S171;
-    float4 _S172 = float4(_S164[1U]) ;
-    float4 _S173 = sums_3->values_0[2U] * _S172;
-    sums_3->values_0[2U] = _S173;
-    float4 _S174 = of_other_1(_S173, 8U, kernelContext_7);
-    sums_3->values_0[2U] = _S173 + _S174;
-    float4 _S175 = sums_3->values_0[3U] * _S172;
-    sums_3->values_0[3U] = _S175;
-    float4 _S176 = of_other_1(_S175, 8U, kernelContext_7);
-    sums_3->values_0[3U] = _S175 + _S176;
-    float4 _S177 = float4(_S164[2U]) ;
-    float4 _S178 = sums_3->values_0[4U] * _S177;
-    sums_3->values_0[4U] = _S178;
-    float4 _S179 = of_other_1(_S178, 8U, kernelContext_7);
-    sums_3->values_0[4U] = _S178 + _S179;
-    float4 _S180 = sums_3->values_0[5U] * _S177;
-    sums_3->values_0[5U] = _S180;
-    float4 _S181 = of_other_1(_S180, 8U, kernelContext_7);
-    sums_3->values_0[5U] = _S180 + _S181;
-    float4 _S182 = float4(_S164[3U]) ;
-    float4 _S183 = sums_3->values_0[6U] * _S182;
-    sums_3->values_0[6U] = _S183;
-    float4 _S184 = of_other_1(_S183, 8U, kernelContext_7);
-    sums_3->values_0[6U] = _S183 + _S184;
-    float4 _S185 = sums_3->values_0[7U] * _S182;
-    sums_3->values_0[7U] = _S185;
-    float4 _S186 = of_other_1(_S185, 8U, kernelContext_7);
-    sums_3->values_0[7U] = _S185 + _S186;
-    float4 _S187 = sums_3->peak_0;
-    float4 _S188 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
-    float4 _S189 = max(_S187, _S188);
-    float4 _S190 = exp(sums_3->peak_0 - _S189);
-    sums_3->peak_0 = _S189;
-    float4 _S191 = sums_3->total_0 * _S190;
-    sums_3->total_0 = _S191;
-    float4 _S192 = of_other_1(_S191, 16U, kernelContext_7);
-    sums_3->total_0 = _S191 + _S192;
-    float4 _S193 = float4(_S190[0U]) ;
-    float4 _S194 = sums_3->values_0[0U] * _S193;
-    sums_3->values_0[0U] = _S194;
-    float4 _S195 = of_other_1(_S194, 16U, kernelContext_7);
-    sums_3->values_0[0U] = _S194 + _S195;
-    float4 _S196 = sums_3->values_0[1U] * _S193;
-    sums_3->values_0[1U] = _S196;
-    float4 _S197 = of_other_1(_S196, 16U, kernelContext_7);
-    sums_3->values_0[1U] = _S196 + _S197;
-    float4 _S198 = float4(_S190[1U]) ;
-    float4 _S199 = sums_3->values_0[2U] * _S198;
-    sums_3->values_0[2U] = _S199;
-    float4 _S200 = of_other_1(_S199, 16U, kernelContext_7);
-    sums_3->values_0[2U] = _S199 + _S200;
-    float4 _S201 = sums_3->values_0[3U] * _S198;
-    sums_3->values_0[3U] = _S201;
-    float4 _S202 = of_other_1(_S201, 16U, kernelContext_7);
-    sums_3->values_0[3U] = _S201 + _S202;
-    float4 _S203 = float4(_S190[2U]) ;
-    float4 _S204 = sums_3->values_0[4U] * _S203;
-    sums_3->values_0[4U] = _S204;
-    float4 _S205 = of_other_1(_S204, 16U, kernelContext_7);
-    sums_3->values_0[4U] = _S204 + _S205;
-    float4 _S206 = sums_3->values_0[5U] * _S203;
-    sums_3->values_0[5U] = _S206;
-    float4 _S207 = of_other_1(_S206, 16U, kernelContext_7);
-    sums_3->values_0[5U] = _S206 + _S207;
-    float4 _S208 = float4(_S190[3U]) ;
-    float4 _S209 = sums_3->values_0[6U] * _S208;
-    sums_3->values_0[6U] = _S209;
-    float4 _S210 = of_other_1(_S209, 16U, kernelContext_7);
-    sums_3->values_0[6U] = _S209 + _S210;
-    float4 _S211 = sums_3->values_0[7U] * _S208;
-    sums_3->values_0[7U] = _S211;
-    float4 _S212 = of_other_1(_S211, 16U, kernelContext_7);
-    sums_3->values_0[7U] = _S211 + _S212;
+    float4 _S115 = sums_3->peak_0;
+    float4 _S116 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
+    float4 _S117 = max(_S115, _S116);
+    float4 _S118 = powers_0(sums_3->peak_0 - _S117);
+    sums_3->peak_0 = _S117;
+    float4 _S119 = sums_3->total_0 * _S118;
+    sums_3->total_0 = _S119;
+    float4 _S120 = of_other_1(_S119, 8U, kernelContext_7);
+    sums_3->total_0 = _S119 + _S120;
+    float4 _S121 = float4(_S118[0U]) ;
+    float4 _S122 = sums_3->values_0[0U] * _S121;
+    sums_3->values_0[0U] = _S122;
+    float4 _S123 = of_other_1(_S122, 8U, kernelContext_7);
+    sums_3->values_0[0U] = _S122 + _S123;
+    float4 _S124 = sums_3->values_0[1U] * _S121;
+    sums_3->values_0[1U] = _S124;
+    float4 _S125 = of_other_1(_S124, 8U, kernelContext_7);
+    sums_3->values_0[1U] = _S124 + _S125;
+    float4 _S126 = float4(_S118[1U]) ;
+    float4 _S127 = sums_3->values_0[2U] * _S126;
+    sums_3->values_0[2U] = _S127;
+    float4 _S128 = of_other_1(_S127, 8U, kernelContext_7);
+    sums_3->values_0[2U] = _S127 + _S128;
+    float4 _S129 = sums_3->values_0[3U] * _S126;
+    sums_3->values_0[3U] = _S129;
+    float4 _S130 = of_other_1(_S129, 8U, kernelContext_7);
+    sums_3->values_0[3U] = _S129 + _S130;
+    float4 _S131 = float4(_S118[2U]) ;
+    float4 _S132 = sums_3->values_0[4U] * _S131;
+    sums_3->values_0[4U] = _S132;
+    float4 _S133 = of_other_1(_S132, 8U, kernelContext_7);
+    sums_3->values_0[4U] = _S132 + _S133;
+    float4 _S134 = sums_3->values_0[5U] * _S131;
+    sums_3->values_0[5U] = _S134;
+    float4 _S135 = of_other_1(_S134, 8U, kernelContext_7);
+    sums_3->values_0[5U] = _S134 + _S135;
+    float4 _S136 = float4(_S118[3U]) ;
+    float4 _S137 = sums_3->values_0[6U] * _S136;
+    sums_3->values_0[6U] = _S137;
+    float4 _S138 = of_other_1(_S137, 8U, kernelContext_7);
+    sums_3->values_0[6U] = _S137 + _S138;
+    float4 _S139 = sums_3->values_0[7U] * _S136;
+    sums_3->values_0[7U] = _S139;
+    float4 _S140 = of_other_1(_S139, 8U, kernelContext_7);
+    sums_3->values_0[7U] = _S139 + _S140;
+    float4 _S141 = sums_3->peak_0;
+    float4 _S142 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
+    float4 _S143 = max(_S141, _S142);
+    float4 _S144 = powers_0(sums_3->peak_0 - _S143);
+    sums_3->peak_0 = _S143;
+    float4 _S145 = sums_3->total_0 * _S144;
+    sums_3->total_0 = _S145;
+    float4 _S146 = of_other_1(_S145, 16U, kernelContext_7);
+    sums_3->total_0 = _S145 + _S146;
+    float4 _S147 = float4(_S144[0U]) ;
+    float4 _S148 = sums_3->values_0[0U] * _S147;
+    sums_3->values_0[0U] = _S148;
+    float4 _S149 = of_other_1(_S148, 16U, kernelContext_7);
+    sums_3->values_0[0U] = _S148 + _S149;
+    float4 _S150 = sums_3->values_0[1U] * _S147;
+    sums_3->values_0[1U] = _S150;
+    float4 _S151 = of_other_1(_S150, 16U, kernelContext_7);
+    sums_3->values_0[1U] = _S150 + _S151;
+    float4 _S152 = float4(_S144[1U]) ;
+    float4 _S153 = sums_3->values_0[2U] * _S152;
+    sums_3->values_0[2U] = _S153;
+    float4 _S154 = of_other_1(_S153, 16U, kernelContext_7);
+    sums_3->values_0[2U] = _S153 + _S154;
+    float4 _S155 = sums_3->values_0[3U] * _S152;
+    sums_3->values_0[3U] = _S155;
+    float4 _S156 = of_other_1(_S155, 16U, kernelContext_7);
+    sums_3->values_0[3U] = _S155 + _S156;
+    float4 _S157 = float4(_S144[2U]) ;
+    float4 _S158 = sums_3->values_0[4U] * _S157;
+    sums_3->values_0[4U] = _S158;
+    float4 _S159 = of_other_1(_S158, 16U, kernelContext_7);
+    sums_3->values_0[4U] = _S158 + _S159;
+    float4 _S160 = sums_3->values_0[5U] * _S157;
+    sums_3->values_0[5U] = _S160;
+    float4 _S161 = of_other_1(_S160, 16U, kernelContext_7);
+    sums_3->values_0[5U] = _S160 + _S161;
+    float4 _S162 = float4(_S144[3U]) ;
+    float4 _S163 = sums_3->values_0[6U] * _S162;
+    sums_3->values_0[6U] = _S163;
+    float4 _S164 = of_other_1(_S163, 16U, kernelContext_7);
+    sums_3->values_0[6U] = _S163 + _S164;
+    float4 _S165 = sums_3->values_0[7U] * _S162;
+    sums_3->values_0[7U] = _S165;
+    float4 _S166 = of_other_1(_S165, 16U, kernelContext_7);
+    sums_3->values_0[7U] = _S165 + _S166;
     return;
 }
 
 void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* part_3, packed_float4 device* scratch_0, KernelContext_0 thread* kernelContext_8)
 {
-    uint _S213 = thread_1 / 32U;
-    uint _S214 = thread_1 % 32U;
-    if(_S214 == 0U)
+    uint _S167 = thread_1 / 32U;
+    uint _S168 = thread_1 % 32U;
+    if(_S168 == 0U)
     {
-        (*kernelContext_8->peaks_0)[_S213] = sums_4->peak_0;
-        (*kernelContext_8->totals_0)[_S213] = sums_4->total_0;
+        (*kernelContext_8->peaks_0)[_S167] = sums_4->peak_0;
+        (*kernelContext_8->totals_0)[_S167] = sums_4->total_0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S215 = float4(-3.4028234663852886e+38) ;
-    float4 peak_2 = max(max(max(max(_S215, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S216 = exp(sums_4->peak_0 - peak_2);
+    float4 _S169 = float4(-3.4028234663852886e+38) ;
+    float4 peak_2 = max(max(max(max(_S169, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S170 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S214 < 8U)
+                if(_S168 < 8U)
                 {
-                    uint _S217 = _S213 * 4U * 2U;
-                    float4 _S218 = float4(_S216[0U]) ;
-                    (*kernelContext_8->exchange_0)[_S217 * 8U + _S214] = _S218 * sums_4->values_0[0U];
-                    (*kernelContext_8->exchange_0)[(_S217 + 1U) * 8U + _S214] = _S218 * sums_4->values_0[1U];
-                    float4 _S219 = float4(_S216[1U]) ;
-                    (*kernelContext_8->exchange_0)[(_S217 + 2U) * 8U + _S214] = _S219 * sums_4->values_0[2U];
-                    (*kernelContext_8->exchange_0)[(_S217 + 3U) * 8U + _S214] = _S219 * sums_4->values_0[3U];
-                    float4 _S220 = float4(_S216[2U]) ;
-                    (*kernelContext_8->exchange_0)[(_S217 + 4U) * 8U + _S214] = _S220 * sums_4->values_0[4U];
-                    (*kernelContext_8->exchange_0)[(_S217 + 5U) * 8U + _S214] = _S220 * sums_4->values_0[5U];
-                    float4 _S221 = float4(_S216[3U]) ;
-                    (*kernelContext_8->exchange_0)[(_S217 + 6U) * 8U + _S214] = _S221 * sums_4->values_0[6U];
-                    (*kernelContext_8->exchange_0)[(_S217 + 7U) * 8U + _S214] = _S221 * sums_4->values_0[7U];
+                    uint _S171 = _S167 * 4U * 2U;
+                    float4 _S172 = float4(_S170[0U]) ;
+                    (*kernelContext_8->exchange_0)[_S171 * 8U + _S168] = _S172 * sums_4->values_0[0U];
+                    (*kernelContext_8->exchange_0)[(_S171 + 1U) * 8U + _S168] = _S172 * sums_4->values_0[1U];
+                    float4 _S173 = float4(_S170[1U]) ;
+                    (*kernelContext_8->exchange_0)[(_S171 + 2U) * 8U + _S168] = _S173 * sums_4->values_0[2U];
+                    (*kernelContext_8->exchange_0)[(_S171 + 3U) * 8U + _S168] = _S173 * sums_4->values_0[3U];
+                    float4 _S174 = float4(_S170[2U]) ;
+                    (*kernelContext_8->exchange_0)[(_S171 + 4U) * 8U + _S168] = _S174 * sums_4->values_0[4U];
+                    (*kernelContext_8->exchange_0)[(_S171 + 5U) * 8U + _S168] = _S174 * sums_4->values_0[5U];
+                    float4 _S175 = float4(_S170[3U]) ;
+                    (*kernelContext_8->exchange_0)[(_S171 + 6U) * 8U + _S168] = _S175 * sums_4->values_0[6U];
+                    (*kernelContext_8->exchange_0)[(_S171 + 7U) * 8U + _S168] = _S175 * sums_4->values_0[7U];
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 uint i_1 = thread_1;
@@ -731,21 +616,21 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
                     {
                         break;
                     }
-                    uint _S222 = i_1 / 16U;
-                    uint _S223 = i_1 % 16U;
+                    uint _S176 = i_1 / 16U;
+                    uint _S177 = i_1 % 16U;
                     float4 whole_0 = (*kernelContext_8->exchange_0)[i_1] + (*kernelContext_8->exchange_0)[64U + i_1] + (*kernelContext_8->exchange_0)[128U + i_1] + (*kernelContext_8->exchange_0)[192U + i_1];
-                    bool _S224;
-                    if(_S222 < (part_3->heads_0))
+                    bool _S178;
+                    if(_S176 < (part_3->heads_0))
                     {
-                        _S224 = _S223 < (part_3->head_dim_0 / 4U);
+                        _S178 = _S177 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S224 = false;
+                        _S178 = false;
                     }
-                    if(_S224)
+                    if(_S178)
                     {
-                        *(scratch_0+(part_3->out_0 + _S222 * part_3->out_stride_0 + _S223)) = packed_float4(whole_0) ;
+                        *(scratch_0+(part_3->out_0 + _S176 * part_3->out_stride_0 + _S177)) = packed_float4(whole_0) ;
                     }
                     i_1 = i_1 + 128U;
                 }
@@ -768,38 +653,38 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
     thread Pools_0 pools_0;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S225 = thread_2 % 8U;
-    uint _S226 = thread_2 / 8U;
-    uint _S227 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S226;
-    thread Pools_0 _S228 = pools_0;
-    Positions_0 _S229 = Pools_read_0(&_S228, k_pages_0, v_pages_0, sequences_1, first_2, _S225);
+    uint _S179 = thread_2 % 8U;
+    uint _S180 = thread_2 / 8U;
+    uint _S181 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S180;
+    thread Pools_0 _S182 = pools_0;
+    Positions_0 _S183 = Pools_read_0(&_S182, k_pages_0, v_pages_0, sequences_1, first_2, _S179);
     load_queries_0(thread_2, part_4, 16U, scale_4, queries_0, queries_x_0, kernelContext_9);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread Sums_0 sums_5 = of_none_0();
-    bool _S230;
+    bool _S184;
     if(with_own_0)
     {
-        _S230 = thread_2 < 32U;
+        _S184 = thread_2 < 32U;
     }
     else
     {
-        _S230 = false;
+        _S184 = false;
     }
-    if(_S230)
+    if(_S184)
     {
-        Sums_0 _S231 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S225, kernelContext_9);
-        if(_S226 == 0U)
+        Sums_0 _S185 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S179, kernelContext_9);
+        if(_S180 == 0U)
         {
-            sums_5 = _S231;
+            sums_5 = _S185;
         }
     }
-    Positions_0 some_2 = _S229;
-    uint tile_0 = _S227;
+    Positions_0 some_2 = _S183;
+    uint tile_0 = _S181;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S232 = part_4->end_0;
+        uint _S186 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -807,23 +692,37 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
         {
             break;
         }
-        thread Positions_0 _S233 = some_2;
-        add_0(&sums_5, &_S233, first_3, _S232, _S225, kernelContext_9);
-        uint first_4 = first_3 + 64U;
-        uint _S234 = tile_0 + 64U;
-        if(_S234 < _S232)
+        thread Positions_0 _S187 = some_2;
+        add_0(&sums_5, &_S187, first_3, _S186, _S179, kernelContext_9);
+        uint first_4 = first_3 + 32U;
+        uint _S188 = tile_0 + 32U;
+        if(_S188 < _S186)
         {
-            thread Pools_0 _S235 = pools_0;
-            Positions_0 _S236 = Pools_read_0(&_S235, k_pages_0, v_pages_0, sequences_1, first_4, _S225);
-            some_2 = _S236;
+            thread Pools_0 _S189 = pools_0;
+            Positions_0 _S190 = Pools_read_0(&_S189, k_pages_0, v_pages_0, sequences_1, first_4, _S179);
+            some_2 = _S190;
         }
-        tile_0 = _S234;
+        tile_0 = _S188;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S237 = sums_5;
-    write_0(thread_2, &_S237, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S191 = sums_5;
+    write_0(thread_2, &_S191, part_4, scratch_1, kernelContext_9);
     return;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_5, uint rows_1)
+{
+    uint _S192;
+    if(offset_2 == 4294967295U)
+    {
+        _S192 = rows_1;
+    }
+    else
+    {
+        _S192 = min(max(batch_0[offset_2], first_5) - first_5, rows_1);
+    }
+    return _S192;
 }
 
 uint group_number_0(uint3 group_0)
@@ -831,49 +730,44 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S238 = heads_2 / kv_heads_1;
-    uint _S239 = (_S238 + 4U - 1U) / 4U;
-    uint _S240 = rows_1 * kv_heads_1 * _S239;
-    uint _S241 = number_1 % _S240;
-    uint _S242 = _S241 % _S239;
+    uint _S193 = rows_2 * kv_heads_1;
+    uint _S194 = heads_2 / kv_heads_1;
+    return _S193 * ((_S194 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+{
+    uint _S195 = heads_3 / kv_heads_2;
+    uint _S196 = (_S195 + 4U - 1U) / 4U;
+    uint _S197 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S198 = number_1 % _S197;
+    uint _S199 = _S198 % _S196;
     thread Part_0 part_5;
-    uint _S243 = number_1 / _S240;
-    (&part_5)->number_0 = _S243;
-    uint _S244 = _S241 / (kv_heads_1 * _S239);
-    (&part_5)->row_0 = _S244;
-    uint _S245 = _S241 / _S239;
-    uint _S246 = _S245 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S246;
-    uint _S247 = _S242 * 4U;
-    uint _S248 = _S246 * _S238 + _S247;
-    (&part_5)->head_0 = _S248;
-    (&part_5)->heads_0 = min(_S238 - _S247, 4U);
+    (&part_5)->unit_0 = _S198;
+    uint _S200 = number_1 / _S197;
+    (&part_5)->number_0 = _S200;
+    uint _S201 = _S198 / (kv_heads_2 * _S196);
+    (&part_5)->row_0 = _S201;
+    uint _S202 = _S198 / _S196;
+    uint _S203 = _S202 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S203;
+    uint _S204 = _S199 * 4U;
+    uint _S205 = _S203 * _S195 + _S204;
+    (&part_5)->head_0 = _S205;
+    (&part_5)->heads_0 = min(_S195 - _S204, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S249 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S249;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S248) * _S249 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
+    uint _S206 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S206;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S205) * _S206 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
     (&part_5)->k_pages_offset_0 = 0U;
     return part_5;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_5, uint rows_2)
-{
-    uint _S250;
-    if(offset_2 == 4294967295U)
-    {
-        _S250 = rows_2;
-    }
-    else
-    {
-        _S250 = min(max(batch_0[offset_2], first_5) - first_5, rows_2);
-    }
-    return _S250;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
@@ -883,18 +777,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S251;
-    (&_S251)->begin_2 = begin_3;
-    (&_S251)->page_size_1 = page_size_2;
-    (&_S251)->pages_1 = pages_2;
-    (&_S251)->length_0 = length_1;
-    return _S251;
+    thread SequenceTable_0 _S207;
+    (&_S207)->begin_2 = begin_3;
+    (&_S207)->page_size_1 = page_size_2;
+    (&_S207)->pages_1 = pages_2;
+    (&_S207)->length_0 = length_1;
+    return _S207;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S252 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S252 + 1U, page_size_3, pages_3, min(sequences_2[_S252], min(entries_0, pages_3) * page_size_3));
+    uint _S208 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S208 + 1U, page_size_3, pages_3, min(sequences_2[_S208], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
@@ -904,59 +798,76 @@ uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S253 = this_3->length_0;
-    uint _S254;
+    uint _S209 = this_3->length_0;
+    uint _S210;
     if(position_1 < (this_3->length_0))
     {
-        _S254 = position_1 + 1U;
+        _S210 = position_1 + 1U;
     }
     else
     {
-        _S254 = _S253;
+        _S210 = _S209;
     }
-    return _S254;
+    return _S210;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S255;
+    bool _S211;
     if(window_1 != 0U)
     {
-        _S255 = position_2 >= window_1;
+        _S211 = position_2 >= window_1;
     }
     else
     {
-        _S255 = false;
+        _S211 = false;
     }
-    uint _S256;
-    if(_S255)
+    uint _S212;
+    if(_S211)
     {
-        _S256 = position_2 - window_1 + 1U;
+        _S212 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S256 = 0U;
+        _S212 = 0U;
     }
-    return _S256;
+    return _S212;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void Part_take_0(Part_0 thread* this_4, uint other_0)
 {
-    uint _S257;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+{
+    uint _S213;
     if(first_6 < length_2)
     {
-        _S257 = length_2 - first_6;
+        _S213 = length_2 - first_6;
     }
     else
     {
-        _S257 = 0U;
+        _S213 = 0U;
     }
-    uint _S258 = parts_2 * 64U;
-    uint _S259 = (_S257 + _S258 - 1U) / _S258;
-    uint _S260 = _S259 * 64U;
-    uint _S261 = min(first_6 + part_6->number_0 * _S260, length_2);
-    part_6->begin_0 = _S261;
-    part_6->end_0 = min(_S261 + _S260, length_2);
+    uint _S214 = parts_2 * tiles_0 * 64U;
+    uint _S215 = (_S213 + _S214 - 1U) / _S214;
+    uint _S216 = _S215 * tiles_0 * 64U;
+    uint _S217 = min(first_6 + part_6->number_0 * _S216, length_2);
+    part_6->begin_0 = _S217;
+    part_6->end_0 = min(_S217 + _S216, length_2);
+    if(_S213 == 0U)
+    {
+        _S213 = 1U;
+    }
+    else
+    {
+        uint _S218 = (_S213 + _S216 - 1U) / _S216;
+        _S213 = _S218;
+    }
+    part_6->used_0 = _S213;
     return;
 }
 
@@ -989,41 +900,55 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S262 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S262;
-    bool _S263;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
-    {
-        _S263 = true;
-    }
-    else
-    {
-        _S263 = ((&part_8)->row_0) >= (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
-    }
-    if(_S263)
+    uint _S219 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S219 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S264 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S265 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S266 = _S264;
-    uint _S267 = SequenceTable_end_of_0(&_S266, _S265);
-    share_out_0(&part_8, first_seen_0(_S265, entryPointParams_1->p_0.window_0), _S267, entryPointParams_1->p_0.parts_0);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S220 = part_of_0(group_number_0(group_1), _S219, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S220;
+    uint _S221 = units_of_0(_S219, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S222 = entryPointParams_1->p_0.groups_0 / _S221;
+    if(((&part_8)->number_0) >= _S222)
     {
-        thread Part_0 _S268 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S268, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
+    SequenceTable_0 _S223 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S224 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S225 = _S223;
+    uint _S226 = SequenceTable_end_of_0(&_S225, _S224);
+    uint _S227 = first_seen_0(_S224, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_8)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread SequenceTable_0 _S269 = _S264;
-    thread Part_0 _S270 = part_8;
-    thread Plain_0 _S271 = queries_1;
-    thread Plain_0 _S272 = queries_1;
-    thread Plain_0 _S273 = queries_1;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S269, &_S270, entryPointParams_1->p_0.scale_0, &_S271, (&kernelContext_10)->entryPointParams_q_0, false, &_S272, (&kernelContext_10)->entryPointParams_q_0, &_S273, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (entryPointParams_1->p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S227, _S226, entryPointParams_1->p_0.parts_0, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            thread Part_0 _S228 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S228, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S222;
+            continue;
+        }
+        thread SequenceTable_0 _S229 = _S223;
+        thread Part_0 _S230 = part_8;
+        thread Plain_0 _S231 = queries_1;
+        thread Plain_0 _S232 = queries_1;
+        thread Plain_0 _S233 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S229, &_S230, entryPointParams_1->p_0.scale_0, &_S231, (&kernelContext_10)->entryPointParams_q_0, false, &_S232, (&kernelContext_10)->entryPointParams_q_0, &_S233, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        number_3 = number_3 + _S222;
+    }
     return;
 }

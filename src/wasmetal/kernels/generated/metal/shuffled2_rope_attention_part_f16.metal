@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -391,6 +393,16 @@ float4 Float16_expand_0(uint2 four_0)
     return float4(halves_0(four_0.x), halves_0(four_0.y));
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(4)> scores_0;
@@ -489,13 +501,13 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = max(peak_1, scores_0[3U]);
     }
-    float4 _S107 = exp(sums_1->peak_0 - peak_1);
+    float4 _S107 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S107;
     float4 _S108;
     if(_S100)
     {
-        _S108 = exp(scores_0[0U] - peak_1);
+        _S108 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -505,7 +517,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S102)
     {
-        _S108 = exp(scores_0[1U] - peak_1);
+        _S108 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
@@ -515,7 +527,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S104)
     {
-        _S108 = exp(scores_0[2U] - peak_1);
+        _S108 = powers_0(scores_0[2U] - peak_1);
     }
     else
     {
@@ -525,7 +537,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S106)
     {
-        peak_1 = exp(scores_0[3U] - peak_1);
+        peak_1 = powers_0(scores_0[3U] - peak_1);
     }
     else
     {
@@ -751,16 +763,16 @@ uint pack_halves_0(float2 values_2)
     return (as_type<ushort>((half)((values_2.x)))) | ((as_type<ushort>((half)((values_2.y)))) << 16U);
 }
 
-void Float16_append_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Float16_append_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
-    float4 _S194 = Plain_four_0(x_1, x_x_0, element_3);
+    float4 _S194 = Plain_four_0(x_3, x_x_0, element_3);
     *(pool_1+Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1) = packed_uint2(uint2(pack_halves_0(_S194.xy), pack_halves_0(_S194.zw))) ;
     return;
 }
 
-void Float16_append_1(packed_uint2 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Float16_append_1(packed_uint2 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
-    float4 _S195 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    float4 _S195 = Turned_four_0(x_4, x_x_1, x_table_0, element_4);
     *(pool_2+Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1) = packed_uint2(uint2(pack_halves_0(_S195.xy), pack_halves_0(_S195.zw))) ;
     return;
 }
@@ -793,7 +805,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S198 = sums_3->peak_0;
     float4 _S199 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S200 = max(_S198, _S199);
-    float4 _S201 = exp(sums_3->peak_0 - _S200);
+    float4 _S201 = powers_0(sums_3->peak_0 - _S200);
     sums_3->peak_0 = _S200;
     float4 _S202 = sums_3->total_0 * _S201;
     sums_3->total_0 = _S202;
@@ -838,7 +850,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S224 = sums_3->peak_0;
     float4 _S225 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S226 = max(_S224, _S225);
-    float4 _S227 = exp(sums_3->peak_0 - _S226);
+    float4 _S227 = powers_0(sums_3->peak_0 - _S226);
     sums_3->peak_0 = _S226;
     float4 _S228 = sums_3->total_0 * _S227;
     sums_3->total_0 = _S228;
@@ -895,8 +907,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S252 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S252, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S253 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S253 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1030,30 +1042,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S275 = heads_2 / kv_heads_1;
-    uint _S276 = (_S275 + 4U - 1U) / 4U;
-    uint _S277 = rows_0 * kv_heads_1 * _S276;
-    uint _S278 = number_1 % _S277;
-    uint _S279 = _S278 % _S276;
+    uint _S275 = rows_0 * kv_heads_1;
+    uint _S276 = heads_2 / kv_heads_1;
+    return _S275 * ((_S276 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S277 = heads_3 / kv_heads_2;
+    uint _S278 = (_S277 + 4U - 1U) / 4U;
+    uint _S279 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S280 = number_1 % _S279;
+    uint _S281 = _S280 % _S278;
     thread Part_0 part_5;
-    uint _S280 = number_1 / _S277;
-    (&part_5)->number_0 = _S280;
-    uint _S281 = _S278 / (kv_heads_1 * _S276);
-    (&part_5)->row_0 = _S281;
-    uint _S282 = _S278 / _S276;
-    uint _S283 = _S282 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S283;
-    uint _S284 = _S279 * 4U;
-    uint _S285 = _S283 * _S275 + _S284;
-    (&part_5)->head_0 = _S285;
-    (&part_5)->heads_0 = min(_S275 - _S284, 4U);
+    (&part_5)->unit_0 = _S280;
+    uint _S282 = number_1 / _S279;
+    (&part_5)->number_0 = _S282;
+    uint _S283 = _S280 / (kv_heads_2 * _S278);
+    (&part_5)->row_0 = _S283;
+    uint _S284 = _S280 / _S278;
+    uint _S285 = _S284 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S285;
+    uint _S286 = _S281 * 4U;
+    uint _S287 = _S285 * _S277 + _S286;
+    (&part_5)->head_0 = _S287;
+    (&part_5)->heads_0 = min(_S277 - _S286, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S286 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S286;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S285) * _S286 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S288 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S288;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S287) * _S288 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1061,18 +1082,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S287;
+    uint _S289;
     if(offset_3 == 4294967295U)
     {
-        _S287 = rows_1;
+        _S289 = rows_2;
     }
     else
     {
-        _S287 = min(max(batch_0[offset_3], first_5) - first_5, rows_1);
+        _S289 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S287;
+    return _S289;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1082,18 +1103,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S288;
-    (&_S288)->begin_3 = begin_4;
-    (&_S288)->page_size_1 = page_size_2;
-    (&_S288)->pages_1 = pages_2;
-    (&_S288)->length_0 = length_1;
-    return _S288;
+    thread SequenceTable_0 _S290;
+    (&_S290)->begin_3 = begin_4;
+    (&_S290)->page_size_1 = page_size_2;
+    (&_S290)->pages_1 = pages_2;
+    (&_S290)->length_0 = length_1;
+    return _S290;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S289 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S289 + 1U, page_size_3, pages_3, min(sequences_2[_S289], min(entries_0, pages_3) * page_size_3));
+    uint _S291 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S291 + 1U, page_size_3, pages_3, min(sequences_2[_S291], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1103,44 +1124,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S290;
+    bool _S292;
     if(window_1 != 0U)
     {
-        _S290 = position_1 >= window_1;
+        _S292 = position_1 >= window_1;
     }
     else
     {
-        _S290 = false;
+        _S292 = false;
     }
-    uint _S291;
-    if(_S290)
+    uint _S293;
+    if(_S292)
     {
-        _S291 = position_1 - window_1 + 1U;
+        _S293 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S291 = 0U;
+        _S293 = 0U;
     }
-    return _S291;
+    return _S293;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S292;
+    uint _S294;
     if(first_6 < length_2)
     {
-        _S292 = length_2 - first_6;
+        _S294 = length_2 - first_6;
     }
     else
     {
-        _S292 = 0U;
+        _S294 = 0U;
     }
-    uint _S293 = parts_2 * 64U;
-    uint _S294 = (_S292 + _S293 - 1U) / _S293;
-    uint _S295 = _S294 * 64U;
-    uint _S296 = min(first_6 + part_6->number_0 * _S295, length_2);
-    part_6->begin_0 = _S296;
-    part_6->end_0 = min(_S296 + _S295, length_2);
+    uint _S295 = parts_2 * tiles_0 * 64U;
+    uint _S296 = (_S294 + _S295 - 1U) / _S295;
+    uint _S297 = _S296 * tiles_0 * 64U;
+    uint _S298 = min(first_6 + part_6->number_0 * _S297, length_2);
+    part_6->begin_0 = _S298;
+    part_6->end_0 = min(_S298 + _S297, length_2);
+    if(_S294 == 0U)
+    {
+        _S294 = 1U;
+    }
+    else
+    {
+        uint _S299 = (_S294 + _S297 - 1U) / _S297;
+        _S294 = _S299;
+    }
+    part_6->used_0 = _S294;
     return;
 }
 
@@ -1155,11 +1186,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S297;
-    (&_S297)->angles_0 = angles_1;
-    (&_S297)->pairs_0 = pairs_2;
-    (&_S297)->interleaved_0 = interleaved_2;
-    return _S297;
+    thread Rotation_0 _S300;
+    (&_S300)->angles_0 = angles_1;
+    (&_S300)->pairs_0 = pairs_2;
+    (&_S300)->interleaved_0 = interleaved_2;
+    return _S300;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1192,73 +1223,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S298 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S298;
-    bool _S299;
+    Part_0 _S301 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S301;
+    bool _S302;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S299 = true;
+        _S302 = true;
     }
     else
     {
-        _S299 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S302 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S299)
+    if(_S302)
     {
         return;
     }
-    SequenceTable_0 _S300 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S301 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S302 = _S301 < (_S300.length_0);
-    share_out_0(&part_8, first_seen_0(_S301, entryPointParams_1->p_0.window_0), min(_S301, _S300.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S302)
+    SequenceTable_0 _S303 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S304 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S305 = _S304 < (_S303.length_0);
+    share_out_0(&part_8, first_seen_0(_S304, entryPointParams_1->p_0.window_0), min(_S304, _S303.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S305)
     {
-        _S299 = ((&part_8)->number_0) == 0U;
+        _S302 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S299 = false;
+        _S302 = false;
     }
-    bool _S303;
+    bool _S306;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S303 = !_S299;
+        _S306 = !_S302;
     }
     else
     {
-        _S303 = false;
+        _S306 = false;
     }
-    if(_S303)
+    if(_S306)
     {
-        thread Part_0 _S304 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S304, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S307 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S307, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S305 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S301, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S305;
+    Rotation_0 _S308 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S304, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S308;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S305;
+    (&keys_1)->rotation_0 = _S308;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S306 = _S300;
-    thread Part_0 _S307 = part_8;
-    thread Turned_0 _S308 = queries_1;
-    thread Turned_0 _S309 = keys_1;
-    thread Plain_0 _S310 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S306, &_S307, entryPointParams_1->p_0.scale_0, &_S308, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S299, &_S309, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S310, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S299)
+    thread SequenceTable_0 _S309 = _S303;
+    thread Part_0 _S310 = part_8;
+    thread Turned_0 _S311 = queries_1;
+    thread Turned_0 _S312 = keys_1;
+    thread Plain_0 _S313 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S309, &_S310, entryPointParams_1->p_0.scale_0, &_S311, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S302, &_S312, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S313, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S302)
     {
         return;
     }
-    thread SequenceTable_0 _S311 = _S300;
-    uint _S312 = SequenceTable_slot_0(&_S311, (&kernelContext_10)->entryPointParams_sequences_0, _S301);
+    thread SequenceTable_0 _S314 = _S303;
+    uint _S315 = SequenceTable_slot_0(&_S314, (&kernelContext_10)->entryPointParams_sequences_0, _S304);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1269,13 +1300,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S313 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S313 == ((&part_8)->kv_head_0))
+        uint _S316 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S316 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S314 = keys_1;
-            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S312, (&part_8)->columns_0, i_2, &_S314, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S315 = values_3;
-            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S312, (&part_8)->columns_0, i_2, &_S315, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S317 = keys_1;
+            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S315, (&part_8)->columns_0, i_2, &_S317, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S318 = values_3;
+            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S315, (&part_8)->columns_0, i_2, &_S318, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

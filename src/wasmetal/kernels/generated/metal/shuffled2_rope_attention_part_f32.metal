@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -386,6 +388,16 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(4)> scores_0;
@@ -484,13 +496,13 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = max(peak_1, scores_0[3U]);
     }
-    float4 _S107 = exp(sums_1->peak_0 - peak_1);
+    float4 _S107 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S107;
     float4 _S108;
     if(_S100)
     {
-        _S108 = exp(scores_0[0U] - peak_1);
+        _S108 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -500,7 +512,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S102)
     {
-        _S108 = exp(scores_0[1U] - peak_1);
+        _S108 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
@@ -510,7 +522,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S104)
     {
-        _S108 = exp(scores_0[2U] - peak_1);
+        _S108 = powers_0(scores_0[2U] - peak_1);
     }
     else
     {
@@ -520,7 +532,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S106)
     {
-        peak_1 = exp(scores_0[3U] - peak_1);
+        peak_1 = powers_0(scores_0[3U] - peak_1);
     }
     else
     {
@@ -741,18 +753,18 @@ Positions_0 Pools_read_0(const Pools_0 thread* this_6, packed_float4 device* thi
     return some_1;
 }
 
-void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     packed_float4 device* _S194 = pool_1+Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1;
-    float4 _S195 = Plain_four_0(x_1, x_x_0, element_3);
+    float4 _S195 = Plain_four_0(x_3, x_x_0, element_3);
     *_S194 = packed_float4(_S195) ;
     return;
 }
 
-void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     packed_float4 device* _S196 = pool_2+Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1;
-    float4 _S197 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    float4 _S197 = Turned_four_0(x_4, x_x_1, x_table_0, element_4);
     *_S196 = packed_float4(_S197) ;
     return;
 }
@@ -785,7 +797,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S200 = sums_3->peak_0;
     float4 _S201 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S202 = max(_S200, _S201);
-    float4 _S203 = exp(sums_3->peak_0 - _S202);
+    float4 _S203 = powers_0(sums_3->peak_0 - _S202);
     sums_3->peak_0 = _S202;
     float4 _S204 = sums_3->total_0 * _S203;
     sums_3->total_0 = _S204;
@@ -830,7 +842,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S226 = sums_3->peak_0;
     float4 _S227 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S228 = max(_S226, _S227);
-    float4 _S229 = exp(sums_3->peak_0 - _S228);
+    float4 _S229 = powers_0(sums_3->peak_0 - _S228);
     sums_3->peak_0 = _S228;
     float4 _S230 = sums_3->total_0 * _S229;
     sums_3->total_0 = _S230;
@@ -887,8 +899,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S254 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S254, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S255 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S255 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1022,30 +1034,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S277 = heads_2 / kv_heads_1;
-    uint _S278 = (_S277 + 4U - 1U) / 4U;
-    uint _S279 = rows_0 * kv_heads_1 * _S278;
-    uint _S280 = number_1 % _S279;
-    uint _S281 = _S280 % _S278;
+    uint _S277 = rows_0 * kv_heads_1;
+    uint _S278 = heads_2 / kv_heads_1;
+    return _S277 * ((_S278 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S279 = heads_3 / kv_heads_2;
+    uint _S280 = (_S279 + 4U - 1U) / 4U;
+    uint _S281 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S282 = number_1 % _S281;
+    uint _S283 = _S282 % _S280;
     thread Part_0 part_5;
-    uint _S282 = number_1 / _S279;
-    (&part_5)->number_0 = _S282;
-    uint _S283 = _S280 / (kv_heads_1 * _S278);
-    (&part_5)->row_0 = _S283;
-    uint _S284 = _S280 / _S278;
-    uint _S285 = _S284 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S285;
-    uint _S286 = _S281 * 4U;
-    uint _S287 = _S285 * _S277 + _S286;
-    (&part_5)->head_0 = _S287;
-    (&part_5)->heads_0 = min(_S277 - _S286, 4U);
+    (&part_5)->unit_0 = _S282;
+    uint _S284 = number_1 / _S281;
+    (&part_5)->number_0 = _S284;
+    uint _S285 = _S282 / (kv_heads_2 * _S280);
+    (&part_5)->row_0 = _S285;
+    uint _S286 = _S282 / _S280;
+    uint _S287 = _S286 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S287;
+    uint _S288 = _S283 * 4U;
+    uint _S289 = _S287 * _S279 + _S288;
+    (&part_5)->head_0 = _S289;
+    (&part_5)->heads_0 = min(_S279 - _S288, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S288 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S288;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S287) * _S288 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S290 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S290;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S289) * _S290 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1053,18 +1074,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S289;
+    uint _S291;
     if(offset_3 == 4294967295U)
     {
-        _S289 = rows_1;
+        _S291 = rows_2;
     }
     else
     {
-        _S289 = min(max(batch_0[offset_3], first_5) - first_5, rows_1);
+        _S291 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S289;
+    return _S291;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1074,18 +1095,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S290;
-    (&_S290)->begin_3 = begin_4;
-    (&_S290)->page_size_1 = page_size_2;
-    (&_S290)->pages_1 = pages_2;
-    (&_S290)->length_0 = length_1;
-    return _S290;
+    thread SequenceTable_0 _S292;
+    (&_S292)->begin_3 = begin_4;
+    (&_S292)->page_size_1 = page_size_2;
+    (&_S292)->pages_1 = pages_2;
+    (&_S292)->length_0 = length_1;
+    return _S292;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S291 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S291 + 1U, page_size_3, pages_3, min(sequences_2[_S291], min(entries_0, pages_3) * page_size_3));
+    uint _S293 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S293 + 1U, page_size_3, pages_3, min(sequences_2[_S293], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1095,44 +1116,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S292;
+    bool _S294;
     if(window_1 != 0U)
     {
-        _S292 = position_1 >= window_1;
+        _S294 = position_1 >= window_1;
     }
     else
     {
-        _S292 = false;
+        _S294 = false;
     }
-    uint _S293;
-    if(_S292)
+    uint _S295;
+    if(_S294)
     {
-        _S293 = position_1 - window_1 + 1U;
+        _S295 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S293 = 0U;
+        _S295 = 0U;
     }
-    return _S293;
+    return _S295;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S294;
+    uint _S296;
     if(first_6 < length_2)
     {
-        _S294 = length_2 - first_6;
+        _S296 = length_2 - first_6;
     }
     else
     {
-        _S294 = 0U;
+        _S296 = 0U;
     }
-    uint _S295 = parts_2 * 64U;
-    uint _S296 = (_S294 + _S295 - 1U) / _S295;
-    uint _S297 = _S296 * 64U;
-    uint _S298 = min(first_6 + part_6->number_0 * _S297, length_2);
-    part_6->begin_0 = _S298;
-    part_6->end_0 = min(_S298 + _S297, length_2);
+    uint _S297 = parts_2 * tiles_0 * 64U;
+    uint _S298 = (_S296 + _S297 - 1U) / _S297;
+    uint _S299 = _S298 * tiles_0 * 64U;
+    uint _S300 = min(first_6 + part_6->number_0 * _S299, length_2);
+    part_6->begin_0 = _S300;
+    part_6->end_0 = min(_S300 + _S299, length_2);
+    if(_S296 == 0U)
+    {
+        _S296 = 1U;
+    }
+    else
+    {
+        uint _S301 = (_S296 + _S299 - 1U) / _S299;
+        _S296 = _S301;
+    }
+    part_6->used_0 = _S296;
     return;
 }
 
@@ -1147,11 +1178,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S299;
-    (&_S299)->angles_0 = angles_1;
-    (&_S299)->pairs_0 = pairs_2;
-    (&_S299)->interleaved_0 = interleaved_2;
-    return _S299;
+    thread Rotation_0 _S302;
+    (&_S302)->angles_0 = angles_1;
+    (&_S302)->pairs_0 = pairs_2;
+    (&_S302)->interleaved_0 = interleaved_2;
+    return _S302;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1184,73 +1215,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S300 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S300;
-    bool _S301;
+    Part_0 _S303 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S303;
+    bool _S304;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S301 = true;
+        _S304 = true;
     }
     else
     {
-        _S301 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S304 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S301)
+    if(_S304)
     {
         return;
     }
-    SequenceTable_0 _S302 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S303 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S304 = _S303 < (_S302.length_0);
-    share_out_0(&part_8, first_seen_0(_S303, entryPointParams_1->p_0.window_0), min(_S303, _S302.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S304)
+    SequenceTable_0 _S305 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S306 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S307 = _S306 < (_S305.length_0);
+    share_out_0(&part_8, first_seen_0(_S306, entryPointParams_1->p_0.window_0), min(_S306, _S305.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S307)
     {
-        _S301 = ((&part_8)->number_0) == 0U;
+        _S304 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S301 = false;
+        _S304 = false;
     }
-    bool _S305;
+    bool _S308;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S305 = !_S301;
+        _S308 = !_S304;
     }
     else
     {
-        _S305 = false;
+        _S308 = false;
     }
-    if(_S305)
+    if(_S308)
     {
-        thread Part_0 _S306 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S306, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S309 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S309, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S307 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S303, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S307;
+    Rotation_0 _S310 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S306, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S310;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S307;
+    (&keys_1)->rotation_0 = _S310;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S308 = _S302;
-    thread Part_0 _S309 = part_8;
-    thread Turned_0 _S310 = queries_1;
-    thread Turned_0 _S311 = keys_1;
-    thread Plain_0 _S312 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S308, &_S309, entryPointParams_1->p_0.scale_0, &_S310, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S301, &_S311, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S312, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S301)
+    thread SequenceTable_0 _S311 = _S305;
+    thread Part_0 _S312 = part_8;
+    thread Turned_0 _S313 = queries_1;
+    thread Turned_0 _S314 = keys_1;
+    thread Plain_0 _S315 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S311, &_S312, entryPointParams_1->p_0.scale_0, &_S313, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S304, &_S314, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S315, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S304)
     {
         return;
     }
-    thread SequenceTable_0 _S313 = _S302;
-    uint _S314 = SequenceTable_slot_0(&_S313, (&kernelContext_10)->entryPointParams_sequences_0, _S303);
+    thread SequenceTable_0 _S316 = _S305;
+    uint _S317 = SequenceTable_slot_0(&_S316, (&kernelContext_10)->entryPointParams_sequences_0, _S306);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1261,13 +1292,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S315 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S315 == ((&part_8)->kv_head_0))
+        uint _S318 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S318 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S316 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S314, (&part_8)->columns_0, i_2, &_S316, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S317 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S314, (&part_8)->columns_0, i_2, &_S317, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S319 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S317, (&part_8)->columns_0, i_2, &_S319, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S320 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S317, (&part_8)->columns_0, i_2, &_S320, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

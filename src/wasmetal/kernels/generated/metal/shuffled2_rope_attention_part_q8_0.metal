@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -391,6 +393,16 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(4)> scores_0;
@@ -489,13 +501,13 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = max(peak_1, scores_0[3U]);
     }
-    float4 _S107 = exp(sums_1->peak_0 - peak_1);
+    float4 _S107 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S107;
     float4 _S108;
     if(_S100)
     {
-        _S108 = exp(scores_0[0U] - peak_1);
+        _S108 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -505,7 +517,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S102)
     {
-        _S108 = exp(scores_0[1U] - peak_1);
+        _S108 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
@@ -515,7 +527,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S104)
     {
-        _S108 = exp(scores_0[2U] - peak_1);
+        _S108 = powers_0(scores_0[2U] - peak_1);
     }
     else
     {
@@ -525,7 +537,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S108;
     if(_S106)
     {
-        peak_1 = exp(scores_0[3U] - peak_1);
+        peak_1 = powers_0(scores_0[3U] - peak_1);
     }
     else
     {
@@ -762,7 +774,7 @@ uint pack_halves_0(float2 values_2)
     return (as_type<ushort>((half)((values_2.x)))) | ((as_type<ushort>((half)((values_2.y)))) << 16U);
 }
 
-void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     float _S195;
     Run_0 _S196 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
@@ -788,7 +800,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S197 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
+            float4 _S197 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
             float4 _S198 = abs(_S197);
             bool _S199;
             if((_S198[0U]) > most_0)
@@ -881,7 +893,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S205 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
+            float4 _S205 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
             float4 _S206 = float4(_S195)  * _S205;
             int4 _S207 = int4(clamp(_S206 + select(float4(0.5) , float4(-0.5) , _S206 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_1+(_S196.vector_1 + 8U * block_0 + i_2)) = uint(((((_S207.x) & int(255)) | (((_S207.y) & int(255)) << 8U)) | (((_S207.z) & int(255)) << 16U)) | ((_S207.w) << 24U));
@@ -893,7 +905,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
     return;
 }
 
-void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     float _S208;
     Run_0 _S209 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
@@ -919,7 +931,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S210 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
+            float4 _S210 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
             float4 _S211 = abs(_S210);
             bool _S212;
             if((_S211[0U]) > most_1)
@@ -1012,7 +1024,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S218 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
+            float4 _S218 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
             float4 _S219 = float4(_S208)  * _S218;
             int4 _S220 = int4(clamp(_S219 + select(float4(0.5) , float4(-0.5) , _S219 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_2+(_S209.vector_1 + 8U * block_1 + i_4)) = uint(((((_S220.x) & int(255)) | (((_S220.y) & int(255)) << 8U)) | (((_S220.z) & int(255)) << 16U)) | ((_S220.w) << 24U));
@@ -1052,7 +1064,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S223 = sums_3->peak_0;
     float4 _S224 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S225 = max(_S223, _S224);
-    float4 _S226 = exp(sums_3->peak_0 - _S225);
+    float4 _S226 = powers_0(sums_3->peak_0 - _S225);
     sums_3->peak_0 = _S225;
     float4 _S227 = sums_3->total_0 * _S226;
     sums_3->total_0 = _S227;
@@ -1097,7 +1109,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S249 = sums_3->peak_0;
     float4 _S250 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S251 = max(_S249, _S250);
-    float4 _S252 = exp(sums_3->peak_0 - _S251);
+    float4 _S252 = powers_0(sums_3->peak_0 - _S251);
     sums_3->peak_0 = _S251;
     float4 _S253 = sums_3->total_0 * _S252;
     sums_3->total_0 = _S253;
@@ -1154,8 +1166,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S277 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S277, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S278 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S278 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1289,30 +1301,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S300 = heads_2 / kv_heads_1;
-    uint _S301 = (_S300 + 4U - 1U) / 4U;
-    uint _S302 = rows_0 * kv_heads_1 * _S301;
-    uint _S303 = number_1 % _S302;
-    uint _S304 = _S303 % _S301;
+    uint _S300 = rows_0 * kv_heads_1;
+    uint _S301 = heads_2 / kv_heads_1;
+    return _S300 * ((_S301 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S302 = heads_3 / kv_heads_2;
+    uint _S303 = (_S302 + 4U - 1U) / 4U;
+    uint _S304 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S305 = number_1 % _S304;
+    uint _S306 = _S305 % _S303;
     thread Part_0 part_5;
-    uint _S305 = number_1 / _S302;
-    (&part_5)->number_0 = _S305;
-    uint _S306 = _S303 / (kv_heads_1 * _S301);
-    (&part_5)->row_0 = _S306;
-    uint _S307 = _S303 / _S301;
-    uint _S308 = _S307 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S308;
-    uint _S309 = _S304 * 4U;
-    uint _S310 = _S308 * _S300 + _S309;
-    (&part_5)->head_0 = _S310;
-    (&part_5)->heads_0 = min(_S300 - _S309, 4U);
+    (&part_5)->unit_0 = _S305;
+    uint _S307 = number_1 / _S304;
+    (&part_5)->number_0 = _S307;
+    uint _S308 = _S305 / (kv_heads_2 * _S303);
+    (&part_5)->row_0 = _S308;
+    uint _S309 = _S305 / _S303;
+    uint _S310 = _S309 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S310;
+    uint _S311 = _S306 * 4U;
+    uint _S312 = _S310 * _S302 + _S311;
+    (&part_5)->head_0 = _S312;
+    (&part_5)->heads_0 = min(_S302 - _S311, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S311 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S311;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S310) * _S311 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S313 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S313;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S312) * _S313 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1320,18 +1341,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S312;
+    uint _S314;
     if(offset_4 == 4294967295U)
     {
-        _S312 = rows_1;
+        _S314 = rows_2;
     }
     else
     {
-        _S312 = min(max(batch_0[offset_4], first_5) - first_5, rows_1);
+        _S314 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S312;
+    return _S314;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
@@ -1341,18 +1362,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S313;
-    (&_S313)->begin_3 = begin_4;
-    (&_S313)->page_size_1 = page_size_2;
-    (&_S313)->pages_1 = pages_2;
-    (&_S313)->length_0 = length_1;
-    return _S313;
+    thread SequenceTable_0 _S315;
+    (&_S315)->begin_3 = begin_4;
+    (&_S315)->page_size_1 = page_size_2;
+    (&_S315)->pages_1 = pages_2;
+    (&_S315)->length_0 = length_1;
+    return _S315;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S314 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S314 + 1U, page_size_3, pages_3, min(sequences_2[_S314], min(entries_0, pages_3) * page_size_3));
+    uint _S316 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S316 + 1U, page_size_3, pages_3, min(sequences_2[_S316], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
@@ -1362,44 +1383,54 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S315;
+    bool _S317;
     if(window_1 != 0U)
     {
-        _S315 = position_1 >= window_1;
+        _S317 = position_1 >= window_1;
     }
     else
     {
-        _S315 = false;
+        _S317 = false;
     }
-    uint _S316;
-    if(_S315)
+    uint _S318;
+    if(_S317)
     {
-        _S316 = position_1 - window_1 + 1U;
+        _S318 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S316 = 0U;
+        _S318 = 0U;
     }
-    return _S316;
+    return _S318;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S317;
+    uint _S319;
     if(first_6 < length_2)
     {
-        _S317 = length_2 - first_6;
+        _S319 = length_2 - first_6;
     }
     else
     {
-        _S317 = 0U;
+        _S319 = 0U;
     }
-    uint _S318 = parts_2 * 64U;
-    uint _S319 = (_S317 + _S318 - 1U) / _S318;
-    uint _S320 = _S319 * 64U;
-    uint _S321 = min(first_6 + part_6->number_0 * _S320, length_2);
-    part_6->begin_0 = _S321;
-    part_6->end_0 = min(_S321 + _S320, length_2);
+    uint _S320 = parts_2 * tiles_0 * 64U;
+    uint _S321 = (_S319 + _S320 - 1U) / _S320;
+    uint _S322 = _S321 * tiles_0 * 64U;
+    uint _S323 = min(first_6 + part_6->number_0 * _S322, length_2);
+    part_6->begin_0 = _S323;
+    part_6->end_0 = min(_S323 + _S322, length_2);
+    if(_S319 == 0U)
+    {
+        _S319 = 1U;
+    }
+    else
+    {
+        uint _S324 = (_S319 + _S322 - 1U) / _S322;
+        _S319 = _S324;
+    }
+    part_6->used_0 = _S319;
     return;
 }
 
@@ -1414,11 +1445,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S322;
-    (&_S322)->angles_0 = angles_1;
-    (&_S322)->pairs_0 = pairs_2;
-    (&_S322)->interleaved_0 = interleaved_2;
-    return _S322;
+    thread Rotation_0 _S325;
+    (&_S325)->angles_0 = angles_1;
+    (&_S325)->pairs_0 = pairs_2;
+    (&_S325)->interleaved_0 = interleaved_2;
+    return _S325;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1451,73 +1482,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S323 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S323;
-    bool _S324;
+    Part_0 _S326 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S326;
+    bool _S327;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S324 = true;
+        _S327 = true;
     }
     else
     {
-        _S324 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S327 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S324)
+    if(_S327)
     {
         return;
     }
-    SequenceTable_0 _S325 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S326 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S327 = _S326 < (_S325.length_0);
-    share_out_0(&part_8, first_seen_0(_S326, entryPointParams_1->p_0.window_0), min(_S326, _S325.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S327)
+    SequenceTable_0 _S328 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S329 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S330 = _S329 < (_S328.length_0);
+    share_out_0(&part_8, first_seen_0(_S329, entryPointParams_1->p_0.window_0), min(_S329, _S328.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S330)
     {
-        _S324 = ((&part_8)->number_0) == 0U;
+        _S327 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S324 = false;
+        _S327 = false;
     }
-    bool _S328;
+    bool _S331;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S328 = !_S324;
+        _S331 = !_S327;
     }
     else
     {
-        _S328 = false;
+        _S331 = false;
     }
-    if(_S328)
+    if(_S331)
     {
-        thread Part_0 _S329 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S329, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S332 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S332, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S330 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S326, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S330;
+    Rotation_0 _S333 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S329, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S333;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S330;
+    (&keys_1)->rotation_0 = _S333;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S331 = _S325;
-    thread Part_0 _S332 = part_8;
-    thread Turned_0 _S333 = queries_1;
-    thread Turned_0 _S334 = keys_1;
-    thread Plain_0 _S335 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S331, &_S332, entryPointParams_1->p_0.scale_0, &_S333, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S324, &_S334, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S335, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S324)
+    thread SequenceTable_0 _S334 = _S328;
+    thread Part_0 _S335 = part_8;
+    thread Turned_0 _S336 = queries_1;
+    thread Turned_0 _S337 = keys_1;
+    thread Plain_0 _S338 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S334, &_S335, entryPointParams_1->p_0.scale_0, &_S336, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S327, &_S337, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S338, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S327)
     {
         return;
     }
-    thread SequenceTable_0 _S336 = _S325;
-    uint _S337 = SequenceTable_slot_0(&_S336, (&kernelContext_10)->entryPointParams_sequences_0, _S326);
+    thread SequenceTable_0 _S339 = _S328;
+    uint _S340 = SequenceTable_slot_0(&_S339, (&kernelContext_10)->entryPointParams_sequences_0, _S329);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1528,13 +1559,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S338 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S338 == ((&part_8)->kv_head_0))
+        uint _S341 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S341 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S339 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S337, (&part_8)->columns_0, i_6, &_S339, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S340 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S337, (&part_8)->columns_0, i_6, &_S340, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S342 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S340, (&part_8)->columns_0, i_6, &_S342, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S343 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S340, (&part_8)->columns_0, i_6, &_S343, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

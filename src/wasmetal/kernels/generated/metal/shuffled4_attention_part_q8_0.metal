@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -53,6 +55,7 @@ struct AttentionPartParams_0
     float scale_0;
     uint window_0;
     uint parts_0;
+    uint groups_0;
 };
 
 struct EntryPointParams_0
@@ -216,10 +219,10 @@ void load_queries_0(uint thread_0, const Part_0 thread* part_1, uint padded_0, f
 
 struct Positions_0
 {
-    array<uint, int(8)> keys_0;
-    array<uint, int(8)> values_1;
-    array<float, int(8)> key_scales_0;
-    array<float, int(8)> value_scales_0;
+    array<uint, int(4)> keys_0;
+    array<uint, int(4)> values_1;
+    array<float, int(4)> key_scales_0;
+    array<float, int(4)> value_scales_0;
 };
 
 float4 bytes_0(uint word_0)
@@ -232,212 +235,143 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
+float power_0(float x_0)
+{
+    return exp(x_0);
+}
+
+float4 powers_0(float4 x_1)
+{
+    return float4(power_0(x_1.x), power_0(x_1.y), power_0(x_1.z), power_0(x_1.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
-    thread array<float4, int(2)> scores_0;
+    thread array<float4, int(1)> scores_0;
     float4 _S61 = float4(int4(int(0)) );
     scores_0[0U] = _S61;
-    scores_0[1U] = _S61;
     float4 _S62 = query_at_0(lane_1, kernelContext_5);
     float4 _S63 = Blocks8_expand_0(some_0->keys_0[0U]);
     float _S64 = some_0->key_scales_0[0U];
     scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[0U] * dot(_S62, _S63);
-    float4 _S65 = Blocks8_expand_0(some_0->keys_0[4U]);
-    float _S66 = some_0->key_scales_0[4U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[4U] * dot(_S62, _S65);
-    float4 _S67 = query_at_0(32U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S64 * dot(_S67, _S63);
-    scores_0[1U].y = scores_0[1U].y + _S66 * dot(_S67, _S65);
-    float4 _S68 = query_at_0(64U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S64 * dot(_S68, _S63);
-    scores_0[1U].z = scores_0[1U].z + _S66 * dot(_S68, _S65);
-    float4 _S69 = query_at_0(96U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S64 * dot(_S69, _S63);
-    scores_0[1U].w = scores_0[1U].w + _S66 * dot(_S69, _S65);
-    float4 _S70 = query_at_0(8U + lane_1, kernelContext_5);
-    float4 _S71 = Blocks8_expand_0(some_0->keys_0[1U]);
-    float _S72 = some_0->key_scales_0[1U];
-    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S70, _S71);
-    float4 _S73 = Blocks8_expand_0(some_0->keys_0[5U]);
-    float _S74 = some_0->key_scales_0[5U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[5U] * dot(_S70, _S73);
-    float4 _S75 = query_at_0(40U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S72 * dot(_S75, _S71);
-    scores_0[1U].y = scores_0[1U].y + _S74 * dot(_S75, _S73);
-    float4 _S76 = query_at_0(72U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S72 * dot(_S76, _S71);
-    scores_0[1U].z = scores_0[1U].z + _S74 * dot(_S76, _S73);
-    float4 _S77 = query_at_0(104U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S72 * dot(_S77, _S71);
-    scores_0[1U].w = scores_0[1U].w + _S74 * dot(_S77, _S73);
-    float4 _S78 = query_at_0(16U + lane_1, kernelContext_5);
-    float4 _S79 = Blocks8_expand_0(some_0->keys_0[2U]);
-    float _S80 = some_0->key_scales_0[2U];
-    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[2U] * dot(_S78, _S79);
-    float4 _S81 = Blocks8_expand_0(some_0->keys_0[6U]);
-    float _S82 = some_0->key_scales_0[6U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[6U] * dot(_S78, _S81);
-    float4 _S83 = query_at_0(48U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S80 * dot(_S83, _S79);
-    scores_0[1U].y = scores_0[1U].y + _S82 * dot(_S83, _S81);
-    float4 _S84 = query_at_0(80U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S80 * dot(_S84, _S79);
-    scores_0[1U].z = scores_0[1U].z + _S82 * dot(_S84, _S81);
-    float4 _S85 = query_at_0(112U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S80 * dot(_S85, _S79);
-    scores_0[1U].w = scores_0[1U].w + _S82 * dot(_S85, _S81);
-    float4 _S86 = query_at_0(24U + lane_1, kernelContext_5);
-    float4 _S87 = Blocks8_expand_0(some_0->keys_0[3U]);
-    float _S88 = some_0->key_scales_0[3U];
-    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[3U] * dot(_S86, _S87);
-    float4 _S89 = Blocks8_expand_0(some_0->keys_0[7U]);
-    float _S90 = some_0->key_scales_0[7U];
-    scores_0[1U].x = scores_0[1U].x + some_0->key_scales_0[7U] * dot(_S86, _S89);
-    float4 _S91 = query_at_0(56U + lane_1, kernelContext_5);
-    scores_0[0U].y = scores_0[0U].y + _S88 * dot(_S91, _S87);
-    scores_0[1U].y = scores_0[1U].y + _S90 * dot(_S91, _S89);
-    float4 _S92 = query_at_0(88U + lane_1, kernelContext_5);
-    scores_0[0U].z = scores_0[0U].z + _S88 * dot(_S92, _S87);
-    scores_0[1U].z = scores_0[1U].z + _S90 * dot(_S92, _S89);
-    float4 _S93 = query_at_0(120U + lane_1, kernelContext_5);
-    scores_0[0U].w = scores_0[0U].w + _S88 * dot(_S93, _S87);
-    scores_0[1U].w = scores_0[1U].w + _S90 * dot(_S93, _S89);
-    float4 _S94 = sums_1->peak_0;
-    float4 _S95 = across_0(scores_0[0U], kernelContext_5);
-    scores_0[0U] = _S95;
-    bool _S96 = first_0 < end_1;
+    float4 _S65 = query_at_0(32U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S64 * dot(_S65, _S63);
+    float4 _S66 = query_at_0(64U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S64 * dot(_S66, _S63);
+    float4 _S67 = query_at_0(96U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S64 * dot(_S67, _S63);
+    float4 _S68 = query_at_0(8U + lane_1, kernelContext_5);
+    float4 _S69 = Blocks8_expand_0(some_0->keys_0[1U]);
+    float _S70 = some_0->key_scales_0[1U];
+    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[1U] * dot(_S68, _S69);
+    float4 _S71 = query_at_0(40U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S70 * dot(_S71, _S69);
+    float4 _S72 = query_at_0(72U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S70 * dot(_S72, _S69);
+    float4 _S73 = query_at_0(104U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S70 * dot(_S73, _S69);
+    float4 _S74 = query_at_0(16U + lane_1, kernelContext_5);
+    float4 _S75 = Blocks8_expand_0(some_0->keys_0[2U]);
+    float _S76 = some_0->key_scales_0[2U];
+    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[2U] * dot(_S74, _S75);
+    float4 _S77 = query_at_0(48U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S76 * dot(_S77, _S75);
+    float4 _S78 = query_at_0(80U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S76 * dot(_S78, _S75);
+    float4 _S79 = query_at_0(112U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S76 * dot(_S79, _S75);
+    float4 _S80 = query_at_0(24U + lane_1, kernelContext_5);
+    float4 _S81 = Blocks8_expand_0(some_0->keys_0[3U]);
+    float _S82 = some_0->key_scales_0[3U];
+    scores_0[0U].x = scores_0[0U].x + some_0->key_scales_0[3U] * dot(_S80, _S81);
+    float4 _S83 = query_at_0(56U + lane_1, kernelContext_5);
+    scores_0[0U].y = scores_0[0U].y + _S82 * dot(_S83, _S81);
+    float4 _S84 = query_at_0(88U + lane_1, kernelContext_5);
+    scores_0[0U].z = scores_0[0U].z + _S82 * dot(_S84, _S81);
+    float4 _S85 = query_at_0(120U + lane_1, kernelContext_5);
+    scores_0[0U].w = scores_0[0U].w + _S82 * dot(_S85, _S81);
+    float4 _S86 = sums_1->peak_0;
+    float4 _S87 = across_0(scores_0[0U], kernelContext_5);
+    scores_0[0U] = _S87;
+    bool _S88 = first_0 < end_1;
     float4 peak_1;
-    if(_S96)
+    if(_S88)
     {
-        peak_1 = max(_S94, scores_0[0U]);
+        peak_1 = max(_S86, scores_0[0U]);
     }
     else
     {
-        peak_1 = _S94;
+        peak_1 = _S86;
     }
-    float4 _S97 = across_0(scores_0[1U], kernelContext_5);
-    scores_0[1U] = _S97;
-    bool _S98 = (first_0 + 16U) < end_1;
-    if(_S98)
-    {
-        peak_1 = max(peak_1, scores_0[1U]);
-    }
-    float4 _S99 = exp(sums_1->peak_0 - peak_1);
+    float4 _S89 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
-    sums_1->total_0 = sums_1->total_0 * _S99;
-    float4 _S100;
-    if(_S96)
+    sums_1->total_0 = sums_1->total_0 * _S89;
+    if(_S88)
     {
-        _S100 = exp(scores_0[0U] - peak_1);
-    }
-    else
-    {
-        _S100 = _S61;
-    }
-    scores_0[0U] = _S100;
-    sums_1->total_0 = sums_1->total_0 + _S100;
-    if(_S98)
-    {
-        peak_1 = exp(scores_0[1U] - peak_1);
+        peak_1 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
         peak_1 = _S61;
     }
-    scores_0[1U] = peak_1;
+    scores_0[0U] = peak_1;
     sums_1->total_0 = sums_1->total_0 + peak_1;
-    float4 _S101 = float4(_S99[0U]) ;
-    float4 _S102 = sums_1->values_0[0U] * _S101;
-    sums_1->values_0[0U] = _S102;
-    float4 _S103 = float4(_S99[1U]) ;
-    float4 _S104 = sums_1->values_0[4U] * _S103;
-    sums_1->values_0[4U] = _S104;
-    float4 _S105 = float4(_S99[2U]) ;
-    float4 _S106 = sums_1->values_0[8U] * _S105;
-    sums_1->values_0[8U] = _S106;
-    float4 _S107 = float4(_S99[3U]) ;
-    float4 _S108 = sums_1->values_0[12U] * _S107;
-    sums_1->values_0[12U] = _S108;
-    float4 _S109 = float4(some_0->value_scales_0[0U])  * Blocks8_expand_0(some_0->values_1[0U]);
-    float4 _S110 = _S102 + float4(scores_0[0U].x)  * _S109;
-    sums_1->values_0[0U] = _S110;
-    float4 _S111 = _S104 + float4(scores_0[0U].y)  * _S109;
-    sums_1->values_0[4U] = _S111;
-    float4 _S112 = _S106 + float4(scores_0[0U].z)  * _S109;
-    sums_1->values_0[8U] = _S112;
-    float4 _S113 = _S108 + float4(scores_0[0U].w)  * _S109;
-    sums_1->values_0[12U] = _S113;
-    float4 _S114 = float4(some_0->value_scales_0[4U])  * Blocks8_expand_0(some_0->values_1[4U]);
-    sums_1->values_0[0U] = _S110 + float4(scores_0[1U].x)  * _S114;
-    sums_1->values_0[4U] = _S111 + float4(scores_0[1U].y)  * _S114;
-    sums_1->values_0[8U] = _S112 + float4(scores_0[1U].z)  * _S114;
-    sums_1->values_0[12U] = _S113 + float4(scores_0[1U].w)  * _S114;
-    float4 _S115 = sums_1->values_0[1U] * _S101;
-    sums_1->values_0[1U] = _S115;
-    float4 _S116 = sums_1->values_0[5U] * _S103;
-    sums_1->values_0[5U] = _S116;
-    float4 _S117 = sums_1->values_0[9U] * _S105;
-    sums_1->values_0[9U] = _S117;
-    float4 _S118 = sums_1->values_0[13U] * _S107;
-    sums_1->values_0[13U] = _S118;
-    float4 _S119 = float4(some_0->value_scales_0[1U])  * Blocks8_expand_0(some_0->values_1[1U]);
-    float4 _S120 = _S115 + float4(scores_0[0U].x)  * _S119;
-    sums_1->values_0[1U] = _S120;
-    float4 _S121 = _S116 + float4(scores_0[0U].y)  * _S119;
-    sums_1->values_0[5U] = _S121;
-    float4 _S122 = _S117 + float4(scores_0[0U].z)  * _S119;
-    sums_1->values_0[9U] = _S122;
-    float4 _S123 = _S118 + float4(scores_0[0U].w)  * _S119;
-    sums_1->values_0[13U] = _S123;
-    float4 _S124 = float4(some_0->value_scales_0[5U])  * Blocks8_expand_0(some_0->values_1[5U]);
-    sums_1->values_0[1U] = _S120 + float4(scores_0[1U].x)  * _S124;
-    sums_1->values_0[5U] = _S121 + float4(scores_0[1U].y)  * _S124;
-    sums_1->values_0[9U] = _S122 + float4(scores_0[1U].z)  * _S124;
-    sums_1->values_0[13U] = _S123 + float4(scores_0[1U].w)  * _S124;
-    float4 _S125 = sums_1->values_0[2U] * _S101;
-    sums_1->values_0[2U] = _S125;
-    float4 _S126 = sums_1->values_0[6U] * _S103;
-    sums_1->values_0[6U] = _S126;
-    float4 _S127 = sums_1->values_0[10U] * _S105;
-    sums_1->values_0[10U] = _S127;
-    float4 _S128 = sums_1->values_0[14U] * _S107;
-    sums_1->values_0[14U] = _S128;
-    float4 _S129 = float4(some_0->value_scales_0[2U])  * Blocks8_expand_0(some_0->values_1[2U]);
-    float4 _S130 = _S125 + float4(scores_0[0U].x)  * _S129;
-    sums_1->values_0[2U] = _S130;
-    float4 _S131 = _S126 + float4(scores_0[0U].y)  * _S129;
-    sums_1->values_0[6U] = _S131;
-    float4 _S132 = _S127 + float4(scores_0[0U].z)  * _S129;
-    sums_1->values_0[10U] = _S132;
-    float4 _S133 = _S128 + float4(scores_0[0U].w)  * _S129;
-    sums_1->values_0[14U] = _S133;
-    float4 _S134 = float4(some_0->value_scales_0[6U])  * Blocks8_expand_0(some_0->values_1[6U]);
-    sums_1->values_0[2U] = _S130 + float4(scores_0[1U].x)  * _S134;
-    sums_1->values_0[6U] = _S131 + float4(scores_0[1U].y)  * _S134;
-    sums_1->values_0[10U] = _S132 + float4(scores_0[1U].z)  * _S134;
-    sums_1->values_0[14U] = _S133 + float4(scores_0[1U].w)  * _S134;
-    float4 _S135 = sums_1->values_0[3U] * _S101;
-    sums_1->values_0[3U] = _S135;
-    float4 _S136 = sums_1->values_0[7U] * _S103;
-    sums_1->values_0[7U] = _S136;
-    float4 _S137 = sums_1->values_0[11U] * _S105;
-    sums_1->values_0[11U] = _S137;
-    float4 _S138 = sums_1->values_0[15U] * _S107;
-    sums_1->values_0[15U] = _S138;
-    float4 _S139 = float4(some_0->value_scales_0[3U])  * Blocks8_expand_0(some_0->values_1[3U]);
-    float4 _S140 = _S135 + float4(scores_0[0U].x)  * _S139;
-    sums_1->values_0[3U] = _S140;
-    float4 _S141 = _S136 + float4(scores_0[0U].y)  * _S139;
-    sums_1->values_0[7U] = _S141;
-    float4 _S142 = _S137 + float4(scores_0[0U].z)  * _S139;
-    sums_1->values_0[11U] = _S142;
-    float4 _S143 = _S138 + float4(scores_0[0U].w)  * _S139;
-    sums_1->values_0[15U] = _S143;
-    float4 _S144 = float4(some_0->value_scales_0[7U])  * Blocks8_expand_0(some_0->values_1[7U]);
-    sums_1->values_0[3U] = _S140 + float4(scores_0[1U].x)  * _S144;
-    sums_1->values_0[7U] = _S141 + float4(scores_0[1U].y)  * _S144;
-    sums_1->values_0[11U] = _S142 + float4(scores_0[1U].z)  * _S144;
-    sums_1->values_0[15U] = _S143 + float4(scores_0[1U].w)  * _S144;
+    float4 _S90 = float4(_S89[0U]) ;
+    float4 _S91 = sums_1->values_0[0U] * _S90;
+    sums_1->values_0[0U] = _S91;
+    float4 _S92 = float4(_S89[1U]) ;
+    float4 _S93 = sums_1->values_0[4U] * _S92;
+    sums_1->values_0[4U] = _S93;
+    float4 _S94 = float4(_S89[2U]) ;
+    float4 _S95 = sums_1->values_0[8U] * _S94;
+    sums_1->values_0[8U] = _S95;
+    float4 _S96 = float4(_S89[3U]) ;
+    float4 _S97 = sums_1->values_0[12U] * _S96;
+    sums_1->values_0[12U] = _S97;
+    float4 _S98 = float4(some_0->value_scales_0[0U])  * Blocks8_expand_0(some_0->values_1[0U]);
+    sums_1->values_0[0U] = _S91 + float4(scores_0[0U].x)  * _S98;
+    sums_1->values_0[4U] = _S93 + float4(scores_0[0U].y)  * _S98;
+    sums_1->values_0[8U] = _S95 + float4(scores_0[0U].z)  * _S98;
+    sums_1->values_0[12U] = _S97 + float4(scores_0[0U].w)  * _S98;
+    float4 _S99 = sums_1->values_0[1U] * _S90;
+    sums_1->values_0[1U] = _S99;
+    float4 _S100 = sums_1->values_0[5U] * _S92;
+    sums_1->values_0[5U] = _S100;
+    float4 _S101 = sums_1->values_0[9U] * _S94;
+    sums_1->values_0[9U] = _S101;
+    float4 _S102 = sums_1->values_0[13U] * _S96;
+    sums_1->values_0[13U] = _S102;
+    float4 _S103 = float4(some_0->value_scales_0[1U])  * Blocks8_expand_0(some_0->values_1[1U]);
+    sums_1->values_0[1U] = _S99 + float4(scores_0[0U].x)  * _S103;
+    sums_1->values_0[5U] = _S100 + float4(scores_0[0U].y)  * _S103;
+    sums_1->values_0[9U] = _S101 + float4(scores_0[0U].z)  * _S103;
+    sums_1->values_0[13U] = _S102 + float4(scores_0[0U].w)  * _S103;
+    float4 _S104 = sums_1->values_0[2U] * _S90;
+    sums_1->values_0[2U] = _S104;
+    float4 _S105 = sums_1->values_0[6U] * _S92;
+    sums_1->values_0[6U] = _S105;
+    float4 _S106 = sums_1->values_0[10U] * _S94;
+    sums_1->values_0[10U] = _S106;
+    float4 _S107 = sums_1->values_0[14U] * _S96;
+    sums_1->values_0[14U] = _S107;
+    float4 _S108 = float4(some_0->value_scales_0[2U])  * Blocks8_expand_0(some_0->values_1[2U]);
+    sums_1->values_0[2U] = _S104 + float4(scores_0[0U].x)  * _S108;
+    sums_1->values_0[6U] = _S105 + float4(scores_0[0U].y)  * _S108;
+    sums_1->values_0[10U] = _S106 + float4(scores_0[0U].z)  * _S108;
+    sums_1->values_0[14U] = _S107 + float4(scores_0[0U].w)  * _S108;
+    float4 _S109 = sums_1->values_0[3U] * _S90;
+    sums_1->values_0[3U] = _S109;
+    float4 _S110 = sums_1->values_0[7U] * _S92;
+    sums_1->values_0[7U] = _S110;
+    float4 _S111 = sums_1->values_0[11U] * _S94;
+    sums_1->values_0[11U] = _S111;
+    float4 _S112 = sums_1->values_0[15U] * _S96;
+    sums_1->values_0[15U] = _S112;
+    float4 _S113 = float4(some_0->value_scales_0[3U])  * Blocks8_expand_0(some_0->values_1[3U]);
+    sums_1->values_0[3U] = _S109 + float4(scores_0[0U].x)  * _S113;
+    sums_1->values_0[7U] = _S110 + float4(scores_0[0U].y)  * _S113;
+    sums_1->values_0[11U] = _S111 + float4(scores_0[0U].z)  * _S113;
+    sums_1->values_0[15U] = _S112 + float4(scores_0[0U].w)  * _S113;
     return;
 }
 
@@ -457,12 +391,12 @@ struct Pools_0
 
 uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_0, uint position_0)
 {
-    uint _S145 = this_1->begin_2;
-    uint _S146 = this_1->page_size_1;
-    uint _S147 = position_0 / this_1->page_size_1;
-    uint _S148 = min(sequences_0[_S145 + _S147], this_1->pages_1 - 1U) * _S146;
-    uint _S149 = position_0 % _S146;
-    return _S148 + _S149;
+    uint _S114 = this_1->begin_2;
+    uint _S115 = this_1->page_size_1;
+    uint _S116 = position_0 / this_1->page_size_1;
+    uint _S117 = min(sequences_0[_S114 + _S116], this_1->pages_1 - 1U) * _S115;
+    uint _S118 = position_0 % _S115;
+    return _S117 + _S118;
 }
 
 struct Run_0
@@ -473,16 +407,16 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_2, uint scale_3)
 {
-    thread Run_0 _S150;
-    (&_S150)->vector_1 = vector_2;
-    (&_S150)->scale_2 = scale_3;
-    return _S150;
+    thread Run_0 _S119;
+    (&_S119)->vector_1 = vector_2;
+    (&_S119)->scale_2 = scale_3;
+    return _S119;
 }
 
 Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_1)
 {
-    uint _S151 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
-    return Run_x24init_0(_S151 + element_1 / 4U, 2U * (_S151 + columns_1 / 4U) + element_1 / 32U);
+    uint _S120 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S120 + element_1 / 4U, 2U * (_S120 + columns_1 / 4U) + element_1 / 32U);
 }
 
 float2 halves_0(uint word_1)
@@ -502,313 +436,277 @@ float Blocks8_scale_0(uint device* pool_0, uint at_0)
 
 Positions_0 Pools_read_0(const Pools_0 thread* this_2, uint device* this_k_pages_0, uint device* this_v_pages_0, uint device* this_sequences_0, uint first_1, uint lane_2)
 {
-    thread array<uint, int(2)> slots_0;
-    uint _S152 = max((&this_2->part_2)->end_0, 1U) - 1U;
-    uint _S153 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, _S152));
-    slots_0[0U] = _S153;
-    uint _S154 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1 + 16U, _S152));
-    slots_0[1U] = _S154;
-    uint _S155 = (&this_2->part_2)->head_dim_0;
-    uint _S156 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
-    uint _S157 = _S156 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
-    uint _S158 = (&this_2->part_2)->k_pages_offset_0;
-    uint _S159 = (&this_2->part_2)->columns_0;
-    Run_0 _S160 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S153, (&this_2->part_2)->columns_0, _S157);
-    uint _S161 = (&this_2->part_2)->v_pages_offset_0;
-    Run_0 _S162 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S153, (&this_2->part_2)->columns_0, _S157);
+    uint _S121 = SequenceTable_slot_0(&this_2->table_0, this_sequences_0, min(first_1, max((&this_2->part_2)->end_0, 1U) - 1U));
+    uint _S122 = (&this_2->part_2)->head_dim_0;
+    uint _S123 = (&this_2->part_2)->kv_head_0 * (&this_2->part_2)->head_dim_0;
+    uint _S124 = _S123 + 4U * min(lane_2, (&this_2->part_2)->head_dim_0 / 4U - 1U);
+    uint _S125 = (&this_2->part_2)->k_pages_offset_0;
+    uint _S126 = (&this_2->part_2)->columns_0;
+    Run_0 _S127 = Blocks8_run_0((&this_2->part_2)->k_pages_offset_0, _S121, (&this_2->part_2)->columns_0, _S124);
+    uint _S128 = (&this_2->part_2)->v_pages_offset_0;
+    Run_0 _S129 = Blocks8_run_0((&this_2->part_2)->v_pages_offset_0, _S121, (&this_2->part_2)->columns_0, _S124);
     thread Positions_0 some_1;
-    (&some_1)->keys_0[0U] = this_k_pages_0[_S160.vector_1];
-    (&some_1)->values_1[0U] = this_v_pages_0[_S162.vector_1];
-    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(this_k_pages_0, _S160.scale_2);
-    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(this_v_pages_0, _S162.scale_2);
-    uint _S163 = 8U + lane_2;
-    uint _S164 = _S156 + 4U * min(_S163, _S155 / 4U - 1U);
-    Run_0 _S165 = Blocks8_run_0(_S158, _S153, _S159, _S164);
-    Run_0 _S166 = Blocks8_run_0(_S161, _S153, _S159, _S164);
-    (&some_1)->keys_0[1U] = this_k_pages_0[_S165.vector_1];
-    (&some_1)->values_1[1U] = this_v_pages_0[_S166.vector_1];
-    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(this_k_pages_0, _S165.scale_2);
-    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(this_v_pages_0, _S166.scale_2);
-    uint _S167 = 16U + lane_2;
-    uint _S168 = _S156 + 4U * min(_S167, _S155 / 4U - 1U);
-    Run_0 _S169 = Blocks8_run_0(_S158, _S153, _S159, _S168);
-    Run_0 _S170 = Blocks8_run_0(_S161, _S153, _S159, _S168);
-    (&some_1)->keys_0[2U] = this_k_pages_0[_S169.vector_1];
-    (&some_1)->values_1[2U] = this_v_pages_0[_S170.vector_1];
-    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(this_k_pages_0, _S169.scale_2);
-    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(this_v_pages_0, _S170.scale_2);
-    uint _S171 = 24U + lane_2;
-    uint _S172 = _S156 + 4U * min(_S171, _S155 / 4U - 1U);
-    Run_0 _S173 = Blocks8_run_0(_S158, _S153, _S159, _S172);
-    Run_0 _S174 = Blocks8_run_0(_S161, _S153, _S159, _S172);
-    (&some_1)->keys_0[3U] = this_k_pages_0[_S173.vector_1];
-    (&some_1)->values_1[3U] = this_v_pages_0[_S174.vector_1];
-    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(this_k_pages_0, _S173.scale_2);
-    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(this_v_pages_0, _S174.scale_2);
-    uint _S175 = _S156 + 4U * min(lane_2, _S155 / 4U - 1U);
-    Run_0 _S176 = Blocks8_run_0(_S158, _S154, _S159, _S175);
-    Run_0 _S177 = Blocks8_run_0(_S161, _S154, _S159, _S175);
-    (&some_1)->keys_0[4U] = this_k_pages_0[_S176.vector_1];
-    (&some_1)->values_1[4U] = this_v_pages_0[_S177.vector_1];
-    (&some_1)->key_scales_0[4U] = Blocks8_scale_0(this_k_pages_0, _S176.scale_2);
-    (&some_1)->value_scales_0[4U] = Blocks8_scale_0(this_v_pages_0, _S177.scale_2);
-    uint _S178 = _S156 + 4U * min(_S163, _S155 / 4U - 1U);
-    Run_0 _S179 = Blocks8_run_0(_S158, _S154, _S159, _S178);
-    Run_0 _S180 = Blocks8_run_0(_S161, _S154, _S159, _S178);
-    (&some_1)->keys_0[5U] = this_k_pages_0[_S179.vector_1];
-    (&some_1)->values_1[5U] = this_v_pages_0[_S180.vector_1];
-    (&some_1)->key_scales_0[5U] = Blocks8_scale_0(this_k_pages_0, _S179.scale_2);
-    (&some_1)->value_scales_0[5U] = Blocks8_scale_0(this_v_pages_0, _S180.scale_2);
-    uint _S181 = _S156 + 4U * min(_S167, _S155 / 4U - 1U);
-    Run_0 _S182 = Blocks8_run_0(_S158, _S154, _S159, _S181);
-    Run_0 _S183 = Blocks8_run_0(_S161, _S154, _S159, _S181);
-    (&some_1)->keys_0[6U] = this_k_pages_0[_S182.vector_1];
-    (&some_1)->values_1[6U] = this_v_pages_0[_S183.vector_1];
-    (&some_1)->key_scales_0[6U] = Blocks8_scale_0(this_k_pages_0, _S182.scale_2);
-    (&some_1)->value_scales_0[6U] = Blocks8_scale_0(this_v_pages_0, _S183.scale_2);
-    uint _S184 = _S156 + 4U * min(_S171, _S155 / 4U - 1U);
-    Run_0 _S185 = Blocks8_run_0(_S158, _S154, _S159, _S184);
-    Run_0 _S186 = Blocks8_run_0(_S161, _S154, _S159, _S184);
-    (&some_1)->keys_0[7U] = this_k_pages_0[_S185.vector_1];
-    (&some_1)->values_1[7U] = this_v_pages_0[_S186.vector_1];
-    (&some_1)->key_scales_0[7U] = Blocks8_scale_0(this_k_pages_0, _S185.scale_2);
-    (&some_1)->value_scales_0[7U] = Blocks8_scale_0(this_v_pages_0, _S186.scale_2);
+    (&some_1)->keys_0[0U] = this_k_pages_0[_S127.vector_1];
+    (&some_1)->values_1[0U] = this_v_pages_0[_S129.vector_1];
+    (&some_1)->key_scales_0[0U] = Blocks8_scale_0(this_k_pages_0, _S127.scale_2);
+    (&some_1)->value_scales_0[0U] = Blocks8_scale_0(this_v_pages_0, _S129.scale_2);
+    uint _S130 = _S123 + 4U * min(8U + lane_2, _S122 / 4U - 1U);
+    Run_0 _S131 = Blocks8_run_0(_S125, _S121, _S126, _S130);
+    Run_0 _S132 = Blocks8_run_0(_S128, _S121, _S126, _S130);
+    (&some_1)->keys_0[1U] = this_k_pages_0[_S131.vector_1];
+    (&some_1)->values_1[1U] = this_v_pages_0[_S132.vector_1];
+    (&some_1)->key_scales_0[1U] = Blocks8_scale_0(this_k_pages_0, _S131.scale_2);
+    (&some_1)->value_scales_0[1U] = Blocks8_scale_0(this_v_pages_0, _S132.scale_2);
+    uint _S133 = _S123 + 4U * min(16U + lane_2, _S122 / 4U - 1U);
+    Run_0 _S134 = Blocks8_run_0(_S125, _S121, _S126, _S133);
+    Run_0 _S135 = Blocks8_run_0(_S128, _S121, _S126, _S133);
+    (&some_1)->keys_0[2U] = this_k_pages_0[_S134.vector_1];
+    (&some_1)->values_1[2U] = this_v_pages_0[_S135.vector_1];
+    (&some_1)->key_scales_0[2U] = Blocks8_scale_0(this_k_pages_0, _S134.scale_2);
+    (&some_1)->value_scales_0[2U] = Blocks8_scale_0(this_v_pages_0, _S135.scale_2);
+    uint _S136 = _S123 + 4U * min(24U + lane_2, _S122 / 4U - 1U);
+    Run_0 _S137 = Blocks8_run_0(_S125, _S121, _S126, _S136);
+    Run_0 _S138 = Blocks8_run_0(_S128, _S121, _S126, _S136);
+    (&some_1)->keys_0[3U] = this_k_pages_0[_S137.vector_1];
+    (&some_1)->values_1[3U] = this_v_pages_0[_S138.vector_1];
+    (&some_1)->key_scales_0[3U] = Blocks8_scale_0(this_k_pages_0, _S137.scale_2);
+    (&some_1)->value_scales_0[3U] = Blocks8_scale_0(this_v_pages_0, _S138.scale_2);
     return some_1;
 }
 
 Sums_0 of_none_0()
 {
     thread Sums_0 sums_2;
-    float4 _S187 = float4(int4(int(0)) );
-    (&sums_2)->values_0[0U] = _S187;
-    (&sums_2)->values_0[1U] = _S187;
-    (&sums_2)->values_0[2U] = _S187;
-    (&sums_2)->values_0[3U] = _S187;
-    (&sums_2)->values_0[4U] = _S187;
-    (&sums_2)->values_0[5U] = _S187;
-    (&sums_2)->values_0[6U] = _S187;
-    (&sums_2)->values_0[7U] = _S187;
-    (&sums_2)->values_0[8U] = _S187;
-    (&sums_2)->values_0[9U] = _S187;
-    (&sums_2)->values_0[10U] = _S187;
-    (&sums_2)->values_0[11U] = _S187;
-    (&sums_2)->values_0[12U] = _S187;
-    (&sums_2)->values_0[13U] = _S187;
-    (&sums_2)->values_0[14U] = _S187;
-    (&sums_2)->values_0[15U] = _S187;
+    float4 _S139 = float4(int4(int(0)) );
+    (&sums_2)->values_0[0U] = _S139;
+    (&sums_2)->values_0[1U] = _S139;
+    (&sums_2)->values_0[2U] = _S139;
+    (&sums_2)->values_0[3U] = _S139;
+    (&sums_2)->values_0[4U] = _S139;
+    (&sums_2)->values_0[5U] = _S139;
+    (&sums_2)->values_0[6U] = _S139;
+    (&sums_2)->values_0[7U] = _S139;
+    (&sums_2)->values_0[8U] = _S139;
+    (&sums_2)->values_0[9U] = _S139;
+    (&sums_2)->values_0[10U] = _S139;
+    (&sums_2)->values_0[11U] = _S139;
+    (&sums_2)->values_0[12U] = _S139;
+    (&sums_2)->values_0[13U] = _S139;
+    (&sums_2)->values_0[14U] = _S139;
+    (&sums_2)->values_0[15U] = _S139;
     (&sums_2)->peak_0 = float4(-3.4028234663852886e+38) ;
-    (&sums_2)->total_0 = _S187;
+    (&sums_2)->total_0 = _S139;
     return sums_2;
 }
 
 float4 of_other_1(float4 value_3, uint bit_1, KernelContext_0 thread* kernelContext_6)
 {
-    float4 _S188 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
-    return _S188;
+    float4 _S140 = (simd_shuffle((value_3), ushort((int((kernelContext_6->_S1) ^ bit_1)))));
+    return _S140;
 }
 
 void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
 {
-    float4 _S189 = sums_3->peak_0;
-    float4 _S190 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
-    float4 _S191 = max(_S189, _S190);
-    float4 _S192 = exp(sums_3->peak_0 - _S191);
-    sums_3->peak_0 = _S191;
-    float4 _S193 = sums_3->total_0 * _S192;
-    sums_3->total_0 = _S193;
-    float4 _S194 = of_other_1(_S193, 8U, kernelContext_7);
-    sums_3->total_0 = _S193 + _S194;
-    float4 _S195 = float4(_S192[0U]) ;
-    float4 _S196 = sums_3->values_0[0U] * _S195;
-    sums_3->values_0[0U] = _S196;
-    float4 _S197 = of_other_1(_S196, 8U, kernelContext_7);
-    sums_3->values_0[0U] = _S196 + _S197;
-    float4 _S198 = sums_3->values_0[1U] * _S195;
-    sums_3->values_0[1U] = _S198;
-    float4 _S199 = of_other_1(_S198, 8U, kernelContext_7);
-    sums_3->values_0[1U] = _S198 + _S199;
-    float4 _S200 = sums_3->values_0[2U] * _S195;
-    sums_3->values_0[2U] = _S200;
-    float4 _S201 = of_other_1(_S200, 8U, kernelContext_7);
-    sums_3->values_0[2U] = _S200 + _S201;
-    float4 _S202 = sums_3->values_0[3U] * _S195;
-    sums_3->values_0[3U] = _S202;
-    float4 _S203 = of_other_1(_S202, 8U, kernelContext_7);
-    sums_3->values_0[3U] = _S202 + _S203;
-    float4 _S204 = float4(_S192[1U]) ;
-    float4 _S205 = sums_3->values_0[4U] * _S204;
-    sums_3->values_0[4U] = _S205;
-    float4 _S206 = of_other_1(_S205, 8U, kernelContext_7);
-    sums_3->values_0[4U] = _S205 + _S206;
-    float4 _S207 = sums_3->values_0[5U] * _S204;
-    sums_3->values_0[5U] = _S207;
-    float4 _S208 = of_other_1(_S207, 8U, kernelContext_7);
-    sums_3->values_0[5U] = _S207 + _S208;
-    float4 _S209 = sums_3->values_0[6U] * _S204;
-    sums_3->values_0[6U] = _S209;
-    float4 _S210 = of_other_1(_S209, 8U, kernelContext_7);
-    sums_3->values_0[6U] = _S209 + _S210;
-    float4 _S211 = sums_3->values_0[7U] * _S204;
-    sums_3->values_0[7U] = _S211;
-    float4 _S212 = of_other_1(_S211, 8U, kernelContext_7);
-    sums_3->values_0[7U] = _S211 + _S212;
-    float4 _S213 = float4(_S192[2U]) ;
-    float4 _S214 = sums_3->values_0[8U] * _S213;
-    sums_3->values_0[8U] = _S214;
-    float4 _S215 = of_other_1(_S214, 8U, kernelContext_7);
-    sums_3->values_0[8U] = _S214 + _S215;
-    float4 _S216 = sums_3->values_0[9U] * _S213;
-    sums_3->values_0[9U] = _S216;
-    float4 _S217 = of_other_1(_S216, 8U, kernelContext_7);
-    sums_3->values_0[9U] = _S216 + _S217;
-    float4 _S218 = sums_3->values_0[10U] * _S213;
-    sums_3->values_0[10U] = _S218;
-    float4 _S219 = of_other_1(_S218, 8U, kernelContext_7);
-    sums_3->values_0[10U] = _S218 + _S219;
-    float4 _S220 = sums_3->values_0[11U] * _S213;
-    sums_3->values_0[11U] = _S220;
-    float4 _S221 = of_other_1(_S220, 8U, kernelContext_7);
-    sums_3->values_0[11U] = _S220 + _S221;
-    float4 _S222 = float4(_S192[3U]) ;
-    float4 _S223 = sums_3->values_0[12U] * _S222;
-    sums_3->values_0[12U] = _S223;
-    float4 _S224 = of_other_1(_S223, 8U, kernelContext_7);
-    sums_3->values_0[12U] = _S223 + _S224;
-    float4 _S225 = sums_3->values_0[13U] * _S222;
-    sums_3->values_0[13U] = _S225;
-    float4 _S226 = of_other_1(_S225, 8U, kernelContext_7);
-    sums_3->values_0[13U] = _S225 + _S226;
-    float4 _S227 = sums_3->values_0[14U] * _S222;
-    sums_3->values_0[14U] = _S227;
-    float4 _S228 = of_other_1(_S227, 8U, kernelContext_7);
-    sums_3->values_0[14U] = _S227 + _S228;
-    float4 _S229 = sums_3->values_0[15U] * _S222;
-    sums_3->values_0[15U] = _S229;
-    float4 _S230 = of_other_1(_S229, 8U, kernelContext_7);
-    sums_3->values_0[15U] = _S229 + _S230;
-    float4 _S231 = sums_3->peak_0;
-    float4 _S232 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
-    float4 _S233 = max(_S231, _S232);
-    float4 _S234 = exp(sums_3->peak_0 - _S233);
-    sums_3->peak_0 = _S233;
-    float4 _S235 = sums_3->total_0 * _S234;
-    sums_3->total_0 = _S235;
-    float4 _S236 = of_other_1(_S235, 16U, kernelContext_7);
-    sums_3->total_0 = _S235 + _S236;
-    float4 _S237 = float4(_S234[0U]) ;
-    float4 _S238 = sums_3->values_0[0U] * _S237;
-    sums_3->values_0[0U] = _S238;
-    float4 _S239 = of_other_1(_S238, 16U, kernelContext_7);
-    sums_3->values_0[0U] = _S238 + _S239;
-    float4 _S240 = sums_3->values_0[1U] * _S237;
-    sums_3->values_0[1U] = _S240;
-    float4 _S241 = of_other_1(_S240, 16U, kernelContext_7);
-    sums_3->values_0[1U] = _S240 + _S241;
-    float4 _S242 = sums_3->values_0[2U] * _S237;
-    sums_3->values_0[2U] = _S242;
-    float4 _S243 = of_other_1(_S242, 16U, kernelContext_7);
-    sums_3->values_0[2U] = _S242 + _S243;
-    float4 _S244 = sums_3->values_0[3U] * _S237;
-    sums_3->values_0[3U] = _S244;
-    float4 _S245 = of_other_1(_S244, 16U, kernelContext_7);
-    sums_3->values_0[3U] = _S244 + _S245;
-    float4 _S246 = float4(_S234[1U]) ;
-    float4 _S247 = sums_3->values_0[4U] * _S246;
-    sums_3->values_0[4U] = _S247;
-    float4 _S248 = of_other_1(_S247, 16U, kernelContext_7);
-    sums_3->values_0[4U] = _S247 + _S248;
-    float4 _S249 = sums_3->values_0[5U] * _S246;
-    sums_3->values_0[5U] = _S249;
-    float4 _S250 = of_other_1(_S249, 16U, kernelContext_7);
-    sums_3->values_0[5U] = _S249 + _S250;
-    float4 _S251 = sums_3->values_0[6U] * _S246;
-    sums_3->values_0[6U] = _S251;
-    float4 _S252 = of_other_1(_S251, 16U, kernelContext_7);
-    sums_3->values_0[6U] = _S251 + _S252;
-    float4 _S253 = sums_3->values_0[7U] * _S246;
-    sums_3->values_0[7U] = _S253;
-    float4 _S254 = of_other_1(_S253, 16U, kernelContext_7);
-    sums_3->values_0[7U] = _S253 + _S254;
-    float4 _S255 = float4(_S234[2U]) ;
-    float4 _S256 = sums_3->values_0[8U] * _S255;
-    sums_3->values_0[8U] = _S256;
-    float4 _S257 = of_other_1(_S256, 16U, kernelContext_7);
-    sums_3->values_0[8U] = _S256 + _S257;
-    float4 _S258 = sums_3->values_0[9U] * _S255;
-    sums_3->values_0[9U] = _S258;
-    float4 _S259 = of_other_1(_S258, 16U, kernelContext_7);
-    sums_3->values_0[9U] = _S258 + _S259;
-    float4 _S260 = sums_3->values_0[10U] * _S255;
-    sums_3->values_0[10U] = _S260;
-    float4 _S261 = of_other_1(_S260, 16U, kernelContext_7);
-    sums_3->values_0[10U] = _S260 + _S261;
-    float4 _S262 = sums_3->values_0[11U] * _S255;
-    sums_3->values_0[11U] = _S262;
-    float4 _S263 = of_other_1(_S262, 16U, kernelContext_7);
-    sums_3->values_0[11U] = _S262 + _S263;
-    float4 _S264 = float4(_S234[3U]) ;
-    float4 _S265 = sums_3->values_0[12U] * _S264;
-    sums_3->values_0[12U] = _S265;
-    float4 _S266 = of_other_1(_S265, 16U, kernelContext_7);
-    sums_3->values_0[12U] = _S265 + _S266;
-    float4 _S267 = sums_3->values_0[13U] * _S264;
-    sums_3->values_0[13U] = _S267;
-    float4 _S268 = of_other_1(_S267, 16U, kernelContext_7);
-    sums_3->values_0[13U] = _S267 + _S268;
-    float4 _S269 = sums_3->values_0[14U] * _S264;
-    sums_3->values_0[14U] = _S269;
-    float4 _S270 = of_other_1(_S269, 16U, kernelContext_7);
-    sums_3->values_0[14U] = _S269 + _S270;
-    float4 _S271 = sums_3->values_0[15U] * _S264;
-    sums_3->values_0[15U] = _S271;
-    float4 _S272 = of_other_1(_S271, 16U, kernelContext_7);
-    sums_3->values_0[15U] = _S271 + _S272;
+    float4 _S141 = sums_3->peak_0;
+    float4 _S142 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
+    float4 _S143 = max(_S141, _S142);
+    float4 _S144 = powers_0(sums_3->peak_0 - _S143);
+    sums_3->peak_0 = _S143;
+    float4 _S145 = sums_3->total_0 * _S144;
+    sums_3->total_0 = _S145;
+    float4 _S146 = of_other_1(_S145, 8U, kernelContext_7);
+    sums_3->total_0 = _S145 + _S146;
+    float4 _S147 = float4(_S144[0U]) ;
+    float4 _S148 = sums_3->values_0[0U] * _S147;
+    sums_3->values_0[0U] = _S148;
+    float4 _S149 = of_other_1(_S148, 8U, kernelContext_7);
+    sums_3->values_0[0U] = _S148 + _S149;
+    float4 _S150 = sums_3->values_0[1U] * _S147;
+    sums_3->values_0[1U] = _S150;
+    float4 _S151 = of_other_1(_S150, 8U, kernelContext_7);
+    sums_3->values_0[1U] = _S150 + _S151;
+    float4 _S152 = sums_3->values_0[2U] * _S147;
+    sums_3->values_0[2U] = _S152;
+    float4 _S153 = of_other_1(_S152, 8U, kernelContext_7);
+    sums_3->values_0[2U] = _S152 + _S153;
+    float4 _S154 = sums_3->values_0[3U] * _S147;
+    sums_3->values_0[3U] = _S154;
+    float4 _S155 = of_other_1(_S154, 8U, kernelContext_7);
+    sums_3->values_0[3U] = _S154 + _S155;
+    float4 _S156 = float4(_S144[1U]) ;
+    float4 _S157 = sums_3->values_0[4U] * _S156;
+    sums_3->values_0[4U] = _S157;
+    float4 _S158 = of_other_1(_S157, 8U, kernelContext_7);
+    sums_3->values_0[4U] = _S157 + _S158;
+    float4 _S159 = sums_3->values_0[5U] * _S156;
+    sums_3->values_0[5U] = _S159;
+    float4 _S160 = of_other_1(_S159, 8U, kernelContext_7);
+    sums_3->values_0[5U] = _S159 + _S160;
+    float4 _S161 = sums_3->values_0[6U] * _S156;
+    sums_3->values_0[6U] = _S161;
+    float4 _S162 = of_other_1(_S161, 8U, kernelContext_7);
+    sums_3->values_0[6U] = _S161 + _S162;
+    float4 _S163 = sums_3->values_0[7U] * _S156;
+    sums_3->values_0[7U] = _S163;
+    float4 _S164 = of_other_1(_S163, 8U, kernelContext_7);
+    sums_3->values_0[7U] = _S163 + _S164;
+    float4 _S165 = float4(_S144[2U]) ;
+    float4 _S166 = sums_3->values_0[8U] * _S165;
+    sums_3->values_0[8U] = _S166;
+    float4 _S167 = of_other_1(_S166, 8U, kernelContext_7);
+    sums_3->values_0[8U] = _S166 + _S167;
+    float4 _S168 = sums_3->values_0[9U] * _S165;
+    sums_3->values_0[9U] = _S168;
+    float4 _S169 = of_other_1(_S168, 8U, kernelContext_7);
+    sums_3->values_0[9U] = _S168 + _S169;
+    float4 _S170 = sums_3->values_0[10U] * _S165;
+    sums_3->values_0[10U] = _S170;
+    float4 _S171 = of_other_1(_S170, 8U, kernelContext_7);
+    sums_3->values_0[10U] = _S170 + _S171;
+    float4 _S172 = sums_3->values_0[11U] * _S165;
+    sums_3->values_0[11U] = _S172;
+    float4 _S173 = of_other_1(_S172, 8U, kernelContext_7);
+    sums_3->values_0[11U] = _S172 + _S173;
+    float4 _S174 = float4(_S144[3U]) ;
+    float4 _S175 = sums_3->values_0[12U] * _S174;
+    sums_3->values_0[12U] = _S175;
+    float4 _S176 = of_other_1(_S175, 8U, kernelContext_7);
+    sums_3->values_0[12U] = _S175 + _S176;
+    float4 _S177 = sums_3->values_0[13U] * _S174;
+    sums_3->values_0[13U] = _S177;
+    float4 _S178 = of_other_1(_S177, 8U, kernelContext_7);
+    sums_3->values_0[13U] = _S177 + _S178;
+    float4 _S179 = sums_3->values_0[14U] * _S174;
+    sums_3->values_0[14U] = _S179;
+    float4 _S180 = of_other_1(_S179, 8U, kernelContext_7);
+    sums_3->values_0[14U] = _S179 + _S180;
+    float4 _S181 = sums_3->values_0[15U] * _S174;
+    sums_3->values_0[15U] = _S181;
+    float4 _S182 = of_other_1(_S181, 8U, kernelContext_7);
+    sums_3->values_0[15U] = _S181 + _S182;
+    float4 _S183 = sums_3->peak_0;
+    float4 _S184 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
+    float4 _S185 = max(_S183, _S184);
+    float4 _S186 = powers_0(sums_3->peak_0 - _S185);
+    sums_3->peak_0 = _S185;
+    float4 _S187 = sums_3->total_0 * _S186;
+    sums_3->total_0 = _S187;
+    float4 _S188 = of_other_1(_S187, 16U, kernelContext_7);
+    sums_3->total_0 = _S187 + _S188;
+    float4 _S189 = float4(_S186[0U]) ;
+    float4 _S190 = sums_3->values_0[0U] * _S189;
+    sums_3->values_0[0U] = _S190;
+    float4 _S191 = of_other_1(_S190, 16U, kernelContext_7);
+    sums_3->values_0[0U] = _S190 + _S191;
+    float4 _S192 = sums_3->values_0[1U] * _S189;
+    sums_3->values_0[1U] = _S192;
+    float4 _S193 = of_other_1(_S192, 16U, kernelContext_7);
+    sums_3->values_0[1U] = _S192 + _S193;
+    float4 _S194 = sums_3->values_0[2U] * _S189;
+    sums_3->values_0[2U] = _S194;
+    float4 _S195 = of_other_1(_S194, 16U, kernelContext_7);
+    sums_3->values_0[2U] = _S194 + _S195;
+    float4 _S196 = sums_3->values_0[3U] * _S189;
+    sums_3->values_0[3U] = _S196;
+    float4 _S197 = of_other_1(_S196, 16U, kernelContext_7);
+    sums_3->values_0[3U] = _S196 + _S197;
+    float4 _S198 = float4(_S186[1U]) ;
+    float4 _S199 = sums_3->values_0[4U] * _S198;
+    sums_3->values_0[4U] = _S199;
+    float4 _S200 = of_other_1(_S199, 16U, kernelContext_7);
+    sums_3->values_0[4U] = _S199 + _S200;
+    float4 _S201 = sums_3->values_0[5U] * _S198;
+    sums_3->values_0[5U] = _S201;
+    float4 _S202 = of_other_1(_S201, 16U, kernelContext_7);
+    sums_3->values_0[5U] = _S201 + _S202;
+    float4 _S203 = sums_3->values_0[6U] * _S198;
+    sums_3->values_0[6U] = _S203;
+    float4 _S204 = of_other_1(_S203, 16U, kernelContext_7);
+    sums_3->values_0[6U] = _S203 + _S204;
+    float4 _S205 = sums_3->values_0[7U] * _S198;
+    sums_3->values_0[7U] = _S205;
+    float4 _S206 = of_other_1(_S205, 16U, kernelContext_7);
+    sums_3->values_0[7U] = _S205 + _S206;
+    float4 _S207 = float4(_S186[2U]) ;
+    float4 _S208 = sums_3->values_0[8U] * _S207;
+    sums_3->values_0[8U] = _S208;
+    float4 _S209 = of_other_1(_S208, 16U, kernelContext_7);
+    sums_3->values_0[8U] = _S208 + _S209;
+    float4 _S210 = sums_3->values_0[9U] * _S207;
+    sums_3->values_0[9U] = _S210;
+    float4 _S211 = of_other_1(_S210, 16U, kernelContext_7);
+    sums_3->values_0[9U] = _S210 + _S211;
+    float4 _S212 = sums_3->values_0[10U] * _S207;
+    sums_3->values_0[10U] = _S212;
+    float4 _S213 = of_other_1(_S212, 16U, kernelContext_7);
+    sums_3->values_0[10U] = _S212 + _S213;
+    float4 _S214 = sums_3->values_0[11U] * _S207;
+    sums_3->values_0[11U] = _S214;
+    float4 _S215 = of_other_1(_S214, 16U, kernelContext_7);
+    sums_3->values_0[11U] = _S214 + _S215;
+    float4 _S216 = float4(_S186[3U]) ;
+    float4 _S217 = sums_3->values_0[12U] * _S216;
+    sums_3->values_0[12U] = _S217;
+    float4 _S218 = of_other_1(_S217, 16U, kernelContext_7);
+    sums_3->values_0[12U] = _S217 + _S218;
+    float4 _S219 = sums_3->values_0[13U] * _S216;
+    sums_3->values_0[13U] = _S219;
+    float4 _S220 = of_other_1(_S219, 16U, kernelContext_7);
+    sums_3->values_0[13U] = _S219 + _S220;
+    float4 _S221 = sums_3->values_0[14U] * _S216;
+    sums_3->values_0[14U] = _S221;
+    float4 _S222 = of_other_1(_S221, 16U, kernelContext_7);
+    sums_3->values_0[14U] = _S221 + _S222;
+    float4 _S223 = sums_3->values_0[15U] * _S216;
+    sums_3->values_0[15U] = _S223;
+    float4 _S224 = of_other_1(_S223, 16U, kernelContext_7);
+    sums_3->values_0[15U] = _S223 + _S224;
     return;
 }
 
 void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* part_3, packed_float4 device* scratch_0, KernelContext_0 thread* kernelContext_8)
 {
-    uint _S273 = thread_1 / 32U;
-    uint _S274 = thread_1 % 32U;
-    if(_S274 == 0U)
+    uint _S225 = thread_1 / 32U;
+    uint _S226 = thread_1 % 32U;
+    if(_S226 == 0U)
     {
-        (*kernelContext_8->peaks_0)[_S273] = sums_4->peak_0;
-        (*kernelContext_8->totals_0)[_S273] = sums_4->total_0;
+        (*kernelContext_8->peaks_0)[_S225] = sums_4->peak_0;
+        (*kernelContext_8->totals_0)[_S225] = sums_4->total_0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S275 = float4(-3.4028234663852886e+38) ;
-    float4 peak_2 = max(max(max(max(_S275, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S276 = exp(sums_4->peak_0 - peak_2);
+    float4 _S227 = float4(-3.4028234663852886e+38) ;
+    float4 peak_2 = max(max(max(max(_S227, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S228 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
         {
             for(;;)
             {
-                if(_S274 < 8U)
+                if(_S226 < 8U)
                 {
-                    uint _S277 = _S273 * 4U * 4U;
-                    float4 _S278 = float4(_S276[0U]) ;
-                    (*kernelContext_8->exchange_0)[_S277 * 8U + _S274] = _S278 * sums_4->values_0[0U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 1U) * 8U + _S274] = _S278 * sums_4->values_0[1U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 2U) * 8U + _S274] = _S278 * sums_4->values_0[2U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 3U) * 8U + _S274] = _S278 * sums_4->values_0[3U];
-                    float4 _S279 = float4(_S276[1U]) ;
-                    (*kernelContext_8->exchange_0)[(_S277 + 4U) * 8U + _S274] = _S279 * sums_4->values_0[4U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 5U) * 8U + _S274] = _S279 * sums_4->values_0[5U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 6U) * 8U + _S274] = _S279 * sums_4->values_0[6U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 7U) * 8U + _S274] = _S279 * sums_4->values_0[7U];
-                    float4 _S280 = float4(_S276[2U]) ;
-                    (*kernelContext_8->exchange_0)[(_S277 + 8U) * 8U + _S274] = _S280 * sums_4->values_0[8U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 9U) * 8U + _S274] = _S280 * sums_4->values_0[9U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 10U) * 8U + _S274] = _S280 * sums_4->values_0[10U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 11U) * 8U + _S274] = _S280 * sums_4->values_0[11U];
-                    float4 _S281 = float4(_S276[3U]) ;
-                    (*kernelContext_8->exchange_0)[(_S277 + 12U) * 8U + _S274] = _S281 * sums_4->values_0[12U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 13U) * 8U + _S274] = _S281 * sums_4->values_0[13U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 14U) * 8U + _S274] = _S281 * sums_4->values_0[14U];
-                    (*kernelContext_8->exchange_0)[(_S277 + 15U) * 8U + _S274] = _S281 * sums_4->values_0[15U];
+                    uint _S229 = _S225 * 4U * 4U;
+                    float4 _S230 = float4(_S228[0U]) ;
+                    (*kernelContext_8->exchange_0)[_S229 * 8U + _S226] = _S230 * sums_4->values_0[0U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 1U) * 8U + _S226] = _S230 * sums_4->values_0[1U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 2U) * 8U + _S226] = _S230 * sums_4->values_0[2U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 3U) * 8U + _S226] = _S230 * sums_4->values_0[3U];
+                    float4 _S231 = float4(_S228[1U]) ;
+                    (*kernelContext_8->exchange_0)[(_S229 + 4U) * 8U + _S226] = _S231 * sums_4->values_0[4U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 5U) * 8U + _S226] = _S231 * sums_4->values_0[5U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 6U) * 8U + _S226] = _S231 * sums_4->values_0[6U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 7U) * 8U + _S226] = _S231 * sums_4->values_0[7U];
+                    float4 _S232 = float4(_S228[2U]) ;
+                    (*kernelContext_8->exchange_0)[(_S229 + 8U) * 8U + _S226] = _S232 * sums_4->values_0[8U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 9U) * 8U + _S226] = _S232 * sums_4->values_0[9U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 10U) * 8U + _S226] = _S232 * sums_4->values_0[10U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 11U) * 8U + _S226] = _S232 * sums_4->values_0[11U];
+                    float4 _S233 = float4(_S228[3U]) ;
+                    (*kernelContext_8->exchange_0)[(_S229 + 12U) * 8U + _S226] = _S233 * sums_4->values_0[12U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 13U) * 8U + _S226] = _S233 * sums_4->values_0[13U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 14U) * 8U + _S226] = _S233 * sums_4->values_0[14U];
+                    (*kernelContext_8->exchange_0)[(_S229 + 15U) * 8U + _S226] = _S233 * sums_4->values_0[15U];
                 }
                 threadgroup_barrier(mem_flags::mem_threadgroup);
                 uint i_1 = thread_1;
@@ -821,21 +719,21 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
                     {
                         break;
                     }
-                    uint _S282 = i_1 / 32U;
-                    uint _S283 = i_1 % 32U;
+                    uint _S234 = i_1 / 32U;
+                    uint _S235 = i_1 % 32U;
                     float4 whole_0 = (*kernelContext_8->exchange_0)[i_1] + (*kernelContext_8->exchange_0)[128U + i_1] + (*kernelContext_8->exchange_0)[256U + i_1] + (*kernelContext_8->exchange_0)[384U + i_1];
-                    bool _S284;
-                    if(_S282 < (part_3->heads_0))
+                    bool _S236;
+                    if(_S234 < (part_3->heads_0))
                     {
-                        _S284 = _S283 < (part_3->head_dim_0 / 4U);
+                        _S236 = _S235 < (part_3->head_dim_0 / 4U);
                     }
                     else
                     {
-                        _S284 = false;
+                        _S236 = false;
                     }
-                    if(_S284)
+                    if(_S236)
                     {
-                        *(scratch_0+(part_3->out_0 + _S282 * part_3->out_stride_0 + _S283)) = packed_float4(whole_0) ;
+                        *(scratch_0+(part_3->out_0 + _S234 * part_3->out_stride_0 + _S235)) = packed_float4(whole_0) ;
                     }
                     i_1 = i_1 + 128U;
                 }
@@ -858,38 +756,38 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
     thread Pools_0 pools_0;
     (&pools_0)->table_0 = *table_1;
     (&pools_0)->part_2 = *part_4;
-    uint _S285 = thread_2 % 8U;
-    uint _S286 = thread_2 / 8U;
-    uint _S287 = part_4->begin_0;
-    uint first_2 = part_4->begin_0 + _S286;
-    thread Pools_0 _S288 = pools_0;
-    Positions_0 _S289 = Pools_read_0(&_S288, k_pages_0, v_pages_0, sequences_1, first_2, _S285);
+    uint _S237 = thread_2 % 8U;
+    uint _S238 = thread_2 / 8U;
+    uint _S239 = part_4->begin_0;
+    uint first_2 = part_4->begin_0 + _S238;
+    thread Pools_0 _S240 = pools_0;
+    Positions_0 _S241 = Pools_read_0(&_S240, k_pages_0, v_pages_0, sequences_1, first_2, _S237);
     load_queries_0(thread_2, part_4, 32U, scale_4, queries_0, queries_x_0, kernelContext_9);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread Sums_0 sums_5 = of_none_0();
-    bool _S290;
+    bool _S242;
     if(with_own_0)
     {
-        _S290 = thread_2 < 32U;
+        _S242 = thread_2 < 32U;
     }
     else
     {
-        _S290 = false;
+        _S242 = false;
     }
-    if(_S290)
+    if(_S242)
     {
-        Sums_0 _S291 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S285, kernelContext_9);
-        if(_S286 == 0U)
+        Sums_0 _S243 = of_one_0(part_4, own_key_0, own_key_x_0, own_value_0, own_value_x_0, _S237, kernelContext_9);
+        if(_S238 == 0U)
         {
-            sums_5 = _S291;
+            sums_5 = _S243;
         }
     }
-    Positions_0 some_2 = _S289;
-    uint tile_0 = _S287;
+    Positions_0 some_2 = _S241;
+    uint tile_0 = _S239;
     uint first_3 = first_2;
     for(;;)
     {
-        uint _S292 = part_4->end_0;
+        uint _S244 = part_4->end_0;
         if(tile_0 < (part_4->end_0))
         {
         }
@@ -897,23 +795,37 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
         {
             break;
         }
-        thread Positions_0 _S293 = some_2;
-        add_0(&sums_5, &_S293, first_3, _S292, _S285, kernelContext_9);
-        uint first_4 = first_3 + 32U;
-        uint _S294 = tile_0 + 32U;
-        if(_S294 < _S292)
+        thread Positions_0 _S245 = some_2;
+        add_0(&sums_5, &_S245, first_3, _S244, _S237, kernelContext_9);
+        uint first_4 = first_3 + 16U;
+        uint _S246 = tile_0 + 16U;
+        if(_S246 < _S244)
         {
-            thread Pools_0 _S295 = pools_0;
-            Positions_0 _S296 = Pools_read_0(&_S295, k_pages_0, v_pages_0, sequences_1, first_4, _S285);
-            some_2 = _S296;
+            thread Pools_0 _S247 = pools_0;
+            Positions_0 _S248 = Pools_read_0(&_S247, k_pages_0, v_pages_0, sequences_1, first_4, _S237);
+            some_2 = _S248;
         }
-        tile_0 = _S294;
+        tile_0 = _S246;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S297 = sums_5;
-    write_0(thread_2, &_S297, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S249 = sums_5;
+    write_0(thread_2, &_S249, part_4, scratch_1, kernelContext_9);
     return;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_5, uint rows_1)
+{
+    uint _S250;
+    if(offset_2 == 4294967295U)
+    {
+        _S250 = rows_1;
+    }
+    else
+    {
+        _S250 = min(max(batch_0[offset_2], first_5) - first_5, rows_1);
+    }
+    return _S250;
 }
 
 uint group_number_0(uint3 group_0)
@@ -921,49 +833,44 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S298 = heads_2 / kv_heads_1;
-    uint _S299 = (_S298 + 4U - 1U) / 4U;
-    uint _S300 = rows_1 * kv_heads_1 * _S299;
-    uint _S301 = number_1 % _S300;
-    uint _S302 = _S301 % _S299;
+    uint _S251 = rows_2 * kv_heads_1;
+    uint _S252 = heads_2 / kv_heads_1;
+    return _S251 * ((_S252 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+{
+    uint _S253 = heads_3 / kv_heads_2;
+    uint _S254 = (_S253 + 4U - 1U) / 4U;
+    uint _S255 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S256 = number_1 % _S255;
+    uint _S257 = _S256 % _S254;
     thread Part_0 part_5;
-    uint _S303 = number_1 / _S300;
-    (&part_5)->number_0 = _S303;
-    uint _S304 = _S301 / (kv_heads_1 * _S299);
-    (&part_5)->row_0 = _S304;
-    uint _S305 = _S301 / _S299;
-    uint _S306 = _S305 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S306;
-    uint _S307 = _S302 * 4U;
-    uint _S308 = _S306 * _S298 + _S307;
-    (&part_5)->head_0 = _S308;
-    (&part_5)->heads_0 = min(_S298 - _S307, 4U);
+    (&part_5)->unit_0 = _S256;
+    uint _S258 = number_1 / _S255;
+    (&part_5)->number_0 = _S258;
+    uint _S259 = _S256 / (kv_heads_2 * _S254);
+    (&part_5)->row_0 = _S259;
+    uint _S260 = _S256 / _S254;
+    uint _S261 = _S260 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S261;
+    uint _S262 = _S257 * 4U;
+    uint _S263 = _S261 * _S253 + _S262;
+    (&part_5)->head_0 = _S263;
+    (&part_5)->heads_0 = min(_S253 - _S262, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S309 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S309;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S308) * _S309 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
+    uint _S264 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S264;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S263) * _S264 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
     (&part_5)->k_pages_offset_0 = 0U;
     return part_5;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_5, uint rows_2)
-{
-    uint _S310;
-    if(offset_2 == 4294967295U)
-    {
-        _S310 = rows_2;
-    }
-    else
-    {
-        _S310 = min(max(batch_0[offset_2], first_5) - first_5, rows_2);
-    }
-    return _S310;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
@@ -973,18 +880,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S311;
-    (&_S311)->begin_2 = begin_3;
-    (&_S311)->page_size_1 = page_size_2;
-    (&_S311)->pages_1 = pages_2;
-    (&_S311)->length_0 = length_1;
-    return _S311;
+    thread SequenceTable_0 _S265;
+    (&_S265)->begin_2 = begin_3;
+    (&_S265)->page_size_1 = page_size_2;
+    (&_S265)->pages_1 = pages_2;
+    (&_S265)->length_0 = length_1;
+    return _S265;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S312 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S312 + 1U, page_size_3, pages_3, min(sequences_2[_S312], min(entries_0, pages_3) * page_size_3));
+    uint _S266 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S266 + 1U, page_size_3, pages_3, min(sequences_2[_S266], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
@@ -994,59 +901,76 @@ uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S313 = this_3->length_0;
-    uint _S314;
+    uint _S267 = this_3->length_0;
+    uint _S268;
     if(position_1 < (this_3->length_0))
     {
-        _S314 = position_1 + 1U;
+        _S268 = position_1 + 1U;
     }
     else
     {
-        _S314 = _S313;
+        _S268 = _S267;
     }
-    return _S314;
+    return _S268;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S315;
+    bool _S269;
     if(window_1 != 0U)
     {
-        _S315 = position_2 >= window_1;
+        _S269 = position_2 >= window_1;
     }
     else
     {
-        _S315 = false;
+        _S269 = false;
     }
-    uint _S316;
-    if(_S315)
+    uint _S270;
+    if(_S269)
     {
-        _S316 = position_2 - window_1 + 1U;
+        _S270 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S316 = 0U;
+        _S270 = 0U;
     }
-    return _S316;
+    return _S270;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void Part_take_0(Part_0 thread* this_4, uint other_0)
 {
-    uint _S317;
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+{
+    uint _S271;
     if(first_6 < length_2)
     {
-        _S317 = length_2 - first_6;
+        _S271 = length_2 - first_6;
     }
     else
     {
-        _S317 = 0U;
+        _S271 = 0U;
     }
-    uint _S318 = parts_2 * 64U;
-    uint _S319 = (_S317 + _S318 - 1U) / _S318;
-    uint _S320 = _S319 * 64U;
-    uint _S321 = min(first_6 + part_6->number_0 * _S320, length_2);
-    part_6->begin_0 = _S321;
-    part_6->end_0 = min(_S321 + _S320, length_2);
+    uint _S272 = parts_2 * tiles_0 * 64U;
+    uint _S273 = (_S271 + _S272 - 1U) / _S272;
+    uint _S274 = _S273 * tiles_0 * 64U;
+    uint _S275 = min(first_6 + part_6->number_0 * _S274, length_2);
+    part_6->begin_0 = _S275;
+    part_6->end_0 = min(_S275 + _S274, length_2);
+    if(_S271 == 0U)
+    {
+        _S271 = 1U;
+    }
+    else
+    {
+        uint _S276 = (_S271 + _S274 - 1U) / _S274;
+        _S271 = _S276;
+    }
+    part_6->used_0 = _S271;
     return;
 }
 
@@ -1079,41 +1003,55 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S322 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S322;
-    bool _S323;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
-    {
-        _S323 = true;
-    }
-    else
-    {
-        _S323 = ((&part_8)->row_0) >= (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
-    }
-    if(_S323)
+    uint _S277 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S277 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S324 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S325 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S326 = _S324;
-    uint _S327 = SequenceTable_end_of_0(&_S326, _S325);
-    share_out_0(&part_8, first_seen_0(_S325, entryPointParams_1->p_0.window_0), _S327, entryPointParams_1->p_0.parts_0);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S278 = part_of_0(group_number_0(group_1), _S277, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S278;
+    uint _S279 = units_of_0(_S277, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S280 = entryPointParams_1->p_0.groups_0 / _S279;
+    if(((&part_8)->number_0) >= _S280)
     {
-        thread Part_0 _S328 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S328, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
+    SequenceTable_0 _S281 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S282 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S283 = _S281;
+    uint _S284 = SequenceTable_end_of_0(&_S283, _S282);
+    uint _S285 = first_seen_0(_S282, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_8)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread SequenceTable_0 _S329 = _S324;
-    thread Part_0 _S330 = part_8;
-    thread Plain_0 _S331 = queries_1;
-    thread Plain_0 _S332 = queries_1;
-    thread Plain_0 _S333 = queries_1;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S329, &_S330, entryPointParams_1->p_0.scale_0, &_S331, (&kernelContext_10)->entryPointParams_q_0, false, &_S332, (&kernelContext_10)->entryPointParams_q_0, &_S333, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (entryPointParams_1->p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S285, _S284, entryPointParams_1->p_0.parts_0, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            thread Part_0 _S286 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S286, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S280;
+            continue;
+        }
+        thread SequenceTable_0 _S287 = _S281;
+        thread Part_0 _S288 = part_8;
+        thread Plain_0 _S289 = queries_1;
+        thread Plain_0 _S290 = queries_1;
+        thread Plain_0 _S291 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S287, &_S288, entryPointParams_1->p_0.scale_0, &_S289, (&kernelContext_10)->entryPointParams_q_0, false, &_S290, (&kernelContext_10)->entryPointParams_q_0, &_S291, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        number_3 = number_3 + _S280;
+    }
     return;
 }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -418,6 +420,16 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(2)> scores_0;
@@ -508,13 +520,13 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = max(peak_1, scores_0[1U]);
     }
-    float4 _S135 = exp(sums_1->peak_0 - peak_1);
+    float4 _S135 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S135;
     float4 _S136;
     if(_S132)
     {
-        _S136 = exp(scores_0[0U] - peak_1);
+        _S136 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -524,7 +536,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S136;
     if(_S134)
     {
-        peak_1 = exp(scores_0[1U] - peak_1);
+        peak_1 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
@@ -751,18 +763,18 @@ Positions_0 Pools_read_0(const Pools_0 thread* this_6, packed_float4 device* thi
     return some_1;
 }
 
-void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     packed_float4 device* _S222 = pool_1+Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1;
-    float4 _S223 = Plain_four_0(x_1, x_x_0, element_3);
+    float4 _S223 = Plain_four_0(x_3, x_x_0, element_3);
     *_S222 = packed_float4(_S223) ;
     return;
 }
 
-void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     packed_float4 device* _S224 = pool_2+Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1;
-    float4 _S225 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    float4 _S225 = Turned_four_0(x_4, x_x_1, x_table_0, element_4);
     *_S224 = packed_float4(_S225) ;
     return;
 }
@@ -803,7 +815,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S228 = sums_3->peak_0;
     float4 _S229 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S230 = max(_S228, _S229);
-    float4 _S231 = exp(sums_3->peak_0 - _S230);
+    float4 _S231 = powers_0(sums_3->peak_0 - _S230);
     sums_3->peak_0 = _S230;
     float4 _S232 = sums_3->total_0 * _S231;
     sums_3->total_0 = _S232;
@@ -880,7 +892,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S270 = sums_3->peak_0;
     float4 _S271 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S272 = max(_S270, _S271);
-    float4 _S273 = exp(sums_3->peak_0 - _S272);
+    float4 _S273 = powers_0(sums_3->peak_0 - _S272);
     sums_3->peak_0 = _S272;
     float4 _S274 = sums_3->total_0 * _S273;
     sums_3->total_0 = _S274;
@@ -969,8 +981,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S314 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S314, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S315 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S315 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1112,30 +1124,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S337 = heads_2 / kv_heads_1;
-    uint _S338 = (_S337 + 4U - 1U) / 4U;
-    uint _S339 = rows_0 * kv_heads_1 * _S338;
-    uint _S340 = number_1 % _S339;
-    uint _S341 = _S340 % _S338;
+    uint _S337 = rows_0 * kv_heads_1;
+    uint _S338 = heads_2 / kv_heads_1;
+    return _S337 * ((_S338 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S339 = heads_3 / kv_heads_2;
+    uint _S340 = (_S339 + 4U - 1U) / 4U;
+    uint _S341 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S342 = number_1 % _S341;
+    uint _S343 = _S342 % _S340;
     thread Part_0 part_5;
-    uint _S342 = number_1 / _S339;
-    (&part_5)->number_0 = _S342;
-    uint _S343 = _S340 / (kv_heads_1 * _S338);
-    (&part_5)->row_0 = _S343;
-    uint _S344 = _S340 / _S338;
-    uint _S345 = _S344 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S345;
-    uint _S346 = _S341 * 4U;
-    uint _S347 = _S345 * _S337 + _S346;
-    (&part_5)->head_0 = _S347;
-    (&part_5)->heads_0 = min(_S337 - _S346, 4U);
+    (&part_5)->unit_0 = _S342;
+    uint _S344 = number_1 / _S341;
+    (&part_5)->number_0 = _S344;
+    uint _S345 = _S342 / (kv_heads_2 * _S340);
+    (&part_5)->row_0 = _S345;
+    uint _S346 = _S342 / _S340;
+    uint _S347 = _S346 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S347;
+    uint _S348 = _S343 * 4U;
+    uint _S349 = _S347 * _S339 + _S348;
+    (&part_5)->head_0 = _S349;
+    (&part_5)->heads_0 = min(_S339 - _S348, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S348 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S348;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S347) * _S348 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S350 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S350;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S349) * _S350 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1143,18 +1164,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S349;
+    uint _S351;
     if(offset_3 == 4294967295U)
     {
-        _S349 = rows_1;
+        _S351 = rows_2;
     }
     else
     {
-        _S349 = min(max(batch_0[offset_3], first_5) - first_5, rows_1);
+        _S351 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S349;
+    return _S351;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1164,18 +1185,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S350;
-    (&_S350)->begin_3 = begin_4;
-    (&_S350)->page_size_1 = page_size_2;
-    (&_S350)->pages_1 = pages_2;
-    (&_S350)->length_0 = length_1;
-    return _S350;
+    thread SequenceTable_0 _S352;
+    (&_S352)->begin_3 = begin_4;
+    (&_S352)->page_size_1 = page_size_2;
+    (&_S352)->pages_1 = pages_2;
+    (&_S352)->length_0 = length_1;
+    return _S352;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S351 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S351 + 1U, page_size_3, pages_3, min(sequences_2[_S351], min(entries_0, pages_3) * page_size_3));
+    uint _S353 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S353 + 1U, page_size_3, pages_3, min(sequences_2[_S353], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1185,44 +1206,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S352;
+    bool _S354;
     if(window_1 != 0U)
     {
-        _S352 = position_1 >= window_1;
+        _S354 = position_1 >= window_1;
     }
     else
     {
-        _S352 = false;
+        _S354 = false;
     }
-    uint _S353;
-    if(_S352)
+    uint _S355;
+    if(_S354)
     {
-        _S353 = position_1 - window_1 + 1U;
+        _S355 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S353 = 0U;
+        _S355 = 0U;
     }
-    return _S353;
+    return _S355;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S354;
+    uint _S356;
     if(first_6 < length_2)
     {
-        _S354 = length_2 - first_6;
+        _S356 = length_2 - first_6;
     }
     else
     {
-        _S354 = 0U;
+        _S356 = 0U;
     }
-    uint _S355 = parts_2 * 64U;
-    uint _S356 = (_S354 + _S355 - 1U) / _S355;
-    uint _S357 = _S356 * 64U;
-    uint _S358 = min(first_6 + part_6->number_0 * _S357, length_2);
-    part_6->begin_0 = _S358;
-    part_6->end_0 = min(_S358 + _S357, length_2);
+    uint _S357 = parts_2 * tiles_0 * 64U;
+    uint _S358 = (_S356 + _S357 - 1U) / _S357;
+    uint _S359 = _S358 * tiles_0 * 64U;
+    uint _S360 = min(first_6 + part_6->number_0 * _S359, length_2);
+    part_6->begin_0 = _S360;
+    part_6->end_0 = min(_S360 + _S359, length_2);
+    if(_S356 == 0U)
+    {
+        _S356 = 1U;
+    }
+    else
+    {
+        uint _S361 = (_S356 + _S359 - 1U) / _S359;
+        _S356 = _S361;
+    }
+    part_6->used_0 = _S356;
     return;
 }
 
@@ -1237,11 +1268,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S359;
-    (&_S359)->angles_0 = angles_1;
-    (&_S359)->pairs_0 = pairs_2;
-    (&_S359)->interleaved_0 = interleaved_2;
-    return _S359;
+    thread Rotation_0 _S362;
+    (&_S362)->angles_0 = angles_1;
+    (&_S362)->pairs_0 = pairs_2;
+    (&_S362)->interleaved_0 = interleaved_2;
+    return _S362;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1274,73 +1305,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S360 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S360;
-    bool _S361;
+    Part_0 _S363 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S363;
+    bool _S364;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S361 = true;
+        _S364 = true;
     }
     else
     {
-        _S361 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S364 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S361)
+    if(_S364)
     {
         return;
     }
-    SequenceTable_0 _S362 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S363 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S364 = _S363 < (_S362.length_0);
-    share_out_0(&part_8, first_seen_0(_S363, entryPointParams_1->p_0.window_0), min(_S363, _S362.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S364)
+    SequenceTable_0 _S365 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S366 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S367 = _S366 < (_S365.length_0);
+    share_out_0(&part_8, first_seen_0(_S366, entryPointParams_1->p_0.window_0), min(_S366, _S365.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S367)
     {
-        _S361 = ((&part_8)->number_0) == 0U;
+        _S364 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S361 = false;
+        _S364 = false;
     }
-    bool _S365;
+    bool _S368;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S365 = !_S361;
+        _S368 = !_S364;
     }
     else
     {
-        _S365 = false;
+        _S368 = false;
     }
-    if(_S365)
+    if(_S368)
     {
-        thread Part_0 _S366 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S366, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S369 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S369, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S367 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S363, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S367;
+    Rotation_0 _S370 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S366, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S370;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S367;
+    (&keys_1)->rotation_0 = _S370;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S368 = _S362;
-    thread Part_0 _S369 = part_8;
-    thread Turned_0 _S370 = queries_1;
-    thread Turned_0 _S371 = keys_1;
-    thread Plain_0 _S372 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S368, &_S369, entryPointParams_1->p_0.scale_0, &_S370, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S361, &_S371, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S372, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S361)
+    thread SequenceTable_0 _S371 = _S365;
+    thread Part_0 _S372 = part_8;
+    thread Turned_0 _S373 = queries_1;
+    thread Turned_0 _S374 = keys_1;
+    thread Plain_0 _S375 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S371, &_S372, entryPointParams_1->p_0.scale_0, &_S373, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S364, &_S374, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S375, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S364)
     {
         return;
     }
-    thread SequenceTable_0 _S373 = _S362;
-    uint _S374 = SequenceTable_slot_0(&_S373, (&kernelContext_10)->entryPointParams_sequences_0, _S363);
+    thread SequenceTable_0 _S376 = _S365;
+    uint _S377 = SequenceTable_slot_0(&_S376, (&kernelContext_10)->entryPointParams_sequences_0, _S366);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1351,13 +1382,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S375 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S375 == ((&part_8)->kv_head_0))
+        uint _S378 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S378 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S376 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S374, (&part_8)->columns_0, i_2, &_S376, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S377 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S374, (&part_8)->columns_0, i_2, &_S377, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S379 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S377, (&part_8)->columns_0, i_2, &_S379, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S380 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S377, (&part_8)->columns_0, i_2, &_S380, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -423,6 +425,16 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(2)> scores_0;
@@ -513,13 +525,13 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = max(peak_1, scores_0[1U]);
     }
-    float4 _S135 = exp(sums_1->peak_0 - peak_1);
+    float4 _S135 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S135;
     float4 _S136;
     if(_S132)
     {
-        _S136 = exp(scores_0[0U] - peak_1);
+        _S136 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -529,7 +541,7 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     sums_1->total_0 = sums_1->total_0 + _S136;
     if(_S134)
     {
-        peak_1 = exp(scores_0[1U] - peak_1);
+        peak_1 = powers_0(scores_0[1U] - peak_1);
     }
     else
     {
@@ -772,7 +784,7 @@ uint pack_halves_0(float2 values_2)
     return (as_type<ushort>((half)((values_2.x)))) | ((as_type<ushort>((half)((values_2.y)))) << 16U);
 }
 
-void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     float _S223;
     Run_0 _S224 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
@@ -798,7 +810,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S225 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
+            float4 _S225 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
             float4 _S226 = abs(_S225);
             bool _S227;
             if((_S226[0U]) > most_0)
@@ -891,7 +903,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S233 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
+            float4 _S233 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
             float4 _S234 = float4(_S223)  * _S233;
             int4 _S235 = int4(clamp(_S234 + select(float4(0.5) , float4(-0.5) , _S234 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_1+(_S224.vector_1 + 8U * block_0 + i_2)) = uint(((((_S235.x) & int(255)) | (((_S235.y) & int(255)) << 8U)) | (((_S235.z) & int(255)) << 16U)) | ((_S235.w) << 24U));
@@ -903,7 +915,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
     return;
 }
 
-void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     float _S236;
     Run_0 _S237 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
@@ -929,7 +941,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S238 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
+            float4 _S238 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
             float4 _S239 = abs(_S238);
             bool _S240;
             if((_S239[0U]) > most_1)
@@ -1022,7 +1034,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S246 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
+            float4 _S246 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
             float4 _S247 = float4(_S236)  * _S246;
             int4 _S248 = int4(clamp(_S247 + select(float4(0.5) , float4(-0.5) , _S247 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_2+(_S237.vector_1 + 8U * block_1 + i_4)) = uint(((((_S248.x) & int(255)) | (((_S248.y) & int(255)) << 8U)) | (((_S248.z) & int(255)) << 16U)) | ((_S248.w) << 24U));
@@ -1070,7 +1082,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S251 = sums_3->peak_0;
     float4 _S252 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S253 = max(_S251, _S252);
-    float4 _S254 = exp(sums_3->peak_0 - _S253);
+    float4 _S254 = powers_0(sums_3->peak_0 - _S253);
     sums_3->peak_0 = _S253;
     float4 _S255 = sums_3->total_0 * _S254;
     sums_3->total_0 = _S255;
@@ -1147,7 +1159,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S293 = sums_3->peak_0;
     float4 _S294 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S295 = max(_S293, _S294);
-    float4 _S296 = exp(sums_3->peak_0 - _S295);
+    float4 _S296 = powers_0(sums_3->peak_0 - _S295);
     sums_3->peak_0 = _S295;
     float4 _S297 = sums_3->total_0 * _S296;
     sums_3->total_0 = _S297;
@@ -1236,8 +1248,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S337 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S337, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S338 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S338 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1379,30 +1391,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S360 = heads_2 / kv_heads_1;
-    uint _S361 = (_S360 + 4U - 1U) / 4U;
-    uint _S362 = rows_0 * kv_heads_1 * _S361;
-    uint _S363 = number_1 % _S362;
-    uint _S364 = _S363 % _S361;
+    uint _S360 = rows_0 * kv_heads_1;
+    uint _S361 = heads_2 / kv_heads_1;
+    return _S360 * ((_S361 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S362 = heads_3 / kv_heads_2;
+    uint _S363 = (_S362 + 4U - 1U) / 4U;
+    uint _S364 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S365 = number_1 % _S364;
+    uint _S366 = _S365 % _S363;
     thread Part_0 part_5;
-    uint _S365 = number_1 / _S362;
-    (&part_5)->number_0 = _S365;
-    uint _S366 = _S363 / (kv_heads_1 * _S361);
-    (&part_5)->row_0 = _S366;
-    uint _S367 = _S363 / _S361;
-    uint _S368 = _S367 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S368;
-    uint _S369 = _S364 * 4U;
-    uint _S370 = _S368 * _S360 + _S369;
-    (&part_5)->head_0 = _S370;
-    (&part_5)->heads_0 = min(_S360 - _S369, 4U);
+    (&part_5)->unit_0 = _S365;
+    uint _S367 = number_1 / _S364;
+    (&part_5)->number_0 = _S367;
+    uint _S368 = _S365 / (kv_heads_2 * _S363);
+    (&part_5)->row_0 = _S368;
+    uint _S369 = _S365 / _S363;
+    uint _S370 = _S369 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S370;
+    uint _S371 = _S366 * 4U;
+    uint _S372 = _S370 * _S362 + _S371;
+    (&part_5)->head_0 = _S372;
+    (&part_5)->heads_0 = min(_S362 - _S371, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S371 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S371;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S370) * _S371 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S373 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S373;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S372) * _S373 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1410,18 +1431,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S372;
+    uint _S374;
     if(offset_4 == 4294967295U)
     {
-        _S372 = rows_1;
+        _S374 = rows_2;
     }
     else
     {
-        _S372 = min(max(batch_0[offset_4], first_5) - first_5, rows_1);
+        _S374 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S372;
+    return _S374;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
@@ -1431,18 +1452,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S373;
-    (&_S373)->begin_3 = begin_4;
-    (&_S373)->page_size_1 = page_size_2;
-    (&_S373)->pages_1 = pages_2;
-    (&_S373)->length_0 = length_1;
-    return _S373;
+    thread SequenceTable_0 _S375;
+    (&_S375)->begin_3 = begin_4;
+    (&_S375)->page_size_1 = page_size_2;
+    (&_S375)->pages_1 = pages_2;
+    (&_S375)->length_0 = length_1;
+    return _S375;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S374 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S374 + 1U, page_size_3, pages_3, min(sequences_2[_S374], min(entries_0, pages_3) * page_size_3));
+    uint _S376 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S376 + 1U, page_size_3, pages_3, min(sequences_2[_S376], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
@@ -1452,44 +1473,54 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S375;
+    bool _S377;
     if(window_1 != 0U)
     {
-        _S375 = position_1 >= window_1;
+        _S377 = position_1 >= window_1;
     }
     else
     {
-        _S375 = false;
+        _S377 = false;
     }
-    uint _S376;
-    if(_S375)
+    uint _S378;
+    if(_S377)
     {
-        _S376 = position_1 - window_1 + 1U;
+        _S378 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S376 = 0U;
+        _S378 = 0U;
     }
-    return _S376;
+    return _S378;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S377;
+    uint _S379;
     if(first_6 < length_2)
     {
-        _S377 = length_2 - first_6;
+        _S379 = length_2 - first_6;
     }
     else
     {
-        _S377 = 0U;
+        _S379 = 0U;
     }
-    uint _S378 = parts_2 * 64U;
-    uint _S379 = (_S377 + _S378 - 1U) / _S378;
-    uint _S380 = _S379 * 64U;
-    uint _S381 = min(first_6 + part_6->number_0 * _S380, length_2);
-    part_6->begin_0 = _S381;
-    part_6->end_0 = min(_S381 + _S380, length_2);
+    uint _S380 = parts_2 * tiles_0 * 64U;
+    uint _S381 = (_S379 + _S380 - 1U) / _S380;
+    uint _S382 = _S381 * tiles_0 * 64U;
+    uint _S383 = min(first_6 + part_6->number_0 * _S382, length_2);
+    part_6->begin_0 = _S383;
+    part_6->end_0 = min(_S383 + _S382, length_2);
+    if(_S379 == 0U)
+    {
+        _S379 = 1U;
+    }
+    else
+    {
+        uint _S384 = (_S379 + _S382 - 1U) / _S382;
+        _S379 = _S384;
+    }
+    part_6->used_0 = _S379;
     return;
 }
 
@@ -1504,11 +1535,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S382;
-    (&_S382)->angles_0 = angles_1;
-    (&_S382)->pairs_0 = pairs_2;
-    (&_S382)->interleaved_0 = interleaved_2;
-    return _S382;
+    thread Rotation_0 _S385;
+    (&_S385)->angles_0 = angles_1;
+    (&_S385)->pairs_0 = pairs_2;
+    (&_S385)->interleaved_0 = interleaved_2;
+    return _S385;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1541,73 +1572,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S383 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S383;
-    bool _S384;
+    Part_0 _S386 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S386;
+    bool _S387;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S384 = true;
+        _S387 = true;
     }
     else
     {
-        _S384 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S387 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S384)
+    if(_S387)
     {
         return;
     }
-    SequenceTable_0 _S385 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S386 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S387 = _S386 < (_S385.length_0);
-    share_out_0(&part_8, first_seen_0(_S386, entryPointParams_1->p_0.window_0), min(_S386, _S385.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S387)
+    SequenceTable_0 _S388 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S389 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S390 = _S389 < (_S388.length_0);
+    share_out_0(&part_8, first_seen_0(_S389, entryPointParams_1->p_0.window_0), min(_S389, _S388.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S390)
     {
-        _S384 = ((&part_8)->number_0) == 0U;
+        _S387 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S384 = false;
+        _S387 = false;
     }
-    bool _S388;
+    bool _S391;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S388 = !_S384;
+        _S391 = !_S387;
     }
     else
     {
-        _S388 = false;
+        _S391 = false;
     }
-    if(_S388)
+    if(_S391)
     {
-        thread Part_0 _S389 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S389, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S392 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S392, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S390 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S386, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S390;
+    Rotation_0 _S393 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S389, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S393;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S390;
+    (&keys_1)->rotation_0 = _S393;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S391 = _S385;
-    thread Part_0 _S392 = part_8;
-    thread Turned_0 _S393 = queries_1;
-    thread Turned_0 _S394 = keys_1;
-    thread Plain_0 _S395 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S391, &_S392, entryPointParams_1->p_0.scale_0, &_S393, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S384, &_S394, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S395, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S384)
+    thread SequenceTable_0 _S394 = _S388;
+    thread Part_0 _S395 = part_8;
+    thread Turned_0 _S396 = queries_1;
+    thread Turned_0 _S397 = keys_1;
+    thread Plain_0 _S398 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S394, &_S395, entryPointParams_1->p_0.scale_0, &_S396, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S387, &_S397, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S398, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S387)
     {
         return;
     }
-    thread SequenceTable_0 _S396 = _S385;
-    uint _S397 = SequenceTable_slot_0(&_S396, (&kernelContext_10)->entryPointParams_sequences_0, _S386);
+    thread SequenceTable_0 _S399 = _S388;
+    uint _S400 = SequenceTable_slot_0(&_S399, (&kernelContext_10)->entryPointParams_sequences_0, _S389);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1618,13 +1649,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S398 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S398 == ((&part_8)->kv_head_0))
+        uint _S401 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S401 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S399 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S397, (&part_8)->columns_0, i_6, &_S399, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S400 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S397, (&part_8)->columns_0, i_6, &_S400, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S402 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S400, (&part_8)->columns_0, i_6, &_S402, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S403 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S400, (&part_8)->columns_0, i_6, &_S403, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -53,6 +55,7 @@ struct AttentionPartParams_0
     float scale_0;
     uint window_0;
     uint parts_0;
+    uint groups_0;
 };
 
 struct EntryPointParams_0
@@ -291,6 +294,16 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
+float power_0(float x_0)
+{
+    return exp(x_0);
+}
+
+float4 powers_0(float4 x_1)
+{
+    return float4(power_0(x_1.x), power_0(x_1.y), power_0(x_1.z), power_0(x_1.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(1)> scores_0;
@@ -389,12 +402,12 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = _S158;
     }
-    float4 _S161 = exp(sums_1->peak_0 - peak_1);
+    float4 _S161 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S161;
     if(_S160)
     {
-        peak_1 = exp(scores_0[0U] - peak_1);
+        peak_1 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -681,7 +694,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S244 = sums_3->peak_0;
     float4 _S245 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S246 = max(_S244, _S245);
-    float4 _S247 = exp(sums_3->peak_0 - _S246);
+    float4 _S247 = powers_0(sums_3->peak_0 - _S246);
     sums_3->peak_0 = _S246;
     float4 _S248 = sums_3->total_0 * _S247;
     sums_3->total_0 = _S248;
@@ -822,7 +835,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S318 = sums_3->peak_0;
     float4 _S319 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S320 = max(_S318, _S319);
-    float4 _S321 = exp(sums_3->peak_0 - _S320);
+    float4 _S321 = powers_0(sums_3->peak_0 - _S320);
     sums_3->peak_0 = _S320;
     float4 _S322 = sums_3->total_0 * _S321;
     sums_3->total_0 = _S322;
@@ -978,8 +991,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S396 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S396, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S397 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S397 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1174,54 +1187,63 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
     return;
 }
 
+uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_1)
+{
+    uint _S422;
+    if(offset_1 == 4294967295U)
+    {
+        _S422 = rows_1;
+    }
+    else
+    {
+        _S422 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
+    }
+    return _S422;
+}
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S422 = heads_2 / kv_heads_1;
-    uint _S423 = (_S422 + 4U - 1U) / 4U;
-    uint _S424 = rows_1 * kv_heads_1 * _S423;
-    uint _S425 = number_1 % _S424;
-    uint _S426 = _S425 % _S423;
+    uint _S423 = rows_2 * kv_heads_1;
+    uint _S424 = heads_2 / kv_heads_1;
+    return _S423 * ((_S424 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
+{
+    uint _S425 = heads_3 / kv_heads_2;
+    uint _S426 = (_S425 + 4U - 1U) / 4U;
+    uint _S427 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S428 = number_1 % _S427;
+    uint _S429 = _S428 % _S426;
     thread Part_0 part_5;
-    uint _S427 = number_1 / _S424;
-    (&part_5)->number_0 = _S427;
-    uint _S428 = _S425 / (kv_heads_1 * _S423);
-    (&part_5)->row_0 = _S428;
-    uint _S429 = _S425 / _S423;
-    uint _S430 = _S429 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S430;
-    uint _S431 = _S426 * 4U;
-    uint _S432 = _S430 * _S422 + _S431;
-    (&part_5)->head_0 = _S432;
-    (&part_5)->heads_0 = min(_S422 - _S431, 4U);
+    (&part_5)->unit_0 = _S428;
+    uint _S430 = number_1 / _S427;
+    (&part_5)->number_0 = _S430;
+    uint _S431 = _S428 / (kv_heads_2 * _S426);
+    (&part_5)->row_0 = _S431;
+    uint _S432 = _S428 / _S426;
+    uint _S433 = _S432 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S433;
+    uint _S434 = _S429 * 4U;
+    uint _S435 = _S433 * _S425 + _S434;
+    (&part_5)->head_0 = _S435;
+    (&part_5)->heads_0 = min(_S425 - _S434, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S433 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S433;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S432) * _S433 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
+    uint _S436 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S436;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S435) * _S436 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
     (&part_5)->k_pages_offset_0 = 0U;
     return part_5;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_2)
-{
-    uint _S434;
-    if(offset_1 == 4294967295U)
-    {
-        _S434 = rows_2;
-    }
-    else
-    {
-        _S434 = min(max(batch_0[offset_1], first_5) - first_5, rows_2);
-    }
-    return _S434;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
@@ -1231,18 +1253,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S435;
-    (&_S435)->begin_2 = begin_3;
-    (&_S435)->page_size_1 = page_size_2;
-    (&_S435)->pages_1 = pages_2;
-    (&_S435)->length_0 = length_1;
-    return _S435;
+    thread SequenceTable_0 _S437;
+    (&_S437)->begin_2 = begin_3;
+    (&_S437)->page_size_1 = page_size_2;
+    (&_S437)->pages_1 = pages_2;
+    (&_S437)->length_0 = length_1;
+    return _S437;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S436 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S436 + 1U, page_size_3, pages_3, min(sequences_2[_S436], min(entries_0, pages_3) * page_size_3));
+    uint _S438 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S438 + 1U, page_size_3, pages_3, min(sequences_2[_S438], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -1252,59 +1274,76 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S437 = this_3->length_0;
-    uint _S438;
+    uint _S439 = this_3->length_0;
+    uint _S440;
     if(position_1 < (this_3->length_0))
     {
-        _S438 = position_1 + 1U;
+        _S440 = position_1 + 1U;
     }
     else
     {
-        _S438 = _S437;
-    }
-    return _S438;
-}
-
-uint first_seen_0(uint position_2, uint window_1)
-{
-    bool _S439;
-    if(window_1 != 0U)
-    {
-        _S439 = position_2 >= window_1;
-    }
-    else
-    {
-        _S439 = false;
-    }
-    uint _S440;
-    if(_S439)
-    {
-        _S440 = position_2 - window_1 + 1U;
-    }
-    else
-    {
-        _S440 = 0U;
+        _S440 = _S439;
     }
     return _S440;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+uint first_seen_0(uint position_2, uint window_1)
 {
-    uint _S441;
-    if(first_6 < length_2)
+    bool _S441;
+    if(window_1 != 0U)
     {
-        _S441 = length_2 - first_6;
+        _S441 = position_2 >= window_1;
     }
     else
     {
-        _S441 = 0U;
+        _S441 = false;
     }
-    uint _S442 = parts_2 * 64U;
-    uint _S443 = (_S441 + _S442 - 1U) / _S442;
-    uint _S444 = _S443 * 64U;
-    uint _S445 = min(first_6 + part_6->number_0 * _S444, length_2);
-    part_6->begin_0 = _S445;
-    part_6->end_0 = min(_S445 + _S444, length_2);
+    uint _S442;
+    if(_S441)
+    {
+        _S442 = position_2 - window_1 + 1U;
+    }
+    else
+    {
+        _S442 = 0U;
+    }
+    return _S442;
+}
+
+void Part_take_0(Part_0 thread* this_4, uint other_0)
+{
+    this_4->out_0 = this_4->out_0 + (other_0 - this_4->number_0) * (this_4->head_dim_0 / 4U + 1U);
+    this_4->number_0 = other_0;
+    return;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+{
+    uint _S443;
+    if(first_6 < length_2)
+    {
+        _S443 = length_2 - first_6;
+    }
+    else
+    {
+        _S443 = 0U;
+    }
+    uint _S444 = parts_2 * tiles_0 * 64U;
+    uint _S445 = (_S443 + _S444 - 1U) / _S444;
+    uint _S446 = _S445 * tiles_0 * 64U;
+    uint _S447 = min(first_6 + part_6->number_0 * _S446, length_2);
+    part_6->begin_0 = _S447;
+    part_6->end_0 = min(_S447 + _S446, length_2);
+    if(_S443 == 0U)
+    {
+        _S443 = 1U;
+    }
+    else
+    {
+        uint _S448 = (_S443 + _S446 - 1U) / _S446;
+        _S443 = _S448;
+    }
+    part_6->used_0 = _S443;
     return;
 }
 
@@ -1337,41 +1376,55 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S446 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S446;
-    bool _S447;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
-    {
-        _S447 = true;
-    }
-    else
-    {
-        _S447 = ((&part_8)->row_0) >= (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
-    }
-    if(_S447)
+    uint _S449 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S449 == 0U)
     {
         return;
     }
-    SequenceTable_0 _S448 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S449 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S450 = _S448;
-    uint _S451 = SequenceTable_end_of_0(&_S450, _S449);
-    share_out_0(&part_8, first_seen_0(_S449, entryPointParams_1->p_0.window_0), _S451, entryPointParams_1->p_0.parts_0);
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+    Part_0 _S450 = part_of_0(group_number_0(group_1), _S449, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S450;
+    uint _S451 = units_of_0(_S449, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S452 = entryPointParams_1->p_0.groups_0 / _S451;
+    if(((&part_8)->number_0) >= _S452)
     {
-        thread Part_0 _S452 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S452, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
+    SequenceTable_0 _S453 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S454 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S455 = _S453;
+    uint _S456 = SequenceTable_end_of_0(&_S455, _S454);
+    uint _S457 = first_seen_0(_S454, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0 + (&part_8)->row_0 * entryPointParams_1->p_0.q_stride_0;
-    thread SequenceTable_0 _S453 = _S448;
-    thread Part_0 _S454 = part_8;
-    thread Plain_0 _S455 = queries_1;
-    thread Plain_0 _S456 = queries_1;
-    thread Plain_0 _S457 = queries_1;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S453, &_S454, entryPointParams_1->p_0.scale_0, &_S455, (&kernelContext_10)->entryPointParams_q_0, false, &_S456, (&kernelContext_10)->entryPointParams_q_0, &_S457, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+    uint number_3 = (&part_8)->number_0;
+    for(;;)
+    {
+        if(number_3 < (entryPointParams_1->p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&part_8, number_3);
+        share_out_0(&part_8, _S457, _S456, entryPointParams_1->p_0.parts_0, 2U);
+        if(((&part_8)->begin_0) >= ((&part_8)->end_0))
+        {
+            thread Part_0 _S458 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S458, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S452;
+            continue;
+        }
+        thread SequenceTable_0 _S459 = _S453;
+        thread Part_0 _S460 = part_8;
+        thread Plain_0 _S461 = queries_1;
+        thread Plain_0 _S462 = queries_1;
+        thread Plain_0 _S463 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S459, &_S460, entryPointParams_1->p_0.scale_0, &_S461, (&kernelContext_10)->entryPointParams_q_0, false, &_S462, (&kernelContext_10)->entryPointParams_q_0, &_S463, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        number_3 = number_3 + _S452;
+    }
     return;
 }

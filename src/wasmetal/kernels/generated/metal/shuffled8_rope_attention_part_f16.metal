@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -487,6 +489,16 @@ float4 Float16_expand_0(uint2 four_0)
     return float4(halves_0(four_0.x), halves_0(four_0.y));
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(1)> scores_0;
@@ -585,12 +597,12 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = _S194;
     }
-    float4 _S197 = exp(sums_1->peak_0 - peak_1);
+    float4 _S197 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S197;
     if(_S196)
     {
-        peak_1 = exp(scores_0[0U] - peak_1);
+        peak_1 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -830,16 +842,16 @@ uint pack_halves_0(float2 values_2)
     return (as_type<ushort>((half)((values_2.x)))) | ((as_type<ushort>((half)((values_2.y)))) << 16U);
 }
 
-void Float16_append_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Float16_append_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
-    float4 _S278 = Plain_four_0(x_1, x_x_0, element_3);
+    float4 _S278 = Plain_four_0(x_3, x_x_0, element_3);
     *(pool_1+Float16_run_0(offset_1, slot_1, columns_2, element_3).vector_1) = packed_uint2(uint2(pack_halves_0(_S278.xy), pack_halves_0(_S278.zw))) ;
     return;
 }
 
-void Float16_append_1(packed_uint2 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Float16_append_1(packed_uint2 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
-    float4 _S279 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    float4 _S279 = Turned_four_0(x_4, x_x_1, x_table_0, element_4);
     *(pool_2+Float16_run_0(offset_2, slot_2, columns_3, element_4).vector_1) = packed_uint2(uint2(pack_halves_0(_S279.xy), pack_halves_0(_S279.zw))) ;
     return;
 }
@@ -896,7 +908,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S282 = sums_3->peak_0;
     float4 _S283 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S284 = max(_S282, _S283);
-    float4 _S285 = exp(sums_3->peak_0 - _S284);
+    float4 _S285 = powers_0(sums_3->peak_0 - _S284);
     sums_3->peak_0 = _S284;
     float4 _S286 = sums_3->total_0 * _S285;
     sums_3->total_0 = _S286;
@@ -1037,7 +1049,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S356 = sums_3->peak_0;
     float4 _S357 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S358 = max(_S356, _S357);
-    float4 _S359 = exp(sums_3->peak_0 - _S358);
+    float4 _S359 = powers_0(sums_3->peak_0 - _S358);
     sums_3->peak_0 = _S358;
     float4 _S360 = sums_3->total_0 * _S359;
     sums_3->total_0 = _S360;
@@ -1193,8 +1205,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S434 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S434, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S435 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S435 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1394,30 +1406,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S460 = heads_2 / kv_heads_1;
-    uint _S461 = (_S460 + 4U - 1U) / 4U;
-    uint _S462 = rows_0 * kv_heads_1 * _S461;
-    uint _S463 = number_1 % _S462;
-    uint _S464 = _S463 % _S461;
+    uint _S460 = rows_0 * kv_heads_1;
+    uint _S461 = heads_2 / kv_heads_1;
+    return _S460 * ((_S461 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S462 = heads_3 / kv_heads_2;
+    uint _S463 = (_S462 + 4U - 1U) / 4U;
+    uint _S464 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S465 = number_1 % _S464;
+    uint _S466 = _S465 % _S463;
     thread Part_0 part_5;
-    uint _S465 = number_1 / _S462;
-    (&part_5)->number_0 = _S465;
-    uint _S466 = _S463 / (kv_heads_1 * _S461);
-    (&part_5)->row_0 = _S466;
-    uint _S467 = _S463 / _S461;
-    uint _S468 = _S467 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S468;
-    uint _S469 = _S464 * 4U;
-    uint _S470 = _S468 * _S460 + _S469;
-    (&part_5)->head_0 = _S470;
-    (&part_5)->heads_0 = min(_S460 - _S469, 4U);
+    (&part_5)->unit_0 = _S465;
+    uint _S467 = number_1 / _S464;
+    (&part_5)->number_0 = _S467;
+    uint _S468 = _S465 / (kv_heads_2 * _S463);
+    (&part_5)->row_0 = _S468;
+    uint _S469 = _S465 / _S463;
+    uint _S470 = _S469 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S470;
+    uint _S471 = _S466 * 4U;
+    uint _S472 = _S470 * _S462 + _S471;
+    (&part_5)->head_0 = _S472;
+    (&part_5)->heads_0 = min(_S462 - _S471, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S471 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S471;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S470) * _S471 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S473 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S473;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S472) * _S473 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1425,18 +1446,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S472;
+    uint _S474;
     if(offset_3 == 4294967295U)
     {
-        _S472 = rows_1;
+        _S474 = rows_2;
     }
     else
     {
-        _S472 = min(max(batch_0[offset_3], first_5) - first_5, rows_1);
+        _S474 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S472;
+    return _S474;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1446,18 +1467,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S473;
-    (&_S473)->begin_3 = begin_4;
-    (&_S473)->page_size_1 = page_size_2;
-    (&_S473)->pages_1 = pages_2;
-    (&_S473)->length_0 = length_1;
-    return _S473;
+    thread SequenceTable_0 _S475;
+    (&_S475)->begin_3 = begin_4;
+    (&_S475)->page_size_1 = page_size_2;
+    (&_S475)->pages_1 = pages_2;
+    (&_S475)->length_0 = length_1;
+    return _S475;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S474 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S474 + 1U, page_size_3, pages_3, min(sequences_2[_S474], min(entries_0, pages_3) * page_size_3));
+    uint _S476 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S476 + 1U, page_size_3, pages_3, min(sequences_2[_S476], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1467,44 +1488,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S475;
+    bool _S477;
     if(window_1 != 0U)
     {
-        _S475 = position_1 >= window_1;
+        _S477 = position_1 >= window_1;
     }
     else
     {
-        _S475 = false;
+        _S477 = false;
     }
-    uint _S476;
-    if(_S475)
+    uint _S478;
+    if(_S477)
     {
-        _S476 = position_1 - window_1 + 1U;
+        _S478 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S476 = 0U;
+        _S478 = 0U;
     }
-    return _S476;
+    return _S478;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S477;
+    uint _S479;
     if(first_6 < length_2)
     {
-        _S477 = length_2 - first_6;
+        _S479 = length_2 - first_6;
     }
     else
     {
-        _S477 = 0U;
+        _S479 = 0U;
     }
-    uint _S478 = parts_2 * 64U;
-    uint _S479 = (_S477 + _S478 - 1U) / _S478;
-    uint _S480 = _S479 * 64U;
-    uint _S481 = min(first_6 + part_6->number_0 * _S480, length_2);
-    part_6->begin_0 = _S481;
-    part_6->end_0 = min(_S481 + _S480, length_2);
+    uint _S480 = parts_2 * tiles_0 * 64U;
+    uint _S481 = (_S479 + _S480 - 1U) / _S480;
+    uint _S482 = _S481 * tiles_0 * 64U;
+    uint _S483 = min(first_6 + part_6->number_0 * _S482, length_2);
+    part_6->begin_0 = _S483;
+    part_6->end_0 = min(_S483 + _S482, length_2);
+    if(_S479 == 0U)
+    {
+        _S479 = 1U;
+    }
+    else
+    {
+        uint _S484 = (_S479 + _S482 - 1U) / _S482;
+        _S479 = _S484;
+    }
+    part_6->used_0 = _S479;
     return;
 }
 
@@ -1519,11 +1550,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S482;
-    (&_S482)->angles_0 = angles_1;
-    (&_S482)->pairs_0 = pairs_2;
-    (&_S482)->interleaved_0 = interleaved_2;
-    return _S482;
+    thread Rotation_0 _S485;
+    (&_S485)->angles_0 = angles_1;
+    (&_S485)->pairs_0 = pairs_2;
+    (&_S485)->interleaved_0 = interleaved_2;
+    return _S485;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1556,73 +1587,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S483 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S483;
-    bool _S484;
+    Part_0 _S486 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S486;
+    bool _S487;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S484 = true;
+        _S487 = true;
     }
     else
     {
-        _S484 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S487 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S484)
+    if(_S487)
     {
         return;
     }
-    SequenceTable_0 _S485 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S486 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S487 = _S486 < (_S485.length_0);
-    share_out_0(&part_8, first_seen_0(_S486, entryPointParams_1->p_0.window_0), min(_S486, _S485.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S487)
+    SequenceTable_0 _S488 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S489 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S490 = _S489 < (_S488.length_0);
+    share_out_0(&part_8, first_seen_0(_S489, entryPointParams_1->p_0.window_0), min(_S489, _S488.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S490)
     {
-        _S484 = ((&part_8)->number_0) == 0U;
+        _S487 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S484 = false;
+        _S487 = false;
     }
-    bool _S488;
+    bool _S491;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S488 = !_S484;
+        _S491 = !_S487;
     }
     else
     {
-        _S488 = false;
+        _S491 = false;
     }
-    if(_S488)
+    if(_S491)
     {
-        thread Part_0 _S489 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S489, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S492 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S492, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S490 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S486, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S490;
+    Rotation_0 _S493 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S489, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S493;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S490;
+    (&keys_1)->rotation_0 = _S493;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S491 = _S485;
-    thread Part_0 _S492 = part_8;
-    thread Turned_0 _S493 = queries_1;
-    thread Turned_0 _S494 = keys_1;
-    thread Plain_0 _S495 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S491, &_S492, entryPointParams_1->p_0.scale_0, &_S493, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S484, &_S494, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S495, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S484)
+    thread SequenceTable_0 _S494 = _S488;
+    thread Part_0 _S495 = part_8;
+    thread Turned_0 _S496 = queries_1;
+    thread Turned_0 _S497 = keys_1;
+    thread Plain_0 _S498 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S494, &_S495, entryPointParams_1->p_0.scale_0, &_S496, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S487, &_S497, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S498, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S487)
     {
         return;
     }
-    thread SequenceTable_0 _S496 = _S485;
-    uint _S497 = SequenceTable_slot_0(&_S496, (&kernelContext_10)->entryPointParams_sequences_0, _S486);
+    thread SequenceTable_0 _S499 = _S488;
+    uint _S500 = SequenceTable_slot_0(&_S499, (&kernelContext_10)->entryPointParams_sequences_0, _S489);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1633,13 +1664,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S498 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S498 == ((&part_8)->kv_head_0))
+        uint _S501 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S501 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S499 = keys_1;
-            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S497, (&part_8)->columns_0, i_2, &_S499, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S500 = values_3;
-            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S497, (&part_8)->columns_0, i_2, &_S500, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S502 = keys_1;
+            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S500, (&part_8)->columns_0, i_2, &_S502, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S503 = values_3;
+            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S500, (&part_8)->columns_0, i_2, &_S503, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -482,6 +484,16 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(1)> scores_0;
@@ -580,12 +592,12 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = _S194;
     }
-    float4 _S197 = exp(sums_1->peak_0 - peak_1);
+    float4 _S197 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S197;
     if(_S196)
     {
-        peak_1 = exp(scores_0[0U] - peak_1);
+        peak_1 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -820,18 +832,18 @@ Positions_0 Pools_read_0(const Pools_0 thread* this_6, packed_float4 device* thi
     return some_1;
 }
 
-void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Float32_append_0(packed_float4 device* pool_1, uint offset_1, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     packed_float4 device* _S278 = pool_1+Float32_run_0(offset_1, slot_1, columns_2, element_3).vector_1;
-    float4 _S279 = Plain_four_0(x_1, x_x_0, element_3);
+    float4 _S279 = Plain_four_0(x_3, x_x_0, element_3);
     *_S278 = packed_float4(_S279) ;
     return;
 }
 
-void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Float32_append_1(packed_float4 device* pool_2, uint offset_2, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     packed_float4 device* _S280 = pool_2+Float32_run_0(offset_2, slot_2, columns_3, element_4).vector_1;
-    float4 _S281 = Turned_four_0(x_2, x_x_1, x_table_0, element_4);
+    float4 _S281 = Turned_four_0(x_4, x_x_1, x_table_0, element_4);
     *_S280 = packed_float4(_S281) ;
     return;
 }
@@ -888,7 +900,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S284 = sums_3->peak_0;
     float4 _S285 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S286 = max(_S284, _S285);
-    float4 _S287 = exp(sums_3->peak_0 - _S286);
+    float4 _S287 = powers_0(sums_3->peak_0 - _S286);
     sums_3->peak_0 = _S286;
     float4 _S288 = sums_3->total_0 * _S287;
     sums_3->total_0 = _S288;
@@ -1029,7 +1041,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S358 = sums_3->peak_0;
     float4 _S359 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S360 = max(_S358, _S359);
-    float4 _S361 = exp(sums_3->peak_0 - _S360);
+    float4 _S361 = powers_0(sums_3->peak_0 - _S360);
     sums_3->peak_0 = _S360;
     float4 _S362 = sums_3->total_0 * _S361;
     sums_3->total_0 = _S362;
@@ -1185,8 +1197,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S436 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S436, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S437 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S437 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1386,30 +1398,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S462 = heads_2 / kv_heads_1;
-    uint _S463 = (_S462 + 4U - 1U) / 4U;
-    uint _S464 = rows_0 * kv_heads_1 * _S463;
-    uint _S465 = number_1 % _S464;
-    uint _S466 = _S465 % _S463;
+    uint _S462 = rows_0 * kv_heads_1;
+    uint _S463 = heads_2 / kv_heads_1;
+    return _S462 * ((_S463 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S464 = heads_3 / kv_heads_2;
+    uint _S465 = (_S464 + 4U - 1U) / 4U;
+    uint _S466 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S467 = number_1 % _S466;
+    uint _S468 = _S467 % _S465;
     thread Part_0 part_5;
-    uint _S467 = number_1 / _S464;
-    (&part_5)->number_0 = _S467;
-    uint _S468 = _S465 / (kv_heads_1 * _S463);
-    (&part_5)->row_0 = _S468;
-    uint _S469 = _S465 / _S463;
-    uint _S470 = _S469 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S470;
-    uint _S471 = _S466 * 4U;
-    uint _S472 = _S470 * _S462 + _S471;
-    (&part_5)->head_0 = _S472;
-    (&part_5)->heads_0 = min(_S462 - _S471, 4U);
+    (&part_5)->unit_0 = _S467;
+    uint _S469 = number_1 / _S466;
+    (&part_5)->number_0 = _S469;
+    uint _S470 = _S467 / (kv_heads_2 * _S465);
+    (&part_5)->row_0 = _S470;
+    uint _S471 = _S467 / _S465;
+    uint _S472 = _S471 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S472;
+    uint _S473 = _S468 * 4U;
+    uint _S474 = _S472 * _S464 + _S473;
+    (&part_5)->head_0 = _S474;
+    (&part_5)->heads_0 = min(_S464 - _S473, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S473 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S473;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S472) * _S473 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S475 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S475;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S474) * _S475 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1417,18 +1438,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S474;
+    uint _S476;
     if(offset_3 == 4294967295U)
     {
-        _S474 = rows_1;
+        _S476 = rows_2;
     }
     else
     {
-        _S474 = min(max(batch_0[offset_3], first_5) - first_5, rows_1);
+        _S476 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S474;
+    return _S476;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
@@ -1438,18 +1459,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S475;
-    (&_S475)->begin_3 = begin_4;
-    (&_S475)->page_size_1 = page_size_2;
-    (&_S475)->pages_1 = pages_2;
-    (&_S475)->length_0 = length_1;
-    return _S475;
+    thread SequenceTable_0 _S477;
+    (&_S477)->begin_3 = begin_4;
+    (&_S477)->page_size_1 = page_size_2;
+    (&_S477)->pages_1 = pages_2;
+    (&_S477)->length_0 = length_1;
+    return _S477;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S476 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S476 + 1U, page_size_3, pages_3, min(sequences_2[_S476], min(entries_0, pages_3) * page_size_3));
+    uint _S478 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S478 + 1U, page_size_3, pages_3, min(sequences_2[_S478], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
@@ -1459,44 +1480,54 @@ uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S477;
+    bool _S479;
     if(window_1 != 0U)
     {
-        _S477 = position_1 >= window_1;
+        _S479 = position_1 >= window_1;
     }
     else
     {
-        _S477 = false;
+        _S479 = false;
     }
-    uint _S478;
-    if(_S477)
+    uint _S480;
+    if(_S479)
     {
-        _S478 = position_1 - window_1 + 1U;
+        _S480 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S478 = 0U;
+        _S480 = 0U;
     }
-    return _S478;
+    return _S480;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S479;
+    uint _S481;
     if(first_6 < length_2)
     {
-        _S479 = length_2 - first_6;
+        _S481 = length_2 - first_6;
     }
     else
     {
-        _S479 = 0U;
+        _S481 = 0U;
     }
-    uint _S480 = parts_2 * 64U;
-    uint _S481 = (_S479 + _S480 - 1U) / _S480;
-    uint _S482 = _S481 * 64U;
-    uint _S483 = min(first_6 + part_6->number_0 * _S482, length_2);
-    part_6->begin_0 = _S483;
-    part_6->end_0 = min(_S483 + _S482, length_2);
+    uint _S482 = parts_2 * tiles_0 * 64U;
+    uint _S483 = (_S481 + _S482 - 1U) / _S482;
+    uint _S484 = _S483 * tiles_0 * 64U;
+    uint _S485 = min(first_6 + part_6->number_0 * _S484, length_2);
+    part_6->begin_0 = _S485;
+    part_6->end_0 = min(_S485 + _S484, length_2);
+    if(_S481 == 0U)
+    {
+        _S481 = 1U;
+    }
+    else
+    {
+        uint _S486 = (_S481 + _S484 - 1U) / _S484;
+        _S481 = _S486;
+    }
+    part_6->used_0 = _S481;
     return;
 }
 
@@ -1511,11 +1542,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S484;
-    (&_S484)->angles_0 = angles_1;
-    (&_S484)->pairs_0 = pairs_2;
-    (&_S484)->interleaved_0 = interleaved_2;
-    return _S484;
+    thread Rotation_0 _S487;
+    (&_S487)->angles_0 = angles_1;
+    (&_S487)->pairs_0 = pairs_2;
+    (&_S487)->interleaved_0 = interleaved_2;
+    return _S487;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1548,73 +1579,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S485 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S485;
-    bool _S486;
+    Part_0 _S488 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S488;
+    bool _S489;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S486 = true;
+        _S489 = true;
     }
     else
     {
-        _S486 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S489 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S486)
+    if(_S489)
     {
         return;
     }
-    SequenceTable_0 _S487 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S488 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S489 = _S488 < (_S487.length_0);
-    share_out_0(&part_8, first_seen_0(_S488, entryPointParams_1->p_0.window_0), min(_S488, _S487.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S489)
+    SequenceTable_0 _S490 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S491 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S492 = _S491 < (_S490.length_0);
+    share_out_0(&part_8, first_seen_0(_S491, entryPointParams_1->p_0.window_0), min(_S491, _S490.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S492)
     {
-        _S486 = ((&part_8)->number_0) == 0U;
+        _S489 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S486 = false;
+        _S489 = false;
     }
-    bool _S490;
+    bool _S493;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S490 = !_S486;
+        _S493 = !_S489;
     }
     else
     {
-        _S490 = false;
+        _S493 = false;
     }
-    if(_S490)
+    if(_S493)
     {
-        thread Part_0 _S491 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S491, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S494 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S494, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S492 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S488, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S492;
+    Rotation_0 _S495 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S491, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S495;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S492;
+    (&keys_1)->rotation_0 = _S495;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S493 = _S487;
-    thread Part_0 _S494 = part_8;
-    thread Turned_0 _S495 = queries_1;
-    thread Turned_0 _S496 = keys_1;
-    thread Plain_0 _S497 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S493, &_S494, entryPointParams_1->p_0.scale_0, &_S495, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S486, &_S496, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S497, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S486)
+    thread SequenceTable_0 _S496 = _S490;
+    thread Part_0 _S497 = part_8;
+    thread Turned_0 _S498 = queries_1;
+    thread Turned_0 _S499 = keys_1;
+    thread Plain_0 _S500 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S496, &_S497, entryPointParams_1->p_0.scale_0, &_S498, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S489, &_S499, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S500, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S489)
     {
         return;
     }
-    thread SequenceTable_0 _S498 = _S487;
-    uint _S499 = SequenceTable_slot_0(&_S498, (&kernelContext_10)->entryPointParams_sequences_0, _S488);
+    thread SequenceTable_0 _S501 = _S490;
+    uint _S502 = SequenceTable_slot_0(&_S501, (&kernelContext_10)->entryPointParams_sequences_0, _S491);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1625,13 +1656,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S500 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S500 == ((&part_8)->kv_head_0))
+        uint _S503 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S503 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S501 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S499, (&part_8)->columns_0, i_2, &_S501, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S502 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S499, (&part_8)->columns_0, i_2, &_S502, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S504 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S502, (&part_8)->columns_0, i_2, &_S504, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S505 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S502, (&part_8)->columns_0, i_2, &_S505, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

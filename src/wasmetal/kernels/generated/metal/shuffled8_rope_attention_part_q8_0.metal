@@ -13,6 +13,8 @@ struct Sums_0
 struct Part_0
 {
     uint number_0;
+    uint used_0;
+    uint unit_0;
     uint row_0;
     uint kv_head_0;
     uint head_0;
@@ -487,6 +489,16 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
+float power_0(float x_1)
+{
+    return exp(x_1);
+}
+
+float4 powers_0(float4 x_2)
+{
+    return float4(power_0(x_2.x), power_0(x_2.y), power_0(x_2.z), power_0(x_2.w));
+}
+
 void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0, uint end_1, uint lane_1, KernelContext_0 thread* kernelContext_5)
 {
     thread array<float4, int(1)> scores_0;
@@ -585,12 +597,12 @@ void add_0(Sums_0 thread* sums_1, const Positions_0 thread* some_0, uint first_0
     {
         peak_1 = _S194;
     }
-    float4 _S197 = exp(sums_1->peak_0 - peak_1);
+    float4 _S197 = powers_0(sums_1->peak_0 - peak_1);
     sums_1->peak_0 = peak_1;
     sums_1->total_0 = sums_1->total_0 * _S197;
     if(_S196)
     {
-        peak_1 = exp(scores_0[0U] - peak_1);
+        peak_1 = powers_0(scores_0[0U] - peak_1);
     }
     else
     {
@@ -841,7 +853,7 @@ uint pack_halves_0(float2 values_2)
     return (as_type<ushort>((half)((values_2.x)))) | ((as_type<ushort>((half)((values_2.y)))) << 16U);
 }
 
-void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_1, float device* x_x_0)
+void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint columns_2, uint element_3, const Plain_0 thread* x_3, float device* x_x_0)
 {
     float _S279;
     Run_0 _S280 = Blocks8_run_0(offset_2, slot_1, columns_2, element_3);
@@ -867,7 +879,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S281 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
+            float4 _S281 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_1);
             float4 _S282 = abs(_S281);
             bool _S283;
             if((_S282[0U]) > most_0)
@@ -960,7 +972,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S289 = Plain_four_0(x_1, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
+            float4 _S289 = Plain_four_0(x_3, x_x_0, element_3 + 32U * block_0 + 4U * i_2);
             float4 _S290 = float4(_S279)  * _S289;
             int4 _S291 = int4(clamp(_S290 + select(float4(0.5) , float4(-0.5) , _S290 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_1+(_S280.vector_1 + 8U * block_0 + i_2)) = uint(((((_S291.x) & int(255)) | (((_S291.y) & int(255)) << 8U)) | (((_S291.z) & int(255)) << 16U)) | ((_S291.w) << 24U));
@@ -972,7 +984,7 @@ void Blocks8_append_0(uint device* pool_1, uint offset_2, uint slot_1, uint colu
     return;
 }
 
-void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_2, float device* x_x_1, float device* x_table_0)
+void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint columns_3, uint element_4, const Turned_0 thread* x_4, float device* x_x_1, float device* x_table_0)
 {
     float _S292;
     Run_0 _S293 = Blocks8_run_0(offset_3, slot_2, columns_3, element_4);
@@ -998,7 +1010,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S294 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
+            float4 _S294 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_3);
             float4 _S295 = abs(_S294);
             bool _S296;
             if((_S295[0U]) > most_1)
@@ -1091,7 +1103,7 @@ void Blocks8_append_1(uint device* pool_2, uint offset_3, uint slot_2, uint colu
             {
                 break;
             }
-            float4 _S302 = Turned_four_0(x_2, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
+            float4 _S302 = Turned_four_0(x_4, x_x_1, x_table_0, element_4 + 32U * block_1 + 4U * i_4);
             float4 _S303 = float4(_S292)  * _S302;
             int4 _S304 = int4(clamp(_S303 + select(float4(0.5) , float4(-0.5) , _S303 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
             *(pool_2+(_S293.vector_1 + 8U * block_1 + i_4)) = uint(((((_S304.x) & int(255)) | (((_S304.y) & int(255)) << 8U)) | (((_S304.z) & int(255)) << 16U)) | ((_S304.w) << 24U));
@@ -1155,7 +1167,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S307 = sums_3->peak_0;
     float4 _S308 = of_other_1(sums_3->peak_0, 8U, kernelContext_7);
     float4 _S309 = max(_S307, _S308);
-    float4 _S310 = exp(sums_3->peak_0 - _S309);
+    float4 _S310 = powers_0(sums_3->peak_0 - _S309);
     sums_3->peak_0 = _S309;
     float4 _S311 = sums_3->total_0 * _S310;
     sums_3->total_0 = _S311;
@@ -1296,7 +1308,7 @@ void join_0(Sums_0 thread* sums_3, KernelContext_0 thread* kernelContext_7)
     float4 _S381 = sums_3->peak_0;
     float4 _S382 = of_other_1(sums_3->peak_0, 16U, kernelContext_7);
     float4 _S383 = max(_S381, _S382);
-    float4 _S384 = exp(sums_3->peak_0 - _S383);
+    float4 _S384 = powers_0(sums_3->peak_0 - _S383);
     sums_3->peak_0 = _S383;
     float4 _S385 = sums_3->total_0 * _S384;
     sums_3->total_0 = _S385;
@@ -1452,8 +1464,8 @@ void write_0(uint thread_1, const Sums_0 thread* sums_4, const Part_0 thread* pa
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 _S459 = float4(-3.4028234663852886e+38) ;
     float4 peak_2 = max(max(max(max(_S459, (*kernelContext_8->peaks_0)[0U]), (*kernelContext_8->peaks_0)[1U]), (*kernelContext_8->peaks_0)[2U]), (*kernelContext_8->peaks_0)[3U]);
-    float4 total_1 = exp((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + exp((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + exp((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + exp((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
-    float4 _S460 = exp(sums_4->peak_0 - peak_2);
+    float4 total_1 = powers_0((*kernelContext_8->peaks_0)[0U] - peak_2) * (*kernelContext_8->totals_0)[0U] + powers_0((*kernelContext_8->peaks_0)[1U] - peak_2) * (*kernelContext_8->totals_0)[1U] + powers_0((*kernelContext_8->peaks_0)[2U] - peak_2) * (*kernelContext_8->totals_0)[2U] + powers_0((*kernelContext_8->peaks_0)[3U] - peak_2) * (*kernelContext_8->totals_0)[3U];
+    float4 _S460 = powers_0(sums_4->peak_0 - peak_2);
     for(;;)
     {
         for(;;)
@@ -1653,30 +1665,39 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S485 = heads_2 / kv_heads_1;
-    uint _S486 = (_S485 + 4U - 1U) / 4U;
-    uint _S487 = rows_0 * kv_heads_1 * _S486;
-    uint _S488 = number_1 % _S487;
-    uint _S489 = _S488 % _S486;
+    uint _S485 = rows_0 * kv_heads_1;
+    uint _S486 = heads_2 / kv_heads_1;
+    return _S485 * ((_S486 + 4U - 1U) / 4U);
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S487 = heads_3 / kv_heads_2;
+    uint _S488 = (_S487 + 4U - 1U) / 4U;
+    uint _S489 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S490 = number_1 % _S489;
+    uint _S491 = _S490 % _S488;
     thread Part_0 part_5;
-    uint _S490 = number_1 / _S487;
-    (&part_5)->number_0 = _S490;
-    uint _S491 = _S488 / (kv_heads_1 * _S486);
-    (&part_5)->row_0 = _S491;
-    uint _S492 = _S488 / _S486;
-    uint _S493 = _S492 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S493;
-    uint _S494 = _S489 * 4U;
-    uint _S495 = _S493 * _S485 + _S494;
-    (&part_5)->head_0 = _S495;
-    (&part_5)->heads_0 = min(_S485 - _S494, 4U);
+    (&part_5)->unit_0 = _S490;
+    uint _S492 = number_1 / _S489;
+    (&part_5)->number_0 = _S492;
+    uint _S493 = _S490 / (kv_heads_2 * _S488);
+    (&part_5)->row_0 = _S493;
+    uint _S494 = _S490 / _S488;
+    uint _S495 = _S494 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S495;
+    uint _S496 = _S491 * 4U;
+    uint _S497 = _S495 * _S487 + _S496;
+    (&part_5)->head_0 = _S497;
+    (&part_5)->heads_0 = min(_S487 - _S496, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
-    (&part_5)->columns_0 = kv_heads_1 * head_dim_3;
-    uint _S496 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S496;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_2 + _S495) * _S496 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
+    uint _S498 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S498;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S497) * _S498 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
     (&part_5)->v_pages_offset_0 = 0U;
@@ -1684,18 +1705,18 @@ Part_0 part_of_0(uint number_1, uint rows_0, uint heads_2, uint kv_heads_1, uint
     return part_5;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S497;
+    uint _S499;
     if(offset_4 == 4294967295U)
     {
-        _S497 = rows_1;
+        _S499 = rows_2;
     }
     else
     {
-        _S497 = min(max(batch_0[offset_4], first_5) - first_5, rows_1);
+        _S499 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S497;
+    return _S499;
 }
 
 uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
@@ -1705,18 +1726,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S498;
-    (&_S498)->begin_3 = begin_4;
-    (&_S498)->page_size_1 = page_size_2;
-    (&_S498)->pages_1 = pages_2;
-    (&_S498)->length_0 = length_1;
-    return _S498;
+    thread SequenceTable_0 _S500;
+    (&_S500)->begin_3 = begin_4;
+    (&_S500)->page_size_1 = page_size_2;
+    (&_S500)->pages_1 = pages_2;
+    (&_S500)->length_0 = length_1;
+    return _S500;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S499 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S499 + 1U, page_size_3, pages_3, min(sequences_2[_S499], min(entries_0, pages_3) * page_size_3));
+    uint _S501 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S501 + 1U, page_size_3, pages_3, min(sequences_2[_S501], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
@@ -1726,44 +1747,54 @@ uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S500;
+    bool _S502;
     if(window_1 != 0U)
     {
-        _S500 = position_1 >= window_1;
+        _S502 = position_1 >= window_1;
     }
     else
     {
-        _S500 = false;
+        _S502 = false;
     }
-    uint _S501;
-    if(_S500)
+    uint _S503;
+    if(_S502)
     {
-        _S501 = position_1 - window_1 + 1U;
+        _S503 = position_1 - window_1 + 1U;
     }
     else
     {
-        _S501 = 0U;
+        _S503 = 0U;
     }
-    return _S501;
+    return _S503;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
 {
-    uint _S502;
+    uint _S504;
     if(first_6 < length_2)
     {
-        _S502 = length_2 - first_6;
+        _S504 = length_2 - first_6;
     }
     else
     {
-        _S502 = 0U;
+        _S504 = 0U;
     }
-    uint _S503 = parts_2 * 64U;
-    uint _S504 = (_S502 + _S503 - 1U) / _S503;
-    uint _S505 = _S504 * 64U;
-    uint _S506 = min(first_6 + part_6->number_0 * _S505, length_2);
-    part_6->begin_0 = _S506;
-    part_6->end_0 = min(_S506 + _S505, length_2);
+    uint _S505 = parts_2 * tiles_0 * 64U;
+    uint _S506 = (_S504 + _S505 - 1U) / _S505;
+    uint _S507 = _S506 * tiles_0 * 64U;
+    uint _S508 = min(first_6 + part_6->number_0 * _S507, length_2);
+    part_6->begin_0 = _S508;
+    part_6->end_0 = min(_S508 + _S507, length_2);
+    if(_S504 == 0U)
+    {
+        _S504 = 1U;
+    }
+    else
+    {
+        uint _S509 = (_S504 + _S507 - 1U) / _S507;
+        _S504 = _S509;
+    }
+    part_6->used_0 = _S504;
     return;
 }
 
@@ -1778,11 +1809,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S507;
-    (&_S507)->angles_0 = angles_1;
-    (&_S507)->pairs_0 = pairs_2;
-    (&_S507)->interleaved_0 = interleaved_2;
-    return _S507;
+    thread Rotation_0 _S510;
+    (&_S510)->angles_0 = angles_1;
+    (&_S510)->pairs_0 = pairs_2;
+    (&_S510)->interleaved_0 = interleaved_2;
+    return _S510;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1815,73 +1846,73 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S508 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S508;
-    bool _S509;
+    Part_0 _S511 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S511;
+    bool _S512;
     if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
     {
-        _S509 = true;
+        _S512 = true;
     }
     else
     {
-        _S509 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
+        _S512 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
     }
-    if(_S509)
+    if(_S512)
     {
         return;
     }
-    SequenceTable_0 _S510 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S511 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S512 = _S511 < (_S510.length_0);
-    share_out_0(&part_8, first_seen_0(_S511, entryPointParams_1->p_0.window_0), min(_S511, _S510.length_0), entryPointParams_1->p_0.parts_0);
-    if(_S512)
+    SequenceTable_0 _S513 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S514 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
+    bool _S515 = _S514 < (_S513.length_0);
+    share_out_0(&part_8, first_seen_0(_S514, entryPointParams_1->p_0.window_0), min(_S514, _S513.length_0), entryPointParams_1->p_0.parts_0, 1U);
+    if(_S515)
     {
-        _S509 = ((&part_8)->number_0) == 0U;
+        _S512 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S509 = false;
+        _S512 = false;
     }
-    bool _S513;
+    bool _S516;
     if(((&part_8)->begin_0) >= ((&part_8)->end_0))
     {
-        _S513 = !_S509;
+        _S516 = !_S512;
     }
     else
     {
-        _S513 = false;
+        _S516 = false;
     }
-    if(_S513)
+    if(_S516)
     {
-        thread Part_0 _S514 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S514, (&kernelContext_10)->entryPointParams_scratch_0);
+        thread Part_0 _S517 = part_8;
+        leave_empty_0(sv_groupindex_0, &_S517, (&kernelContext_10)->entryPointParams_scratch_0);
         return;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S515 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S511, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S515;
+    Rotation_0 _S518 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S514, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S518;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S515;
+    (&keys_1)->rotation_0 = _S518;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S516 = _S510;
-    thread Part_0 _S517 = part_8;
-    thread Turned_0 _S518 = queries_1;
-    thread Turned_0 _S519 = keys_1;
-    thread Plain_0 _S520 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S516, &_S517, entryPointParams_1->p_0.scale_0, &_S518, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S509, &_S519, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S520, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S509)
+    thread SequenceTable_0 _S519 = _S513;
+    thread Part_0 _S520 = part_8;
+    thread Turned_0 _S521 = queries_1;
+    thread Turned_0 _S522 = keys_1;
+    thread Plain_0 _S523 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S519, &_S520, entryPointParams_1->p_0.scale_0, &_S521, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S512, &_S522, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S523, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S512)
     {
         return;
     }
-    thread SequenceTable_0 _S521 = _S510;
-    uint _S522 = SequenceTable_slot_0(&_S521, (&kernelContext_10)->entryPointParams_sequences_0, _S511);
+    thread SequenceTable_0 _S524 = _S513;
+    uint _S525 = SequenceTable_slot_0(&_S524, (&kernelContext_10)->entryPointParams_sequences_0, _S514);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1892,13 +1923,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S523 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S523 == ((&part_8)->kv_head_0))
+        uint _S526 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S526 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S524 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S522, (&part_8)->columns_0, i_6, &_S524, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S525 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S522, (&part_8)->columns_0, i_6, &_S525, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S527 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S525, (&part_8)->columns_0, i_6, &_S527, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S528 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S525, (&part_8)->columns_0, i_6, &_S528, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

@@ -8,6 +8,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
+float wave_max_0(float value_0)
+{
+    float _S1 = simd_max(value_0);
+    return _S1;
+}
+
 struct SoftmaxParams_0
 {
     uint x_offset_0;
@@ -28,59 +34,65 @@ struct KernelContext_0
     EntryPointParams_0 constant* entryPointParams_0;
     float device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S1;
+    uint _S2;
     array<float, int(32)> threadgroup* floats_0;
 };
 
-float group_max_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S2 = kernelContext_0->_S1;
-    float _S3 = simd_max(value_0);
-    bool _S4 = simd_is_first();
-    if(_S4)
+    uint _S3 = kernelContext_0->_S2;
+    float _S4 = wave_max_0(value_1);
+    uint _S5 = thread_0 % kernelContext_0->_S2;
+    if(_S5 == 0U)
     {
-        uint _S5 = thread_0 / _S2;
-        (*kernelContext_0->floats_0)[_S5] = _S3;
+        uint _S6 = thread_0 / _S3;
+        (*kernelContext_0->floats_0)[_S6] = _S4;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S6 = 128U / _S2;
-        if(wave_0 < _S6)
+        uint _S7 = 128U / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        float _S7 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S8 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float wave_sum_0(float value_2)
 {
-    uint _S8 = kernelContext_1->_S1;
-    float _S9 = simd_sum(value_1);
-    bool _S10 = simd_is_first();
-    if(_S10)
+    float _S9 = simd_sum(value_2);
+    return _S9;
+}
+
+float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S10 = kernelContext_1->_S2;
+    float _S11 = wave_sum_0(value_3);
+    uint _S12 = thread_1 % kernelContext_1->_S2;
+    if(_S12 == 0U)
     {
-        uint _S11 = thread_1 / _S8;
-        (*kernelContext_1->floats_0)[_S11] = _S9;
+        uint _S13 = thread_1 / _S10;
+        (*kernelContext_1->floats_0)[_S13] = _S11;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S12 = 128U / _S8;
-        if(wave_2 < _S12)
+        uint _S14 = 128U / _S10;
+        if(wave_2 < _S14)
         {
         }
         else
@@ -104,13 +116,13 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
     threadgroup array<float, int(32)> floats_1;
     (&kernelContext_2)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S1 = _builtinWaveLaneCount_0;
-    uint _S13 = group_number_0(group_1);
-    if(_S13 >= (entryPointParams_1->p_0.rows_0))
+    (&kernelContext_2)->_S2 = _builtinWaveLaneCount_0;
+    uint _S15 = group_number_0(group_1);
+    if(_S15 >= (entryPointParams_1->p_0.rows_0))
     {
         return;
     }
-    uint _S14 = entryPointParams_1->p_0.x_offset_0 + _S13 * entryPointParams_1->p_0.x_stride_0;
+    uint _S16 = entryPointParams_1->p_0.x_offset_0 + _S15 * entryPointParams_1->p_0.x_stride_0;
     float peak_0 = -3.4028234663852886e+38;
     uint column_0 = sv_groupindex_0;
     for(;;)
@@ -122,12 +134,12 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        float _S15 = max(peak_0, (&kernelContext_2)->entryPointParams_x_0[_S14 + column_0]);
+        float _S17 = max(peak_0, (&kernelContext_2)->entryPointParams_x_0[_S16 + column_0]);
         uint column_1 = column_0 + 128U;
-        peak_0 = _S15;
+        peak_0 = _S17;
         column_0 = column_1;
     }
-    float _S16 = group_max_0(peak_0, sv_groupindex_0, &kernelContext_2);
+    float _S18 = group_max_0(peak_0, sv_groupindex_0, &kernelContext_2);
     column_0 = sv_groupindex_0;
     float total_0 = 0.0;
     for(;;)
@@ -139,14 +151,14 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        float total_1 = total_0 + exp((&kernelContext_2)->entryPointParams_x_0[_S14 + column_0] - _S16);
+        float total_1 = total_0 + exp((&kernelContext_2)->entryPointParams_x_0[_S16 + column_0] - _S18);
         column_0 = column_0 + 128U;
         total_0 = total_1;
     }
-    float _S17 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_2);
-    if(_S17 > 0.0)
+    float _S19 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_2);
+    if(_S19 > 0.0)
     {
-        peak_0 = 1.0 / _S17;
+        peak_0 = 1.0 / _S19;
     }
     else
     {
@@ -162,7 +174,7 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        *((&kernelContext_2)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S13 * entryPointParams_1->p_0.out_stride_0 + column_0)) = exp((&kernelContext_2)->entryPointParams_x_0[_S14 + column_0] - _S16) * peak_0;
+        *((&kernelContext_2)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S15 * entryPointParams_1->p_0.out_stride_0 + column_0)) = exp((&kernelContext_2)->entryPointParams_x_0[_S16 + column_0] - _S18) * peak_0;
         column_0 = column_0 + 128U;
     }
     return;

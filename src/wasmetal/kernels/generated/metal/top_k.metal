@@ -27,6 +27,12 @@ bool is_number_0(float value_0)
     return ((as_type<uint>((value_0))) & 2147483647U) <= 2139095040U;
 }
 
+float wave_max_0(float value_1)
+{
+    float _S2 = simd_max(value_1);
+    return _S2;
+}
+
 struct TopKParams_0
 {
     uint logits_offset_0;
@@ -53,92 +59,98 @@ struct KernelContext_0
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_weights_0;
     uint device* entryPointParams_batch_0;
-    uint _S2;
+    uint _S3;
     array<float, int(32)> threadgroup* floats_0;
     array<uint, int(32)> threadgroup* numbers_0;
 };
 
-float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float group_max_0(float value_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S3 = kernelContext_0->_S2;
-    float _S4 = simd_max(value_1);
-    bool _S5 = simd_is_first();
-    if(_S5)
+    uint _S4 = kernelContext_0->_S3;
+    float _S5 = wave_max_0(value_2);
+    uint _S6 = thread_0 % kernelContext_0->_S3;
+    if(_S6 == 0U)
     {
-        uint _S6 = thread_0 / _S3;
-        (*kernelContext_0->floats_0)[_S6] = _S4;
+        uint _S7 = thread_0 / _S4;
+        (*kernelContext_0->floats_0)[_S7] = _S5;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S7 = 128U / _S3;
-        if(wave_0 < _S7)
+        uint _S8 = 128U / _S4;
+        if(wave_0 < _S8)
         {
         }
         else
         {
             break;
         }
-        float _S8 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S9 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S8;
+        result_0 = _S9;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-uint group_min_0(uint value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
+uint group_min_0(uint value_3, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S9 = kernelContext_1->_S2;
-    uint _S10 = simd_min(value_2);
-    bool _S11 = simd_is_first();
-    if(_S11)
+    uint _S10 = kernelContext_1->_S3;
+    uint _S11 = simd_min(value_3);
+    bool _S12 = simd_is_first();
+    if(_S12)
     {
-        uint _S12 = thread_1 / _S9;
-        (*kernelContext_1->numbers_0)[_S12] = _S10;
+        uint _S13 = thread_1 / _S10;
+        (*kernelContext_1->numbers_0)[_S13] = _S11;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint result_1 = 4294967295U;
     uint wave_2 = 0U;
     for(;;)
     {
-        uint _S13 = 128U / _S9;
-        if(wave_2 < _S13)
+        uint _S14 = 128U / _S10;
+        if(wave_2 < _S14)
         {
         }
         else
         {
             break;
         }
-        uint _S14 = min(result_1, (*kernelContext_1->numbers_0)[wave_2]);
+        uint _S15 = min(result_1, (*kernelContext_1->numbers_0)[wave_2]);
         uint wave_3 = wave_2 + 1U;
-        result_1 = _S14;
+        result_1 = _S15;
         wave_2 = wave_3;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_1;
 }
 
-float group_sum_0(float value_3, uint thread_2, KernelContext_0 thread* kernelContext_2)
+float wave_sum_0(float value_4)
 {
-    uint _S15 = kernelContext_2->_S2;
-    float _S16 = simd_sum(value_3);
-    bool _S17 = simd_is_first();
-    if(_S17)
+    float _S16 = simd_sum(value_4);
+    return _S16;
+}
+
+float group_sum_0(float value_5, uint thread_2, KernelContext_0 thread* kernelContext_2)
+{
+    uint _S17 = kernelContext_2->_S3;
+    float _S18 = wave_sum_0(value_5);
+    uint _S19 = thread_2 % kernelContext_2->_S3;
+    if(_S19 == 0U)
     {
-        uint _S18 = thread_2 / _S15;
-        (*kernelContext_2->floats_0)[_S18] = _S16;
+        uint _S20 = thread_2 / _S17;
+        (*kernelContext_2->floats_0)[_S20] = _S18;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_4 = 0U;
     float result_2 = 0.0;
     for(;;)
     {
-        uint _S19 = 128U / _S15;
-        if(wave_4 < _S19)
+        uint _S21 = 128U / _S17;
+        if(wave_4 < _S21)
         {
         }
         else
@@ -168,13 +180,13 @@ float group_sum_0(float value_3, uint thread_2, KernelContext_0 thread* kernelCo
     threadgroup array<uint, int(32)> numbers_1;
     (&kernelContext_3)->numbers_0 = &numbers_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S2 = _builtinWaveLaneCount_0;
-    uint _S20 = group_number_0(group_1);
-    if(_S20 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    (&kernelContext_3)->_S3 = _builtinWaveLaneCount_0;
+    uint _S22 = group_number_0(group_1);
+    if(_S22 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S21 = entryPointParams_1->p_0.logits_offset_0 + _S20 * entryPointParams_1->p_0.logits_stride_0;
+    uint _S23 = entryPointParams_1->p_0.logits_offset_0 + _S22 * entryPointParams_1->p_0.logits_stride_0;
     float last_0 = 0.0;
     uint at_0 = 0U;
     float top_0 = 0.0;
@@ -203,89 +215,89 @@ float group_sum_0(float value_3, uint thread_2, KernelContext_0 thread* kernelCo
             {
                 break;
             }
-            float _S22 = (&kernelContext_3)->entryPointParams_logits_0[_S21 + column_0];
-            float _S23;
-            if(is_number_0(_S22))
+            float _S24 = (&kernelContext_3)->entryPointParams_logits_0[_S23 + column_0];
+            float _S25;
+            if(is_number_0(_S24))
             {
-                _S23 = max(_S22, -3.4028234663852886e+38);
+                _S25 = max(_S24, -3.4028234663852886e+38);
             }
             else
             {
-                _S23 = -3.4028234663852886e+38;
+                _S25 = -3.4028234663852886e+38;
             }
-            bool _S24;
+            bool _S26;
             if(slot_0 == 0U)
             {
-                _S24 = true;
+                _S26 = true;
             }
             else
             {
-                _S24 = _S23 < last_0;
+                _S26 = _S25 < last_0;
             }
-            bool _S25;
-            if(_S24)
+            bool _S27;
+            if(_S26)
             {
-                _S25 = true;
+                _S27 = true;
             }
             else
             {
-                if(_S23 == last_0)
+                if(_S25 == last_0)
                 {
-                    _S25 = column_0 > at_0;
+                    _S27 = column_0 > at_0;
                 }
                 else
                 {
-                    _S25 = false;
+                    _S27 = false;
                 }
             }
-            bool _S26;
-            if(_S25)
+            bool _S28;
+            if(_S27)
             {
                 if(index_0 == 4294967295U)
                 {
-                    _S26 = true;
+                    _S28 = true;
                 }
                 else
                 {
-                    _S26 = _S23 > best_0;
+                    _S28 = _S25 > best_0;
                 }
             }
             else
             {
-                _S26 = false;
+                _S28 = false;
             }
-            if(_S26)
+            if(_S28)
             {
                 index_0 = column_0;
-                best_0 = _S23;
+                best_0 = _S25;
             }
             column_0 = column_0 + 128U;
         }
-        float _S27 = group_max_0(best_0, sv_groupindex_0, &kernelContext_3);
-        uint _S28;
-        if(best_0 == _S27)
+        float _S29 = group_max_0(best_0, sv_groupindex_0, &kernelContext_3);
+        uint _S30;
+        if(best_0 == _S29)
         {
-            _S28 = index_0;
+            _S30 = index_0;
         }
         else
         {
-            _S28 = 4294967295U;
+            _S30 = 4294967295U;
         }
-        uint _S29 = group_min_0(_S28, sv_groupindex_0, &kernelContext_3);
+        uint _S31 = group_min_0(_S30, sv_groupindex_0, &kernelContext_3);
         if(slot_0 == 0U)
         {
-            top_0 = _S27;
+            top_0 = _S29;
         }
-        float _S30 = exp((&kernelContext_3)->entryPointParams_logits_0[_S21 + _S29] - top_0);
-        float total_1 = total_0 + _S30;
+        float _S32 = exp((&kernelContext_3)->entryPointParams_logits_0[_S23 + _S31] - top_0);
+        float total_1 = total_0 + _S32;
         if(sv_groupindex_0 == slot_0)
         {
-            id_0 = _S29;
-            weight_0 = _S30;
+            id_0 = _S31;
+            weight_0 = _S32;
         }
         uint slot_1 = slot_0 + 1U;
-        last_0 = _S27;
-        at_0 = _S29;
+        last_0 = _S29;
+        at_0 = _S31;
         slot_0 = slot_1;
         total_0 = total_1;
     }
@@ -302,17 +314,17 @@ float group_sum_0(float value_3, uint thread_2, KernelContext_0 thread* kernelCo
             {
                 break;
             }
-            float all_0 = best_0 + exp((&kernelContext_3)->entryPointParams_logits_0[_S21 + index_0] - top_0);
+            float all_0 = best_0 + exp((&kernelContext_3)->entryPointParams_logits_0[_S23 + index_0] - top_0);
             index_0 = index_0 + 128U;
             best_0 = all_0;
         }
-        float _S31 = group_sum_0(best_0, sv_groupindex_0, &kernelContext_3);
-        total_0 = _S31;
+        float _S33 = group_sum_0(best_0, sv_groupindex_0, &kernelContext_3);
+        total_0 = _S33;
     }
     if(sv_groupindex_0 < (entryPointParams_1->p_0.slots_0))
     {
-        *((&kernelContext_3)->entryPointParams_ids_0+(entryPointParams_1->p_0.ids_offset_0 + _S20 * entryPointParams_1->p_0.slots_0 + sv_groupindex_0)) = id_0;
-        float device* _S32 = (&kernelContext_3)->entryPointParams_weights_0+(entryPointParams_1->p_0.weights_offset_0 + _S20 * entryPointParams_1->p_0.slots_0 + sv_groupindex_0);
+        *((&kernelContext_3)->entryPointParams_ids_0+(entryPointParams_1->p_0.ids_offset_0 + _S22 * entryPointParams_1->p_0.slots_0 + sv_groupindex_0)) = id_0;
+        float device* _S34 = (&kernelContext_3)->entryPointParams_weights_0+(entryPointParams_1->p_0.weights_offset_0 + _S22 * entryPointParams_1->p_0.slots_0 + sv_groupindex_0);
         if(total_0 == 0.0)
         {
             last_0 = 0.0;
@@ -321,7 +333,7 @@ float group_sum_0(float value_3, uint thread_2, KernelContext_0 thread* kernelCo
         {
             last_0 = weight_0 / total_0;
         }
-        *_S32 = last_0;
+        *_S34 = last_0;
     }
     return;
 }

@@ -699,32 +699,38 @@ bool may_go_on_0(const array<uint2, int(9)> thread* keys_5, uint parts_1, uint2 
     return result_0;
 }
 
-float group_max_0(float value_1, uint thread_6, KernelContext_0 thread* kernelContext_7)
+float wave_max_0(float value_1)
 {
-    uint _S53 = kernelContext_7->_S1;
-    float _S54 = simd_max(value_1);
-    bool _S55 = simd_is_first();
-    if(_S55)
+    float _S53 = simd_max(value_1);
+    return _S53;
+}
+
+float group_max_0(float value_2, uint thread_6, KernelContext_0 thread* kernelContext_7)
+{
+    uint _S54 = kernelContext_7->_S1;
+    float _S55 = wave_max_0(value_2);
+    uint _S56 = thread_6 % kernelContext_7->_S1;
+    if(_S56 == 0U)
     {
-        uint _S56 = thread_6 / _S53;
-        (*kernelContext_7->floats_0)[_S56] = _S54;
+        uint _S57 = thread_6 / _S54;
+        (*kernelContext_7->floats_0)[_S57] = _S55;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_1 = -3.4028234663852886e+38;
     uint wave_1 = 0U;
     for(;;)
     {
-        uint _S57 = 128U / _S53;
-        if(wave_1 < _S57)
+        uint _S58 = 128U / _S54;
+        if(wave_1 < _S58)
         {
         }
         else
         {
             break;
         }
-        float _S58 = max(result_1, (*kernelContext_7->floats_0)[wave_1]);
+        float _S59 = max(result_1, (*kernelContext_7->floats_0)[wave_1]);
         uint wave_2 = wave_1 + 1U;
-        result_1 = _S58;
+        result_1 = _S59;
         wave_1 = wave_2;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -738,8 +744,8 @@ bool can_stop_0(bool done_0)
 
 uint logit_bits_0(uint word_0)
 {
-    uint _S59 = max(word_0, 8388607U);
-    return select(~_S59, _S59 & 2147483647U, (_S59 & 2147483648U) != 0U);
+    uint _S60 = max(word_0, 8388607U);
+    return select(~_S60, _S60 & 2147483647U, (_S60 & 2147483648U) != 0U);
 }
 
 float finite_0(uint word_1)
@@ -747,9 +753,9 @@ float finite_0(uint word_1)
     return select((as_type<float>((logit_bits_0(min(word_1, 4286578687U))))), -3.4028234663852886e+38, word_1 <= 8388607U);
 }
 
-float power_0(float value_2, float peak_0, float inverse_temperature_1)
+float power_0(float value_3, float peak_0, float inverse_temperature_1)
 {
-    return exp(max(value_2 - peak_0, -9.99999993381581251e+36) * inverse_temperature_1);
+    return exp(max(value_3 - peak_0, -9.99999993381581251e+36) * inverse_temperature_1);
 }
 
 float join_totals_0(packed_uint2 device* scratch_1, uint begin_1, uint parts_2, float peak_1, float inverse_temperature_2, uint thread_7)
@@ -765,31 +771,37 @@ float join_totals_0(packed_uint2 device* scratch_1, uint begin_1, uint parts_2, 
         {
             break;
         }
-        float2 _S60 = (as_type<float2>((uint2(*(scratch_1+(begin_1 + part_0))) )));
-        float total_1 = total_0 + _S60.y * power_0(_S60.x, peak_1, inverse_temperature_2);
+        float2 _S61 = (as_type<float2>((uint2(*(scratch_1+(begin_1 + part_0))) )));
+        float total_1 = total_0 + _S61.y * power_0(_S61.x, peak_1, inverse_temperature_2);
         part_0 = part_0 + 128U;
         total_0 = total_1;
     }
     return total_0;
 }
 
-float group_sum_0(float value_3, uint thread_8, KernelContext_0 thread* kernelContext_8)
+float wave_sum_0(float value_4)
 {
-    uint _S61 = kernelContext_8->_S1;
-    float _S62 = simd_sum(value_3);
-    bool _S63 = simd_is_first();
-    if(_S63)
+    float _S62 = simd_sum(value_4);
+    return _S62;
+}
+
+float group_sum_0(float value_5, uint thread_8, KernelContext_0 thread* kernelContext_8)
+{
+    uint _S63 = kernelContext_8->_S1;
+    float _S64 = wave_sum_0(value_5);
+    uint _S65 = thread_8 % kernelContext_8->_S1;
+    if(_S65 == 0U)
     {
-        uint _S64 = thread_8 / _S61;
-        (*kernelContext_8->floats_0)[_S64] = _S62;
+        uint _S66 = thread_8 / _S63;
+        (*kernelContext_8->floats_0)[_S66] = _S64;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_3 = 0U;
     float result_2 = 0.0;
     for(;;)
     {
-        uint _S65 = 128U / _S61;
-        if(wave_3 < _S65)
+        uint _S67 = 128U / _S63;
+        if(wave_3 < _S67)
         {
         }
         else
@@ -826,55 +838,55 @@ float group_sum_0(float value_3, uint thread_8, KernelContext_0 thread* kernelCo
     (&kernelContext_9)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_9)->_S1 = _builtinWaveLaneCount_0;
-    uint _S66 = group_number_0(group_1);
-    if(_S66 >= (entryPointParams_1->p_0.rows_0))
+    uint _S68 = group_number_0(group_1);
+    if(_S68 >= (entryPointParams_1->p_0.rows_0))
     {
         return;
     }
-    uint _S67 = entryPointParams_1->p_0.scratch_offset_0 + _S66 * (entryPointParams_1->p_0.k_0 + 1U) * entryPointParams_1->p_0.parts_0;
-    uint _S68 = entryPointParams_1->p_0.k_0 * entryPointParams_1->p_0.parts_0;
+    uint _S69 = entryPointParams_1->p_0.scratch_offset_0 + _S68 * (entryPointParams_1->p_0.k_0 + 1U) * entryPointParams_1->p_0.parts_0;
+    uint _S70 = entryPointParams_1->p_0.k_0 * entryPointParams_1->p_0.parts_0;
     clear_0(sv_groupindex_0, &kernelContext_9);
-    uint end_0 = _S68;
+    uint end_0 = _S70;
     uint first_1 = 0U;
     for(;;)
     {
-        if(first_1 < _S68)
+        if(first_1 < _S70)
         {
         }
         else
         {
             break;
         }
-        uint _S69 = first_1 + sv_groupindex_0;
-        uint _S70;
+        uint _S71 = first_1 + sv_groupindex_0;
+        uint _S72;
         if(first_1 < end_0)
         {
-            _S70 = entryPointParams_1->p_0.k_0;
+            _S72 = entryPointParams_1->p_0.k_0;
         }
         else
         {
-            _S70 = 0U;
+            _S72 = 0U;
         }
-        uint2 _S71 = so_far_0(_S70, sv_groupindex_0, &kernelContext_9);
-        array<uint2, int(9)> _S72 = read_candidates_0((&kernelContext_9)->entryPointParams_scratch_0, _S67, _S69, end_0, _S71);
-        thread array<uint2, int(9)> _S73 = _S72;
-        choose_0(&_S73, entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_9);
-        uint2 _S74 = (*(&kernelContext_9)->best_0)[entryPointParams_1->p_0.k_0 - 1U];
-        thread array<uint2, int(9)> _S75 = _S72;
-        bool _S76 = may_go_on_0(&_S75, entryPointParams_1->p_0.parts_0, _S74, sv_groupindex_0);
-        int _S77;
-        if(_S76)
+        uint2 _S73 = so_far_0(_S72, sv_groupindex_0, &kernelContext_9);
+        array<uint2, int(9)> _S74 = read_candidates_0((&kernelContext_9)->entryPointParams_scratch_0, _S69, _S71, end_0, _S73);
+        thread array<uint2, int(9)> _S75 = _S74;
+        choose_0(&_S75, entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_9);
+        uint2 _S76 = (*(&kernelContext_9)->best_0)[entryPointParams_1->p_0.k_0 - 1U];
+        thread array<uint2, int(9)> _S77 = _S74;
+        bool _S78 = may_go_on_0(&_S77, entryPointParams_1->p_0.parts_0, _S76, sv_groupindex_0);
+        int _S79;
+        if(_S78)
         {
-            _S77 = int(1);
+            _S79 = int(1);
         }
         else
         {
-            _S77 = int(0);
+            _S79 = int(0);
         }
-        float _S78 = group_max_0(float(_S77), sv_groupindex_0, &kernelContext_9);
-        if(_S78 != 0.0)
+        float _S80 = group_max_0(float(_S79), sv_groupindex_0, &kernelContext_9);
+        if(_S80 != 0.0)
         {
-            end_0 = _S68;
+            end_0 = _S70;
         }
         else
         {
@@ -886,18 +898,18 @@ float group_sum_0(float value_3, uint thread_8, KernelContext_0 thread* kernelCo
         }
         first_1 = first_1 + 1024U;
     }
-    uint _S79 = (*(&kernelContext_9)->best_0)[int(0)].x;
-    float _S80 = group_sum_0(join_totals_0((&kernelContext_9)->entryPointParams_scratch_0, _S67 + _S68, entryPointParams_1->p_0.parts_0, finite_0(_S79), entryPointParams_1->p_0.inverse_temperature_0, sv_groupindex_0), sv_groupindex_0, &kernelContext_9);
+    uint _S81 = (*(&kernelContext_9)->best_0)[int(0)].x;
+    float _S82 = group_sum_0(join_totals_0((&kernelContext_9)->entryPointParams_scratch_0, _S69 + _S70, entryPointParams_1->p_0.parts_0, finite_0(_S81), entryPointParams_1->p_0.inverse_temperature_0, sv_groupindex_0), sv_groupindex_0, &kernelContext_9);
     if(sv_groupindex_0 < (entryPointParams_1->p_0.k_0))
     {
-        *((&kernelContext_9)->entryPointParams_ids_0+(entryPointParams_1->p_0.ids_offset_0 + _S66 * entryPointParams_1->p_0.k_0 + sv_groupindex_0)) = ~(*(&kernelContext_9)->best_0)[sv_groupindex_0].y;
-        *((&kernelContext_9)->entryPointParams_values_0+(entryPointParams_1->p_0.values_offset_0 + _S66 * entryPointParams_1->p_0.k_0 + sv_groupindex_0)) = logit_bits_0((*(&kernelContext_9)->best_0)[sv_groupindex_0].x);
+        *((&kernelContext_9)->entryPointParams_ids_0+(entryPointParams_1->p_0.ids_offset_0 + _S68 * entryPointParams_1->p_0.k_0 + sv_groupindex_0)) = ~(*(&kernelContext_9)->best_0)[sv_groupindex_0].y;
+        *((&kernelContext_9)->entryPointParams_values_0+(entryPointParams_1->p_0.values_offset_0 + _S68 * entryPointParams_1->p_0.k_0 + sv_groupindex_0)) = logit_bits_0((*(&kernelContext_9)->best_0)[sv_groupindex_0].x);
     }
     if(sv_groupindex_0 == 0U)
     {
-        uint _S81 = 2U * _S66;
-        *((&kernelContext_9)->entryPointParams_totals_0+(entryPointParams_1->p_0.totals_offset_0 + _S81)) = logit_bits_0(_S79);
-        *((&kernelContext_9)->entryPointParams_totals_0+(entryPointParams_1->p_0.totals_offset_0 + _S81 + 1U)) = (as_type<uint>((_S80)));
+        uint _S83 = 2U * _S68;
+        *((&kernelContext_9)->entryPointParams_totals_0+(entryPointParams_1->p_0.totals_offset_0 + _S83)) = logit_bits_0(_S81);
+        *((&kernelContext_9)->entryPointParams_totals_0+(entryPointParams_1->p_0.totals_offset_0 + _S83 + 1U)) = (as_type<uint>((_S82)));
     }
     return;
 }

@@ -599,23 +599,29 @@ float add_up_0(const array<uint2, int(9)> thread* keys_5, float peak_1, float in
     return select(0.0, power_0(finite_0(_S64), peak_1, inverse_temperature_2), _S64 > 8388607U) + select(0.0, power_0(finite_0(_S65), peak_1, inverse_temperature_2), _S65 > 8388607U) + select(0.0, power_0(finite_0(_S66), peak_1, inverse_temperature_2), _S66 > 8388607U) + select(0.0, power_0(finite_0(_S67), peak_1, inverse_temperature_2), _S67 > 8388607U) + select(0.0, power_0(finite_0(_S68), peak_1, inverse_temperature_2), _S68 > 8388607U) + select(0.0, power_0(finite_0(_S69), peak_1, inverse_temperature_2), _S69 > 8388607U) + select(0.0, power_0(finite_0(_S70), peak_1, inverse_temperature_2), _S70 > 8388607U) + select(0.0, power_0(finite_0(_S71), peak_1, inverse_temperature_2), _S71 > 8388607U);
 }
 
-float group_sum_0(float value_2, uint thread_5, KernelContext_0 thread* kernelContext_7)
+float wave_sum_0(float value_2)
 {
-    uint _S72 = kernelContext_7->_S1;
-    float _S73 = simd_sum(value_2);
-    bool _S74 = simd_is_first();
-    if(_S74)
+    float _S72 = simd_sum(value_2);
+    return _S72;
+}
+
+float group_sum_0(float value_3, uint thread_5, KernelContext_0 thread* kernelContext_7)
+{
+    uint _S73 = kernelContext_7->_S1;
+    float _S74 = wave_sum_0(value_3);
+    uint _S75 = thread_5 % kernelContext_7->_S1;
+    if(_S75 == 0U)
     {
-        uint _S75 = thread_5 / _S72;
-        (*kernelContext_7->floats_0)[_S75] = _S73;
+        uint _S76 = thread_5 / _S73;
+        (*kernelContext_7->floats_0)[_S76] = _S74;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_1 = 0U;
     float result_0 = 0.0;
     for(;;)
     {
-        uint _S76 = 128U / _S72;
-        if(wave_1 < _S76)
+        uint _S77 = 128U / _S73;
+        if(wave_1 < _S77)
         {
         }
         else
@@ -650,17 +656,17 @@ float group_sum_0(float value_2, uint thread_5, KernelContext_0 thread* kernelCo
     (&kernelContext_8)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_8)->_S1 = _builtinWaveLaneCount_0;
-    uint _S77 = group_number_0(group_1);
-    uint _S78 = _S77 / entryPointParams_1->p_0.parts_0;
-    uint _S79 = _S77 % entryPointParams_1->p_0.parts_0;
-    if(_S78 >= (entryPointParams_1->p_0.rows_0))
+    uint _S78 = group_number_0(group_1);
+    uint _S79 = _S78 / entryPointParams_1->p_0.parts_0;
+    uint _S80 = _S78 % entryPointParams_1->p_0.parts_0;
+    if(_S79 >= (entryPointParams_1->p_0.rows_0))
     {
         return;
     }
-    uint _S80 = entryPointParams_1->p_0.logits_offset_0 + _S78 * entryPointParams_1->p_0.logits_stride_0;
-    uint _S81 = 128U * entryPointParams_1->p_0.parts_0;
+    uint _S81 = entryPointParams_1->p_0.logits_offset_0 + _S79 * entryPointParams_1->p_0.logits_stride_0;
+    uint _S82 = 128U * entryPointParams_1->p_0.parts_0;
     clear_0(sv_groupindex_0, &kernelContext_8);
-    uint _S82 = (sv_groupindex_0 / 32U * entryPointParams_1->p_0.parts_0 + _S79) * 32U + sv_groupindex_0 % 32U;
+    uint _S83 = (sv_groupindex_0 / 32U * entryPointParams_1->p_0.parts_0 + _S80) * 32U + sv_groupindex_0 % 32U;
     float total_0 = 0.0;
     float peak_2 = -3.4028234663852886e+38;
     uint first_0 = 0U;
@@ -673,30 +679,30 @@ float group_sum_0(float value_2, uint thread_5, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        uint _S83 = first_0 + _S82;
-        uint2 _S84 = so_far_0(entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_8);
-        array<uint2, int(9)> _S85 = read_logits_0((&kernelContext_8)->entryPointParams_logits_0, _S80, _S83, _S81, entryPointParams_1->p_0.columns_0, _S84);
-        thread array<uint2, int(9)> _S86 = _S85;
-        choose_0(&_S86, entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_8);
-        float _S87 = finite_0((*(&kernelContext_8)->best_0)[int(0)].x);
-        float _S88 = total_0 * power_0(peak_2, _S87, entryPointParams_1->p_0.inverse_temperature_0);
-        thread array<uint2, int(9)> _S89 = _S85;
-        float _S90 = add_up_0(&_S89, _S87, entryPointParams_1->p_0.inverse_temperature_0);
-        float _S91 = _S88 + _S90;
-        uint first_1 = first_0 + 8U * _S81;
-        total_0 = _S91;
-        peak_2 = _S87;
+        uint _S84 = first_0 + _S83;
+        uint2 _S85 = so_far_0(entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_8);
+        array<uint2, int(9)> _S86 = read_logits_0((&kernelContext_8)->entryPointParams_logits_0, _S81, _S84, _S82, entryPointParams_1->p_0.columns_0, _S85);
+        thread array<uint2, int(9)> _S87 = _S86;
+        choose_0(&_S87, entryPointParams_1->p_0.k_0, sv_groupindex_0, &kernelContext_8);
+        float _S88 = finite_0((*(&kernelContext_8)->best_0)[int(0)].x);
+        float _S89 = total_0 * power_0(peak_2, _S88, entryPointParams_1->p_0.inverse_temperature_0);
+        thread array<uint2, int(9)> _S90 = _S86;
+        float _S91 = add_up_0(&_S90, _S88, entryPointParams_1->p_0.inverse_temperature_0);
+        float _S92 = _S89 + _S91;
+        uint first_1 = first_0 + 8U * _S82;
+        total_0 = _S92;
+        peak_2 = _S88;
         first_0 = first_1;
     }
-    float _S92 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_8);
-    uint _S93 = entryPointParams_1->p_0.scratch_offset_0 + _S78 * (entryPointParams_1->p_0.k_0 + 1U) * entryPointParams_1->p_0.parts_0 + _S79;
+    float _S93 = group_sum_0(total_0, sv_groupindex_0, &kernelContext_8);
+    uint _S94 = entryPointParams_1->p_0.scratch_offset_0 + _S79 * (entryPointParams_1->p_0.k_0 + 1U) * entryPointParams_1->p_0.parts_0 + _S80;
     if(sv_groupindex_0 < (entryPointParams_1->p_0.k_0))
     {
-        *((&kernelContext_8)->entryPointParams_scratch_0+(_S93 + sv_groupindex_0 * entryPointParams_1->p_0.parts_0)) = packed_uint2((*(&kernelContext_8)->best_0)[sv_groupindex_0]) ;
+        *((&kernelContext_8)->entryPointParams_scratch_0+(_S94 + sv_groupindex_0 * entryPointParams_1->p_0.parts_0)) = packed_uint2((*(&kernelContext_8)->best_0)[sv_groupindex_0]) ;
     }
     if(sv_groupindex_0 == 0U)
     {
-        *((&kernelContext_8)->entryPointParams_scratch_0+(_S93 + entryPointParams_1->p_0.k_0 * entryPointParams_1->p_0.parts_0)) = packed_uint2(uint2((as_type<uint>((peak_2))), (as_type<uint>((_S92))))) ;
+        *((&kernelContext_8)->entryPointParams_scratch_0+(_S94 + entryPointParams_1->p_0.k_0 * entryPointParams_1->p_0.parts_0)) = packed_uint2(uint2((as_type<uint>((peak_2))), (as_type<uint>((_S93))))) ;
     }
     return;
 }

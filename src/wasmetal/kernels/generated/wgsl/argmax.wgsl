@@ -31,35 +31,41 @@ fn is_number_0( value_0 : f32) -> bool
 
 var<private> _S1 : u32;
 
+fn wave_max_0( value_1 : f32) -> f32
+{
+    var _S2 : f32 = subgroupMax(value_1);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
+fn group_max_0( value_2 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupMax(value_1);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_max_0(value_2);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        var _S7 : f32 = max(result_0, floats_0[wave_0]);
+        var _S8 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -68,33 +74,33 @@ fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
 
 var<workgroup> numbers_0 : array<u32, i32(32)>;
 
-fn group_min_0( value_2 : u32,  thread_1 : u32) -> u32
+fn group_min_0( value_3 : u32,  thread_1 : u32) -> u32
 {
     ;
-    var _S8 : u32 = _S1;
-    var _S9 : u32 = subgroupMin(value_2);
-    var _S10 : bool = subgroupElect();
-    if(_S10)
+    var _S9 : u32 = _S1;
+    var _S10 : u32 = subgroupMin(value_3);
+    var _S11 : bool = subgroupElect();
+    if(_S11)
     {
-        var _S11 : u32 = thread_1 / _S8;
-        numbers_0[_S11] = _S9;
+        var _S12 : u32 = thread_1 / _S9;
+        numbers_0[_S12] = _S10;
     }
     workgroupBarrier();
     var result_1 : u32 = u32(4294967295);
     var wave_2 : u32 = u32(0);
     for(;;)
     {
-        var _S12 : u32 = u32(128) / _S8;
-        if(wave_2 < _S12)
+        var _S13 : u32 = u32(128) / _S9;
+        if(wave_2 < _S13)
         {
         }
         else
         {
             break;
         }
-        var _S13 : u32 = min(result_1, numbers_0[wave_2]);
+        var _S14 : u32 = min(result_1, numbers_0[wave_2]);
         var wave_3 : u32 = wave_2 + u32(1);
-        result_1 = _S13;
+        result_1 = _S14;
         wave_2 = wave_3;
     }
     workgroupBarrier();
@@ -106,8 +112,8 @@ fn group_min_0( value_2 : u32,  thread_1 : u32) -> u32
 fn argmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S14 : u32 = group_number_0(group_1);
-    if(_S14 >= (entryPointParams_0.p_0.rows_0))
+    var _S15 : u32 = group_number_0(group_1);
+    if(_S15 >= (entryPointParams_0.p_0.rows_0))
     {
         return;
     }
@@ -123,51 +129,51 @@ fn argmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_
         {
             break;
         }
-        var _S15 : f32 = entryPointParams_x_0[entryPointParams_0.p_0.x_offset_0 + _S14 * entryPointParams_0.p_0.x_stride_0 + column_0];
-        var _S16 : bool;
-        if(is_number_0(_S15))
+        var _S16 : f32 = entryPointParams_x_0[entryPointParams_0.p_0.x_offset_0 + _S15 * entryPointParams_0.p_0.x_stride_0 + column_0];
+        var _S17 : bool;
+        if(is_number_0(_S16))
         {
             if(index_0 == u32(4294967295))
             {
-                _S16 = true;
+                _S17 = true;
             }
             else
             {
-                _S16 = _S15 > best_0;
+                _S17 = _S16 > best_0;
             }
         }
         else
         {
-            _S16 = false;
+            _S17 = false;
         }
-        if(_S16)
+        if(_S17)
         {
-            var _S17 : f32 = max(_S15, -3.4028234663852886e+38f);
+            var _S18 : f32 = max(_S16, -3.4028234663852886e+38f);
             index_0 = column_0;
-            best_0 = _S17;
+            best_0 = _S18;
         }
         column_0 = column_0 + u32(128);
     }
-    var _S18 : f32 = group_max_0(best_0, thread_2);
-    if(best_0 == _S18)
+    var _S19 : f32 = group_max_0(best_0, thread_2);
+    if(best_0 == _S19)
     {
     }
     else
     {
         index_0 = u32(4294967295);
     }
-    var _S19 : u32 = group_min_0(index_0, thread_2);
+    var _S20 : u32 = group_min_0(index_0, thread_2);
     if(thread_2 == u32(0))
     {
-        if(_S19 == u32(4294967295))
+        if(_S20 == u32(4294967295))
         {
             index_0 = u32(0);
         }
         else
         {
-            index_0 = _S19;
+            index_0 = _S20;
         }
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S14] = index_0;
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S15] = index_0;
     }
     return;
 }

@@ -112,35 +112,41 @@ var<workgroup> slots_0 : array<u32, i32(128)>;
 
 var<private> _S5 : u32;
 
+fn wave_max_0( value_0 : f32) -> f32
+{
+    var _S6 : f32 = subgroupMax(value_0);
+    return _S6;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
+fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S6 : u32 = _S5;
-    var _S7 : f32 = subgroupMax(value_0);
-    var _S8 : bool = subgroupElect();
-    if(_S8)
+    var _S7 : u32 = _S5;
+    var _S8 : f32 = wave_max_0(value_1);
+    var _S9 : u32 = thread_0 % _S7;
+    if(_S9 == u32(0))
     {
-        var _S9 : u32 = thread_0 / _S6;
-        floats_0[_S9] = _S7;
+        var _S10 : u32 = thread_0 / _S7;
+        floats_0[_S10] = _S8;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S10 : u32 = u32(128) / _S6;
-        if(wave_0 < _S10)
+        var _S11 : u32 = u32(128) / _S7;
+        if(wave_0 < _S11)
         {
         }
         else
         {
             break;
         }
-        var _S11 : f32 = max(result_0, floats_0[wave_0]);
+        var _S12 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S11;
+        result_0 = _S12;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -149,24 +155,30 @@ fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
 
 var<workgroup> weights_0 : array<f32, i32(128)>;
 
-fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
+fn wave_sum_0( value_2 : f32) -> f32
+{
+    var _S13 : f32 = subgroupAdd(value_2);
+    return _S13;
+}
+
+fn group_sum_0( value_3 : f32,  thread_1 : u32) -> f32
 {
     ;
-    var _S12 : u32 = _S5;
-    var _S13 : f32 = subgroupAdd(value_1);
-    var _S14 : bool = subgroupElect();
-    if(_S14)
+    var _S14 : u32 = _S5;
+    var _S15 : f32 = wave_sum_0(value_3);
+    var _S16 : u32 = thread_1 % _S14;
+    if(_S16 == u32(0))
     {
-        var _S15 : u32 = thread_1 / _S12;
-        floats_0[_S15] = _S13;
+        var _S17 : u32 = thread_1 / _S14;
+        floats_0[_S17] = _S15;
     }
     workgroupBarrier();
     var wave_2 : u32 = u32(0);
     var result_1 : f32 = 0.0f;
     for(;;)
     {
-        var _S16 : u32 = u32(128) / _S12;
-        if(wave_2 < _S16)
+        var _S18 : u32 = u32(128) / _S14;
+        if(wave_2 < _S18)
         {
         }
         else
@@ -183,42 +195,42 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 
 var<workgroup> sums_0 : array<vec4<f32>, i32(128)>;
 
-fn valid_rows_0( _S17 : u32,  _S18 : u32,  _S19 : u32) -> u32
+fn valid_rows_0( _S19 : u32,  _S20 : u32,  _S21 : u32) -> u32
 {
-    var _S20 : u32;
-    if(_S17 == u32(4294967295))
+    var _S22 : u32;
+    if(_S19 == u32(4294967295))
     {
-        _S20 = _S19;
+        _S22 = _S21;
     }
     else
     {
-        _S20 = min(max(entryPointParams_batch_0[_S17], _S18) - _S18, _S19);
+        _S22 = min(max(entryPointParams_batch_0[_S19], _S20) - _S20, _S21);
     }
-    return _S20;
+    return _S22;
 }
 
-fn row_sequence_0( _S21 : u32,  _S22 : u32) -> u32
+fn row_sequence_0( _S23 : u32,  _S24 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S21 + u32(3) + u32(2) * _S22];
+    return entryPointParams_batch_0[_S23 + u32(3) + u32(2) * _S24];
 }
 
-fn sequence_table_0( _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> SequenceTable_0
+fn sequence_table_0( _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> SequenceTable_0
 {
-    var _S29 : u32 = _S23 + min(_S24, _S25 - u32(1)) * (_S26 + u32(1));
-    return SequenceTable_x24init_0(_S29 + u32(1), _S27, _S28, min(entryPointParams_sequences_0[_S29], min(_S26, _S28) * _S27));
+    var _S31 : u32 = _S25 + min(_S26, _S27 - u32(1)) * (_S28 + u32(1));
+    return SequenceTable_x24init_0(_S31 + u32(1), _S29, _S30, min(entryPointParams_sequences_0[_S31], min(_S28, _S30) * _S29));
 }
 
-fn row_position_0( _S30 : u32,  _S31 : u32) -> u32
+fn row_position_0( _S32 : u32,  _S33 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S30 + u32(2) + u32(2) * _S31];
+    return entryPointParams_batch_0[_S32 + u32(2) + u32(2) * _S33];
 }
 
-fn SequenceTable_slot_0( _S32 : SequenceTable_0,  _S33 : u32) -> u32
+fn SequenceTable_slot_0( _S34 : SequenceTable_0,  _S35 : u32) -> u32
 {
-    var _S34 : u32 = _S33 / _S32.page_size_1;
-    var _S35 : u32 = min(entryPointParams_sequences_0[_S32.begin_0 + _S34], _S32.pages_1 - u32(1)) * _S32.page_size_1;
-    var _S36 : u32 = _S33 % _S32.page_size_1;
-    return _S35 + _S36;
+    var _S36 : u32 = _S35 / _S34.page_size_1;
+    var _S37 : u32 = min(entryPointParams_sequences_0[_S34.begin_0 + _S36], _S34.pages_1 - u32(1)) * _S34.page_size_1;
+    var _S38 : u32 = _S35 % _S34.page_size_1;
+    return _S37 + _S38;
 }
 
 struct Run_0
@@ -229,10 +241,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S37 : Run_0;
-    _S37.vector_0 = vector_1;
-    _S37.scale_1 = scale_2;
-    return _S37;
+    var _S39 : Run_0;
+    _S39.vector_0 = vector_1;
+    _S39.scale_1 = scale_2;
+    return _S39;
 }
 
 fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
@@ -250,134 +262,134 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn Float16_scale_0( _S38 : u32) -> f32
+fn Float16_scale_0( _S40 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float16_scale_1( _S39 : u32) -> f32
+fn Float16_scale_1( _S41 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn value_2( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32) -> vec4<f32>
+fn value_4( _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32) -> vec4<f32>
 {
-    var _S44 : Run_0 = Float16_run_0(_S40, _S41, _S42, _S43);
-    return vec4<f32>(Float16_scale_1(_S44.scale_1)) * Float16_expand_0(entryPointParams_v_pages_0[_S44.vector_0]);
+    var _S46 : Run_0 = Float16_run_0(_S42, _S43, _S44, _S45);
+    return vec4<f32>(Float16_scale_1(_S46.scale_1)) * Float16_expand_0(entryPointParams_v_pages_0[_S46.vector_0]);
 }
 
-fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParams_std140_0>)
+fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
     var i_1 : u32;
     var sum_0 : vec4<f32>;
-    var _S48 : u32 = group_number_0(_S45);
-    var _S49 : u32 = (*_S47).head_count_0;
-    var _S50 : u32 = _S48 / (*_S47).head_count_0;
-    var _S51 : u32 = (*_S47).first_head_0;
-    var _S52 : u32 = _S48 % _S49;
-    var _S53 : u32 = _S51 + _S52;
-    var _S54 : u32 = (*_S47).batch_offset_0;
-    var _S55 : u32 = (*_S47).batch_row_0;
-    if(_S50 >= (valid_rows_0((*_S47).batch_offset_0, (*_S47).batch_row_0, (*_S47).rows_0)))
+    var _S50 : u32 = group_number_0(_S47);
+    var _S51 : u32 = (*_S49).head_count_0;
+    var _S52 : u32 = _S50 / (*_S49).head_count_0;
+    var _S53 : u32 = (*_S49).first_head_0;
+    var _S54 : u32 = _S50 % _S51;
+    var _S55 : u32 = _S53 + _S54;
+    var _S56 : u32 = (*_S49).batch_offset_0;
+    var _S57 : u32 = (*_S49).batch_row_0;
+    if(_S52 >= (valid_rows_0((*_S49).batch_offset_0, (*_S49).batch_row_0, (*_S49).rows_0)))
     {
         return;
     }
-    var _S56 : u32 = (*_S47).kv_heads_0;
-    var _S57 : u32 = (*_S47).heads_0 / (*_S47).kv_heads_0;
-    var _S58 : u32 = _S53 / _S57;
-    var _S59 : u32 = _S55 + _S50;
-    var _S60 : SequenceTable_0 = sequence_table_0((*_S47).sequences_offset_0, row_sequence_0(_S54, _S59), (*_S47).sequence_count_0, (*_S47).table_length_0, (*_S47).page_size_0, (*_S47).pages_0);
-    var _S61 : u32 = row_position_0(_S54, _S59);
-    var _S62 : u32 = SequenceTable_end_of_0(_S60, _S61);
-    var _S63 : u32 = first_seen_0(_S61, (*_S47).window_0);
-    var _S64 : u32 = (*_S47).head_dim_0;
-    var _S65 : u32 = (*_S47).head_dim_0 / u32(4);
-    var _S66 : bool = _S46 < _S65;
-    if(_S66)
+    var _S58 : u32 = (*_S49).kv_heads_0;
+    var _S59 : u32 = (*_S49).heads_0 / (*_S49).kv_heads_0;
+    var _S60 : u32 = _S55 / _S59;
+    var _S61 : u32 = _S57 + _S52;
+    var _S62 : SequenceTable_0 = sequence_table_0((*_S49).sequences_offset_0, row_sequence_0(_S56, _S61), (*_S49).sequence_count_0, (*_S49).table_length_0, (*_S49).page_size_0, (*_S49).pages_0);
+    var _S63 : u32 = row_position_0(_S56, _S61);
+    var _S64 : u32 = SequenceTable_end_of_0(_S62, _S63);
+    var _S65 : u32 = first_seen_0(_S63, (*_S49).window_0);
+    var _S66 : u32 = (*_S49).head_dim_0;
+    var _S67 : u32 = (*_S49).head_dim_0 / u32(4);
+    var _S68 : bool = _S48 < _S67;
+    if(_S68)
     {
-        var _S67 : u32 = (*_S47).q_offset_0 + _S50 * (*_S47).q_stride_0 + _S53 * _S64 + u32(4) * _S46;
-        query_0[_S46] = vec4<f32>((*_S47).scale_0) * vec4<f32>(entryPointParams_q_0[_S67], entryPointParams_q_0[_S67 + u32(1)], entryPointParams_q_0[_S67 + u32(2)], entryPointParams_q_0[_S67 + u32(3)]);
+        var _S69 : u32 = (*_S49).q_offset_0 + _S52 * (*_S49).q_stride_0 + _S55 * _S66 + u32(4) * _S48;
+        query_0[_S48] = vec4<f32>((*_S49).scale_0) * vec4<f32>(entryPointParams_q_0[_S69], entryPointParams_q_0[_S69 + u32(1)], entryPointParams_q_0[_S69 + u32(2)], entryPointParams_q_0[_S69 + u32(3)]);
     }
     workgroupBarrier();
-    var _S68 : u32 = u32(128) / _S65;
-    var _S69 : u32 = _S46 / _S65;
-    var _S70 : u32 = _S56 * _S64;
-    var _S71 : u32 = _S58 * _S64;
-    var _S72 : u32 = _S46 % _S65;
-    var _S73 : u32 = _S71 + u32(4) * _S72;
-    var _S74 : u32 = (*_S47).sinks_offset_0;
-    var _S75 : bool = ((*_S47).sinks_offset_0) != u32(4294967295);
+    var _S70 : u32 = u32(128) / _S67;
+    var _S71 : u32 = _S48 / _S67;
+    var _S72 : u32 = _S58 * _S66;
+    var _S73 : u32 = _S60 * _S66;
+    var _S74 : u32 = _S48 % _S67;
+    var _S75 : u32 = _S73 + u32(4) * _S74;
+    var _S76 : u32 = (*_S49).sinks_offset_0;
+    var _S77 : bool = ((*_S49).sinks_offset_0) != u32(4294967295);
     var peak_0 : f32;
-    if(_S75)
+    if(_S77)
     {
-        peak_0 = max(entryPointParams_sinks_0[_S74 + _S53], -3.4028234663852886e+38f);
+        peak_0 = max(entryPointParams_sinks_0[_S76 + _S55], -3.4028234663852886e+38f);
     }
     else
     {
         peak_0 = -3.4028234663852886e+38f;
     }
-    var _S76 : i32;
-    if(_S75)
+    var _S78 : i32;
+    if(_S77)
     {
-        _S76 = i32(1);
+        _S78 = i32(1);
     }
     else
     {
-        _S76 = i32(0);
+        _S78 = i32(0);
     }
-    var _S77 : f32 = f32(_S76);
-    var _S78 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var begin_2 : u32 = _S63;
-    var total_0 : f32 = _S77;
-    var sum_1 : vec4<f32> = _S78;
+    var _S79 : f32 = f32(_S78);
+    var _S80 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_2 : u32 = _S65;
+    var total_0 : f32 = _S79;
+    var sum_1 : vec4<f32> = _S80;
     for(;;)
     {
-        if(begin_2 < _S62)
+        if(begin_2 < _S64)
         {
         }
         else
         {
             break;
         }
-        var _S79 : u32 = min(_S62 - begin_2, u32(128));
-        var _S80 : bool = _S46 < _S79;
+        var _S81 : u32 = min(_S64 - begin_2, u32(128));
+        var _S82 : bool = _S48 < _S81;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S80)
+        if(_S82)
         {
-            var _S81 : u32 = SequenceTable_slot_0(_S60, begin_2 + _S46);
-            slots_0[_S46] = _S81;
-            var _S82 : Run_0 = Float16_run_0((*_S47).k_pages_offset_0, _S81, _S70, _S71);
+            var _S83 : u32 = SequenceTable_slot_0(_S62, begin_2 + _S48);
+            slots_0[_S48] = _S83;
+            var _S84 : Run_0 = Float16_run_0((*_S49).k_pages_offset_0, _S83, _S72, _S73);
             i_0 = u32(0);
-            sum_0 = _S78;
+            sum_0 = _S80;
             for(;;)
             {
-                var _S83 : u32 = i_0 + u32(8);
-                if(_S83 <= _S65)
+                var _S85 : u32 = i_0 + u32(8);
+                if(_S85 <= _S67)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S84 : u32 = _S82.vector_0 + i_0;
-                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float16_scale_0(_S82.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S84]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S84 + u32(7)]));
-                i_0 = _S83;
+                var _S86 : u32 = _S84.vector_0 + i_0;
+                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float16_scale_0(_S84.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S86]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S86 + u32(7)]));
+                i_0 = _S85;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S65)
+                if(i_1 < _S67)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[_S82.vector_0 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[_S84.vector_0 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -387,60 +399,60 @@ fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S85 : f32 = group_max_0(score_0, _S46);
-        var _S86 : f32 = max(peak_0, _S85);
-        var _S87 : f32;
-        if(_S80)
+        var _S87 : f32 = group_max_0(score_0, _S48);
+        var _S88 : f32 = max(peak_0, _S87);
+        var _S89 : f32;
+        if(_S82)
         {
-            _S87 = exp(score_0 - _S86);
+            _S89 = exp(score_0 - _S88);
         }
         else
         {
-            _S87 = 0.0f;
+            _S89 = 0.0f;
         }
-        weights_0[_S46] = _S87;
-        var _S88 : f32 = exp(peak_0 - _S86);
-        var _S89 : f32 = total_0 * _S88;
-        var _S90 : f32 = group_sum_0(_S87, _S46);
-        var _S91 : f32 = _S89 + _S90;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S88);
-        if(_S69 < _S68)
+        weights_0[_S48] = _S89;
+        var _S90 : f32 = exp(peak_0 - _S88);
+        var _S91 : f32 = total_0 * _S90;
+        var _S92 : f32 = group_sum_0(_S89, _S48);
+        var _S93 : f32 = _S91 + _S92;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S90);
+        if(_S71 < _S70)
         {
-            i_0 = _S69;
+            i_0 = _S71;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S92 : u32 = i_0 + u32(7) * _S68;
-                if(_S92 < _S79)
+                var _S94 : u32 = i_0 + u32(7) * _S70;
+                if(_S94 < _S81)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S93 : u32 = i_0 + _S68;
-                var _S94 : u32 = i_0 + u32(2) * _S68;
-                var _S95 : u32 = i_0 + u32(3) * _S68;
-                var _S96 : u32 = i_0 + u32(4) * _S68;
-                var _S97 : u32 = i_0 + u32(5) * _S68;
-                var _S98 : u32 = i_0 + u32(6) * _S68;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S47).v_pages_offset_0, slots_0[i_0], _S70, _S73) + vec4<f32>(weights_0[_S93]) * value_2((*_S47).v_pages_offset_0, slots_0[_S93], _S70, _S73) + vec4<f32>(weights_0[_S94]) * value_2((*_S47).v_pages_offset_0, slots_0[_S94], _S70, _S73) + vec4<f32>(weights_0[_S95]) * value_2((*_S47).v_pages_offset_0, slots_0[_S95], _S70, _S73) + vec4<f32>(weights_0[_S96]) * value_2((*_S47).v_pages_offset_0, slots_0[_S96], _S70, _S73) + vec4<f32>(weights_0[_S97]) * value_2((*_S47).v_pages_offset_0, slots_0[_S97], _S70, _S73) + vec4<f32>(weights_0[_S98]) * value_2((*_S47).v_pages_offset_0, slots_0[_S98], _S70, _S73) + vec4<f32>(weights_0[_S92]) * value_2((*_S47).v_pages_offset_0, slots_0[_S92], _S70, _S73);
-                i_0 = i_0 + u32(8) * _S68;
+                var _S95 : u32 = i_0 + _S70;
+                var _S96 : u32 = i_0 + u32(2) * _S70;
+                var _S97 : u32 = i_0 + u32(3) * _S70;
+                var _S98 : u32 = i_0 + u32(4) * _S70;
+                var _S99 : u32 = i_0 + u32(5) * _S70;
+                var _S100 : u32 = i_0 + u32(6) * _S70;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_4((*_S49).v_pages_offset_0, slots_0[i_0], _S72, _S75) + vec4<f32>(weights_0[_S95]) * value_4((*_S49).v_pages_offset_0, slots_0[_S95], _S72, _S75) + vec4<f32>(weights_0[_S96]) * value_4((*_S49).v_pages_offset_0, slots_0[_S96], _S72, _S75) + vec4<f32>(weights_0[_S97]) * value_4((*_S49).v_pages_offset_0, slots_0[_S97], _S72, _S75) + vec4<f32>(weights_0[_S98]) * value_4((*_S49).v_pages_offset_0, slots_0[_S98], _S72, _S75) + vec4<f32>(weights_0[_S99]) * value_4((*_S49).v_pages_offset_0, slots_0[_S99], _S72, _S75) + vec4<f32>(weights_0[_S100]) * value_4((*_S49).v_pages_offset_0, slots_0[_S100], _S72, _S75) + vec4<f32>(weights_0[_S94]) * value_4((*_S49).v_pages_offset_0, slots_0[_S94], _S72, _S75);
+                i_0 = i_0 + u32(8) * _S70;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S79)
+                if(i_1 < _S81)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * value_2((*_S47).v_pages_offset_0, slots_0[i_1], _S70, _S73);
-                i_1 = i_1 + _S68;
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * value_4((*_S49).v_pages_offset_0, slots_0[i_1], _S72, _S75);
+                i_1 = i_1 + _S70;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -451,37 +463,37 @@ fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S86;
-        total_0 = _S91;
+        peak_0 = _S88;
+        total_0 = _S93;
     }
-    sums_0[_S46] = sum_1;
+    sums_0[_S48] = sum_1;
     workgroupBarrier();
-    if(_S66)
+    if(_S68)
     {
         i_0 = u32(0);
-        sum_0 = _S78;
+        sum_0 = _S80;
         for(;;)
         {
-            if(i_0 < _S68)
+            if(i_0 < _S70)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S65 + _S46];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S67 + _S48];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
-        if(_S63 >= _S62)
+        if(_S65 >= _S64)
         {
-            sum_1 = _S78;
+            sum_1 = _S80;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S99 : u32 = (*_S47).out_offset_0 + _S50 * (*_S47).out_stride_0 + _S53 * _S64 + u32(4) * _S46;
+        var _S101 : u32 = (*_S49).out_offset_0 + _S52 * (*_S49).out_stride_0 + _S55 * _S66 + u32(4) * _S48;
         i_1 = u32(0);
         for(;;)
         {
@@ -492,7 +504,7 @@ fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S99 + i_1] = sum_1[i_1];
+            entryPointParams_result_0[_S101 + i_1] = sum_1[i_1];
             i_1 = i_1 + u32(1);
         }
     }
@@ -504,7 +516,7 @@ fn attend_0( _S45 : vec3<u32>,  _S46 : u32,  _S47 : ptr<function, AttentionParam
 fn attention_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S5 = _builtinWaveLaneCount_0;
-    var _S100 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S100));
+    var _S102 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S102));
     return;
 }

@@ -35,35 +35,41 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 var<private> _S1 : u32;
 
+fn wave_max_0( value_0 : f32) -> f32
+{
+    var _S2 : f32 = subgroupMax(value_0);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
+fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupMax(value_0);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_max_0(value_1);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        var _S7 : f32 = max(result_0, floats_0[wave_0]);
+        var _S8 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -72,24 +78,30 @@ fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
 
 var<workgroup> factors_0 : array<f32, i32(128)>;
 
-fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
+fn wave_sum_0( value_2 : f32) -> f32
+{
+    var _S9 : f32 = subgroupAdd(value_2);
+    return _S9;
+}
+
+fn group_sum_0( value_3 : f32,  thread_1 : u32) -> f32
 {
     ;
-    var _S8 : u32 = _S1;
-    var _S9 : f32 = subgroupAdd(value_1);
-    var _S10 : bool = subgroupElect();
-    if(_S10)
+    var _S10 : u32 = _S1;
+    var _S11 : f32 = wave_sum_0(value_3);
+    var _S12 : u32 = thread_1 % _S10;
+    if(_S12 == u32(0))
     {
-        var _S11 : u32 = thread_1 / _S8;
-        floats_0[_S11] = _S9;
+        var _S13 : u32 = thread_1 / _S10;
+        floats_0[_S13] = _S11;
     }
     workgroupBarrier();
     var wave_2 : u32 = u32(0);
     var result_1 : f32 = 0.0f;
     for(;;)
     {
-        var _S12 : u32 = u32(128) / _S8;
-        if(wave_2 < _S12)
+        var _S14 : u32 = u32(128) / _S10;
+        if(wave_2 < _S14)
         {
         }
         else
@@ -106,18 +118,18 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 
 var<workgroup> sums_0 : array<vec4<f32>, i32(128)>;
 
-fn valid_rows_0( _S13 : u32,  _S14 : u32,  _S15 : u32) -> u32
+fn valid_rows_0( _S15 : u32,  _S16 : u32,  _S17 : u32) -> u32
 {
-    var _S16 : u32;
-    if(_S13 == u32(4294967295))
+    var _S18 : u32;
+    if(_S15 == u32(4294967295))
     {
-        _S16 = _S15;
+        _S18 = _S17;
     }
     else
     {
-        _S16 = min(max(entryPointParams_batch_0[_S13], _S14) - _S14, _S15);
+        _S18 = min(max(entryPointParams_batch_0[_S15], _S16) - _S16, _S17);
     }
-    return _S16;
+    return _S18;
 }
 
 @compute
@@ -125,75 +137,75 @@ fn valid_rows_0( _S13 : u32,  _S14 : u32,  _S15 : u32) -> u32
 fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S17 : u32 = group_number_0(group_1);
-    var _S18 : u32 = _S17 / entryPointParams_0.p_0.heads_0;
-    var _S19 : u32 = _S17 % entryPointParams_0.p_0.heads_0;
-    if(_S18 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S19 : u32 = group_number_0(group_1);
+    var _S20 : u32 = _S19 / entryPointParams_0.p_0.heads_0;
+    var _S21 : u32 = _S19 % entryPointParams_0.p_0.heads_0;
+    if(_S20 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S20 : u32 = entryPointParams_0.p_0.head_dim_0 / u32(4);
-    var _S21 : u32 = _S20 + u32(1);
-    var _S22 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S17 * entryPointParams_0.p_0.parts_0 * _S21;
+    var _S22 : u32 = entryPointParams_0.p_0.head_dim_0 / u32(4);
+    var _S23 : u32 = _S22 + u32(1);
+    var _S24 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S19 * entryPointParams_0.p_0.parts_0 * _S23;
     var sum_0 : vec4<f32>;
     if(thread_2 < (entryPointParams_0.p_0.parts_0))
     {
-        sum_0 = entryPointParams_scratch_0[_S22 + thread_2 * _S21 + _S20];
+        sum_0 = entryPointParams_scratch_0[_S24 + thread_2 * _S23 + _S22];
     }
     else
     {
         sum_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
-    var _S23 : bool = (sum_0.z) != 0.0f;
-    var _S24 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
-    var _S25 : f32;
-    if(_S24)
+    var _S25 : bool = (sum_0.z) != 0.0f;
+    var _S26 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
+    var _S27 : f32;
+    if(_S26)
     {
-        _S25 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S19], -3.4028234663852886e+38f);
+        _S27 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S21], -3.4028234663852886e+38f);
     }
     else
     {
-        _S25 = -3.4028234663852886e+38f;
+        _S27 = -3.4028234663852886e+38f;
     }
-    var _S26 : f32;
-    if(_S23)
+    var _S28 : f32;
+    if(_S25)
     {
-        _S26 = sum_0.x;
+        _S28 = sum_0.x;
     }
     else
     {
-        _S26 = -3.4028234663852886e+38f;
+        _S28 = -3.4028234663852886e+38f;
     }
-    var _S27 : f32 = group_max_0(_S26, thread_2);
-    var _S28 : f32 = max(_S25, _S27);
-    if(_S23)
+    var _S29 : f32 = group_max_0(_S28, thread_2);
+    var _S30 : f32 = max(_S27, _S29);
+    if(_S25)
     {
-        _S26 = exp(sum_0.x - _S28);
+        _S28 = exp(sum_0.x - _S30);
     }
     else
     {
-        _S26 = 0.0f;
+        _S28 = 0.0f;
     }
-    factors_0[thread_2] = _S26;
-    var _S29 : f32 = group_sum_0(_S26 * sum_0.y, thread_2);
-    if(_S24)
+    factors_0[thread_2] = _S28;
+    var _S31 : f32 = group_sum_0(_S28 * sum_0.y, thread_2);
+    if(_S26)
     {
-        _S25 = exp(_S25 - _S28);
+        _S27 = exp(_S27 - _S30);
     }
     else
     {
-        _S25 = 0.0f;
+        _S27 = 0.0f;
     }
-    var _S30 : f32 = _S29 + _S25;
-    var _S31 : u32 = u32(128) / _S20;
-    var _S32 : u32 = thread_2 / _S20;
-    var _S33 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S32 : f32 = _S31 + _S27;
+    var _S33 : u32 = u32(128) / _S22;
+    var _S34 : u32 = thread_2 / _S22;
+    var _S35 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var whole_0 : vec4<f32>;
     var i_0 : u32;
-    if(_S32 < _S31)
+    if(_S34 < _S33)
     {
-        i_0 = _S32;
-        sum_0 = _S33;
+        i_0 = _S34;
+        sum_0 = _S35;
         for(;;)
         {
             if(i_0 < (entryPointParams_0.p_0.parts_0))
@@ -205,202 +217,202 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             }
             if(i_0 < (entryPointParams_0.p_0.parts_0))
             {
-                _S25 = factors_0[i_0];
+                _S27 = factors_0[i_0];
             }
             else
             {
-                _S25 = 0.0f;
+                _S27 = 0.0f;
             }
-            if(_S25 != 0.0f)
+            if(_S27 != 0.0f)
             {
-                var _S34 : u32 = _S22 + i_0 * _S21;
-                var _S35 : u32 = thread_2 % _S20;
-                whole_0 = sum_0 + vec4<f32>(_S25) * entryPointParams_scratch_0[_S34 + _S35];
+                var _S36 : u32 = _S24 + i_0 * _S23;
+                var _S37 : u32 = thread_2 % _S22;
+                whole_0 = sum_0 + vec4<f32>(_S27) * entryPointParams_scratch_0[_S36 + _S37];
             }
             else
             {
                 whole_0 = sum_0;
             }
-            var _S36 : u32 = i_0 + _S31;
-            if(_S36 < (entryPointParams_0.p_0.parts_0))
+            var _S38 : u32 = i_0 + _S33;
+            if(_S38 < (entryPointParams_0.p_0.parts_0))
             {
-                _S26 = factors_0[_S36];
+                _S28 = factors_0[_S38];
             }
             else
             {
-                _S26 = 0.0f;
+                _S28 = 0.0f;
             }
             var sum_1 : vec4<f32>;
-            if(_S26 != 0.0f)
+            if(_S28 != 0.0f)
             {
-                var _S37 : u32 = _S22 + _S36 * _S21;
-                var _S38 : u32 = thread_2 % _S20;
-                sum_1 = whole_0 + vec4<f32>(_S26) * entryPointParams_scratch_0[_S37 + _S38];
+                var _S39 : u32 = _S24 + _S38 * _S23;
+                var _S40 : u32 = thread_2 % _S22;
+                sum_1 = whole_0 + vec4<f32>(_S28) * entryPointParams_scratch_0[_S39 + _S40];
             }
             else
             {
                 sum_1 = whole_0;
             }
-            var _S39 : u32 = i_0 + u32(2) * _S31;
-            var _S40 : f32;
-            if(_S39 < (entryPointParams_0.p_0.parts_0))
+            var _S41 : u32 = i_0 + u32(2) * _S33;
+            var _S42 : f32;
+            if(_S41 < (entryPointParams_0.p_0.parts_0))
             {
-                _S40 = factors_0[_S39];
+                _S42 = factors_0[_S41];
             }
             else
             {
-                _S40 = 0.0f;
+                _S42 = 0.0f;
             }
             var sum_2 : vec4<f32>;
-            if(_S40 != 0.0f)
+            if(_S42 != 0.0f)
             {
-                var _S41 : u32 = _S22 + _S39 * _S21;
-                var _S42 : u32 = thread_2 % _S20;
-                sum_2 = sum_1 + vec4<f32>(_S40) * entryPointParams_scratch_0[_S41 + _S42];
+                var _S43 : u32 = _S24 + _S41 * _S23;
+                var _S44 : u32 = thread_2 % _S22;
+                sum_2 = sum_1 + vec4<f32>(_S42) * entryPointParams_scratch_0[_S43 + _S44];
             }
             else
             {
                 sum_2 = sum_1;
             }
-            var _S43 : u32 = i_0 + u32(3) * _S31;
-            var _S44 : f32;
-            if(_S43 < (entryPointParams_0.p_0.parts_0))
+            var _S45 : u32 = i_0 + u32(3) * _S33;
+            var _S46 : f32;
+            if(_S45 < (entryPointParams_0.p_0.parts_0))
             {
-                _S44 = factors_0[_S43];
+                _S46 = factors_0[_S45];
             }
             else
             {
-                _S44 = 0.0f;
+                _S46 = 0.0f;
             }
             var sum_3 : vec4<f32>;
-            if(_S44 != 0.0f)
+            if(_S46 != 0.0f)
             {
-                var _S45 : u32 = _S22 + _S43 * _S21;
-                var _S46 : u32 = thread_2 % _S20;
-                sum_3 = sum_2 + vec4<f32>(_S44) * entryPointParams_scratch_0[_S45 + _S46];
+                var _S47 : u32 = _S24 + _S45 * _S23;
+                var _S48 : u32 = thread_2 % _S22;
+                sum_3 = sum_2 + vec4<f32>(_S46) * entryPointParams_scratch_0[_S47 + _S48];
             }
             else
             {
                 sum_3 = sum_2;
             }
-            var _S47 : u32 = i_0 + u32(4) * _S31;
-            var _S48 : f32;
-            if(_S47 < (entryPointParams_0.p_0.parts_0))
+            var _S49 : u32 = i_0 + u32(4) * _S33;
+            var _S50 : f32;
+            if(_S49 < (entryPointParams_0.p_0.parts_0))
             {
-                _S48 = factors_0[_S47];
+                _S50 = factors_0[_S49];
             }
             else
             {
-                _S48 = 0.0f;
+                _S50 = 0.0f;
             }
             var sum_4 : vec4<f32>;
-            if(_S48 != 0.0f)
+            if(_S50 != 0.0f)
             {
-                var _S49 : u32 = _S22 + _S47 * _S21;
-                var _S50 : u32 = thread_2 % _S20;
-                sum_4 = sum_3 + vec4<f32>(_S48) * entryPointParams_scratch_0[_S49 + _S50];
+                var _S51 : u32 = _S24 + _S49 * _S23;
+                var _S52 : u32 = thread_2 % _S22;
+                sum_4 = sum_3 + vec4<f32>(_S50) * entryPointParams_scratch_0[_S51 + _S52];
             }
             else
             {
                 sum_4 = sum_3;
             }
-            var _S51 : u32 = i_0 + u32(5) * _S31;
-            var _S52 : f32;
-            if(_S51 < (entryPointParams_0.p_0.parts_0))
+            var _S53 : u32 = i_0 + u32(5) * _S33;
+            var _S54 : f32;
+            if(_S53 < (entryPointParams_0.p_0.parts_0))
             {
-                _S52 = factors_0[_S51];
+                _S54 = factors_0[_S53];
             }
             else
             {
-                _S52 = 0.0f;
+                _S54 = 0.0f;
             }
             var sum_5 : vec4<f32>;
-            if(_S52 != 0.0f)
+            if(_S54 != 0.0f)
             {
-                var _S53 : u32 = _S22 + _S51 * _S21;
-                var _S54 : u32 = thread_2 % _S20;
-                sum_5 = sum_4 + vec4<f32>(_S52) * entryPointParams_scratch_0[_S53 + _S54];
+                var _S55 : u32 = _S24 + _S53 * _S23;
+                var _S56 : u32 = thread_2 % _S22;
+                sum_5 = sum_4 + vec4<f32>(_S54) * entryPointParams_scratch_0[_S55 + _S56];
             }
             else
             {
                 sum_5 = sum_4;
             }
-            var _S55 : u32 = i_0 + u32(6) * _S31;
-            var _S56 : f32;
-            if(_S55 < (entryPointParams_0.p_0.parts_0))
+            var _S57 : u32 = i_0 + u32(6) * _S33;
+            var _S58 : f32;
+            if(_S57 < (entryPointParams_0.p_0.parts_0))
             {
-                _S56 = factors_0[_S55];
+                _S58 = factors_0[_S57];
             }
             else
             {
-                _S56 = 0.0f;
+                _S58 = 0.0f;
             }
             var sum_6 : vec4<f32>;
-            if(_S56 != 0.0f)
+            if(_S58 != 0.0f)
             {
-                var _S57 : u32 = _S22 + _S55 * _S21;
-                var _S58 : u32 = thread_2 % _S20;
-                sum_6 = sum_5 + vec4<f32>(_S56) * entryPointParams_scratch_0[_S57 + _S58];
+                var _S59 : u32 = _S24 + _S57 * _S23;
+                var _S60 : u32 = thread_2 % _S22;
+                sum_6 = sum_5 + vec4<f32>(_S58) * entryPointParams_scratch_0[_S59 + _S60];
             }
             else
             {
                 sum_6 = sum_5;
             }
-            var _S59 : u32 = i_0 + u32(7) * _S31;
-            var _S60 : f32;
-            if(_S59 < (entryPointParams_0.p_0.parts_0))
+            var _S61 : u32 = i_0 + u32(7) * _S33;
+            var _S62 : f32;
+            if(_S61 < (entryPointParams_0.p_0.parts_0))
             {
-                _S60 = factors_0[_S59];
+                _S62 = factors_0[_S61];
             }
             else
             {
-                _S60 = 0.0f;
+                _S62 = 0.0f;
             }
-            if(_S60 != 0.0f)
+            if(_S62 != 0.0f)
             {
-                var _S61 : u32 = _S22 + _S59 * _S21;
-                var _S62 : u32 = thread_2 % _S20;
-                sum_0 = sum_6 + vec4<f32>(_S60) * entryPointParams_scratch_0[_S61 + _S62];
+                var _S63 : u32 = _S24 + _S61 * _S23;
+                var _S64 : u32 = thread_2 % _S22;
+                sum_0 = sum_6 + vec4<f32>(_S62) * entryPointParams_scratch_0[_S63 + _S64];
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + u32(8) * _S31;
+            i_0 = i_0 + u32(8) * _S33;
         }
     }
     else
     {
-        sum_0 = _S33;
+        sum_0 = _S35;
     }
     sums_0[thread_2] = sum_0;
     workgroupBarrier();
-    if(thread_2 < _S20)
+    if(thread_2 < _S22)
     {
         i_0 = u32(0);
-        whole_0 = _S33;
+        whole_0 = _S35;
         for(;;)
         {
-            if(i_0 < _S31)
+            if(i_0 < _S33)
             {
             }
             else
             {
                 break;
             }
-            var whole_1 : vec4<f32> = whole_0 + sums_0[i_0 * _S20 + thread_2];
+            var whole_1 : vec4<f32> = whole_0 + sums_0[i_0 * _S22 + thread_2];
             i_0 = i_0 + u32(1);
             whole_0 = whole_1;
         }
-        if(_S29 != 0.0f)
+        if(_S31 != 0.0f)
         {
-            sum_0 = whole_0 / vec4<f32>(_S30);
+            sum_0 = whole_0 / vec4<f32>(_S32);
         }
         else
         {
-            sum_0 = _S33;
+            sum_0 = _S35;
         }
-        var _S63 : u32 = entryPointParams_0.p_0.out_offset_0 + _S18 * entryPointParams_0.p_0.out_stride_0 + _S19 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
+        var _S65 : u32 = entryPointParams_0.p_0.out_offset_0 + _S20 * entryPointParams_0.p_0.out_stride_0 + _S21 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
         var j_0 : u32 = u32(0);
         for(;;)
         {
@@ -411,7 +423,7 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             {
                 break;
             }
-            entryPointParams_result_0[_S63 + j_0] = sum_0[j_0];
+            entryPointParams_result_0[_S65 + j_0] = sum_0[j_0];
             j_0 = j_0 + u32(1);
         }
     }

@@ -21,6 +21,7 @@ struct AttentionPartParams_std140_0
     @align(16) scale_0 : f32,
     @align(4) window_0 : u32,
     @align(8) parts_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -46,13 +47,22 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+fn units_of_0( rows_1 : u32,  heads_1 : u32,  kv_heads_1 : u32) -> u32
+{
+    var _S1 : u32 = rows_1 * kv_heads_1;
+    var _S2 : u32 = heads_1 / kv_heads_1;
+    return _S1 * ((_S2 + u32(4) - u32(1)) / u32(4));
+}
+
 struct Part_0
 {
      number_0 : u32,
+     used_0 : u32,
+     unit_0 : u32,
      row_0 : u32,
      kv_head_0 : u32,
      head_0 : u32,
-     heads_1 : u32,
+     heads_2 : u32,
      begin_0 : u32,
      end_0 : u32,
      head_dim_1 : u32,
@@ -63,30 +73,32 @@ struct Part_0
      out_stride_0 : u32,
 };
 
-fn part_of_0( number_1 : u32,  rows_1 : u32,  heads_2 : u32,  kv_heads_1 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
+fn part_of_0( number_1 : u32,  rows_2 : u32,  heads_3 : u32,  kv_heads_2 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
 {
-    var _S1 : u32 = heads_2 / kv_heads_1;
-    var _S2 : u32 = (_S1 + u32(4) - u32(1)) / u32(4);
-    var _S3 : u32 = rows_1 * kv_heads_1 * _S2;
-    var _S4 : u32 = number_1 % _S3;
-    var _S5 : u32 = _S4 % _S2;
+    var _S3 : u32 = heads_3 / kv_heads_2;
+    var _S4 : u32 = (_S3 + u32(4) - u32(1)) / u32(4);
+    var _S5 : u32 = units_of_0(rows_2, heads_3, kv_heads_2);
+    var _S6 : u32 = number_1 % _S5;
+    var _S7 : u32 = _S6 % _S4;
     var part_0 : Part_0;
-    var _S6 : u32 = number_1 / _S3;
-    part_0.number_0 = _S6;
-    var _S7 : u32 = _S4 / (kv_heads_1 * _S2);
-    part_0.row_0 = _S7;
-    var _S8 : u32 = _S4 / _S2;
-    var _S9 : u32 = _S8 % kv_heads_1;
-    part_0.kv_head_0 = _S9;
-    var _S10 : u32 = _S5 * u32(4);
-    var _S11 : u32 = _S9 * _S1 + _S10;
-    part_0.head_0 = _S11;
-    part_0.heads_1 = min(_S1 - _S10, u32(4));
+    part_0.unit_0 = _S6;
+    var _S8 : u32 = number_1 / _S5;
+    part_0.number_0 = _S8;
+    var _S9 : u32 = _S6 / (kv_heads_2 * _S4);
+    part_0.row_0 = _S9;
+    var _S10 : u32 = _S6 / _S4;
+    var _S11 : u32 = _S10 % kv_heads_2;
+    part_0.kv_head_0 = _S11;
+    var _S12 : u32 = _S7 * u32(4);
+    var _S13 : u32 = _S11 * _S3 + _S12;
+    part_0.head_0 = _S13;
+    part_0.heads_2 = min(_S3 - _S12, u32(4));
     part_0.head_dim_1 = head_dim_2;
-    part_0.columns_0 = kv_heads_1 * head_dim_2;
-    var _S12 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
-    part_0.out_stride_0 = _S12;
-    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_2 + _S11) * _S12 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.columns_0 = kv_heads_2 * head_dim_2;
+    var _S14 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
+    part_0.out_stride_0 = _S14;
+    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_3 + _S13) * _S14 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.used_0 = u32(0);
     part_0.end_0 = u32(0);
     part_0.begin_0 = u32(0);
     part_0.v_pages_offset_1 = u32(0);
@@ -104,68 +116,85 @@ struct SequenceTable_0
 
 fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
 {
-    var _S13 : SequenceTable_0;
-    _S13.begin_1 = begin_2;
-    _S13.page_size_1 = page_size_2;
-    _S13.pages_1 = pages_2;
-    _S13.length_0 = length_1;
-    return _S13;
+    var _S15 : SequenceTable_0;
+    _S15.begin_1 = begin_2;
+    _S15.page_size_1 = page_size_2;
+    _S15.pages_1 = pages_2;
+    _S15.length_0 = length_1;
+    return _S15;
 }
 
 fn SequenceTable_end_of_0( this_0 : SequenceTable_0,  position_0 : u32) -> u32
 {
-    var _S14 : u32;
+    var _S16 : u32;
     if(position_0 < (this_0.length_0))
     {
-        _S14 = position_0 + u32(1);
+        _S16 = position_0 + u32(1);
     }
     else
     {
-        _S14 = this_0.length_0;
-    }
-    return _S14;
-}
-
-fn first_seen_0( position_1 : u32,  window_1 : u32) -> u32
-{
-    var _S15 : bool;
-    if(window_1 != u32(0))
-    {
-        _S15 = position_1 >= window_1;
-    }
-    else
-    {
-        _S15 = false;
-    }
-    var _S16 : u32;
-    if(_S15)
-    {
-        _S16 = position_1 - window_1 + u32(1);
-    }
-    else
-    {
-        _S16 = u32(0);
+        _S16 = this_0.length_0;
     }
     return _S16;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+fn first_seen_0( position_1 : u32,  window_1 : u32) -> u32
 {
-    var _S17 : u32;
-    if(first_0 < length_2)
+    var _S17 : bool;
+    if(window_1 != u32(0))
     {
-        _S17 = length_2 - first_0;
+        _S17 = position_1 >= window_1;
     }
     else
     {
-        _S17 = u32(0);
+        _S17 = false;
     }
-    var _S18 : u32 = parts_2 * u32(64);
-    var _S19 : u32 = (_S17 + _S18 - u32(1)) / _S18;
-    var _S20 : u32 = _S19 * u32(64);
-    var _S21 : u32 = min(first_0 + (*part_1).number_0 * _S20, length_2);
-    (*part_1).begin_0 = _S21;
-    (*part_1).end_0 = min(_S21 + _S20, length_2);
+    var _S18 : u32;
+    if(_S17)
+    {
+        _S18 = position_1 - window_1 + u32(1);
+    }
+    else
+    {
+        _S18 = u32(0);
+    }
+    return _S18;
+}
+
+fn Part_take_0( this_1 : ptr<function, Part_0>,  other_0 : u32)
+{
+    (*this_1).out_0 = (*this_1).out_0 + (other_0 - (*this_1).number_0) * ((*this_1).head_dim_1 / u32(4) + u32(1));
+    (*this_1).number_0 = other_0;
+    return;
+}
+
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
+{
+    var _S19 : u32;
+    if(first_0 < length_2)
+    {
+        _S19 = length_2 - first_0;
+    }
+    else
+    {
+        _S19 = u32(0);
+    }
+    var _S20 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S21 : u32 = (_S19 + _S20 - u32(1)) / _S20;
+    var _S22 : u32 = _S21 * tiles_0 * u32(64);
+    var _S23 : u32 = min(first_0 + (*part_1).number_0 * _S22, length_2);
+    (*part_1).begin_0 = _S23;
+    (*part_1).end_0 = min(_S23 + _S22, length_2);
+    if(_S19 == u32(0))
+    {
+        _S19 = u32(1);
+    }
+    else
+    {
+        var _S24 : u32 = (_S19 + _S22 - u32(1)) / _S22;
+        _S19 = _S24;
+    }
+    (*part_1).used_0 = _S19;
     return;
 }
 
@@ -181,29 +210,29 @@ fn query_at_0( vector_0 : u32) -> vec4<f32>
     return query_0[vector_0];
 }
 
-var<private> _S22 : u32;
+var<private> _S25 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
 fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S23 : u32 = _S22;
-    var _S24 : vec4<f32> = subgroupAdd(value_0);
-    var _S25 : bool = subgroupElect();
-    if(_S25)
+    var _S26 : u32 = _S25;
+    var _S27 : vec4<f32> = subgroupAdd(value_0);
+    var _S28 : bool = subgroupElect();
+    if(_S28)
     {
-        var _S26 : u32 = thread_0 / _S23;
-        waves_0[_S26] = _S24;
+        var _S29 : u32 = thread_0 / _S26;
+        waves_0[_S29] = _S27;
     }
     workgroupBarrier();
-    var _S27 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S30 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S27;
+    var result_0 : vec4<f32> = _S30;
     for(;;)
     {
-        var _S28 : u32 = u32(128) / _S23;
-        if(wave_0 < _S28)
+        var _S31 : u32 = u32(128) / _S26;
+        if(wave_0 < _S31)
         {
         }
         else
@@ -224,14 +253,14 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
         products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
-        var _S29 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_at_0(_S29 + thread_1), key_0);
-        products_0[u32(2)] = dot(query_at_0(u32(2) * _S29 + thread_1), key_0);
-        products_0[u32(3)] = dot(query_at_0(u32(3) * _S29 + thread_1), key_0);
+        var _S32 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S32 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S32 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S32 + thread_1), key_0);
     }
-    var _S30 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S33 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S30;
+    return _S33;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
@@ -241,30 +270,30 @@ var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S31 : u32 = _S22;
-    var _S32 : vec4<f32> = subgroupMax(value_1);
-    var _S33 : bool = subgroupElect();
-    if(_S33)
+    var _S34 : u32 = _S25;
+    var _S35 : vec4<f32> = subgroupMax(value_1);
+    var _S36 : bool = subgroupElect();
+    if(_S36)
     {
-        var _S34 : u32 = thread_2 / _S31;
-        waves_0[_S34] = _S32;
+        var _S37 : u32 = thread_2 / _S34;
+        waves_0[_S37] = _S35;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S35 : u32 = u32(128) / _S31;
-        if(wave_1 < _S35)
+        var _S38 : u32 = u32(128) / _S34;
+        if(wave_1 < _S38)
         {
         }
         else
         {
             break;
         }
-        var _S36 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S39 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S36;
+        result_2 = _S39;
         wave_1 = wave_2;
     }
     return result_2;
@@ -272,43 +301,34 @@ fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 
 var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 
-fn valid_rows_0( _S37 : u32,  _S38 : u32,  _S39 : u32) -> u32
+fn valid_rows_0( _S40 : u32,  _S41 : u32,  _S42 : u32) -> u32
 {
-    var _S40 : u32;
-    if(_S37 == u32(4294967295))
+    var _S43 : u32;
+    if(_S40 == u32(4294967295))
     {
-        _S40 = _S39;
+        _S43 = _S42;
     }
     else
     {
-        _S40 = min(max(entryPointParams_batch_0[_S37], _S38) - _S38, _S39);
+        _S43 = min(max(entryPointParams_batch_0[_S40], _S41) - _S41, _S42);
     }
-    return _S40;
+    return _S43;
 }
 
-fn row_sequence_0( _S41 : u32,  _S42 : u32) -> u32
+fn row_sequence_0( _S44 : u32,  _S45 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S41 + u32(3) + u32(2) * _S42];
+    return entryPointParams_batch_0[_S44 + u32(3) + u32(2) * _S45];
 }
 
-fn sequence_table_0( _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> SequenceTable_0
+fn sequence_table_0( _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32) -> SequenceTable_0
 {
-    var _S49 : u32 = _S43 + min(_S44, _S45 - u32(1)) * (_S46 + u32(1));
-    return SequenceTable_x24init_0(_S49 + u32(1), _S47, _S48, min(entryPointParams_sequences_0[_S49], min(_S46, _S48) * _S47));
+    var _S52 : u32 = _S46 + min(_S47, _S48 - u32(1)) * (_S49 + u32(1));
+    return SequenceTable_x24init_0(_S52 + u32(1), _S50, _S51, min(entryPointParams_sequences_0[_S52], min(_S49, _S51) * _S50));
 }
 
-fn row_position_0( _S50 : u32,  _S51 : u32) -> u32
+fn row_position_0( _S53 : u32,  _S54 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S50 + u32(2) + u32(2) * _S51];
-}
-
-fn leave_empty_0( _S52 : u32,  _S53 : Part_0)
-{
-    if(_S52 < (_S53.heads_1))
-    {
-        entryPointParams_scratch_0[_S53.out_0 + _S52 * _S53.out_stride_0 + _S53.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
-    }
-    return;
+    return entryPointParams_batch_0[_S53 + u32(2) + u32(2) * _S54];
 }
 
 struct Plain_0
@@ -316,52 +336,61 @@ struct Plain_0
      begin_3 : u32,
 };
 
-fn Plain_four_0( _S54 : Plain_0,  _S55 : u32) -> vec4<f32>
+fn leave_empty_0( _S55 : u32,  _S56 : Part_0)
 {
-    var _S56 : u32 = _S54.begin_3 + _S55;
-    return vec4<f32>(entryPointParams_q_0[_S56], entryPointParams_q_0[_S56 + u32(1)], entryPointParams_q_0[_S56 + u32(2)], entryPointParams_q_0[_S56 + u32(3)]);
+    if(_S55 < (_S56.heads_2))
+    {
+        entryPointParams_scratch_0[_S56.out_0 + _S55 * _S56.out_stride_0 + _S56.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    return;
 }
 
-fn load_queries_0( _S57 : u32,  _S58 : Part_0,  _S59 : u32,  _S60 : f32,  _S61 : Plain_0)
+fn Plain_four_0( _S57 : Plain_0,  _S58 : u32) -> vec4<f32>
 {
-    var i_0 : u32 = _S57;
+    var _S59 : u32 = _S57.begin_3 + _S58;
+    return vec4<f32>(entryPointParams_q_0[_S59], entryPointParams_q_0[_S59 + u32(1)], entryPointParams_q_0[_S59 + u32(2)], entryPointParams_q_0[_S59 + u32(3)]);
+}
+
+fn load_queries_0( _S60 : u32,  _S61 : Part_0,  _S62 : u32,  _S63 : f32,  _S64 : Plain_0)
+{
+    var i_0 : u32 = _S60;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S59))
+        if(i_0 < (u32(4) * _S62))
         {
         }
         else
         {
             break;
         }
-        var _S62 : u32 = i_0 % _S59;
-        var _S63 : u32 = i_0 / _S59;
-        var _S64 : bool;
-        if(_S63 < (_S58.heads_1))
+        var _S65 : u32 = i_0 % _S62;
+        var _S66 : u32 = i_0 / _S62;
+        var _S67 : bool;
+        if(_S66 < (_S61.heads_2))
         {
-            _S64 = _S62 < (_S58.head_dim_1 / u32(4));
+            _S67 = _S65 < (_S61.head_dim_1 / u32(4));
         }
         else
         {
-            _S64 = false;
+            _S67 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S64)
+        if(_S67)
         {
-            var _S65 : u32 = i_0 / _S59;
-            query_0[i_0] = vec4<f32>(_S60) * Plain_four_0(_S61, (_S58.head_0 + _S65) * _S58.head_dim_1 + u32(4) * _S62);
+            var _S68 : u32 = i_0 / _S62;
+            query_0[i_0] = vec4<f32>(_S63) * Plain_four_0(_S64, (_S61.head_0 + _S68) * _S61.head_dim_1 + u32(4) * _S65);
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn SequenceTable_slot_0( _S66 : SequenceTable_0,  _S67 : u32) -> u32
+fn SequenceTable_slot_0( _S69 : SequenceTable_0,  _S70 : u32) -> u32
 {
-    var _S68 : u32 = _S67 / _S66.page_size_1;
-    var _S69 : u32 = min(entryPointParams_sequences_0[_S66.begin_1 + _S68], _S66.pages_1 - u32(1)) * _S66.page_size_1;
-    var _S70 : u32 = _S67 % _S66.page_size_1;
-    return _S69 + _S70;
+    var _S71 : u32 = _S70 / _S69.page_size_1;
+    var _S72 : u32 = min(entryPointParams_sequences_0[_S69.begin_1 + _S71], _S69.pages_1 - u32(1)) * _S69.page_size_1;
+    var _S73 : u32 = _S70 % _S69.page_size_1;
+    return _S72 + _S73;
 }
 
 struct Run_0
@@ -372,10 +401,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S71 : Run_0;
-    _S71.vector_1 = vector_2;
-    _S71.scale_1 = scale_2;
-    return _S71;
+    var _S74 : Run_0;
+    _S74.vector_1 = vector_2;
+    _S74.scale_1 = scale_2;
+    return _S74;
 }
 
 fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
@@ -383,12 +412,12 @@ fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : 
     return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
 }
 
-fn Float16_scale_0( _S72 : u32) -> f32
+fn Float16_scale_0( _S75 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float16_scale_1( _S73 : u32) -> f32
+fn Float16_scale_1( _S76 : u32) -> f32
 {
     return 1.0f;
 }
@@ -403,147 +432,147 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  _S78 : Plain_0,  _S79 : bool,  _S80 : Plain_0,  _S81 : Plain_0)
+fn attend_0( _S77 : u32,  _S78 : SequenceTable_0,  _S79 : Part_0,  _S80 : f32,  _S81 : Plain_0,  _S82 : bool,  _S83 : Plain_0,  _S84 : Plain_0)
 {
     var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S82 : u32;
-    var _S83 : u32 = _S76.head_dim_1 / u32(4);
-    var _S84 : u32 = padded_vectors_0(_S76.head_dim_1);
-    load_queries_0(_S74, _S76, _S84, _S77, _S78);
-    var _S85 : u32 = u32(128) / _S83;
-    var _S86 : u32 = _S74 / _S83;
-    var _S87 : u32 = _S76.kv_head_0 * _S76.head_dim_1;
-    var _S88 : u32 = _S74 % _S83;
-    var _S89 : u32 = _S87 + u32(4) * _S88;
-    var _S90 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-    var _S91 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S85 : u32;
+    var _S86 : u32 = _S79.head_dim_1 / u32(4);
+    var _S87 : u32 = padded_vectors_0(_S79.head_dim_1);
+    load_queries_0(_S77, _S79, _S87, _S80, _S81);
+    var _S88 : u32 = u32(128) / _S86;
+    var _S89 : u32 = _S77 / _S86;
+    var _S90 : u32 = _S79.kv_head_0 * _S79.head_dim_1;
+    var _S91 : u32 = _S77 % _S86;
+    var _S92 : u32 = _S90 + u32(4) * _S91;
+    var _S93 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S94 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    sums_0[u32(0)] = _S91;
-    sums_0[u32(1)] = _S91;
-    sums_0[u32(2)] = _S91;
-    sums_0[u32(3)] = _S91;
+    sums_0[u32(0)] = _S94;
+    sums_0[u32(1)] = _S94;
+    sums_0[u32(2)] = _S94;
+    sums_0[u32(3)] = _S94;
     var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S79)
+    if(_S82)
     {
-        var _S92 : vec4<f32> = score_0(_S74, _S76, Plain_four_0(_S80, _S89));
-        var _S93 : i32;
-        if(_S74 == u32(0))
+        var _S95 : vec4<f32> = score_0(_S77, _S79, Plain_four_0(_S83, _S92));
+        var _S96 : i32;
+        if(_S77 == u32(0))
         {
-            _S93 = i32(1);
+            _S96 = i32(1);
         }
         else
         {
-            _S93 = i32(0);
+            _S96 = i32(0);
         }
-        var _S94 : vec4<f32> = vec4<f32>(vec4<i32>(_S93));
-        var _S95 : vec4<f32> = Plain_four_0(_S81, _S89);
-        var _S96 : bool = _S86 == u32(0);
-        if(_S96)
+        var _S97 : vec4<f32> = vec4<f32>(vec4<i32>(_S96));
+        var _S98 : vec4<f32> = Plain_four_0(_S84, _S92);
+        var _S99 : bool = _S89 == u32(0);
+        if(_S99)
         {
-            peak_0 = _S95;
+            peak_0 = _S98;
         }
         else
         {
-            peak_0 = _S91;
+            peak_0 = _S94;
         }
         sums_0[u32(0)] = peak_0;
-        if(_S96)
+        if(_S99)
         {
-            peak_0 = _S95;
+            peak_0 = _S98;
         }
         else
         {
-            peak_0 = _S91;
+            peak_0 = _S94;
         }
         sums_0[u32(1)] = peak_0;
-        if(_S96)
+        if(_S99)
         {
-            peak_0 = _S95;
+            peak_0 = _S98;
         }
         else
         {
-            peak_0 = _S91;
+            peak_0 = _S94;
         }
         sums_0[u32(2)] = peak_0;
-        if(_S96)
+        if(_S99)
         {
-            peak_0 = _S95;
+            peak_0 = _S98;
         }
         else
         {
-            peak_0 = _S91;
+            peak_0 = _S94;
         }
         sums_0[u32(3)] = peak_0;
-        peak_0 = _S92;
-        total_0 = _S94;
+        peak_0 = _S95;
+        total_0 = _S97;
     }
     else
     {
-        peak_0 = _S90;
-        total_0 = _S91;
+        peak_0 = _S93;
+        total_0 = _S94;
     }
-    var tile_0 : u32 = _S76.begin_0;
+    var tile_0 : u32 = _S79.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S76.end_0))
+        if(tile_0 < (_S79.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S97 : bool = _S74 < u32(64);
-        if(_S97)
+        var _S100 : bool = _S77 < u32(64);
+        if(_S100)
         {
-            var _S98 : u32 = SequenceTable_slot_0(_S75, min(tile_0 + _S74, _S76.end_0 - u32(1)));
-            slots_0[_S74] = _S98;
+            var _S101 : u32 = SequenceTable_slot_0(_S78, min(tile_0 + _S77, _S79.end_0 - u32(1)));
+            slots_0[_S77] = _S101;
         }
         workgroupBarrier();
         var values_0 : array<vec2<u32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S99 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S99.vector_1];
-        scales_0[u32(0)] = Float16_scale_0(_S99.scale_1);
-        var _S100 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S85, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S100.vector_1];
-        scales_0[u32(1)] = Float16_scale_0(_S100.scale_1);
-        var _S101 : u32 = u32(2) * _S85;
-        var _S102 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S101, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S102.vector_1];
-        scales_0[u32(2)] = Float16_scale_0(_S102.scale_1);
-        var _S103 : u32 = u32(3) * _S85;
-        var _S104 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S103, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S104.vector_1];
-        scales_0[u32(3)] = Float16_scale_0(_S104.scale_1);
-        var _S105 : u32 = u32(4) * _S85;
-        var _S106 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S105, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S106.vector_1];
-        scales_0[u32(4)] = Float16_scale_0(_S106.scale_1);
-        var _S107 : u32 = u32(5) * _S85;
-        var _S108 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S107, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S108.vector_1];
-        scales_0[u32(5)] = Float16_scale_0(_S108.scale_1);
-        var _S109 : u32 = u32(6) * _S85;
-        var _S110 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S109, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S110.vector_1];
-        scales_0[u32(6)] = Float16_scale_0(_S110.scale_1);
-        var _S111 : u32 = u32(7) * _S85;
-        var _S112 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(_S86 + _S111, u32(63))], _S76.columns_0, _S89);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S112.vector_1];
-        scales_0[u32(7)] = Float16_scale_0(_S112.scale_1);
+        var _S102 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S102.vector_1];
+        scales_0[u32(0)] = Float16_scale_0(_S102.scale_1);
+        var _S103 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S88, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S103.vector_1];
+        scales_0[u32(1)] = Float16_scale_0(_S103.scale_1);
+        var _S104 : u32 = u32(2) * _S88;
+        var _S105 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S104, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S105.vector_1];
+        scales_0[u32(2)] = Float16_scale_0(_S105.scale_1);
+        var _S106 : u32 = u32(3) * _S88;
+        var _S107 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S106, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S107.vector_1];
+        scales_0[u32(3)] = Float16_scale_0(_S107.scale_1);
+        var _S108 : u32 = u32(4) * _S88;
+        var _S109 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S108, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S109.vector_1];
+        scales_0[u32(4)] = Float16_scale_0(_S109.scale_1);
+        var _S110 : u32 = u32(5) * _S88;
+        var _S111 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S110, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S111.vector_1];
+        scales_0[u32(5)] = Float16_scale_0(_S111.scale_1);
+        var _S112 : u32 = u32(6) * _S88;
+        var _S113 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S112, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S113.vector_1];
+        scales_0[u32(6)] = Float16_scale_0(_S113.scale_1);
+        var _S114 : u32 = u32(7) * _S88;
+        var _S115 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(_S89 + _S114, u32(63))], _S79.columns_0, _S92);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S115.vector_1];
+        scales_0[u32(7)] = Float16_scale_0(_S115.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float16_run_0(_S76.k_pages_offset_1, slots_0[_S74 / u32(4)], _S76.columns_0, _S87);
+        keys_0[u32(0)] = Float16_run_0(_S79.k_pages_offset_1, slots_0[_S77 / u32(4)], _S79.columns_0, _S90);
         var products_1 : array<vec4<f32>, i32(2)>;
-        products_1[u32(0)] = _S91;
-        keys_0[u32(1)] = Float16_run_0(_S76.k_pages_offset_1, slots_0[_S74 / u32(4) + u32(32)], _S76.columns_0, _S87);
-        products_1[u32(1)] = _S91;
-        i_1 = _S74 % u32(4);
+        products_1[u32(0)] = _S94;
+        keys_0[u32(1)] = Float16_run_0(_S79.k_pages_offset_1, slots_0[_S77 / u32(4) + u32(32)], _S79.columns_0, _S90);
+        products_1[u32(1)] = _S94;
+        i_1 = _S77 % u32(4);
         for(;;)
         {
-            if(i_1 < _S83)
+            if(i_1 < _S86)
             {
             }
             else
@@ -552,184 +581,169 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             var ahead_0 : array<vec2<u32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S113 : u32 = _S83 - u32(1);
-            var _S114 : u32 = min(i_1, _S113);
-            var _S115 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S114];
-            ahead_0[u32(0)] = _S115;
-            var _S116 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S114 / u32(8));
-            key_scales_0[u32(0)] = _S116;
-            var _S117 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S114];
-            ahead_0[u32(1)] = _S117;
-            var _S118 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S114 / u32(8));
-            key_scales_0[u32(1)] = _S118;
-            var _S119 : u32 = i_1 + u32(4);
-            var _S120 : u32 = min(_S119, _S113);
-            var _S121 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S120];
-            ahead_0[u32(2)] = _S121;
-            var _S122 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S120 / u32(8));
-            key_scales_0[u32(2)] = _S122;
-            var _S123 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S120];
-            ahead_0[u32(3)] = _S123;
-            var _S124 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S120 / u32(8));
-            key_scales_0[u32(3)] = _S124;
-            var _S125 : u32 = i_1 + u32(8);
-            var _S126 : u32 = min(_S125, _S113);
-            var _S127 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S126];
-            ahead_0[u32(4)] = _S127;
-            var _S128 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S126 / u32(8));
-            key_scales_0[u32(4)] = _S128;
-            var _S129 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S126];
-            ahead_0[u32(5)] = _S129;
-            var _S130 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S126 / u32(8));
-            key_scales_0[u32(5)] = _S130;
-            var _S131 : u32 = i_1 + u32(12);
-            var _S132 : u32 = min(_S131, _S113);
-            var _S133 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S132];
-            ahead_0[u32(6)] = _S133;
-            var _S134 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S132 / u32(8));
-            key_scales_0[u32(6)] = _S134;
-            var _S135 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S132];
-            ahead_0[u32(7)] = _S135;
-            var _S136 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S132 / u32(8));
-            key_scales_0[u32(7)] = _S136;
-            var _S137 : vec4<f32> = query_at_0(i_1);
-            var _S138 : vec4<f32> = Float16_expand_0(_S115);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S116 * dot(_S137, _S138);
-            var _S139 : vec4<f32> = Float16_expand_0(_S117);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S118 * dot(_S137, _S139);
-            var _S140 : u32 = _S84 + i_1;
-            var _S141 : vec4<f32> = query_at_0(_S140);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S116 * dot(_S141, _S138);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S118 * dot(_S141, _S139);
-            var _S142 : u32 = u32(2) * _S84 + i_1;
-            var _S143 : vec4<f32> = query_at_0(_S142);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S116 * dot(_S143, _S138);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S118 * dot(_S143, _S139);
-            var _S144 : u32 = u32(3) * _S84 + i_1;
-            var _S145 : vec4<f32> = query_at_0(_S144);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S116 * dot(_S145, _S138);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S118 * dot(_S145, _S139);
-            var _S146 : vec4<f32> = query_at_0(_S119);
-            var _S147 : vec4<f32> = Float16_expand_0(_S121);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S122 * dot(_S146, _S147);
-            var _S148 : vec4<f32> = Float16_expand_0(_S123);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S124 * dot(_S146, _S148);
-            var _S149 : vec4<f32> = query_at_0(_S140 + u32(4));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S122 * dot(_S149, _S147);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S124 * dot(_S149, _S148);
-            var _S150 : vec4<f32> = query_at_0(_S142 + u32(4));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S122 * dot(_S150, _S147);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S124 * dot(_S150, _S148);
-            var _S151 : vec4<f32> = query_at_0(_S144 + u32(4));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S122 * dot(_S151, _S147);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S124 * dot(_S151, _S148);
-            var _S152 : vec4<f32> = query_at_0(_S125);
-            var _S153 : vec4<f32> = Float16_expand_0(_S127);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S128 * dot(_S152, _S153);
-            var _S154 : vec4<f32> = Float16_expand_0(_S129);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S130 * dot(_S152, _S154);
-            var _S155 : vec4<f32> = query_at_0(_S140 + u32(8));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S128 * dot(_S155, _S153);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S130 * dot(_S155, _S154);
-            var _S156 : vec4<f32> = query_at_0(_S142 + u32(8));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S128 * dot(_S156, _S153);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S130 * dot(_S156, _S154);
-            var _S157 : vec4<f32> = query_at_0(_S144 + u32(8));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S128 * dot(_S157, _S153);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S130 * dot(_S157, _S154);
-            var _S158 : vec4<f32> = query_at_0(_S131);
-            var _S159 : vec4<f32> = Float16_expand_0(_S133);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S134 * dot(_S158, _S159);
-            var _S160 : vec4<f32> = Float16_expand_0(_S135);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S136 * dot(_S158, _S160);
-            var _S161 : vec4<f32> = query_at_0(_S140 + u32(12));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S134 * dot(_S161, _S159);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S136 * dot(_S161, _S160);
-            var _S162 : vec4<f32> = query_at_0(_S142 + u32(12));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S134 * dot(_S162, _S159);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S136 * dot(_S162, _S160);
-            var _S163 : vec4<f32> = query_at_0(_S144 + u32(12));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S134 * dot(_S163, _S159);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S136 * dot(_S163, _S160);
+            var _S116 : u32 = _S86 - u32(1);
+            var _S117 : u32 = min(i_1, _S116);
+            var _S118 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S117];
+            ahead_0[u32(0)] = _S118;
+            var _S119 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S117 / u32(8));
+            key_scales_0[u32(0)] = _S119;
+            var _S120 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S117];
+            ahead_0[u32(1)] = _S120;
+            var _S121 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S117 / u32(8));
+            key_scales_0[u32(1)] = _S121;
+            var _S122 : u32 = i_1 + u32(4);
+            var _S123 : u32 = min(_S122, _S116);
+            var _S124 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S123];
+            ahead_0[u32(2)] = _S124;
+            var _S125 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S123 / u32(8));
+            key_scales_0[u32(2)] = _S125;
+            var _S126 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S123];
+            ahead_0[u32(3)] = _S126;
+            var _S127 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S123 / u32(8));
+            key_scales_0[u32(3)] = _S127;
+            var _S128 : u32 = i_1 + u32(8);
+            var _S129 : u32 = min(_S128, _S116);
+            var _S130 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S129];
+            ahead_0[u32(4)] = _S130;
+            var _S131 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S129 / u32(8));
+            key_scales_0[u32(4)] = _S131;
+            var _S132 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S129];
+            ahead_0[u32(5)] = _S132;
+            var _S133 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S129 / u32(8));
+            key_scales_0[u32(5)] = _S133;
+            var _S134 : u32 = i_1 + u32(12);
+            var _S135 : u32 = min(_S134, _S116);
+            var _S136 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S135];
+            ahead_0[u32(6)] = _S136;
+            var _S137 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S135 / u32(8));
+            key_scales_0[u32(6)] = _S137;
+            var _S138 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S135];
+            ahead_0[u32(7)] = _S138;
+            var _S139 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S135 / u32(8));
+            key_scales_0[u32(7)] = _S139;
+            var _S140 : vec4<f32> = query_at_0(i_1);
+            var _S141 : vec4<f32> = Float16_expand_0(_S118);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S119 * dot(_S140, _S141);
+            var _S142 : vec4<f32> = Float16_expand_0(_S120);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S121 * dot(_S140, _S142);
+            var _S143 : u32 = _S87 + i_1;
+            var _S144 : vec4<f32> = query_at_0(_S143);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S119 * dot(_S144, _S141);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S121 * dot(_S144, _S142);
+            var _S145 : u32 = u32(2) * _S87 + i_1;
+            var _S146 : vec4<f32> = query_at_0(_S145);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S119 * dot(_S146, _S141);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S121 * dot(_S146, _S142);
+            var _S147 : u32 = u32(3) * _S87 + i_1;
+            var _S148 : vec4<f32> = query_at_0(_S147);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S119 * dot(_S148, _S141);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S121 * dot(_S148, _S142);
+            var _S149 : vec4<f32> = query_at_0(_S122);
+            var _S150 : vec4<f32> = Float16_expand_0(_S124);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S125 * dot(_S149, _S150);
+            var _S151 : vec4<f32> = Float16_expand_0(_S126);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S127 * dot(_S149, _S151);
+            var _S152 : vec4<f32> = query_at_0(_S143 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S125 * dot(_S152, _S150);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S127 * dot(_S152, _S151);
+            var _S153 : vec4<f32> = query_at_0(_S145 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S125 * dot(_S153, _S150);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S127 * dot(_S153, _S151);
+            var _S154 : vec4<f32> = query_at_0(_S147 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S125 * dot(_S154, _S150);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S127 * dot(_S154, _S151);
+            var _S155 : vec4<f32> = query_at_0(_S128);
+            var _S156 : vec4<f32> = Float16_expand_0(_S130);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S131 * dot(_S155, _S156);
+            var _S157 : vec4<f32> = Float16_expand_0(_S132);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S133 * dot(_S155, _S157);
+            var _S158 : vec4<f32> = query_at_0(_S143 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S131 * dot(_S158, _S156);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S133 * dot(_S158, _S157);
+            var _S159 : vec4<f32> = query_at_0(_S145 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S131 * dot(_S159, _S156);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S133 * dot(_S159, _S157);
+            var _S160 : vec4<f32> = query_at_0(_S147 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S131 * dot(_S160, _S156);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S133 * dot(_S160, _S157);
+            var _S161 : vec4<f32> = query_at_0(_S134);
+            var _S162 : vec4<f32> = Float16_expand_0(_S136);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S137 * dot(_S161, _S162);
+            var _S163 : vec4<f32> = Float16_expand_0(_S138);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S139 * dot(_S161, _S163);
+            var _S164 : vec4<f32> = query_at_0(_S143 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S137 * dot(_S164, _S162);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S139 * dot(_S164, _S163);
+            var _S165 : vec4<f32> = query_at_0(_S145 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S137 * dot(_S165, _S162);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S139 * dot(_S165, _S163);
+            var _S166 : vec4<f32> = query_at_0(_S147 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S137 * dot(_S166, _S162);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S139 * dot(_S166, _S163);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S74] = products_1[u32(0)];
-        exchange_0[u32(128) + _S74] = products_1[u32(1)];
+        exchange_0[_S77] = products_1[u32(0)];
+        exchange_0[u32(128) + _S77] = products_1[u32(1)];
         workgroupBarrier();
-        var _S164 : bool;
-        if(_S97)
+        var _S167 : bool;
+        if(_S100)
         {
-            _S164 = (tile_0 + _S74) < (_S76.end_0);
+            _S167 = (tile_0 + _S77) < (_S79.end_0);
         }
         else
         {
-            _S164 = false;
+            _S167 = false;
         }
-        if(_S164)
+        if(_S167)
         {
-            var _S165 : u32 = _S74 * u32(4);
-            score_1 = exchange_0[_S165] + exchange_0[_S165 + u32(1)] + exchange_0[_S165 + u32(2)] + exchange_0[_S165 + u32(3)];
+            var _S168 : u32 = _S77 * u32(4);
+            score_1 = exchange_0[_S168] + exchange_0[_S168 + u32(1)] + exchange_0[_S168 + u32(2)] + exchange_0[_S168 + u32(3)];
         }
         else
         {
-            score_1 = _S90;
+            score_1 = _S93;
         }
-        var _S166 : vec4<f32> = group_peak_0(score_1, _S74);
-        var _S167 : vec4<f32> = max(peak_0, _S166);
-        var _S168 : vec4<f32>;
-        if(_S164)
+        var _S169 : vec4<f32> = group_peak_0(score_1, _S77);
+        var _S170 : vec4<f32> = max(peak_0, _S169);
+        var _S171 : vec4<f32>;
+        if(_S167)
         {
-            _S168 = exp(score_1 - _S167);
+            _S171 = exp(score_1 - _S170);
         }
         else
         {
-            _S168 = _S91;
+            _S171 = _S94;
         }
-        if(_S97)
+        if(_S100)
         {
-            weights_0[_S74] = _S168;
+            weights_0[_S77] = _S171;
         }
-        var _S169 : vec4<f32> = exp(peak_0 - _S167);
-        var _S170 : vec4<f32> = total_0 * _S169 + _S168;
+        var _S172 : vec4<f32> = exp(peak_0 - _S170);
+        var _S173 : vec4<f32> = total_0 * _S172 + _S171;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S169[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S169[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S169[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S169[u32(3)]);
-        i_2 = _S86;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S172[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S172[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S172[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S172[u32(3)]);
+        i_2 = _S89;
         for(;;)
         {
-            var _S171 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_0[u32(0)]);
-            var _S172 : vec4<f32>;
+            var _S174 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_0[u32(0)]);
+            var _S175 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S172 = weights_0[i_2];
+                _S175 = weights_0[i_2];
             }
             else
             {
-                _S172 = _S91;
+                _S175 = _S94;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S172[u32(0)]) * _S171;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S172[u32(1)]) * _S171;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S172[u32(2)]) * _S171;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S172[u32(3)]) * _S171;
-            var _S173 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_0[u32(1)]);
-            var _S174 : u32 = i_2 + _S85;
-            var _S175 : vec4<f32>;
-            if(_S174 < u32(64))
-            {
-                _S175 = weights_0[_S174];
-            }
-            else
-            {
-                _S175 = _S91;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S175[u32(0)]) * _S173;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S175[u32(1)]) * _S173;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S175[u32(2)]) * _S173;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S175[u32(3)]) * _S173;
-            var _S176 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_0[u32(2)]);
-            var _S177 : u32 = i_2 + _S101;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S175[u32(0)]) * _S174;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S175[u32(1)]) * _S174;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S175[u32(2)]) * _S174;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S175[u32(3)]) * _S174;
+            var _S176 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_0[u32(1)]);
+            var _S177 : u32 = i_2 + _S88;
             var _S178 : vec4<f32>;
             if(_S177 < u32(64))
             {
@@ -737,14 +751,14 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S178 = _S91;
+                _S178 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S178[u32(0)]) * _S176;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S178[u32(1)]) * _S176;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S178[u32(2)]) * _S176;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S178[u32(3)]) * _S176;
-            var _S179 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_0[u32(3)]);
-            var _S180 : u32 = i_2 + _S103;
+            var _S179 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_0[u32(2)]);
+            var _S180 : u32 = i_2 + _S104;
             var _S181 : vec4<f32>;
             if(_S180 < u32(64))
             {
@@ -752,14 +766,14 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S181 = _S91;
+                _S181 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S181[u32(0)]) * _S179;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S181[u32(1)]) * _S179;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S181[u32(2)]) * _S179;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S181[u32(3)]) * _S179;
-            var _S182 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_0[u32(4)]);
-            var _S183 : u32 = i_2 + _S105;
+            var _S182 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_0[u32(3)]);
+            var _S183 : u32 = i_2 + _S106;
             var _S184 : vec4<f32>;
             if(_S183 < u32(64))
             {
@@ -767,14 +781,14 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S184 = _S91;
+                _S184 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S184[u32(0)]) * _S182;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S184[u32(1)]) * _S182;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S184[u32(2)]) * _S182;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S184[u32(3)]) * _S182;
-            var _S185 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_0[u32(5)]);
-            var _S186 : u32 = i_2 + _S107;
+            var _S185 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_0[u32(4)]);
+            var _S186 : u32 = i_2 + _S108;
             var _S187 : vec4<f32>;
             if(_S186 < u32(64))
             {
@@ -782,14 +796,14 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S187 = _S91;
+                _S187 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S187[u32(0)]) * _S185;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S187[u32(1)]) * _S185;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S187[u32(2)]) * _S185;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S187[u32(3)]) * _S185;
-            var _S188 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_0[u32(6)]);
-            var _S189 : u32 = i_2 + _S109;
+            var _S188 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_0[u32(5)]);
+            var _S189 : u32 = i_2 + _S110;
             var _S190 : vec4<f32>;
             if(_S189 < u32(64))
             {
@@ -797,14 +811,14 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S190 = _S91;
+                _S190 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S190[u32(0)]) * _S188;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S190[u32(1)]) * _S188;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S190[u32(2)]) * _S188;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S190[u32(3)]) * _S188;
-            var _S191 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_0[u32(7)]);
-            var _S192 : u32 = i_2 + _S111;
+            var _S191 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_0[u32(6)]);
+            var _S192 : u32 = i_2 + _S112;
             var _S193 : vec4<f32>;
             if(_S192 < u32(64))
             {
@@ -812,58 +826,73 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             }
             else
             {
-                _S193 = _S91;
+                _S193 = _S94;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S193[u32(0)]) * _S191;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S193[u32(1)]) * _S191;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S193[u32(2)]) * _S191;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S193[u32(3)]) * _S191;
-            var i_3 : u32 = i_2 + u32(8) * _S85;
+            var _S194 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_0[u32(7)]);
+            var _S195 : u32 = i_2 + _S114;
+            var _S196 : vec4<f32>;
+            if(_S195 < u32(64))
+            {
+                _S196 = weights_0[_S195];
+            }
+            else
+            {
+                _S196 = _S94;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S196[u32(0)]) * _S194;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S196[u32(1)]) * _S194;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S196[u32(2)]) * _S194;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S196[u32(3)]) * _S194;
+            var i_3 : u32 = i_2 + u32(8) * _S88;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S194 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(0)] = entryPointParams_v_pages_0[_S194.vector_1];
-            scales_0[u32(0)] = Float16_scale_0(_S194.scale_1);
-            var _S195 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S85, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(1)] = entryPointParams_v_pages_0[_S195.vector_1];
-            scales_0[u32(1)] = Float16_scale_0(_S195.scale_1);
-            var _S196 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S101, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(2)] = entryPointParams_v_pages_0[_S196.vector_1];
-            scales_0[u32(2)] = Float16_scale_0(_S196.scale_1);
-            var _S197 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S103, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(3)] = entryPointParams_v_pages_0[_S197.vector_1];
-            scales_0[u32(3)] = Float16_scale_0(_S197.scale_1);
-            var _S198 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S105, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(4)] = entryPointParams_v_pages_0[_S198.vector_1];
-            scales_0[u32(4)] = Float16_scale_0(_S198.scale_1);
-            var _S199 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S107, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(5)] = entryPointParams_v_pages_0[_S199.vector_1];
-            scales_0[u32(5)] = Float16_scale_0(_S199.scale_1);
-            var _S200 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S109, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(6)] = entryPointParams_v_pages_0[_S200.vector_1];
-            scales_0[u32(6)] = Float16_scale_0(_S200.scale_1);
-            var _S201 : Run_0 = Float16_run_0(_S76.v_pages_offset_1, slots_0[min(i_3 + _S111, u32(63))], _S76.columns_0, _S89);
-            values_0[u32(7)] = entryPointParams_v_pages_0[_S201.vector_1];
-            scales_0[u32(7)] = Float16_scale_0(_S201.scale_1);
+            var _S197 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(0)] = entryPointParams_v_pages_0[_S197.vector_1];
+            scales_0[u32(0)] = Float16_scale_0(_S197.scale_1);
+            var _S198 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S88, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(1)] = entryPointParams_v_pages_0[_S198.vector_1];
+            scales_0[u32(1)] = Float16_scale_0(_S198.scale_1);
+            var _S199 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S104, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(2)] = entryPointParams_v_pages_0[_S199.vector_1];
+            scales_0[u32(2)] = Float16_scale_0(_S199.scale_1);
+            var _S200 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S106, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(3)] = entryPointParams_v_pages_0[_S200.vector_1];
+            scales_0[u32(3)] = Float16_scale_0(_S200.scale_1);
+            var _S201 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S108, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(4)] = entryPointParams_v_pages_0[_S201.vector_1];
+            scales_0[u32(4)] = Float16_scale_0(_S201.scale_1);
+            var _S202 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S110, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(5)] = entryPointParams_v_pages_0[_S202.vector_1];
+            scales_0[u32(5)] = Float16_scale_0(_S202.scale_1);
+            var _S203 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S112, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(6)] = entryPointParams_v_pages_0[_S203.vector_1];
+            scales_0[u32(6)] = Float16_scale_0(_S203.scale_1);
+            var _S204 : Run_0 = Float16_run_0(_S79.v_pages_offset_1, slots_0[min(i_3 + _S114, u32(63))], _S79.columns_0, _S92);
+            values_0[u32(7)] = entryPointParams_v_pages_0[_S204.vector_1];
+            scales_0[u32(7)] = Float16_scale_0(_S204.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S170;
-        peak_0 = _S167;
+        total_0 = _S173;
+        peak_0 = _S170;
     }
-    exchange_0[_S74] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S74] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S74] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S74] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S74);
-    i_1 = _S74;
+    exchange_0[_S77] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S77] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S77] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S77] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S77);
+    i_1 = _S77;
     for(;;)
     {
-        _S82 = _S76.heads_1;
-        if(i_1 < (_S76.heads_1 * _S83))
+        _S85 = _S79.heads_2;
+        if(i_1 < (_S79.heads_2 * _S86))
         {
         }
         else
@@ -871,32 +900,32 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
             break;
         }
         i_2 = u32(0);
-        score_1 = _S91;
+        score_1 = _S94;
         for(;;)
         {
-            if(i_2 < _S85)
+            if(i_2 < _S88)
             {
             }
             else
             {
                 break;
             }
-            var _S202 : u32 = i_1 / _S83;
-            var _S203 : u32 = _S202 * u32(128) + i_2 * _S83;
-            var _S204 : u32 = i_1 % _S83;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S203 + _S204];
+            var _S205 : u32 = i_1 / _S86;
+            var _S206 : u32 = _S205 * u32(128) + i_2 * _S86;
+            var _S207 : u32 = i_1 % _S86;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S206 + _S207];
             i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S205 : u32 = i_1 / _S83;
-        var _S206 : u32 = _S76.out_0 + _S205 * _S76.out_stride_0;
-        var _S207 : u32 = i_1 % _S83;
-        entryPointParams_scratch_0[_S206 + _S207] = score_1;
+        var _S208 : u32 = i_1 / _S86;
+        var _S209 : u32 = _S79.out_0 + _S208 * _S79.out_stride_0;
+        var _S210 : u32 = i_1 % _S86;
+        entryPointParams_scratch_0[_S209 + _S210] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S74 < _S82)
+    if(_S77 < _S85)
     {
-        entryPointParams_scratch_0[_S76.out_0 + _S74 * _S76.out_stride_0 + _S83] = vec4<f32>(peak_0[_S74], total_1[_S74], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S79.out_0 + _S77 * _S79.out_stride_0 + _S86] = vec4<f32>(peak_0[_S77], total_1[_S77], 1.0f, 0.0f);
     }
     return;
 }
@@ -905,34 +934,50 @@ fn attend_0( _S74 : u32,  _S75 : SequenceTable_0,  _S76 : Part_0,  _S77 : f32,  
 @workgroup_size(128, 1, 1)
 fn attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S22 = _builtinWaveLaneCount_0;
-    var _S208 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S208;
-    var _S209 : bool;
-    if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
-    {
-        _S209 = true;
-    }
-    else
-    {
-        _S209 = (part_3.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
-    }
-    if(_S209)
+    _S25 = _builtinWaveLaneCount_0;
+    var _S211 : u32 = valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0);
+    if(_S211 == u32(0))
     {
         return;
     }
-    var _S210 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S211 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0);
-    share_out_0(&(part_3), first_seen_0(_S211, entryPointParams_0.p_0.window_0), SequenceTable_end_of_0(_S210, _S211), entryPointParams_0.p_0.parts_0);
-    if((part_3.begin_0) >= (part_3.end_0))
+    var _S212 : Part_0 = part_of_0(group_number_0(group_1), _S211, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S212;
+    var _S213 : AttentionPartParams_std140_0 = entryPointParams_0.p_0;
+    var _S214 : u32 = units_of_0(_S211, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0);
+    var _S215 : u32 = _S213.groups_0 / _S214;
+    if((part_3.number_0) >= _S215)
     {
-        leave_empty_0(thread_3, part_3);
         return;
     }
+    var _S216 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S217 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_3.row_0);
+    var _S218 : u32 = SequenceTable_end_of_0(_S216, _S217);
+    var _S219 : u32 = first_seen_0(_S217, entryPointParams_0.p_0.window_0);
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Plain_0;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_3.row_0 * entryPointParams_0.p_0.q_stride_0;
-    attend_0(thread_3, _S210, part_3, entryPointParams_0.p_0.scale_0, queries_0, false, queries_0, queries_0);
+    var number_2 : u32 = part_3.number_0;
+    for(;;)
+    {
+        if(number_2 < (entryPointParams_0.p_0.parts_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        Part_take_0(&(part_3), number_2);
+        share_out_0(&(part_3), _S219, _S218, entryPointParams_0.p_0.parts_0, u32(2));
+        if((part_3.begin_0) >= (part_3.end_0))
+        {
+            leave_empty_0(thread_3, part_3);
+            number_2 = number_2 + _S215;
+            continue;
+        }
+        attend_0(thread_3, _S216, part_3, entryPointParams_0.p_0.scale_0, queries_0, false, queries_0, queries_0);
+        workgroupBarrier();
+        number_2 = number_2 + _S215;
+    }
     return;
 }

@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -102,42 +104,60 @@ fn Sixteens_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<f3
 
 fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S18 : u32 = group_number_0(_S15);
-    if(_S18 >= (valid_rows_0((*_S17).batch_offset_0, (*_S17).batch_row_0, (*_S17).rows_0)))
+    var _S18 : u32 = (*_S17).columns_0;
+    var _S19 : u32 = ((*_S17).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S20 : u32 = group_number_0(_S15);
+    var _S21 : u32 = _S20 / _S19;
+    if(_S21 >= (valid_rows_0((*_S17).batch_offset_0, (*_S17).batch_row_0, (*_S17).rows_0)))
     {
         return;
     }
-    var _S19 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S18], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
-    if(_S19 >= ((*_S17).bound_rows_0))
+    var _S22 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S21], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
+    if(_S22 >= ((*_S17).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S16;
+    var _S23 : u32 = _S20 % _S19;
+    var _S24 : u32 = _S23 * u32(2048);
+    var _S25 : u32 = min(_S24 + u32(2048), _S18);
+    var _S26 : u32 = (*_S17).out_offset_0 + _S21 * (*_S17).out_stride_0;
+    var begin_0 : u32 = _S24;
     for(;;)
     {
-        var _S20 : u32 = (*_S17).columns_0;
-        if(column_0 < ((*_S17).columns_0))
+        if(begin_0 < _S25)
         {
         }
         else
         {
             break;
         }
-        var _S21 : vec4<f32> = Sixteens_four_0((*_S17).table_offset_0, _S20, _S19, column_0);
-        var c_1 : u32 = u32(0);
-        for(;;)
+        var _S27 : u32 = begin_0 + u32(4) * _S16;
+        if(_S27 < _S25)
         {
-            if(c_1 < (min(u32(4), _S20 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0 + c_1] = _S21[c_1];
-            c_1 = c_1 + u32(1);
+            fours_0[_S16] = Sixteens_four_0((*_S17).table_offset_0, _S18, _S22, _S27);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S16) < _S25)
+        {
+            entryPointParams_result_0[_S26 + begin_0 + _S16] = fours_0[_S16 / u32(4)][_S16 % u32(4)];
+        }
+        var _S28 : u32 = _S16 + u32(128);
+        if((begin_0 + _S28) < _S25)
+        {
+            entryPointParams_result_0[_S26 + begin_0 + _S28] = fours_0[_S28 / u32(4)][_S28 % u32(4)];
+        }
+        var _S29 : u32 = _S16 + u32(256);
+        if((begin_0 + _S29) < _S25)
+        {
+            entryPointParams_result_0[_S26 + begin_0 + _S29] = fours_0[_S29 / u32(4)][_S29 % u32(4)];
+        }
+        var _S30 : u32 = _S16 + u32(384);
+        if((begin_0 + _S30) < _S25)
+        {
+            entryPointParams_result_0[_S26 + begin_0 + _S30] = fours_0[_S30 / u32(4)][_S30 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -146,7 +166,7 @@ fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S22 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S22));
+    var _S31 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S31));
     return;
 }

@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -72,42 +74,60 @@ fn F32_four_0( _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : u32) -> vec4<f32>
 
 fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S13 : u32 = group_number_0(_S10);
-    if(_S13 >= (valid_rows_0((*_S12).batch_offset_0, (*_S12).batch_row_0, (*_S12).rows_0)))
+    var _S13 : u32 = (*_S12).columns_0;
+    var _S14 : u32 = ((*_S12).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S15 : u32 = group_number_0(_S10);
+    var _S16 : u32 = _S15 / _S14;
+    if(_S16 >= (valid_rows_0((*_S12).batch_offset_0, (*_S12).batch_row_0, (*_S12).rows_0)))
     {
         return;
     }
-    var _S14 : u32 = min(entryPointParams_ids_0[(*_S12).ids_offset_0 + _S13], (*_S12).table_rows_0 - u32(1)) - (*_S12).first_row_0;
-    if(_S14 >= ((*_S12).bound_rows_0))
+    var _S17 : u32 = min(entryPointParams_ids_0[(*_S12).ids_offset_0 + _S16], (*_S12).table_rows_0 - u32(1)) - (*_S12).first_row_0;
+    if(_S17 >= ((*_S12).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S11;
+    var _S18 : u32 = _S15 % _S14;
+    var _S19 : u32 = _S18 * u32(2048);
+    var _S20 : u32 = min(_S19 + u32(2048), _S13);
+    var _S21 : u32 = (*_S12).out_offset_0 + _S16 * (*_S12).out_stride_0;
+    var begin_0 : u32 = _S19;
     for(;;)
     {
-        var _S15 : u32 = (*_S12).columns_0;
-        if(column_0 < ((*_S12).columns_0))
+        if(begin_0 < _S20)
         {
         }
         else
         {
             break;
         }
-        var _S16 : vec4<f32> = F32_four_0((*_S12).table_offset_0, _S15, _S14, column_0);
-        var c_1 : u32 = u32(0);
-        for(;;)
+        var _S22 : u32 = begin_0 + u32(4) * _S11;
+        if(_S22 < _S20)
         {
-            if(c_1 < (min(u32(4), _S15 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S12).out_offset_0 + _S13 * (*_S12).out_stride_0 + column_0 + c_1] = _S16[c_1];
-            c_1 = c_1 + u32(1);
+            fours_0[_S11] = F32_four_0((*_S12).table_offset_0, _S13, _S17, _S22);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S11) < _S20)
+        {
+            entryPointParams_result_0[_S21 + begin_0 + _S11] = fours_0[_S11 / u32(4)][_S11 % u32(4)];
+        }
+        var _S23 : u32 = _S11 + u32(128);
+        if((begin_0 + _S23) < _S20)
+        {
+            entryPointParams_result_0[_S21 + begin_0 + _S23] = fours_0[_S23 / u32(4)][_S23 % u32(4)];
+        }
+        var _S24 : u32 = _S11 + u32(256);
+        if((begin_0 + _S24) < _S20)
+        {
+            entryPointParams_result_0[_S21 + begin_0 + _S24] = fours_0[_S24 / u32(4)][_S24 % u32(4)];
+        }
+        var _S25 : u32 = _S11 + u32(384);
+        if((begin_0 + _S25) < _S20)
+        {
+            entryPointParams_result_0[_S21 + begin_0 + _S25] = fours_0[_S25 / u32(4)][_S25 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -116,7 +136,7 @@ fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S17 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S17));
+    var _S26 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S26));
     return;
 }

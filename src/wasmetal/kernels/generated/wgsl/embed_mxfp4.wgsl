@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -94,42 +96,60 @@ fn MXFP4_four_0( _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32) -> vec4<f32>
 
 fn embed_0( _S22 : vec3<u32>,  _S23 : u32,  _S24 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S25 : u32 = group_number_0(_S22);
-    if(_S25 >= (valid_rows_0((*_S24).batch_offset_0, (*_S24).batch_row_0, (*_S24).rows_0)))
+    var _S25 : u32 = (*_S24).columns_0;
+    var _S26 : u32 = ((*_S24).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S27 : u32 = group_number_0(_S22);
+    var _S28 : u32 = _S27 / _S26;
+    if(_S28 >= (valid_rows_0((*_S24).batch_offset_0, (*_S24).batch_row_0, (*_S24).rows_0)))
     {
         return;
     }
-    var _S26 : u32 = min(entryPointParams_ids_0[(*_S24).ids_offset_0 + _S25], (*_S24).table_rows_0 - u32(1)) - (*_S24).first_row_0;
-    if(_S26 >= ((*_S24).bound_rows_0))
+    var _S29 : u32 = min(entryPointParams_ids_0[(*_S24).ids_offset_0 + _S28], (*_S24).table_rows_0 - u32(1)) - (*_S24).first_row_0;
+    if(_S29 >= ((*_S24).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S23;
+    var _S30 : u32 = _S27 % _S26;
+    var _S31 : u32 = _S30 * u32(2048);
+    var _S32 : u32 = min(_S31 + u32(2048), _S25);
+    var _S33 : u32 = (*_S24).out_offset_0 + _S28 * (*_S24).out_stride_0;
+    var begin_0 : u32 = _S31;
     for(;;)
     {
-        var _S27 : u32 = (*_S24).columns_0;
-        if(column_0 < ((*_S24).columns_0))
+        if(begin_0 < _S32)
         {
         }
         else
         {
             break;
         }
-        var _S28 : vec4<f32> = MXFP4_four_0((*_S24).table_offset_0, _S27, _S26, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S34 : u32 = begin_0 + u32(4) * _S23;
+        if(_S34 < _S32)
         {
-            if(c_0 < (min(u32(4), _S27 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S24).out_offset_0 + _S25 * (*_S24).out_stride_0 + column_0 + c_0] = _S28[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S23] = MXFP4_four_0((*_S24).table_offset_0, _S25, _S29, _S34);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S23) < _S32)
+        {
+            entryPointParams_result_0[_S33 + begin_0 + _S23] = fours_0[_S23 / u32(4)][_S23 % u32(4)];
+        }
+        var _S35 : u32 = _S23 + u32(128);
+        if((begin_0 + _S35) < _S32)
+        {
+            entryPointParams_result_0[_S33 + begin_0 + _S35] = fours_0[_S35 / u32(4)][_S35 % u32(4)];
+        }
+        var _S36 : u32 = _S23 + u32(256);
+        if((begin_0 + _S36) < _S32)
+        {
+            entryPointParams_result_0[_S33 + begin_0 + _S36] = fours_0[_S36 / u32(4)][_S36 % u32(4)];
+        }
+        var _S37 : u32 = _S23 + u32(384);
+        if((begin_0 + _S37) < _S32)
+        {
+            entryPointParams_result_0[_S33 + begin_0 + _S37] = fours_0[_S37 / u32(4)][_S37 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -138,7 +158,7 @@ fn embed_0( _S22 : vec3<u32>,  _S23 : u32,  _S24 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S29 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S29));
+    var _S38 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S38));
     return;
 }

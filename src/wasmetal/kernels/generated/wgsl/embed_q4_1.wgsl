@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -66,42 +68,60 @@ fn Q4_1_four_0( _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : u32) -> vec4<f32>
 
 fn embed_0( _S11 : vec3<u32>,  _S12 : u32,  _S13 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S14 : u32 = group_number_0(_S11);
-    if(_S14 >= (valid_rows_0((*_S13).batch_offset_0, (*_S13).batch_row_0, (*_S13).rows_0)))
+    var _S14 : u32 = (*_S13).columns_0;
+    var _S15 : u32 = ((*_S13).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S16 : u32 = group_number_0(_S11);
+    var _S17 : u32 = _S16 / _S15;
+    if(_S17 >= (valid_rows_0((*_S13).batch_offset_0, (*_S13).batch_row_0, (*_S13).rows_0)))
     {
         return;
     }
-    var _S15 : u32 = min(entryPointParams_ids_0[(*_S13).ids_offset_0 + _S14], (*_S13).table_rows_0 - u32(1)) - (*_S13).first_row_0;
-    if(_S15 >= ((*_S13).bound_rows_0))
+    var _S18 : u32 = min(entryPointParams_ids_0[(*_S13).ids_offset_0 + _S17], (*_S13).table_rows_0 - u32(1)) - (*_S13).first_row_0;
+    if(_S18 >= ((*_S13).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S12;
+    var _S19 : u32 = _S16 % _S15;
+    var _S20 : u32 = _S19 * u32(2048);
+    var _S21 : u32 = min(_S20 + u32(2048), _S14);
+    var _S22 : u32 = (*_S13).out_offset_0 + _S17 * (*_S13).out_stride_0;
+    var begin_0 : u32 = _S20;
     for(;;)
     {
-        var _S16 : u32 = (*_S13).columns_0;
-        if(column_0 < ((*_S13).columns_0))
+        if(begin_0 < _S21)
         {
         }
         else
         {
             break;
         }
-        var _S17 : vec4<f32> = Q4_1_four_0((*_S13).table_offset_0, _S16, _S15, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S23 : u32 = begin_0 + u32(4) * _S12;
+        if(_S23 < _S21)
         {
-            if(c_0 < (min(u32(4), _S16 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S13).out_offset_0 + _S14 * (*_S13).out_stride_0 + column_0 + c_0] = _S17[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S12] = Q4_1_four_0((*_S13).table_offset_0, _S14, _S18, _S23);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S12) < _S21)
+        {
+            entryPointParams_result_0[_S22 + begin_0 + _S12] = fours_0[_S12 / u32(4)][_S12 % u32(4)];
+        }
+        var _S24 : u32 = _S12 + u32(128);
+        if((begin_0 + _S24) < _S21)
+        {
+            entryPointParams_result_0[_S22 + begin_0 + _S24] = fours_0[_S24 / u32(4)][_S24 % u32(4)];
+        }
+        var _S25 : u32 = _S12 + u32(256);
+        if((begin_0 + _S25) < _S21)
+        {
+            entryPointParams_result_0[_S22 + begin_0 + _S25] = fours_0[_S25 / u32(4)][_S25 % u32(4)];
+        }
+        var _S26 : u32 = _S12 + u32(384);
+        if((begin_0 + _S26) < _S21)
+        {
+            entryPointParams_result_0[_S22 + begin_0 + _S26] = fours_0[_S26 / u32(4)][_S26 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -110,7 +130,7 @@ fn embed_0( _S11 : vec3<u32>,  _S12 : u32,  _S13 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S18 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S18));
+    var _S27 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S27));
     return;
 }

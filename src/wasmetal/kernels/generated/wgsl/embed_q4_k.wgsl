@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
@@ -90,42 +92,60 @@ fn FourOrFive_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<
 
 fn embed_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S20 : u32 = group_number_0(_S17);
-    if(_S20 >= (valid_rows_0((*_S19).batch_offset_0, (*_S19).batch_row_0, (*_S19).rows_0)))
+    var _S20 : u32 = (*_S19).columns_0;
+    var _S21 : u32 = ((*_S19).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S22 : u32 = group_number_0(_S17);
+    var _S23 : u32 = _S22 / _S21;
+    if(_S23 >= (valid_rows_0((*_S19).batch_offset_0, (*_S19).batch_row_0, (*_S19).rows_0)))
     {
         return;
     }
-    var _S21 : u32 = min(entryPointParams_ids_0[(*_S19).ids_offset_0 + _S20], (*_S19).table_rows_0 - u32(1)) - (*_S19).first_row_0;
-    if(_S21 >= ((*_S19).bound_rows_0))
+    var _S24 : u32 = min(entryPointParams_ids_0[(*_S19).ids_offset_0 + _S23], (*_S19).table_rows_0 - u32(1)) - (*_S19).first_row_0;
+    if(_S24 >= ((*_S19).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S18;
+    var _S25 : u32 = _S22 % _S21;
+    var _S26 : u32 = _S25 * u32(2048);
+    var _S27 : u32 = min(_S26 + u32(2048), _S20);
+    var _S28 : u32 = (*_S19).out_offset_0 + _S23 * (*_S19).out_stride_0;
+    var begin_0 : u32 = _S26;
     for(;;)
     {
-        var _S22 : u32 = (*_S19).columns_0;
-        if(column_0 < ((*_S19).columns_0))
+        if(begin_0 < _S27)
         {
         }
         else
         {
             break;
         }
-        var _S23 : vec4<f32> = FourOrFive_four_0((*_S19).table_offset_0, _S22, _S21, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S29 : u32 = begin_0 + u32(4) * _S18;
+        if(_S29 < _S27)
         {
-            if(c_0 < (min(u32(4), _S22 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S19).out_offset_0 + _S20 * (*_S19).out_stride_0 + column_0 + c_0] = _S23[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S18] = FourOrFive_four_0((*_S19).table_offset_0, _S20, _S24, _S29);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S18) < _S27)
+        {
+            entryPointParams_result_0[_S28 + begin_0 + _S18] = fours_0[_S18 / u32(4)][_S18 % u32(4)];
+        }
+        var _S30 : u32 = _S18 + u32(128);
+        if((begin_0 + _S30) < _S27)
+        {
+            entryPointParams_result_0[_S28 + begin_0 + _S30] = fours_0[_S30 / u32(4)][_S30 % u32(4)];
+        }
+        var _S31 : u32 = _S18 + u32(256);
+        if((begin_0 + _S31) < _S27)
+        {
+            entryPointParams_result_0[_S28 + begin_0 + _S31] = fours_0[_S31 / u32(4)][_S31 % u32(4)];
+        }
+        var _S32 : u32 = _S18 + u32(384);
+        if((begin_0 + _S32) < _S27)
+        {
+            entryPointParams_result_0[_S28 + begin_0 + _S32] = fours_0[_S32 / u32(4)][_S32 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -134,7 +154,7 @@ fn embed_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q4_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S24 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S24));
+    var _S33 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S33));
     return;
 }

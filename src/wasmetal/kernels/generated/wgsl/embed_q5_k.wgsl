@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
@@ -92,42 +94,60 @@ fn FourOrFive_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<
 
 fn embed_0( _S19 : vec3<u32>,  _S20 : u32,  _S21 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S22 : u32 = group_number_0(_S19);
-    if(_S22 >= (valid_rows_0((*_S21).batch_offset_0, (*_S21).batch_row_0, (*_S21).rows_0)))
+    var _S22 : u32 = (*_S21).columns_0;
+    var _S23 : u32 = ((*_S21).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S24 : u32 = group_number_0(_S19);
+    var _S25 : u32 = _S24 / _S23;
+    if(_S25 >= (valid_rows_0((*_S21).batch_offset_0, (*_S21).batch_row_0, (*_S21).rows_0)))
     {
         return;
     }
-    var _S23 : u32 = min(entryPointParams_ids_0[(*_S21).ids_offset_0 + _S22], (*_S21).table_rows_0 - u32(1)) - (*_S21).first_row_0;
-    if(_S23 >= ((*_S21).bound_rows_0))
+    var _S26 : u32 = min(entryPointParams_ids_0[(*_S21).ids_offset_0 + _S25], (*_S21).table_rows_0 - u32(1)) - (*_S21).first_row_0;
+    if(_S26 >= ((*_S21).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S20;
+    var _S27 : u32 = _S24 % _S23;
+    var _S28 : u32 = _S27 * u32(2048);
+    var _S29 : u32 = min(_S28 + u32(2048), _S22);
+    var _S30 : u32 = (*_S21).out_offset_0 + _S25 * (*_S21).out_stride_0;
+    var begin_0 : u32 = _S28;
     for(;;)
     {
-        var _S24 : u32 = (*_S21).columns_0;
-        if(column_0 < ((*_S21).columns_0))
+        if(begin_0 < _S29)
         {
         }
         else
         {
             break;
         }
-        var _S25 : vec4<f32> = FourOrFive_four_0((*_S21).table_offset_0, _S24, _S23, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S31 : u32 = begin_0 + u32(4) * _S20;
+        if(_S31 < _S29)
         {
-            if(c_0 < (min(u32(4), _S24 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S21).out_offset_0 + _S22 * (*_S21).out_stride_0 + column_0 + c_0] = _S25[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S20] = FourOrFive_four_0((*_S21).table_offset_0, _S22, _S26, _S31);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S20) < _S29)
+        {
+            entryPointParams_result_0[_S30 + begin_0 + _S20] = fours_0[_S20 / u32(4)][_S20 % u32(4)];
+        }
+        var _S32 : u32 = _S20 + u32(128);
+        if((begin_0 + _S32) < _S29)
+        {
+            entryPointParams_result_0[_S30 + begin_0 + _S32] = fours_0[_S32 / u32(4)][_S32 % u32(4)];
+        }
+        var _S33 : u32 = _S20 + u32(256);
+        if((begin_0 + _S33) < _S29)
+        {
+            entryPointParams_result_0[_S30 + begin_0 + _S33] = fours_0[_S33 / u32(4)][_S33 % u32(4)];
+        }
+        var _S34 : u32 = _S20 + u32(384);
+        if((begin_0 + _S34) < _S29)
+        {
+            entryPointParams_result_0[_S30 + begin_0 + _S34] = fours_0[_S34 / u32(4)][_S34 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -136,7 +156,7 @@ fn embed_0( _S19 : vec3<u32>,  _S20 : u32,  _S21 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q5_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S26 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S26));
+    var _S35 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S35));
     return;
 }

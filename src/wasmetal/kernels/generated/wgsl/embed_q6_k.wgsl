@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -99,42 +101,60 @@ fn Q6_K_four_0( _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32) -> vec4<f32>
 
 fn embed_0( _S23 : vec3<u32>,  _S24 : u32,  _S25 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S26 : u32 = group_number_0(_S23);
-    if(_S26 >= (valid_rows_0((*_S25).batch_offset_0, (*_S25).batch_row_0, (*_S25).rows_0)))
+    var _S26 : u32 = (*_S25).columns_0;
+    var _S27 : u32 = ((*_S25).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S28 : u32 = group_number_0(_S23);
+    var _S29 : u32 = _S28 / _S27;
+    if(_S29 >= (valid_rows_0((*_S25).batch_offset_0, (*_S25).batch_row_0, (*_S25).rows_0)))
     {
         return;
     }
-    var _S27 : u32 = min(entryPointParams_ids_0[(*_S25).ids_offset_0 + _S26], (*_S25).table_rows_0 - u32(1)) - (*_S25).first_row_0;
-    if(_S27 >= ((*_S25).bound_rows_0))
+    var _S30 : u32 = min(entryPointParams_ids_0[(*_S25).ids_offset_0 + _S29], (*_S25).table_rows_0 - u32(1)) - (*_S25).first_row_0;
+    if(_S30 >= ((*_S25).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S24;
+    var _S31 : u32 = _S28 % _S27;
+    var _S32 : u32 = _S31 * u32(2048);
+    var _S33 : u32 = min(_S32 + u32(2048), _S26);
+    var _S34 : u32 = (*_S25).out_offset_0 + _S29 * (*_S25).out_stride_0;
+    var begin_0 : u32 = _S32;
     for(;;)
     {
-        var _S28 : u32 = (*_S25).columns_0;
-        if(column_0 < ((*_S25).columns_0))
+        if(begin_0 < _S33)
         {
         }
         else
         {
             break;
         }
-        var _S29 : vec4<f32> = Q6_K_four_0((*_S25).table_offset_0, _S28, _S27, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S35 : u32 = begin_0 + u32(4) * _S24;
+        if(_S35 < _S33)
         {
-            if(c_0 < (min(u32(4), _S28 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S25).out_offset_0 + _S26 * (*_S25).out_stride_0 + column_0 + c_0] = _S29[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S24] = Q6_K_four_0((*_S25).table_offset_0, _S26, _S30, _S35);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S24) < _S33)
+        {
+            entryPointParams_result_0[_S34 + begin_0 + _S24] = fours_0[_S24 / u32(4)][_S24 % u32(4)];
+        }
+        var _S36 : u32 = _S24 + u32(128);
+        if((begin_0 + _S36) < _S33)
+        {
+            entryPointParams_result_0[_S34 + begin_0 + _S36] = fours_0[_S36 / u32(4)][_S36 % u32(4)];
+        }
+        var _S37 : u32 = _S24 + u32(256);
+        if((begin_0 + _S37) < _S33)
+        {
+            entryPointParams_result_0[_S34 + begin_0 + _S37] = fours_0[_S37 / u32(4)][_S37 % u32(4)];
+        }
+        var _S38 : u32 = _S24 + u32(384);
+        if((begin_0 + _S38) < _S33)
+        {
+            entryPointParams_result_0[_S34 + begin_0 + _S38] = fours_0[_S38 / u32(4)][_S38 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -143,7 +163,7 @@ fn embed_0( _S23 : vec3<u32>,  _S24 : u32,  _S25 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S30 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S30));
+    var _S39 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S39));
     return;
 }

@@ -33,6 +33,8 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+var<workgroup> fours_0 : array<vec4<f32>, i32(128)>;
+
 fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
     var _S4 : u32;
@@ -85,42 +87,60 @@ fn Q8_0_four_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> vec4<f32>
 
 fn embed_0( _S16 : vec3<u32>,  _S17 : u32,  _S18 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S19 : u32 = group_number_0(_S16);
-    if(_S19 >= (valid_rows_0((*_S18).batch_offset_0, (*_S18).batch_row_0, (*_S18).rows_0)))
+    var _S19 : u32 = (*_S18).columns_0;
+    var _S20 : u32 = ((*_S18).columns_0 + u32(2048) - u32(1)) / u32(2048);
+    var _S21 : u32 = group_number_0(_S16);
+    var _S22 : u32 = _S21 / _S20;
+    if(_S22 >= (valid_rows_0((*_S18).batch_offset_0, (*_S18).batch_row_0, (*_S18).rows_0)))
     {
         return;
     }
-    var _S20 : u32 = min(entryPointParams_ids_0[(*_S18).ids_offset_0 + _S19], (*_S18).table_rows_0 - u32(1)) - (*_S18).first_row_0;
-    if(_S20 >= ((*_S18).bound_rows_0))
+    var _S23 : u32 = min(entryPointParams_ids_0[(*_S18).ids_offset_0 + _S22], (*_S18).table_rows_0 - u32(1)) - (*_S18).first_row_0;
+    if(_S23 >= ((*_S18).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S17;
+    var _S24 : u32 = _S21 % _S20;
+    var _S25 : u32 = _S24 * u32(2048);
+    var _S26 : u32 = min(_S25 + u32(2048), _S19);
+    var _S27 : u32 = (*_S18).out_offset_0 + _S22 * (*_S18).out_stride_0;
+    var begin_0 : u32 = _S25;
     for(;;)
     {
-        var _S21 : u32 = (*_S18).columns_0;
-        if(column_0 < ((*_S18).columns_0))
+        if(begin_0 < _S26)
         {
         }
         else
         {
             break;
         }
-        var _S22 : vec4<f32> = Q8_0_four_0((*_S18).table_offset_0, _S21, _S20, column_0);
-        var c_0 : u32 = u32(0);
-        for(;;)
+        var _S28 : u32 = begin_0 + u32(4) * _S17;
+        if(_S28 < _S26)
         {
-            if(c_0 < (min(u32(4), _S21 - column_0)))
-            {
-            }
-            else
-            {
-                break;
-            }
-            entryPointParams_result_0[(*_S18).out_offset_0 + _S19 * (*_S18).out_stride_0 + column_0 + c_0] = _S22[c_0];
-            c_0 = c_0 + u32(1);
+            fours_0[_S17] = Q8_0_four_0((*_S18).table_offset_0, _S19, _S23, _S28);
         }
-        column_0 = column_0 + u32(512);
+        workgroupBarrier();
+        if((begin_0 + _S17) < _S26)
+        {
+            entryPointParams_result_0[_S27 + begin_0 + _S17] = fours_0[_S17 / u32(4)][_S17 % u32(4)];
+        }
+        var _S29 : u32 = _S17 + u32(128);
+        if((begin_0 + _S29) < _S26)
+        {
+            entryPointParams_result_0[_S27 + begin_0 + _S29] = fours_0[_S29 / u32(4)][_S29 % u32(4)];
+        }
+        var _S30 : u32 = _S17 + u32(256);
+        if((begin_0 + _S30) < _S26)
+        {
+            entryPointParams_result_0[_S27 + begin_0 + _S30] = fours_0[_S30 / u32(4)][_S30 % u32(4)];
+        }
+        var _S31 : u32 = _S17 + u32(384);
+        if((begin_0 + _S31) < _S26)
+        {
+            entryPointParams_result_0[_S27 + begin_0 + _S31] = fours_0[_S31 / u32(4)][_S31 % u32(4)];
+        }
+        workgroupBarrier();
+        begin_0 = begin_0 + u32(512);
     }
     return;
 }
@@ -129,7 +149,7 @@ fn embed_0( _S16 : vec3<u32>,  _S17 : u32,  _S18 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S23 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S23));
+    var _S32 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S32));
     return;
 }

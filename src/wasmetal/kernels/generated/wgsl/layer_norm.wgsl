@@ -38,26 +38,32 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 var<private> _S1 : u32;
 
+fn wave_sum_0( value_0 : f32) -> f32
+{
+    var _S2 : f32 = subgroupAdd(value_0);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
+fn group_sum_0( value_1 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupAdd(value_0);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_sum_0(value_1);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var wave_0 : u32 = u32(0);
     var result_0 : f32 = 0.0f;
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
@@ -72,18 +78,18 @@ fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
     return result_0;
 }
 
-fn valid_rows_0( _S7 : u32,  _S8 : u32,  _S9 : u32) -> u32
+fn valid_rows_0( _S8 : u32,  _S9 : u32,  _S10 : u32) -> u32
 {
-    var _S10 : u32;
-    if(_S7 == u32(4294967295))
+    var _S11 : u32;
+    if(_S8 == u32(4294967295))
     {
-        _S10 = _S9;
+        _S11 = _S10;
     }
     else
     {
-        _S10 = min(max(entryPointParams_batch_0[_S7], _S8) - _S8, _S9);
+        _S11 = min(max(entryPointParams_batch_0[_S8], _S9) - _S9, _S10);
     }
-    return _S10;
+    return _S11;
 }
 
 @compute
@@ -91,12 +97,12 @@ fn valid_rows_0( _S7 : u32,  _S8 : u32,  _S9 : u32) -> u32
 fn layer_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S11 : u32 = group_number_0(group_1);
-    if(_S11 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S12 : u32 = group_number_0(group_1);
+    if(_S12 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S12 : u32 = entryPointParams_0.p_0.x_offset_0 + _S11 * entryPointParams_0.p_0.x_stride_0;
+    var _S13 : u32 = entryPointParams_0.p_0.x_offset_0 + _S12 * entryPointParams_0.p_0.x_stride_0;
     var column_0 : u32 = thread_1;
     var total_0 : f32 = 0.0f;
     for(;;)
@@ -108,12 +114,12 @@ fn layer_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
         {
             break;
         }
-        var total_1 : f32 = total_0 + entryPointParams_x_0[_S12 + column_0];
+        var total_1 : f32 = total_0 + entryPointParams_x_0[_S13 + column_0];
         column_0 = column_0 + u32(128);
         total_0 = total_1;
     }
-    var _S13 : f32 = group_sum_0(total_0, thread_1);
-    var _S14 : f32 = _S13 / f32(entryPointParams_0.p_0.columns_0);
+    var _S14 : f32 = group_sum_0(total_0, thread_1);
+    var _S15 : f32 = _S14 / f32(entryPointParams_0.p_0.columns_0);
     column_0 = thread_1;
     var squares_0 : f32 = 0.0f;
     for(;;)
@@ -125,13 +131,13 @@ fn layer_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
         {
             break;
         }
-        var _S15 : u32 = _S12 + column_0;
-        var squares_1 : f32 = squares_0 + (entryPointParams_x_0[_S15] - _S14) * (entryPointParams_x_0[_S15] - _S14);
+        var _S16 : u32 = _S13 + column_0;
+        var squares_1 : f32 = squares_0 + (entryPointParams_x_0[_S16] - _S15) * (entryPointParams_x_0[_S16] - _S15);
         column_0 = column_0 + u32(128);
         squares_0 = squares_1;
     }
-    var _S16 : f32 = group_sum_0(squares_0, thread_1);
-    var _S17 : f32 = 1.0f / sqrt(_S16 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
+    var _S17 : f32 = group_sum_0(squares_0, thread_1);
+    var _S18 : f32 = 1.0f / sqrt(_S17 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
     column_0 = thread_1;
     for(;;)
     {
@@ -142,7 +148,7 @@ fn layer_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
         {
             break;
         }
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S11 * entryPointParams_0.p_0.out_stride_0 + column_0] = (entryPointParams_x_0[_S12 + column_0] - _S14) * _S17 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0] + entryPointParams_bias_0[entryPointParams_0.p_0.bias_offset_0 + column_0];
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S12 * entryPointParams_0.p_0.out_stride_0 + column_0] = (entryPointParams_x_0[_S13 + column_0] - _S15) * _S18 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0] + entryPointParams_bias_0[entryPointParams_0.p_0.bias_offset_0 + column_0];
         column_0 = column_0 + u32(128);
     }
     return;

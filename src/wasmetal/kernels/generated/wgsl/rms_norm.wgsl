@@ -36,26 +36,32 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 var<private> _S1 : u32;
 
+fn wave_sum_0( value_0 : f32) -> f32
+{
+    var _S2 : f32 = subgroupAdd(value_0);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
+fn group_sum_0( value_1 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupAdd(value_0);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_sum_0(value_1);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var wave_0 : u32 = u32(0);
     var result_0 : f32 = 0.0f;
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
@@ -70,18 +76,18 @@ fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
     return result_0;
 }
 
-fn valid_rows_0( _S7 : u32,  _S8 : u32,  _S9 : u32) -> u32
+fn valid_rows_0( _S8 : u32,  _S9 : u32,  _S10 : u32) -> u32
 {
-    var _S10 : u32;
-    if(_S7 == u32(4294967295))
+    var _S11 : u32;
+    if(_S8 == u32(4294967295))
     {
-        _S10 = _S9;
+        _S11 = _S10;
     }
     else
     {
-        _S10 = min(max(entryPointParams_batch_0[_S7], _S8) - _S8, _S9);
+        _S11 = min(max(entryPointParams_batch_0[_S8], _S9) - _S9, _S10);
     }
-    return _S10;
+    return _S11;
 }
 
 @compute
@@ -89,196 +95,330 @@ fn valid_rows_0( _S7 : u32,  _S8 : u32,  _S9 : u32) -> u32
 fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S11 : u32 = group_number_0(group_1);
-    var _S12 : u32 = _S11 / entryPointParams_0.p_0.heads_0;
-    if(_S12 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S12 : u32 = group_number_0(group_1);
+    var _S13 : u32 = _S12 / entryPointParams_0.p_0.heads_0;
+    if(_S13 >= (entryPointParams_0.p_0.rows_0))
     {
         return;
     }
-    var _S13 : u32 = _S11 % entryPointParams_0.p_0.heads_0;
-    var _S14 : u32 = _S13 * entryPointParams_0.p_0.columns_0;
-    var _S15 : u32 = entryPointParams_0.p_0.x_offset_0 + _S12 * entryPointParams_0.p_0.x_stride_0 + _S14;
-    var _S16 : u32 = entryPointParams_0.p_0.out_offset_0 + _S12 * entryPointParams_0.p_0.out_stride_0 + _S14;
+    var _S14 : u32 = _S12 % entryPointParams_0.p_0.heads_0;
+    var _S15 : u32 = _S14 * entryPointParams_0.p_0.columns_0;
+    var _S16 : u32 = entryPointParams_0.p_0.x_offset_0 + _S13 * entryPointParams_0.p_0.x_stride_0 + _S15;
+    var _S17 : u32 = entryPointParams_0.p_0.out_offset_0 + _S13 * entryPointParams_0.p_0.out_stride_0 + _S15;
     var kept_0 : array<f32, i32(16)>;
+    var weights_0 : array<f32, i32(16)>;
     var squares_0 : f32;
     if(thread_1 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + thread_1];
+        squares_0 = entryPointParams_x_0[_S16 + thread_1];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(0)] = squares_0;
-    var _S17 : f32 = squares_0 * squares_0;
+    if(thread_1 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + thread_1];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(0)] = squares_0;
     var _S18 : u32 = thread_1 + u32(128);
     if(_S18 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S18];
+        squares_0 = entryPointParams_x_0[_S16 + _S18];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(1)] = squares_0;
-    var squares_1 : f32 = _S17 + squares_0 * squares_0;
+    if(_S18 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S18];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(1)] = squares_0;
     var _S19 : u32 = thread_1 + u32(256);
     if(_S19 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S19];
+        squares_0 = entryPointParams_x_0[_S16 + _S19];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(2)] = squares_0;
-    var squares_2 : f32 = squares_1 + squares_0 * squares_0;
+    if(_S19 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S19];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(2)] = squares_0;
     var _S20 : u32 = thread_1 + u32(384);
     if(_S20 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S20];
+        squares_0 = entryPointParams_x_0[_S16 + _S20];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(3)] = squares_0;
-    var squares_3 : f32 = squares_2 + squares_0 * squares_0;
+    if(_S20 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S20];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(3)] = squares_0;
     var _S21 : u32 = thread_1 + u32(512);
     if(_S21 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S21];
+        squares_0 = entryPointParams_x_0[_S16 + _S21];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(4)] = squares_0;
-    var squares_4 : f32 = squares_3 + squares_0 * squares_0;
+    if(_S21 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S21];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(4)] = squares_0;
     var _S22 : u32 = thread_1 + u32(640);
     if(_S22 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S22];
+        squares_0 = entryPointParams_x_0[_S16 + _S22];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(5)] = squares_0;
-    var squares_5 : f32 = squares_4 + squares_0 * squares_0;
+    if(_S22 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S22];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(5)] = squares_0;
     var _S23 : u32 = thread_1 + u32(768);
     if(_S23 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S23];
+        squares_0 = entryPointParams_x_0[_S16 + _S23];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(6)] = squares_0;
-    var squares_6 : f32 = squares_5 + squares_0 * squares_0;
+    if(_S23 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S23];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(6)] = squares_0;
     var _S24 : u32 = thread_1 + u32(896);
     if(_S24 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S24];
+        squares_0 = entryPointParams_x_0[_S16 + _S24];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(7)] = squares_0;
-    var squares_7 : f32 = squares_6 + squares_0 * squares_0;
+    if(_S24 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S24];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(7)] = squares_0;
     var _S25 : u32 = thread_1 + u32(1024);
     if(_S25 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S25];
+        squares_0 = entryPointParams_x_0[_S16 + _S25];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(8)] = squares_0;
-    var squares_8 : f32 = squares_7 + squares_0 * squares_0;
+    if(_S25 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S25];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(8)] = squares_0;
     var _S26 : u32 = thread_1 + u32(1152);
     if(_S26 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S26];
+        squares_0 = entryPointParams_x_0[_S16 + _S26];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(9)] = squares_0;
-    var squares_9 : f32 = squares_8 + squares_0 * squares_0;
+    if(_S26 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S26];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(9)] = squares_0;
     var _S27 : u32 = thread_1 + u32(1280);
     if(_S27 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S27];
+        squares_0 = entryPointParams_x_0[_S16 + _S27];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(10)] = squares_0;
-    var squares_10 : f32 = squares_9 + squares_0 * squares_0;
+    if(_S27 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S27];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(10)] = squares_0;
     var _S28 : u32 = thread_1 + u32(1408);
     if(_S28 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S28];
+        squares_0 = entryPointParams_x_0[_S16 + _S28];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(11)] = squares_0;
-    var squares_11 : f32 = squares_10 + squares_0 * squares_0;
+    if(_S28 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S28];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(11)] = squares_0;
     var _S29 : u32 = thread_1 + u32(1536);
     if(_S29 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S29];
+        squares_0 = entryPointParams_x_0[_S16 + _S29];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(12)] = squares_0;
-    var squares_12 : f32 = squares_11 + squares_0 * squares_0;
+    if(_S29 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S29];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(12)] = squares_0;
     var _S30 : u32 = thread_1 + u32(1664);
     if(_S30 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S30];
+        squares_0 = entryPointParams_x_0[_S16 + _S30];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(13)] = squares_0;
-    var squares_13 : f32 = squares_12 + squares_0 * squares_0;
+    if(_S30 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S30];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(13)] = squares_0;
     var _S31 : u32 = thread_1 + u32(1792);
     if(_S31 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S31];
+        squares_0 = entryPointParams_x_0[_S16 + _S31];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(14)] = squares_0;
-    var squares_14 : f32 = squares_13 + squares_0 * squares_0;
+    if(_S31 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S31];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(14)] = squares_0;
     var _S32 : u32 = thread_1 + u32(1920);
     if(_S32 < (entryPointParams_0.p_0.columns_0))
     {
-        squares_0 = entryPointParams_x_0[_S15 + _S32];
+        squares_0 = entryPointParams_x_0[_S16 + _S32];
     }
     else
     {
         squares_0 = 0.0f;
     }
     kept_0[u32(15)] = squares_0;
-    var squares_15 : f32 = squares_14 + squares_0 * squares_0;
+    if(_S32 < (entryPointParams_0.p_0.columns_0))
+    {
+        squares_0 = entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S32];
+    }
+    else
+    {
+        squares_0 = 0.0f;
+    }
+    weights_0[u32(15)] = squares_0;
+    var squares_1 : f32 = kept_0[u32(0)] * kept_0[u32(0)] + kept_0[u32(1)] * kept_0[u32(1)] + kept_0[u32(2)] * kept_0[u32(2)] + kept_0[u32(3)] * kept_0[u32(3)] + kept_0[u32(4)] * kept_0[u32(4)] + kept_0[u32(5)] * kept_0[u32(5)] + kept_0[u32(6)] * kept_0[u32(6)] + kept_0[u32(7)] * kept_0[u32(7)] + kept_0[u32(8)] * kept_0[u32(8)] + kept_0[u32(9)] * kept_0[u32(9)] + kept_0[u32(10)] * kept_0[u32(10)] + kept_0[u32(11)] * kept_0[u32(11)] + kept_0[u32(12)] * kept_0[u32(12)] + kept_0[u32(13)] * kept_0[u32(13)] + kept_0[u32(14)] * kept_0[u32(14)] + kept_0[u32(15)] * kept_0[u32(15)];
+    if(_S13 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    {
+        return;
+    }
     var _S33 : u32 = thread_1 + u32(2048);
     var column_0 : u32 = _S33;
-    squares_0 = squares_15;
+    squares_0 = squares_1;
     for(;;)
     {
         if(column_0 < (entryPointParams_0.p_0.columns_0))
@@ -288,76 +428,76 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        var _S34 : u32 = _S15 + column_0;
-        var squares_16 : f32 = squares_0 + entryPointParams_x_0[_S34] * entryPointParams_x_0[_S34];
+        var _S34 : u32 = _S16 + column_0;
+        var squares_2 : f32 = squares_0 + entryPointParams_x_0[_S34] * entryPointParams_x_0[_S34];
         column_0 = column_0 + u32(128);
-        squares_0 = squares_16;
+        squares_0 = squares_2;
     }
     var _S35 : f32 = group_sum_0(squares_0, thread_1);
     var _S36 : f32 = 1.0f / sqrt(_S35 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
     if(thread_1 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + thread_1] = kept_0[u32(0)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + thread_1];
+        entryPointParams_result_0[_S17 + thread_1] = kept_0[u32(0)] * _S36 * weights_0[u32(0)];
     }
     if(_S18 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S18] = kept_0[u32(1)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S18];
+        entryPointParams_result_0[_S17 + _S18] = kept_0[u32(1)] * _S36 * weights_0[u32(1)];
     }
     if(_S19 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S19] = kept_0[u32(2)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S19];
+        entryPointParams_result_0[_S17 + _S19] = kept_0[u32(2)] * _S36 * weights_0[u32(2)];
     }
     if(_S20 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S20] = kept_0[u32(3)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S20];
+        entryPointParams_result_0[_S17 + _S20] = kept_0[u32(3)] * _S36 * weights_0[u32(3)];
     }
     if(_S21 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S21] = kept_0[u32(4)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S21];
+        entryPointParams_result_0[_S17 + _S21] = kept_0[u32(4)] * _S36 * weights_0[u32(4)];
     }
     if(_S22 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S22] = kept_0[u32(5)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S22];
+        entryPointParams_result_0[_S17 + _S22] = kept_0[u32(5)] * _S36 * weights_0[u32(5)];
     }
     if(_S23 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S23] = kept_0[u32(6)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S23];
+        entryPointParams_result_0[_S17 + _S23] = kept_0[u32(6)] * _S36 * weights_0[u32(6)];
     }
     if(_S24 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S24] = kept_0[u32(7)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S24];
+        entryPointParams_result_0[_S17 + _S24] = kept_0[u32(7)] * _S36 * weights_0[u32(7)];
     }
     if(_S25 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S25] = kept_0[u32(8)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S25];
+        entryPointParams_result_0[_S17 + _S25] = kept_0[u32(8)] * _S36 * weights_0[u32(8)];
     }
     if(_S26 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S26] = kept_0[u32(9)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S26];
+        entryPointParams_result_0[_S17 + _S26] = kept_0[u32(9)] * _S36 * weights_0[u32(9)];
     }
     if(_S27 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S27] = kept_0[u32(10)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S27];
+        entryPointParams_result_0[_S17 + _S27] = kept_0[u32(10)] * _S36 * weights_0[u32(10)];
     }
     if(_S28 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S28] = kept_0[u32(11)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S28];
+        entryPointParams_result_0[_S17 + _S28] = kept_0[u32(11)] * _S36 * weights_0[u32(11)];
     }
     if(_S29 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S29] = kept_0[u32(12)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S29];
+        entryPointParams_result_0[_S17 + _S29] = kept_0[u32(12)] * _S36 * weights_0[u32(12)];
     }
     if(_S30 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S30] = kept_0[u32(13)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S30];
+        entryPointParams_result_0[_S17 + _S30] = kept_0[u32(13)] * _S36 * weights_0[u32(13)];
     }
     if(_S31 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S31] = kept_0[u32(14)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S31];
+        entryPointParams_result_0[_S17 + _S31] = kept_0[u32(14)] * _S36 * weights_0[u32(14)];
     }
     if(_S32 < (entryPointParams_0.p_0.columns_0))
     {
-        entryPointParams_result_0[_S16 + _S32] = kept_0[u32(15)] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + _S32];
+        entryPointParams_result_0[_S17 + _S32] = kept_0[u32(15)] * _S36 * weights_0[u32(15)];
     }
     column_0 = _S33;
     for(;;)
@@ -369,7 +509,7 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        entryPointParams_result_0[_S16 + column_0] = entryPointParams_x_0[_S15 + column_0] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
+        entryPointParams_result_0[_S17 + column_0] = entryPointParams_x_0[_S16 + column_0] * _S36 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
         column_0 = column_0 + u32(128);
     }
     return;

@@ -61,13 +61,22 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+fn units_of_0( rows_0 : u32,  heads_1 : u32,  kv_heads_1 : u32) -> u32
+{
+    var _S1 : u32 = rows_0 * kv_heads_1;
+    var _S2 : u32 = heads_1 / kv_heads_1;
+    return _S1 * ((_S2 + u32(4) - u32(1)) / u32(4));
+}
+
 struct Part_0
 {
      number_0 : u32,
+     used_0 : u32,
+     unit_0 : u32,
      row_0 : u32,
      kv_head_0 : u32,
      head_0 : u32,
-     heads_1 : u32,
+     heads_2 : u32,
      begin_0 : u32,
      end_0 : u32,
      head_dim_1 : u32,
@@ -78,30 +87,32 @@ struct Part_0
      out_stride_0 : u32,
 };
 
-fn part_of_0( number_1 : u32,  rows_0 : u32,  heads_2 : u32,  kv_heads_1 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
+fn part_of_0( number_1 : u32,  rows_1 : u32,  heads_3 : u32,  kv_heads_2 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
 {
-    var _S1 : u32 = heads_2 / kv_heads_1;
-    var _S2 : u32 = (_S1 + u32(4) - u32(1)) / u32(4);
-    var _S3 : u32 = rows_0 * kv_heads_1 * _S2;
-    var _S4 : u32 = number_1 % _S3;
-    var _S5 : u32 = _S4 % _S2;
+    var _S3 : u32 = heads_3 / kv_heads_2;
+    var _S4 : u32 = (_S3 + u32(4) - u32(1)) / u32(4);
+    var _S5 : u32 = units_of_0(rows_1, heads_3, kv_heads_2);
+    var _S6 : u32 = number_1 % _S5;
+    var _S7 : u32 = _S6 % _S4;
     var part_0 : Part_0;
-    var _S6 : u32 = number_1 / _S3;
-    part_0.number_0 = _S6;
-    var _S7 : u32 = _S4 / (kv_heads_1 * _S2);
-    part_0.row_0 = _S7;
-    var _S8 : u32 = _S4 / _S2;
-    var _S9 : u32 = _S8 % kv_heads_1;
-    part_0.kv_head_0 = _S9;
-    var _S10 : u32 = _S5 * u32(4);
-    var _S11 : u32 = _S9 * _S1 + _S10;
-    part_0.head_0 = _S11;
-    part_0.heads_1 = min(_S1 - _S10, u32(4));
+    part_0.unit_0 = _S6;
+    var _S8 : u32 = number_1 / _S5;
+    part_0.number_0 = _S8;
+    var _S9 : u32 = _S6 / (kv_heads_2 * _S4);
+    part_0.row_0 = _S9;
+    var _S10 : u32 = _S6 / _S4;
+    var _S11 : u32 = _S10 % kv_heads_2;
+    part_0.kv_head_0 = _S11;
+    var _S12 : u32 = _S7 * u32(4);
+    var _S13 : u32 = _S11 * _S3 + _S12;
+    part_0.head_0 = _S13;
+    part_0.heads_2 = min(_S3 - _S12, u32(4));
     part_0.head_dim_1 = head_dim_2;
-    part_0.columns_0 = kv_heads_1 * head_dim_2;
-    var _S12 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
-    part_0.out_stride_0 = _S12;
-    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_2 + _S11) * _S12 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.columns_0 = kv_heads_2 * head_dim_2;
+    var _S14 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
+    part_0.out_stride_0 = _S14;
+    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_3 + _S13) * _S14 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.used_0 = u32(0);
     part_0.end_0 = u32(0);
     part_0.begin_0 = u32(0);
     part_0.v_pages_offset_1 = u32(0);
@@ -119,54 +130,64 @@ struct SequenceTable_0
 
 fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
 {
-    var _S13 : SequenceTable_0;
-    _S13.begin_1 = begin_2;
-    _S13.page_size_1 = page_size_2;
-    _S13.pages_1 = pages_2;
-    _S13.length_0 = length_1;
-    return _S13;
+    var _S15 : SequenceTable_0;
+    _S15.begin_1 = begin_2;
+    _S15.page_size_1 = page_size_2;
+    _S15.pages_1 = pages_2;
+    _S15.length_0 = length_1;
+    return _S15;
 }
 
 fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
 {
-    var _S14 : bool;
+    var _S16 : bool;
     if(window_1 != u32(0))
     {
-        _S14 = position_0 >= window_1;
+        _S16 = position_0 >= window_1;
     }
     else
     {
-        _S14 = false;
+        _S16 = false;
     }
-    var _S15 : u32;
-    if(_S14)
+    var _S17 : u32;
+    if(_S16)
     {
-        _S15 = position_0 - window_1 + u32(1);
+        _S17 = position_0 - window_1 + u32(1);
     }
     else
     {
-        _S15 = u32(0);
+        _S17 = u32(0);
     }
-    return _S15;
+    return _S17;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
 {
-    var _S16 : u32;
+    var _S18 : u32;
     if(first_0 < length_2)
     {
-        _S16 = length_2 - first_0;
+        _S18 = length_2 - first_0;
     }
     else
     {
-        _S16 = u32(0);
+        _S18 = u32(0);
     }
-    var _S17 : u32 = parts_2 * u32(64);
-    var _S18 : u32 = (_S16 + _S17 - u32(1)) / _S17;
-    var _S19 : u32 = _S18 * u32(64);
-    var _S20 : u32 = min(first_0 + (*part_1).number_0 * _S19, length_2);
-    (*part_1).begin_0 = _S20;
-    (*part_1).end_0 = min(_S20 + _S19, length_2);
+    var _S19 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S20 : u32 = (_S18 + _S19 - u32(1)) / _S19;
+    var _S21 : u32 = _S20 * tiles_0 * u32(64);
+    var _S22 : u32 = min(first_0 + (*part_1).number_0 * _S21, length_2);
+    (*part_1).begin_0 = _S22;
+    (*part_1).end_0 = min(_S22 + _S21, length_2);
+    if(_S18 == u32(0))
+    {
+        _S18 = u32(1);
+    }
+    else
+    {
+        var _S23 : u32 = (_S18 + _S21 - u32(1)) / _S21;
+        _S18 = _S23;
+    }
+    (*part_1).used_0 = _S18;
     return;
 }
 
@@ -179,11 +200,11 @@ struct Rotation_0
 
 fn Rotation_x24init_0( angles_1 : u32,  pairs_2 : u32,  interleaved_2 : bool) -> Rotation_0
 {
-    var _S21 : Rotation_0;
-    _S21.angles_0 = angles_1;
-    _S21.pairs_1 = pairs_2;
-    _S21.interleaved_1 = interleaved_2;
-    return _S21;
+    var _S24 : Rotation_0;
+    _S24.angles_0 = angles_1;
+    _S24.pairs_1 = pairs_2;
+    _S24.interleaved_1 = interleaved_2;
+    return _S24;
 }
 
 fn rotation_0( table_offset_1 : u32,  position_1 : u32,  positions_1 : u32,  pairs_3 : u32,  interleaved_3 : u32) -> Rotation_0
@@ -203,29 +224,29 @@ fn query_at_0( vector_0 : u32) -> vec4<f32>
     return query_0[vector_0];
 }
 
-var<private> _S22 : u32;
+var<private> _S25 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
 fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S23 : u32 = _S22;
-    var _S24 : vec4<f32> = subgroupAdd(value_0);
-    var _S25 : bool = subgroupElect();
-    if(_S25)
+    var _S26 : u32 = _S25;
+    var _S27 : vec4<f32> = subgroupAdd(value_0);
+    var _S28 : bool = subgroupElect();
+    if(_S28)
     {
-        var _S26 : u32 = thread_0 / _S23;
-        waves_0[_S26] = _S24;
+        var _S29 : u32 = thread_0 / _S26;
+        waves_0[_S29] = _S27;
     }
     workgroupBarrier();
-    var _S27 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S30 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S27;
+    var result_0 : vec4<f32> = _S30;
     for(;;)
     {
-        var _S28 : u32 = u32(128) / _S23;
-        if(wave_0 < _S28)
+        var _S31 : u32 = u32(128) / _S26;
+        if(wave_0 < _S31)
         {
         }
         else
@@ -246,14 +267,14 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
         products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
-        var _S29 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_at_0(_S29 + thread_1), key_0);
-        products_0[u32(2)] = dot(query_at_0(u32(2) * _S29 + thread_1), key_0);
-        products_0[u32(3)] = dot(query_at_0(u32(3) * _S29 + thread_1), key_0);
+        var _S32 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S32 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S32 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S32 + thread_1), key_0);
     }
-    var _S30 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S33 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S30;
+    return _S33;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
@@ -263,30 +284,30 @@ var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S31 : u32 = _S22;
-    var _S32 : vec4<f32> = subgroupMax(value_1);
-    var _S33 : bool = subgroupElect();
-    if(_S33)
+    var _S34 : u32 = _S25;
+    var _S35 : vec4<f32> = subgroupMax(value_1);
+    var _S36 : bool = subgroupElect();
+    if(_S36)
     {
-        var _S34 : u32 = thread_2 / _S31;
-        waves_0[_S34] = _S32;
+        var _S37 : u32 = thread_2 / _S34;
+        waves_0[_S37] = _S35;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S35 : u32 = u32(128) / _S31;
-        if(wave_1 < _S35)
+        var _S38 : u32 = u32(128) / _S34;
+        if(wave_1 < _S38)
         {
         }
         else
         {
             break;
         }
-        var _S36 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S39 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S36;
+        result_2 = _S39;
         wave_1 = wave_2;
     }
     return result_2;
@@ -302,10 +323,10 @@ struct Run_0
 
 fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S37 : Run_0;
-    _S37.vector_1 = vector_2;
-    _S37.scale_1 = scale_2;
-    return _S37;
+    var _S40 : Run_0;
+    _S40.vector_1 = vector_2;
+    _S40.scale_1 = scale_2;
+    return _S40;
 }
 
 fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
@@ -318,41 +339,41 @@ fn pack_halves_0( values_0 : vec2<f32>) -> u32
     return ((pack2x16float(vec2f((values_0.x),0.0))) | ((((pack2x16float(vec2f((values_0.y),0.0))) << (u32(16))))));
 }
 
-fn valid_rows_0( _S38 : u32,  _S39 : u32,  _S40 : u32) -> u32
+fn valid_rows_0( _S41 : u32,  _S42 : u32,  _S43 : u32) -> u32
 {
-    var _S41 : u32;
-    if(_S38 == u32(4294967295))
+    var _S44 : u32;
+    if(_S41 == u32(4294967295))
     {
-        _S41 = _S40;
+        _S44 = _S43;
     }
     else
     {
-        _S41 = min(max(entryPointParams_batch_0[_S38], _S39) - _S39, _S40);
+        _S44 = min(max(entryPointParams_batch_0[_S41], _S42) - _S42, _S43);
     }
-    return _S41;
+    return _S44;
 }
 
-fn row_sequence_0( _S42 : u32,  _S43 : u32) -> u32
+fn row_sequence_0( _S45 : u32,  _S46 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S42 + u32(3) + u32(2) * _S43];
+    return entryPointParams_batch_0[_S45 + u32(3) + u32(2) * _S46];
 }
 
-fn sequence_table_0( _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32) -> SequenceTable_0
+fn sequence_table_0( _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32) -> SequenceTable_0
 {
-    var _S50 : u32 = _S44 + min(_S45, _S46 - u32(1)) * (_S47 + u32(1));
-    return SequenceTable_x24init_0(_S50 + u32(1), _S48, _S49, min(entryPointParams_sequences_0[_S50], min(_S47, _S49) * _S48));
+    var _S53 : u32 = _S47 + min(_S48, _S49 - u32(1)) * (_S50 + u32(1));
+    return SequenceTable_x24init_0(_S53 + u32(1), _S51, _S52, min(entryPointParams_sequences_0[_S53], min(_S50, _S52) * _S51));
 }
 
-fn row_position_0( _S51 : u32,  _S52 : u32) -> u32
+fn row_position_0( _S54 : u32,  _S55 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S51 + u32(2) + u32(2) * _S52];
+    return entryPointParams_batch_0[_S54 + u32(2) + u32(2) * _S55];
 }
 
-fn leave_empty_0( _S53 : u32,  _S54 : Part_0)
+fn leave_empty_0( _S56 : u32,  _S57 : Part_0)
 {
-    if(_S53 < (_S54.heads_1))
+    if(_S56 < (_S57.heads_2))
     {
-        entryPointParams_scratch_0[_S54.out_0 + _S53 * _S54.out_stride_0 + _S54.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S57.out_0 + _S56 * _S57.out_stride_0 + _S57.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -371,51 +392,51 @@ struct Plain_0
 
 fn Rotation_pair_of_0( this_0 : Rotation_0,  element_1 : u32) -> u32
 {
-    var _S55 : u32;
+    var _S58 : u32;
     if(this_0.interleaved_1)
     {
-        _S55 = element_1 / u32(2);
+        _S58 = element_1 / u32(2);
     }
     else
     {
-        var _S56 : u32 = element_1 % this_0.pairs_1;
-        _S55 = _S56;
+        var _S59 : u32 = element_1 % this_0.pairs_1;
+        _S58 = _S59;
     }
-    return _S55;
+    return _S58;
 }
 
 fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
 {
-    var _S57 : vec2<u32>;
+    var _S60 : vec2<u32>;
     if(this_1.interleaved_1)
     {
-        var _S58 : u32 = u32(2) * pair_0;
-        _S57 = vec2<u32>(_S58, _S58 + u32(1));
+        var _S61 : u32 = u32(2) * pair_0;
+        _S60 = vec2<u32>(_S61, _S61 + u32(1));
     }
     else
     {
-        _S57 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+        _S60 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
     }
-    return _S57;
+    return _S60;
 }
 
-fn Rotation_turn_0( _S59 : Rotation_0,  _S60 : u32,  _S61 : vec2<f32>) -> vec2<f32>
+fn Rotation_turn_0( _S62 : Rotation_0,  _S63 : u32,  _S64 : vec2<f32>) -> vec2<f32>
 {
-    var _S62 : u32 = _S59.angles_0 + u32(2) * _S60;
-    var _S63 : f32 = _S61.x;
-    var _S64 : f32 = _S61.y;
-    var _S65 : u32 = _S62 + u32(1);
-    return vec2<f32>(_S63 * entryPointParams_table_0[_S62] - _S64 * entryPointParams_table_0[_S65], _S63 * entryPointParams_table_0[_S65] + _S64 * entryPointParams_table_0[_S62]);
+    var _S65 : u32 = _S62.angles_0 + u32(2) * _S63;
+    var _S66 : f32 = _S64.x;
+    var _S67 : f32 = _S64.y;
+    var _S68 : u32 = _S65 + u32(1);
+    return vec2<f32>(_S66 * entryPointParams_table_0[_S65] - _S67 * entryPointParams_table_0[_S68], _S66 * entryPointParams_table_0[_S68] + _S67 * entryPointParams_table_0[_S65]);
 }
 
-fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
+fn Turned_four_0( _S69 : Turned_0,  _S70 : u32) -> vec4<f32>
 {
-    var _S68 : u32;
-    var _S69 : Rotation_0;
-    var _S70 : u32;
-    var _S71 : f32;
-    var _S72 : u32 = _S67 / _S66.head_dim_4;
-    var _S73 : u32 = _S66.begin_3 + _S72 * _S66.head_dim_4;
+    var _S71 : u32;
+    var _S72 : Rotation_0;
+    var _S73 : u32;
+    var _S74 : f32;
+    var _S75 : u32 = _S70 / _S69.head_dim_4;
+    var _S76 : u32 = _S69.begin_3 + _S75 * _S69.head_dim_4;
     var result_3 : vec4<f32>;
     for(;;)
     {
@@ -423,29 +444,29 @@ fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S74 : u32 = _S67 % _S66.head_dim_4;
-                _S68 = _S74;
-                _S69 = _S66.rotation_1;
-                var _S75 : u32 = u32(2) * _S66.rotation_1.pairs_1;
-                _S70 = _S75;
-                if(_S74 >= _S75)
+                var _S77 : u32 = _S70 % _S69.head_dim_4;
+                _S71 = _S77;
+                _S72 = _S69.rotation_1;
+                var _S78 : u32 = u32(2) * _S69.rotation_1.pairs_1;
+                _S73 = _S78;
+                if(_S77 >= _S78)
                 {
-                    result_3[u32(0)] = entryPointParams_q_0[_S73 + _S74];
+                    result_3[u32(0)] = entryPointParams_q_0[_S76 + _S77];
                     break;
                 }
-                var _S76 : u32 = Rotation_pair_of_0(_S66.rotation_1, _S74);
-                var _S77 : vec2<u32> = Rotation_places_0(_S66.rotation_1, _S76);
-                var _S78 : u32 = _S77.x;
-                var _S79 : vec2<f32> = Rotation_turn_0(_S66.rotation_1, _S76, vec2<f32>(entryPointParams_q_0[_S73 + _S78], entryPointParams_q_0[_S73 + _S77.y]));
-                if(_S74 == _S78)
+                var _S79 : u32 = Rotation_pair_of_0(_S69.rotation_1, _S77);
+                var _S80 : vec2<u32> = Rotation_places_0(_S69.rotation_1, _S79);
+                var _S81 : u32 = _S80.x;
+                var _S82 : vec2<f32> = Rotation_turn_0(_S69.rotation_1, _S79, vec2<f32>(entryPointParams_q_0[_S76 + _S81], entryPointParams_q_0[_S76 + _S80.y]));
+                if(_S77 == _S81)
                 {
-                    _S71 = _S79.x;
+                    _S74 = _S82.x;
                 }
                 else
                 {
-                    _S71 = _S79.y;
+                    _S74 = _S82.y;
                 }
-                result_3[u32(0)] = _S71;
+                result_3[u32(0)] = _S74;
                 break;
             }
             break;
@@ -454,25 +475,25 @@ fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S80 : u32 = _S68 + u32(1);
-                if(_S80 >= _S70)
+                var _S83 : u32 = _S71 + u32(1);
+                if(_S83 >= _S73)
                 {
-                    result_3[u32(1)] = entryPointParams_q_0[_S73 + _S80];
+                    result_3[u32(1)] = entryPointParams_q_0[_S76 + _S83];
                     break;
                 }
-                var _S81 : u32 = Rotation_pair_of_0(_S69, _S80);
-                var _S82 : vec2<u32> = Rotation_places_0(_S69, _S81);
-                var _S83 : u32 = _S82.x;
-                var _S84 : vec2<f32> = Rotation_turn_0(_S69, _S81, vec2<f32>(entryPointParams_q_0[_S73 + _S83], entryPointParams_q_0[_S73 + _S82.y]));
-                if(_S80 == _S83)
+                var _S84 : u32 = Rotation_pair_of_0(_S72, _S83);
+                var _S85 : vec2<u32> = Rotation_places_0(_S72, _S84);
+                var _S86 : u32 = _S85.x;
+                var _S87 : vec2<f32> = Rotation_turn_0(_S72, _S84, vec2<f32>(entryPointParams_q_0[_S76 + _S86], entryPointParams_q_0[_S76 + _S85.y]));
+                if(_S83 == _S86)
                 {
-                    _S71 = _S84.x;
+                    _S74 = _S87.x;
                 }
                 else
                 {
-                    _S71 = _S84.y;
+                    _S74 = _S87.y;
                 }
-                result_3[u32(1)] = _S71;
+                result_3[u32(1)] = _S74;
                 break;
             }
             break;
@@ -481,25 +502,25 @@ fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S85 : u32 = _S68 + u32(2);
-                if(_S85 >= _S70)
+                var _S88 : u32 = _S71 + u32(2);
+                if(_S88 >= _S73)
                 {
-                    result_3[u32(2)] = entryPointParams_q_0[_S73 + _S85];
+                    result_3[u32(2)] = entryPointParams_q_0[_S76 + _S88];
                     break;
                 }
-                var _S86 : u32 = Rotation_pair_of_0(_S69, _S85);
-                var _S87 : vec2<u32> = Rotation_places_0(_S69, _S86);
-                var _S88 : u32 = _S87.x;
-                var _S89 : vec2<f32> = Rotation_turn_0(_S69, _S86, vec2<f32>(entryPointParams_q_0[_S73 + _S88], entryPointParams_q_0[_S73 + _S87.y]));
-                if(_S85 == _S88)
+                var _S89 : u32 = Rotation_pair_of_0(_S72, _S88);
+                var _S90 : vec2<u32> = Rotation_places_0(_S72, _S89);
+                var _S91 : u32 = _S90.x;
+                var _S92 : vec2<f32> = Rotation_turn_0(_S72, _S89, vec2<f32>(entryPointParams_q_0[_S76 + _S91], entryPointParams_q_0[_S76 + _S90.y]));
+                if(_S88 == _S91)
                 {
-                    _S71 = _S89.x;
+                    _S74 = _S92.x;
                 }
                 else
                 {
-                    _S71 = _S89.y;
+                    _S74 = _S92.y;
                 }
-                result_3[u32(2)] = _S71;
+                result_3[u32(2)] = _S74;
                 break;
             }
             break;
@@ -508,25 +529,25 @@ fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S90 : u32 = _S68 + u32(3);
-                if(_S90 >= _S70)
+                var _S93 : u32 = _S71 + u32(3);
+                if(_S93 >= _S73)
                 {
-                    result_3[u32(3)] = entryPointParams_q_0[_S73 + _S90];
+                    result_3[u32(3)] = entryPointParams_q_0[_S76 + _S93];
                     break;
                 }
-                var _S91 : u32 = Rotation_pair_of_0(_S69, _S90);
-                var _S92 : vec2<u32> = Rotation_places_0(_S69, _S91);
-                var _S93 : u32 = _S92.x;
-                var _S94 : vec2<f32> = Rotation_turn_0(_S69, _S91, vec2<f32>(entryPointParams_q_0[_S73 + _S93], entryPointParams_q_0[_S73 + _S92.y]));
-                if(_S90 == _S93)
+                var _S94 : u32 = Rotation_pair_of_0(_S72, _S93);
+                var _S95 : vec2<u32> = Rotation_places_0(_S72, _S94);
+                var _S96 : u32 = _S95.x;
+                var _S97 : vec2<f32> = Rotation_turn_0(_S72, _S94, vec2<f32>(entryPointParams_q_0[_S76 + _S96], entryPointParams_q_0[_S76 + _S95.y]));
+                if(_S93 == _S96)
                 {
-                    _S71 = _S94.x;
+                    _S74 = _S97.x;
                 }
                 else
                 {
-                    _S71 = _S94.y;
+                    _S74 = _S97.y;
                 }
-                result_3[u32(3)] = _S71;
+                result_3[u32(3)] = _S74;
                 break;
             }
             break;
@@ -536,49 +557,49 @@ fn Turned_four_0( _S66 : Turned_0,  _S67 : u32) -> vec4<f32>
     return result_3;
 }
 
-fn load_queries_0( _S95 : u32,  _S96 : Part_0,  _S97 : u32,  _S98 : f32,  _S99 : Turned_0)
+fn load_queries_0( _S98 : u32,  _S99 : Part_0,  _S100 : u32,  _S101 : f32,  _S102 : Turned_0)
 {
-    var i_0 : u32 = _S95;
+    var i_0 : u32 = _S98;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S97))
+        if(i_0 < (u32(4) * _S100))
         {
         }
         else
         {
             break;
         }
-        var _S100 : u32 = i_0 % _S97;
-        var _S101 : u32 = i_0 / _S97;
-        var _S102 : bool;
-        if(_S101 < (_S96.heads_1))
+        var _S103 : u32 = i_0 % _S100;
+        var _S104 : u32 = i_0 / _S100;
+        var _S105 : bool;
+        if(_S104 < (_S99.heads_2))
         {
-            _S102 = _S100 < (_S96.head_dim_1 / u32(4));
+            _S105 = _S103 < (_S99.head_dim_1 / u32(4));
         }
         else
         {
-            _S102 = false;
+            _S105 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S102)
+        if(_S105)
         {
-            var _S103 : u32 = i_0 / _S97;
-            var _S104 : vec4<f32> = Turned_four_0(_S99, (_S96.head_0 + _S103) * _S96.head_dim_1 + u32(4) * _S100);
-            query_0[i_0] = vec4<f32>(_S98) * _S104;
+            var _S106 : u32 = i_0 / _S100;
+            var _S107 : vec4<f32> = Turned_four_0(_S102, (_S99.head_0 + _S106) * _S99.head_dim_1 + u32(4) * _S103);
+            query_0[i_0] = vec4<f32>(_S101) * _S107;
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
+fn Turned_four_1( _S108 : Turned_0,  _S109 : u32) -> vec4<f32>
 {
-    var _S107 : u32;
-    var _S108 : Rotation_0;
-    var _S109 : u32;
-    var _S110 : f32;
-    var _S111 : u32 = _S106 / _S105.head_dim_4;
-    var _S112 : u32 = _S105.begin_3 + _S111 * _S105.head_dim_4;
+    var _S110 : u32;
+    var _S111 : Rotation_0;
+    var _S112 : u32;
+    var _S113 : f32;
+    var _S114 : u32 = _S109 / _S108.head_dim_4;
+    var _S115 : u32 = _S108.begin_3 + _S114 * _S108.head_dim_4;
     var result_4 : vec4<f32>;
     for(;;)
     {
@@ -586,29 +607,29 @@ fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S113 : u32 = _S106 % _S105.head_dim_4;
-                _S107 = _S113;
-                _S108 = _S105.rotation_1;
-                var _S114 : u32 = u32(2) * _S105.rotation_1.pairs_1;
-                _S109 = _S114;
-                if(_S113 >= _S114)
+                var _S116 : u32 = _S109 % _S108.head_dim_4;
+                _S110 = _S116;
+                _S111 = _S108.rotation_1;
+                var _S117 : u32 = u32(2) * _S108.rotation_1.pairs_1;
+                _S112 = _S117;
+                if(_S116 >= _S117)
                 {
-                    result_4[u32(0)] = entryPointParams_k_0[_S112 + _S113];
+                    result_4[u32(0)] = entryPointParams_k_0[_S115 + _S116];
                     break;
                 }
-                var _S115 : u32 = Rotation_pair_of_0(_S105.rotation_1, _S113);
-                var _S116 : vec2<u32> = Rotation_places_0(_S105.rotation_1, _S115);
-                var _S117 : u32 = _S116.x;
-                var _S118 : vec2<f32> = Rotation_turn_0(_S105.rotation_1, _S115, vec2<f32>(entryPointParams_k_0[_S112 + _S117], entryPointParams_k_0[_S112 + _S116.y]));
-                if(_S113 == _S117)
+                var _S118 : u32 = Rotation_pair_of_0(_S108.rotation_1, _S116);
+                var _S119 : vec2<u32> = Rotation_places_0(_S108.rotation_1, _S118);
+                var _S120 : u32 = _S119.x;
+                var _S121 : vec2<f32> = Rotation_turn_0(_S108.rotation_1, _S118, vec2<f32>(entryPointParams_k_0[_S115 + _S120], entryPointParams_k_0[_S115 + _S119.y]));
+                if(_S116 == _S120)
                 {
-                    _S110 = _S118.x;
+                    _S113 = _S121.x;
                 }
                 else
                 {
-                    _S110 = _S118.y;
+                    _S113 = _S121.y;
                 }
-                result_4[u32(0)] = _S110;
+                result_4[u32(0)] = _S113;
                 break;
             }
             break;
@@ -617,25 +638,25 @@ fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S119 : u32 = _S107 + u32(1);
-                if(_S119 >= _S109)
+                var _S122 : u32 = _S110 + u32(1);
+                if(_S122 >= _S112)
                 {
-                    result_4[u32(1)] = entryPointParams_k_0[_S112 + _S119];
+                    result_4[u32(1)] = entryPointParams_k_0[_S115 + _S122];
                     break;
                 }
-                var _S120 : u32 = Rotation_pair_of_0(_S108, _S119);
-                var _S121 : vec2<u32> = Rotation_places_0(_S108, _S120);
-                var _S122 : u32 = _S121.x;
-                var _S123 : vec2<f32> = Rotation_turn_0(_S108, _S120, vec2<f32>(entryPointParams_k_0[_S112 + _S122], entryPointParams_k_0[_S112 + _S121.y]));
-                if(_S119 == _S122)
+                var _S123 : u32 = Rotation_pair_of_0(_S111, _S122);
+                var _S124 : vec2<u32> = Rotation_places_0(_S111, _S123);
+                var _S125 : u32 = _S124.x;
+                var _S126 : vec2<f32> = Rotation_turn_0(_S111, _S123, vec2<f32>(entryPointParams_k_0[_S115 + _S125], entryPointParams_k_0[_S115 + _S124.y]));
+                if(_S122 == _S125)
                 {
-                    _S110 = _S123.x;
+                    _S113 = _S126.x;
                 }
                 else
                 {
-                    _S110 = _S123.y;
+                    _S113 = _S126.y;
                 }
-                result_4[u32(1)] = _S110;
+                result_4[u32(1)] = _S113;
                 break;
             }
             break;
@@ -644,25 +665,25 @@ fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S124 : u32 = _S107 + u32(2);
-                if(_S124 >= _S109)
+                var _S127 : u32 = _S110 + u32(2);
+                if(_S127 >= _S112)
                 {
-                    result_4[u32(2)] = entryPointParams_k_0[_S112 + _S124];
+                    result_4[u32(2)] = entryPointParams_k_0[_S115 + _S127];
                     break;
                 }
-                var _S125 : u32 = Rotation_pair_of_0(_S108, _S124);
-                var _S126 : vec2<u32> = Rotation_places_0(_S108, _S125);
-                var _S127 : u32 = _S126.x;
-                var _S128 : vec2<f32> = Rotation_turn_0(_S108, _S125, vec2<f32>(entryPointParams_k_0[_S112 + _S127], entryPointParams_k_0[_S112 + _S126.y]));
-                if(_S124 == _S127)
+                var _S128 : u32 = Rotation_pair_of_0(_S111, _S127);
+                var _S129 : vec2<u32> = Rotation_places_0(_S111, _S128);
+                var _S130 : u32 = _S129.x;
+                var _S131 : vec2<f32> = Rotation_turn_0(_S111, _S128, vec2<f32>(entryPointParams_k_0[_S115 + _S130], entryPointParams_k_0[_S115 + _S129.y]));
+                if(_S127 == _S130)
                 {
-                    _S110 = _S128.x;
+                    _S113 = _S131.x;
                 }
                 else
                 {
-                    _S110 = _S128.y;
+                    _S113 = _S131.y;
                 }
-                result_4[u32(2)] = _S110;
+                result_4[u32(2)] = _S113;
                 break;
             }
             break;
@@ -671,25 +692,25 @@ fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S129 : u32 = _S107 + u32(3);
-                if(_S129 >= _S109)
+                var _S132 : u32 = _S110 + u32(3);
+                if(_S132 >= _S112)
                 {
-                    result_4[u32(3)] = entryPointParams_k_0[_S112 + _S129];
+                    result_4[u32(3)] = entryPointParams_k_0[_S115 + _S132];
                     break;
                 }
-                var _S130 : u32 = Rotation_pair_of_0(_S108, _S129);
-                var _S131 : vec2<u32> = Rotation_places_0(_S108, _S130);
-                var _S132 : u32 = _S131.x;
-                var _S133 : vec2<f32> = Rotation_turn_0(_S108, _S130, vec2<f32>(entryPointParams_k_0[_S112 + _S132], entryPointParams_k_0[_S112 + _S131.y]));
-                if(_S129 == _S132)
+                var _S133 : u32 = Rotation_pair_of_0(_S111, _S132);
+                var _S134 : vec2<u32> = Rotation_places_0(_S111, _S133);
+                var _S135 : u32 = _S134.x;
+                var _S136 : vec2<f32> = Rotation_turn_0(_S111, _S133, vec2<f32>(entryPointParams_k_0[_S115 + _S135], entryPointParams_k_0[_S115 + _S134.y]));
+                if(_S132 == _S135)
                 {
-                    _S110 = _S133.x;
+                    _S113 = _S136.x;
                 }
                 else
                 {
-                    _S110 = _S133.y;
+                    _S113 = _S136.y;
                 }
-                result_4[u32(3)] = _S110;
+                result_4[u32(3)] = _S113;
                 break;
             }
             break;
@@ -699,26 +720,26 @@ fn Turned_four_1( _S105 : Turned_0,  _S106 : u32) -> vec4<f32>
     return result_4;
 }
 
-fn Plain_four_0( _S134 : Plain_0,  _S135 : u32) -> vec4<f32>
+fn Plain_four_0( _S137 : Plain_0,  _S138 : u32) -> vec4<f32>
 {
-    var _S136 : u32 = _S134.begin_4 + _S135;
-    return vec4<f32>(entryPointParams_v_0[_S136], entryPointParams_v_0[_S136 + u32(1)], entryPointParams_v_0[_S136 + u32(2)], entryPointParams_v_0[_S136 + u32(3)]);
+    var _S139 : u32 = _S137.begin_4 + _S138;
+    return vec4<f32>(entryPointParams_v_0[_S139], entryPointParams_v_0[_S139 + u32(1)], entryPointParams_v_0[_S139 + u32(2)], entryPointParams_v_0[_S139 + u32(3)]);
 }
 
-fn SequenceTable_slot_0( _S137 : SequenceTable_0,  _S138 : u32) -> u32
+fn SequenceTable_slot_0( _S140 : SequenceTable_0,  _S141 : u32) -> u32
 {
-    var _S139 : u32 = _S138 / _S137.page_size_1;
-    var _S140 : u32 = min(entryPointParams_sequences_0[_S137.begin_1 + _S139], _S137.pages_1 - u32(1)) * _S137.page_size_1;
-    var _S141 : u32 = _S138 % _S137.page_size_1;
-    return _S140 + _S141;
+    var _S142 : u32 = _S141 / _S140.page_size_1;
+    var _S143 : u32 = min(entryPointParams_sequences_0[_S140.begin_1 + _S142], _S140.pages_1 - u32(1)) * _S140.page_size_1;
+    var _S144 : u32 = _S141 % _S140.page_size_1;
+    return _S143 + _S144;
 }
 
-fn Float16_scale_0( _S142 : u32) -> f32
+fn Float16_scale_0( _S145 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float16_scale_1( _S143 : u32) -> f32
+fn Float16_scale_1( _S146 : u32) -> f32
 {
     return 1.0f;
 }
@@ -733,148 +754,148 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f32,  _S148 : Turned_0,  _S149 : bool,  _S150 : Turned_0,  _S151 : Plain_0)
+fn attend_0( _S147 : u32,  _S148 : SequenceTable_0,  _S149 : Part_0,  _S150 : f32,  _S151 : Turned_0,  _S152 : bool,  _S153 : Turned_0,  _S154 : Plain_0)
 {
     var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S152 : u32;
-    var _S153 : u32 = _S146.head_dim_1 / u32(4);
-    var _S154 : u32 = padded_vectors_0(_S146.head_dim_1);
-    load_queries_0(_S144, _S146, _S154, _S147, _S148);
-    var _S155 : u32 = u32(128) / _S153;
-    var _S156 : u32 = _S144 / _S153;
-    var _S157 : u32 = _S146.kv_head_0 * _S146.head_dim_1;
-    var _S158 : u32 = _S144 % _S153;
-    var _S159 : u32 = _S157 + u32(4) * _S158;
-    var _S160 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-    var _S161 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S155 : u32;
+    var _S156 : u32 = _S149.head_dim_1 / u32(4);
+    var _S157 : u32 = padded_vectors_0(_S149.head_dim_1);
+    load_queries_0(_S147, _S149, _S157, _S150, _S151);
+    var _S158 : u32 = u32(128) / _S156;
+    var _S159 : u32 = _S147 / _S156;
+    var _S160 : u32 = _S149.kv_head_0 * _S149.head_dim_1;
+    var _S161 : u32 = _S147 % _S156;
+    var _S162 : u32 = _S160 + u32(4) * _S161;
+    var _S163 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S164 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    sums_0[u32(0)] = _S161;
-    sums_0[u32(1)] = _S161;
-    sums_0[u32(2)] = _S161;
-    sums_0[u32(3)] = _S161;
+    sums_0[u32(0)] = _S164;
+    sums_0[u32(1)] = _S164;
+    sums_0[u32(2)] = _S164;
+    sums_0[u32(3)] = _S164;
     var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S149)
+    if(_S152)
     {
-        var _S162 : vec4<f32> = Turned_four_1(_S150, _S159);
-        var _S163 : vec4<f32> = score_0(_S144, _S146, _S162);
-        var _S164 : i32;
-        if(_S144 == u32(0))
+        var _S165 : vec4<f32> = Turned_four_1(_S153, _S162);
+        var _S166 : vec4<f32> = score_0(_S147, _S149, _S165);
+        var _S167 : i32;
+        if(_S147 == u32(0))
         {
-            _S164 = i32(1);
+            _S167 = i32(1);
         }
         else
         {
-            _S164 = i32(0);
+            _S167 = i32(0);
         }
-        var _S165 : vec4<f32> = vec4<f32>(vec4<i32>(_S164));
-        var _S166 : vec4<f32> = Plain_four_0(_S151, _S159);
-        var _S167 : bool = _S156 == u32(0);
-        if(_S167)
+        var _S168 : vec4<f32> = vec4<f32>(vec4<i32>(_S167));
+        var _S169 : vec4<f32> = Plain_four_0(_S154, _S162);
+        var _S170 : bool = _S159 == u32(0);
+        if(_S170)
         {
-            peak_0 = _S166;
+            peak_0 = _S169;
         }
         else
         {
-            peak_0 = _S161;
+            peak_0 = _S164;
         }
         sums_0[u32(0)] = peak_0;
-        if(_S167)
+        if(_S170)
         {
-            peak_0 = _S166;
+            peak_0 = _S169;
         }
         else
         {
-            peak_0 = _S161;
+            peak_0 = _S164;
         }
         sums_0[u32(1)] = peak_0;
-        if(_S167)
+        if(_S170)
         {
-            peak_0 = _S166;
+            peak_0 = _S169;
         }
         else
         {
-            peak_0 = _S161;
+            peak_0 = _S164;
         }
         sums_0[u32(2)] = peak_0;
-        if(_S167)
+        if(_S170)
         {
-            peak_0 = _S166;
+            peak_0 = _S169;
         }
         else
         {
-            peak_0 = _S161;
+            peak_0 = _S164;
         }
         sums_0[u32(3)] = peak_0;
-        peak_0 = _S163;
-        total_0 = _S165;
+        peak_0 = _S166;
+        total_0 = _S168;
     }
     else
     {
-        peak_0 = _S160;
-        total_0 = _S161;
+        peak_0 = _S163;
+        total_0 = _S164;
     }
-    var tile_0 : u32 = _S146.begin_0;
+    var tile_0 : u32 = _S149.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S146.end_0))
+        if(tile_0 < (_S149.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S168 : bool = _S144 < u32(64);
-        if(_S168)
+        var _S171 : bool = _S147 < u32(64);
+        if(_S171)
         {
-            var _S169 : u32 = SequenceTable_slot_0(_S145, min(tile_0 + _S144, _S146.end_0 - u32(1)));
-            slots_0[_S144] = _S169;
+            var _S172 : u32 = SequenceTable_slot_0(_S148, min(tile_0 + _S147, _S149.end_0 - u32(1)));
+            slots_0[_S147] = _S172;
         }
         workgroupBarrier();
         var values_1 : array<vec2<u32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S170 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(0)] = entryPointParams_v_pages_0[_S170.vector_1];
-        scales_0[u32(0)] = Float16_scale_0(_S170.scale_1);
-        var _S171 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S155, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(1)] = entryPointParams_v_pages_0[_S171.vector_1];
-        scales_0[u32(1)] = Float16_scale_0(_S171.scale_1);
-        var _S172 : u32 = u32(2) * _S155;
-        var _S173 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S172, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(2)] = entryPointParams_v_pages_0[_S173.vector_1];
-        scales_0[u32(2)] = Float16_scale_0(_S173.scale_1);
-        var _S174 : u32 = u32(3) * _S155;
-        var _S175 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S174, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(3)] = entryPointParams_v_pages_0[_S175.vector_1];
-        scales_0[u32(3)] = Float16_scale_0(_S175.scale_1);
-        var _S176 : u32 = u32(4) * _S155;
-        var _S177 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S176, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(4)] = entryPointParams_v_pages_0[_S177.vector_1];
-        scales_0[u32(4)] = Float16_scale_0(_S177.scale_1);
-        var _S178 : u32 = u32(5) * _S155;
-        var _S179 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S178, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(5)] = entryPointParams_v_pages_0[_S179.vector_1];
-        scales_0[u32(5)] = Float16_scale_0(_S179.scale_1);
-        var _S180 : u32 = u32(6) * _S155;
-        var _S181 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S180, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(6)] = entryPointParams_v_pages_0[_S181.vector_1];
-        scales_0[u32(6)] = Float16_scale_0(_S181.scale_1);
-        var _S182 : u32 = u32(7) * _S155;
-        var _S183 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(_S156 + _S182, u32(63))], _S146.columns_0, _S159);
-        values_1[u32(7)] = entryPointParams_v_pages_0[_S183.vector_1];
-        scales_0[u32(7)] = Float16_scale_0(_S183.scale_1);
+        var _S173 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(0)] = entryPointParams_v_pages_0[_S173.vector_1];
+        scales_0[u32(0)] = Float16_scale_0(_S173.scale_1);
+        var _S174 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S158, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(1)] = entryPointParams_v_pages_0[_S174.vector_1];
+        scales_0[u32(1)] = Float16_scale_0(_S174.scale_1);
+        var _S175 : u32 = u32(2) * _S158;
+        var _S176 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S175, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(2)] = entryPointParams_v_pages_0[_S176.vector_1];
+        scales_0[u32(2)] = Float16_scale_0(_S176.scale_1);
+        var _S177 : u32 = u32(3) * _S158;
+        var _S178 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S177, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(3)] = entryPointParams_v_pages_0[_S178.vector_1];
+        scales_0[u32(3)] = Float16_scale_0(_S178.scale_1);
+        var _S179 : u32 = u32(4) * _S158;
+        var _S180 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S179, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(4)] = entryPointParams_v_pages_0[_S180.vector_1];
+        scales_0[u32(4)] = Float16_scale_0(_S180.scale_1);
+        var _S181 : u32 = u32(5) * _S158;
+        var _S182 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S181, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(5)] = entryPointParams_v_pages_0[_S182.vector_1];
+        scales_0[u32(5)] = Float16_scale_0(_S182.scale_1);
+        var _S183 : u32 = u32(6) * _S158;
+        var _S184 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S183, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(6)] = entryPointParams_v_pages_0[_S184.vector_1];
+        scales_0[u32(6)] = Float16_scale_0(_S184.scale_1);
+        var _S185 : u32 = u32(7) * _S158;
+        var _S186 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(_S159 + _S185, u32(63))], _S149.columns_0, _S162);
+        values_1[u32(7)] = entryPointParams_v_pages_0[_S186.vector_1];
+        scales_0[u32(7)] = Float16_scale_0(_S186.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float16_run_0(_S146.k_pages_offset_1, slots_0[_S144 / u32(4)], _S146.columns_0, _S157);
+        keys_0[u32(0)] = Float16_run_0(_S149.k_pages_offset_1, slots_0[_S147 / u32(4)], _S149.columns_0, _S160);
         var products_1 : array<vec4<f32>, i32(2)>;
-        products_1[u32(0)] = _S161;
-        keys_0[u32(1)] = Float16_run_0(_S146.k_pages_offset_1, slots_0[_S144 / u32(4) + u32(32)], _S146.columns_0, _S157);
-        products_1[u32(1)] = _S161;
-        i_1 = _S144 % u32(4);
+        products_1[u32(0)] = _S164;
+        keys_0[u32(1)] = Float16_run_0(_S149.k_pages_offset_1, slots_0[_S147 / u32(4) + u32(32)], _S149.columns_0, _S160);
+        products_1[u32(1)] = _S164;
+        i_1 = _S147 % u32(4);
         for(;;)
         {
-            if(i_1 < _S153)
+            if(i_1 < _S156)
             {
             }
             else
@@ -883,184 +904,169 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             var ahead_0 : array<vec2<u32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S184 : u32 = _S153 - u32(1);
-            var _S185 : u32 = min(i_1, _S184);
-            var _S186 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S185];
-            ahead_0[u32(0)] = _S186;
-            var _S187 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S185 / u32(8));
-            key_scales_0[u32(0)] = _S187;
-            var _S188 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S185];
-            ahead_0[u32(1)] = _S188;
-            var _S189 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S185 / u32(8));
-            key_scales_0[u32(1)] = _S189;
-            var _S190 : u32 = i_1 + u32(4);
-            var _S191 : u32 = min(_S190, _S184);
-            var _S192 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S191];
-            ahead_0[u32(2)] = _S192;
-            var _S193 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S191 / u32(8));
-            key_scales_0[u32(2)] = _S193;
-            var _S194 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S191];
-            ahead_0[u32(3)] = _S194;
-            var _S195 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S191 / u32(8));
-            key_scales_0[u32(3)] = _S195;
-            var _S196 : u32 = i_1 + u32(8);
-            var _S197 : u32 = min(_S196, _S184);
-            var _S198 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S197];
-            ahead_0[u32(4)] = _S198;
-            var _S199 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S197 / u32(8));
-            key_scales_0[u32(4)] = _S199;
-            var _S200 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S197];
-            ahead_0[u32(5)] = _S200;
-            var _S201 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S197 / u32(8));
-            key_scales_0[u32(5)] = _S201;
-            var _S202 : u32 = i_1 + u32(12);
-            var _S203 : u32 = min(_S202, _S184);
-            var _S204 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S203];
-            ahead_0[u32(6)] = _S204;
-            var _S205 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S203 / u32(8));
-            key_scales_0[u32(6)] = _S205;
-            var _S206 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S203];
-            ahead_0[u32(7)] = _S206;
-            var _S207 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S203 / u32(8));
-            key_scales_0[u32(7)] = _S207;
-            var _S208 : vec4<f32> = query_at_0(i_1);
-            var _S209 : vec4<f32> = Float16_expand_0(_S186);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S187 * dot(_S208, _S209);
-            var _S210 : vec4<f32> = Float16_expand_0(_S188);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S189 * dot(_S208, _S210);
-            var _S211 : u32 = _S154 + i_1;
-            var _S212 : vec4<f32> = query_at_0(_S211);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S187 * dot(_S212, _S209);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S189 * dot(_S212, _S210);
-            var _S213 : u32 = u32(2) * _S154 + i_1;
-            var _S214 : vec4<f32> = query_at_0(_S213);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S187 * dot(_S214, _S209);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S189 * dot(_S214, _S210);
-            var _S215 : u32 = u32(3) * _S154 + i_1;
-            var _S216 : vec4<f32> = query_at_0(_S215);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S187 * dot(_S216, _S209);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S189 * dot(_S216, _S210);
-            var _S217 : vec4<f32> = query_at_0(_S190);
-            var _S218 : vec4<f32> = Float16_expand_0(_S192);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S193 * dot(_S217, _S218);
-            var _S219 : vec4<f32> = Float16_expand_0(_S194);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S195 * dot(_S217, _S219);
-            var _S220 : vec4<f32> = query_at_0(_S211 + u32(4));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S193 * dot(_S220, _S218);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S195 * dot(_S220, _S219);
-            var _S221 : vec4<f32> = query_at_0(_S213 + u32(4));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S193 * dot(_S221, _S218);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S195 * dot(_S221, _S219);
-            var _S222 : vec4<f32> = query_at_0(_S215 + u32(4));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S193 * dot(_S222, _S218);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S195 * dot(_S222, _S219);
-            var _S223 : vec4<f32> = query_at_0(_S196);
-            var _S224 : vec4<f32> = Float16_expand_0(_S198);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S199 * dot(_S223, _S224);
-            var _S225 : vec4<f32> = Float16_expand_0(_S200);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S201 * dot(_S223, _S225);
-            var _S226 : vec4<f32> = query_at_0(_S211 + u32(8));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S199 * dot(_S226, _S224);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S201 * dot(_S226, _S225);
-            var _S227 : vec4<f32> = query_at_0(_S213 + u32(8));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S199 * dot(_S227, _S224);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S201 * dot(_S227, _S225);
-            var _S228 : vec4<f32> = query_at_0(_S215 + u32(8));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S199 * dot(_S228, _S224);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S201 * dot(_S228, _S225);
-            var _S229 : vec4<f32> = query_at_0(_S202);
-            var _S230 : vec4<f32> = Float16_expand_0(_S204);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S205 * dot(_S229, _S230);
-            var _S231 : vec4<f32> = Float16_expand_0(_S206);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S207 * dot(_S229, _S231);
-            var _S232 : vec4<f32> = query_at_0(_S211 + u32(12));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S205 * dot(_S232, _S230);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S207 * dot(_S232, _S231);
-            var _S233 : vec4<f32> = query_at_0(_S213 + u32(12));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S205 * dot(_S233, _S230);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S207 * dot(_S233, _S231);
-            var _S234 : vec4<f32> = query_at_0(_S215 + u32(12));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S205 * dot(_S234, _S230);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S207 * dot(_S234, _S231);
+            var _S187 : u32 = _S156 - u32(1);
+            var _S188 : u32 = min(i_1, _S187);
+            var _S189 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S188];
+            ahead_0[u32(0)] = _S189;
+            var _S190 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S188 / u32(8));
+            key_scales_0[u32(0)] = _S190;
+            var _S191 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S188];
+            ahead_0[u32(1)] = _S191;
+            var _S192 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S188 / u32(8));
+            key_scales_0[u32(1)] = _S192;
+            var _S193 : u32 = i_1 + u32(4);
+            var _S194 : u32 = min(_S193, _S187);
+            var _S195 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S194];
+            ahead_0[u32(2)] = _S195;
+            var _S196 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S194 / u32(8));
+            key_scales_0[u32(2)] = _S196;
+            var _S197 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S194];
+            ahead_0[u32(3)] = _S197;
+            var _S198 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S194 / u32(8));
+            key_scales_0[u32(3)] = _S198;
+            var _S199 : u32 = i_1 + u32(8);
+            var _S200 : u32 = min(_S199, _S187);
+            var _S201 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S200];
+            ahead_0[u32(4)] = _S201;
+            var _S202 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S200 / u32(8));
+            key_scales_0[u32(4)] = _S202;
+            var _S203 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S200];
+            ahead_0[u32(5)] = _S203;
+            var _S204 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S200 / u32(8));
+            key_scales_0[u32(5)] = _S204;
+            var _S205 : u32 = i_1 + u32(12);
+            var _S206 : u32 = min(_S205, _S187);
+            var _S207 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S206];
+            ahead_0[u32(6)] = _S207;
+            var _S208 : f32 = Float16_scale_1(keys_0[u32(0)].scale_1 + _S206 / u32(8));
+            key_scales_0[u32(6)] = _S208;
+            var _S209 : vec2<u32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S206];
+            ahead_0[u32(7)] = _S209;
+            var _S210 : f32 = Float16_scale_1(keys_0[u32(1)].scale_1 + _S206 / u32(8));
+            key_scales_0[u32(7)] = _S210;
+            var _S211 : vec4<f32> = query_at_0(i_1);
+            var _S212 : vec4<f32> = Float16_expand_0(_S189);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S190 * dot(_S211, _S212);
+            var _S213 : vec4<f32> = Float16_expand_0(_S191);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S192 * dot(_S211, _S213);
+            var _S214 : u32 = _S157 + i_1;
+            var _S215 : vec4<f32> = query_at_0(_S214);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S190 * dot(_S215, _S212);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S192 * dot(_S215, _S213);
+            var _S216 : u32 = u32(2) * _S157 + i_1;
+            var _S217 : vec4<f32> = query_at_0(_S216);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S190 * dot(_S217, _S212);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S192 * dot(_S217, _S213);
+            var _S218 : u32 = u32(3) * _S157 + i_1;
+            var _S219 : vec4<f32> = query_at_0(_S218);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S190 * dot(_S219, _S212);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S192 * dot(_S219, _S213);
+            var _S220 : vec4<f32> = query_at_0(_S193);
+            var _S221 : vec4<f32> = Float16_expand_0(_S195);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S196 * dot(_S220, _S221);
+            var _S222 : vec4<f32> = Float16_expand_0(_S197);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S198 * dot(_S220, _S222);
+            var _S223 : vec4<f32> = query_at_0(_S214 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S196 * dot(_S223, _S221);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S198 * dot(_S223, _S222);
+            var _S224 : vec4<f32> = query_at_0(_S216 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S196 * dot(_S224, _S221);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S198 * dot(_S224, _S222);
+            var _S225 : vec4<f32> = query_at_0(_S218 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S196 * dot(_S225, _S221);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S198 * dot(_S225, _S222);
+            var _S226 : vec4<f32> = query_at_0(_S199);
+            var _S227 : vec4<f32> = Float16_expand_0(_S201);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S202 * dot(_S226, _S227);
+            var _S228 : vec4<f32> = Float16_expand_0(_S203);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S204 * dot(_S226, _S228);
+            var _S229 : vec4<f32> = query_at_0(_S214 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S202 * dot(_S229, _S227);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S204 * dot(_S229, _S228);
+            var _S230 : vec4<f32> = query_at_0(_S216 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S202 * dot(_S230, _S227);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S204 * dot(_S230, _S228);
+            var _S231 : vec4<f32> = query_at_0(_S218 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S202 * dot(_S231, _S227);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S204 * dot(_S231, _S228);
+            var _S232 : vec4<f32> = query_at_0(_S205);
+            var _S233 : vec4<f32> = Float16_expand_0(_S207);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S208 * dot(_S232, _S233);
+            var _S234 : vec4<f32> = Float16_expand_0(_S209);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S210 * dot(_S232, _S234);
+            var _S235 : vec4<f32> = query_at_0(_S214 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S208 * dot(_S235, _S233);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S210 * dot(_S235, _S234);
+            var _S236 : vec4<f32> = query_at_0(_S216 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S208 * dot(_S236, _S233);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S210 * dot(_S236, _S234);
+            var _S237 : vec4<f32> = query_at_0(_S218 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S208 * dot(_S237, _S233);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S210 * dot(_S237, _S234);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S144] = products_1[u32(0)];
-        exchange_0[u32(128) + _S144] = products_1[u32(1)];
+        exchange_0[_S147] = products_1[u32(0)];
+        exchange_0[u32(128) + _S147] = products_1[u32(1)];
         workgroupBarrier();
-        var _S235 : bool;
-        if(_S168)
+        var _S238 : bool;
+        if(_S171)
         {
-            _S235 = (tile_0 + _S144) < (_S146.end_0);
+            _S238 = (tile_0 + _S147) < (_S149.end_0);
         }
         else
         {
-            _S235 = false;
+            _S238 = false;
         }
-        if(_S235)
+        if(_S238)
         {
-            var _S236 : u32 = _S144 * u32(4);
-            score_1 = exchange_0[_S236] + exchange_0[_S236 + u32(1)] + exchange_0[_S236 + u32(2)] + exchange_0[_S236 + u32(3)];
+            var _S239 : u32 = _S147 * u32(4);
+            score_1 = exchange_0[_S239] + exchange_0[_S239 + u32(1)] + exchange_0[_S239 + u32(2)] + exchange_0[_S239 + u32(3)];
         }
         else
         {
-            score_1 = _S160;
+            score_1 = _S163;
         }
-        var _S237 : vec4<f32> = group_peak_0(score_1, _S144);
-        var _S238 : vec4<f32> = max(peak_0, _S237);
-        var _S239 : vec4<f32>;
-        if(_S235)
+        var _S240 : vec4<f32> = group_peak_0(score_1, _S147);
+        var _S241 : vec4<f32> = max(peak_0, _S240);
+        var _S242 : vec4<f32>;
+        if(_S238)
         {
-            _S239 = exp(score_1 - _S238);
+            _S242 = exp(score_1 - _S241);
         }
         else
         {
-            _S239 = _S161;
+            _S242 = _S164;
         }
-        if(_S168)
+        if(_S171)
         {
-            weights_0[_S144] = _S239;
+            weights_0[_S147] = _S242;
         }
-        var _S240 : vec4<f32> = exp(peak_0 - _S238);
-        var _S241 : vec4<f32> = total_0 * _S240 + _S239;
+        var _S243 : vec4<f32> = exp(peak_0 - _S241);
+        var _S244 : vec4<f32> = total_0 * _S243 + _S242;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S240[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S240[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S240[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S240[u32(3)]);
-        i_2 = _S156;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S243[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S243[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S243[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S243[u32(3)]);
+        i_2 = _S159;
         for(;;)
         {
-            var _S242 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_1[u32(0)]);
-            var _S243 : vec4<f32>;
+            var _S245 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float16_expand_0(values_1[u32(0)]);
+            var _S246 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S243 = weights_0[i_2];
+                _S246 = weights_0[i_2];
             }
             else
             {
-                _S243 = _S161;
+                _S246 = _S164;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S243[u32(0)]) * _S242;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S243[u32(1)]) * _S242;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S243[u32(2)]) * _S242;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S243[u32(3)]) * _S242;
-            var _S244 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_1[u32(1)]);
-            var _S245 : u32 = i_2 + _S155;
-            var _S246 : vec4<f32>;
-            if(_S245 < u32(64))
-            {
-                _S246 = weights_0[_S245];
-            }
-            else
-            {
-                _S246 = _S161;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S246[u32(0)]) * _S244;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S246[u32(1)]) * _S244;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S246[u32(2)]) * _S244;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S246[u32(3)]) * _S244;
-            var _S247 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_1[u32(2)]);
-            var _S248 : u32 = i_2 + _S172;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S246[u32(0)]) * _S245;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S246[u32(1)]) * _S245;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S246[u32(2)]) * _S245;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S246[u32(3)]) * _S245;
+            var _S247 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float16_expand_0(values_1[u32(1)]);
+            var _S248 : u32 = i_2 + _S158;
             var _S249 : vec4<f32>;
             if(_S248 < u32(64))
             {
@@ -1068,14 +1074,14 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S249 = _S161;
+                _S249 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S249[u32(0)]) * _S247;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S249[u32(1)]) * _S247;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S249[u32(2)]) * _S247;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S249[u32(3)]) * _S247;
-            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_1[u32(3)]);
-            var _S251 : u32 = i_2 + _S174;
+            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float16_expand_0(values_1[u32(2)]);
+            var _S251 : u32 = i_2 + _S175;
             var _S252 : vec4<f32>;
             if(_S251 < u32(64))
             {
@@ -1083,14 +1089,14 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S252 = _S161;
+                _S252 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S252[u32(0)]) * _S250;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S252[u32(1)]) * _S250;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S252[u32(2)]) * _S250;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S252[u32(3)]) * _S250;
-            var _S253 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_1[u32(4)]);
-            var _S254 : u32 = i_2 + _S176;
+            var _S253 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float16_expand_0(values_1[u32(3)]);
+            var _S254 : u32 = i_2 + _S177;
             var _S255 : vec4<f32>;
             if(_S254 < u32(64))
             {
@@ -1098,14 +1104,14 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S255 = _S161;
+                _S255 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S255[u32(0)]) * _S253;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S255[u32(1)]) * _S253;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S255[u32(2)]) * _S253;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S255[u32(3)]) * _S253;
-            var _S256 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_1[u32(5)]);
-            var _S257 : u32 = i_2 + _S178;
+            var _S256 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float16_expand_0(values_1[u32(4)]);
+            var _S257 : u32 = i_2 + _S179;
             var _S258 : vec4<f32>;
             if(_S257 < u32(64))
             {
@@ -1113,14 +1119,14 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S258 = _S161;
+                _S258 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S258[u32(0)]) * _S256;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S258[u32(1)]) * _S256;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S258[u32(2)]) * _S256;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S258[u32(3)]) * _S256;
-            var _S259 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_1[u32(6)]);
-            var _S260 : u32 = i_2 + _S180;
+            var _S259 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float16_expand_0(values_1[u32(5)]);
+            var _S260 : u32 = i_2 + _S181;
             var _S261 : vec4<f32>;
             if(_S260 < u32(64))
             {
@@ -1128,14 +1134,14 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S261 = _S161;
+                _S261 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S261[u32(0)]) * _S259;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S261[u32(1)]) * _S259;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S261[u32(2)]) * _S259;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S261[u32(3)]) * _S259;
-            var _S262 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_1[u32(7)]);
-            var _S263 : u32 = i_2 + _S182;
+            var _S262 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float16_expand_0(values_1[u32(6)]);
+            var _S263 : u32 = i_2 + _S183;
             var _S264 : vec4<f32>;
             if(_S263 < u32(64))
             {
@@ -1143,58 +1149,73 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             }
             else
             {
-                _S264 = _S161;
+                _S264 = _S164;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S264[u32(0)]) * _S262;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S264[u32(1)]) * _S262;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S264[u32(2)]) * _S262;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S264[u32(3)]) * _S262;
-            var i_3 : u32 = i_2 + u32(8) * _S155;
+            var _S265 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float16_expand_0(values_1[u32(7)]);
+            var _S266 : u32 = i_2 + _S185;
+            var _S267 : vec4<f32>;
+            if(_S266 < u32(64))
+            {
+                _S267 = weights_0[_S266];
+            }
+            else
+            {
+                _S267 = _S164;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S267[u32(0)]) * _S265;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S267[u32(1)]) * _S265;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S267[u32(2)]) * _S265;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S267[u32(3)]) * _S265;
+            var i_3 : u32 = i_2 + u32(8) * _S158;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S265 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(0)] = entryPointParams_v_pages_0[_S265.vector_1];
-            scales_0[u32(0)] = Float16_scale_0(_S265.scale_1);
-            var _S266 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S155, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(1)] = entryPointParams_v_pages_0[_S266.vector_1];
-            scales_0[u32(1)] = Float16_scale_0(_S266.scale_1);
-            var _S267 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S172, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(2)] = entryPointParams_v_pages_0[_S267.vector_1];
-            scales_0[u32(2)] = Float16_scale_0(_S267.scale_1);
-            var _S268 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S174, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(3)] = entryPointParams_v_pages_0[_S268.vector_1];
-            scales_0[u32(3)] = Float16_scale_0(_S268.scale_1);
-            var _S269 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S176, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(4)] = entryPointParams_v_pages_0[_S269.vector_1];
-            scales_0[u32(4)] = Float16_scale_0(_S269.scale_1);
-            var _S270 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S178, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(5)] = entryPointParams_v_pages_0[_S270.vector_1];
-            scales_0[u32(5)] = Float16_scale_0(_S270.scale_1);
-            var _S271 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(6)] = entryPointParams_v_pages_0[_S271.vector_1];
-            scales_0[u32(6)] = Float16_scale_0(_S271.scale_1);
-            var _S272 : Run_0 = Float16_run_0(_S146.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S146.columns_0, _S159);
-            values_1[u32(7)] = entryPointParams_v_pages_0[_S272.vector_1];
-            scales_0[u32(7)] = Float16_scale_0(_S272.scale_1);
+            var _S268 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(0)] = entryPointParams_v_pages_0[_S268.vector_1];
+            scales_0[u32(0)] = Float16_scale_0(_S268.scale_1);
+            var _S269 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S158, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(1)] = entryPointParams_v_pages_0[_S269.vector_1];
+            scales_0[u32(1)] = Float16_scale_0(_S269.scale_1);
+            var _S270 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S175, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(2)] = entryPointParams_v_pages_0[_S270.vector_1];
+            scales_0[u32(2)] = Float16_scale_0(_S270.scale_1);
+            var _S271 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S177, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(3)] = entryPointParams_v_pages_0[_S271.vector_1];
+            scales_0[u32(3)] = Float16_scale_0(_S271.scale_1);
+            var _S272 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S179, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(4)] = entryPointParams_v_pages_0[_S272.vector_1];
+            scales_0[u32(4)] = Float16_scale_0(_S272.scale_1);
+            var _S273 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S181, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(5)] = entryPointParams_v_pages_0[_S273.vector_1];
+            scales_0[u32(5)] = Float16_scale_0(_S273.scale_1);
+            var _S274 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S183, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(6)] = entryPointParams_v_pages_0[_S274.vector_1];
+            scales_0[u32(6)] = Float16_scale_0(_S274.scale_1);
+            var _S275 : Run_0 = Float16_run_0(_S149.v_pages_offset_1, slots_0[min(i_3 + _S185, u32(63))], _S149.columns_0, _S162);
+            values_1[u32(7)] = entryPointParams_v_pages_0[_S275.vector_1];
+            scales_0[u32(7)] = Float16_scale_0(_S275.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S241;
-        peak_0 = _S238;
+        total_0 = _S244;
+        peak_0 = _S241;
     }
-    exchange_0[_S144] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S144] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S144] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S144] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S144);
-    i_1 = _S144;
+    exchange_0[_S147] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S147] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S147] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S147] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S147);
+    i_1 = _S147;
     for(;;)
     {
-        _S152 = _S146.heads_1;
-        if(i_1 < (_S146.heads_1 * _S153))
+        _S155 = _S149.heads_2;
+        if(i_1 < (_S149.heads_2 * _S156))
         {
         }
         else
@@ -1202,47 +1223,47 @@ fn attend_0( _S144 : u32,  _S145 : SequenceTable_0,  _S146 : Part_0,  _S147 : f3
             break;
         }
         i_2 = u32(0);
-        score_1 = _S161;
+        score_1 = _S164;
         for(;;)
         {
-            if(i_2 < _S155)
+            if(i_2 < _S158)
             {
             }
             else
             {
                 break;
             }
-            var _S273 : u32 = i_1 / _S153;
-            var _S274 : u32 = _S273 * u32(128) + i_2 * _S153;
-            var _S275 : u32 = i_1 % _S153;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S274 + _S275];
+            var _S276 : u32 = i_1 / _S156;
+            var _S277 : u32 = _S276 * u32(128) + i_2 * _S156;
+            var _S278 : u32 = i_1 % _S156;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S277 + _S278];
             i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S276 : u32 = i_1 / _S153;
-        var _S277 : u32 = _S146.out_0 + _S276 * _S146.out_stride_0;
-        var _S278 : u32 = i_1 % _S153;
-        entryPointParams_scratch_0[_S277 + _S278] = score_1;
+        var _S279 : u32 = i_1 / _S156;
+        var _S280 : u32 = _S149.out_0 + _S279 * _S149.out_stride_0;
+        var _S281 : u32 = i_1 % _S156;
+        entryPointParams_scratch_0[_S280 + _S281] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S144 < _S152)
+    if(_S147 < _S155)
     {
-        entryPointParams_scratch_0[_S146.out_0 + _S144 * _S146.out_stride_0 + _S153] = vec4<f32>(peak_0[_S144], total_1[_S144], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S149.out_0 + _S147 * _S149.out_stride_0 + _S156] = vec4<f32>(peak_0[_S147], total_1[_S147], 1.0f, 0.0f);
     }
     return;
 }
 
-fn Float16_append_0( _S279 : u32,  _S280 : u32,  _S281 : u32,  _S282 : u32,  _S283 : Turned_0)
+fn Float16_append_0( _S282 : u32,  _S283 : u32,  _S284 : u32,  _S285 : u32,  _S286 : Turned_0)
 {
-    var _S284 : vec4<f32> = Turned_four_1(_S283, _S282);
-    entryPointParams_new_k_0[Float16_run_0(_S279, _S280, _S281, _S282).vector_1] = vec2<u32>(pack_halves_0(_S284.xy), pack_halves_0(_S284.zw));
+    var _S287 : vec4<f32> = Turned_four_1(_S286, _S285);
+    entryPointParams_new_k_0[Float16_run_0(_S282, _S283, _S284, _S285).vector_1] = vec2<u32>(pack_halves_0(_S287.xy), pack_halves_0(_S287.zw));
     return;
 }
 
-fn Float16_append_1( _S285 : u32,  _S286 : u32,  _S287 : u32,  _S288 : u32,  _S289 : Plain_0)
+fn Float16_append_1( _S288 : u32,  _S289 : u32,  _S290 : u32,  _S291 : u32,  _S292 : Plain_0)
 {
-    var _S290 : vec4<f32> = Plain_four_0(_S289, _S288);
-    entryPointParams_new_v_0[Float16_run_0(_S285, _S286, _S287, _S288).vector_1] = vec2<u32>(pack_halves_0(_S290.xy), pack_halves_0(_S290.zw));
+    var _S293 : vec4<f32> = Plain_four_0(_S292, _S291);
+    entryPointParams_new_v_0[Float16_run_0(_S288, _S289, _S290, _S291).vector_1] = vec2<u32>(pack_halves_0(_S293.xy), pack_halves_0(_S293.zw));
     return;
 }
 
@@ -1250,44 +1271,44 @@ fn Float16_append_1( _S285 : u32,  _S286 : u32,  _S287 : u32,  _S288 : u32,  _S2
 @workgroup_size(128, 1, 1)
 fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S22 = _builtinWaveLaneCount_0;
-    var _S291 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S291;
-    var _S292 : bool;
+    _S25 = _builtinWaveLaneCount_0;
+    var _S294 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S294;
+    var _S295 : bool;
     if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S292 = true;
+        _S295 = true;
     }
     else
     {
-        _S292 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
+        _S295 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
     }
-    if(_S292)
+    if(_S295)
     {
         return;
     }
-    var _S293 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S294 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S295 : bool = _S294 < (_S293.length_0);
-    share_out_0(&(part_3), first_seen_0(_S294, entryPointParams_0.p_0.window_0), min(_S294, _S293.length_0), entryPointParams_0.p_0.parts_0);
-    if(_S295)
+    var _S296 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S297 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S298 : bool = _S297 < (_S296.length_0);
+    share_out_0(&(part_3), first_seen_0(_S297, entryPointParams_0.p_0.window_0), min(_S297, _S296.length_0), entryPointParams_0.p_0.parts_0, u32(1));
+    if(_S298)
     {
-        _S292 = (part_3.number_0) == u32(0);
+        _S295 = (part_3.number_0) == u32(0);
     }
     else
     {
-        _S292 = false;
+        _S295 = false;
     }
-    var _S296 : bool;
+    var _S299 : bool;
     if((part_3.begin_0) >= (part_3.end_0))
     {
-        _S296 = !_S292;
+        _S299 = !_S295;
     }
     else
     {
-        _S296 = false;
+        _S299 = false;
     }
-    if(_S296)
+    if(_S299)
     {
         leave_empty_0(thread_3, part_3);
         return;
@@ -1295,22 +1316,22 @@ fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S297 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S294, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
-    queries_0.rotation_1 = _S297;
+    var _S300 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S297, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    queries_0.rotation_1 = _S300;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var keys_1 : Turned_0;
-    keys_1.rotation_1 = _S297;
+    keys_1.rotation_1 = _S300;
     keys_1.begin_3 = entryPointParams_0.p_0.k_offset_0;
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_2 : Plain_0;
     values_2.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    attend_0(thread_3, _S293, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S292, keys_1, values_2);
-    if(!_S292)
+    attend_0(thread_3, _S296, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S295, keys_1, values_2);
+    if(!_S295)
     {
         return;
     }
-    var _S298 : u32 = SequenceTable_slot_0(_S293, _S294);
+    var _S301 : u32 = SequenceTable_slot_0(_S296, _S297);
     var i_4 : u32 = thread_3 * u32(4);
     for(;;)
     {
@@ -1321,11 +1342,11 @@ fn rope_attention_part_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
         {
             break;
         }
-        var _S299 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
-        if(_S299 == (part_3.kv_head_0))
+        var _S302 : u32 = i_4 / entryPointParams_0.p_0.head_dim_0;
+        if(_S302 == (part_3.kv_head_0))
         {
-            Float16_append_0(entryPointParams_0.p_0.new_k_offset_0, _S298, part_3.columns_0, i_4, keys_1);
-            Float16_append_1(entryPointParams_0.p_0.new_v_offset_0, _S298, part_3.columns_0, i_4, values_2);
+            Float16_append_0(entryPointParams_0.p_0.new_k_offset_0, _S301, part_3.columns_0, i_4, keys_1);
+            Float16_append_1(entryPointParams_0.p_0.new_v_offset_0, _S301, part_3.columns_0, i_4, values_2);
         }
         i_4 = i_4 + u32(512);
     }

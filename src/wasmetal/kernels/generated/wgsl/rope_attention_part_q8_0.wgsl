@@ -77,13 +77,22 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+fn units_of_0( rows_0 : u32,  heads_1 : u32,  kv_heads_1 : u32) -> u32
+{
+    var _S4 : u32 = rows_0 * kv_heads_1;
+    var _S5 : u32 = heads_1 / kv_heads_1;
+    return _S4 * ((_S5 + u32(4) - u32(1)) / u32(4));
+}
+
 struct Part_0
 {
      number_0 : u32,
+     used_0 : u32,
+     unit_0 : u32,
      row_0 : u32,
      kv_head_0 : u32,
      head_0 : u32,
-     heads_1 : u32,
+     heads_2 : u32,
      begin_0 : u32,
      end_0 : u32,
      head_dim_1 : u32,
@@ -94,30 +103,32 @@ struct Part_0
      out_stride_0 : u32,
 };
 
-fn part_of_0( number_1 : u32,  rows_0 : u32,  heads_2 : u32,  kv_heads_1 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
+fn part_of_0( number_1 : u32,  rows_1 : u32,  heads_3 : u32,  kv_heads_2 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
 {
-    var _S4 : u32 = heads_2 / kv_heads_1;
-    var _S5 : u32 = (_S4 + u32(4) - u32(1)) / u32(4);
-    var _S6 : u32 = rows_0 * kv_heads_1 * _S5;
-    var _S7 : u32 = number_1 % _S6;
-    var _S8 : u32 = _S7 % _S5;
+    var _S6 : u32 = heads_3 / kv_heads_2;
+    var _S7 : u32 = (_S6 + u32(4) - u32(1)) / u32(4);
+    var _S8 : u32 = units_of_0(rows_1, heads_3, kv_heads_2);
+    var _S9 : u32 = number_1 % _S8;
+    var _S10 : u32 = _S9 % _S7;
     var part_0 : Part_0;
-    var _S9 : u32 = number_1 / _S6;
-    part_0.number_0 = _S9;
-    var _S10 : u32 = _S7 / (kv_heads_1 * _S5);
-    part_0.row_0 = _S10;
-    var _S11 : u32 = _S7 / _S5;
-    var _S12 : u32 = _S11 % kv_heads_1;
-    part_0.kv_head_0 = _S12;
-    var _S13 : u32 = _S8 * u32(4);
-    var _S14 : u32 = _S12 * _S4 + _S13;
-    part_0.head_0 = _S14;
-    part_0.heads_1 = min(_S4 - _S13, u32(4));
+    part_0.unit_0 = _S9;
+    var _S11 : u32 = number_1 / _S8;
+    part_0.number_0 = _S11;
+    var _S12 : u32 = _S9 / (kv_heads_2 * _S7);
+    part_0.row_0 = _S12;
+    var _S13 : u32 = _S9 / _S7;
+    var _S14 : u32 = _S13 % kv_heads_2;
+    part_0.kv_head_0 = _S14;
+    var _S15 : u32 = _S10 * u32(4);
+    var _S16 : u32 = _S14 * _S6 + _S15;
+    part_0.head_0 = _S16;
+    part_0.heads_2 = min(_S6 - _S15, u32(4));
     part_0.head_dim_1 = head_dim_2;
-    part_0.columns_0 = kv_heads_1 * head_dim_2;
-    var _S15 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
-    part_0.out_stride_0 = _S15;
-    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_2 + _S14) * _S15 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.columns_0 = kv_heads_2 * head_dim_2;
+    var _S17 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
+    part_0.out_stride_0 = _S17;
+    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_3 + _S16) * _S17 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.used_0 = u32(0);
     part_0.end_0 = u32(0);
     part_0.begin_0 = u32(0);
     part_0.v_pages_offset_1 = u32(0);
@@ -135,54 +146,64 @@ struct SequenceTable_0
 
 fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
 {
-    var _S16 : SequenceTable_0;
-    _S16.begin_1 = begin_2;
-    _S16.page_size_1 = page_size_2;
-    _S16.pages_1 = pages_2;
-    _S16.length_0 = length_1;
-    return _S16;
+    var _S18 : SequenceTable_0;
+    _S18.begin_1 = begin_2;
+    _S18.page_size_1 = page_size_2;
+    _S18.pages_1 = pages_2;
+    _S18.length_0 = length_1;
+    return _S18;
 }
 
 fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
 {
-    var _S17 : bool;
+    var _S19 : bool;
     if(window_1 != u32(0))
     {
-        _S17 = position_0 >= window_1;
+        _S19 = position_0 >= window_1;
     }
     else
     {
-        _S17 = false;
+        _S19 = false;
     }
-    var _S18 : u32;
-    if(_S17)
+    var _S20 : u32;
+    if(_S19)
     {
-        _S18 = position_0 - window_1 + u32(1);
+        _S20 = position_0 - window_1 + u32(1);
     }
     else
     {
-        _S18 = u32(0);
+        _S20 = u32(0);
     }
-    return _S18;
+    return _S20;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
 {
-    var _S19 : u32;
+    var _S21 : u32;
     if(first_0 < length_2)
     {
-        _S19 = length_2 - first_0;
+        _S21 = length_2 - first_0;
     }
     else
     {
-        _S19 = u32(0);
+        _S21 = u32(0);
     }
-    var _S20 : u32 = parts_2 * u32(64);
-    var _S21 : u32 = (_S19 + _S20 - u32(1)) / _S20;
-    var _S22 : u32 = _S21 * u32(64);
-    var _S23 : u32 = min(first_0 + (*part_1).number_0 * _S22, length_2);
-    (*part_1).begin_0 = _S23;
-    (*part_1).end_0 = min(_S23 + _S22, length_2);
+    var _S22 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S23 : u32 = (_S21 + _S22 - u32(1)) / _S22;
+    var _S24 : u32 = _S23 * tiles_0 * u32(64);
+    var _S25 : u32 = min(first_0 + (*part_1).number_0 * _S24, length_2);
+    (*part_1).begin_0 = _S25;
+    (*part_1).end_0 = min(_S25 + _S24, length_2);
+    if(_S21 == u32(0))
+    {
+        _S21 = u32(1);
+    }
+    else
+    {
+        var _S26 : u32 = (_S21 + _S24 - u32(1)) / _S24;
+        _S21 = _S26;
+    }
+    (*part_1).used_0 = _S21;
     return;
 }
 
@@ -195,11 +216,11 @@ struct Rotation_0
 
 fn Rotation_x24init_0( angles_1 : u32,  pairs_2 : u32,  interleaved_2 : bool) -> Rotation_0
 {
-    var _S24 : Rotation_0;
-    _S24.angles_0 = angles_1;
-    _S24.pairs_1 = pairs_2;
-    _S24.interleaved_1 = interleaved_2;
-    return _S24;
+    var _S27 : Rotation_0;
+    _S27.angles_0 = angles_1;
+    _S27.pairs_1 = pairs_2;
+    _S27.interleaved_1 = interleaved_2;
+    return _S27;
 }
 
 fn rotation_0( table_offset_1 : u32,  position_1 : u32,  positions_1 : u32,  pairs_3 : u32,  interleaved_3 : u32) -> Rotation_0
@@ -219,29 +240,29 @@ fn query_at_0( vector_0 : u32) -> vec4<f32>
     return query_0[vector_0];
 }
 
-var<private> _S25 : u32;
+var<private> _S28 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
 fn group_total_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S26 : u32 = _S25;
-    var _S27 : vec4<f32> = subgroupAdd(value_0);
-    var _S28 : bool = subgroupElect();
-    if(_S28)
+    var _S29 : u32 = _S28;
+    var _S30 : vec4<f32> = subgroupAdd(value_0);
+    var _S31 : bool = subgroupElect();
+    if(_S31)
     {
-        var _S29 : u32 = thread_0 / _S26;
-        waves_0[_S29] = _S27;
+        var _S32 : u32 = thread_0 / _S29;
+        waves_0[_S32] = _S30;
     }
     workgroupBarrier();
-    var _S30 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S33 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_0 : u32 = u32(0);
-    var result_0 : vec4<f32> = _S30;
+    var result_0 : vec4<f32> = _S33;
     for(;;)
     {
-        var _S31 : u32 = u32(128) / _S26;
-        if(wave_0 < _S31)
+        var _S34 : u32 = u32(128) / _S29;
+        if(wave_0 < _S34)
         {
         }
         else
@@ -262,14 +283,14 @@ fn score_0( thread_1 : u32,  part_2 : Part_0,  key_0 : vec4<f32>) -> vec4<f32>
     if(thread_1 < (part_2.head_dim_1 / u32(4)))
     {
         products_0[u32(0)] = dot(query_at_0(thread_1), key_0);
-        var _S32 : u32 = padded_vectors_0(part_2.head_dim_1);
-        products_0[u32(1)] = dot(query_at_0(_S32 + thread_1), key_0);
-        products_0[u32(2)] = dot(query_at_0(u32(2) * _S32 + thread_1), key_0);
-        products_0[u32(3)] = dot(query_at_0(u32(3) * _S32 + thread_1), key_0);
+        var _S35 : u32 = padded_vectors_0(part_2.head_dim_1);
+        products_0[u32(1)] = dot(query_at_0(_S35 + thread_1), key_0);
+        products_0[u32(2)] = dot(query_at_0(u32(2) * _S35 + thread_1), key_0);
+        products_0[u32(3)] = dot(query_at_0(u32(3) * _S35 + thread_1), key_0);
     }
-    var _S33 : vec4<f32> = group_total_0(products_0, thread_1);
+    var _S36 : vec4<f32> = group_total_0(products_0, thread_1);
     workgroupBarrier();
-    return _S33;
+    return _S36;
 }
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
@@ -279,30 +300,30 @@ var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 fn group_peak_0( value_1 : vec4<f32>,  thread_2 : u32) -> vec4<f32>
 {
     ;
-    var _S34 : u32 = _S25;
-    var _S35 : vec4<f32> = subgroupMax(value_1);
-    var _S36 : bool = subgroupElect();
-    if(_S36)
+    var _S37 : u32 = _S28;
+    var _S38 : vec4<f32> = subgroupMax(value_1);
+    var _S39 : bool = subgroupElect();
+    if(_S39)
     {
-        var _S37 : u32 = thread_2 / _S34;
-        waves_0[_S37] = _S35;
+        var _S40 : u32 = thread_2 / _S37;
+        waves_0[_S40] = _S38;
     }
     workgroupBarrier();
     var result_2 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S38 : u32 = u32(128) / _S34;
-        if(wave_1 < _S38)
+        var _S41 : u32 = u32(128) / _S37;
+        if(wave_1 < _S41)
         {
         }
         else
         {
             break;
         }
-        var _S39 : vec4<f32> = max(result_2, waves_0[wave_1]);
+        var _S42 : vec4<f32> = max(result_2, waves_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_2 = _S39;
+        result_2 = _S42;
         wave_1 = wave_2;
     }
     return result_2;
@@ -318,16 +339,16 @@ struct Run_0
 
 fn Run_x24init_0( vector_2 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S40 : Run_0;
-    _S40.vector_1 = vector_2;
-    _S40.scale_1 = scale_2;
-    return _S40;
+    var _S43 : Run_0;
+    _S43.vector_1 = vector_2;
+    _S43.scale_1 = scale_2;
+    return _S43;
 }
 
 fn Blocks8_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
 {
-    var _S41 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
-    return Run_x24init_0(_S41 + element_0 / u32(4), u32(2) * (_S41 + columns_1 / u32(4)) + element_0 / u32(32));
+    var _S44 : u32 = offset_0 + slot_0 * (columns_1 / u32(64) * u32(17));
+    return Run_x24init_0(_S44 + element_0 / u32(4), u32(2) * (_S44 + columns_1 / u32(4)) + element_0 / u32(32));
 }
 
 fn pack_halves_0( values_0 : vec2<f32>) -> u32
@@ -335,41 +356,41 @@ fn pack_halves_0( values_0 : vec2<f32>) -> u32
     return ((pack2x16float(vec2f((values_0.x),0.0))) | ((((pack2x16float(vec2f((values_0.y),0.0))) << (u32(16))))));
 }
 
-fn valid_rows_0( _S42 : u32,  _S43 : u32,  _S44 : u32) -> u32
+fn valid_rows_0( _S45 : u32,  _S46 : u32,  _S47 : u32) -> u32
 {
-    var _S45 : u32;
-    if(_S42 == u32(4294967295))
+    var _S48 : u32;
+    if(_S45 == u32(4294967295))
     {
-        _S45 = _S44;
+        _S48 = _S47;
     }
     else
     {
-        _S45 = min(max(entryPointParams_batch_0[_S42], _S43) - _S43, _S44);
+        _S48 = min(max(entryPointParams_batch_0[_S45], _S46) - _S46, _S47);
     }
-    return _S45;
+    return _S48;
 }
 
-fn row_sequence_0( _S46 : u32,  _S47 : u32) -> u32
+fn row_sequence_0( _S49 : u32,  _S50 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S46 + u32(3) + u32(2) * _S47];
+    return entryPointParams_batch_0[_S49 + u32(3) + u32(2) * _S50];
 }
 
-fn sequence_table_0( _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32) -> SequenceTable_0
+fn sequence_table_0( _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32) -> SequenceTable_0
 {
-    var _S54 : u32 = _S48 + min(_S49, _S50 - u32(1)) * (_S51 + u32(1));
-    return SequenceTable_x24init_0(_S54 + u32(1), _S52, _S53, min(entryPointParams_sequences_0[_S54], min(_S51, _S53) * _S52));
+    var _S57 : u32 = _S51 + min(_S52, _S53 - u32(1)) * (_S54 + u32(1));
+    return SequenceTable_x24init_0(_S57 + u32(1), _S55, _S56, min(entryPointParams_sequences_0[_S57], min(_S54, _S56) * _S55));
 }
 
-fn row_position_0( _S55 : u32,  _S56 : u32) -> u32
+fn row_position_0( _S58 : u32,  _S59 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S55 + u32(2) + u32(2) * _S56];
+    return entryPointParams_batch_0[_S58 + u32(2) + u32(2) * _S59];
 }
 
-fn leave_empty_0( _S57 : u32,  _S58 : Part_0)
+fn leave_empty_0( _S60 : u32,  _S61 : Part_0)
 {
-    if(_S57 < (_S58.heads_1))
+    if(_S60 < (_S61.heads_2))
     {
-        entryPointParams_scratch_0[_S58.out_0 + _S57 * _S58.out_stride_0 + _S58.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+        entryPointParams_scratch_0[_S61.out_0 + _S60 * _S61.out_stride_0 + _S61.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
     }
     return;
 }
@@ -388,51 +409,51 @@ struct Plain_0
 
 fn Rotation_pair_of_0( this_0 : Rotation_0,  element_1 : u32) -> u32
 {
-    var _S59 : u32;
+    var _S62 : u32;
     if(this_0.interleaved_1)
     {
-        _S59 = element_1 / u32(2);
+        _S62 = element_1 / u32(2);
     }
     else
     {
-        var _S60 : u32 = element_1 % this_0.pairs_1;
-        _S59 = _S60;
+        var _S63 : u32 = element_1 % this_0.pairs_1;
+        _S62 = _S63;
     }
-    return _S59;
+    return _S62;
 }
 
 fn Rotation_places_0( this_1 : Rotation_0,  pair_0 : u32) -> vec2<u32>
 {
-    var _S61 : vec2<u32>;
+    var _S64 : vec2<u32>;
     if(this_1.interleaved_1)
     {
-        var _S62 : u32 = u32(2) * pair_0;
-        _S61 = vec2<u32>(_S62, _S62 + u32(1));
+        var _S65 : u32 = u32(2) * pair_0;
+        _S64 = vec2<u32>(_S65, _S65 + u32(1));
     }
     else
     {
-        _S61 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
+        _S64 = vec2<u32>(pair_0, pair_0 + this_1.pairs_1);
     }
-    return _S61;
+    return _S64;
 }
 
-fn Rotation_turn_0( _S63 : Rotation_0,  _S64 : u32,  _S65 : vec2<f32>) -> vec2<f32>
+fn Rotation_turn_0( _S66 : Rotation_0,  _S67 : u32,  _S68 : vec2<f32>) -> vec2<f32>
 {
-    var _S66 : u32 = _S63.angles_0 + u32(2) * _S64;
-    var _S67 : f32 = _S65.x;
-    var _S68 : f32 = _S65.y;
-    var _S69 : u32 = _S66 + u32(1);
-    return vec2<f32>(_S67 * entryPointParams_table_0[_S66] - _S68 * entryPointParams_table_0[_S69], _S67 * entryPointParams_table_0[_S69] + _S68 * entryPointParams_table_0[_S66]);
+    var _S69 : u32 = _S66.angles_0 + u32(2) * _S67;
+    var _S70 : f32 = _S68.x;
+    var _S71 : f32 = _S68.y;
+    var _S72 : u32 = _S69 + u32(1);
+    return vec2<f32>(_S70 * entryPointParams_table_0[_S69] - _S71 * entryPointParams_table_0[_S72], _S70 * entryPointParams_table_0[_S72] + _S71 * entryPointParams_table_0[_S69]);
 }
 
-fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
+fn Turned_four_0( _S73 : Turned_0,  _S74 : u32) -> vec4<f32>
 {
-    var _S72 : u32;
-    var _S73 : Rotation_0;
-    var _S74 : u32;
-    var _S75 : f32;
-    var _S76 : u32 = _S71 / _S70.head_dim_4;
-    var _S77 : u32 = _S70.begin_3 + _S76 * _S70.head_dim_4;
+    var _S75 : u32;
+    var _S76 : Rotation_0;
+    var _S77 : u32;
+    var _S78 : f32;
+    var _S79 : u32 = _S74 / _S73.head_dim_4;
+    var _S80 : u32 = _S73.begin_3 + _S79 * _S73.head_dim_4;
     var result_3 : vec4<f32>;
     for(;;)
     {
@@ -440,29 +461,29 @@ fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S78 : u32 = _S71 % _S70.head_dim_4;
-                _S72 = _S78;
-                _S73 = _S70.rotation_1;
-                var _S79 : u32 = u32(2) * _S70.rotation_1.pairs_1;
-                _S74 = _S79;
-                if(_S78 >= _S79)
+                var _S81 : u32 = _S74 % _S73.head_dim_4;
+                _S75 = _S81;
+                _S76 = _S73.rotation_1;
+                var _S82 : u32 = u32(2) * _S73.rotation_1.pairs_1;
+                _S77 = _S82;
+                if(_S81 >= _S82)
                 {
-                    result_3[u32(0)] = entryPointParams_q_0[_S77 + _S78];
+                    result_3[u32(0)] = entryPointParams_q_0[_S80 + _S81];
                     break;
                 }
-                var _S80 : u32 = Rotation_pair_of_0(_S70.rotation_1, _S78);
-                var _S81 : vec2<u32> = Rotation_places_0(_S70.rotation_1, _S80);
-                var _S82 : u32 = _S81.x;
-                var _S83 : vec2<f32> = Rotation_turn_0(_S70.rotation_1, _S80, vec2<f32>(entryPointParams_q_0[_S77 + _S82], entryPointParams_q_0[_S77 + _S81.y]));
-                if(_S78 == _S82)
+                var _S83 : u32 = Rotation_pair_of_0(_S73.rotation_1, _S81);
+                var _S84 : vec2<u32> = Rotation_places_0(_S73.rotation_1, _S83);
+                var _S85 : u32 = _S84.x;
+                var _S86 : vec2<f32> = Rotation_turn_0(_S73.rotation_1, _S83, vec2<f32>(entryPointParams_q_0[_S80 + _S85], entryPointParams_q_0[_S80 + _S84.y]));
+                if(_S81 == _S85)
                 {
-                    _S75 = _S83.x;
+                    _S78 = _S86.x;
                 }
                 else
                 {
-                    _S75 = _S83.y;
+                    _S78 = _S86.y;
                 }
-                result_3[u32(0)] = _S75;
+                result_3[u32(0)] = _S78;
                 break;
             }
             break;
@@ -471,25 +492,25 @@ fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S84 : u32 = _S72 + u32(1);
-                if(_S84 >= _S74)
+                var _S87 : u32 = _S75 + u32(1);
+                if(_S87 >= _S77)
                 {
-                    result_3[u32(1)] = entryPointParams_q_0[_S77 + _S84];
+                    result_3[u32(1)] = entryPointParams_q_0[_S80 + _S87];
                     break;
                 }
-                var _S85 : u32 = Rotation_pair_of_0(_S73, _S84);
-                var _S86 : vec2<u32> = Rotation_places_0(_S73, _S85);
-                var _S87 : u32 = _S86.x;
-                var _S88 : vec2<f32> = Rotation_turn_0(_S73, _S85, vec2<f32>(entryPointParams_q_0[_S77 + _S87], entryPointParams_q_0[_S77 + _S86.y]));
-                if(_S84 == _S87)
+                var _S88 : u32 = Rotation_pair_of_0(_S76, _S87);
+                var _S89 : vec2<u32> = Rotation_places_0(_S76, _S88);
+                var _S90 : u32 = _S89.x;
+                var _S91 : vec2<f32> = Rotation_turn_0(_S76, _S88, vec2<f32>(entryPointParams_q_0[_S80 + _S90], entryPointParams_q_0[_S80 + _S89.y]));
+                if(_S87 == _S90)
                 {
-                    _S75 = _S88.x;
+                    _S78 = _S91.x;
                 }
                 else
                 {
-                    _S75 = _S88.y;
+                    _S78 = _S91.y;
                 }
-                result_3[u32(1)] = _S75;
+                result_3[u32(1)] = _S78;
                 break;
             }
             break;
@@ -498,25 +519,25 @@ fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S89 : u32 = _S72 + u32(2);
-                if(_S89 >= _S74)
+                var _S92 : u32 = _S75 + u32(2);
+                if(_S92 >= _S77)
                 {
-                    result_3[u32(2)] = entryPointParams_q_0[_S77 + _S89];
+                    result_3[u32(2)] = entryPointParams_q_0[_S80 + _S92];
                     break;
                 }
-                var _S90 : u32 = Rotation_pair_of_0(_S73, _S89);
-                var _S91 : vec2<u32> = Rotation_places_0(_S73, _S90);
-                var _S92 : u32 = _S91.x;
-                var _S93 : vec2<f32> = Rotation_turn_0(_S73, _S90, vec2<f32>(entryPointParams_q_0[_S77 + _S92], entryPointParams_q_0[_S77 + _S91.y]));
-                if(_S89 == _S92)
+                var _S93 : u32 = Rotation_pair_of_0(_S76, _S92);
+                var _S94 : vec2<u32> = Rotation_places_0(_S76, _S93);
+                var _S95 : u32 = _S94.x;
+                var _S96 : vec2<f32> = Rotation_turn_0(_S76, _S93, vec2<f32>(entryPointParams_q_0[_S80 + _S95], entryPointParams_q_0[_S80 + _S94.y]));
+                if(_S92 == _S95)
                 {
-                    _S75 = _S93.x;
+                    _S78 = _S96.x;
                 }
                 else
                 {
-                    _S75 = _S93.y;
+                    _S78 = _S96.y;
                 }
-                result_3[u32(2)] = _S75;
+                result_3[u32(2)] = _S78;
                 break;
             }
             break;
@@ -525,25 +546,25 @@ fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S94 : u32 = _S72 + u32(3);
-                if(_S94 >= _S74)
+                var _S97 : u32 = _S75 + u32(3);
+                if(_S97 >= _S77)
                 {
-                    result_3[u32(3)] = entryPointParams_q_0[_S77 + _S94];
+                    result_3[u32(3)] = entryPointParams_q_0[_S80 + _S97];
                     break;
                 }
-                var _S95 : u32 = Rotation_pair_of_0(_S73, _S94);
-                var _S96 : vec2<u32> = Rotation_places_0(_S73, _S95);
-                var _S97 : u32 = _S96.x;
-                var _S98 : vec2<f32> = Rotation_turn_0(_S73, _S95, vec2<f32>(entryPointParams_q_0[_S77 + _S97], entryPointParams_q_0[_S77 + _S96.y]));
-                if(_S94 == _S97)
+                var _S98 : u32 = Rotation_pair_of_0(_S76, _S97);
+                var _S99 : vec2<u32> = Rotation_places_0(_S76, _S98);
+                var _S100 : u32 = _S99.x;
+                var _S101 : vec2<f32> = Rotation_turn_0(_S76, _S98, vec2<f32>(entryPointParams_q_0[_S80 + _S100], entryPointParams_q_0[_S80 + _S99.y]));
+                if(_S97 == _S100)
                 {
-                    _S75 = _S98.x;
+                    _S78 = _S101.x;
                 }
                 else
                 {
-                    _S75 = _S98.y;
+                    _S78 = _S101.y;
                 }
-                result_3[u32(3)] = _S75;
+                result_3[u32(3)] = _S78;
                 break;
             }
             break;
@@ -553,49 +574,49 @@ fn Turned_four_0( _S70 : Turned_0,  _S71 : u32) -> vec4<f32>
     return result_3;
 }
 
-fn load_queries_0( _S99 : u32,  _S100 : Part_0,  _S101 : u32,  _S102 : f32,  _S103 : Turned_0)
+fn load_queries_0( _S102 : u32,  _S103 : Part_0,  _S104 : u32,  _S105 : f32,  _S106 : Turned_0)
 {
-    var i_0 : u32 = _S99;
+    var i_0 : u32 = _S102;
     for(;;)
     {
-        if(i_0 < (u32(4) * _S101))
+        if(i_0 < (u32(4) * _S104))
         {
         }
         else
         {
             break;
         }
-        var _S104 : u32 = i_0 % _S101;
-        var _S105 : u32 = i_0 / _S101;
-        var _S106 : bool;
-        if(_S105 < (_S100.heads_1))
+        var _S107 : u32 = i_0 % _S104;
+        var _S108 : u32 = i_0 / _S104;
+        var _S109 : bool;
+        if(_S108 < (_S103.heads_2))
         {
-            _S106 = _S104 < (_S100.head_dim_1 / u32(4));
+            _S109 = _S107 < (_S103.head_dim_1 / u32(4));
         }
         else
         {
-            _S106 = false;
+            _S109 = false;
         }
         query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
-        if(_S106)
+        if(_S109)
         {
-            var _S107 : u32 = i_0 / _S101;
-            var _S108 : vec4<f32> = Turned_four_0(_S103, (_S100.head_0 + _S107) * _S100.head_dim_1 + u32(4) * _S104);
-            query_0[i_0] = vec4<f32>(_S102) * _S108;
+            var _S110 : u32 = i_0 / _S104;
+            var _S111 : vec4<f32> = Turned_four_0(_S106, (_S103.head_0 + _S110) * _S103.head_dim_1 + u32(4) * _S107);
+            query_0[i_0] = vec4<f32>(_S105) * _S111;
         }
         i_0 = i_0 + u32(128);
     }
     return;
 }
 
-fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
+fn Turned_four_1( _S112 : Turned_0,  _S113 : u32) -> vec4<f32>
 {
-    var _S111 : u32;
-    var _S112 : Rotation_0;
-    var _S113 : u32;
-    var _S114 : f32;
-    var _S115 : u32 = _S110 / _S109.head_dim_4;
-    var _S116 : u32 = _S109.begin_3 + _S115 * _S109.head_dim_4;
+    var _S114 : u32;
+    var _S115 : Rotation_0;
+    var _S116 : u32;
+    var _S117 : f32;
+    var _S118 : u32 = _S113 / _S112.head_dim_4;
+    var _S119 : u32 = _S112.begin_3 + _S118 * _S112.head_dim_4;
     var result_4 : vec4<f32>;
     for(;;)
     {
@@ -603,29 +624,29 @@ fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S117 : u32 = _S110 % _S109.head_dim_4;
-                _S111 = _S117;
-                _S112 = _S109.rotation_1;
-                var _S118 : u32 = u32(2) * _S109.rotation_1.pairs_1;
-                _S113 = _S118;
-                if(_S117 >= _S118)
+                var _S120 : u32 = _S113 % _S112.head_dim_4;
+                _S114 = _S120;
+                _S115 = _S112.rotation_1;
+                var _S121 : u32 = u32(2) * _S112.rotation_1.pairs_1;
+                _S116 = _S121;
+                if(_S120 >= _S121)
                 {
-                    result_4[u32(0)] = entryPointParams_k_0[_S116 + _S117];
+                    result_4[u32(0)] = entryPointParams_k_0[_S119 + _S120];
                     break;
                 }
-                var _S119 : u32 = Rotation_pair_of_0(_S109.rotation_1, _S117);
-                var _S120 : vec2<u32> = Rotation_places_0(_S109.rotation_1, _S119);
-                var _S121 : u32 = _S120.x;
-                var _S122 : vec2<f32> = Rotation_turn_0(_S109.rotation_1, _S119, vec2<f32>(entryPointParams_k_0[_S116 + _S121], entryPointParams_k_0[_S116 + _S120.y]));
-                if(_S117 == _S121)
+                var _S122 : u32 = Rotation_pair_of_0(_S112.rotation_1, _S120);
+                var _S123 : vec2<u32> = Rotation_places_0(_S112.rotation_1, _S122);
+                var _S124 : u32 = _S123.x;
+                var _S125 : vec2<f32> = Rotation_turn_0(_S112.rotation_1, _S122, vec2<f32>(entryPointParams_k_0[_S119 + _S124], entryPointParams_k_0[_S119 + _S123.y]));
+                if(_S120 == _S124)
                 {
-                    _S114 = _S122.x;
+                    _S117 = _S125.x;
                 }
                 else
                 {
-                    _S114 = _S122.y;
+                    _S117 = _S125.y;
                 }
-                result_4[u32(0)] = _S114;
+                result_4[u32(0)] = _S117;
                 break;
             }
             break;
@@ -634,25 +655,25 @@ fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S123 : u32 = _S111 + u32(1);
-                if(_S123 >= _S113)
+                var _S126 : u32 = _S114 + u32(1);
+                if(_S126 >= _S116)
                 {
-                    result_4[u32(1)] = entryPointParams_k_0[_S116 + _S123];
+                    result_4[u32(1)] = entryPointParams_k_0[_S119 + _S126];
                     break;
                 }
-                var _S124 : u32 = Rotation_pair_of_0(_S112, _S123);
-                var _S125 : vec2<u32> = Rotation_places_0(_S112, _S124);
-                var _S126 : u32 = _S125.x;
-                var _S127 : vec2<f32> = Rotation_turn_0(_S112, _S124, vec2<f32>(entryPointParams_k_0[_S116 + _S126], entryPointParams_k_0[_S116 + _S125.y]));
-                if(_S123 == _S126)
+                var _S127 : u32 = Rotation_pair_of_0(_S115, _S126);
+                var _S128 : vec2<u32> = Rotation_places_0(_S115, _S127);
+                var _S129 : u32 = _S128.x;
+                var _S130 : vec2<f32> = Rotation_turn_0(_S115, _S127, vec2<f32>(entryPointParams_k_0[_S119 + _S129], entryPointParams_k_0[_S119 + _S128.y]));
+                if(_S126 == _S129)
                 {
-                    _S114 = _S127.x;
+                    _S117 = _S130.x;
                 }
                 else
                 {
-                    _S114 = _S127.y;
+                    _S117 = _S130.y;
                 }
-                result_4[u32(1)] = _S114;
+                result_4[u32(1)] = _S117;
                 break;
             }
             break;
@@ -661,25 +682,25 @@ fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S128 : u32 = _S111 + u32(2);
-                if(_S128 >= _S113)
+                var _S131 : u32 = _S114 + u32(2);
+                if(_S131 >= _S116)
                 {
-                    result_4[u32(2)] = entryPointParams_k_0[_S116 + _S128];
+                    result_4[u32(2)] = entryPointParams_k_0[_S119 + _S131];
                     break;
                 }
-                var _S129 : u32 = Rotation_pair_of_0(_S112, _S128);
-                var _S130 : vec2<u32> = Rotation_places_0(_S112, _S129);
-                var _S131 : u32 = _S130.x;
-                var _S132 : vec2<f32> = Rotation_turn_0(_S112, _S129, vec2<f32>(entryPointParams_k_0[_S116 + _S131], entryPointParams_k_0[_S116 + _S130.y]));
-                if(_S128 == _S131)
+                var _S132 : u32 = Rotation_pair_of_0(_S115, _S131);
+                var _S133 : vec2<u32> = Rotation_places_0(_S115, _S132);
+                var _S134 : u32 = _S133.x;
+                var _S135 : vec2<f32> = Rotation_turn_0(_S115, _S132, vec2<f32>(entryPointParams_k_0[_S119 + _S134], entryPointParams_k_0[_S119 + _S133.y]));
+                if(_S131 == _S134)
                 {
-                    _S114 = _S132.x;
+                    _S117 = _S135.x;
                 }
                 else
                 {
-                    _S114 = _S132.y;
+                    _S117 = _S135.y;
                 }
-                result_4[u32(2)] = _S114;
+                result_4[u32(2)] = _S117;
                 break;
             }
             break;
@@ -688,25 +709,25 @@ fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
         {
             for(;;)
             {
-                var _S133 : u32 = _S111 + u32(3);
-                if(_S133 >= _S113)
+                var _S136 : u32 = _S114 + u32(3);
+                if(_S136 >= _S116)
                 {
-                    result_4[u32(3)] = entryPointParams_k_0[_S116 + _S133];
+                    result_4[u32(3)] = entryPointParams_k_0[_S119 + _S136];
                     break;
                 }
-                var _S134 : u32 = Rotation_pair_of_0(_S112, _S133);
-                var _S135 : vec2<u32> = Rotation_places_0(_S112, _S134);
-                var _S136 : u32 = _S135.x;
-                var _S137 : vec2<f32> = Rotation_turn_0(_S112, _S134, vec2<f32>(entryPointParams_k_0[_S116 + _S136], entryPointParams_k_0[_S116 + _S135.y]));
-                if(_S133 == _S136)
+                var _S137 : u32 = Rotation_pair_of_0(_S115, _S136);
+                var _S138 : vec2<u32> = Rotation_places_0(_S115, _S137);
+                var _S139 : u32 = _S138.x;
+                var _S140 : vec2<f32> = Rotation_turn_0(_S115, _S137, vec2<f32>(entryPointParams_k_0[_S119 + _S139], entryPointParams_k_0[_S119 + _S138.y]));
+                if(_S136 == _S139)
                 {
-                    _S114 = _S137.x;
+                    _S117 = _S140.x;
                 }
                 else
                 {
-                    _S114 = _S137.y;
+                    _S117 = _S140.y;
                 }
-                result_4[u32(3)] = _S114;
+                result_4[u32(3)] = _S117;
                 break;
             }
             break;
@@ -716,18 +737,18 @@ fn Turned_four_1( _S109 : Turned_0,  _S110 : u32) -> vec4<f32>
     return result_4;
 }
 
-fn Plain_four_0( _S138 : Plain_0,  _S139 : u32) -> vec4<f32>
+fn Plain_four_0( _S141 : Plain_0,  _S142 : u32) -> vec4<f32>
 {
-    var _S140 : u32 = _S138.begin_4 + _S139;
-    return vec4<f32>(entryPointParams_v_0[_S140], entryPointParams_v_0[_S140 + u32(1)], entryPointParams_v_0[_S140 + u32(2)], entryPointParams_v_0[_S140 + u32(3)]);
+    var _S143 : u32 = _S141.begin_4 + _S142;
+    return vec4<f32>(entryPointParams_v_0[_S143], entryPointParams_v_0[_S143 + u32(1)], entryPointParams_v_0[_S143 + u32(2)], entryPointParams_v_0[_S143 + u32(3)]);
 }
 
-fn SequenceTable_slot_0( _S141 : SequenceTable_0,  _S142 : u32) -> u32
+fn SequenceTable_slot_0( _S144 : SequenceTable_0,  _S145 : u32) -> u32
 {
-    var _S143 : u32 = _S142 / _S141.page_size_1;
-    var _S144 : u32 = min(entryPointParams_sequences_0[_S141.begin_1 + _S143], _S141.pages_1 - u32(1)) * _S141.page_size_1;
-    var _S145 : u32 = _S142 % _S141.page_size_1;
-    return _S144 + _S145;
+    var _S146 : u32 = _S145 / _S144.page_size_1;
+    var _S147 : u32 = min(entryPointParams_sequences_0[_S144.begin_1 + _S146], _S144.pages_1 - u32(1)) * _S144.page_size_1;
+    var _S148 : u32 = _S145 % _S144.page_size_1;
+    return _S147 + _S148;
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -735,24 +756,24 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S146 : u32,  _S147 : u32) -> f32
+fn half_at_0( _S149 : u32,  _S150 : u32) -> f32
 {
-    return halves_0((entryPointParams_v_pages_0[_S146 + _S147 / u32(2)] >> ((_S147 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_v_pages_0[_S149 + _S150 / u32(2)] >> ((_S150 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_0( _S148 : u32) -> f32
+fn Blocks8_scale_0( _S151 : u32) -> f32
 {
-    return half_at_0(u32(0), _S148);
+    return half_at_0(u32(0), _S151);
 }
 
-fn half_at_1( _S149 : u32,  _S150 : u32) -> f32
+fn half_at_1( _S152 : u32,  _S153 : u32) -> f32
 {
-    return halves_0((entryPointParams_k_pages_0[_S149 + _S150 / u32(2)] >> ((_S150 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_k_pages_0[_S152 + _S153 / u32(2)] >> ((_S153 % u32(2) * u32(16))))).x;
 }
 
-fn Blocks8_scale_1( _S151 : u32) -> f32
+fn Blocks8_scale_1( _S154 : u32) -> f32
 {
-    return half_at_1(u32(0), _S151);
+    return half_at_1(u32(0), _S154);
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -765,148 +786,148 @@ fn Blocks8_expand_0( four_0 : u32) -> vec4<f32>
     return bytes_0(four_0);
 }
 
-fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f32,  _S156 : Turned_0,  _S157 : bool,  _S158 : Turned_0,  _S159 : Plain_0)
+fn attend_0( _S155 : u32,  _S156 : SequenceTable_0,  _S157 : Part_0,  _S158 : f32,  _S159 : Turned_0,  _S160 : bool,  _S161 : Turned_0,  _S162 : Plain_0)
 {
     var score_1 : vec4<f32>;
     var i_1 : u32;
     var i_2 : u32;
-    var _S160 : u32;
-    var _S161 : u32 = _S154.head_dim_1 / u32(4);
-    var _S162 : u32 = padded_vectors_0(_S154.head_dim_1);
-    load_queries_0(_S152, _S154, _S162, _S155, _S156);
-    var _S163 : u32 = u32(128) / _S161;
-    var _S164 : u32 = _S152 / _S161;
-    var _S165 : u32 = _S154.kv_head_0 * _S154.head_dim_1;
-    var _S166 : u32 = _S152 % _S161;
-    var _S167 : u32 = _S165 + u32(4) * _S166;
-    var _S168 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-    var _S169 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S163 : u32;
+    var _S164 : u32 = _S157.head_dim_1 / u32(4);
+    var _S165 : u32 = padded_vectors_0(_S157.head_dim_1);
+    load_queries_0(_S155, _S157, _S165, _S158, _S159);
+    var _S166 : u32 = u32(128) / _S164;
+    var _S167 : u32 = _S155 / _S164;
+    var _S168 : u32 = _S157.kv_head_0 * _S157.head_dim_1;
+    var _S169 : u32 = _S155 % _S164;
+    var _S170 : u32 = _S168 + u32(4) * _S169;
+    var _S171 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+    var _S172 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var sums_0 : array<vec4<f32>, i32(4)>;
-    sums_0[u32(0)] = _S169;
-    sums_0[u32(1)] = _S169;
-    sums_0[u32(2)] = _S169;
-    sums_0[u32(3)] = _S169;
+    sums_0[u32(0)] = _S172;
+    sums_0[u32(1)] = _S172;
+    sums_0[u32(2)] = _S172;
+    sums_0[u32(3)] = _S172;
     var peak_0 : vec4<f32>;
     var total_0 : vec4<f32>;
-    if(_S157)
+    if(_S160)
     {
-        var _S170 : vec4<f32> = Turned_four_1(_S158, _S167);
-        var _S171 : vec4<f32> = score_0(_S152, _S154, _S170);
-        var _S172 : i32;
-        if(_S152 == u32(0))
+        var _S173 : vec4<f32> = Turned_four_1(_S161, _S170);
+        var _S174 : vec4<f32> = score_0(_S155, _S157, _S173);
+        var _S175 : i32;
+        if(_S155 == u32(0))
         {
-            _S172 = i32(1);
+            _S175 = i32(1);
         }
         else
         {
-            _S172 = i32(0);
+            _S175 = i32(0);
         }
-        var _S173 : vec4<f32> = vec4<f32>(vec4<i32>(_S172));
-        var _S174 : vec4<f32> = Plain_four_0(_S159, _S167);
-        var _S175 : bool = _S164 == u32(0);
-        if(_S175)
+        var _S176 : vec4<f32> = vec4<f32>(vec4<i32>(_S175));
+        var _S177 : vec4<f32> = Plain_four_0(_S162, _S170);
+        var _S178 : bool = _S167 == u32(0);
+        if(_S178)
         {
-            peak_0 = _S174;
+            peak_0 = _S177;
         }
         else
         {
-            peak_0 = _S169;
+            peak_0 = _S172;
         }
         sums_0[u32(0)] = peak_0;
-        if(_S175)
+        if(_S178)
         {
-            peak_0 = _S174;
+            peak_0 = _S177;
         }
         else
         {
-            peak_0 = _S169;
+            peak_0 = _S172;
         }
         sums_0[u32(1)] = peak_0;
-        if(_S175)
+        if(_S178)
         {
-            peak_0 = _S174;
+            peak_0 = _S177;
         }
         else
         {
-            peak_0 = _S169;
+            peak_0 = _S172;
         }
         sums_0[u32(2)] = peak_0;
-        if(_S175)
+        if(_S178)
         {
-            peak_0 = _S174;
+            peak_0 = _S177;
         }
         else
         {
-            peak_0 = _S169;
+            peak_0 = _S172;
         }
         sums_0[u32(3)] = peak_0;
-        peak_0 = _S171;
-        total_0 = _S173;
+        peak_0 = _S174;
+        total_0 = _S176;
     }
     else
     {
-        peak_0 = _S168;
-        total_0 = _S169;
+        peak_0 = _S171;
+        total_0 = _S172;
     }
-    var tile_0 : u32 = _S154.begin_0;
+    var tile_0 : u32 = _S157.begin_0;
     for(;;)
     {
-        if(tile_0 < (_S154.end_0))
+        if(tile_0 < (_S157.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S176 : bool = _S152 < u32(64);
-        if(_S176)
+        var _S179 : bool = _S155 < u32(64);
+        if(_S179)
         {
-            var _S177 : u32 = SequenceTable_slot_0(_S153, min(tile_0 + _S152, _S154.end_0 - u32(1)));
-            slots_0[_S152] = _S177;
+            var _S180 : u32 = SequenceTable_slot_0(_S156, min(tile_0 + _S155, _S157.end_0 - u32(1)));
+            slots_0[_S155] = _S180;
         }
         workgroupBarrier();
         var values_1 : array<u32, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S178 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(0)] = entryPointParams_v_pages_0[_S178.vector_1];
-        scales_0[u32(0)] = Blocks8_scale_0(_S178.scale_1);
-        var _S179 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S163, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(1)] = entryPointParams_v_pages_0[_S179.vector_1];
-        scales_0[u32(1)] = Blocks8_scale_0(_S179.scale_1);
-        var _S180 : u32 = u32(2) * _S163;
-        var _S181 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S180, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(2)] = entryPointParams_v_pages_0[_S181.vector_1];
-        scales_0[u32(2)] = Blocks8_scale_0(_S181.scale_1);
-        var _S182 : u32 = u32(3) * _S163;
-        var _S183 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S182, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(3)] = entryPointParams_v_pages_0[_S183.vector_1];
-        scales_0[u32(3)] = Blocks8_scale_0(_S183.scale_1);
-        var _S184 : u32 = u32(4) * _S163;
-        var _S185 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S184, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(4)] = entryPointParams_v_pages_0[_S185.vector_1];
-        scales_0[u32(4)] = Blocks8_scale_0(_S185.scale_1);
-        var _S186 : u32 = u32(5) * _S163;
-        var _S187 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S186, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(5)] = entryPointParams_v_pages_0[_S187.vector_1];
-        scales_0[u32(5)] = Blocks8_scale_0(_S187.scale_1);
-        var _S188 : u32 = u32(6) * _S163;
-        var _S189 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S188, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(6)] = entryPointParams_v_pages_0[_S189.vector_1];
-        scales_0[u32(6)] = Blocks8_scale_0(_S189.scale_1);
-        var _S190 : u32 = u32(7) * _S163;
-        var _S191 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(_S164 + _S190, u32(63))], _S154.columns_0, _S167);
-        values_1[u32(7)] = entryPointParams_v_pages_0[_S191.vector_1];
-        scales_0[u32(7)] = Blocks8_scale_0(_S191.scale_1);
+        var _S181 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(0)] = entryPointParams_v_pages_0[_S181.vector_1];
+        scales_0[u32(0)] = Blocks8_scale_0(_S181.scale_1);
+        var _S182 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S166, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(1)] = entryPointParams_v_pages_0[_S182.vector_1];
+        scales_0[u32(1)] = Blocks8_scale_0(_S182.scale_1);
+        var _S183 : u32 = u32(2) * _S166;
+        var _S184 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S183, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(2)] = entryPointParams_v_pages_0[_S184.vector_1];
+        scales_0[u32(2)] = Blocks8_scale_0(_S184.scale_1);
+        var _S185 : u32 = u32(3) * _S166;
+        var _S186 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S185, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(3)] = entryPointParams_v_pages_0[_S186.vector_1];
+        scales_0[u32(3)] = Blocks8_scale_0(_S186.scale_1);
+        var _S187 : u32 = u32(4) * _S166;
+        var _S188 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S187, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(4)] = entryPointParams_v_pages_0[_S188.vector_1];
+        scales_0[u32(4)] = Blocks8_scale_0(_S188.scale_1);
+        var _S189 : u32 = u32(5) * _S166;
+        var _S190 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S189, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(5)] = entryPointParams_v_pages_0[_S190.vector_1];
+        scales_0[u32(5)] = Blocks8_scale_0(_S190.scale_1);
+        var _S191 : u32 = u32(6) * _S166;
+        var _S192 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S191, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(6)] = entryPointParams_v_pages_0[_S192.vector_1];
+        scales_0[u32(6)] = Blocks8_scale_0(_S192.scale_1);
+        var _S193 : u32 = u32(7) * _S166;
+        var _S194 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(_S167 + _S193, u32(63))], _S157.columns_0, _S170);
+        values_1[u32(7)] = entryPointParams_v_pages_0[_S194.vector_1];
+        scales_0[u32(7)] = Blocks8_scale_0(_S194.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Blocks8_run_0(_S154.k_pages_offset_1, slots_0[_S152 / u32(4)], _S154.columns_0, _S165);
+        keys_0[u32(0)] = Blocks8_run_0(_S157.k_pages_offset_1, slots_0[_S155 / u32(4)], _S157.columns_0, _S168);
         var products_1 : array<vec4<f32>, i32(2)>;
-        products_1[u32(0)] = _S169;
-        keys_0[u32(1)] = Blocks8_run_0(_S154.k_pages_offset_1, slots_0[_S152 / u32(4) + u32(32)], _S154.columns_0, _S165);
-        products_1[u32(1)] = _S169;
-        i_1 = _S152 % u32(4);
+        products_1[u32(0)] = _S172;
+        keys_0[u32(1)] = Blocks8_run_0(_S157.k_pages_offset_1, slots_0[_S155 / u32(4) + u32(32)], _S157.columns_0, _S168);
+        products_1[u32(1)] = _S172;
+        i_1 = _S155 % u32(4);
         for(;;)
         {
-            if(i_1 < _S161)
+            if(i_1 < _S164)
             {
             }
             else
@@ -915,184 +936,169 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             var ahead_0 : array<u32, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S192 : u32 = _S161 - u32(1);
-            var _S193 : u32 = min(i_1, _S192);
-            var _S194 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S193];
-            ahead_0[u32(0)] = _S194;
-            var _S195 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S193 / u32(8));
-            key_scales_0[u32(0)] = _S195;
-            var _S196 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S193];
-            ahead_0[u32(1)] = _S196;
-            var _S197 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S193 / u32(8));
-            key_scales_0[u32(1)] = _S197;
-            var _S198 : u32 = i_1 + u32(4);
-            var _S199 : u32 = min(_S198, _S192);
-            var _S200 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S199];
-            ahead_0[u32(2)] = _S200;
-            var _S201 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S199 / u32(8));
-            key_scales_0[u32(2)] = _S201;
-            var _S202 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S199];
-            ahead_0[u32(3)] = _S202;
-            var _S203 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S199 / u32(8));
-            key_scales_0[u32(3)] = _S203;
-            var _S204 : u32 = i_1 + u32(8);
-            var _S205 : u32 = min(_S204, _S192);
-            var _S206 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S205];
-            ahead_0[u32(4)] = _S206;
-            var _S207 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S205 / u32(8));
-            key_scales_0[u32(4)] = _S207;
-            var _S208 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S205];
-            ahead_0[u32(5)] = _S208;
-            var _S209 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S205 / u32(8));
-            key_scales_0[u32(5)] = _S209;
-            var _S210 : u32 = i_1 + u32(12);
-            var _S211 : u32 = min(_S210, _S192);
-            var _S212 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S211];
-            ahead_0[u32(6)] = _S212;
-            var _S213 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S211 / u32(8));
-            key_scales_0[u32(6)] = _S213;
-            var _S214 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S211];
-            ahead_0[u32(7)] = _S214;
-            var _S215 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S211 / u32(8));
-            key_scales_0[u32(7)] = _S215;
-            var _S216 : vec4<f32> = query_at_0(i_1);
-            var _S217 : vec4<f32> = Blocks8_expand_0(_S194);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S195 * dot(_S216, _S217);
-            var _S218 : vec4<f32> = Blocks8_expand_0(_S196);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S197 * dot(_S216, _S218);
-            var _S219 : u32 = _S162 + i_1;
-            var _S220 : vec4<f32> = query_at_0(_S219);
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S195 * dot(_S220, _S217);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S197 * dot(_S220, _S218);
-            var _S221 : u32 = u32(2) * _S162 + i_1;
-            var _S222 : vec4<f32> = query_at_0(_S221);
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S195 * dot(_S222, _S217);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S197 * dot(_S222, _S218);
-            var _S223 : u32 = u32(3) * _S162 + i_1;
-            var _S224 : vec4<f32> = query_at_0(_S223);
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S195 * dot(_S224, _S217);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S197 * dot(_S224, _S218);
-            var _S225 : vec4<f32> = query_at_0(_S198);
-            var _S226 : vec4<f32> = Blocks8_expand_0(_S200);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S201 * dot(_S225, _S226);
-            var _S227 : vec4<f32> = Blocks8_expand_0(_S202);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S203 * dot(_S225, _S227);
-            var _S228 : vec4<f32> = query_at_0(_S219 + u32(4));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S201 * dot(_S228, _S226);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S203 * dot(_S228, _S227);
-            var _S229 : vec4<f32> = query_at_0(_S221 + u32(4));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S201 * dot(_S229, _S226);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S203 * dot(_S229, _S227);
-            var _S230 : vec4<f32> = query_at_0(_S223 + u32(4));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S201 * dot(_S230, _S226);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S203 * dot(_S230, _S227);
-            var _S231 : vec4<f32> = query_at_0(_S204);
-            var _S232 : vec4<f32> = Blocks8_expand_0(_S206);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S207 * dot(_S231, _S232);
-            var _S233 : vec4<f32> = Blocks8_expand_0(_S208);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S209 * dot(_S231, _S233);
-            var _S234 : vec4<f32> = query_at_0(_S219 + u32(8));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S207 * dot(_S234, _S232);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S209 * dot(_S234, _S233);
-            var _S235 : vec4<f32> = query_at_0(_S221 + u32(8));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S207 * dot(_S235, _S232);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S209 * dot(_S235, _S233);
-            var _S236 : vec4<f32> = query_at_0(_S223 + u32(8));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S207 * dot(_S236, _S232);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S209 * dot(_S236, _S233);
-            var _S237 : vec4<f32> = query_at_0(_S210);
-            var _S238 : vec4<f32> = Blocks8_expand_0(_S212);
-            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S213 * dot(_S237, _S238);
-            var _S239 : vec4<f32> = Blocks8_expand_0(_S214);
-            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S215 * dot(_S237, _S239);
-            var _S240 : vec4<f32> = query_at_0(_S219 + u32(12));
-            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S213 * dot(_S240, _S238);
-            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S215 * dot(_S240, _S239);
-            var _S241 : vec4<f32> = query_at_0(_S221 + u32(12));
-            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S213 * dot(_S241, _S238);
-            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S215 * dot(_S241, _S239);
-            var _S242 : vec4<f32> = query_at_0(_S223 + u32(12));
-            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S213 * dot(_S242, _S238);
-            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S215 * dot(_S242, _S239);
+            var _S195 : u32 = _S164 - u32(1);
+            var _S196 : u32 = min(i_1, _S195);
+            var _S197 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S196];
+            ahead_0[u32(0)] = _S197;
+            var _S198 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S196 / u32(8));
+            key_scales_0[u32(0)] = _S198;
+            var _S199 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S196];
+            ahead_0[u32(1)] = _S199;
+            var _S200 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S196 / u32(8));
+            key_scales_0[u32(1)] = _S200;
+            var _S201 : u32 = i_1 + u32(4);
+            var _S202 : u32 = min(_S201, _S195);
+            var _S203 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S202];
+            ahead_0[u32(2)] = _S203;
+            var _S204 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S202 / u32(8));
+            key_scales_0[u32(2)] = _S204;
+            var _S205 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S202];
+            ahead_0[u32(3)] = _S205;
+            var _S206 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S202 / u32(8));
+            key_scales_0[u32(3)] = _S206;
+            var _S207 : u32 = i_1 + u32(8);
+            var _S208 : u32 = min(_S207, _S195);
+            var _S209 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S208];
+            ahead_0[u32(4)] = _S209;
+            var _S210 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S208 / u32(8));
+            key_scales_0[u32(4)] = _S210;
+            var _S211 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S208];
+            ahead_0[u32(5)] = _S211;
+            var _S212 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S208 / u32(8));
+            key_scales_0[u32(5)] = _S212;
+            var _S213 : u32 = i_1 + u32(12);
+            var _S214 : u32 = min(_S213, _S195);
+            var _S215 : u32 = entryPointParams_k_pages_0[keys_0[u32(0)].vector_1 + _S214];
+            ahead_0[u32(6)] = _S215;
+            var _S216 : f32 = Blocks8_scale_1(keys_0[u32(0)].scale_1 + _S214 / u32(8));
+            key_scales_0[u32(6)] = _S216;
+            var _S217 : u32 = entryPointParams_k_pages_0[keys_0[u32(1)].vector_1 + _S214];
+            ahead_0[u32(7)] = _S217;
+            var _S218 : f32 = Blocks8_scale_1(keys_0[u32(1)].scale_1 + _S214 / u32(8));
+            key_scales_0[u32(7)] = _S218;
+            var _S219 : vec4<f32> = query_at_0(i_1);
+            var _S220 : vec4<f32> = Blocks8_expand_0(_S197);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S198 * dot(_S219, _S220);
+            var _S221 : vec4<f32> = Blocks8_expand_0(_S199);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S200 * dot(_S219, _S221);
+            var _S222 : u32 = _S165 + i_1;
+            var _S223 : vec4<f32> = query_at_0(_S222);
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S198 * dot(_S223, _S220);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S200 * dot(_S223, _S221);
+            var _S224 : u32 = u32(2) * _S165 + i_1;
+            var _S225 : vec4<f32> = query_at_0(_S224);
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S198 * dot(_S225, _S220);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S200 * dot(_S225, _S221);
+            var _S226 : u32 = u32(3) * _S165 + i_1;
+            var _S227 : vec4<f32> = query_at_0(_S226);
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S198 * dot(_S227, _S220);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S200 * dot(_S227, _S221);
+            var _S228 : vec4<f32> = query_at_0(_S201);
+            var _S229 : vec4<f32> = Blocks8_expand_0(_S203);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S204 * dot(_S228, _S229);
+            var _S230 : vec4<f32> = Blocks8_expand_0(_S205);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S206 * dot(_S228, _S230);
+            var _S231 : vec4<f32> = query_at_0(_S222 + u32(4));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S204 * dot(_S231, _S229);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S206 * dot(_S231, _S230);
+            var _S232 : vec4<f32> = query_at_0(_S224 + u32(4));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S204 * dot(_S232, _S229);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S206 * dot(_S232, _S230);
+            var _S233 : vec4<f32> = query_at_0(_S226 + u32(4));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S204 * dot(_S233, _S229);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S206 * dot(_S233, _S230);
+            var _S234 : vec4<f32> = query_at_0(_S207);
+            var _S235 : vec4<f32> = Blocks8_expand_0(_S209);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S210 * dot(_S234, _S235);
+            var _S236 : vec4<f32> = Blocks8_expand_0(_S211);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S212 * dot(_S234, _S236);
+            var _S237 : vec4<f32> = query_at_0(_S222 + u32(8));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S210 * dot(_S237, _S235);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S212 * dot(_S237, _S236);
+            var _S238 : vec4<f32> = query_at_0(_S224 + u32(8));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S210 * dot(_S238, _S235);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S212 * dot(_S238, _S236);
+            var _S239 : vec4<f32> = query_at_0(_S226 + u32(8));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S210 * dot(_S239, _S235);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S212 * dot(_S239, _S236);
+            var _S240 : vec4<f32> = query_at_0(_S213);
+            var _S241 : vec4<f32> = Blocks8_expand_0(_S215);
+            products_1[u32(0)][u32(0)] = products_1[u32(0)][u32(0)] + _S216 * dot(_S240, _S241);
+            var _S242 : vec4<f32> = Blocks8_expand_0(_S217);
+            products_1[u32(1)][u32(0)] = products_1[u32(1)][u32(0)] + _S218 * dot(_S240, _S242);
+            var _S243 : vec4<f32> = query_at_0(_S222 + u32(12));
+            products_1[u32(0)][u32(1)] = products_1[u32(0)][u32(1)] + _S216 * dot(_S243, _S241);
+            products_1[u32(1)][u32(1)] = products_1[u32(1)][u32(1)] + _S218 * dot(_S243, _S242);
+            var _S244 : vec4<f32> = query_at_0(_S224 + u32(12));
+            products_1[u32(0)][u32(2)] = products_1[u32(0)][u32(2)] + _S216 * dot(_S244, _S241);
+            products_1[u32(1)][u32(2)] = products_1[u32(1)][u32(2)] + _S218 * dot(_S244, _S242);
+            var _S245 : vec4<f32> = query_at_0(_S226 + u32(12));
+            products_1[u32(0)][u32(3)] = products_1[u32(0)][u32(3)] + _S216 * dot(_S245, _S241);
+            products_1[u32(1)][u32(3)] = products_1[u32(1)][u32(3)] + _S218 * dot(_S245, _S242);
             i_1 = i_1 + u32(16);
         }
-        exchange_0[_S152] = products_1[u32(0)];
-        exchange_0[u32(128) + _S152] = products_1[u32(1)];
+        exchange_0[_S155] = products_1[u32(0)];
+        exchange_0[u32(128) + _S155] = products_1[u32(1)];
         workgroupBarrier();
-        var _S243 : bool;
-        if(_S176)
+        var _S246 : bool;
+        if(_S179)
         {
-            _S243 = (tile_0 + _S152) < (_S154.end_0);
+            _S246 = (tile_0 + _S155) < (_S157.end_0);
         }
         else
         {
-            _S243 = false;
+            _S246 = false;
         }
-        if(_S243)
+        if(_S246)
         {
-            var _S244 : u32 = _S152 * u32(4);
-            score_1 = exchange_0[_S244] + exchange_0[_S244 + u32(1)] + exchange_0[_S244 + u32(2)] + exchange_0[_S244 + u32(3)];
+            var _S247 : u32 = _S155 * u32(4);
+            score_1 = exchange_0[_S247] + exchange_0[_S247 + u32(1)] + exchange_0[_S247 + u32(2)] + exchange_0[_S247 + u32(3)];
         }
         else
         {
-            score_1 = _S168;
+            score_1 = _S171;
         }
-        var _S245 : vec4<f32> = group_peak_0(score_1, _S152);
-        var _S246 : vec4<f32> = max(peak_0, _S245);
-        var _S247 : vec4<f32>;
-        if(_S243)
+        var _S248 : vec4<f32> = group_peak_0(score_1, _S155);
+        var _S249 : vec4<f32> = max(peak_0, _S248);
+        var _S250 : vec4<f32>;
+        if(_S246)
         {
-            _S247 = exp(score_1 - _S246);
+            _S250 = exp(score_1 - _S249);
         }
         else
         {
-            _S247 = _S169;
+            _S250 = _S172;
         }
-        if(_S176)
+        if(_S179)
         {
-            weights_0[_S152] = _S247;
+            weights_0[_S155] = _S250;
         }
-        var _S248 : vec4<f32> = exp(peak_0 - _S246);
-        var _S249 : vec4<f32> = total_0 * _S248 + _S247;
+        var _S251 : vec4<f32> = exp(peak_0 - _S249);
+        var _S252 : vec4<f32> = total_0 * _S251 + _S250;
         workgroupBarrier();
-        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S248[u32(0)]);
-        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S248[u32(1)]);
-        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S248[u32(2)]);
-        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S248[u32(3)]);
-        i_2 = _S164;
+        sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S251[u32(0)]);
+        sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S251[u32(1)]);
+        sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S251[u32(2)]);
+        sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S251[u32(3)]);
+        i_2 = _S167;
         for(;;)
         {
-            var _S250 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Blocks8_expand_0(values_1[u32(0)]);
-            var _S251 : vec4<f32>;
+            var _S253 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Blocks8_expand_0(values_1[u32(0)]);
+            var _S254 : vec4<f32>;
             if(i_2 < u32(64))
             {
-                _S251 = weights_0[i_2];
+                _S254 = weights_0[i_2];
             }
             else
             {
-                _S251 = _S169;
+                _S254 = _S172;
             }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S251[u32(0)]) * _S250;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S251[u32(1)]) * _S250;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S251[u32(2)]) * _S250;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S251[u32(3)]) * _S250;
-            var _S252 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Blocks8_expand_0(values_1[u32(1)]);
-            var _S253 : u32 = i_2 + _S163;
-            var _S254 : vec4<f32>;
-            if(_S253 < u32(64))
-            {
-                _S254 = weights_0[_S253];
-            }
-            else
-            {
-                _S254 = _S169;
-            }
-            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S254[u32(0)]) * _S252;
-            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S254[u32(1)]) * _S252;
-            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S254[u32(2)]) * _S252;
-            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S254[u32(3)]) * _S252;
-            var _S255 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Blocks8_expand_0(values_1[u32(2)]);
-            var _S256 : u32 = i_2 + _S180;
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S254[u32(0)]) * _S253;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S254[u32(1)]) * _S253;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S254[u32(2)]) * _S253;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S254[u32(3)]) * _S253;
+            var _S255 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Blocks8_expand_0(values_1[u32(1)]);
+            var _S256 : u32 = i_2 + _S166;
             var _S257 : vec4<f32>;
             if(_S256 < u32(64))
             {
@@ -1100,14 +1106,14 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S257 = _S169;
+                _S257 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S257[u32(0)]) * _S255;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S257[u32(1)]) * _S255;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S257[u32(2)]) * _S255;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S257[u32(3)]) * _S255;
-            var _S258 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Blocks8_expand_0(values_1[u32(3)]);
-            var _S259 : u32 = i_2 + _S182;
+            var _S258 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Blocks8_expand_0(values_1[u32(2)]);
+            var _S259 : u32 = i_2 + _S183;
             var _S260 : vec4<f32>;
             if(_S259 < u32(64))
             {
@@ -1115,14 +1121,14 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S260 = _S169;
+                _S260 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S260[u32(0)]) * _S258;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S260[u32(1)]) * _S258;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S260[u32(2)]) * _S258;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S260[u32(3)]) * _S258;
-            var _S261 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Blocks8_expand_0(values_1[u32(4)]);
-            var _S262 : u32 = i_2 + _S184;
+            var _S261 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Blocks8_expand_0(values_1[u32(3)]);
+            var _S262 : u32 = i_2 + _S185;
             var _S263 : vec4<f32>;
             if(_S262 < u32(64))
             {
@@ -1130,14 +1136,14 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S263 = _S169;
+                _S263 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S263[u32(0)]) * _S261;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S263[u32(1)]) * _S261;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S263[u32(2)]) * _S261;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S263[u32(3)]) * _S261;
-            var _S264 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Blocks8_expand_0(values_1[u32(5)]);
-            var _S265 : u32 = i_2 + _S186;
+            var _S264 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Blocks8_expand_0(values_1[u32(4)]);
+            var _S265 : u32 = i_2 + _S187;
             var _S266 : vec4<f32>;
             if(_S265 < u32(64))
             {
@@ -1145,14 +1151,14 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S266 = _S169;
+                _S266 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S266[u32(0)]) * _S264;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S266[u32(1)]) * _S264;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S266[u32(2)]) * _S264;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S266[u32(3)]) * _S264;
-            var _S267 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Blocks8_expand_0(values_1[u32(6)]);
-            var _S268 : u32 = i_2 + _S188;
+            var _S267 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Blocks8_expand_0(values_1[u32(5)]);
+            var _S268 : u32 = i_2 + _S189;
             var _S269 : vec4<f32>;
             if(_S268 < u32(64))
             {
@@ -1160,14 +1166,14 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S269 = _S169;
+                _S269 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S269[u32(0)]) * _S267;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S269[u32(1)]) * _S267;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S269[u32(2)]) * _S267;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S269[u32(3)]) * _S267;
-            var _S270 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Blocks8_expand_0(values_1[u32(7)]);
-            var _S271 : u32 = i_2 + _S190;
+            var _S270 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Blocks8_expand_0(values_1[u32(6)]);
+            var _S271 : u32 = i_2 + _S191;
             var _S272 : vec4<f32>;
             if(_S271 < u32(64))
             {
@@ -1175,58 +1181,73 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             }
             else
             {
-                _S272 = _S169;
+                _S272 = _S172;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S272[u32(0)]) * _S270;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S272[u32(1)]) * _S270;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S272[u32(2)]) * _S270;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S272[u32(3)]) * _S270;
-            var i_3 : u32 = i_2 + u32(8) * _S163;
+            var _S273 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Blocks8_expand_0(values_1[u32(7)]);
+            var _S274 : u32 = i_2 + _S193;
+            var _S275 : vec4<f32>;
+            if(_S274 < u32(64))
+            {
+                _S275 = weights_0[_S274];
+            }
+            else
+            {
+                _S275 = _S172;
+            }
+            sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S275[u32(0)]) * _S273;
+            sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S275[u32(1)]) * _S273;
+            sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S275[u32(2)]) * _S273;
+            sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S275[u32(3)]) * _S273;
+            var i_3 : u32 = i_2 + u32(8) * _S166;
             if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S273 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(0)] = entryPointParams_v_pages_0[_S273.vector_1];
-            scales_0[u32(0)] = Blocks8_scale_0(_S273.scale_1);
-            var _S274 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S163, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(1)] = entryPointParams_v_pages_0[_S274.vector_1];
-            scales_0[u32(1)] = Blocks8_scale_0(_S274.scale_1);
-            var _S275 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S180, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(2)] = entryPointParams_v_pages_0[_S275.vector_1];
-            scales_0[u32(2)] = Blocks8_scale_0(_S275.scale_1);
-            var _S276 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S182, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(3)] = entryPointParams_v_pages_0[_S276.vector_1];
-            scales_0[u32(3)] = Blocks8_scale_0(_S276.scale_1);
-            var _S277 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S184, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(4)] = entryPointParams_v_pages_0[_S277.vector_1];
-            scales_0[u32(4)] = Blocks8_scale_0(_S277.scale_1);
-            var _S278 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S186, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(5)] = entryPointParams_v_pages_0[_S278.vector_1];
-            scales_0[u32(5)] = Blocks8_scale_0(_S278.scale_1);
-            var _S279 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S188, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(6)] = entryPointParams_v_pages_0[_S279.vector_1];
-            scales_0[u32(6)] = Blocks8_scale_0(_S279.scale_1);
-            var _S280 : Run_0 = Blocks8_run_0(_S154.v_pages_offset_1, slots_0[min(i_3 + _S190, u32(63))], _S154.columns_0, _S167);
-            values_1[u32(7)] = entryPointParams_v_pages_0[_S280.vector_1];
-            scales_0[u32(7)] = Blocks8_scale_0(_S280.scale_1);
+            var _S276 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(0)] = entryPointParams_v_pages_0[_S276.vector_1];
+            scales_0[u32(0)] = Blocks8_scale_0(_S276.scale_1);
+            var _S277 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S166, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(1)] = entryPointParams_v_pages_0[_S277.vector_1];
+            scales_0[u32(1)] = Blocks8_scale_0(_S277.scale_1);
+            var _S278 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S183, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(2)] = entryPointParams_v_pages_0[_S278.vector_1];
+            scales_0[u32(2)] = Blocks8_scale_0(_S278.scale_1);
+            var _S279 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S185, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(3)] = entryPointParams_v_pages_0[_S279.vector_1];
+            scales_0[u32(3)] = Blocks8_scale_0(_S279.scale_1);
+            var _S280 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S187, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(4)] = entryPointParams_v_pages_0[_S280.vector_1];
+            scales_0[u32(4)] = Blocks8_scale_0(_S280.scale_1);
+            var _S281 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S189, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(5)] = entryPointParams_v_pages_0[_S281.vector_1];
+            scales_0[u32(5)] = Blocks8_scale_0(_S281.scale_1);
+            var _S282 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S191, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(6)] = entryPointParams_v_pages_0[_S282.vector_1];
+            scales_0[u32(6)] = Blocks8_scale_0(_S282.scale_1);
+            var _S283 : Run_0 = Blocks8_run_0(_S157.v_pages_offset_1, slots_0[min(i_3 + _S193, u32(63))], _S157.columns_0, _S170);
+            values_1[u32(7)] = entryPointParams_v_pages_0[_S283.vector_1];
+            scales_0[u32(7)] = Blocks8_scale_0(_S283.scale_1);
             i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
-        total_0 = _S249;
-        peak_0 = _S246;
+        total_0 = _S252;
+        peak_0 = _S249;
     }
-    exchange_0[_S152] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S152] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S152] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S152] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S152);
-    i_1 = _S152;
+    exchange_0[_S155] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S155] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S155] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S155] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S155);
+    i_1 = _S155;
     for(;;)
     {
-        _S160 = _S154.heads_1;
-        if(i_1 < (_S154.heads_1 * _S161))
+        _S163 = _S157.heads_2;
+        if(i_1 < (_S157.heads_2 * _S164))
         {
         }
         else
@@ -1234,40 +1255,40 @@ fn attend_0( _S152 : u32,  _S153 : SequenceTable_0,  _S154 : Part_0,  _S155 : f3
             break;
         }
         i_2 = u32(0);
-        score_1 = _S169;
+        score_1 = _S172;
         for(;;)
         {
-            if(i_2 < _S163)
+            if(i_2 < _S166)
             {
             }
             else
             {
                 break;
             }
-            var _S281 : u32 = i_1 / _S161;
-            var _S282 : u32 = _S281 * u32(128) + i_2 * _S161;
-            var _S283 : u32 = i_1 % _S161;
-            var whole_0 : vec4<f32> = score_1 + exchange_0[_S282 + _S283];
+            var _S284 : u32 = i_1 / _S164;
+            var _S285 : u32 = _S284 * u32(128) + i_2 * _S164;
+            var _S286 : u32 = i_1 % _S164;
+            var whole_0 : vec4<f32> = score_1 + exchange_0[_S285 + _S286];
             i_2 = i_2 + u32(1);
             score_1 = whole_0;
         }
-        var _S284 : u32 = i_1 / _S161;
-        var _S285 : u32 = _S154.out_0 + _S284 * _S154.out_stride_0;
-        var _S286 : u32 = i_1 % _S161;
-        entryPointParams_scratch_0[_S285 + _S286] = score_1;
+        var _S287 : u32 = i_1 / _S164;
+        var _S288 : u32 = _S157.out_0 + _S287 * _S157.out_stride_0;
+        var _S289 : u32 = i_1 % _S164;
+        entryPointParams_scratch_0[_S288 + _S289] = score_1;
         i_1 = i_1 + u32(128);
     }
-    if(_S152 < _S160)
+    if(_S155 < _S163)
     {
-        entryPointParams_scratch_0[_S154.out_0 + _S152 * _S154.out_stride_0 + _S161] = vec4<f32>(peak_0[_S152], total_1[_S152], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S157.out_0 + _S155 * _S157.out_stride_0 + _S164] = vec4<f32>(peak_0[_S155], total_1[_S155], 1.0f, 0.0f);
     }
     return;
 }
 
-fn Blocks8_append_0( _S287 : u32,  _S288 : u32,  _S289 : u32,  _S290 : u32,  _S291 : Turned_0)
+fn Blocks8_append_0( _S290 : u32,  _S291 : u32,  _S292 : u32,  _S293 : u32,  _S294 : Turned_0)
 {
-    var _S292 : f32;
-    var _S293 : Run_0 = Blocks8_run_0(_S287, _S288, _S289, _S290);
+    var _S295 : f32;
+    var _S296 : Run_0 = Blocks8_run_0(_S290, _S291, _S292, _S293);
     var scales_1 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
     var block_0 : u32 = u32(0);
     for(;;)
@@ -1290,88 +1311,88 @@ fn Blocks8_append_0( _S287 : u32,  _S288 : u32,  _S289 : u32,  _S290 : u32,  _S2
             {
                 break;
             }
-            var _S294 : vec4<f32> = Turned_four_1(_S291, _S290 + u32(32) * block_0 + u32(4) * i_4);
-            var _S295 : vec4<f32> = abs(_S294);
-            var _S296 : bool;
-            if((_S295[u32(0)]) > most_0)
-            {
-                _S296 = true;
-            }
-            else
-            {
-                _S296 = isnan_0(_S295[u32(0)]);
-            }
-            if(_S296)
-            {
-                _S292 = _S295[u32(0)];
-            }
-            else
-            {
-                _S292 = most_0;
-            }
-            var _S297 : bool;
-            if((_S295[u32(1)]) > _S292)
-            {
-                _S297 = true;
-            }
-            else
-            {
-                _S297 = isnan_0(_S295[u32(1)]);
-            }
-            var _S298 : f32;
-            if(_S297)
-            {
-                _S298 = _S295[u32(1)];
-            }
-            else
-            {
-                _S298 = _S292;
-            }
+            var _S297 : vec4<f32> = Turned_four_1(_S294, _S293 + u32(32) * block_0 + u32(4) * i_4);
+            var _S298 : vec4<f32> = abs(_S297);
             var _S299 : bool;
-            if((_S295[u32(2)]) > _S298)
+            if((_S298[u32(0)]) > most_0)
             {
                 _S299 = true;
             }
             else
             {
-                _S299 = isnan_0(_S295[u32(2)]);
+                _S299 = isnan_0(_S298[u32(0)]);
             }
-            var _S300 : f32;
             if(_S299)
             {
-                _S300 = _S295[u32(2)];
+                _S295 = _S298[u32(0)];
             }
             else
             {
-                _S300 = _S298;
+                _S295 = most_0;
             }
-            var _S301 : bool;
-            if((_S295[u32(3)]) > _S300)
+            var _S300 : bool;
+            if((_S298[u32(1)]) > _S295)
             {
-                _S301 = true;
-            }
-            else
-            {
-                _S301 = isnan_0(_S295[u32(3)]);
-            }
-            if(_S301)
-            {
-                most_0 = _S295[u32(3)];
+                _S300 = true;
             }
             else
             {
-                most_0 = _S300;
+                _S300 = isnan_0(_S298[u32(1)]);
+            }
+            var _S301 : f32;
+            if(_S300)
+            {
+                _S301 = _S298[u32(1)];
+            }
+            else
+            {
+                _S301 = _S295;
+            }
+            var _S302 : bool;
+            if((_S298[u32(2)]) > _S301)
+            {
+                _S302 = true;
+            }
+            else
+            {
+                _S302 = isnan_0(_S298[u32(2)]);
+            }
+            var _S303 : f32;
+            if(_S302)
+            {
+                _S303 = _S298[u32(2)];
+            }
+            else
+            {
+                _S303 = _S301;
+            }
+            var _S304 : bool;
+            if((_S298[u32(3)]) > _S303)
+            {
+                _S304 = true;
+            }
+            else
+            {
+                _S304 = isnan_0(_S298[u32(3)]);
+            }
+            if(_S304)
+            {
+                most_0 = _S298[u32(3)];
+            }
+            else
+            {
+                most_0 = _S303;
             }
             i_4 = i_4 + u32(1);
         }
         scales_1[block_0] = most_0 / 127.0f;
         if(most_0 > 0.0f)
         {
-            _S292 = 127.0f / most_0;
+            _S295 = 127.0f / most_0;
         }
         else
         {
-            _S292 = 0.0f;
+            _S295 = 0.0f;
         }
         var i_5 : u32 = u32(0);
         for(;;)
@@ -1383,22 +1404,22 @@ fn Blocks8_append_0( _S287 : u32,  _S288 : u32,  _S289 : u32,  _S290 : u32,  _S2
             {
                 break;
             }
-            var _S302 : vec4<f32> = Turned_four_1(_S291, _S290 + u32(32) * block_0 + u32(4) * i_5);
-            var _S303 : vec4<f32> = vec4<f32>(_S292) * _S302;
-            var _S304 : vec4<i32> = vec4<i32>(clamp(_S303 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S303 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_new_k_0[_S293.vector_1 + u32(8) * block_0 + i_5] = u32(((((((((_S304.x) & (i32(255)))) | ((((((_S304.y) & (i32(255)))) << (u32(8))))))) | ((((((_S304.z) & (i32(255)))) << (u32(16))))))) | ((((_S304.w) << (u32(24)))))));
+            var _S305 : vec4<f32> = Turned_four_1(_S294, _S293 + u32(32) * block_0 + u32(4) * i_5);
+            var _S306 : vec4<f32> = vec4<f32>(_S295) * _S305;
+            var _S307 : vec4<i32> = vec4<i32>(clamp(_S306 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S306 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_new_k_0[_S296.vector_1 + u32(8) * block_0 + i_5] = u32(((((((((_S307.x) & (i32(255)))) | ((((((_S307.y) & (i32(255)))) << (u32(8))))))) | ((((((_S307.z) & (i32(255)))) << (u32(16))))))) | ((((_S307.w) << (u32(24)))))));
             i_5 = i_5 + u32(1);
         }
         block_0 = block_0 + u32(1);
     }
-    entryPointParams_new_k_0[_S293.scale_1 / u32(2)] = pack_halves_0(scales_1);
+    entryPointParams_new_k_0[_S296.scale_1 / u32(2)] = pack_halves_0(scales_1);
     return;
 }
 
-fn Blocks8_append_1( _S305 : u32,  _S306 : u32,  _S307 : u32,  _S308 : u32,  _S309 : Plain_0)
+fn Blocks8_append_1( _S308 : u32,  _S309 : u32,  _S310 : u32,  _S311 : u32,  _S312 : Plain_0)
 {
-    var _S310 : f32;
-    var _S311 : Run_0 = Blocks8_run_0(_S305, _S306, _S307, _S308);
+    var _S313 : f32;
+    var _S314 : Run_0 = Blocks8_run_0(_S308, _S309, _S310, _S311);
     var scales_2 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
     var block_1 : u32 = u32(0);
     for(;;)
@@ -1421,87 +1442,87 @@ fn Blocks8_append_1( _S305 : u32,  _S306 : u32,  _S307 : u32,  _S308 : u32,  _S3
             {
                 break;
             }
-            var _S312 : vec4<f32> = abs(Plain_four_0(_S309, _S308 + u32(32) * block_1 + u32(4) * i_6));
-            var _S313 : bool;
-            if((_S312[u32(0)]) > most_1)
-            {
-                _S313 = true;
-            }
-            else
-            {
-                _S313 = isnan_0(_S312[u32(0)]);
-            }
-            if(_S313)
-            {
-                _S310 = _S312[u32(0)];
-            }
-            else
-            {
-                _S310 = most_1;
-            }
-            var _S314 : bool;
-            if((_S312[u32(1)]) > _S310)
-            {
-                _S314 = true;
-            }
-            else
-            {
-                _S314 = isnan_0(_S312[u32(1)]);
-            }
-            var _S315 : f32;
-            if(_S314)
-            {
-                _S315 = _S312[u32(1)];
-            }
-            else
-            {
-                _S315 = _S310;
-            }
+            var _S315 : vec4<f32> = abs(Plain_four_0(_S312, _S311 + u32(32) * block_1 + u32(4) * i_6));
             var _S316 : bool;
-            if((_S312[u32(2)]) > _S315)
+            if((_S315[u32(0)]) > most_1)
             {
                 _S316 = true;
             }
             else
             {
-                _S316 = isnan_0(_S312[u32(2)]);
+                _S316 = isnan_0(_S315[u32(0)]);
             }
-            var _S317 : f32;
             if(_S316)
             {
-                _S317 = _S312[u32(2)];
+                _S313 = _S315[u32(0)];
             }
             else
             {
-                _S317 = _S315;
+                _S313 = most_1;
             }
-            var _S318 : bool;
-            if((_S312[u32(3)]) > _S317)
+            var _S317 : bool;
+            if((_S315[u32(1)]) > _S313)
             {
-                _S318 = true;
-            }
-            else
-            {
-                _S318 = isnan_0(_S312[u32(3)]);
-            }
-            if(_S318)
-            {
-                most_1 = _S312[u32(3)];
+                _S317 = true;
             }
             else
             {
-                most_1 = _S317;
+                _S317 = isnan_0(_S315[u32(1)]);
+            }
+            var _S318 : f32;
+            if(_S317)
+            {
+                _S318 = _S315[u32(1)];
+            }
+            else
+            {
+                _S318 = _S313;
+            }
+            var _S319 : bool;
+            if((_S315[u32(2)]) > _S318)
+            {
+                _S319 = true;
+            }
+            else
+            {
+                _S319 = isnan_0(_S315[u32(2)]);
+            }
+            var _S320 : f32;
+            if(_S319)
+            {
+                _S320 = _S315[u32(2)];
+            }
+            else
+            {
+                _S320 = _S318;
+            }
+            var _S321 : bool;
+            if((_S315[u32(3)]) > _S320)
+            {
+                _S321 = true;
+            }
+            else
+            {
+                _S321 = isnan_0(_S315[u32(3)]);
+            }
+            if(_S321)
+            {
+                most_1 = _S315[u32(3)];
+            }
+            else
+            {
+                most_1 = _S320;
             }
             i_6 = i_6 + u32(1);
         }
         scales_2[block_1] = most_1 / 127.0f;
         if(most_1 > 0.0f)
         {
-            _S310 = 127.0f / most_1;
+            _S313 = 127.0f / most_1;
         }
         else
         {
-            _S310 = 0.0f;
+            _S313 = 0.0f;
         }
         var i_7 : u32 = u32(0);
         for(;;)
@@ -1513,14 +1534,14 @@ fn Blocks8_append_1( _S305 : u32,  _S306 : u32,  _S307 : u32,  _S308 : u32,  _S3
             {
                 break;
             }
-            var _S319 : vec4<f32> = vec4<f32>(_S310) * Plain_four_0(_S309, _S308 + u32(32) * block_1 + u32(4) * i_7);
-            var _S320 : vec4<i32> = vec4<i32>(clamp(_S319 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S319 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_new_v_0[_S311.vector_1 + u32(8) * block_1 + i_7] = u32(((((((((_S320.x) & (i32(255)))) | ((((((_S320.y) & (i32(255)))) << (u32(8))))))) | ((((((_S320.z) & (i32(255)))) << (u32(16))))))) | ((((_S320.w) << (u32(24)))))));
+            var _S322 : vec4<f32> = vec4<f32>(_S313) * Plain_four_0(_S312, _S311 + u32(32) * block_1 + u32(4) * i_7);
+            var _S323 : vec4<i32> = vec4<i32>(clamp(_S322 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S322 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_new_v_0[_S314.vector_1 + u32(8) * block_1 + i_7] = u32(((((((((_S323.x) & (i32(255)))) | ((((((_S323.y) & (i32(255)))) << (u32(8))))))) | ((((((_S323.z) & (i32(255)))) << (u32(16))))))) | ((((_S323.w) << (u32(24)))))));
             i_7 = i_7 + u32(1);
         }
         block_1 = block_1 + u32(1);
     }
-    entryPointParams_new_v_0[_S311.scale_1 / u32(2)] = pack_halves_0(scales_2);
+    entryPointParams_new_v_0[_S314.scale_1 / u32(2)] = pack_halves_0(scales_2);
     return;
 }
 
@@ -1528,44 +1549,44 @@ fn Blocks8_append_1( _S305 : u32,  _S306 : u32,  _S307 : u32,  _S308 : u32,  _S3
 @workgroup_size(128, 1, 1)
 fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_3 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S25 = _builtinWaveLaneCount_0;
-    var _S321 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
-    var part_3 : Part_0 = _S321;
-    var _S322 : bool;
+    _S28 = _builtinWaveLaneCount_0;
+    var _S324 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_3 : Part_0 = _S324;
+    var _S325 : bool;
     if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
     {
-        _S322 = true;
+        _S325 = true;
     }
     else
     {
-        _S322 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
+        _S325 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
     }
-    if(_S322)
+    if(_S325)
     {
         return;
     }
-    var _S323 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S324 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S325 : bool = _S324 < (_S323.length_0);
-    share_out_0(&(part_3), first_seen_0(_S324, entryPointParams_0.p_0.window_0), min(_S324, _S323.length_0), entryPointParams_0.p_0.parts_0);
-    if(_S325)
+    var _S326 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S327 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S328 : bool = _S327 < (_S326.length_0);
+    share_out_0(&(part_3), first_seen_0(_S327, entryPointParams_0.p_0.window_0), min(_S327, _S326.length_0), entryPointParams_0.p_0.parts_0, u32(1));
+    if(_S328)
     {
-        _S322 = (part_3.number_0) == u32(0);
+        _S325 = (part_3.number_0) == u32(0);
     }
     else
     {
-        _S322 = false;
+        _S325 = false;
     }
-    var _S326 : bool;
+    var _S329 : bool;
     if((part_3.begin_0) >= (part_3.end_0))
     {
-        _S326 = !_S322;
+        _S329 = !_S325;
     }
     else
     {
-        _S326 = false;
+        _S329 = false;
     }
-    if(_S326)
+    if(_S329)
     {
         leave_empty_0(thread_3, part_3);
         return;
@@ -1573,22 +1594,22 @@ fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S327 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S324, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
-    queries_0.rotation_1 = _S327;
+    var _S330 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S327, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    queries_0.rotation_1 = _S330;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var keys_1 : Turned_0;
-    keys_1.rotation_1 = _S327;
+    keys_1.rotation_1 = _S330;
     keys_1.begin_3 = entryPointParams_0.p_0.k_offset_0;
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_2 : Plain_0;
     values_2.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    attend_0(thread_3, _S323, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S322, keys_1, values_2);
-    if(!_S322)
+    attend_0(thread_3, _S326, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S325, keys_1, values_2);
+    if(!_S325)
     {
         return;
     }
-    var _S328 : u32 = SequenceTable_slot_0(_S323, _S324);
+    var _S331 : u32 = SequenceTable_slot_0(_S326, _S327);
     var i_8 : u32 = thread_3 * u32(64);
     for(;;)
     {
@@ -1599,11 +1620,11 @@ fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin
         {
             break;
         }
-        var _S329 : u32 = i_8 / entryPointParams_0.p_0.head_dim_0;
-        if(_S329 == (part_3.kv_head_0))
+        var _S332 : u32 = i_8 / entryPointParams_0.p_0.head_dim_0;
+        if(_S332 == (part_3.kv_head_0))
         {
-            Blocks8_append_0(entryPointParams_0.p_0.new_k_offset_0, _S328, part_3.columns_0, i_8, keys_1);
-            Blocks8_append_1(entryPointParams_0.p_0.new_v_offset_0, _S328, part_3.columns_0, i_8, values_2);
+            Blocks8_append_0(entryPointParams_0.p_0.new_k_offset_0, _S331, part_3.columns_0, i_8, keys_1);
+            Blocks8_append_1(entryPointParams_0.p_0.new_v_offset_0, _S331, part_3.columns_0, i_8, values_2);
         }
         i_8 = i_8 + u32(8192);
     }

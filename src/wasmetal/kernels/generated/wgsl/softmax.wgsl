@@ -27,59 +27,71 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 var<private> _S1 : u32;
 
+fn wave_max_0( value_0 : f32) -> f32
+{
+    var _S2 : f32 = subgroupMax(value_0);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
+fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupMax(value_0);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_max_0(value_1);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        var _S7 : f32 = max(result_0, floats_0[wave_0]);
+        var _S8 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     workgroupBarrier();
     return result_0;
 }
 
-fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
+fn wave_sum_0( value_2 : f32) -> f32
+{
+    var _S9 : f32 = subgroupAdd(value_2);
+    return _S9;
+}
+
+fn group_sum_0( value_3 : f32,  thread_1 : u32) -> f32
 {
     ;
-    var _S8 : u32 = _S1;
-    var _S9 : f32 = subgroupAdd(value_1);
-    var _S10 : bool = subgroupElect();
-    if(_S10)
+    var _S10 : u32 = _S1;
+    var _S11 : f32 = wave_sum_0(value_3);
+    var _S12 : u32 = thread_1 % _S10;
+    if(_S12 == u32(0))
     {
-        var _S11 : u32 = thread_1 / _S8;
-        floats_0[_S11] = _S9;
+        var _S13 : u32 = thread_1 / _S10;
+        floats_0[_S13] = _S11;
     }
     workgroupBarrier();
     var wave_2 : u32 = u32(0);
     var result_1 : f32 = 0.0f;
     for(;;)
     {
-        var _S12 : u32 = u32(128) / _S8;
-        if(wave_2 < _S12)
+        var _S14 : u32 = u32(128) / _S10;
+        if(wave_2 < _S14)
         {
         }
         else
@@ -99,12 +111,12 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 fn softmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S13 : u32 = group_number_0(group_1);
-    if(_S13 >= (entryPointParams_0.p_0.rows_0))
+    var _S15 : u32 = group_number_0(group_1);
+    if(_S15 >= (entryPointParams_0.p_0.rows_0))
     {
         return;
     }
-    var _S14 : u32 = entryPointParams_0.p_0.x_offset_0 + _S13 * entryPointParams_0.p_0.x_stride_0;
+    var _S16 : u32 = entryPointParams_0.p_0.x_offset_0 + _S15 * entryPointParams_0.p_0.x_stride_0;
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var column_0 : u32 = thread_2;
     for(;;)
@@ -116,12 +128,12 @@ fn softmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation
         {
             break;
         }
-        var _S15 : f32 = max(peak_0, entryPointParams_x_0[_S14 + column_0]);
+        var _S17 : f32 = max(peak_0, entryPointParams_x_0[_S16 + column_0]);
         var column_1 : u32 = column_0 + u32(128);
-        peak_0 = _S15;
+        peak_0 = _S17;
         column_0 = column_1;
     }
-    var _S16 : f32 = group_max_0(peak_0, thread_2);
+    var _S18 : f32 = group_max_0(peak_0, thread_2);
     column_0 = thread_2;
     var total_0 : f32 = 0.0f;
     for(;;)
@@ -133,7 +145,7 @@ fn softmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation
         {
             break;
         }
-        var total_1 : f32 = total_0 + exp(entryPointParams_x_0[_S14 + column_0] - _S16);
+        var total_1 : f32 = total_0 + exp(entryPointParams_x_0[_S16 + column_0] - _S18);
         column_0 = column_0 + u32(128);
         total_0 = total_1;
     }
@@ -156,7 +168,7 @@ fn softmax(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation
         {
             break;
         }
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S13 * entryPointParams_0.p_0.out_stride_0 + column_0] = exp(entryPointParams_x_0[_S14 + column_0] - _S16) * peak_0;
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S15 * entryPointParams_0.p_0.out_stride_0 + column_0] = exp(entryPointParams_x_0[_S16 + column_0] - _S18) * peak_0;
         column_0 = column_0 + u32(128);
     }
     return;

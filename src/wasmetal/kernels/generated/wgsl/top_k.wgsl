@@ -40,35 +40,41 @@ fn is_number_0( value_0 : f32) -> bool
 
 var<private> _S1 : u32;
 
+fn wave_max_0( value_1 : f32) -> f32
+{
+    var _S2 : f32 = subgroupMax(value_1);
+    return _S2;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
+fn group_max_0( value_2 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupMax(value_1);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S1;
+    var _S4 : f32 = wave_max_0(value_2);
+    var _S5 : u32 = thread_0 % _S3;
+    if(_S5 == u32(0))
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        var _S7 : f32 = max(result_0, floats_0[wave_0]);
+        var _S8 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -77,57 +83,63 @@ fn group_max_0( value_1 : f32,  thread_0 : u32) -> f32
 
 var<workgroup> numbers_0 : array<u32, i32(32)>;
 
-fn group_min_0( value_2 : u32,  thread_1 : u32) -> u32
+fn group_min_0( value_3 : u32,  thread_1 : u32) -> u32
 {
     ;
-    var _S8 : u32 = _S1;
-    var _S9 : u32 = subgroupMin(value_2);
-    var _S10 : bool = subgroupElect();
-    if(_S10)
+    var _S9 : u32 = _S1;
+    var _S10 : u32 = subgroupMin(value_3);
+    var _S11 : bool = subgroupElect();
+    if(_S11)
     {
-        var _S11 : u32 = thread_1 / _S8;
-        numbers_0[_S11] = _S9;
+        var _S12 : u32 = thread_1 / _S9;
+        numbers_0[_S12] = _S10;
     }
     workgroupBarrier();
     var result_1 : u32 = u32(4294967295);
     var wave_2 : u32 = u32(0);
     for(;;)
     {
-        var _S12 : u32 = u32(128) / _S8;
-        if(wave_2 < _S12)
+        var _S13 : u32 = u32(128) / _S9;
+        if(wave_2 < _S13)
         {
         }
         else
         {
             break;
         }
-        var _S13 : u32 = min(result_1, numbers_0[wave_2]);
+        var _S14 : u32 = min(result_1, numbers_0[wave_2]);
         var wave_3 : u32 = wave_2 + u32(1);
-        result_1 = _S13;
+        result_1 = _S14;
         wave_2 = wave_3;
     }
     workgroupBarrier();
     return result_1;
 }
 
-fn group_sum_0( value_3 : f32,  thread_2 : u32) -> f32
+fn wave_sum_0( value_4 : f32) -> f32
+{
+    var _S15 : f32 = subgroupAdd(value_4);
+    return _S15;
+}
+
+fn group_sum_0( value_5 : f32,  thread_2 : u32) -> f32
 {
     ;
-    var _S14 : u32 = _S1;
-    var _S15 : f32 = subgroupAdd(value_3);
-    var _S16 : bool = subgroupElect();
-    if(_S16)
+    var _S16 : u32 = _S1;
+    var _S17 : f32 = wave_sum_0(value_5);
+    var _S18 : u32 = thread_2 % _S16;
+    if(_S18 == u32(0))
     {
-        var _S17 : u32 = thread_2 / _S14;
-        floats_0[_S17] = _S15;
+        var _S19 : u32 = thread_2 / _S16;
+        floats_0[_S19] = _S17;
     }
     workgroupBarrier();
     var wave_4 : u32 = u32(0);
     var result_2 : f32 = 0.0f;
     for(;;)
     {
-        var _S18 : u32 = u32(128) / _S14;
-        if(wave_4 < _S18)
+        var _S20 : u32 = u32(128) / _S16;
+        if(wave_4 < _S20)
         {
         }
         else
@@ -142,18 +154,18 @@ fn group_sum_0( value_3 : f32,  thread_2 : u32) -> f32
     return result_2;
 }
 
-fn valid_rows_0( _S19 : u32,  _S20 : u32,  _S21 : u32) -> u32
+fn valid_rows_0( _S21 : u32,  _S22 : u32,  _S23 : u32) -> u32
 {
-    var _S22 : u32;
-    if(_S19 == u32(4294967295))
+    var _S24 : u32;
+    if(_S21 == u32(4294967295))
     {
-        _S22 = _S21;
+        _S24 = _S23;
     }
     else
     {
-        _S22 = min(max(entryPointParams_batch_0[_S19], _S20) - _S20, _S21);
+        _S24 = min(max(entryPointParams_batch_0[_S21], _S22) - _S22, _S23);
     }
-    return _S22;
+    return _S24;
 }
 
 @compute
@@ -163,12 +175,12 @@ fn top_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_i
     var best_0 : f32;
     var index_0 : u32;
     _S1 = _builtinWaveLaneCount_0;
-    var _S23 : u32 = group_number_0(group_1);
-    if(_S23 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S25 : u32 = group_number_0(group_1);
+    if(_S25 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S24 : u32 = entryPointParams_0.p_0.logits_offset_0 + _S23 * entryPointParams_0.p_0.logits_stride_0;
+    var _S26 : u32 = entryPointParams_0.p_0.logits_offset_0 + _S25 * entryPointParams_0.p_0.logits_stride_0;
     var last_0 : f32 = 0.0f;
     var at_0 : u32 = u32(0);
     var top_0 : f32 = 0.0f;
@@ -197,85 +209,85 @@ fn top_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_i
             {
                 break;
             }
-            var _S25 : f32 = entryPointParams_logits_0[_S24 + column_0];
-            var _S26 : f32;
-            if(is_number_0(_S25))
+            var _S27 : f32 = entryPointParams_logits_0[_S26 + column_0];
+            var _S28 : f32;
+            if(is_number_0(_S27))
             {
-                _S26 = max(_S25, -3.4028234663852886e+38f);
+                _S28 = max(_S27, -3.4028234663852886e+38f);
             }
             else
             {
-                _S26 = -3.4028234663852886e+38f;
+                _S28 = -3.4028234663852886e+38f;
             }
-            var _S27 : bool;
+            var _S29 : bool;
             if(slot_0 == u32(0))
             {
-                _S27 = true;
+                _S29 = true;
             }
             else
             {
-                _S27 = _S26 < last_0;
+                _S29 = _S28 < last_0;
             }
-            var _S28 : bool;
-            if(_S27)
+            var _S30 : bool;
+            if(_S29)
             {
-                _S28 = true;
+                _S30 = true;
             }
             else
             {
-                if(_S26 == last_0)
+                if(_S28 == last_0)
                 {
-                    _S28 = column_0 > at_0;
+                    _S30 = column_0 > at_0;
                 }
                 else
                 {
-                    _S28 = false;
+                    _S30 = false;
                 }
             }
-            var _S29 : bool;
-            if(_S28)
+            var _S31 : bool;
+            if(_S30)
             {
                 if(index_0 == u32(4294967295))
                 {
-                    _S29 = true;
+                    _S31 = true;
                 }
                 else
                 {
-                    _S29 = _S26 > best_0;
+                    _S31 = _S28 > best_0;
                 }
             }
             else
             {
-                _S29 = false;
+                _S31 = false;
             }
-            if(_S29)
+            if(_S31)
             {
                 index_0 = column_0;
-                best_0 = _S26;
+                best_0 = _S28;
             }
             column_0 = column_0 + u32(128);
         }
         var last_1 : f32 = group_max_0(best_0, thread_3);
-        var _S30 : u32;
+        var _S32 : u32;
         if(best_0 == last_1)
         {
-            _S30 = index_0;
+            _S32 = index_0;
         }
         else
         {
-            _S30 = u32(4294967295);
+            _S32 = u32(4294967295);
         }
-        var at_1 : u32 = group_min_0(_S30, thread_3);
+        var at_1 : u32 = group_min_0(_S32, thread_3);
         if(slot_0 == u32(0))
         {
             top_0 = last_1;
         }
-        var _S31 : f32 = exp(entryPointParams_logits_0[_S24 + at_1] - top_0);
-        var total_1 : f32 = total_0 + _S31;
+        var _S33 : f32 = exp(entryPointParams_logits_0[_S26 + at_1] - top_0);
+        var total_1 : f32 = total_0 + _S33;
         if(thread_3 == slot_0)
         {
             id_0 = at_1;
-            weight_0 = _S31;
+            weight_0 = _S33;
         }
         var slot_1 : u32 = slot_0 + u32(1);
         last_0 = last_1;
@@ -296,16 +308,16 @@ fn top_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_i
             {
                 break;
             }
-            var all_0 : f32 = best_0 + exp(entryPointParams_logits_0[_S24 + index_0] - top_0);
+            var all_0 : f32 = best_0 + exp(entryPointParams_logits_0[_S26 + index_0] - top_0);
             index_0 = index_0 + u32(128);
             best_0 = all_0;
         }
-        var _S32 : f32 = group_sum_0(best_0, thread_3);
-        total_0 = _S32;
+        var _S34 : f32 = group_sum_0(best_0, thread_3);
+        total_0 = _S34;
     }
     if(thread_3 < (entryPointParams_0.p_0.slots_0))
     {
-        entryPointParams_ids_0[entryPointParams_0.p_0.ids_offset_0 + _S23 * entryPointParams_0.p_0.slots_0 + thread_3] = id_0;
+        entryPointParams_ids_0[entryPointParams_0.p_0.ids_offset_0 + _S25 * entryPointParams_0.p_0.slots_0 + thread_3] = id_0;
         if(total_0 == 0.0f)
         {
             last_0 = 0.0f;
@@ -314,7 +326,7 @@ fn top_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_i
         {
             last_0 = weight_0 / total_0;
         }
-        entryPointParams_weights_0[entryPointParams_0.p_0.weights_offset_0 + _S23 * entryPointParams_0.p_0.slots_0 + thread_3] = last_0;
+        entryPointParams_weights_0[entryPointParams_0.p_0.weights_offset_0 + _S25 * entryPointParams_0.p_0.slots_0 + thread_3] = last_0;
     }
     return;
 }

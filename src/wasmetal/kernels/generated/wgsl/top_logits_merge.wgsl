@@ -627,35 +627,41 @@ fn may_go_on_0( keys_4 : array<vec2<u32>, i32(9)>,  parts_1 : u32,  least_3 : ve
     return result_0;
 }
 
+fn wave_max_0( value_1 : f32) -> f32
+{
+    var _S25 : f32 = subgroupMax(value_1);
+    return _S25;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_max_0( value_1 : f32,  thread_6 : u32) -> f32
+fn group_max_0( value_2 : f32,  thread_6 : u32) -> f32
 {
     ;
-    var _S25 : u32 = _S9;
-    var _S26 : f32 = subgroupMax(value_1);
-    var _S27 : bool = subgroupElect();
-    if(_S27)
+    var _S26 : u32 = _S9;
+    var _S27 : f32 = wave_max_0(value_2);
+    var _S28 : u32 = thread_6 % _S26;
+    if(_S28 == u32(0))
     {
-        var _S28 : u32 = thread_6 / _S25;
-        floats_0[_S28] = _S26;
+        var _S29 : u32 = thread_6 / _S26;
+        floats_0[_S29] = _S27;
     }
     workgroupBarrier();
     var result_1 : f32 = -3.4028234663852886e+38f;
     var wave_1 : u32 = u32(0);
     for(;;)
     {
-        var _S29 : u32 = u32(128) / _S25;
-        if(wave_1 < _S29)
+        var _S30 : u32 = u32(128) / _S26;
+        if(wave_1 < _S30)
         {
         }
         else
         {
             break;
         }
-        var _S30 : f32 = max(result_1, floats_0[wave_1]);
+        var _S31 : f32 = max(result_1, floats_0[wave_1]);
         var wave_2 : u32 = wave_1 + u32(1);
-        result_1 = _S30;
+        result_1 = _S31;
         wave_1 = wave_2;
     }
     workgroupBarrier();
@@ -669,8 +675,8 @@ fn can_stop_0( done_0 : bool) -> bool
 
 fn logit_bits_0( word_0 : u32) -> u32
 {
-    var _S31 : u32 = max(word_0, u32(8388607));
-    return select(~_S31, (_S31 & (u32(2147483647))), ((_S31 & (u32(2147483648)))) != u32(0));
+    var _S32 : u32 = max(word_0, u32(8388607));
+    return select(~_S32, (_S32 & (u32(2147483647))), ((_S32 & (u32(2147483648)))) != u32(0));
 }
 
 fn finite_0( word_1 : u32) -> f32
@@ -678,29 +684,35 @@ fn finite_0( word_1 : u32) -> f32
     return select((bitcast<f32>((logit_bits_0(min(word_1, u32(4286578687)))))), -3.4028234663852886e+38f, word_1 <= u32(8388607));
 }
 
-fn power_0( value_2 : f32,  peak_0 : f32,  inverse_temperature_1 : f32) -> f32
+fn power_0( value_3 : f32,  peak_0 : f32,  inverse_temperature_1 : f32) -> f32
 {
-    return exp(max(value_2 - peak_0, -9.99999993381581251e+36f) * inverse_temperature_1);
+    return exp(max(value_3 - peak_0, -9.99999993381581251e+36f) * inverse_temperature_1);
 }
 
-fn group_sum_0( value_3 : f32,  thread_7 : u32) -> f32
+fn wave_sum_0( value_4 : f32) -> f32
+{
+    var _S33 : f32 = subgroupAdd(value_4);
+    return _S33;
+}
+
+fn group_sum_0( value_5 : f32,  thread_7 : u32) -> f32
 {
     ;
-    var _S32 : u32 = _S9;
-    var _S33 : f32 = subgroupAdd(value_3);
-    var _S34 : bool = subgroupElect();
-    if(_S34)
+    var _S34 : u32 = _S9;
+    var _S35 : f32 = wave_sum_0(value_5);
+    var _S36 : u32 = thread_7 % _S34;
+    if(_S36 == u32(0))
     {
-        var _S35 : u32 = thread_7 / _S32;
-        floats_0[_S35] = _S33;
+        var _S37 : u32 = thread_7 / _S34;
+        floats_0[_S37] = _S35;
     }
     workgroupBarrier();
     var wave_3 : u32 = u32(0);
     var result_2 : f32 = 0.0f;
     for(;;)
     {
-        var _S36 : u32 = u32(128) / _S32;
-        if(wave_3 < _S36)
+        var _S38 : u32 = u32(128) / _S34;
+        if(wave_3 < _S38)
         {
         }
         else
@@ -715,77 +727,77 @@ fn group_sum_0( value_3 : f32,  thread_7 : u32) -> f32
     return result_2;
 }
 
-fn read_candidates_0( _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : vec2<u32>,  _S41 : ptr<function, array<vec2<u32>, i32(9)>>)
+fn read_candidates_0( _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : vec2<u32>,  _S43 : ptr<function, array<vec2<u32>, i32(9)>>)
 {
     var keys_5 : array<vec2<u32>, i32(9)>;
-    var _S42 : vec2<u32> = vec2<u32>(vec2<i32>(i32(0)));
-    keys_5[u32(0)] = _S42;
-    if(_S38 < _S39)
+    var _S44 : vec2<u32> = vec2<u32>(vec2<i32>(i32(0)));
+    keys_5[u32(0)] = _S44;
+    if(_S40 < _S41)
     {
-        keys_5[u32(0)] = entryPointParams_scratch_0[_S37 + _S38];
+        keys_5[u32(0)] = entryPointParams_scratch_0[_S39 + _S40];
     }
-    var _S43 : u32 = _S38 + u32(128);
-    keys_5[u32(1)] = _S42;
-    if(_S43 < _S39)
+    var _S45 : u32 = _S40 + u32(128);
+    keys_5[u32(1)] = _S44;
+    if(_S45 < _S41)
     {
-        keys_5[u32(1)] = entryPointParams_scratch_0[_S37 + _S43];
+        keys_5[u32(1)] = entryPointParams_scratch_0[_S39 + _S45];
     }
-    var _S44 : u32 = _S38 + u32(256);
-    keys_5[u32(2)] = _S42;
-    if(_S44 < _S39)
+    var _S46 : u32 = _S40 + u32(256);
+    keys_5[u32(2)] = _S44;
+    if(_S46 < _S41)
     {
-        keys_5[u32(2)] = entryPointParams_scratch_0[_S37 + _S44];
+        keys_5[u32(2)] = entryPointParams_scratch_0[_S39 + _S46];
     }
-    var _S45 : u32 = _S38 + u32(384);
-    keys_5[u32(3)] = _S42;
-    if(_S45 < _S39)
+    var _S47 : u32 = _S40 + u32(384);
+    keys_5[u32(3)] = _S44;
+    if(_S47 < _S41)
     {
-        keys_5[u32(3)] = entryPointParams_scratch_0[_S37 + _S45];
+        keys_5[u32(3)] = entryPointParams_scratch_0[_S39 + _S47];
     }
-    var _S46 : u32 = _S38 + u32(512);
-    keys_5[u32(4)] = _S42;
-    if(_S46 < _S39)
+    var _S48 : u32 = _S40 + u32(512);
+    keys_5[u32(4)] = _S44;
+    if(_S48 < _S41)
     {
-        keys_5[u32(4)] = entryPointParams_scratch_0[_S37 + _S46];
+        keys_5[u32(4)] = entryPointParams_scratch_0[_S39 + _S48];
     }
-    var _S47 : u32 = _S38 + u32(640);
-    keys_5[u32(5)] = _S42;
-    if(_S47 < _S39)
+    var _S49 : u32 = _S40 + u32(640);
+    keys_5[u32(5)] = _S44;
+    if(_S49 < _S41)
     {
-        keys_5[u32(5)] = entryPointParams_scratch_0[_S37 + _S47];
+        keys_5[u32(5)] = entryPointParams_scratch_0[_S39 + _S49];
     }
-    var _S48 : u32 = _S38 + u32(768);
-    keys_5[u32(6)] = _S42;
-    if(_S48 < _S39)
+    var _S50 : u32 = _S40 + u32(768);
+    keys_5[u32(6)] = _S44;
+    if(_S50 < _S41)
     {
-        keys_5[u32(6)] = entryPointParams_scratch_0[_S37 + _S48];
+        keys_5[u32(6)] = entryPointParams_scratch_0[_S39 + _S50];
     }
-    var _S49 : u32 = _S38 + u32(896);
-    keys_5[u32(7)] = _S42;
-    if(_S49 < _S39)
+    var _S51 : u32 = _S40 + u32(896);
+    keys_5[u32(7)] = _S44;
+    if(_S51 < _S41)
     {
-        keys_5[u32(7)] = entryPointParams_scratch_0[_S37 + _S49];
+        keys_5[u32(7)] = entryPointParams_scratch_0[_S39 + _S51];
     }
-    keys_5[u32(8)] = _S40;
-    (*_S41) = keys_5;
+    keys_5[u32(8)] = _S42;
+    (*_S43) = keys_5;
     return;
 }
 
-fn join_totals_0( _S50 : u32,  _S51 : u32,  _S52 : f32,  _S53 : f32,  _S54 : u32) -> f32
+fn join_totals_0( _S52 : u32,  _S53 : u32,  _S54 : f32,  _S55 : f32,  _S56 : u32) -> f32
 {
-    var part_0 : u32 = _S54;
+    var part_0 : u32 = _S56;
     var total_0 : f32 = 0.0f;
     for(;;)
     {
-        if(part_0 < _S51)
+        if(part_0 < _S53)
         {
         }
         else
         {
             break;
         }
-        var _S55 : vec2<f32> = (bitcast<vec2<f32>>((entryPointParams_scratch_0[_S50 + part_0])));
-        var total_1 : f32 = total_0 + _S55.y * power_0(_S55.x, _S52, _S53);
+        var _S57 : vec2<f32> = (bitcast<vec2<f32>>((entryPointParams_scratch_0[_S52 + part_0])));
+        var total_1 : f32 = total_0 + _S57.y * power_0(_S57.x, _S54, _S55);
         part_0 = part_0 + u32(128);
         total_0 = total_1;
     }
@@ -797,51 +809,51 @@ fn join_totals_0( _S50 : u32,  _S51 : u32,  _S52 : f32,  _S53 : f32,  _S54 : u32
 fn top_logits_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_8 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S9 = _builtinWaveLaneCount_0;
-    var _S56 : u32 = group_number_0(group_1);
-    if(_S56 >= (entryPointParams_0.p_0.rows_0))
+    var _S58 : u32 = group_number_0(group_1);
+    if(_S58 >= (entryPointParams_0.p_0.rows_0))
     {
         return;
     }
-    var _S57 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S56 * (entryPointParams_0.p_0.k_0 + u32(1)) * entryPointParams_0.p_0.parts_0;
-    var _S58 : u32 = entryPointParams_0.p_0.k_0 * entryPointParams_0.p_0.parts_0;
+    var _S59 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S58 * (entryPointParams_0.p_0.k_0 + u32(1)) * entryPointParams_0.p_0.parts_0;
+    var _S60 : u32 = entryPointParams_0.p_0.k_0 * entryPointParams_0.p_0.parts_0;
     clear_0(thread_8);
-    var end_0 : u32 = _S58;
+    var end_0 : u32 = _S60;
     var first_0 : u32 = u32(0);
     for(;;)
     {
-        if(first_0 < _S58)
+        if(first_0 < _S60)
         {
         }
         else
         {
             break;
         }
-        var _S59 : u32 = first_0 + thread_8;
-        var _S60 : u32;
+        var _S61 : u32 = first_0 + thread_8;
+        var _S62 : u32;
         if(first_0 < end_0)
         {
-            _S60 = entryPointParams_0.p_0.k_0;
+            _S62 = entryPointParams_0.p_0.k_0;
         }
         else
         {
-            _S60 = u32(0);
+            _S62 = u32(0);
         }
-        var _S61 : array<vec2<u32>, i32(9)>;
-        read_candidates_0(_S57, _S59, end_0, so_far_0(_S60, thread_8), &(_S61));
-        choose_0(_S61, entryPointParams_0.p_0.k_0, thread_8);
-        var _S62 : i32;
-        if(may_go_on_0(_S61, entryPointParams_0.p_0.parts_0, best_0[entryPointParams_0.p_0.k_0 - u32(1)], thread_8))
+        var _S63 : array<vec2<u32>, i32(9)>;
+        read_candidates_0(_S59, _S61, end_0, so_far_0(_S62, thread_8), &(_S63));
+        choose_0(_S63, entryPointParams_0.p_0.k_0, thread_8);
+        var _S64 : i32;
+        if(may_go_on_0(_S63, entryPointParams_0.p_0.parts_0, best_0[entryPointParams_0.p_0.k_0 - u32(1)], thread_8))
         {
-            _S62 = i32(1);
+            _S64 = i32(1);
         }
         else
         {
-            _S62 = i32(0);
+            _S64 = i32(0);
         }
-        var _S63 : f32 = group_max_0(f32(_S62), thread_8);
-        if(_S63 != 0.0f)
+        var _S65 : f32 = group_max_0(f32(_S64), thread_8);
+        if(_S65 != 0.0f)
         {
-            end_0 = _S58;
+            end_0 = _S60;
         }
         else
         {
@@ -853,18 +865,18 @@ fn top_logits_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_i
         }
         first_0 = first_0 + u32(1024);
     }
-    var _S64 : u32 = best_0[i32(0)].x;
-    var _S65 : f32 = group_sum_0(join_totals_0(_S57 + _S58, entryPointParams_0.p_0.parts_0, finite_0(_S64), entryPointParams_0.p_0.inverse_temperature_0, thread_8), thread_8);
+    var _S66 : u32 = best_0[i32(0)].x;
+    var _S67 : f32 = group_sum_0(join_totals_0(_S59 + _S60, entryPointParams_0.p_0.parts_0, finite_0(_S66), entryPointParams_0.p_0.inverse_temperature_0, thread_8), thread_8);
     if(thread_8 < (entryPointParams_0.p_0.k_0))
     {
-        entryPointParams_ids_0[entryPointParams_0.p_0.ids_offset_0 + _S56 * entryPointParams_0.p_0.k_0 + thread_8] = ~best_0[thread_8].y;
-        entryPointParams_values_0[entryPointParams_0.p_0.values_offset_0 + _S56 * entryPointParams_0.p_0.k_0 + thread_8] = logit_bits_0(best_0[thread_8].x);
+        entryPointParams_ids_0[entryPointParams_0.p_0.ids_offset_0 + _S58 * entryPointParams_0.p_0.k_0 + thread_8] = ~best_0[thread_8].y;
+        entryPointParams_values_0[entryPointParams_0.p_0.values_offset_0 + _S58 * entryPointParams_0.p_0.k_0 + thread_8] = logit_bits_0(best_0[thread_8].x);
     }
     if(thread_8 == u32(0))
     {
-        var _S66 : u32 = u32(2) * _S56;
-        entryPointParams_totals_0[entryPointParams_0.p_0.totals_offset_0 + _S66] = logit_bits_0(_S64);
-        entryPointParams_totals_0[entryPointParams_0.p_0.totals_offset_0 + _S66 + u32(1)] = (bitcast<u32>((_S65)));
+        var _S68 : u32 = u32(2) * _S58;
+        entryPointParams_totals_0[entryPointParams_0.p_0.totals_offset_0 + _S68] = logit_bits_0(_S66);
+        entryPointParams_totals_0[entryPointParams_0.p_0.totals_offset_0 + _S68 + u32(1)] = (bitcast<u32>((_S67)));
     }
     return;
 }

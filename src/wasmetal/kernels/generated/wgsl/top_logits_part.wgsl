@@ -539,26 +539,32 @@ fn add_up_0( keys_4 : array<vec2<u32>, i32(9)>,  peak_1 : f32,  inverse_temperat
     return select(0.0f, power_0(finite_0(_S27), peak_1, inverse_temperature_2), _S27 > u32(8388607)) + select(0.0f, power_0(finite_0(_S28), peak_1, inverse_temperature_2), _S28 > u32(8388607)) + select(0.0f, power_0(finite_0(_S29), peak_1, inverse_temperature_2), _S29 > u32(8388607)) + select(0.0f, power_0(finite_0(_S30), peak_1, inverse_temperature_2), _S30 > u32(8388607)) + select(0.0f, power_0(finite_0(_S31), peak_1, inverse_temperature_2), _S31 > u32(8388607)) + select(0.0f, power_0(finite_0(_S32), peak_1, inverse_temperature_2), _S32 > u32(8388607)) + select(0.0f, power_0(finite_0(_S33), peak_1, inverse_temperature_2), _S33 > u32(8388607)) + select(0.0f, power_0(finite_0(_S34), peak_1, inverse_temperature_2), _S34 > u32(8388607));
 }
 
+fn wave_sum_0( value_2 : f32) -> f32
+{
+    var _S35 : f32 = subgroupAdd(value_2);
+    return _S35;
+}
+
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
-fn group_sum_0( value_2 : f32,  thread_5 : u32) -> f32
+fn group_sum_0( value_3 : f32,  thread_5 : u32) -> f32
 {
     ;
-    var _S35 : u32 = _S10;
-    var _S36 : f32 = subgroupAdd(value_2);
-    var _S37 : bool = subgroupElect();
-    if(_S37)
+    var _S36 : u32 = _S10;
+    var _S37 : f32 = wave_sum_0(value_3);
+    var _S38 : u32 = thread_5 % _S36;
+    if(_S38 == u32(0))
     {
-        var _S38 : u32 = thread_5 / _S35;
-        floats_0[_S38] = _S36;
+        var _S39 : u32 = thread_5 / _S36;
+        floats_0[_S39] = _S37;
     }
     workgroupBarrier();
     var wave_1 : u32 = u32(0);
     var result_0 : f32 = 0.0f;
     for(;;)
     {
-        var _S39 : u32 = u32(128) / _S35;
-        if(wave_1 < _S39)
+        var _S40 : u32 = u32(128) / _S36;
+        if(wave_1 < _S40)
         {
         }
         else
@@ -573,45 +579,45 @@ fn group_sum_0( value_2 : f32,  thread_5 : u32) -> f32
     return result_0;
 }
 
-fn read_logits_0( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : vec2<u32>,  _S45 : ptr<function, array<vec2<u32>, i32(9)>>)
+fn read_logits_0( _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : vec2<u32>,  _S46 : ptr<function, array<vec2<u32>, i32(9)>>)
 {
     var bits_1 : array<u32, i32(8)>;
-    var _S46 : u32 = _S43 - u32(1);
-    var _S47 : u32 = entryPointParams_logits_0[_S40 + min(_S41, _S46)];
-    bits_1[u32(0)] = _S47;
-    var _S48 : u32 = _S41 + _S42;
-    var _S49 : u32 = entryPointParams_logits_0[_S40 + min(_S48, _S46)];
-    bits_1[u32(1)] = _S49;
-    var _S50 : u32 = _S41 + u32(2) * _S42;
-    var _S51 : u32 = entryPointParams_logits_0[_S40 + min(_S50, _S46)];
-    bits_1[u32(2)] = _S51;
-    var _S52 : u32 = _S41 + u32(3) * _S42;
-    var _S53 : u32 = entryPointParams_logits_0[_S40 + min(_S52, _S46)];
-    bits_1[u32(3)] = _S53;
-    var _S54 : u32 = _S41 + u32(4) * _S42;
-    var _S55 : u32 = entryPointParams_logits_0[_S40 + min(_S54, _S46)];
-    bits_1[u32(4)] = _S55;
-    var _S56 : u32 = _S41 + u32(5) * _S42;
-    var _S57 : u32 = entryPointParams_logits_0[_S40 + min(_S56, _S46)];
-    bits_1[u32(5)] = _S57;
-    var _S58 : u32 = _S41 + u32(6) * _S42;
-    var _S59 : u32 = entryPointParams_logits_0[_S40 + min(_S58, _S46)];
-    bits_1[u32(6)] = _S59;
-    var _S60 : u32 = _S41 + u32(7) * _S42;
-    var _S61 : u32 = entryPointParams_logits_0[_S40 + min(_S60, _S46)];
-    bits_1[u32(7)] = _S61;
+    var _S47 : u32 = _S44 - u32(1);
+    var _S48 : u32 = entryPointParams_logits_0[_S41 + min(_S42, _S47)];
+    bits_1[u32(0)] = _S48;
+    var _S49 : u32 = _S42 + _S43;
+    var _S50 : u32 = entryPointParams_logits_0[_S41 + min(_S49, _S47)];
+    bits_1[u32(1)] = _S50;
+    var _S51 : u32 = _S42 + u32(2) * _S43;
+    var _S52 : u32 = entryPointParams_logits_0[_S41 + min(_S51, _S47)];
+    bits_1[u32(2)] = _S52;
+    var _S53 : u32 = _S42 + u32(3) * _S43;
+    var _S54 : u32 = entryPointParams_logits_0[_S41 + min(_S53, _S47)];
+    bits_1[u32(3)] = _S54;
+    var _S55 : u32 = _S42 + u32(4) * _S43;
+    var _S56 : u32 = entryPointParams_logits_0[_S41 + min(_S55, _S47)];
+    bits_1[u32(4)] = _S56;
+    var _S57 : u32 = _S42 + u32(5) * _S43;
+    var _S58 : u32 = entryPointParams_logits_0[_S41 + min(_S57, _S47)];
+    bits_1[u32(5)] = _S58;
+    var _S59 : u32 = _S42 + u32(6) * _S43;
+    var _S60 : u32 = entryPointParams_logits_0[_S41 + min(_S59, _S47)];
+    bits_1[u32(6)] = _S60;
+    var _S61 : u32 = _S42 + u32(7) * _S43;
+    var _S62 : u32 = entryPointParams_logits_0[_S41 + min(_S61, _S47)];
+    bits_1[u32(7)] = _S62;
     var keys_5 : array<vec2<u32>, i32(9)>;
-    var _S62 : vec2<u32> = vec2<u32>(vec2<i32>(i32(0)));
-    keys_5[u32(0)] = select(_S62, vec2<u32>(ordered_0(_S47), ~_S41), _S41 < _S43);
-    keys_5[u32(1)] = select(_S62, vec2<u32>(ordered_0(_S49), ~_S48), _S48 < _S43);
-    keys_5[u32(2)] = select(_S62, vec2<u32>(ordered_0(_S51), ~_S50), _S50 < _S43);
-    keys_5[u32(3)] = select(_S62, vec2<u32>(ordered_0(_S53), ~_S52), _S52 < _S43);
-    keys_5[u32(4)] = select(_S62, vec2<u32>(ordered_0(_S55), ~_S54), _S54 < _S43);
-    keys_5[u32(5)] = select(_S62, vec2<u32>(ordered_0(_S57), ~_S56), _S56 < _S43);
-    keys_5[u32(6)] = select(_S62, vec2<u32>(ordered_0(_S59), ~_S58), _S58 < _S43);
-    keys_5[u32(7)] = select(_S62, vec2<u32>(ordered_0(_S61), ~_S60), _S60 < _S43);
-    keys_5[u32(8)] = _S44;
-    (*_S45) = keys_5;
+    var _S63 : vec2<u32> = vec2<u32>(vec2<i32>(i32(0)));
+    keys_5[u32(0)] = select(_S63, vec2<u32>(ordered_0(_S48), ~_S42), _S42 < _S44);
+    keys_5[u32(1)] = select(_S63, vec2<u32>(ordered_0(_S50), ~_S49), _S49 < _S44);
+    keys_5[u32(2)] = select(_S63, vec2<u32>(ordered_0(_S52), ~_S51), _S51 < _S44);
+    keys_5[u32(3)] = select(_S63, vec2<u32>(ordered_0(_S54), ~_S53), _S53 < _S44);
+    keys_5[u32(4)] = select(_S63, vec2<u32>(ordered_0(_S56), ~_S55), _S55 < _S44);
+    keys_5[u32(5)] = select(_S63, vec2<u32>(ordered_0(_S58), ~_S57), _S57 < _S44);
+    keys_5[u32(6)] = select(_S63, vec2<u32>(ordered_0(_S60), ~_S59), _S59 < _S44);
+    keys_5[u32(7)] = select(_S63, vec2<u32>(ordered_0(_S62), ~_S61), _S61 < _S44);
+    keys_5[u32(8)] = _S45;
+    (*_S46) = keys_5;
     return;
 }
 
@@ -620,17 +626,17 @@ fn read_logits_0( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : vec
 fn top_logits_part(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_6 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S10 = _builtinWaveLaneCount_0;
-    var _S63 : u32 = group_number_0(group_1);
-    var _S64 : u32 = _S63 / entryPointParams_0.p_0.parts_0;
-    var _S65 : u32 = _S63 % entryPointParams_0.p_0.parts_0;
-    if(_S64 >= (entryPointParams_0.p_0.rows_0))
+    var _S64 : u32 = group_number_0(group_1);
+    var _S65 : u32 = _S64 / entryPointParams_0.p_0.parts_0;
+    var _S66 : u32 = _S64 % entryPointParams_0.p_0.parts_0;
+    if(_S65 >= (entryPointParams_0.p_0.rows_0))
     {
         return;
     }
-    var _S66 : u32 = entryPointParams_0.p_0.logits_offset_0 + _S64 * entryPointParams_0.p_0.logits_stride_0;
-    var _S67 : u32 = u32(128) * entryPointParams_0.p_0.parts_0;
+    var _S67 : u32 = entryPointParams_0.p_0.logits_offset_0 + _S65 * entryPointParams_0.p_0.logits_stride_0;
+    var _S68 : u32 = u32(128) * entryPointParams_0.p_0.parts_0;
     clear_0(thread_6);
-    var _S68 : u32 = (thread_6 / u32(32) * entryPointParams_0.p_0.parts_0 + _S65) * u32(32) + thread_6 % u32(32);
+    var _S69 : u32 = (thread_6 / u32(32) * entryPointParams_0.p_0.parts_0 + _S66) * u32(32) + thread_6 % u32(32);
     var total_0 : f32 = 0.0f;
     var peak_2 : f32 = -3.4028234663852886e+38f;
     var first_0 : u32 = u32(0);
@@ -643,25 +649,25 @@ fn top_logits_part(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
         {
             break;
         }
-        var _S69 : array<vec2<u32>, i32(9)>;
-        read_logits_0(_S66, first_0 + _S68, _S67, entryPointParams_0.p_0.columns_0, so_far_0(entryPointParams_0.p_0.k_0, thread_6), &(_S69));
-        choose_0(_S69, entryPointParams_0.p_0.k_0, thread_6);
-        var _S70 : f32 = finite_0(best_0[i32(0)].x);
-        var _S71 : f32 = total_0 * power_0(peak_2, _S70, entryPointParams_0.p_0.inverse_temperature_0) + add_up_0(_S69, _S70, entryPointParams_0.p_0.inverse_temperature_0);
-        var first_1 : u32 = first_0 + u32(8) * _S67;
-        total_0 = _S71;
-        peak_2 = _S70;
+        var _S70 : array<vec2<u32>, i32(9)>;
+        read_logits_0(_S67, first_0 + _S69, _S68, entryPointParams_0.p_0.columns_0, so_far_0(entryPointParams_0.p_0.k_0, thread_6), &(_S70));
+        choose_0(_S70, entryPointParams_0.p_0.k_0, thread_6);
+        var _S71 : f32 = finite_0(best_0[i32(0)].x);
+        var _S72 : f32 = total_0 * power_0(peak_2, _S71, entryPointParams_0.p_0.inverse_temperature_0) + add_up_0(_S70, _S71, entryPointParams_0.p_0.inverse_temperature_0);
+        var first_1 : u32 = first_0 + u32(8) * _S68;
+        total_0 = _S72;
+        peak_2 = _S71;
         first_0 = first_1;
     }
     var total_1 : f32 = group_sum_0(total_0, thread_6);
-    var _S72 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S64 * (entryPointParams_0.p_0.k_0 + u32(1)) * entryPointParams_0.p_0.parts_0 + _S65;
+    var _S73 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S65 * (entryPointParams_0.p_0.k_0 + u32(1)) * entryPointParams_0.p_0.parts_0 + _S66;
     if(thread_6 < (entryPointParams_0.p_0.k_0))
     {
-        entryPointParams_scratch_0[_S72 + thread_6 * entryPointParams_0.p_0.parts_0] = best_0[thread_6];
+        entryPointParams_scratch_0[_S73 + thread_6 * entryPointParams_0.p_0.parts_0] = best_0[thread_6];
     }
     if(thread_6 == u32(0))
     {
-        entryPointParams_scratch_0[_S72 + entryPointParams_0.p_0.k_0 * entryPointParams_0.p_0.parts_0] = vec2<u32>((bitcast<u32>((peak_2))), (bitcast<u32>((total_1))));
+        entryPointParams_scratch_0[_S73 + entryPointParams_0.p_0.k_0 * entryPointParams_0.p_0.parts_0] = vec2<u32>((bitcast<u32>((peak_2))), (bitcast<u32>((total_1))));
     }
     return;
 }
