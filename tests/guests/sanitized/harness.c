@@ -228,6 +228,22 @@ wm_errno wm_session_forward_top(
   return WM_SUCCESS;
 }
 
+wm_errno wm_session_generate(
+    wm_session session, const wm_token *tokens, size_t n, wm_sampling *sampling, const wm_token *stops, size_t n_stops,
+    wm_token *out, size_t cap, size_t *len) {
+  assert(session == 2 && n && cap && session_lengths[session] + n <= CONTEXT);
+  assert(sampling->top_k && sampling->top_k <= WM_MAX_TOP);
+  for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
+  session_lengths[session] += (uint32_t)n;
+  for (*len = 0;;) {
+    wm_token token = out[(*len)++] = byte() % 16 ? byte() % 4 : (byte() + 4) % VOCABULARY;
+    for (size_t i = 0; i < n_stops; i++)
+      if (token == stops[i]) return WM_SUCCESS;
+    if (*len == cap || session_lengths[session] == CONTEXT) return WM_SUCCESS;
+    session_lengths[session]++;
+  }
+}
+
 static void write_out(const char *data, size_t len) { fwrite(data, 1, len, stdout); }
 
 static void run_chat(void) {
