@@ -19,6 +19,10 @@ LIBRARY = ("text", "sampler", "speculate")
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
     "chat": ("chat/main.c", "chat/chat.c", "chat/drafting.c", *(f"{SDK}/lib/{name}.c" for name in LIBRARY)),
+    "complete": (
+        *(f"complete/{name}.c" for name in ("main", "request", "reply")),
+        *(f"{SDK}/lib/{name}.c" for name in ("text", "sampler")),
+    ),
     "tree": ("tree/tree.c", f"{SDK}/lib/text.c"),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c", f"{SDK}/lib/speculate.c"),

@@ -42,6 +42,7 @@ from wasmetal.cli import app
         "bench instantiate",
         "bench llm",
         "bench actor",
+        "serve",
         "sdk",
         "sdk new",
         "sdk include-dir",

@@ -55,7 +55,7 @@ class ScriptedModel:
         assert add_generation_prompt
         return "^" + "".join(f"{each['role'][0]}:{each['content']}|" for each in messages) + "a:"
 
-    def join(self, charge: Callable[[int], None]) -> None:
+    def join(self, charge: Callable[[int], None], prefixes: str | None = None) -> None:
         pass
 
     def leave(self, holder: None) -> None:

@@ -1,4 +1,4 @@
-"""The C library for guests, and the chat guest, built for this machine with sanitizers and given random inputs.
+"""C code of guests (the library, chat, the replies of complete), with sanitizers, given random inputs.
 
 A C compiler from the system finds accesses outside of objects and undefined behaviour. Without one, ziglang's finds
 undefined behaviour alone.
@@ -23,8 +23,9 @@ SOURCES = (
     HERE / "harness.c",
     *(SDK / f"lib/{name}.c" for name in ("sampler", "speculate", "text")),
     *(ROOT / f"guests/chat/{name}.c" for name in ("chat", "drafting")),
+    ROOT / "guests/complete/reply.c",
 )
-KINDS = ("sampler", "text", "chat", "speculate")
+KINDS = ("sampler", "text", "chat", "speculate", "reply")
 FLAGS = (
     *("-std=gnu17", "-g", "-O1", "-D_GNU_SOURCE", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
     *("-Wno-unknown-attributes", "-Wno-attributes", f"-I{HERE}", f"-I{SDK / 'include'}", f"-I{ROOT / 'guests'}"),

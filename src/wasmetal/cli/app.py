@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from wasmetal.cli import actor, bench, chat, cluster, devices, doctor, embed, models, run, sdk
+from wasmetal.cli import actor, bench, chat, cluster, devices, doctor, embed, models, run, sdk, serve
 from wasmetal.errors import WasmetalError
 
 
@@ -49,6 +49,7 @@ app = typer.Typer(
 app.command()(chat.chat)
 # Everything after the guest, options included, is for the guest.
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
+app.command()(serve.serve)
 app.command()(embed.embed)
 app.command()(models.pull)
 app.command()(devices.devices)

@@ -79,6 +79,7 @@ class Guest(Closing):
         limits: Limits | None = None,
         trusted: bool = False,
         isolation: Literal["process"] | None = None,
+        prefixes: str | None = None,
         stdin: bytes | Literal["inherit"] = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
@@ -97,6 +98,9 @@ class Guest(Closing):
         ``isolation``: "process" runs the guest in a process of its own, whose memory the system limits and which is
         killed if it hangs. It opens its own device and loads its own models, so those must be given by name; what the
         guest writes is passed on by the thread that runs it.
+        ``prefixes``: have sessions begin with what guests of the same name here have run already, on models that keep
+        that (``load_model(…, prefixes=…)``). How long a prompt takes then tells such a guest whether another has begun
+        with the same, so guests should only share with those that may know.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
@@ -108,6 +112,8 @@ class Guest(Closing):
         program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
+        self._prefixes = prefixes
+        self._llm: Llm | None = None
         self._released = False
         self._account = Account(limits or Limits())
         self._interrupt = Interrupt(self._account)
@@ -142,6 +148,11 @@ class Guest(Closing):
     def host_seconds(self) -> float:
         """Processor time that the host has spent in the guest's calls, up to 20 ms ago."""
         return self._account.host_time.seconds
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens that its sessions did not have to run, since other guests had: see ``prefixes``."""
+        return self._llm.reused if self._llm else 0
 
     def run(self) -> int:
         """Run the module's ``_start``, as a command; return its exit code.
@@ -266,7 +277,7 @@ class Guest(Closing):
         self._cleanup.callback(device.close)
         gpu = Gpu(self._account, self._handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
-        llm = Llm(self._account, self._handles, device, granted.models, self._family())
+        self._llm = llm = Llm(self._account, self._handles, device, granted.models, self._family(), self._prefixes)
         self._cleanup.callback(llm.close)
         self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
 

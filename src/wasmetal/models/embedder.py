@@ -120,6 +120,10 @@ class Embedder(Closing):
                     row = end
         return vectors
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, those that begin and end it included. Raises ModelError as :meth:`embed` does."""
+        return len(self._tokens(text, 0, False))
+
     def close(self) -> None:
         """Release the device's memory. Idempotent; nothing happens in a process forked since."""
         if not self._origin.here:

@@ -1,4 +1,4 @@
-/* Runs the C library for guests and the chat guest on inputs from standard input, natively, for the sanitizers.
+/* Runs C code of guests (the library, chat, the replies of complete) on inputs from standard input, for the sanitizers.
  *
  * An input is its length (4 bytes, little-endian) and its bytes, the first of which chooses what is run. Prints how many
  * inputs there were. Every array has exactly the size that the code may use. */
@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "chat/chat.h"
+#include "complete/reply.h"
 
 /* ---- The bytes of an input, as numbers ------------------------------------------------------------------------------ */
 
@@ -227,6 +228,22 @@ wm_errno wm_session_forward_top(
   return WM_SUCCESS;
 }
 
+wm_errno wm_session_generate(
+    wm_session session, const wm_token *tokens, size_t n, wm_sampling *sampling, const wm_token *stops, size_t n_stops,
+    wm_token *out, size_t cap, size_t *len) {
+  assert(session == 2 && n && cap && session_lengths[session] + n <= CONTEXT);
+  assert(sampling->top_k && sampling->top_k <= WM_MAX_TOP);
+  for (size_t i = 0; i < n; i++) assert(tokens[i] < VOCABULARY);
+  session_lengths[session] += (uint32_t)n;
+  for (*len = 0;;) {
+    wm_token token = out[(*len)++] = byte() % 16 ? byte() % 4 : (byte() + 4) % VOCABULARY;
+    for (size_t i = 0; i < n_stops; i++)
+      if (token == stops[i]) return WM_SUCCESS;
+    if (*len == cap || session_lengths[session] == CONTEXT) return WM_SUCCESS;
+    session_lengths[session]++;
+  }
+}
+
 static void write_out(const char *data, size_t len) { fwrite(data, 1, len, stdout); }
 
 static void run_chat(void) {
@@ -257,15 +274,39 @@ static void run_chat(void) {
   free(chat.reply.data), free(chat.held.data), free(out.data);
 }
 
+/* ---- reply.c of the guest for completions ---------------------------------------------------------------------------- */
+
+static void run_reply(void) {
+  uint32_t count = byte() % 4;
+  Stop *stops = block(count, sizeof *stops);
+  for (uint32_t i = 0; i < count; i++) {
+    stops[i].len = 1 + byte() % 6;
+    for (uint32_t j = 0; j < stops[i].len; j++) stops[i].text[j] = (char)('a' + byte() % 2);
+  }
+  Reply reply = {.stops = stops, .stop_count = count};
+  uint32_t drawn = 0;
+  bool stopped = false;
+  while (next < end && !stopped) {
+    char text[5]; /* few letters, so that they often make a stop string */
+    size_t len = byte() % sizeof text;
+    for (size_t i = 0; i < len; i++) text[i] = (char)('a' + byte() % 2);
+    Held token = {.record = {.kind = KIND_TOKEN, .token = drawn++, .tops = byte() % (WM_MAX_TOP + 1)}};
+    stopped = reply_add(&reply, &token, text, len);
+  }
+  reply_end(&reply, stopped ? REASON_STOP : REASON_LENGTH, drawn);
+  assert(!reply.count && !reply.text.len);
+  free(stops), free(reply.held), free(reply.text.data);
+}
+
 int main(void) {
-  static void (*const runs[])(void) = {run_sampler, run_text, run_chat, run_speculate};
+  static void (*const runs[])(void) = {run_sampler, run_text, run_chat, run_speculate, run_reply};
   uint32_t len;
   size_t count = 0;
   while (fread(&len, sizeof len, 1, stdin) == 1) {
     uint8_t *input = block(len, 1);
     assert(fread(input, 1, len, stdin) == len);
     next = input, end = input + len;
-    runs[byte() % 4]();
+    runs[byte() % 5]();
     free(input);
     count++;
   }

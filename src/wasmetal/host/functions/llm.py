@@ -91,8 +91,10 @@ class Llm:
         device: MeteredDevice,
         models: Mapping[str, LoadedModel],
         family: Llm | None = None,
+        prefixes: str | None = None,
     ) -> None:
-        """``family``: the interface of a guest whose sessions this one's may share pages with.
+        """``prefixes``: as for :class:`Guest`.
+        ``family``: the interface of a guest whose sessions this one's may share pages with.
 
         The two, and what is in either's family, then have one share of each KV cache together, and the device memory
         of its pages is charged to the first of them.
@@ -105,12 +107,12 @@ class Llm:
         self._language_models: dict[str, OpenModel] = {}
         try:
             for name, model in models.items():
-                self._join(name, model, family)
+                self._join(name, model, family, prefixes)
         except BaseException:
             self.close()
             raise
 
-    def _join(self, name: str, model: LoadedModel, family: Llm | None) -> None:
+    def _join(self, name: str, model: LoadedModel, family: Llm | None, prefixes: str | None) -> None:
         """Make the guest a holder of the model's KV cache, if the model has one."""
         from wasmetal.models.lm.heads import TopLogits  # noqa: PLC0415 (slow to import; here it is loaded)
         from wasmetal.models.loaded import Capability  # noqa: PLC0415
@@ -122,7 +124,7 @@ class Llm:
                 holder = family.opened(name).holder
                 language_model.rejoin(holder)
             else:
-                holder = language_model.join(self._account.charge)
+                holder = language_model.join(self._account.charge, prefixes)
             self._language_models[name] = OpenModel(name, language_model, holder)
 
     def model_open(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
@@ -297,6 +299,11 @@ class Llm:
         while self._language_models:
             _, opened = self._language_models.popitem()
             opened.model.leave(opened.holder)
+
+    @property
+    def reused(self) -> int:
+        """Tokens that the guest's sessions did not have to run, since other guests had."""
+        return sum(opened.holder.reused for opened in self._language_models.values())
 
     def opened(self, name: str) -> OpenModel:
         """A granted model. Raises KeyError."""

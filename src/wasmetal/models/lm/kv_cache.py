@@ -77,7 +77,8 @@ class KVCache:
         self._references = np.zeros(pages, np.int32)
         self._given_back: deque[list[int]] = deque()
         self._holders: dict[int, Holder] = {}
-        """Who holds each page that is not free. Sessions that share pages are always of one holder."""
+        """Who holds each page that is not free. Sessions that share pages are always of one holder, unless it is
+    the owner that holds them: see :meth:`keep`."""
         self._retired: list[tuple[Submission, list[int]]] = []
         self.quota = Quota(pages)
         self.owner = self.quota.join(lambda nbytes: None)
@@ -149,6 +150,21 @@ class KVCache:
         for page in pages:
             self._references[page] += 1
         return list(pages)
+
+    def keep(self, page: int) -> None:
+        """Share a page that is never written to again with the owner, who is its holder from now on: so whoever held it
+        may take another in its place."""
+        self._references[page] += 1
+        before = self._holders[page]
+        if before is not self.owner:
+            before.held -= 1
+            before.charge(-self.page_bytes)
+            self._holders[page] = self.owner
+            self.owner.held += 1
+
+    def shared(self, page: int) -> bool:
+        """Whether a page is held more than once."""
+        return bool(self._references[page] > 1)
 
     def release(self, pages: list[int], keep: int = 0) -> None:
         """Release all pages but the first ``keep``."""

@@ -28,8 +28,9 @@ from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
+from wasmetal.models.lm.prefix_cache import PrefixCache
 from wasmetal.models.lm.quota import Holder
-from wasmetal.models.lm.scheduler import Job, Scheduler
+from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
@@ -47,6 +48,7 @@ def load_model(
     *,
     context: int | None = None,
     contexts: int = CONTEXTS,
+    prefixes: int = 0,
     kv_type: str | None = None,
     quantize: str | None = None,
     progress: Progress | None = None,
@@ -59,9 +61,11 @@ def load_model(
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
-    Its memory is taken as it is used. ``kv_type`` is the type of its elements: "f32", "f16" or "q8_0", by default "f16"
-    on GPUs and "f32" elsewhere. ``quantize``: "q8_0", "q4_0" or "q4_k" to quantize matrices of floats while they are
-    loaded (``files/quantize.py`` says which stay); ``progress`` is then called with the bytes done and their total.
+    Its memory is taken as it is used. ``prefixes``: so many of them, fewer than ``contexts``, may keep what sessions of
+    guests began with (``Guest(…, prefixes=…)``), for others that begin with the same. ``kv_type`` is the type of its
+    elements: "f32", "f16" or "q8_0", by default "f16" on GPUs and "f32" elsewhere. ``quantize``: "q8_0", "q4_0" or
+    "q4_k" to quantize matrices of floats while they are loaded (``files/quantize.py`` says which stay); ``progress`` is
+    then called with the bytes done and their total.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
     for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. ``chat_template``: the
     name of a family, such as "chatml", whose template takes the place of the file's (``wasmetal.models.FAMILIES``).
@@ -82,6 +86,7 @@ def load_model(
             device,
             context,
             contexts,
+            prefixes=prefixes,
             kv_type=kv_type,
             trusted=trusted,
             chat_template=chat_template,
@@ -108,6 +113,7 @@ class Model(Closing):
         context: int | None = None,
         contexts: int = CONTEXTS,
         *,
+        prefixes: int = 0,
         kv_type: str | None = None,
         trusted: bool = False,
         chat_template: str | None = None,
@@ -125,6 +131,8 @@ class Model(Closing):
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
         if contexts < 1:
             raise file.error(f"a cache of {contexts} contexts; 1 or more are supported")
+        if not 0 <= prefixes < contexts:
+            raise file.error(f"prefixes in {prefixes} contexts of {contexts}; 0 to {contexts - 1} are supported")
         if deterministic and self._network.mixes_experts:
             raise file.error("a mixture of experts cannot be deterministic: its rows are computed expert by expert")
         tensors = file.tensors.values()
@@ -141,6 +149,7 @@ class Model(Closing):
             pages = -(-self.context_length // PAGE_SIZE)
             heads = c.head_count_kv, c.head_dim
             self.cache = KVCache(self._buffers, c.block_count, *heads, contexts * pages, demand.dtype)
+            self.prefixes = PrefixCache(self.cache, prefixes * pages) if prefixes else None
             parts = device, self._network, self.cache, self._buffers
             passes = [Pass(*parts, pages, deterministic) for _ in range(PASSES)]
         except BaseException as error:
@@ -163,6 +172,11 @@ class Model(Closing):
         """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
 
+    @property
+    def batches(self) -> Batches:
+        """How many submissions there were for sessions, and for how many at a time."""
+        return self._scheduler.batches
+
     def session(self, holder: Holder | None = None) -> Session:
         """A new session, empty. Its pages of the KV cache are held by ``holder``, by default the model's owner."""
         self.origin.check()
@@ -172,14 +186,17 @@ class Model(Closing):
         self._sessions.add(session)
         return session
 
-    def join(self, charge: Callable[[int], None]) -> Holder:
+    def join(self, charge: Callable[[int], None], prefixes: str | None = None) -> Holder:
         """A holder for the sessions of one guest, for :meth:`session`; it is guaranteed a share of the KV cache.
 
         ``charge`` is called with the bytes of pages that it takes, and that it has given back (negative): see
-        :class:`Holder`. Raises OutOfDeviceMemoryError if not even a page is left for it.
+        :class:`Holder`. ``prefixes``: with whom its sessions share what they begin with. Raises OutOfDeviceMemoryError
+        if not even a page is left for it.
         """
         with self.lock:
-            return self.cache.quota.join(charge)
+            holder = self.cache.quota.join(charge)
+            holder.prefixes = prefixes
+            return holder
 
     def rejoin(self, holder: Holder) -> None:
         """Another guest is the same holder, so that its sessions may share pages with the first one's."""

@@ -23,6 +23,10 @@ class Holder:
     """Pages held, each counted once, however many sessions share it."""
     users: int = 1
     """How many guests are this holder together: forks of one actor."""
+    prefixes: str | None = None
+    """With whom its sessions share what they begin with: all holders of the same scope; None: with nobody."""
+    reused: int = 0
+    """Tokens that its sessions did not have to run, since others had."""
 
 
 class Quota:

@@ -170,6 +170,15 @@ class Part:
             self._scheduler.leave(self.batch, self._job)
 
 
+@dataclass(slots=True)
+class Batches:
+    """How many there were."""
+
+    submitted: int = 0
+    jobs: int = 0
+    """In all of them: by ``submitted``, the mean size of a batch."""
+
+
 class Scheduler:
     """Puts the jobs of a model's callers into submissions, of which one is in flight at a time.
 
@@ -180,6 +189,7 @@ class Scheduler:
         self, passes: Sequence[Pass], lock: threading.RLock, start: Callable[[Pass, Sequence[Job]], Submission]
     ) -> None:
         """``lock``: the model's. ``start``, which is called with it, submits jobs. It may raise a DeviceError."""
+        self.batches = Batches()
         self._passes = tuple(passes)
         self._free = list(passes)
         self._lock = lock
@@ -327,6 +337,8 @@ class Scheduler:
                     job.error = error
                 job.wake.give()
             return
+        self.batches.submitted += 1
+        self.batches.jobs += len(jobs)
         self._current = batch = Batch(submission, taken, jobs)
         for job in jobs:
             job.part = Part(self, batch, job)

@@ -17,19 +17,23 @@ from wasmetal.device.base import Bytes, Submission
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
 from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
-from wasmetal.models.lm.kv_cache import page_count
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.quota import Holder
 from wasmetal.ops import DType, Tensor
 
 if TYPE_CHECKING:
     from wasmetal.models.lm.model import Model
+    from wasmetal.models.lm.prefix_cache import PrefixCache
 
 _SNAPSHOT = struct.Struct("<8sIII32sQI")
 """Header of a saved session: magic, version, type of the KV cache (ggml's number), length, the model's digest, number
 of bytes that follow, CRC-32 of what precedes it and what follows."""
 _MAGIC = b"wasmetal"
 _VERSION = 3
+_LEAST_RUN = 2
+"""Tokens that are run though their keys and values may be there. One alone might be computed by other kernels, and its
+logits differ in their last bits."""
 _PATIENCE = 10.0
 """Most seconds that the device may take to copy a page."""
 
@@ -70,8 +74,32 @@ class Session(Closing):
         self._open().forward([Request(self, tokens, logits)])
 
     def steps(self, tokens: Sequence[int], logits: Logits) -> Generator[Submission | None]:
-        """:meth:`forward` in steps: see :meth:`Model.steps`."""
-        return self._open().steps([Request(self, tokens, logits)])
+        """:meth:`forward` in steps: see :meth:`Model.steps`.
+
+        An empty session of a holder that shares prefixes begins with what others have run of the tokens, if the model
+        keeps that, and then runs the rest: at least those after which logits are wanted.
+        """
+        model = self._open()
+        if self.length or model.prefixes is None or self.holder.prefixes is None:
+            return model.steps([Request(self, tokens, logits)])
+        return self._after_prefix(model, model.prefixes, self.holder.prefixes, tokens, logits)
+
+    def _after_prefix(
+        self, model: Model, cache: PrefixCache, scope: str, tokens: Sequence[int], logits: Logits
+    ) -> Generator[Submission | None]:
+        wanted = len(self.heads_into(logits))
+        self.check(tokens, wanted)
+        with model.lock:
+            self.pages += cache.find(scope, tokens[: len(tokens) - max(wanted, _LEAST_RUN)])
+            self.length = reused = len(self.pages) * PAGE_SIZE
+        try:
+            yield from model.steps([Request(self, tokens[reused:], logits)])
+        except BaseException:
+            self.truncate(0)
+            raise
+        self.holder.reused += reused
+        with model.lock:
+            cache.add(scope, tokens, self.pages)
 
     def choose(self, token: int, draws: Draws) -> Generator[Submission | None]:
         """Append a token, have the device choose the next one and append that, and so on: see :meth:`Model.choose`."""

@@ -1,0 +1,65 @@
+"""The application: which path is which endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from wasmetal.serve.engine import Engine
+from wasmetal.serve.errors import HANDLERS
+from wasmetal.serve.gate import Gate
+from wasmetal.serve.keys import Keys
+from wasmetal.serve.routes import about, chat, completions, embeddings, tokens
+
+
+def application(
+    engine: Engine,
+    *,
+    keys: Keys | None = None,
+    hosts: Collection[str] | None = None,
+    origins: Sequence[str] = (),
+) -> Starlette:
+    """The ASGI application.
+
+    ``keys``: who may use it; None: everybody. ``hosts``: the names under which it may be asked for; None: any.
+    ``origins``: sites whose pages may use it from a browser.
+    """
+    routes = [
+        Route("/health", about.health),
+        Route("/metrics", about.metrics),
+        Route("/v1/models", about.models),
+        Route("/v1/models/{name:path}", about.model),
+        Route("/v1/chat/completions", chat.chat, methods=["POST"]),
+        Route("/v1/completions", completions.completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    ]
+    gate = Middleware(Gate, engine=engine, keys=keys or Keys({}), hosts=hosts, paths=[route.path for route in routes])
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await engine.close()
+
+    app = Starlette(
+        routes=routes,
+        middleware=[cors, gate] if origins else [gate],
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+    )
+    app.state.engine = engine
+    return app

@@ -1,0 +1,51 @@
+"""One completion of an answer: its text, and the log-probabilities of its tokens."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+
+from wasmetal.models import Tokenizer
+from wasmetal.serve.protocol import End, Token
+
+LEAST_LOGPROB = -9999.0
+"""What stands for minus infinity, as in OpenAI's API: JSON has no such number."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """What has come of one completion."""
+
+    index: int
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    reason: str = ""
+    """"stop" or "length", once it has ended."""
+    drawn: int = 0
+    cached: int = 0
+    """Tokens of the prompt that were not run."""
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    def add(self, event: Token | End) -> str:
+        """The text that is complete with this: a character may be split over several tokens."""
+        if isinstance(event, Token):
+            self.tokens.append(event)
+            piece = self._decoder.decode(event.text)
+        else:
+            self.reason, self.drawn, self.cached = event.reason, event.drawn, event.cached
+            piece = self._decoder.decode(b"", final=True)
+        self.text += piece
+        return piece
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> bytes:
+    """A token's bytes; none for what a guest made up."""
+    pieces = tokenizer.pieces()
+    return bytes(pieces[token]) if token < len(pieces) else b""
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can have."""
+    return max(logprob, LEAST_LOGPROB) if logprob == logprob else LEAST_LOGPROB  # noqa: PLR0124 (NaN is not)

@@ -1,0 +1,87 @@
+"""One completion: a guest, on the thread that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wasmetal.counters import Counters
+from wasmetal.errors import GuestError
+from wasmetal.host.guest import Guest
+from wasmetal.host.limits import Limits
+from wasmetal.host.program import Program
+from wasmetal.serve.limits import ServerLimits
+from wasmetal.serve.protocol import End, ReplyReader, Request, Token
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model
+
+_MOST_ERRORS = 500
+"""Bytes that are kept of what a guest writes to standard error."""
+_OVERHEAD = 64 << 20
+"""Device memory of a guest, beside its context."""
+
+
+class Completion:
+    """It can be run once, and stopped at any time."""
+
+    def __init__(self, program: Program, model: Model, request: Request, limits: ServerLimits, owner: str = "") -> None:
+        """``owner``: whose request it is. Those of one owner share what their prompts begin with."""
+        self.counters = Counters()
+        """What the guest has cost, once it has ended."""
+        self._owner = owner
+        self._program = program
+        self._model = model
+        self._stdin = request.encode()
+        self._limits = Limits(
+            memory_bytes=limits.memory_bytes,
+            device_bytes=_OVERHEAD + model.context_length * model.cache.position_bytes,
+            wall_seconds=limits.seconds,
+        )
+        self._guest: Guest | None = None
+        self._stopped = False
+        self._errors = b""
+
+    def run(self, emit: Callable[[Token | End], object]) -> None:
+        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped."""
+        reader, end = ReplyReader(), None
+
+        def stdout(data: bytes) -> None:
+            nonlocal end
+            for record in reader.feed(data):
+                if isinstance(record, End):
+                    end = record
+                else:
+                    emit(record)
+
+        with Guest(
+            self._program,
+            models={"default": self._model},
+            prefixes=self._owner,
+            limits=self._limits,
+            stdin=self._stdin,
+            stdout=stdout,
+            stderr=self._add_error,
+        ) as guest:
+            self._guest = guest
+            if self._stopped:  # when there was no guest yet
+                guest.stop()
+            try:
+                code = guest.run()
+            finally:
+                self.counters, cached = guest.counters, guest.reused_tokens
+                self._guest = None
+        if code or not end:
+            lines = self._errors.decode(errors="replace").splitlines()
+            raise GuestError(lines[-1] if lines else f"the guest ended with exit code {code}, and no end of its text")
+        emit(replace(end, cached=cached))
+
+    def stop(self) -> None:
+        """Stop the guest, from any thread: at its next token, or sooner."""
+        self._stopped = True
+        if guest := self._guest:
+            guest.stop()
+
+    def _add_error(self, data: bytes) -> None:
+        self._errors = (self._errors + data)[-_MOST_ERRORS:]

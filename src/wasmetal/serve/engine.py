@@ -1,0 +1,86 @@
+"""What all requests share: the models, and a bounded pool of threads for the guests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from wasmetal import packaged
+from wasmetal.errors import WasmetalError
+from wasmetal.host.program import Program
+from wasmetal.models import Embedder, Model
+from wasmetal.serve.admission import Admission
+from wasmetal.serve.errors import ApiError, bad_request
+from wasmetal.serve.limits import ServerLimits
+from wasmetal.serve.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Models by the names that clients have for them."""
+
+    def __init__(
+        self, models: Sequence[Model | Embedder], limits: ServerLimits | None = None, guest: str | Path | None = None
+    ) -> None:
+        """The models stay the caller's. ``guest``: another program than wasmetal's own that makes completions.
+
+        Raises WasmetalError if two models have the same name, and GuestError if the program cannot be loaded.
+        """
+        self.limits = limits = limits or ServerLimits()
+        self.models: dict[str, Model | Embedder] = {model.name: model for model in models}
+        if len(self.models) < len(models):
+            raise WasmetalError(f"two models have the same name: {', '.join(sorted(model.name for model in models))}")
+        self.started = int(time.time())
+        self.program = Program(guest or packaged.guest("complete"), trusted=guest is None)
+        self.admission = Admission(limits.running, limits.waiting)
+        self.metrics = Metrics()
+        self.pool = ThreadPoolExecutor(limits.running, thread_name_prefix="completion")
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Completions that run or wait."""
+        self.unfinished: dict[object, Callable[[ApiError], object]] = {}
+        """What gives up each request whose completions they are."""
+        language = {name: model for name, model in self.models.items() if isinstance(model, Model)}
+        self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, language)
+
+    def model(self, name: str) -> Model:
+        """A language model. Raises ApiError."""
+        if not isinstance(model := self._find(name), Model):
+            raise bad_request(f"{name} makes embeddings, not text", "model")
+        return model
+
+    def embedder(self, name: str) -> Embedder:
+        """An embedding model. Raises ApiError."""
+        if not isinstance(model := self._find(name), Embedder):
+            raise bad_request(f"{name} makes text, not embeddings", "model")
+        return model
+
+    async def on_a_thread(self, work: Callable[[], T], owner: str = "") -> T:
+        """Do what takes some time and is no completion, such as embedding, in its turn. Raises ApiError."""
+        self.admission.reserve()
+        try:
+            async with self.admission.place(owner):
+                return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        finally:
+            self.admission.give_back()
+
+    def give_up(self, error: ApiError) -> None:
+        """Stop all completions, and give this error to those who wait for them."""
+        for give_up in list(self.unfinished.values()):
+            give_up(error)
+
+    async def close(self) -> None:
+        """Wait until all completions have ended, which they do soon once their requests have been given up."""
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        self.pool.shutdown()
+
+    def _find(self, name: str) -> Model | Embedder:
+        if name not in self.models:
+            there = ", ".join(self.models)
+            raise ApiError(404, f"there is no model {name!r}; there is {there}", param="model", code="model_not_found")
+        return self.models[name]

@@ -1,0 +1,120 @@
+"""The completions of one request: their tokens, as they are made on other threads, for the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+from wasmetal.errors import WasmetalError
+from wasmetal.serve.completion import Completion
+from wasmetal.serve.engine import Engine
+from wasmetal.serve.errors import ApiError, failed
+from wasmetal.serve.protocol import End, Request, Token
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model
+
+log = logging.getLogger("wasmetal.serve")
+
+
+class Generation:
+    """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
+
+    def __init__(self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "") -> None:
+        """They begin when there is a place to run in. ``owner``: whose request it is. Raises ApiError if not even a
+        place to wait in is left."""
+        self.cancelled = False
+        """Whether nobody waits for it any more."""
+        self._stopped = False
+        self._engine = engine
+        self._owner = owner
+        self._model = model
+        self._begin = time.monotonic()
+        self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
+        self._completions = [Completion(engine.program, model, each, engine.limits, owner) for each in requests]
+        engine.admission.reserve(len(requests))
+        self._started: set[Completion] = set()
+        engine.unfinished[self] = self.give_up
+        self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
+        for request, task in zip(requests, self._tasks, strict=True):
+            engine.metrics.prompt(model.name, len(request.prompt))
+            engine.tasks.add(task)
+            task.add_done_callback(engine.tasks.discard)
+            task.add_done_callback(lambda _: engine.admission.give_back())
+
+    async def events(self) -> AsyncIterator[tuple[int, Token | End]]:
+        """Tokens and ends as they come, each with its completion's number. Ends early if it is cancelled.
+
+        Raises ApiError if a guest fails, or it is given up.
+        """
+        metrics, name = self._engine.metrics, self._model.name
+        last: dict[int, float] = {}
+        left = len(self._completions)
+        while left:
+            number, event = await self._news.get()
+            if self.cancelled or event is None:
+                return
+            if isinstance(event, ApiError):
+                raise event
+            if isinstance(event, Token):
+                now = time.monotonic()
+                metrics.token(name, now - last.get(number, self._begin), first=number not in last)
+                last[number] = now
+            else:
+                left -= 1
+                metrics.cached(name, event.cached)
+            yield number, event
+
+    def cancel(self) -> None:
+        """Stop all that have not ended: those that run within a token, those that wait at once."""
+        self.cancelled = True
+        self._stop(None)
+
+    def give_up(self, error: ApiError) -> None:
+        """Stop them likewise, and tell whoever waits for them why."""
+        self._stop(error)
+
+    def _stop(self, reason: ApiError | None) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self._engine.unfinished.pop(self)
+        self._news.put_nowait((0, reason))
+        for completion, task in zip(self._completions, self._tasks, strict=True):
+            if completion in self._started:
+                completion.stop()
+            else:
+                task.cancel()
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.cancel()
+
+    async def _run(self, number: int, completion: Completion) -> None:
+        engine, loop = self._engine, asyncio.get_running_loop()
+
+        def tell(event: Token | End) -> None:
+            loop.call_soon_threadsafe(self._tell, number, event)
+
+        async with engine.admission.place(self._owner):
+            self._started.add(completion)
+            try:
+                await loop.run_in_executor(engine.pool, completion.run, tell)
+            except WasmetalError as error:
+                if not self._stopped:
+                    engine.metrics.failed(self._model.name)
+                    log.warning("a completion of %s failed: %s", self._model.name, error)
+                    self._tell(number, failed(str(error)))
+            except Exception:
+                log.exception("a completion of %s failed", self._model.name)
+                self._tell(number, failed("internal error"))
+            finally:
+                engine.metrics.ended(self._model.name, completion.counters)
+
+    def _tell(self, number: int, event: Token | End | ApiError) -> None:
+        self._news.put_nowait((number, event))

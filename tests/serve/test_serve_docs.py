@@ -1,0 +1,53 @@
+"""docs/serve.md: its Python and its curl commands run as written, but for the port."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serve.serving import Serving, serving
+from wasmetal import load_model
+from wasmetal.device import Device
+from wasmetal.serve.engine import Engine
+from wasmetal.serve.limits import ServerLimits
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, cpu: Device) -> Iterator[Serving]:
+    with (
+        load_model("smollm2:135m", cpu, context=512, contexts=3) as model,
+        serving(Engine([model], ServerLimits(running=2))) as server,
+    ):
+        yield server
+
+
+def blocks(language: str, server: Serving) -> list[str]:
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    return [code.replace("http://127.0.0.1:8080", server.url) for code in found]
+
+
+def test_the_client(server: Serving) -> None:
+    (code,) = blocks("python", server)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) > 1
+
+
+def test_curl(server: Serving) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    (code,) = (code for code in blocks("sh", server) if "curl" in code)
+    done = subprocess.run(["bash", "-ec", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "data: [DONE]" in done.stdout
+    assert '"text_completion"' in done.stdout
+    assert '"count":2' in done.stdout
