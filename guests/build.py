@@ -20,6 +20,7 @@ GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
     "chat": ("chat/main.c", "chat/chat.c", "chat/drafting.c", *(f"{SDK}/lib/{name}.c" for name in LIBRARY)),
     "tree": ("tree/tree.c", f"{SDK}/lib/text.c"),
+    "nn_chat": ("nn_chat/nn_chat.c",),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c", f"{SDK}/lib/speculate.c"),
 }
