@@ -52,6 +52,8 @@ class DoublingContext:
     def release(self) -> None:
         self.released = True
 
+    close = release
+
 
 class DoublingGraph:
     holds_tensors = True

@@ -83,6 +83,9 @@ class Context(Protocol):
     def release(self) -> None:
         """Release everything but the outputs. Idempotent; nothing but outputs is asked for afterwards."""
 
+    def close(self) -> None:
+        """Release everything. Idempotent; nothing is asked for afterwards."""
+
 
 class Graph(Protocol):
     """A loaded model."""

@@ -117,7 +117,7 @@ class Nn:
         self._handles.remove(handle)
         if held.graph:
             held.graph.contexts.remove(held)
-        held.context.release()
+        held.context.close()
 
     def set_input(self, memory: GuestMemory, handle: int, index: int, ptr: int) -> None:
         held = self._context(handle)
@@ -151,7 +151,10 @@ class Nn:
         room.give(held.context.output_single(index))
 
     def close(self) -> None:
-        """Release the guest's graphs."""
+        """Release the guest's contexts and graphs."""
+        for held in self._handles:
+            if isinstance(held, OpenContext):
+                held.context.close()
         for held in self._handles:
             if isinstance(held, OpenGraph):
                 held.close()

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,8 @@ def _check(source: Source) -> None:
     kind = _kind(source.model)
     if kind is Kind.TFLITE:
         raise GuestError(f"{source.name} is a TensorFlow Lite model; they are not supported yet")
+    if kind is Kind.ONNX and not find_spec("onnxruntime"):
+        raise GuestError(f"{source.name} is an ONNX model; to run those, pip install 'wasmetal[onnx]'")
     if kind is Kind.GGML:
         from wasmetal.nn.ggml.options import GgmlOptions  # noqa: PLC0415 (slow to import, and few guests need it)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from wasmetal.device import Device
@@ -51,7 +52,15 @@ def backends(services: Services, device: Device | None, loading: Mapping[str, An
     makers: dict[Kind, Callable[[], Backend]] = {}
     if device is not None:
         makers[Kind.GGML] = lambda: _ggml(device, services, loading)
+    if find_spec("onnxruntime"):
+        makers[Kind.ONNX] = lambda: _onnx(services)
     return Backends(makers)
+
+
+def _onnx(services: Services) -> Backend:
+    from wasmetal.nn.onnx.backend import OnnxBackend  # noqa: PLC0415 (an extra)
+
+    return OnnxBackend(services)
 
 
 def _ggml(device: Device, services: Services, loading: Mapping[str, Any]) -> Backend:

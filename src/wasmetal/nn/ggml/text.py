@@ -46,7 +46,7 @@ class TextContext:
         """What is left of an answer that is made token by token."""
 
     def set_input(self, index: int, tensor: NnTensor) -> None:
-        """Take a prompt, or options. Both end the answer that was being made."""
+        """Take a prompt, which ends the answer that was being made; or options, for the next answer."""
         if index == METADATA:
             self._options = self._options.updated(parse(tensor.text))
         elif index != PROMPT:
@@ -104,6 +104,8 @@ class TextContext:
             self._session.close()
             self._session = None
             self._model.reclaim()
+
+    close = release
 
     def _generate(self) -> Generator[bytes]:
         """The pieces of an answer to the prompt, which are added to it."""
