@@ -16,6 +16,7 @@ from wasmetal.models.lm.session import Session
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.choosing import Chooser, Constraint
+from wasmetal.nn.ggml.grammar import Grammar
 from wasmetal.nn.ggml.options import GgmlOptions
 from wasmetal.nn.options import parse
 from wasmetal.nn.tensor import NnTensor
@@ -148,9 +149,9 @@ class TextContext:
             tokens = [token]
 
     def _constraint(self) -> Constraint | None:
-        if self._options.grammar or self._options.json_schema:
-            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "grammars are not supported")
-        return None
+        if not (self._options.grammar or self._options.json_schema):
+            return None
+        return Grammar(self._model.tokenizer, self._options)
 
     def _tokenize(self, data: bytes) -> list[int]:
         if len(data) > MAX_PROMPT:
