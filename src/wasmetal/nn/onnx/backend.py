@@ -47,7 +47,7 @@ class OnnxBackend:
         if own is not None and (_IN_MEMORY in own or own[4:8] == _ORT_FORMAT):
             raise NnRefusal(NnErrno.INVALID_ENCODING, "an ONNX model is expected that names no memory of the process")
         nbytes = Path(str(source.model)).stat().st_size if own is None else len(own)
-        options = _options(1 if foreign else _threads(source))
+        options = session_options(1 if foreign else _threads(source))
         options.enable_cpu_mem_arena = not foreign
         folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if foreign else nullcontext("")
         self._services.charge(nbytes)
@@ -102,10 +102,11 @@ class OnnxGraph:
             self._services.charge(-self._nbytes)
 
 
-def _options(threads: int) -> Any:
+def session_options(threads: int | None = None) -> Any:
+    """Options of a session, with as many threads as the CPU device has, unless given."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or thread_count()
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +33,15 @@ class _Held:
 
     data: NDArray[np.uint8]
     copied: bool
+    address: int
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """The addresses of the first byte, and after the last."""
-        begin = self.data.ctypes.data
-        return begin, begin + self.data.size
+    def overlaps(self, other: _Held) -> bool:
+        """Whether they share a byte."""
+        return self.address < other.address + other.data.size and other.address < self.address + self.data.size
+
+
+def _held(data: NDArray[np.uint8], copied: bool) -> _Held:
+    return _Held(data, copied, data.ctypes.data)
 
 
 class OnnxContext:
@@ -47,15 +51,20 @@ class OnnxContext:
         self._session = session
         self._services = services
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+        self._types = [output.type for output in self._outputs]
         self._binding = session.io_binding()
         self._given: dict[int, _Held] = {}
         self._bound: dict[int, _Held] = {}
+        self._complete = False
+        """Whether these were found to be all that is needed, and apart."""
         self._results: dict[int, NDArray[np.uint8]] = {}
         """Bytes of the outputs that wasi-nn has types for, once they were computed."""
-        self._kept: list[object] = []
-        """What those bytes belong to: outputs, and inputs, which an output may be."""
+        self._kept: Sequence[object] = ()
+        """What those bytes belong to."""
         self._charged = 0
         """Bytes of the outputs that are charged."""
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = _FATAL
         self._expect_outputs()
 
     def set_input(self, index: int, tensor: NnTensor) -> None:
@@ -64,7 +73,11 @@ class OnnxContext:
         before = self._given.get(index)
         freed = before.data.size if before and before.copied else 0
         self._services.charge(tensor.data.size - freed)
-        self._give(index, _Held(tensor.data.copy(), copied=True), dtype, tensor.shape)
+        if freed == tensor.data.size > 0 and before:  # to copy to new pages takes several times as long
+            before.data[:] = tensor.data
+            self._give(index, before, dtype, tensor.shape)
+        else:
+            self._give(index, _held(tensor.data.copy(), copied=True), dtype, tensor.shape)
 
     def bind_input(self, index: int, tensor: NnTensor) -> None:
         """Read an input where it lies."""
@@ -73,36 +86,38 @@ class OnnxContext:
         before = self._given.get(index)
         if before and before.copied:
             self._services.charge(-before.data.size)
-        self._give(index, _Held(tensor.data, copied=False), dtype, tensor.shape)
+        self._give(index, _held(tensor.data, copied=False), dtype, tensor.shape)
         self._services.counters.bytes_shared += tensor.data.size
 
     def bind_output(self, index: int, tensor: NnTensor) -> None:
         """Write an output where it is to lie."""
         dtype = self._check(self._outputs, index, tensor, "output")
         _check_alignment(tensor, dtype)
-        self._bound[index] = held = _Held(tensor.data, copied=False)
+        self._complete = False
+        self._bound[index] = held = _held(tensor.data, copied=False)
         name = self._outputs[index].name
         self._binding.bind_output(name, "cpu", 0, dtype.type, tensor.shape, held.data.ctypes.data)
         self._services.counters.bytes_shared += tensor.data.size
 
     def compute(self) -> None:
         """Run the session."""
-        self._check_complete()
+        if not self._complete:
+            self._check_complete()
         self._forget()
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL
         try:
-            with self._services.stoppable(lambda: setattr(options, "terminate", True)):
-                self._session.run_with_iobinding(self._binding, options)
-            values = self._binding.get_outputs()
+            with self._services.stoppable(self._stop):
+                self._session.run_with_iobinding(self._binding, self._options)
+            values = self._binding.get_outputs() if len(self._bound) < len(self._outputs) else ()
         except RuntimeError as error:
             raise NnRefusal(NnErrno.RUNTIME_ERROR, " ".join(str(error).split())[:300]) from None
         finally:
             self._expect_outputs()  # the binding would hold those of this run
-        results = {index: _bytes(value) for index, value in enumerate(values) if self._outputs[index].type in _TYPES}
-        nbytes = sum(data.size for index, data in results.items() if index not in self._bound)
+        made = [index for index in range(len(values)) if index not in self._bound and self._types[index] in _TYPES]
+        results = {index: self._result(values[index]) for index in made}
+        nbytes = sum(data.size for data in results.values())
         self._services.charge(nbytes)
-        self._results, self._charged, self._kept = results, nbytes, [*values, *self._given.values()]
+        results |= {index: held.data for index, held in self._bound.items()}
+        self._results, self._charged, self._kept = results, nbytes, values
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """An output's bytes, where ONNX Runtime has written them."""
@@ -137,8 +152,21 @@ class OnnxContext:
 
     def _drop(self) -> None:
         self._services.charge(-sum(held.data.size for held in self._given.values() if held.copied))
-        self._given, self._bound, self._kept = {}, {}, []
+        self._given, self._bound, self._kept = {}, {}, ()
         self._binding = self._session = None
+
+    def _result(self, value: Any) -> NDArray[np.uint8]:
+        """The bytes of an output: where ONNX Runtime has written them, or a copy if an output is an input itself."""
+        nbytes = value.tensor_size_in_bytes()
+        if not nbytes:
+            return np.zeros(0, np.uint8)
+        data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(value.data_ptr()), np.uint8)
+        held = _held(data, copied=False)
+        return data.copy() if any(held.overlaps(each) for each in self._given.values()) else data
+
+    def _stop(self) -> None:
+        """Have the run end. The caller is being stopped, so there is no other."""
+        self._options.terminate = True
 
     def _expect_outputs(self) -> None:
         """Have the next run make new outputs, but for those that are bound."""
@@ -147,13 +175,13 @@ class OnnxContext:
                 self._binding.bind_output(output.name, "cpu")
 
     def _give(self, index: int, held: _Held, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._given[index] = held
-        self._binding.bind_input(self._inputs[index].name, "cpu", 0, dtype.type, shape, held.data.ctypes.data)
+        self._given[index], self._complete = held, False
+        self._binding.bind_input(self._inputs[index].name, "cpu", 0, dtype.type, shape, held.address)
 
     def _forget(self) -> None:
         """Drop the outputs."""
         self._services.charge(-self._charged)
-        self._results, self._kept, self._charged = {}, [], 0
+        self._results, self._kept, self._charged = {}, (), 0
 
     def _check(self, declared: list[Any], index: int, tensor: NnTensor, what: str) -> np.dtype[Any]:
         """The element type. Raises NnRefusal unless type, shape and bytes are what the model declares.
@@ -180,11 +208,11 @@ class OnnxContext:
         """
         if missing := [index for index in range(len(self._inputs)) if index not in self._given]:
             raise invalid(f"input {missing[0]} was not set")
-        written = [held.span for held in self._bound.values()]
-        read = [held.span for held in self._given.values() if not held.copied]
-        for number, (begin, end) in enumerate(written):
-            if any(begin < other_end and other < end for other, other_end in read + written[:number]):
+        written, read = list(self._bound.values()), [held for held in self._given.values() if not held.copied]
+        for number, held in enumerate(written):
+            if any(held.overlaps(other) for other in read + written[:number]):
                 raise invalid("a bound output overlaps another bound tensor")
+        self._complete = True
 
 
 def _dtype_of(declared: Any) -> np.dtype[Any]:
@@ -197,11 +225,3 @@ def _dtype_of(declared: Any) -> np.dtype[Any]:
 def _check_alignment(tensor: NnTensor, dtype: np.dtype[Any]) -> None:
     if tensor.data.ctypes.data % dtype.itemsize:
         raise invalid(f"a tensor that is bound must be aligned to {dtype.itemsize} bytes")
-
-
-def _bytes(value: Any) -> NDArray[np.uint8]:
-    """The bytes of an output, where ONNX Runtime has written them, or the caller's."""
-    nbytes = value.tensor_size_in_bytes()
-    if not nbytes:
-        return np.zeros(0, np.uint8)
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(value.data_ptr()), np.uint8)
