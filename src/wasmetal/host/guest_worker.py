@@ -104,7 +104,12 @@ class _Service:
             # Now, before the memory of this process is limited to what the guest may take.
             given["models"] = {inside: self._load(source, opened, loading) for inside, source in models.items()}
             for inside, each in for_device.items():
-                given["nn"][inside] = NnModel(self._load(path_of(each.source), opened, loading), each.options)
+                from wasmetal.nn.ggml.backend import load  # noqa: PLC0415 (slow to import, and few guests need it)
+
+                model = load(path_of(each.source), opened, loading | {"trusted": True})
+                self._stack.callback(model.close)
+                self._loading.add(model.counters)
+                given["nn"][inside] = NnModel(model, each.options)
         self._stack.enter_context(self._allowance.granted(memory, None))
         return self._stack.enter_context(
             Guest(

@@ -17,6 +17,7 @@ from wasmetal.nn.errors import NnRefusal
 from wasmetal.nn.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
+    from wasmetal.models import Embedder
     from wasmetal.models.loaded import LoadedModel
 
 _OPTION = re.compile(r":([a-z][a-z0-9-]*)=")
@@ -28,13 +29,13 @@ _TARGETS = ("cpu", "gpu", "tpu", "auto")
 class NnModel:
     """A model to be granted for wasi-nn, with options."""
 
-    source: str | Path | LoadedModel
+    source: str | Path | LoadedModel | Embedder
     """A known model's name, a path (of a GGUF file, a folder of Hugging Face, or an ONNX model), or a loaded model."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """As the guest would give them; they hold unless the guest gives others."""
 
 
-Given = Mapping[str, "str | Path | LoadedModel | NnModel"]
+Given = Mapping[str, "str | Path | LoadedModel | Embedder | NnModel"]
 """Models by the guest's names for them."""
 
 

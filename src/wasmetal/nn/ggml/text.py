@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from importlib import metadata
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +16,10 @@ from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.choosing import Chooser, Constraint
 from wasmetal.nn.ggml.grammar import Grammar
 from wasmetal.nn.ggml.options import GgmlOptions
+from wasmetal.nn.ggml.prompt import METADATA, PROMPT, checked, known, text_of
 from wasmetal.nn.options import parse
 from wasmetal.nn.tensor import NnTensor
 
-PROMPT, METADATA = 0, 1
-"""Inputs; the outputs of the same numbers are the text, and what is known of it."""
-MAX_PROMPT = 1 << 18
-"""Bytes of a prompt: tokenizing takes hundreds of bytes, and microseconds, for each, and is not interrupted."""
 SPARE = 4
 """Tokens of the context that a prompt must leave free, as in WasmEdge."""
 
@@ -48,13 +43,12 @@ class TextContext:
 
     def set_input(self, index: int, tensor: NnTensor) -> None:
         """Take a prompt, which ends the answer that was being made; or options, for the next answer."""
-        if index == METADATA:
+        if checked(index) == METADATA:
             self._options = self._options.updated(parse(tensor.text))
-        elif index != PROMPT:
-            raise invalid(f"input {index}; a language model has a prompt, 0, and options, 1")
         else:
+            text = text_of(tensor)
             self._prompt = None
-            self._prompt = self._tokenize(tensor.text)
+            self._prompt = self._tokenize(text)
             self._forget()
 
     def compute(self) -> None:
@@ -82,11 +76,11 @@ class TextContext:
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """The answer, or what is known of it as JSON."""
-        return np.frombuffer(bytes(self._answer) if _checked(index) == PROMPT else self._metadata(), np.uint8)
+        return np.frombuffer(bytes(self._answer) if checked(index) == PROMPT else self._known(), np.uint8)
 
     def output_single(self, index: int) -> NDArray[np.uint8]:
         """The token's text, or what is known of the answer as JSON."""
-        return np.frombuffer(self._piece if _checked(index) == PROMPT else self._metadata(), np.uint8)
+        return np.frombuffer(self._piece if checked(index) == PROMPT else self._known(), np.uint8)
 
     def bind_input(self, index: int, tensor: NnTensor) -> None:
         """Refused: texts are not tensors."""
@@ -113,7 +107,7 @@ class TextContext:
         if self._prompt is None:
             raise invalid("no prompt was set")
         if self._options.embedding:
-            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a language model gives no embeddings here")
+            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "embeddings are for embedding models, which this is not")
         options, tokenizer = self._options, self._model.tokenizer
         size = min(options.ctx_size, self._model.context_length) if options.ctx_size > 0 else self._model.context_length
         if len(self._prompt) > size - SPARE:
@@ -153,25 +147,17 @@ class TextContext:
             return None
         return Grammar(self._model.tokenizer, self._options)
 
-    def _tokenize(self, data: bytes) -> list[int]:
-        if len(data) > MAX_PROMPT:
-            raise NnRefusal(NnErrno.TOO_LARGE, f"a prompt of {len(data)} bytes; at most {MAX_PROMPT} are taken")
+    def _tokenize(self, text: str) -> list[int]:
         tokenizer = self._model.tokenizer
-        tokens = tokenizer.encode(data.decode(errors="replace"))
+        tokens = tokenizer.encode(text)
         if tokens[:2] == [tokenizer.bos] * 2:  # the template has written it, too
             del tokens[0]
         if not tokens:
             raise invalid("the prompt is empty")
         return tokens
 
-    def _metadata(self) -> bytes:
-        known = {
-            "input_tokens": len(self._prompt or ()),
-            "llama_build_number": 0,
-            "llama_commit": f"wasmetal-{metadata.version('wasmetal')}",
-            "output_tokens": self._answer_tokens,
-        }
-        return json.dumps(known).encode()
+    def _known(self) -> bytes:
+        return known(len(self._prompt or ()), self._answer_tokens)
 
     def _forget(self) -> None:
         """Begin with no answer."""
@@ -179,12 +165,6 @@ class TextContext:
             self._pieces.close()
         self._pieces, self._piece = None, b""
         self._answer, self._answer_tokens = bytearray(), 0
-
-
-def _checked(index: int) -> int:
-    if index not in (PROMPT, METADATA):
-        raise invalid(f"output {index}; a language model has a text, 0, and JSON about it, 1")
-    return index
 
 
 def _common(one: list[int], other: list[int]) -> int:
