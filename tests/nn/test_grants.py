@@ -67,9 +67,6 @@ def test_preloads_that_are_wrong(text: str, line: str) -> None:
 
 
 def test_what_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
-    with pytest.raises(GuestError, match="TensorFlow Lite"):
-        NnProbe(nn={"m": tmp_path / "m.tflite"})
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
     with pytest.raises(ModelError, match="wasmetal pull smollm2:135m"):
         NnProbe(nn={"m": "smollm2:135m"})
@@ -77,6 +74,9 @@ def test_what_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("wasmetal.host.nn.grants.find_spec", lambda name: None)
     with pytest.raises(GuestError, match=r"pip install 'wasmetal\[onnx\]'"):
         NnProbe(nn={"m": tmp_path / "m.onnx"})
+    (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
+    with pytest.raises(GuestError, match=r"pip install 'wasmetal\[tflite\]'"):
+        NnProbe(nn={"m": tmp_path / "m.tflite"})
 
 
 def test_a_guest_without_models_needs_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

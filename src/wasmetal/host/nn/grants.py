@@ -104,8 +104,8 @@ def _kind(model: object) -> Kind | None:
 def _check(source: Source) -> None:
     """Raise GuestError if a model of this kind could never be loaded here, or its options are wrong."""
     kind = _kind(source.model)
-    if kind is Kind.TFLITE:
-        raise GuestError(f"{source.name} is a TensorFlow Lite model; they are not supported yet")
+    if kind is Kind.TFLITE and not find_spec("ai_edge_litert"):
+        raise GuestError(f"{source.name} is a TensorFlow Lite model; to run those, pip install 'wasmetal[tflite]'")
     if kind is Kind.ONNX and not find_spec("onnxruntime"):
         raise GuestError(f"{source.name} is an ONNX model; to run those, pip install 'wasmetal[onnx]'")
     if kind is Kind.GGML:

@@ -54,7 +54,15 @@ def backends(services: Services, device: Device | None, loading: Mapping[str, An
         makers[Kind.GGML] = lambda: _ggml(device, services, loading)
     if find_spec("onnxruntime"):
         makers[Kind.ONNX] = lambda: _onnx(services)
+    if find_spec("ai_edge_litert"):
+        makers[Kind.TFLITE] = lambda: _tflite(services)
     return Backends(makers)
+
+
+def _tflite(services: Services) -> Backend:
+    from wasmetal.nn.tflite.backend import TfliteBackend  # noqa: PLC0415 (an extra)
+
+    return TfliteBackend(services)
 
 
 def _onnx(services: Services) -> Backend:
