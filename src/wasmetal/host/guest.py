@@ -139,6 +139,7 @@ class Guest(Closing):
         self._context = GuestContext(program.memory64, self._account.counters, self._interrupt, self._account.host_time)
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
+        self._device: MeteredDevice | None = None
         self._store = self._new_store()
         self._cleanup = ExitStack()
         self._cleanup.callback(self._store.close)
@@ -152,7 +153,7 @@ class Guest(Closing):
                 self._context.interfaces[PATHS] = Paths(descriptors, self._account)
                 found = sources(nn or {})
                 granted = None
-                for_nn = any(needs_device(source.model) for source in found.values())
+                for_nn = program.imports_nn and any(needs_device(source.model) for source in found.values())
                 if device is not None or models or program.imports_device or for_nn:
                     device = device or device_of(found.values())
                     granted = grant(device, models or {}, loading or {}, self._cleanup)
@@ -283,7 +284,7 @@ class Guest(Closing):
     def _give(self, granted: Granted) -> None:
         """Connect the guest's imports to the device and the models."""
         self._account.counters.add(granted.counters)
-        device = MeteredDevice(granted.device, self._account, self._interrupt)
+        self._device = device = MeteredDevice(granted.device, self._account, self._interrupt)
         self._cleanup.callback(device.close)
         gpu = Gpu(self._account, self._handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
@@ -293,10 +294,7 @@ class Guest(Closing):
 
     def _give_nn(self, found: Mapping[str, Source], device: Device | None, loading: Mapping[str, Any]) -> None:
         """Connect the guest's imports of wasi-nn to its models."""
-        metered = MeteredDevice(device, self._account, self._interrupt) if device else None
-        if metered:
-            self._cleanup.callback(metered.close)
-        use = services(self._account, self._interrupt, metered, self._stdout)
+        use = services(self._account, self._interrupt, self._device, self._stdout)
         interface = Nn(self._account, self._handles, found, backends(use, device, loading))
         self._cleanup.callback(interface.close)
         self._context.interfaces[NN.name] = interface

@@ -98,7 +98,8 @@ class _Service:
         """``payload``: the program's code, which has ``compiled`` bytes, and standard input."""
         program = Program.load(name, bytes(payload[:compiled]))
         given: dict[str, Any] = {"nn": {inside: NnModel(*each) for inside, each in nn.items()}}
-        for_device = {inside: each for inside, each in given["nn"].items() if needs_device(path_of(each.source))}
+        asked = given["nn"] if program.imports_nn else {}
+        for_device = {inside: each for inside, each in asked.items() if needs_device(path_of(each.source))}
         if device is not None or models or program.imports_device or for_device:
             given["device"] = opened = self._stack.enter_context(open_device(device))
             # Now, before the memory of this process is limited to what the guest may take.
