@@ -45,6 +45,7 @@ guests: $(VENV)/.test ## rebuild guests/*.wasm
 	$(BIN)/python guests/build.py
 
 bench: $(VENV)/.run ## all benchmarks
+	$(PIP) --editable '.[onnx]'
 	$(BIN)/wasmetal pull $(MODEL)
 	for what in zerocopy dispatch instantiate nn llm actor; do $(BIN)/wasmetal bench $$what || exit; done
 
