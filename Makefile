@@ -45,8 +45,9 @@ guests: $(VENV)/.test ## rebuild guests/*.wasm
 	$(BIN)/python guests/build.py
 
 bench: $(VENV)/.run ## all benchmarks
+	$(PIP) --editable '.[onnx]'
 	$(BIN)/wasmetal pull $(MODEL)
-	for what in zerocopy dispatch instantiate llm actor; do $(BIN)/wasmetal bench $$what || exit; done
+	for what in zerocopy dispatch instantiate nn llm actor; do $(BIN)/wasmetal bench $$what || exit; done
 
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
 	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu

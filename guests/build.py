@@ -24,6 +24,7 @@ GUESTS: dict[str, tuple[str, ...]] = {
         *(f"{SDK}/lib/{name}.c" for name in ("text", "sampler")),
     ),
     "tree": ("tree/tree.c", f"{SDK}/lib/text.c"),
+    "nn_chat": ("nn_chat/nn_chat.c",),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c", f"{SDK}/lib/speculate.c"),
 }

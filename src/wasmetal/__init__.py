@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wasmetal.host.grants import Dir
     from wasmetal.host.guest import Guest
     from wasmetal.host.limits import Limits
+    from wasmetal.host.nn.grants import NnModel
     from wasmetal.host.program import Program
     from wasmetal.models import load_embedder, load_model
 
@@ -27,6 +28,7 @@ __all__ = [
     "Dir",
     "Guest",
     "Limits",
+    "NnModel",
     "Program",
     "Snapshot",
     "errors",
@@ -44,6 +46,7 @@ _HOMES = {
     "Dir": "wasmetal.host.grants",
     "Guest": "wasmetal.host.guest",
     "Limits": "wasmetal.host.limits",
+    "NnModel": "wasmetal.host.nn.grants",
     "Program": "wasmetal.host.program",
     "Snapshot": "wasmetal.actor.actor",
     "load_embedder": "wasmetal.models",

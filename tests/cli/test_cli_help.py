@@ -40,6 +40,7 @@ from wasmetal.cli import app
         "bench zerocopy",
         "bench dispatch",
         "bench instantiate",
+        "bench nn",
         "bench llm",
         "bench actor",
         "serve",

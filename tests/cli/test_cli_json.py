@@ -87,6 +87,14 @@ def test_dispatch_splits_the_round_trip(spec: str) -> None:
         assert min(split["host_call_us"], split["submit_us"]) > 0
 
 
+def test_nn_compares_three_ways() -> None:
+    pytest.importorskip("onnxruntime")
+    rows = {row["way"]: row for row in read("bench", "nn")["rows"]}
+    assert all(row["microseconds"] > 0 for row in rows.values())
+    image, result = 4 * 3 * 224 * 224, 4 * 32
+    assert [rows[way]["bytes_copied"] for way in ("plain", "copied", "bound")] == [0, image + result, 0]
+
+
 def test_instantiate_tells_of_every_step() -> None:
     result = read("bench", "instantiate", "--device", "cpu")
     assert result["device"] == "cpu:0"

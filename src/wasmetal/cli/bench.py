@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +95,26 @@ def instantiate(device: Device = None, as_json: Json = False) -> None:
     print_table(
         ("step", "median", "95 % within"),
         [(step, f"{1e3 * times.median:.3f}", f"{1e3 * times.p95:.3f}") for step, times in measured.items()],
+    )
+
+
+@bench.command()
+def nn(as_json: Json = False) -> None:
+    """An ONNX model run on a guest's image: copied, bound where it lies, and ONNX Runtime called plainly."""
+    from wasmetal.bench import nn
+
+    rows = nn.measure()
+    if as_json:
+        print_json({"rows": list(map(asdict, rows))})
+        return
+    print(f"an image of {in_bytes(4 * prod(nn.SHAPE))} to {in_bytes(4 * prod(nn.RESULT))}")
+    plain = rows[0].microseconds
+    print_table(
+        ("way", "µs", "of plain", "bytes copied"),
+        [
+            (row.way, f"{row.microseconds:.0f}", f"{row.microseconds / plain:.2f}", str(row.bytes_copied))
+            for row in rows
+        ],
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from wasmetal.errors import WasmetalError
 
 if TYPE_CHECKING:
-    from wasmetal import Dir, Limits
+    from wasmetal import Dir, Limits, NnModel
 
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
@@ -51,11 +51,20 @@ def directories_of(values: list[str] | None) -> dict[str, Dir]:
     }
 
 
-def limits_of(timeout: float | None, memory: str | None, device_memory: str | None, disk: str | None) -> Limits:
+def nn_models(values: list[str] | None, preloaded: list[str] | None) -> dict[str, NnModel]:
+    """What ``--nn`` and ``--nn-preload`` grant, by the guest's names. Raises GuestError."""
+    from wasmetal.host.nn.grants import parse, parse_preload
+
+    return dict([*map(parse, values or []), *map(parse_preload, preloaded or [])])
+
+
+def limits_of(
+    timeout: float | None, memory: str | None, device_memory: str | None, disk: str | None, nn_model: str | None = None
+) -> Limits:
     """The limits that are given, the others as they are by default. Raises OptionError."""
     from wasmetal import Limits
 
-    given = {"memory_bytes": memory, "device_bytes": device_memory, "disk_bytes": disk}
+    given = {"memory_bytes": memory, "device_bytes": device_memory, "disk_bytes": disk, "nn_model_bytes": nn_model}
     return Limits(**{name: size(text) for name, text in given.items() if text}, wall_seconds=timeout)
 
 
@@ -103,6 +112,22 @@ Models = Annotated[
         metavar="NAME=MODEL",
         help="Grant a model: the guest's name for it, and the model's name or path.",
     ),
+]
+Nn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nn",
+        metavar="NAME=PATH[:OPTION=VALUE…]",
+        help="Grant a model to wasi-nn: the guest's name for it, its path or name, and options.",
+    ),
+]
+NnPreload = Annotated[
+    list[str] | None,
+    typer.Option("--nn-preload", metavar="NAME:ENCODING:TARGET:PATH", help="The same, as WasmEdge has it."),
+]
+NnModelLimit = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Let the guest bring models to wasi-nn, of up to this size  [default: none]"),
 ]
 Directories = Annotated[
     list[str] | None,

@@ -21,9 +21,13 @@ from wasmetal.cli.options import (
     KvType,
     MemoryLimit,
     Models,
+    Nn,
+    NnModelLimit,
+    NnPreload,
     Quantize,
     directories_of,
     limits_of,
+    nn_models,
     pairs,
 )
 from wasmetal.cli.output import writer
@@ -36,6 +40,9 @@ def run(
     guest: Annotated[Path, typer.Argument(metavar="GUEST.wasm", help="A WASI module.", show_default=False)],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="The guest's arguments.")] = None,
     model: Models = None,
+    nn: Nn = None,
+    nn_preload: NnPreload = None,
+    nn_model_limit: NnModelLimit = None,
     directory: Directories = None,
     env: Environment = None,
     memory_limit: MemoryLimit = None,
@@ -60,7 +67,7 @@ def run(
     """
     from wasmetal import Guest
 
-    limits = limits_of(timeout, memory_limit, device_memory_limit, disk_limit)
+    limits = limits_of(timeout, memory_limit, device_memory_limit, disk_limit, nn_model_limit)
     loading = {"context": context, "kv_type": kv_type, "quantize": quantize}
     with ExitStack() as stack:
         with progress("quantizing") if quantize and not isolate else nullcontext() as report:
@@ -70,6 +77,7 @@ def run(
                     device=device,
                     models=dict(pairs(model, "=", "NAME=MODEL")),
                     loading=loading | ({"progress": report} if report else {}),
+                    nn=nn_models(nn, nn_preload),
                     args=arguments or [],
                     env=dict(pairs(env, "=", "KEY=VALUE")),
                     dirs=directories_of(directory),

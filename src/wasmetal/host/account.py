@@ -94,6 +94,11 @@ class Account:
         if self.wall_left() == 0:
             raise LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")
 
+    def over(self, device_seconds: float) -> bool:
+        """Whether the run has used up its wall time, or, with so much more, the guest its device time."""
+        limit = self.limits.device_seconds
+        return self.wall_left() == 0 or (limit is not None and self.counters.device_seconds + device_seconds > limit)
+
     def check_host_time(self) -> None:
         """Raise LimitError if the guest has used up its host time, as far as it is settled."""
         limit = self.limits.host_seconds

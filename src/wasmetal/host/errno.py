@@ -66,6 +66,10 @@ class Refusal(Exception):
         self.errno = errno
 
 
+class NoMemory(Refusal):
+    """The guest exports no memory, so no pointer means anything."""
+
+
 _ERRNOS: tuple[tuple[type[Exception], Errno], ...] = (
     (OpError, Errno.INVAL),
     (ModelError, Errno.INVAL),
@@ -80,7 +84,9 @@ _ERRNOS: tuple[tuple[type[Exception], Errno], ...] = (
 
 
 def errno_of(error: BaseException) -> Errno | WasiErrno:
-    """The errno for an error raised below the host functions; IO for errors that the guest did not cause."""
+    """The errno for a refusal or an error raised below; IO for errors that the guest did not cause."""
+    if isinstance(error, Refusal):
+        return error.errno
     if isinstance(error, OSError):
         return _SYSTEM.get(error.errno or 0, WasiErrno.IO)
     return next((errno for kind, errno in _ERRNOS if isinstance(error, kind)), Errno.IO)

@@ -16,11 +16,13 @@ from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, LimitError, MemoryCountError, MemorySizeError, setting_up
 from wasmetal.host import abi, unreleased, wasi
+from wasmetal.host.abi.nn import NN
 from wasmetal.host.account import Account
 from wasmetal.host.descriptors import Descriptors, Input
 from wasmetal.host.functions.actor import NoMailbox
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
+from wasmetal.host.functions.nn import Nn
 from wasmetal.host.grants import Dir, Granted, grant, open_directory
 from wasmetal.host.guest_calls import GuestCalls
 from wasmetal.host.handles import Handles
@@ -29,6 +31,8 @@ from wasmetal.host.isolated import IsolatedGuest
 from wasmetal.host.limits import Limits
 from wasmetal.host.link import CLOCKS, FILES, PATHS, RANDOM, GuestContext
 from wasmetal.host.metering import MeteredDevice
+from wasmetal.host.nn.grants import Given, device_of, needs_device, sources
+from wasmetal.host.nn.services import backends, services
 from wasmetal.host.program import Program
 from wasmetal.host.randomness import Randomness
 from wasmetal.host.runtime import runtime
@@ -37,6 +41,7 @@ from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
 from wasmetal.host.wasm import exited
 from wasmetal.memory import Budget
+from wasmetal.nn.backend import Source
 
 if TYPE_CHECKING:
     from wasmetal.models.loaded import LoadedModel
@@ -73,6 +78,7 @@ class Guest(Closing):
         device: str | Device | None = None,
         models: Mapping[str, str | Path | LoadedModel] | None = None,
         loading: Mapping[str, Any] | None = None,
+        nn: Given | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path | Dir] | None = None,
@@ -92,6 +98,9 @@ class Guest(Closing):
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
         device, which stays loaded.
         ``loading``: options of :func:`load_model` for the models that are not loaded yet, such as ``kv_type``.
+        ``nn``: models for wasi-nn, by the guest's names for them: a model's name or path, such a one with options
+        (:class:`NnModel`), or a loaded language model. They are loaded when the guest asks for them; a file that is not
+        there is the guest's to hear of. See docs/wasi-nn.md.
         ``args``: without the program's name.
         ``dirs``: host directories, by the guest's names for them; writable, unless a :class:`Dir` says otherwise.
         ``trusted``: as for :class:`Program`; it changes only how the module is compiled.
@@ -121,6 +130,7 @@ class Guest(Closing):
         self._context = GuestContext(program.memory64, self._account.counters, self._interrupt, self._account.host_time)
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
+        self._device: MeteredDevice | None = None
         self._store = self._new_store()
         self._cleanup = ExitStack()
         self._cleanup.callback(self._store.close)
@@ -132,8 +142,15 @@ class Guest(Closing):
                 self._descriptors = descriptors = self._open_files(stdin, stderr, dirs or {})
                 self._context.interfaces[FILES] = Files(descriptors, self._account)
                 self._context.interfaces[PATHS] = Paths(descriptors, self._account)
-                if device is not None or models or program.imports_device:
-                    self._give(grant(device, models or {}, loading or {}, self._cleanup))
+                found = sources(nn or {})
+                granted = None
+                for_nn = program.imports_nn and any(needs_device(source.model) for source in found.values())
+                if device is not None or models or program.imports_device or for_nn:
+                    device = device or device_of(found.values())
+                    granted = grant(device, models or {}, loading or {}, self._cleanup)
+                    self._give(granted)
+                if program.imports_nn:
+                    self._give_nn(found, granted.device if granted else None, loading or {})
             self._instance = self._calls.enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()
@@ -273,13 +290,20 @@ class Guest(Closing):
     def _give(self, granted: Granted) -> None:
         """Connect the guest's imports to the device and the models."""
         self._account.counters.add(granted.counters)
-        device = MeteredDevice(granted.device, self._account, self._interrupt)
+        self._device = device = MeteredDevice(granted.device, self._account, self._interrupt)
         self._cleanup.callback(device.close)
         gpu = Gpu(self._account, self._handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
         self._llm = llm = Llm(self._account, self._handles, device, granted.models, self._family(), self._prefixes)
         self._cleanup.callback(llm.close)
         self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
+
+    def _give_nn(self, found: Mapping[str, Source], device: Device | None, loading: Mapping[str, Any]) -> None:
+        """Connect the guest's imports of wasi-nn to its models."""
+        use = services(self._account, self._interrupt, self._device, self._stdout)
+        interface = Nn(self._account, self._handles, found, backends(use, device, loading))
+        self._cleanup.callback(interface.close)
+        self._context.interfaces[NN.name] = interface
 
     def _instantiate(self, program: Program) -> wasmtime.Instance:
         limits = self._account.limits

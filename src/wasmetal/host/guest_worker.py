@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.counters import Counters
-from wasmetal.device import open_device
+from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError, WasmetalError
 from wasmetal.host.grants import Dir
 from wasmetal.host.guest import Guest
 from wasmetal.host.limits import Limits
+from wasmetal.host.nn.grants import NnModel, needs_device, path_of
 from wasmetal.host.program import Program
 from wasmetal.worker.channel import Channel, ChannelError, Header, Payload
 from wasmetal.worker.child import MOST
 from wasmetal.worker.confinement import Allowance
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model
 
 _PIECE = 1 << 20
 """Most bytes of output in one message."""
@@ -83,6 +88,7 @@ class _Service:
         device: str | None,
         models: dict[str, str],
         loading: dict[str, Any],
+        nn: dict[str, tuple[str, dict[str, Any]]],
         dirs: dict[str, tuple[str, bool]],
         limits: dict[str, Any],
         inherit: bool,
@@ -91,17 +97,20 @@ class _Service:
     ) -> Guest:
         """``payload``: the program's code, which has ``compiled`` bytes, and standard input."""
         program = Program.load(name, bytes(payload[:compiled]))
-        given: dict[str, Any] = {}
-        if device is not None or models or program.imports_device:
+        given: dict[str, Any] = {"nn": {inside: NnModel(*each) for inside, each in nn.items()}}
+        asked = given["nn"] if program.imports_nn else {}
+        for_device = {inside: each for inside, each in asked.items() if needs_device(path_of(each.source))}
+        if device is not None or models or program.imports_device or for_device:
             given["device"] = opened = self._stack.enter_context(open_device(device))
-            given["models"] = {}
-            for inside, source in models.items():
-                from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
+            # Now, before the memory of this process is limited to what the guest may take.
+            given["models"] = {inside: self._load(source, opened, loading) for inside, source in models.items()}
+            for inside, each in for_device.items():
+                from wasmetal.nn.ggml.backend import load  # noqa: PLC0415 (slow to import, and few guests need it)
 
-                # Whatever the model does, it does it to this process.
-                model = load_model(source, opened, **loading | {"trusted": True})
-                given["models"][inside] = self._stack.enter_context(model)
+                model = load(path_of(each.source), opened, loading | {"trusted": True})
+                self._stack.callback(model.close)
                 self._loading.add(model.counters)
+                given["nn"][inside] = NnModel(model, each.options)
         self._stack.enter_context(self._allowance.granted(memory, None))
         return self._stack.enter_context(
             Guest(
@@ -115,6 +124,14 @@ class _Service:
                 stderr=partial(self._pass_on, "stderr"),
             )
         )
+
+    def _load(self, source: str | Path, device: Device, loading: dict[str, Any]) -> Model:
+        from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
+
+        # Whatever the model does, it does it to this process.
+        model = self._stack.enter_context(load_model(source, device, **loading | {"trusted": True}))
+        self._loading.add(model.counters)
+        return model
 
     def _pass_on(self, output: str, data: bytes) -> None:
         for start in range(0, len(data), _PIECE):

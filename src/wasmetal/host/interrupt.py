@@ -37,6 +37,10 @@ class Interrupt:
             return False
         return True
 
+    def due(self, device_seconds: float) -> bool:
+        """Whether the guest is to stop, if it has used so much device time that is not counted yet. From any thread."""
+        return self.reason is not None or self._account.over(device_seconds)
+
     def sleep(self, seconds: float) -> None:
         """Wait. Raises what :meth:`check` does if the guest is stopped meanwhile."""
         left = self._account.wall_left()

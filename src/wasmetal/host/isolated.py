@@ -21,6 +21,7 @@ from wasmetal.host import wasi
 from wasmetal.host.grants import Dir
 from wasmetal.host.guest_process import MOST_OUTPUT, GuestProcess, no_answer
 from wasmetal.host.limits import Limits
+from wasmetal.host.nn.grants import Given, NnModel
 from wasmetal.host.program import Program
 from wasmetal.host.wasm import exited
 from wasmetal.worker.confinement import DEVICES
@@ -55,6 +56,7 @@ class IsolatedGuest(Closing):
         device: str | Device | None = None,
         models: Mapping[str, str | Path | LoadedModel] | None = None,
         loading: Mapping[str, Any] | None = None,
+        nn: Given | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path | Dir] | None = None,
@@ -70,7 +72,8 @@ class IsolatedGuest(Closing):
         limits = limits or Limits()
         if not (device is None or isinstance(device, str)):
             raise GuestError("an isolated guest opens a device for itself; name it, for example device='vulkan'")
-        for name, model in (models or {}).items():
+        for_nn = {name: each if isinstance(each, NnModel) else NnModel(each) for name, each in (nn or {}).items()}
+        for name, model in [*(models or {}).items(), *((name, each.source) for name, each in for_nn.items())]:
             if not isinstance(model, str | Path):
                 raise GuestError(f"an isolated guest loads models for itself; give the name or path of model {name!r}")
         program = module if isinstance(module, Program) else Program(module, trusted=trusted)
@@ -97,6 +100,7 @@ class IsolatedGuest(Closing):
                 device=device,
                 models={name: str(source) for name, source in (models or {}).items()},
                 loading=dict(loading or {}),
+                nn={name: (str(each.source), dict(each.options)) for name, each in for_nn.items()},
                 args=[*args],
                 env=dict(env or {}),
                 dirs={name: (str(each.path), each.read_only) for name, each in given.items()},

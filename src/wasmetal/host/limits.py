@@ -27,6 +27,9 @@ class Limits:
     """Work of the commands in one list (TOOBIG), and in all pending submissions together (AGAIN), in operations:
     roughly, multiply-adds or bytes read and written; products count in whole tiles of 64 × 64. The default allows a
     product of two matrices of 10,000 × 10,000: a minute or two on two CPU cores, a second or less on a GPU."""
+    nn_model_bytes: int = 0
+    """Bytes of a model that the guest itself brings to wasi-nn, which is then the host's to parse and run; beyond it,
+    the call gives TOO_LARGE. 0: none are taken."""
     disk_bytes: int = 1 << 30
     """Bytes by which the guest may extend files in granted directories, in all; deleting or shortening files gives
     nothing back. Beyond it, the call gives DQUOT."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from time import perf_counter
 
 import wasmtime
@@ -17,11 +19,14 @@ from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
 from wasmetal.errors import LimitError, WasmetalError, printable
 from wasmetal.host import abi, wasi_abi
-from wasmetal.host.errno import Errno, Refusal, WasiErrno, errno_of
+from wasmetal.host.abi import nn
+from wasmetal.host.errno import Errno, NoMemory, Refusal, WasiErrno, errno_of
 from wasmetal.host.host_time import HostTime
 from wasmetal.host.interrupt import Interrupt
+from wasmetal.host.nn.errnos import nn_errno
 from wasmetal.host.runtime import runtime
 from wasmetal.host.view import GuestMemory
+from wasmetal.nn.errors import NnErrno, NnRefusal
 from wasmetal.once import once
 
 log = logging.getLogger("wasmetal.guest")
@@ -29,6 +34,7 @@ log = logging.getLogger("wasmetal.guest")
 and all of them with tracebacks at level DEBUG."""
 
 
+ErrnoFor = Callable[[BaseException], IntEnum]
 CLOCKS, RANDOM, FILES, PATHS = "clocks", "random", "files", "paths"
 
 
@@ -75,30 +81,39 @@ def host_functions(memory64: bool) -> HostFunctions:
     _define(functions, wasi_abi.MODULE, PATHS, wasi_abi.PATHS, memory64)
     for module, signatures in abi.INTERFACES.items():
         _define(functions, module, module, signatures, memory64)
+    if not memory64:
+        _define(functions, nn.NN.name, nn.NN.name, nn.SIGNATURES, memory64, nn_errno)
     return functions
 
 
 def _define(
-    functions: HostFunctions, module: str, interface: str, signatures: dict[str, tuple[str, ...]], memory64: bool
+    functions: HostFunctions,
+    module: str,
+    interface: str,
+    signatures: dict[str, tuple[str, ...]],
+    memory64: bool,
+    errno_for: ErrnoFor = errno_of,
 ) -> None:
     """Link the functions of one module, which are methods of one of the guest's interfaces."""
     for name, kinds in signatures.items():
-        function = _adapt(interface, name, kinds, memory64)
+        function = _adapt(interface, name, kinds, memory64, errno_for)
         type_ = abi.func_type(kinds, memory64)
         functions.callbacks.append(wasmtime_c.define_function(functions.linker, module, name, type_, function))
 
 
-def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) -> wasmtime_c.HostFunction:
+def _adapt(
+    interface: str, name: str, kinds: tuple[str, ...], memory64: bool, errno_for: ErrnoFor
+) -> wasmtime_c.HostFunction:
     """Make a host function of a method that takes the guest's memory and then its parameters.
 
-    The method receives the parameters as non-negative integers.
+    The method receives the parameters as non-negative integers. ``errno_for`` gives the errno for what it raises.
     """
     # A raw value takes 16 bytes; the upper half of an i32's 8 bytes is undefined.
     widths = [abi.width(kind, memory64) for kind in kinds]
     parameters = struct.Struct("<" + "".join({32: "I12x", 64: "Q8x"}[width] for width in widths))
     values_type = ctypes.c_uint64 * max(2 * len(kinds), 1)
     unpack = parameters.unpack_from
-    count = interface in abi.INTERFACES  # WASI's calls are not counted
+    count = interface in abi.INTERFACES or interface == nn.NN.name  # WASI's calls are not counted
 
     def call(_env: int, caller: int, raw: int, _count: int) -> int:
         begin = perf_counter()
@@ -112,13 +127,13 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
             method = getattr(context.interfaces[interface], name)
             method(memory, *unpack(values))
             errno: int = Errno.SUCCESS
-        except Refusal as refusal:
-            errno = refusal.errno
+        except (Refusal, NnRefusal) as refusal:
+            errno = errno_for(refusal)
             log.debug("%s.%s: %s: %s", interface, name, refusal.errno.name, refusal)
         except BaseException as error:
             if error is context.interrupt.reason or isinstance(error, _STOPS):
                 return context.interrupt.trap(error)
-            errno = _failed(context, f"{interface}.{name}", error)
+            errno = _failed(context, f"{interface}.{name}", error, errno_for(error))
         finally:
             context.host_time.called(perf_counter() - begin)
         values[0] = errno
@@ -132,10 +147,10 @@ _STOPS = (LimitError, KeyboardInterrupt, SystemExit)
 that is written in Rust."""
 
 
-def _failed(context: GuestContext, function: str, error: BaseException) -> int:
-    """The errno for an error. What the guest did not cause is logged, without letting the guest fill the log."""
-    errno = errno_of(error)
-    expected = errno not in (Errno.IO, WasiErrno.IO) if isinstance(error, WasmetalError | OSError) else False
+def _failed(context: GuestContext, function: str, error: BaseException, errno: IntEnum) -> int:
+    """Log what the guest did not cause, without letting the guest fill the log; return the errno."""
+    failures = (Errno.IO, WasiErrno.IO, NnErrno.RUNTIME_ERROR)
+    expected = errno not in failures if isinstance(error, WasmetalError | OSError) else False
     log.debug("%s: %s", function, error, exc_info=error)
     if not expected and (kind := (function, type(error))) not in context.reported:
         context.reported.add(kind)
@@ -148,6 +163,6 @@ def _find_memory(context: GuestContext, caller: int) -> GuestMemory:
     # Looked up at the first call, because a start function may call before the instance is returned.
     address = wasmtime_c.exported_memory(caller, "memory")
     if address is None:
-        raise Refusal(Errno.FAULT, "the guest exports no memory named memory")
+        raise NoMemory(Errno.FAULT, "the guest exports no memory named memory")
     context.memory = GuestMemory(runtime().creator.region_at(address), context.memory64)
     return context.memory

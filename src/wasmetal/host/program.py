@@ -9,6 +9,7 @@ import wasmtime
 
 from wasmetal.errors import GuestError
 from wasmetal.host import abi, program_cache
+from wasmetal.host.abi.nn import NN
 from wasmetal.host.compiler import compile_untrusted
 from wasmetal.host.link import host_functions
 from wasmetal.host.runtime import runtime
@@ -72,6 +73,10 @@ class Program:
         """Whether guests need a device, because the module imports what works on one."""
         self.imports_models = any(each.module == abi.LLM for each in compiled.imports)
         """Whether guests can use models, if they are granted some."""
+        self.imports_nn = any(each.module == NN.name for each in compiled.imports)
+        """Whether guests can use models through wasi-nn."""
+        if self.imports_nn and self.memory64:
+            raise GuestError(f"{name} imports {NN.name}, which is for 32-bit memories: build it for wasm32")
         try:
             self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
         except wasmtime.WasmtimeError as error:

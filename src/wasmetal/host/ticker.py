@@ -28,6 +28,7 @@ class Ticker:
         """Start the thread. Raises GuestError if that is impossible."""
         self.tick = tick
         """Tick once, from any thread."""
+        self._watching: dict[object, Callable[[], None]] = {}  # changed by atomic operations, too
         self._running: list[None] = []  # one for each running guest; changed by atomic operations, so without a lock
         self._asleep = Lock()  # released to wake the thread
         self._seen = time.monotonic()
@@ -44,6 +45,19 @@ class Ticker:
             yield
         finally:
             self._running.pop()
+
+    @contextmanager
+    def watching(self, look: Callable[[], None]) -> Iterator[None]:
+        """Have ``look`` called at each tick, on the ticker's thread, where it may neither wait nor raise.
+
+        For a guest that runs, so that there are ticks.
+        """
+        key = object()
+        self._watching[key] = look
+        try:
+            yield
+        finally:
+            del self._watching[key]
 
     def check(self) -> None:
         """Raise GuestError if the thread is dead."""
@@ -68,6 +82,8 @@ class Ticker:
                     self._seen = time.monotonic()
                 time.sleep(TICK_SECONDS)
                 self.tick()
+                for look in list(self._watching.values()):
+                    look()
                 self._seen = time.monotonic()
             except MemoryError:  # there may be memory at the next turn
                 continue

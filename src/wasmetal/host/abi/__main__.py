@@ -8,13 +8,18 @@ from pathlib import Path
 
 from wasmetal import sdk
 from wasmetal.host.abi import DESCRIPTION
-from wasmetal.host.abi.header import header
-from wasmetal.host.abi.witx import witx
+from wasmetal.host.abi.header import header, nn_header
+from wasmetal.host.abi.nn import NN
+from wasmetal.host.abi.witx import NN_NOTES, witx
 
 
 def generate() -> dict[Path, str]:
     """The text of every generated file, by its path in the SDK's folder."""
-    files = {Path("include", "wasmetal.h"): header(DESCRIPTION)}
+    files = {
+        Path("include", "wasmetal.h"): header(DESCRIPTION),
+        Path("include", "wasi_nn.h"): nn_header(NN),
+        Path("witx", f"{NN.name}.witx"): witx(NN, DESCRIPTION[0], NN_NOTES),
+    }
     for interface in DESCRIPTION:
         files[Path("witx", f"{interface.name}.witx")] = witx(interface, DESCRIPTION[0])
     return files

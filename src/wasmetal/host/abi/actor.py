@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasmetal.host.abi.documented import Documented
+from wasmetal.documented import Documented
 from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.schema import (
     CHAR,

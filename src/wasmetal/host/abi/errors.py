@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasmetal.host.abi.documented import Documented
+from wasmetal.documented import Documented
 
 
 class Errno(Documented):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -48,6 +49,7 @@ class Scalar:
 VOID = Scalar("void", "u8", "", np.dtype("u1"))
 CHAR = Scalar("char", "u8", "", np.dtype("u1"))
 FLOAT = Scalar("float", "f32", "", np.dtype("<f4"))
+UINT8 = Scalar("uint8_t", "u8", "", np.dtype("u1"))
 UINT32 = Scalar("uint32_t", "u32", U32, np.dtype("<u4"))
 UINT64 = Scalar("uint64_t", "u64", U64, np.dtype("<u8"))
 SIZE_T = Scalar("size_t", "$size", SIZE, np.dtype(np.uintp))  # 32 bits wide in a 32-bit guest
@@ -59,11 +61,13 @@ class Named:
     """What the ABI has a name for."""
 
     name: str
+    namespace: str = field(default="wm", kw_only=True)
+    """What names in C begin with."""
 
     @property
     def c(self) -> str:
-        """``wm_name``."""
-        return f"wm_{self.name}"
+        """Such as ``wm_name``."""
+        return f"{self.namespace}_{self.name}"
 
     @property
     def witx(self) -> str:
@@ -85,7 +89,7 @@ class Alias(Handle):
 
 @dataclass(frozen=True)
 class Enumeration(Named):
-    """Named numbers. In C they are macros: ``WM_``, ``prefix`` and the member's name."""
+    """Named numbers. In C they are macros: the namespace, ``prefix`` and the member's name, as in ``WM_USAGE_READ``."""
 
     members: type[Enum]
     prefix: str = ""
@@ -206,7 +210,7 @@ class Function(Named):
 
     params: tuple[Param, ...]
     doc: str
-    errors: dict[Errno, str] = field(default_factory=dict)
+    errors: Mapping[Any, str] = field(default_factory=dict)
     """The errnos that the function gives besides the common ones, with the reasons, unless the errno says enough."""
 
     @property
@@ -215,7 +219,7 @@ class Function(Named):
         return tuple(param.kind for param in self.params)
 
     @cached_property
-    def all_errors(self) -> dict[Errno, str]:
+    def all_errors(self) -> Mapping[Any, str]:
         """``errors``, and those that handles and pointers cause; every call can give IO and NODEV, too."""
         implied = []
         if any(type(param.type) is Handle for param in self.params if not param.pointer):
@@ -225,7 +229,7 @@ class Function(Named):
             implied.append(Errno.FAULT)
         if any(each.dtype.alignment > 1 for each in pointers):
             implied.append(Errno.INVAL)
-        return dict.fromkeys(implied, "") | self.errors
+        return {**dict.fromkeys(implied, ""), **self.errors}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,18 +26,22 @@ _BEGINNING = """\
 ;;
 {doc}
 ;;
-;; wasmetal.h says what each function means: alignment, ownership, errors. Pointers and sizes have the width of the
-;; guest's own memory: i32 with a 32-bit memory, i64 with a 64-bit one.
+{notes}
 """
+_NOTES = """\
+;; wasmetal.h says what each function means: alignment, ownership, errors. Pointers and sizes have the width of the
+;; guest's own memory: i32 with a 32-bit memory, i64 with a 64-bit one."""
+NN_NOTES = ";; wasi_nn.h says what each function means. Only guests with a 32-bit memory can import it."
+"""In place of those notes, for wasi-nn."""
 
 
-def witx(interface: Interface, first: Interface) -> str:
+def witx(interface: Interface, first: Interface, notes: str = _NOTES) -> str:
     """The file of an interface. What all of them share is in that of the ``first``."""
     doc = textwrap.wrap(f"{interface.name}: {_summary(interface.doc)}.", 116)
-    parts = [_BEGINNING.format(doc="\n".join(f";; {line}" for line in doc))]
+    parts = [_BEGINNING.format(notes=notes, doc="\n".join(f";; {line}" for line in doc))]
     if interface is first:
         parts += ["(typename $size (@witx usize))", *_numbers("errno", {each.name: each.value for each in Errno})]
-    else:
+    elif all(item.name != "errno" for item in interface.items if isinstance(item, Enumeration)):
         parts.append(f'(use "{first.name}.witx")')
     for item in interface.items:
         parts += _type(item)

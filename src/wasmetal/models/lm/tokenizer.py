@@ -183,6 +183,11 @@ class Tokenizer:
         """The tokens of some types, as spelled in the file."""
         return of_type(self.tokens, self._types, types)
 
+    def ids_of_type(self, *types: TokenType) -> list[int]:
+        """The ids of the tokens of some types."""
+        wanted = set(types)
+        return [i for i, kind in enumerate(self._types) if kind in wanted]
+
     def _recognize(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary, control: bool) -> dict[int, int]:
         """Have a tokenizer find tokens in a text before anything else; return their ids by those that it gives them.
 

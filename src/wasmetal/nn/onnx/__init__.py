@@ -1,0 +1,1 @@
+"""ONNX models on ONNX Runtime's CPU provider: the extra ``wasmetal[onnx]``."""

@@ -1,0 +1,119 @@
+"""Loading ONNX models.
+
+A model from a guest's own bytes is hostile. It gets no files: external initializers are looked for in an empty folder.
+It gets one thread, and no arena, so that memory is given back after each run. Nothing of it is run while it is loaded,
+because loading is stopped between two passes over the model at best.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from wasmetal.device.cpu.library import thread_count
+from wasmetal.nn.backend import Config, Context, Services, Source
+from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
+from wasmetal.nn.onnx.context import OnnxContext
+
+log = logging.getLogger("wasmetal.nn")
+
+PROVIDERS = ["CPUExecutionProvider"]
+FOLDER = "session.model_external_initializers_file_folder_path"
+_FATAL = 4
+"""Log level of ONNX Runtime: a guest's model could write as many errors as it likes to standard error."""
+_LONG = ["ConstantFolding"]
+"""Optimizers that run parts of a model while it is loaded, which cannot be stopped."""
+_IN_MEMORY = b"_ORT_MEM_ADDR_"
+"""Part of the name that ONNX Runtime itself gives to external data at an address of this process."""
+_ORT_FORMAT = b"ORTM"
+"""At byte 4 of a model in ONNX Runtime's own format, which it checks less than ONNX."""
+
+
+class OnnxBackend:
+    """Sessions of ONNX Runtime."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def load(self, source: Source, config: Config) -> OnnxGraph:
+        """Load a model. Charges its bytes. Options of guests are ignored; grants can give ``threads``."""
+        own = source.model if isinstance(source.model, bytes) else None
+        foreign = own is not None
+        if own is not None and (_IN_MEMORY in own or own[4:8] == _ORT_FORMAT):
+            raise NnRefusal(NnErrno.INVALID_ENCODING, "an ONNX model is expected that names no memory of the process")
+        nbytes = Path(str(source.model)).stat().st_size if own is None else len(own)
+        options = session_options(1 if foreign else _threads(source))
+        options.enable_cpu_mem_arena = not foreign
+        folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if foreign else nullcontext("")
+        self._services.charge(nbytes)
+        try:
+            with folder as empty, self._services.stoppable(lambda: options.set_load_cancellation_flag(True)):
+                if foreign:
+                    options.add_session_config_entry(FOLDER, empty)
+                given = str(source.model) if own is None else own
+                session = onnxruntime.InferenceSession(
+                    given, options, providers=PROVIDERS, disabled_optimizers=_LONG if foreign else None
+                )
+        except BaseException as error:
+            self._services.charge(-nbytes)
+            if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | MemoryError):
+                raise self._damaged(source, error, foreign) from None
+            raise
+        return OnnxGraph(session, nbytes, self._services)
+
+    def close(self) -> None:
+        """Nothing: the graphs have released everything."""
+
+    def _damaged(self, source: Source, error: BaseException, foreign: bool) -> NnRefusal:
+        reason = " ".join(str(error).split())[:300]
+        if not foreign:
+            log.warning("%s: %s", source.name, reason)  # the host's own file
+        return NnRefusal(NnErrno.INVALID_ENCODING, f"{source.name}: {reason}")
+
+
+class OnnxGraph:
+    """A session."""
+
+    holds_tensors = True
+
+    def __init__(self, session: Any, nbytes: int, services: Services) -> None:
+        self._session = session
+        self._nbytes = nbytes
+        self._services = services
+
+    def configure(self, config: Config) -> None:
+        """Nothing: there are no options."""
+
+    def context(self) -> Context:
+        """A new context."""
+        if self._session is None:
+            raise invalid("the graph was unloaded")
+        return OnnxContext(self._session, self._services)
+
+    def close(self) -> None:
+        """Release the session."""
+        if self._session is not None:
+            self._session = None
+            self._services.charge(-self._nbytes)
+
+
+def session_options(threads: int | None = None) -> Any:
+    """Options of a session, with as many threads as the CPU device has, unless given."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or thread_count()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    return options
+
+
+def _threads(source: Source) -> int:
+    threads = source.options.get("threads", thread_count())
+    if type(threads) is not int or not 1 <= threads <= 1024:
+        raise invalid(f"option 'threads' is {threads!r}; 1 to 1024 are possible")
+    return threads

@@ -1,0 +1,1 @@
+"""TensorFlow Lite models on LiteRT's interpreter: the extra ``wasmetal[tflite]``."""
