@@ -8,8 +8,7 @@
 #include <unistd.h>
 
 #define RECENT 64 /* tokens that the repetition penalty looks back */
-#define BURST 32   /* tokens of a call of wm_session_generate, at most */
-#define PAUSE 0.05 /* seconds that they should take */
+#define BURST 32  /* tokens of a call of wm_session_generate, at most */
 
 static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 
@@ -394,11 +393,10 @@ static void step(Chat *chat, wm_token token) {
   truncate_to(chat, length + kept);
 }
 
-/* How many tokens the host is to choose at once: 0 if the sampler needs more than the likeliest, or drafts are made. */
+/* How many tokens the host may choose at once: 0 if the sampler needs more than the likeliest, or drafts are made. */
 static uint32_t burst(const Chat *chat) {
   if (!candidates(chat) || chat->options.draft_tokens) return 0;
-  uint32_t most = chat->burst ? chat->burst : 1, room = chat->info.context_length - chat->length;
-  if (most > room) most = room;
+  uint32_t room = chat->info.context_length - chat->length, most = room < BURST ? room : BURST;
   uint32_t left = chat->options.max_tokens - chat->reply_tokens;
   return chat->options.max_tokens && most > left ? left : most;
 }
@@ -410,14 +408,9 @@ static void generate(Chat *chat, wm_token token, uint32_t n) {
                      .top_p = sampler->top_p, .min_p = sampler->min_p};
   wm_token *tokens = chat->tokens + chat->length, out[BURST];
   size_t count = 0;
-  double start = now();
   tokens[0] = token;
   check(wm_session_generate(chat->session, tokens, 1, &how, chat->ends, chat->info.end_tokens, out, n, &count),
         "session_generate");
-  double took = now() - start;
-  /* Half of the time may be that of others, whose turn was before. */
-  if (count >= chat->burst && took < PAUSE) chat->burst = took * BURST < PAUSE * count ? BURST : (uint32_t)(PAUSE / took * count);
-  else if (took > 2 * PAUSE) chat->burst = count > 1 ? (uint32_t)count / 2 : 1;
   sampler->seed = how.seed;
   for (size_t i = 0; i + 1 < count; i++) {
     say(chat, out[i]);

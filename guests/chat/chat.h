@@ -49,7 +49,6 @@ typedef struct Chat {
   Drafting drafting;
   bool answering;
   wm_token next; /* of the answer: drawn, and not said yet */
-  uint32_t burst; /* tokens that the host chooses at once; 0: it has not chosen any yet */
   Text reply, held; /* the answer so far, and its line ends that are not written yet */
   uint32_t reply_tokens;
   uint32_t prefill_tokens, decode_tokens, drafted_tokens, accepted_tokens;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from wasmetal.device import Device
 from wasmetal.errors import GuestError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
+from wasmetal.host.functions import llm
 from wasmetal.models.lm.kv_cache import PAGE_SIZE
 
 TEXT, TOKENS, OUT, LOGITS = 1024, 4096, PAGE, 4 * PAGE
@@ -375,6 +377,29 @@ def length(probe: Probe, session: int) -> int:
     return probe.u32()
 
 
+@pytest.fixture
+def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    monkeypatch.setattr(llm, "_PAUSE", math.inf)
+
+
+def test_generating_for_a_time(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has taken too long gives what there is; the next goes on from there."""
+    one, some = session(probe), session(probe)
+    monkeypatch.setattr(llm, "_PAUSE", math.inf)
+    _, expected = generate(probe, one, [5, 6, 7], 12)
+    monkeypatch.setattr(llm, "_PAUSE", 0.0)
+    tokens: list[int] = []
+    while len(tokens) < 12:
+        errno, more = generate(probe, some, tokens[-1:] or [5, 6, 7], 12 - len(tokens))
+        assert errno == Errno.SUCCESS
+        assert more
+        tokens += more
+    assert tokens == expected
+    assert length(probe, one) == length(probe, some)
+
+
+@pytest.mark.usefixtures("all_at_once")
 def test_generating(probe: Probe, model: Any) -> None:
     one, some = session(probe), session(probe)
     expected, tokens = [], [5, 6, 7]
@@ -390,6 +415,7 @@ def test_generating(probe: Probe, model: Any) -> None:
     assert generate(probe, some, [5, 6, 7], 10, (stop,)) == (Errno.SUCCESS, expected[: expected.index(stop) + 1])
 
 
+@pytest.mark.usefixtures("all_at_once")
 def test_the_seed_decides_what_is_generated(probe: Probe) -> None:
     def sample(seed: int) -> tuple[list[int], int]:
         it = session(probe)

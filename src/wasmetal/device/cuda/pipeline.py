@@ -20,7 +20,8 @@ _OPTIONS = (
     "--diag-suppress=1444",  # the prelude names deprecated types
 )
 _SHARED = 44
-"""Percent of a multiprocessor's fast memory that is group memory. The same for all kernels: changing it takes time.
+"""Percent of a multiprocessor's fast memory that is group memory, once a kernel has come that needs much: then the same
+for all kernels, since changing it takes time. Without such kernels the driver's choice is faster: it leaves more cache.
 
 On an H200 these are 100 KiB: two groups of the kernel that has most."""
 _MISSING = "pip install 'wasmetal[cuda]'"
@@ -34,11 +35,14 @@ class Pipeline:
         module = call("cuModuleLoadData", image)
         context.release_with(self, "cuModuleUnload", module)
         self.function = call("cuModuleGetFunction", module, kernel.name.encode())
-        carveout = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        call("cuFuncSetAttribute", self.function, carveout, _SHARED)
         self.threads = kernel.threads
         self.spread = kernel.spread
         self.most = kernel.most
+
+    def share(self) -> None:
+        """Have the same share of group memory as all other kernels that do this."""
+        carveout = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        call("cuFuncSetAttribute", self.function, carveout, _SHARED)
 
 
 class CudaPipelines(Pipelines[Pipeline]):
@@ -50,6 +54,7 @@ class CudaPipelines(Pipelines[Pipeline]):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
+        self._shares = False
         options = hashlib.sha256(cuda_prelude() + repr(_OPTIONS).encode()).hexdigest()[:16]
         self.key = cache_key("cuda", context.physical.architecture, code_digest("cuda"), options)
 
@@ -60,7 +65,14 @@ class CudaPipelines(Pipelines[Pipeline]):
         if not image:
             image = compile_kernel(kernel, self._context.physical.architecture)
             file.write(image)
-        return Pipeline(self._context, kernel, image)
+        made = Pipeline(self._context, kernel, image)
+        if "integer_dot" in kernel.features and not self._shares:
+            self._shares = True
+            for earlier in self._made.values():
+                earlier.share()
+        if self._shares:
+            made.share()
+        return made
 
     def save(self) -> None:
         """Do nothing: each kernel is saved when it has been compiled."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MAX_TEXT = 1 << 18
 """Bytes of text, or tokens, that the host takes in one call. The tokenizer may need hundreds of bytes of host memory,
 and microseconds, for each; a call is not interrupted."""
+_PAUSE = 0.05
+"""Seconds after which a guest gets the tokens that have been chosen, so that it can show their text."""
 _MAX_DETOKENIZED = 16 * MAX_TEXT
 _MAX_HEADER = 4096
 """An upper bound on the bytes of a saved session other than its keys and values."""
@@ -258,7 +260,8 @@ class Llm:
         tokens = _next_tokens(memory, ptr, count, held)
         chosen: list[int] = []
         try:
-            self._device.drive(generate(held.session, tokens, sampler, cap, ends, chosen), _joins(held, tokens))
+            steps = generate(held.session, tokens, sampler, cap, ends, chosen, _PAUSE)
+            self._device.drive(steps, _joins(held, tokens))
         finally:
             room[: len(chosen)], length[0], record["seed"] = chosen, len(chosen), sampler.seed
 

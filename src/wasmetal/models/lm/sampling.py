@@ -7,6 +7,7 @@ The filters are those of Hugging Face transformers, in the same order: temperatu
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,14 +105,21 @@ def _uniforms(seed: int, count: int) -> NDArray[np.float64]:
 
 
 def generate(
-    session: Session, tokens: Sequence[int], sampler: Sampler, most: int, stops: Collection[int], chosen: list[int]
+    session: Session,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    most: int,
+    stops: Collection[int],
+    chosen: list[int],
+    seconds: float = math.inf,
 ) -> Generator[Submission | None]:
     """Append tokens and then choose and append up to ``most`` more, in steps as those of :meth:`Session.steps`.
 
     Each token is added to ``chosen``. The last one is not appended: it is one of ``stops``, or the ``most``-th, or the
-    context is full. Raises what :meth:`Session.forward` does; the tokens that were chosen before are then appended.
+    context is full, or ``seconds`` have passed. Raises what :meth:`Session.forward` does; the tokens that were chosen
+    before are then appended.
     """
-    context = session.model.context_length
+    context, end = session.model.context_length, time.monotonic() + seconds
     if len(tokens) != 1:
         top = TopLogits(sampler.candidates)
         yield from session.steps(tokens, top)
@@ -130,5 +138,5 @@ def generate(
             session.truncate(begin + ended)
         chosen += some
         tokens = some[-1:]
-        if ended or session.length == context:
+        if ended or session.length == context or time.monotonic() >= end:
             return
