@@ -64,8 +64,13 @@ def test_output_ends_with_one_newline(reply: bytes, out: bytes) -> None:
     assert Ran(ScriptedModel(reply), "-p", "x").out == out
 
 
-def test_text_is_written_token_by_token() -> None:
-    assert Ran(ScriptedModel(b"abc"), "-p", "x").writes == [b"a", b"b", b"c", b"\n"]
+def test_the_first_token_is_written_before_more_are_chosen() -> None:
+    writes = Ran(ScriptedModel(b"abc"), "-p", "x").writes
+    assert (writes[0], b"".join(writes)) == (b"a", b"abc\n")
+
+
+def test_drafts_are_written_pass_by_pass() -> None:
+    assert Ran(ScriptedModel(b"abc"), "-p", "x", "--draft-tokens", "1").writes == [b"a", b"b", b"c", b"\n"]
 
 
 def test_the_stream_holds_split_characters_together() -> None:
