@@ -448,6 +448,7 @@ def test_generating_what_cannot_be(probe: Probe, model: Any) -> None:
     assert length(probe, it) == 0
 
 
+@pytest.mark.usefixtures("all_at_once")
 def test_generating_to_the_end_of_the_context(probe: Probe, model: Any) -> None:
     it = session(probe)
     prompt = [5] * (model.context_length - 2)

@@ -123,6 +123,20 @@ def top_logits(bench, rng, rows, columns, k, parts):
     return [ids, values, totals, scratch]
 
 
+def next_token(bench, rng, rows, k, temperature):
+    ids = bench.put(rng.permutation(1000)[: rows * k].reshape(rows, k).astype(np.int32))
+    values = bench.put(-np.sort(-rng.standard_normal((rows, k)), axis=1).astype(np.float32))
+    floats = np.array([temperature, 0.9, 0.01], np.float32).view(np.int32)
+    draws = rng.random((rows, 4)).astype(np.float32).view(np.int32)
+    settings = np.concatenate([np.tile(np.r_[floats, [40, 5, 3]], (rows, 1)), draws], axis=1).astype(np.int32)
+    tokens, chosen = bench.put(np.zeros(rows, np.int32)), bench.put(np.zeros((rows, 4), np.int32))
+    batch = bench.batch(rows, rows, 5, np.arange(rows))  # rows from the fourth on are past their last token
+    sequences = bench.sequences([[1, 2]] * rows, list(range(6, 6 + rows)))
+    given = bench.put(settings)
+    bench.run(lambda rec: ops.next_token(rec, ids, values, given, tokens, batch, sequences, chosen))
+    return [tokens, batch, sequences, chosen]
+
+
 def rope(bench, rng, interleaved, position):
     x, table, batch = put(bench, rng, 4, 3, 10, gap=2), put(bench, rng, 9, 4, 2), bench.batch(4, 3, position)
     bench.run(lambda rec: ops.rope(rec, x, table, batch, interleaved=interleaved))
@@ -347,8 +361,7 @@ def cases() -> Iterator[Case]:
         yield case(EXACT, scale, shape, gap)
     for shape, gap, live in (((1, 1), 0, 1), ((5, 67), 3, 4), ((2, 131), 0, None)):
         yield case(CLOSE, silu_mul, shape, gap, live)
-    yield case(CLOSE, gelu_mul, (5, 67), 3, 4)
-    yield case(CLOSE, swiglu_oai, (5, 67), 3, 4)
+    yield from (case(CLOSE, run, (5, 67), 3, 4) for run in (gelu_mul, swiglu_oai))
     for rows, columns, slots, normalized in ((1, 5, 5, True), (4, 131, 3, False)):
         yield case(CLOSE, top_k, rows, columns, slots, normalized)
     for rows, slots, columns, accumulate in ((1, 2, 131, True), (5, 3, 7, False)):
@@ -363,6 +376,7 @@ def cases() -> Iterator[Case]:
         yield case(EXACT, argmax, rows, columns)
     for rows, columns, k, parts in ((1, 9, 8, 1), (2, 700, 40, 3), (1, 2500, 64, 2)):
         yield case(CLOSE, top_logits, rows, columns, k, parts)
+    yield from (case(EXACT, next_token, *how) for how in ((1, 1, 0.0), (5, 64, 0.8)))
     for interleaved, position in product((True, False), (2, 7)):  # 7: past the table's end, to which it is clamped.
         yield case(CLOSE, rope, interleaved, position)
     for dtype in FLOATS:
