@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from wasmetal import Guest
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError
 from wasmetal.models import Model, Session, TopLogits, load_model
-from wasmetal.models.lm import scheduler
 from wasmetal.models.lm.multi_step import MOST_STEPS
 from wasmetal.models.lm.pacing import SHARED, Pacing
 from wasmetal.models.lm.sampling import Sampler, generate
@@ -201,26 +199,6 @@ def test_several_sequences_with_different_settings(model: Model) -> None:
     together = threading.Barrier(len(hows))
     with ThreadPoolExecutor(len(hows)) as threads:
         assert list(threads.map(lambda number: run(number, together), range(len(hows)))) == alone
-
-
-@pytest.mark.usefixtures("at_once")
-def test_a_few_tokens_at_a_time_while_most_others_are_missing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tokens, and no pages beyond them."""
-    monkeypatch.setattr(scheduler, "_RECENT", math.inf)
-    expected = greedy(model, [*range(30), 7], 16)
-    with model.session() as session, model.session() as one, model.session() as another:
-        for each in (session, one, another):
-            each.forward(list(range(30)), None)
-        for each in (one, another):
-            drive(generate(each, [7], Sampler(), 2, (), []))
-        before, chosen = session.counters.submits, []
-        drive(generate(session, [7], Sampler(), 16, (), chosen))
-        assert session.counters.submits - before == 4
-        assert (chosen, session.length) == (expected, 46)
-        session.truncate(30)
-        chosen.clear()
-        drive(generate(session, [7], Sampler(), 1, (), chosen))
-        assert (len(session.pages), session.length) == (1, 31)
 
 
 @pytest.mark.usefixtures("at_once")

@@ -24,7 +24,7 @@ from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head, TopLogits, Wanted
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache, page_count
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
@@ -280,8 +280,7 @@ class Model(Closing):
 
         ``draws`` says how, and for how many tokens, for which the context must have room; the last one is not appended.
         They are in ``draws.tokens`` then. Fewer are chosen if so many would take the device longer than others should
-        wait, or if most others who decode are late for the batch. Raises what :meth:`forward` does; the session is then
-        unchanged.
+        wait. Raises what :meth:`forward` does; the session is then unchanged.
         """
         session.check((token,), 0)
         draws.randoms = draws.randoms[: self._pacing.steps()]
@@ -292,6 +291,7 @@ class Model(Closing):
     ) -> Generator[Submission | None]:
         """Append one token of one session or, with ``draws``, what follows it too: what happens most often."""
         growth, kept = self._growth(session, draws)
+        count = len(draws.randoms) if draws else 1
         try:
             self._pacing.rows(session.holder)
             yield None
@@ -302,12 +302,11 @@ class Model(Closing):
                 with self.lock:
                     self.cache.discard(growth)
             raise
-        session.length += len(draws.randoms) if draws else 1
         if not kept:
             with self.lock:
                 self.cache.adopt(session.pages, growth)
-                self.cache.release(session.pages, keep=page_count(session.length))
         session.counters.count_submission(part.seconds, part.dispatches)
+        session.length += count
         if draws:
             self._pacing.stepped(part.batch.steps, part.batch.submission.seconds)
 

@@ -32,14 +32,9 @@ _LOOK = 0.05
 _SLICE = 0.5
 """Seconds of waiting for the device between two looks at whether the batch has ended otherwise."""
 _SAMPLING = 0.5, 12e-3
-"""How long a batch waits for sequences of the last one, whose callers choose their next token or show text: at most
-this part of the last batch's time, and at most so many seconds; not at all if at least as many others are here, and
-those that are missing take longer to come back. Then the others take turns with them."""
-_COMING = 3e-3, 25e-3
-"""Each sequence that comes back has the batch wait so many seconds more, up to so many in all."""
-_RECENT, _FEW_STEPS = 0.25, 4
-"""A batch with less than half of the sequences that have had tokens chosen in so many seconds chooses so few tokens of
-each, so that the others can join soon."""
+"""How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
+last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
+missing take longer to come back. Then the others take turns with them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -56,8 +51,7 @@ class Job:
     sequence: int | None = None
     """What identifies the sequence, if this is the one row of a sequence that decodes."""
     draws: Draws | None = None
-    """How the device chooses this row's next tokens, if it does. All jobs of a submission have draws, or none. They may
-    become fewer when it is submitted."""
+    """How the device chooses this row's next tokens, if it does. All jobs of a submission have draws, or none."""
     alone: bool = False
     """Whether no other job may be in its submission."""
     part: Part | None = None
@@ -204,14 +198,12 @@ class Scheduler:
         self._current: Batch | None = None
         self._expected: set[int] = set()
         """Sequences of the last batch that have not come back for their next token."""
-        self._ended = self._until = self._latest = -math.inf
-        """When the last batch ended, how long they are waited for, and for how long if they keep coming."""
+        self._ended = self._until = -math.inf
+        """When the last batch ended, and how long they are waited for."""
         self._returned = 0
         """How many of its sequences have come back."""
         self._pace = 0.0
         """Seconds for each that has come back, the last time that one did."""
-        self._chose: dict[int | None, float] = {}
-        """When tokens were last chosen for each sequence."""
 
     def run(self, job: Job) -> Generator[Submission | None, None, Part]:
         """Do a job, in steps: None while it waits for its turn, and a submission that must have ended before the next.
@@ -316,8 +308,7 @@ class Scheduler:
             return _LOOK
         missing = len(self._expected)
         left = self._until - time.monotonic() if missing else 0.0
-        most = self._latest - time.monotonic()
-        if left <= 0 or (len(self._queue) >= missing and missing * self._pace > most):
+        if left <= 0 or (len(self._queue) >= missing and missing * self._pace > left):
             return 0.0
         return min(left, _LOOK)
 
@@ -325,14 +316,11 @@ class Scheduler:
         """A sequence of the last batch is here for its next token."""
         self._expected -= {job.sequence}
         self._returned += 1
-        now = time.monotonic()
-        self._pace = (now - self._ended) / self._returned
-        self._until = max(self._until, min(now + _COMING[0], self._latest))
+        self._pace = (time.monotonic() - self._ended) / self._returned
 
     def _submit(self, taken: Pass, mine: Job | None) -> None:
         """Submit the next batch. ``mine``: the job of this thread."""
         jobs = self._next()
-        self._shorten(jobs)
         self._free.remove(taken)
         try:
             submission = self._start(taken, jobs)
@@ -357,18 +345,6 @@ class Scheduler:
         if mine not in jobs:
             waiter = next((job for job in jobs if job.listening), jobs[0])
             waiter.wake.give()  # to wait for the device; the others sleep on
-
-    def _shorten(self, jobs: Sequence[Job]) -> None:
-        """Have fewer tokens chosen if most of the sequences that decode are missing."""
-        draws = [job.draws for job in jobs if job.draws]
-        if not draws:
-            return
-        now = time.monotonic()
-        self._chose = {each: when for each, when in self._chose.items() if now - when < _RECENT}
-        self._chose |= dict.fromkeys([job.sequence for job in jobs], now)
-        if 2 * len(draws) < len(self._chose):
-            for each in draws:
-                each.randoms = each.randoms[:_FEW_STEPS]
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
@@ -402,9 +378,7 @@ class Scheduler:
                 part, most = _SAMPLING
                 self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
                 self._ended, self._returned = time.monotonic(), 0
-                seconds = part * batch.submission.seconds
-                self._until = self._ended + min(seconds, most)
-                self._latest = self._ended + min(seconds, _COMING[1])
+                self._until = self._ended + min(part * batch.submission.seconds, most)
                 self._advance()
             self._nudge()
         finally:
