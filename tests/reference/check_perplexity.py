@@ -23,7 +23,8 @@ import numpy as np
 from wasmetal import load_model, open_device
 from wasmetal.models.files import store
 
-TYPES = "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_1", "Q4_0"
+TYPES = "F16", "Q8_0", "Q5_0", "Q4_1", "Q4_0"
+"""SmolLM2's rows have 576 weights, which are no whole number of the other types' blocks."""
 WINDOW = 512
 MOST = 1.002
 
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("--types", default=",".join(TYPES), help="default: %(default)s")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["exact", "standard", "fast"], default="standard")
-    parser.add_argument("--windows", type=int, default=8, help=f"of {WINDOW} tokens; default: %(default)s")
+    parser.add_argument("--windows", type=int, default=24, help=f"of {WINDOW} tokens; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
