@@ -83,9 +83,9 @@ class ScriptedSession:
         """Nothing is run after an END."""
         for random in draws.randoms:
             if token != END:
-                top = TopLogits(draws.top_k)
+                top = TopLogits(draws.filters.top_k)
                 yield from self.steps([token], [top])
-                token = pick(draws, top, random)
+                token = pick(draws.filters, top, random)
             draws.tokens.append(token)
 
     def steps(self, tokens: Sequence[int], logits: Any) -> Generator[None]:

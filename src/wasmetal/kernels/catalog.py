@@ -89,6 +89,9 @@ ACTIVATIONS = ("silu", "gelu")
 """What the gate of ``gated_gemv`` can be activated by, in the order of their numbers; GELU in its tanh form."""
 
 
+NEXT_TOKEN_SETTINGS = 6
+"""Words of a row's settings of ``next_token``, before its random numbers; the last of them says how many tokens."""
+
 GEMV_ROWS = 2
 """Rows of a weight that a group of the ``gemv`` kernels multiplies by one reading of the vector."""
 

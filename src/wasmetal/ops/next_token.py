@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
@@ -9,13 +10,10 @@ from wasmetal.ops.tensor import Tensor
 from wasmetal.ops.top_logits import MOST
 from wasmetal.ops.work import EXPONENTIAL, GROUP
 
-SETTINGS = 6
-"""Words of a row of ``settings`` before its random numbers."""
-
 
 def settings_shape(rows: int, steps: int) -> tuple[int, int]:
     """The shape of ``settings`` for up to ``rows`` rows that take up to ``steps`` tokens, one after another."""
-    return rows, SETTINGS + steps
+    return rows, NEXT_TOKEN_SETTINGS + steps
 
 
 def next_token(

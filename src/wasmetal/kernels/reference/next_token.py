@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.kernels.reference.views import F32, Bytes, array, words
 
-SETTINGS = 6
-"""Words of a row's settings before its random numbers."""
 _FARTHEST = np.float32(-1e4)
 
 
@@ -27,7 +26,7 @@ def next_token(
     """Choose tokens, and make each row one of its token at the next position."""
     candidates = array(ids, p.ids_offset * 4, (p.rows, p.k), np.uint32)
     logits = array(values, p.values_offset * 4, (p.rows, p.k))
-    numbers = array(settings, p.settings_offset * 4, (p.rows, SETTINGS + p.steps), np.uint32)
+    numbers = array(settings, p.settings_offset * 4, (p.rows, NEXT_TOKEN_SETTINGS + p.steps), np.uint32)
     floats = numbers.view(np.float32)
     following = words(tokens, p.tokens_offset, p.rows)
     rows = words(batch, p.batch_offset, 2 + 2 * p.rows)
@@ -47,7 +46,7 @@ def next_token(
             if temperature > 0 and np.isfinite(peak):
                 some = logits[row, : min(int(numbers[row, 3]), p.k)]
                 weights = np.exp(np.maximum((some - peak) / np.float32(temperature), _FARTHEST))
-                candidate = _drawn(weights, top_p, min_p, float(floats[row, SETTINGS + step]))
+                candidate = _drawn(weights, top_p, min_p, float(floats[row, NEXT_TOKEN_SETTINGS + step]))
             token = int(candidates[row, candidate])
             results[row, step] = token = 0 if token == 0xFFFFFFFF else token
             if step + 1 < count:

@@ -48,6 +48,10 @@ class Inputs:
     sequences: Tensor
     """I32 [S, 1 + P]: each sequence's length and page table."""
 
+    def rows(self, count: int) -> Inputs:
+        """Those of a pass over the first ``count`` rows."""
+        return Inputs(self.ids.rows(0, count), self.batch.rows(0, 1 + count), self.sequences)
+
 
 class Network(Protocol):
     """The network of one model file. Making it checks the file; :meth:`load` loads the weights onto a device."""

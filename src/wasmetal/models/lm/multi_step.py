@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wasmetal.device.base import CommandList, Device
+from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.models.architectures.network import Inputs, KVPools, Network
+from wasmetal.models.lm.filters import Filters
 from wasmetal.models.lm.heads import TOP, TOP_ROWS, Shared
 from wasmetal.ops import (
     DType,
     Recorder,
     Tensor,
     next_token,
-    settings_shape,
     top_logits,
     top_logits_scratch_shape,
 )
@@ -35,11 +36,7 @@ MOST_STEPS = 32
 class Draws:
     """How tokens that follow one another are chosen; and which ones were, once :meth:`Session.choose` has ended."""
 
-    temperature: float
-    """0: always the likeliest token."""
-    top_k: int
-    top_p: float
-    min_p: float
+    filters: Filters
     randoms: NDArray[np.float64]
     """From 0 to 1, [n]: one for each token, up to MOST_STEPS."""
     tokens: list[int] = field(default_factory=list)
@@ -76,7 +73,7 @@ class MultiStep:
     def lists(self, fitting: int, draws: Sequence[Draws]) -> list[CommandList]:
         """The lists for rows of a pass of the class ``fitting``, the first of which have these draws."""
         self._draws = draws
-        k = max([each.top_k if each.temperature > 0 else 1 for each in draws])
+        k = max([each.filters.candidates for each in draws])
         key = fitting, TOP_ROWS[bisect_left(TOP_ROWS, len(draws))], TOP[bisect_left(TOP, k)]
         if key not in self._lists:
             self._lists[key] = self._record(*key)
@@ -108,8 +105,7 @@ class MultiStep:
         all_rows = min(fitting, logits.shape[0])
         commands = self._device.record()
         rec = Recorder(self._device.info, commands)
-        some = Inputs(inputs.ids.rows(0, fitting), inputs.batch.rows(0, 1 + fitting), inputs.sequences)
-        self._network.body(rec, some, self._pools)
+        self._network.body(rec, inputs.rows(fitting), self._pools)
         batch = inputs.batch.rows(0, 1 + all_rows) if all_rows > 1 else None
         self._network.head(rec, self._rows.tensor.rows(0, all_rows), logits.rows(0, all_rows), batch)
         rows = min(rows, all_rows)
@@ -137,9 +133,8 @@ class MultiStep:
 
 def write_settings(settings: np.ndarray, row: int, draws: Draws, position: int) -> None:
     """Write a row's settings for tokens from ``position`` on to i32 [S, ...], as ``next_token`` reads them."""
-    count = len(draws.randoms)
+    how, count = draws.filters, len(draws.randoms)
     floats = settings[row].view(np.float32)
-    floats[:3] = draws.temperature, draws.top_p, draws.min_p
-    settings[row, 3:6] = draws.top_k, position, count
-    begin = settings_shape(1, 0)[1]
-    floats[begin : begin + count] = draws.randoms
+    floats[:3] = how.temperature, how.top_p, how.min_p
+    settings[row, 3:NEXT_TOKEN_SETTINGS] = how.top_k, position, count
+    floats[NEXT_TOKEN_SETTINGS : NEXT_TOKEN_SETTINGS + count] = draws.randoms

@@ -10,6 +10,7 @@ import numpy as np
 
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import OutOfDeviceMemoryError
+from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.heads import Head, Heads, Wanted
@@ -127,16 +128,12 @@ class Pass:
 
     def body(self, rows: int) -> CommandList:
         """The list that computes everything but the heads for a batch of ``rows`` rows."""
-        if self._version != self._cache.version:
-            self._close_lists()
-            self._version = self._cache.version
-        fitting = self._classes[bisect_left(self._classes, rows)]
+        fitting = self._fitting(rows)
         if fitting not in self._lists:
-            ids, batch = self._inputs.ids.rows(0, fitting), self._inputs.batch.rows(0, 1 + fitting)
             commands = self._device.record()
             rec = Recorder(self._device.info, commands)
             self._record_copy(rec, fitting)
-            self._network.body(rec, Inputs(ids, batch, self._inputs.sequences), self._cache.layers)
+            self._network.body(rec, self._inputs.rows(fitting), self._cache.layers)
             commands.finish()
             self._lists[fitting] = commands
         return self._lists[fitting]
@@ -147,13 +144,10 @@ class Pass:
         The first rows have these ``draws``, and ``positions``; the others are computed, and nothing is chosen for them.
         Raises OutOfDeviceMemoryError.
         """
-        if self._version != self._cache.version:
-            self._close_lists()
-            self._version = self._cache.version
+        fitting = self._fitting(rows)
         for row, (each, position) in enumerate(zip(draws, positions, strict=True)):
             write_settings(self._settings, row, each, position)
-        self._settings[len(draws) : rows, 5] = 0
-        fitting = self._classes[bisect_left(self._classes, rows)]
+        self._settings[len(draws) : rows, NEXT_TOKEN_SETTINGS - 1] = 0  # tokens
         if self._multi_step is None:
             logits = self._all_heads().logits
             parts = self._inputs, self._settings_read, logits
@@ -200,6 +194,13 @@ class Pass:
         if self._heads:
             self._heads.close()
             self._heads = None
+
+    def _fitting(self, rows: int) -> int:
+        """The class of a batch of ``rows`` rows. Lists of a cache that has been replaced are closed first."""
+        if self._version != self._cache.version:
+            self._close_lists()
+            self._version = self._cache.version
+        return self._classes[bisect_left(self._classes, rows)]
 
     def _record_copy(self, rec: Recorder, fitting: int) -> None:
         """Record the copy of what ``fitting`` rows read of the inputs, if kernels read a copy of them."""

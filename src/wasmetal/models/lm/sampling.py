@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wasmetal.device.base import Submission
-from wasmetal.errors import ModelError
-from wasmetal.models.lm.heads import MOST_TOP, TopLogits
+from wasmetal.models.lm.filters import Filters
+from wasmetal.models.lm.heads import TopLogits
 from wasmetal.models.lm.multi_step import MOST_STEPS, Draws
 
 if TYPE_CHECKING:
@@ -28,31 +28,11 @@ _INCREMENT, _MIX, _MIX_AGAIN = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE
 
 
 @dataclass
-class Sampler:
+class Sampler(Filters):
     """How tokens are chosen. Raises ModelError if a number is out of range."""
 
-    temperature: float = 0.0
-    """0: always the likeliest token."""
-    top_k: int = 40
-    """Keep the k likeliest, 1 to 64."""
-    top_p: float = 1.0
-    """Of those, keep the likeliest that together have this much probability; 1: all."""
-    min_p: float = 0.0
-    """Of those, keep what is at least this likely, relative to the likeliest; 0: all."""
     seed: int = 0
     """State of the random number generator, 64 bits; :meth:`choose` advances it."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= MOST_TOP:
-            raise ModelError(f"a top-k of {self.top_k}; the device finds 1 to {MOST_TOP}")
-        for name in ("temperature", "top_p", "min_p"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN is neither
-                raise ModelError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
-
-    @property
-    def candidates(self) -> int:
-        """How many of the largest logits :meth:`choose` needs."""
-        return self.top_k if self.temperature > 0 else 1
 
     def choose(self, top: TopLogits) -> int:
         """The next token, of at least ``candidates`` largest logits. 0 if all logits are -inf or NaN."""
@@ -65,7 +45,7 @@ class Sampler:
     def draws(self, count: int) -> Draws:
         """How the device chooses the next ``count`` tokens. To be followed by :meth:`advance`."""
         randoms = _uniforms(self.seed, count) if self.temperature > 0 else np.zeros(count)
-        return Draws(self.temperature, self.top_k, self.top_p, self.min_p, randoms)
+        return Draws(self, randoms)
 
     def advance(self, count: int) -> None:
         """Leave the generator as it is after ``count`` tokens."""
@@ -73,7 +53,7 @@ class Sampler:
             self.seed = (self.seed + count * int(_INCREMENT)) & _MASK
 
 
-def pick(how: Sampler | Draws, top: TopLogits, random: float) -> int:
+def pick(how: Filters, top: TopLogits, random: float) -> int:
     """The token that a random number from 0 to 1 chooses, of at least as many largest logits as ``how`` keeps."""
     ids: list[int] = top.ids.tolist()
     values: list[float] = top.values.tolist()

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import MemoryKind
 from wasmetal.errors import ModelError
-from wasmetal.models.lm.heads import MOST_TOP, TopLogits
+from wasmetal.models.lm.heads import MOST_TOP, Shared, TopLogits
 from wasmetal.models.lm.model import Model
 from wasmetal.models.lm.sampling import Sampler
 from wasmetal.nn.backend import Services
@@ -42,17 +41,16 @@ class AllLogits:
         self._charge, self._nbytes = charge, -(-4 * model.vocab_size // ALIGNMENT) * ALIGNMENT
         charge(self._nbytes)
         try:
-            buffer = model.device.allocate(self._nbytes, MemoryKind.SHARED)
+            shared = self._shared = Shared(model.device, DType.F32, model.vocab_size)
         except BaseException:
             charge(-self._nbytes)
             raise
-        self.tensor = Tensor(buffer, 0, DType.F32, (model.vocab_size,))
-        self.values = self.tensor.numpy()
-        """f32 [vocab_size]."""
+        self.tensor, self.values = shared.tensor, shared.values
+        """f32 [vocab_size], for the device and for the host."""
 
     def close(self) -> None:
         """Release it."""
-        self.tensor.buffer.close()
+        self._shared.close()
         self._charge(-self._nbytes)
 
 
