@@ -14,7 +14,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import HANDLERS
 from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
-from wasmetal.serve.routes import about, chat, completions, embeddings, tokens
+from wasmetal.serve.routes import about, chat, completions, embeddings, page, stats, tokens
 
 
 def application(
@@ -39,6 +39,8 @@ def application(
         Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
+        Route("/stats", stats.stats),
+        *(Route(path, page.file) for path in page.FILES),
     ]
     gate = Middleware(Gate, engine=engine, keys=keys or Keys({}), hosts=hosts, paths=[route.path for route in routes])
     cors = Middleware(

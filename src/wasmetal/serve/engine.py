@@ -17,6 +17,7 @@ from wasmetal.serve.admission import Admission
 from wasmetal.serve.errors import ApiError, bad_request
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.metrics import Metrics
+from wasmetal.serve.roster import Roster
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Engine:
         self.program = Program(guest or packaged.guest("complete"), trusted=guest is None)
         self.admission = Admission(limits.running, limits.waiting)
         self.metrics = Metrics()
+        self.roster = Roster()
         self.pool = ThreadPoolExecutor(limits.running, thread_name_prefix="completion")
         self.tasks: set[asyncio.Task[None]] = set()
         """Completions that run or wait."""

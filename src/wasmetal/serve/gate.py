@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, draining
 from wasmetal.serve.keys import Keys
+from wasmetal.serve.routes import page
 
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/health", *page.FILES})
 """Paths that need no key."""
 ABOUT = frozenset({"/health", "/metrics"})
 """Paths that are there while the server drains."""

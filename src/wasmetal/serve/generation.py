@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wasmetal.errors import WasmetalError
@@ -39,9 +40,11 @@ class Generation:
         self._started: set[Completion] = set()
         engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
-        for request, task in zip(requests, self._tasks, strict=True):
+        for request, completion, task in zip(requests, self._completions, self._tasks, strict=True):
             engine.metrics.prompt(model.name, len(request.prompt))
+            engine.roster.add(completion)
             engine.tasks.add(task)
+            task.add_done_callback(partial(self._leave, completion))
             task.add_done_callback(engine.tasks.discard)
             task.add_done_callback(lambda _: engine.admission.give_back())
 
@@ -88,6 +91,9 @@ class Generation:
                 completion.stop()
             else:
                 task.cancel()
+
+    def _leave(self, completion: Completion, task: asyncio.Task[None]) -> None:
+        self._engine.roster.remove(completion)
 
     async def __aenter__(self) -> Generation:
         return self

@@ -19,6 +19,8 @@ class Metrics:
     """The server's figures. Safe to use from several threads."""
 
     def __init__(self) -> None:
+        self.drawn = 0
+        """Tokens of completions, of all models."""
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "wasmetal_requests", "Requests, by their path and status (499: the client went away).", ["path", "status"],
@@ -74,6 +76,7 @@ class Metrics:
     def token(self, model: str, seconds: float, *, first: bool) -> None:
         """A token came, so long after the one before it, or after the request if it is the first."""
         self._drawn.labels(model).inc()
+        self.drawn += 1
         (self._first if first else self._between).labels(model).observe(seconds)
 
     def ended(self, model: str, counters: Counters) -> None:
