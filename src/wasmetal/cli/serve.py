@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +54,12 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log each request, as a line of JSON on standard error.")
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Have these lines hold the prompts' texts.")
+    ] = False,
     context: Context = None,
     kv_type: KvType = None,
     quantize: Quantize = None,
@@ -66,12 +72,15 @@ def serve(
     requests finish; a second one ends them.
     """
     try:
+        from wasmetal.serve import log
         from wasmetal.serve.app import application
         from wasmetal.serve.engine import Engine
         from wasmetal.serve.keys import new_key as make_key
         from wasmetal.serve.keys import read_keys
         from wasmetal.serve.limits import ServerLimits
+        from wasmetal.serve.record import Record
         from wasmetal.serve.server import LOCAL, Server, is_loopback, listen
+        from wasmetal.serve.tracing import traces
     except ModuleNotFoundError as error:
         raise OptionError(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
@@ -85,7 +94,9 @@ def serve(
     keys = read_keys(api_key, api_keys)
     if not (keys or insecure or is_loopback(host)):
         raise OptionError(f"others can reach {host}: give --api-key or --api-keys, or say --insecure")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if log_prompts and not log_json:
+        raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
+    log.configure(as_json=log_json)
 
     def load(name: str) -> Model | Embedder:
         if _makes_embeddings(name):
@@ -103,17 +114,26 @@ def serve(
         return stack.enter_context(model)
 
     def started(address: str) -> None:
-        served = f"{', '.join(engine.models)} on {opened.info.name}"
-        print(f"wasmetal serves {served} at {address}/v1", file=sys.stderr, flush=True)
+        news = f"wasmetal serves {', '.join(engine.models)} on {opened.info.name} at {address}/v1"
+        if log_json:
+            log.log.info(news)
+        else:
+            print(news, file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         opened = stack.enter_context(open_device(device, precision))
         loaded = [load(name) for name in models or [DEFAULT_MODEL]]
         engine = Engine(loaded, ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens))
+        engine.log_prompts = log_prompts
+        observers: list[Callable[[Record], object]] = [log.write] if log_json else []
+        if tracing := traces():
+            stack.callback(tracing.close)
+            observers.append(tracing.write)
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
-        server = Server(application(engine, keys=keys, hosts=hosts, origins=cors or ()), listener, started)
+        app = application(engine, keys=keys, hosts=hosts, origins=cors or (), observers=observers)
+        server = Server(app, listener, started)
         server.run()
 
 

@@ -38,9 +38,11 @@ class Completion:
         self.model_name = model.name
         self.tokens = 0
         """That have been made."""
+        self.begun = 0.0
+        """When it began to run, by ``time.monotonic``."""
         self._prompt = len(request.prompt)
         self._phase = "waiting"
-        self._begun = self._first = self._ended = 0.0
+        self._first = self._ended = 0.0
         self._map: MemoryMap | None = None
         self._program = program
         self._model = model
@@ -67,7 +69,7 @@ class Completion:
                     self._made()
                     emit(record)
 
-        self._begun, self._phase = time.monotonic(), "prompt"
+        self.begun, self._phase = time.monotonic(), "prompt"
         with Guest(
             self._program,
             models={"default": self._model},
@@ -112,7 +114,7 @@ class Completion:
             "state": self._phase,
             "prompt_tokens": self._prompt,
             "tokens": self.tokens,
-            "seconds": round(now - self._begun, 3) if self._begun else 0.0,
+            "seconds": round(now - self.begun, 3) if self.begun else 0.0,
             "tokens_per_second": round((self.tokens - 1) / (now - self._first), 2) if self.tokens > 1 else None,
             "device_seconds": round(cost.device_seconds, 4),
             "bytes_copied": cost.bytes_copied,

@@ -42,6 +42,8 @@ class Engine:
         self.metrics = Metrics()
         self.roster = Roster()
         self.pool = ThreadPoolExecutor(limits.running, thread_name_prefix="completion")
+        self.log_prompts = False
+        """Whether the text of prompts goes into the records of requests."""
         self.tasks: set[asyncio.Task[None]] = set()
         """Completions that run or wait."""
         self.unfinished: dict[object, Callable[[ApiError], object]] = {}
