@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize
+from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
 
 if TYPE_CHECKING:
     from wasmetal.models import Embedder, Model
+    from wasmetal.serve.record import Record
 
 
 def serve(
@@ -54,6 +56,16 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
     ] = False,
+    resident: Annotated[
+        int | None, typer.Option(help="Models that are loaded at a time, each when it is asked for.", min=1)
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that models may take, such as 20GB.  [default: the device's]"),
+    ] = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(help="Unload a model that nobody has asked for so long; it is loaded again.", min=1)
+    ] = None,
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Log each request, as a line of JSON on standard error.")
     ] = False,
@@ -78,15 +90,14 @@ def serve(
         from wasmetal.serve.keys import new_key as make_key
         from wasmetal.serve.keys import read_keys
         from wasmetal.serve.limits import ServerLimits
-        from wasmetal.serve.record import Record
+        from wasmetal.serve.loading import Loading
         from wasmetal.serve.server import LOCAL, Server, is_loopback, listen
-        from wasmetal.serve.tracing import traces
+        from wasmetal.serve.shelf import Room
     except ModuleNotFoundError as error:
         raise OptionError(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
         ) from None
     from wasmetal.device import open_device
-    from wasmetal.models import load_embedder, load_model
 
     if new_key is not None:
         print(*make_key(new_key), sep="\n")
@@ -98,23 +109,8 @@ def serve(
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
     log.configure(as_json=log_json)
 
-    def load(name: str) -> Model | Embedder:
-        if _makes_embeddings(name):
-            return stack.enter_context(load_embedder(name, opened))
-        model = load_model(
-            name,
-            opened,
-            context=context,
-            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
-            prefixes=prefix_contexts,
-            kv_type=kv_type,
-            quantize=quantize,
-            deterministic=deterministic,
-        )
-        return stack.enter_context(model)
-
     def started(address: str) -> None:
-        news = f"wasmetal serves {', '.join(engine.models)} on {opened.info.name} at {address}/v1"
+        news = f"wasmetal serves {', '.join(engine.names)} on {opened.info.name} at {address}/v1"
         if log_json:
             log.log.info(news)
         else:
@@ -123,23 +119,39 @@ def serve(
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         opened = stack.enter_context(open_device(device, precision))
-        loaded = [load(name) for name in models or [DEFAULT_MODEL]]
-        engine = Engine(loaded, ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens))
+        loading = Loading(
+            opened,
+            context=context,
+            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            prefixes=prefix_contexts,
+            kv_type=kv_type,
+            quantize=quantize,
+            deterministic=deterministic,
+        )
+        most = opened.info.memory_bytes if memory is None else size(memory)
+        room = Room(resident or math.inf, most, idle_seconds or math.inf)
+        now, stored = loading.share_out(models or [DEFAULT_MODEL], room)
+        loaded: list[Model | Embedder] = []
+        for each in now:
+            loaded.append(each.load())
+            stack.enter_context(loaded[-1])
+        limits = ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens)
+        engine = Engine(loaded, limits, stored=stored, room=room)
         engine.log_prompts = log_prompts
-        observers: list[Callable[[Record], object]] = [log.write] if log_json else []
-        if tracing := traces():
-            stack.callback(tracing.close)
-            observers.append(tracing.write)
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
-        app = application(engine, keys=keys, hosts=hosts, origins=cors or (), observers=observers)
+        app = application(engine, keys=keys, hosts=hosts, origins=cors or (), observers=_observers(log_json, stack))
         server = Server(app, listener, started)
         server.run()
 
 
-def _makes_embeddings(name: str) -> bool:
-    from wasmetal.models.architectures.bert import Bert
-    from wasmetal.models.files import store
-    from wasmetal.models.hf_folder import open_model_file
+def _observers(log_json: bool, stack: ExitStack) -> list[Callable[[Record], object]]:
+    """Who is told of requests that have been answered. Raises WasmetalError."""
+    from wasmetal.serve import log
+    from wasmetal.serve.tracing import traces
 
-    return open_model_file(store.resolve(name)).get("general.architecture", str, "") == Bert.name
+    observers: list[Callable[[Record], object]] = [log.write] if log_json else []
+    if tracing := traces():
+        stack.callback(tracing.close)
+        observers.append(tracing.write)
+    return observers

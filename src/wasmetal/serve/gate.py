@@ -68,6 +68,8 @@ class Gate:
             record.status = 500
             raise
         finally:
+            for release in scope["state"]["releases"]:
+                release()
             self._ended(record)
 
     def _record(self, scope: Scope) -> Record:
@@ -75,7 +77,7 @@ class Gate:
         route = path if path in self._paths else "other"
         trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         record = Record(request_id(headers.get("x-request-id")), scope["method"], path, route, trace)
-        scope.setdefault("state", {})["record"] = record
+        scope.setdefault("state", {}).update(record=record, releases=[])
         return record
 
     def _ended(self, record: Record) -> None:

@@ -84,6 +84,7 @@ class Generation:
                 left -= 1
                 metrics.cached(name, key, event.cached)
                 record.finish = event.reason
+                record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
                 record.cached_tokens += event.cached
                 record.device_seconds += completion.counters.device_seconds
             yield number, event

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from wasmetal.counters import Counters
-from wasmetal.models import Model
+from wasmetal.models import Embedder, Model
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -54,11 +54,14 @@ class Metrics:
         )
         self._failed = Counter("wasmetal_completions_failed", "Guests that failed.", ["model"], registry=registry)
 
-    def watch(self, running: Callable[[], int], waiting: Callable[[], int], models: Mapping[str, Model]) -> None:
+    def watch(
+        self, running: Callable[[], int], waiting: Callable[[], int], models: Mapping[str, Model | Embedder]
+    ) -> None:
         """Ask these whenever the figures are wanted."""
         for name, text, ask in (
             ("wasmetal_completions_running", "Completions that run.", running),
             ("wasmetal_completions_waiting", "Completions that wait for their turn.", waiting),
+            ("wasmetal_models_loaded", "Models that are loaded.", models.__len__),
         ):
             Gauge(name, text, registry=self.registry).set_function(ask)
         self.registry.register(_Batches(models))
@@ -105,7 +108,7 @@ class Metrics:
 class _Batches(Collector):
     """The size of batches: jobs by submissions; and how full KV caches are."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(self, models: Mapping[str, Model | Embedder]) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
@@ -115,7 +118,9 @@ class _Batches(Collector):
         jobs = CounterMetricFamily(
             "wasmetal_batched", "Completions in them, all together: by batches, the mean size.", labels=["model"]
         )
-        for name, model in self._models.items():
+        for name, model in list(self._models.items()):
+            if not isinstance(model, Model):
+                continue
             batches.add_metric([name], model.batches.submitted)
             jobs.add_metric([name], model.batches.jobs)
             cache.add_metric([name], model.cache.held * model.cache.page_bytes)

@@ -33,6 +33,10 @@ class Roster:
         rows = self._ended.setdefault(completion.owner, deque(maxlen=_ENDED))
         rows.appendleft({"id": number} | completion.state())
 
+    def has(self, model: str) -> bool:
+        """Whether completions of a model run or wait."""
+        return any(each.model_name == model for each in self._here)
+
     def here(self, owner: str) -> list[dict[str, Any]]:
         """What those of an owner are doing, oldest first."""
         return [{"id": number} | each.state() for each, number in self._here.items() if each.owner == owner]

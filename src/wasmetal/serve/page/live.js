@@ -40,6 +40,8 @@ function showFigures(stats) {
   byId("running").textContent = `${stats.running} of ${stats.places}`;
   byId("waiting").textContent = String(stats.waiting);
   byId("seconds").textContent = seconds(totals.device_seconds);
+  byId("memory-of-device").hidden = !device;
+  if (!device) return;
   const share = Math.min((100 * device.used_bytes) / device.memory_bytes, 100);
   byId("used").textContent = `${bytes(device.used_bytes)} of ${bytes(device.memory_bytes)}`;
   byId("used-bar").setAttribute("aria-valuenow", share.toFixed(1));
@@ -109,11 +111,16 @@ function showGuests({ guests, ended }) {
 function showModels({ models }) {
   byId("models").replaceChildren(
     ...models.map((model) => {
-      const about = [["Weights", bytes(model.weights_bytes)], ["Context", plural(model.context, "token")]];
+      const about = [["Context", plural(model.context, "token")]];
+      if (!model.loaded) {
+        about.push(["Not loaded; takes up to", bytes(model.planned_bytes)]);
+      } else {
+        about.unshift(["Weights", bytes(model.weights_bytes)]);
+      }
       if (model.cache) {
         about.push(["KV cache", `${bytes(model.cache.bytes)} of ${bytes(model.cache.most_bytes)}`]);
         about.push(["Mean batch", model.batches ? rate(model.batched / model.batches) : "–"]);
-      } else {
+      } else if (model.kind === "embeddings") {
         about.push(["Makes", "embeddings"]);
       }
       const figures = about.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));

@@ -18,9 +18,9 @@ function showServer(stats, error) {
     asked ||= error.status === 401;
     return;
   }
-  byId("device").textContent = stats.device.name;
-  byId("device").title = `${stats.device.name} (${stats.device.backend})`;
-  byId("device").hidden = false;
+  byId("device").hidden = !stats.device;
+  byId("device").textContent = stats.device?.name ?? "";
+  byId("device").title = stats.device ? `${stats.device.name} (${stats.device.backend})` : "";
   const models = stats.models.filter((model) => model.kind === "text").map((model) => model.id);
   if (models.join("\n") === names) return;
   names = models.join("\n");

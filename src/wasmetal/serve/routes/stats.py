@@ -26,7 +26,7 @@ async def stats(request: Request) -> Response:
         "places": engine.limits.running,
         "totals": _totals(engine),
         "device": _device(engine),
-        "models": [_model(name, model) for name, model in engine.models.items()],
+        "models": [_model(name, model) for name, model in engine.models.items()] + _unloaded(engine),
         "guests": engine.roster.here(owner),
         "ended": engine.roster.ended(owner),
     }
@@ -44,10 +44,11 @@ def _totals(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _device(engine: Engine) -> dict[str, Any]:
+def _device(engine: Engine) -> dict[str, Any] | None:
     """The device, and how much of its memory the models use."""
-    models = engine.models.values()
-    info = next(iter(models)).device.info
+    if engine.device is None:
+        return None
+    info, models = engine.device, engine.models.values()
     used = sum(_weights(model) + (_cache(model)["bytes"] if isinstance(model, Model) else 0) for model in models)
     return {
         "name": info.name,
@@ -63,12 +64,27 @@ def _model(name: str, model: Model | Embedder) -> dict[str, Any]:
         "id": name,
         "kind": "text" if isinstance(model, Model) else "embeddings",
         "context": model.context_length,
+        "loaded": True,
         "weights_bytes": _weights(model),
     }
     if isinstance(model, Model):
         about["cache"] = _cache(model)
         about["batches"], about["batched"] = model.batches.submitted, model.batches.jobs
     return about
+
+
+def _unloaded(engine: Engine) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": plan.name,
+            "kind": "embeddings" if plan.embeds else "text",
+            "context": plan.context,
+            "loaded": False,
+            "planned_bytes": plan.nbytes,
+        }
+        for plan in engine.shelf.plans()
+        if plan.name not in engine.models
+    ]
 
 
 def _weights(model: Model | Embedder) -> int:
