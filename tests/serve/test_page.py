@@ -20,6 +20,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.keys import read_keys
 from wasmetal.serve.limits import ServerLimits
 
+expect.set_options(timeout=30_000)
 KEY = "a key of sixteen characters, or more"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"desktop": (1280, 800), "phone": (360, 700)}
