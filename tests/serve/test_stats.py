@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,24 @@ def test_one_sees_ones_own_guests_alone(tiny: Model, tmp_path: Path) -> None:
             assert "default-src 'none'" in found["content-security-policy"]
         assert server.ask("/page/../app.py")[0] == 401
         assert server.ask("/page/%2e%2e/app.py", headers=headers["bob"])[0] == 404
+
+
+def test_looking_while_guests_come_and_go(tiny: Model) -> None:
+    ended = threading.Event()
+    with serving(Engine([tiny], ServerLimits(running=4))) as server, ThreadPoolExecutor(6) as pool:
+
+        def look() -> set[int]:
+            found = set[int]()
+            while not ended.is_set():
+                found.add(server.ask("/stats")[0])
+            return found
+
+        looking = [pool.submit(look) for _ in range(2)]
+        body = LONG | {"max_tokens": 10}
+        asked = [pool.submit(server.ask, "/v1/completions", body | {"stream": bool(n % 2)}) for n in range(60)]
+        assert {each.result()[0] for each in asked} == {200}
+        ended.set()
+        assert [each.result() for each in looking] == [{200}] * 2
+        wait_for(lambda: not server.engine.tasks)
+        totals = server.ask("/stats")[1]["totals"]
+        assert (totals["completion_tokens"], totals["bytes_copied"]) == (600, 0)
