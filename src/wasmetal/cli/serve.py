@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +14,7 @@ import typer
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
 
 if TYPE_CHECKING:
-    from wasmetal.models import Embedder, Model
-    from wasmetal.serve.record import Record
+    from wasmetal.serve.recipe import Recipe
 
 
 def serve(
@@ -72,6 +71,12 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Have these lines hold the prompts' texts.")
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on Ray Serve: the cluster that RAY_ADDRESS names, or a new one.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas on Ray.  [default: one for each GPU, or one]", min=1)
+    ] = None,
     context: Context = None,
     kv_type: KvType = None,
     quantize: Quantize = None,
@@ -85,19 +90,15 @@ def serve(
     """
     try:
         from wasmetal.serve import log
-        from wasmetal.serve.app import application
-        from wasmetal.serve.engine import Engine
         from wasmetal.serve.keys import new_key as make_key
         from wasmetal.serve.keys import read_keys
         from wasmetal.serve.limits import ServerLimits
-        from wasmetal.serve.loading import Loading
+        from wasmetal.serve.recipe import Recipe
         from wasmetal.serve.server import LOCAL, Server, is_loopback, listen
-        from wasmetal.serve.shelf import Room
     except ModuleNotFoundError as error:
         raise OptionError(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
         ) from None
-    from wasmetal.device import open_device
 
     if new_key is not None:
         print(*make_key(new_key), sep="\n")
@@ -107,51 +108,64 @@ def serve(
         raise OptionError(f"others can reach {host}: give --api-key or --api-keys, or say --insecure")
     if log_prompts and not log_json:
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
-    log.configure(as_json=log_json)
+    if replicas is not None and not ray:
+        raise OptionError("--replicas is for --ray: give both")
+    recipe = Recipe(
+        models=models or [DEFAULT_MODEL],
+        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens),
+        keys=keys,
+        loading={
+            "context": context,
+            "contexts": parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            "prefixes": prefix_contexts,
+            "kv_type": kv_type,
+            "quantize": quantize,
+            "deterministic": deterministic,
+        },
+        device=device,
+        precision=precision,
+        resident=resident,
+        memory_bytes=None if memory is None else size(memory),
+        idle_seconds=idle_seconds,
+        # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
+        hosts=frozenset({*LOCAL, host}) if is_loopback(host) and not keys else None,
+        origins=tuple(cors or ()),
+        log_json=log_json,
+        log_prompts=log_prompts,
+    )
+    if ray:
+        _serve_on_ray(recipe, host, port, replicas)
+        return
 
     def started(address: str) -> None:
-        news = f"wasmetal serves {', '.join(engine.names)} on {opened.info.name} at {address}/v1"
+        engine = app.state.engine
+        news = f"wasmetal serves {', '.join(engine.names)} on {engine.device.name} at {address}/v1"
         if log_json:
             log.log.info(news)
         else:
-            print(news, file=sys.stderr, flush=True)
+            _tell(news)
 
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        opened = stack.enter_context(open_device(device, precision))
-        loading = Loading(
-            opened,
-            context=context,
-            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
-            prefixes=prefix_contexts,
-            kv_type=kv_type,
-            quantize=quantize,
-            deterministic=deterministic,
-        )
-        most = opened.info.memory_bytes if memory is None else size(memory)
-        room = Room(resident or math.inf, most, idle_seconds or math.inf)
-        now, stored = loading.share_out(models or [DEFAULT_MODEL], room)
-        loaded: list[Model | Embedder] = []
-        for each in now:
-            loaded.append(each.load())
-            stack.enter_context(loaded[-1])
-        limits = ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens)
-        engine = Engine(loaded, limits, stored=stored, room=room)
-        engine.log_prompts = log_prompts
-        # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
-        hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
-        app = application(engine, keys=keys, hosts=hosts, origins=cors or (), observers=_observers(log_json, stack))
-        server = Server(app, listener, started)
-        server.run()
+        app = recipe.make(stack)
+        Server(app, listener, started).run()
 
 
-def _observers(log_json: bool, stack: ExitStack) -> list[Callable[[Record], object]]:
-    """Who is told of requests that have been answered. Raises WasmetalError."""
-    from wasmetal.serve import log
-    from wasmetal.serve.tracing import traces
+def _serve_on_ray(recipe: Recipe, host: str, port: int, replicas: int | None) -> None:
+    try:
+        from wasmetal.serve.on_ray import on_ray
+    except ModuleNotFoundError as error:
+        raise OptionError(f"--ray needs {error.name}; install it with: pip install 'wasmetal[ray]'") from None
+    stop = threading.Event()
+    with on_ray(recipe, host, port, replicas) as begun:
+        for each in (signal.SIGTERM, signal.SIGINT):  # which Ray has taken
+            signal.signal(each, lambda *_: stop.set())
+        _tell(f"wasmetal serves {', '.join(recipe.models)} on Ray at http://{host}:{port}/v1")
+        if begun:
+            stop.wait()
+        else:
+            _tell("it goes on serving; `serve shutdown` ends it")
 
-    observers: list[Callable[[Record], object]] = [log.write] if log_json else []
-    if tracing := traces():
-        stack.callback(tracing.close)
-        observers.append(tracing.write)
-    return observers
+
+def _tell(news: str) -> None:
+    print(news, file=sys.stderr, flush=True)

@@ -86,6 +86,11 @@ class Engine:
         finally:
             self.admission.give_back()
 
+    def check_health(self) -> None:
+        """Raise DeviceError if a device does not answer."""
+        for device in {model.device for model in self.models.values()}:
+            device.allocate(1).close()
+
     def give_up(self, error: ApiError) -> None:
         """Stop all completions, and give this error to those who wait for them."""
         for give_up in list(self.unfinished.values()):
