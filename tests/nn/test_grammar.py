@@ -125,6 +125,6 @@ def test_a_grammar_that_is_too_long(model: Model) -> None:
 
 
 def test_without_llguidance(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wasmetal.nn.ggml.grammar.find_spec", lambda name: None)
+    monkeypatch.setattr("wasmetal.models.lm.grammar.find_spec", lambda name: None)
     with NnProbe(model.device, nn={"m": model}) as probe:
         answer(probe, probe.context(), NnErrno.UNSUPPORTED_OPERATION, grammar='root ::= "a"')
