@@ -19,8 +19,9 @@ from wasmetal.models.lm.tokenizer import Tokenizer
 MAX_GRAMMAR = 1 << 14
 """Characters of a grammar or schema from somebody who is not trusted: parsing so many is not interrupted, and takes up
 to two seconds."""
-JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is written. Where white space is free, a model may write nothing else."""
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+"""How JSON is written, whatever a schema says under ``x-guidance``. Where white space is free, a model may write
+nothing else; ``lenient`` would leave out what llguidance cannot hold a text to."""
 _tokenizers: WeakKeyDictionary[Tokenizer, Any] = WeakKeyDictionary()
 
 
@@ -76,7 +77,7 @@ def json_schema(schema: str | Mapping[str, Any]) -> str:
     """The grammar of JSON that obeys a schema. Raises ModelError."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     with _refusals():
-        return str(_llguidance().LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS))
+        return str(_llguidance().LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS))
 
 
 def gbnf_or_lark(text: str) -> str:
