@@ -35,11 +35,17 @@ def blocks(language: str, server: Serving) -> list[str]:
     return [code.replace("http://127.0.0.1:8080", server.url) for code in found]
 
 
-def test_the_client(server: Serving) -> None:
-    (code,) = blocks("python", server)
+@pytest.mark.parametrize(("number", "said"), [(0, ""), (1, "Paris"), (2, 'get_weather {"city": "Paris"}')])
+def test_the_client(server: Serving, number: int, said: str) -> None:
+    code = blocks("python", server)[number]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.split()) > 1
+    assert len(done.stdout.split()) > (number != 1)
+    assert said in done.stdout
+
+
+def test_every_block_is_run(server: Serving) -> None:
+    assert len(blocks("python", server)) == 3
 
 
 def test_curl(server: Serving) -> None:

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from wasmetal.models.lm.heads import MOST_TOP
 from wasmetal.serve.errors import invalid
 from wasmetal.serve.protocol import MAX_STOP, MAX_STOPS
+from wasmetal.serve.response_format import ResponseFormat
 from wasmetal.serve.strict import Body
-from wasmetal.serve.tools.schema import Name, Tool, ToolCall, ToolChoice
+from wasmetal.serve.tools.schema import Tool, ToolCall, ToolChoice
 
 MOST_LOGPROBS = 20
 _U64 = 2**64 - 1
@@ -122,36 +123,6 @@ class Message(Body):
             plain["tool_call_id"] = self.tool_call_id
             plain |= {"name": self.name} if self.name else {}
         return plain
-
-
-class JsonSchema(Body):
-    """What an answer is to obey."""
-
-    name: Name
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-    """Ignored: answers always obey the schema."""
-
-
-class ResponseFormat(Body):
-    """Any text, any JSON object, or JSON that obeys a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("the type json_schema has a json_schema, and no other has")
-        return self
-
-    @property
-    def wanted(self) -> dict[str, Any] | None:
-        """The schema that the answer is to obey; None: it is any text."""
-        if self.json_schema:
-            return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
 
 
 class ChatBody(Generating):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from wasmetal.serve.tools.call_json import HEADER, JsonEnd, loaded
 from wasmetal.serve.tools.formats import Format
-from wasmetal.serve.tools.json_end import JsonEnd
 
 _MOST_HEADER = 1024
 """Characters of a call up to its arguments, beyond which it is read as a whole."""
-_HEADER = re.compile(
-    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
-)
 _NAMED = re.compile(r"([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
 """A call that begins with its name; Mistral's."""
 _BETWEEN = " \t\r\n,;]"
@@ -60,7 +56,9 @@ class CallParser:
         """What is not understood yet."""
         self._read = self._begin if form.bare else self._text
         self._raw = ""
-        """Since the opening: what is text if it turns out to be no call."""
+        """Since the last call: what is text if it turns out to be none."""
+        self._called = False
+        """Whether there was a call since the opening."""
         self._end = JsonEnd()
         """Of the object that is being read,"""
         self._looked = 0
@@ -95,8 +93,10 @@ class CallParser:
         rest, opening = self._rest, self._form.opening
         at = rest.find(opening)
         if at >= 0:
-            self._say(rest[:at].rstrip())
-            self._raw, self._rest, self._read = opening, rest[at + len(opening) :], self._calls
+            said = rest[:at].rstrip()
+            self._say(said)
+            self._raw, self._rest, self._read = rest[len(said) : at] + opening, rest[at + len(opening) :], self._calls
+            self._called = False
             return True
         if final:
             return self._finish(final)
@@ -111,12 +111,14 @@ class CallParser:
         rest = self._skip(_BETWEEN)
         for marker in (self._form.closing, self._form.opening):
             if marker and rest.startswith(marker):
-                closes = marker == self._form.closing and marker != self._form.opening
-                self._rest, self._raw = rest[len(marker) :], "" if closes else marker
-                self._read = self._text if closes else self._calls
+                closes = marker == self._form.closing
+                if closes and not self._called:
+                    return self._give_up()
+                self._rest, self._raw = rest[len(marker) :], "" if closes else self._raw + marker
+                self._read, self._called = self._text if closes else self._calls, False
                 return True
-            if marker and rest and marker.startswith(rest) and not final:
-                return False
+            if marker and rest and marker.startswith(rest) and (self.calls or not final):
+                return False  # it goes on, or was cut off
         if not (rest := self._skip("[" + _BETWEEN)):
             return self._finish(final)
         if rest[0] == "{":
@@ -130,19 +132,20 @@ class CallParser:
     def _call(self, final: bool) -> bool:
         """In an object with a name and arguments."""
         rest = self._rest
-        if len(rest) < _MOST_HEADER and (header := _HEADER.match(rest)):
+        if len(rest) < _MOST_HEADER and (header := HEADER.match(rest)):
             return self._begin_arguments(header)
         end = self._end.find(rest[self._looked :])
         if end is None:
             self._looked = len(rest)
-            return self._give_up() if final else False
+            return self._give_up() if final and not self.calls else False  # or it was cut off
         end += self._looked
-        call = _loaded(rest[:end])
+        call = loaded(rest[:end])
         if call is None or call[0] not in self._names:
             return self._give_up()
         name, arguments = call
         self._out += [Called(self.calls, name), Argued(self.calls, arguments)]
         self._rest, self._read, self._raw = rest[end:], self._calls, ""
+        self._called = True
         self.calls += 1
         return True
 
@@ -156,6 +159,7 @@ class CallParser:
         if end is None:
             self.calls += final
             return False
+        self._called = True
         self.calls += 1
         self._read, self._end, self._raw = self._after if self._in_object else self._calls, JsonEnd(depth=1), ""
         return True
@@ -172,7 +176,7 @@ class CallParser:
         if header[1] not in self._names:
             return self._give_up()
         self._out.append(Called(self.calls, header[1]))
-        self._in_object = header.re is _HEADER
+        self._in_object = header.re is HEADER
         self._rest, self._read, self._end = self._rest[header.end() :], self._arguments, JsonEnd()
         return True
 
@@ -209,25 +213,3 @@ class CallParser:
 def _may_be_named(text: str, final: bool) -> bool:
     """Whether this may be the beginning of a name before arguments."""
     return not final and len(text) < _MOST_HEADER and bool(re.fullmatch(r"[\w.-]+[\w\[\]]*\s*", text))
-
-
-def _loaded(text: str) -> tuple[str, str] | None:
-    """The name and the arguments of a call; None if it is none."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    name = call.get("name")
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str) and isinstance(parsed := _parsed(arguments), dict):
-        arguments = parsed
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    return name, json.dumps(arguments, ensure_ascii=False)
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -22,6 +22,9 @@ To call one, answer with a JSON object with its name and its arguments within <t
 {{"name": "a function's name", "arguments": {{"an argument's name": "its value"}}}}
 </tool_call>"""
 
+_NO_SYSTEM = re.compile("system role not supported", re.IGNORECASE)
+"""What Gemma's templates say."""
+
 
 def for_template(
     template: ChatTemplate, form: Format | None, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
@@ -89,10 +92,10 @@ def _written(message: Message) -> dict[str, Any]:
 def _instructed(
     template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """With a description of the tools, in the system message, or where the template has none, in the first message."""
+    """With a description of the tools, in the system message, or if the template takes none, in the first."""
     text = _INSTRUCTIONS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
     first = messages[0]
-    if first["role"] != "system" and "system" in template.source:
+    if first["role"] != "system" and not _NO_SYSTEM.search(template.source):
         return [{"role": "system", "content": text}, *messages]
     content = f"{first['content']}\n\n{text}" if first["role"] == "system" else f"{text}\n\n{first['content']}"
     return [first | {"content": content}, *messages[1:]]

@@ -1,9 +1,14 @@
-"""Where a JSON object ends in a text that comes in pieces."""
+"""JSON objects that are calls: a name and arguments; and where one ends in a text that comes in pieces."""
 
 from __future__ import annotations
 
+import json
 import re
 
+HEADER = re.compile(
+    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+"""The beginning of a call, up to its arguments, if the name comes first."""
 _MARK = re.compile(r'[{}\[\]"]')
 _IN_STRING = re.compile(r'["\\]')
 
@@ -40,3 +45,25 @@ class JsonEnd:
             self._in_string = not self._in_string
         else:
             self._depth += 1 if mark in "{[" else -1
+
+
+def loaded(text: str) -> tuple[str, str] | None:
+    """The name and the arguments of a call; None if it is none."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    name = call.get("name")
+    arguments = call.get("arguments", call.get("parameters", {}))
+    if isinstance(arguments, str) and isinstance(parsed := _parsed(arguments), dict):
+        arguments = parsed
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    return name, json.dumps(arguments, ensure_ascii=False)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
