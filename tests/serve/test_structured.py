@@ -146,6 +146,7 @@ OBJECT = {"type": "json_object"}
         ({"response_format": OBJECT, "extra_body": {"min_tokens": 3}}, "min_tokens"),
         ({"response_format": OBJECT, "extra_body": {"grammar": 'root ::= "a"'}}, "grammar"),
         ({"extra_body": {"grammar": "root ::= ("}}, "grammar"),
+        ({"extra_body": {"grammar": "root ::= root"}}, "grammar"),  # nothing obeys it
         ({"extra_body": {"grammar": "start: @other"}}, "grammar"),
         ({"extra_body": {"grammar": "(" * 5000}}, "grammar"),
         ({"extra_body": {"grammar": "a" * 20_000}}, "grammar"),
@@ -156,6 +157,13 @@ def test_what_cannot_be_obeyed_is_refused(client: openai.OpenAI, options: dict[s
         client.chat.completions.create(**CHAT, **options)
     assert raised.value.param == param
     assert "\n" not in raised.value.message
+
+
+def test_a_grammar_that_takes_too_much_work(client: openai.OpenAI) -> None:
+    endless = {"grammar": 'root ::= "0" root'}
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(**CHAT, extra_body=endless)
+    assert raised.value.code == "grammar_failed"
 
 
 HI = r"\01\00\00\00\06\00\00\00\00\00\00\00\00\00\00\00\02\00\00\00hi"

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wasmetal.errors import GuestError
 from wasmetal.models.lm.grammar import Grammar
 from wasmetal.serve.protocol import Drawn, End, Token
 
 if TYPE_CHECKING:
     from wasmetal.models import Tokenizer
+
+
+class GrammarStuckError(GuestError):
+    """A text that obeys the grammar so far cannot be gone on with: no fault of the guest's."""
 
 
 class Constraint:
@@ -23,18 +30,21 @@ class Constraint:
         self._ends = tokenizer.end_of_generation
         self._may_cut = cut
         self._ended = self._was_cut = False
+        self._mask: NDArray[np.int32] | None = None
+        """That of the next token, once it is known."""
         self._unwritten: deque[int] = deque()
         """Tokens that were drawn, and not written yet."""
 
     def mask(self) -> bytes:
         """The tokens that may be drawn next, for :func:`mask_read` of ``guests/complete/request.h``.
 
-        Raises GuestError if there are none.
+        Raises GrammarStuckError if there are none.
         """
-        mask = self._grammar.mask()
-        if self._ended or not mask.any():
-            raise GuestError("no token of the model goes on as the grammar wants, or the grammar takes too much work")
-        return mask.tobytes()
+        if self._mask is None:
+            self._mask = self._grammar.mask()
+        if not self._mask.any():
+            raise GrammarStuckError("no token goes on as the grammar wants, or the grammar takes too much work")
+        return self._mask.tobytes()
 
     def check(self, record: Token | End | Drawn) -> None:
         """Raise GuestError if the guest may not write this now."""
@@ -46,12 +56,17 @@ class Constraint:
             raise GuestError("the guest ended a text that does not end there")
 
     def _draw(self, token: int) -> None:
-        if token in self._ends and self._grammar.complete and not self._ended:
-            self._ended = True
-        elif token in self._ends or self._ended or not self._grammar.take(token):
+        mask = np.frombuffer(self.mask(), np.uint32)
+        allowed = not self._ended and token < 32 * mask.size and mask[token // 32] >> token % 32 & 1
+        if not allowed or (token in self._ends and not self._grammar.complete):
             raise GuestError(f"the guest drew token {token}, which the grammar does not allow")
-        else:
+        self._mask = None
+        if token in self._ends:
+            self._ended = True
+        elif self._grammar.take(token):
             self._unwritten.append(token)
+        else:
+            raise GrammarStuckError("the grammar takes too much work")
 
     def _write(self, record: Token) -> None:
         drawn = self._unwritten.popleft() if self._unwritten else None

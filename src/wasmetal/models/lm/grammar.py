@@ -31,8 +31,8 @@ class Grammar:
     def __init__(self, tokenizer: Tokenizer, source: str) -> None:
         """``source``: what one of the functions below gives, or Lark.
 
-        Raises ModelError if the grammar is wrong, the model has no token that ends a text, or llguidance is not
-        installed.
+        Raises ModelError if the grammar is wrong, no text obeys it, the model has no token that ends a text, or
+        llguidance is not installed.
         """
         llguidance = _llguidance()
         with _refusals():
@@ -41,6 +41,8 @@ class Grammar:
         if error:
             raise ModelError(f"the grammar is wrong: {_line(error)}")
         self._size = tokenizer.vocab_size
+        if not self.mask().any():
+            raise ModelError("the model can write no text that obeys the grammar")
 
     def copy(self) -> Self:
         """Another one, in the same state."""
@@ -55,6 +57,8 @@ class Grammar:
         with _refusals():
             if not self._matcher.is_error():
                 self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if self._matcher.is_error():  # then the mask has the ends of texts
+                mask[:] = 0
         return mask
 
     def allowed(self) -> NDArray[np.bool_]:
