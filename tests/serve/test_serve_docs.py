@@ -1,4 +1,4 @@
-"""docs/serve.md: its Python and its curl commands run as written, but for the port."""
+"""docs/serve.md: its Python and its curl commands run as written, but for the port (JavaScript: test_ai_package.py)."""
 
 from __future__ import annotations
 
