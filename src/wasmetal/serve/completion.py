@@ -49,7 +49,8 @@ class Completion:
         self._errors = b""
 
     def run(self, emit: Callable[[Token | End], object]) -> None:
-        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped."""
+        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped;
+        ApiError if the request's grammar cannot be gone on with."""
         reader, end = ReplyReader(), None
 
         def stdout(data: bytes) -> None:

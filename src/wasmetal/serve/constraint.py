@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from wasmetal.errors import GuestError
 from wasmetal.models.lm.grammar import Grammar
+from wasmetal.serve.errors import ApiError, bad_request
 from wasmetal.serve.protocol import Drawn, End, Token
 
 if TYPE_CHECKING:
     from wasmetal.models import Tokenizer
-
-
-class GrammarStuckError(GuestError):
-    """A text that obeys the grammar so far cannot be gone on with: no fault of the guest's."""
 
 
 class Constraint:
@@ -38,16 +35,16 @@ class Constraint:
     def mask(self) -> bytes:
         """The tokens that may be drawn next, for :func:`mask_read` of ``guests/complete/request.h``.
 
-        Raises GrammarStuckError if there are none.
+        Raises ApiError if there are none.
         """
         if self._mask is None:
             self._mask = self._grammar.mask()
         if not self._mask.any():
-            raise GrammarStuckError("no token goes on as the grammar wants, or the grammar takes too much work")
+            raise _stuck("no token goes on as the grammar wants, or the grammar takes too much work")
         return self._mask.tobytes()
 
     def check(self, record: Token | End | Drawn) -> None:
-        """Raise GuestError if the guest may not write this now."""
+        """Raise GuestError if the guest may not write this now; ApiError if the grammar takes too much work."""
         if isinstance(record, Drawn):
             self._draw(record.token)
         elif isinstance(record, Token):
@@ -66,7 +63,7 @@ class Constraint:
         elif self._grammar.take(token):
             self._unwritten.append(token)
         else:
-            raise GrammarStuckError("the grammar takes too much work")
+            raise _stuck("the grammar takes too much work")
 
     def _write(self, record: Token) -> None:
         drawn = self._unwritten.popleft() if self._unwritten else None
@@ -75,3 +72,8 @@ class Constraint:
         if self._was_cut or record.token != drawn or not (cut or record.text == piece):
             raise GuestError("the guest wrote another text than it drew")
         self._was_cut = cut
+
+
+def _stuck(message: str) -> ApiError:
+    """What has begun cannot be gone on with: the fault is the grammar's, not the guest's."""
+    return bad_request(message, code="grammar_failed")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from wasmetal.errors import WasmetalError
 from wasmetal.serve.completion import Completion
-from wasmetal.serve.constraint import GrammarStuckError
 from wasmetal.serve.engine import Engine
-from wasmetal.serve.errors import ApiError, bad_request, failed
+from wasmetal.serve.errors import ApiError, failed
 from wasmetal.serve.protocol import End, Request, Token
 
 if TYPE_CHECKING:
@@ -106,8 +105,8 @@ class Generation:
             self._started.add(completion)
             try:
                 await loop.run_in_executor(engine.pool, completion.run, tell)
-            except GrammarStuckError as error:
-                self._tell(number, bad_request(str(error), code="grammar_failed"))
+            except ApiError as error:
+                self._tell(number, error)
             except WasmetalError as error:
                 if not self._stopped:
                     engine.metrics.failed(self._model.name)
