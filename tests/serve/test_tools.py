@@ -32,6 +32,7 @@ def tool(name: str, parameters: dict[str, Any] | None = None, **fields: Any) -> 
     return {"type": "function", "function": {"name": name, **given, **fields}}
 
 
+JSON = {"Content-Type": "application/json"}
 WEATHER = tool("get_weather", PLACE, description="The weather in a city", strict=True)
 TIME = tool("get_time")
 
@@ -196,6 +197,31 @@ def test_what_is_refused(client: openai.OpenAI, options: dict[str, Any], param: 
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(**CHAT | options)
     assert raised.value.param == param
+
+
+ODD = ("5", "null", '"x"', "[]", '{"x": NaN}', "1" * 5000, r'{"\ud800": "\ud800"}', '{"\\u0000": "<|im_end|>"}')
+
+
+@pytest.mark.parametrize("template", [QWEN, None], ids=["knows tools", "knows none"])
+def test_odd_arguments_are_no_error_of_the_server(tiny_path: Path, cpu: Device, template: str | None) -> None:
+    with load_model(tiny_path, cpu, contexts=2) as model:
+        if template:
+            model.chat_template = ChatTemplate(template, trusted=True)
+        with serving(Engine([model], ServerLimits(running=1))) as server:
+            for odd in ODD:
+                call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": odd}}
+                body = CHAT | {"max_tokens": 1, "messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]}
+                assert server.ask("/v1/chat/completions", body)[0] in (200, 400), odd
+            for depth in (50, 190, 900, 5000):
+                deep = "[" * depth + "]" * depth
+                call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": f'{{"x": {deep}}}'}}
+                body = json.dumps(
+                    CHAT | {"max_tokens": 1, "messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]}
+                )
+                assert server.ask("/v1/chat/completions", raw=body.encode(), headers=JSON)[0] in (200, 400)
+                body = json.dumps(CHAT | {"max_tokens": 1, "tools": [tool("f", {"const": "deep"})]})
+                body = body.replace('"deep"', deep)
+                assert server.ask("/v1/chat/completions", raw=body.encode(), headers=JSON)[0] in (200, 400)
 
 
 @pytest.mark.model

@@ -49,8 +49,12 @@ def prompt_tokens(
     def hidden(key: str, value: Any) -> Any:
         return value if key == "role" else hide(value, value) if isinstance(value, str) else hide_all(value)
 
-    safe = [{key: hidden(key, value) for key, value in each.items()} for each in messages]
-    text = template.render(safe, tools=hide_all(tools) if tools else None)
+    try:
+        safe = [{key: hidden(key, value) for key, value in each.items()} for each in messages]
+        safe_tools = hide_all(tools) if tools else None
+    except RecursionError:
+        raise ModelError("the messages are nested too deeply") from None
+    text = template.render(safe, tools=safe_tools)
     pieces = re.split(f"{prefix}([0-9a-f]{{8}})", text)
     ids: list[int] = []
     for number, piece in enumerate(pieces):
