@@ -14,6 +14,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import HANDLERS
 from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
+from wasmetal.serve.openapi import openapi
 from wasmetal.serve.record import Record
 from wasmetal.serve.routes import about, chat, completions, embeddings, page, stats, tokens
 
@@ -35,6 +36,7 @@ def application(
     routes = [
         Route("/health", about.health),
         Route("/metrics", about.metrics),
+        Route("/openapi.json", openapi),
         Route("/v1/models", about.models),
         Route("/v1/models/{name:path}", about.model),
         Route("/v1/chat/completions", chat.chat, methods=["POST"]),
