@@ -12,22 +12,29 @@ from pathlib import Path
 import pytest
 
 from tests.serve.serving import Serving, serving
-from wasmetal import load_model
+from wasmetal import ActorProgram, Dir, load_model
+from wasmetal.cli.serve_guests import GuestSpec
 from wasmetal.device import Device
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.limits import ServerLimits
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serve.md").read_text()
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, cpu: Device) -> Iterator[Serving]:
-    with (
-        load_model("smollm2:135m", cpu, context=512, contexts=3) as model,
-        serving(Engine([model], ServerLimits(running=2))) as server,
-    ):
-        yield server
+def server(smollm2: Path, cpu: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with load_model("smollm2:135m", cpu, context=1536, contexts=5) as model:
+        (line,) = re.findall(r"^  --guest (library\S+)", PAGE, re.M)
+        spec = GuestSpec.parse(line)
+        assert spec.models == {"default": model.name}
+        dirs = {name: Dir(ROOT / given.path, given.read_only) for name, given in spec.dirs.items()}
+        guests = [GuestModel(spec.name, ActorProgram(ROOT / spec.file), {"default": model}, dirs)]
+        actors = tmp_path_factory.mktemp("actors")
+        with serving(Engine([model], ServerLimits(running=2, resident=2), guests=guests, actors=actors)) as server:
+            yield server
 
 
 def blocks(language: str, server: Serving) -> list[str]:
@@ -35,11 +42,23 @@ def blocks(language: str, server: Serving) -> list[str]:
     return [code.replace("http://127.0.0.1:8080", server.url) for code in found]
 
 
-def test_the_client(server: Serving) -> None:
-    (code,) = blocks("python", server)
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ("stream = client.chat", r"\w+ \w+"),
+        ('model="library"', r"From: [\w-]+\.md"),
+        ("X-Wasmetal-Actor", r"(?m)^[1-9]\d+$"),
+    ],
+)
+def test_the_client(server: Serving, about: str, said: str) -> None:
+    (code,) = (code for code in blocks("python", server) if about in code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.split()) > 1
+    assert re.search(said, done.stdout), done.stdout
+
+
+def test_all_examples_are_tested() -> None:
+    assert len(re.findall("```python", PAGE)) == 3
 
 
 def test_curl(server: Serving) -> None:

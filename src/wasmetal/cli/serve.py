@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize
+from wasmetal.cli.serve_guests import Actors, Guests, GuestSpec
 
 if TYPE_CHECKING:
-    from wasmetal.models import Embedder, Model
+    from wasmetal.models import Embedder
 
 
 def serve(
@@ -50,6 +51,8 @@ def serve(
     prefix_contexts: Annotated[
         int, typer.Option(help="Contexts of the KV cache for what prompts have in common; 0: none.", min=0, max=256)
     ] = 1,
+    guest: Guests = None,
+    actors: Actors = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
@@ -77,7 +80,7 @@ def serve(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
         ) from None
     from wasmetal.device import open_device
-    from wasmetal.models import load_embedder, load_model
+    from wasmetal.models import Model, load_embedder, load_model
 
     if new_key is not None:
         print(*make_key(new_key), sep="\n")
@@ -85,6 +88,7 @@ def serve(
     keys = read_keys(api_key, api_keys)
     if not (keys or insecure or is_loopback(host)):
         raise OptionError(f"others can reach {host}: give --api-key or --api-keys, or say --insecure")
+    specs = [GuestSpec.parse(each) for each in guest or []]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
     def load(name: str) -> Model | Embedder:
@@ -94,7 +98,8 @@ def serve(
             name,
             opened,
             context=context,
-            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            # One is guaranteed to whoever loads the model, and as many conversations are awake as completions run.
+            contexts=parallel * (2 if actors else 1) + max(prefix_contexts, 1),
             prefixes=prefix_contexts,
             kv_type=kv_type,
             quantize=quantize,
@@ -102,15 +107,30 @@ def serve(
         )
         return stack.enter_context(model)
 
+    def granted(name: str) -> Model:
+        """A model for a guest: one that is served, or another."""
+        model = loaded.get(name) or extra.get(name) or load(name)
+        if not isinstance(model, Model):
+            raise OptionError(f"{name} makes embeddings, and cannot be granted to a guest")
+        extra[name] = model
+        return model
+
     def started(address: str) -> None:
-        served = f"{', '.join(engine.models)} on {opened.info.name}"
+        served = f"{', '.join([*engine.models, *engine.guests])} on {opened.info.name}"
         print(f"wasmetal serves {served} at {address}/v1", file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         opened = stack.enter_context(open_device(device, precision))
-        loaded = [load(name) for name in models or [DEFAULT_MODEL]]
-        engine = Engine(loaded, ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens))
+        loaded = {name: load(name) for name in models or [DEFAULT_MODEL]}
+        extra: dict[str, Model] = {}
+        first = next((model for model in loaded.values() if isinstance(model, Model)), None)
+        engine = Engine(
+            list(loaded.values()),
+            ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens, resident=parallel),
+            guests=[spec.load(first, granted) for spec in specs],
+            actors=actors,
+        )
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
         server = Server(application(engine, keys=keys, hosts=hosts, origins=cors or ()), listener, started)

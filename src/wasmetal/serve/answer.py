@@ -16,7 +16,9 @@ from wasmetal.serve.choice import Choice
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import Request, Token
+from wasmetal.serve.turn import Turn
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -50,8 +52,8 @@ class Answer:
     def __init__(
         self,
         engine: Engine,
-        model: Model,
-        requests: Sequence[Request],
+        model: Model | GuestModel,
+        requests: Sequence[Request | Turn],
         shape: Shape,
         *,
         prompts: int,
@@ -135,7 +137,7 @@ class Answer:
 
     def _usage(self) -> dict[str, Any]:
         drawn = sum(choice.drawn for choice in self._choices)
-        given = sum(len(self._requests[index].prompt) for index in self._first)
+        given = sum(len(self._requests[index].prompt) + self._choices[index].prompt for index in self._first)
         cached = sum(self._choices[index].cached for index in self._first)
         return {
             "prompt_tokens": given,

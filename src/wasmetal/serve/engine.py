@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from wasmetal import packaged
+from wasmetal.actor.program import ActorProgram
 from wasmetal.errors import WasmetalError
 from wasmetal.host.program import Program
 from wasmetal.models import Embedder, Model
 from wasmetal.serve.admission import Admission
+from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.errors import ApiError, bad_request
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.metrics import Metrics
 
@@ -25,16 +28,27 @@ class Engine:
     """Models by the names that clients have for them."""
 
     def __init__(
-        self, models: Sequence[Model | Embedder], limits: ServerLimits | None = None, guest: str | Path | None = None
+        self,
+        models: Sequence[Model | Embedder],
+        limits: ServerLimits | None = None,
+        guest: str | Path | None = None,
+        *,
+        guests: Sequence[GuestModel] = (),
+        actors: Path | None = None,
     ) -> None:
         """The models stay the caller's. ``guest``: another program than wasmetal's own that makes completions.
+        ``guests``: those that are models themselves. ``actors``: the folder for conversations; None: none are kept.
 
-        Raises WasmetalError if two models have the same name, and GuestError if the program cannot be loaded.
+        Raises WasmetalError if two models have the same name, GuestError if the program cannot be loaded, and
+        SnapshotError if the folder cannot be used.
         """
         self.limits = limits = limits or ServerLimits()
         self.models: dict[str, Model | Embedder] = {model.name: model for model in models}
-        if len(self.models) < len(models):
-            raise WasmetalError(f"two models have the same name: {', '.join(sorted(model.name for model in models))}")
+        self.guests = {each.name: each for each in guests}
+        """Guests that clients see as models."""
+        names = [each.name for each in (*models, *guests)]
+        if len(set(names)) < len(names):
+            raise WasmetalError(f"two models have the same name: {', '.join(sorted(names))}")
         self.started = int(time.time())
         self.program = Program(guest or packaged.guest("complete"), trusted=guest is None)
         self.admission = Admission(limits.running, limits.waiting)
@@ -45,6 +59,7 @@ class Engine:
         self.unfinished: dict[object, Callable[[ApiError], object]] = {}
         """What gives up each request whose completions they are."""
         language = {name: model for name, model in self.models.items() if isinstance(model, Model)}
+        self.conversations = Conversations(actors, self._with_conversations(language), limits) if actors else None
         self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, language)
 
     def model(self, name: str) -> Model:
@@ -78,9 +93,18 @@ class Engine:
         if self.tasks:
             await asyncio.wait(self.tasks)
         self.pool.shutdown()
+        if self.conversations:
+            await asyncio.to_thread(self.conversations.close)
+
+    def _with_conversations(self, models: Mapping[str, Model]) -> dict[str, GuestModel]:
+        """Whatever a conversation may be with: a model by itself is spoken for by a guest that comes with wasmetal."""
+        program = ActorProgram(packaged.guest("converse"), trusted=True)
+        return {name: GuestModel(name, program, {"default": model}) for name, model in models.items()} | self.guests
 
     def _find(self, name: str) -> Model | Embedder:
+        if name in self.guests:
+            raise bad_request(f"{name} is a guest, which answers chats and responses alone", "model")
         if name not in self.models:
-            there = ", ".join(self.models)
+            there = ", ".join([*self.models, *self.guests])
             raise ApiError(404, f"there is no model {name!r}; there is {there}", param="model", code="model_not_found")
         return self.models[name]

@@ -12,7 +12,9 @@ from wasmetal.errors import WasmetalError
 from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import End, Request, Token
+from wasmetal.serve.turn import Turn
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -23,7 +25,9 @@ log = logging.getLogger("wasmetal.serve")
 class Generation:
     """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
 
-    def __init__(self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "") -> None:
+    def __init__(
+        self, engine: Engine, model: Model | GuestModel, requests: Sequence[Request | Turn], owner: str = ""
+    ) -> None:
         """They begin when there is a place to run in. ``owner``: whose request it is. Raises ApiError if not even a
         place to wait in is left."""
         self.cancelled = False
@@ -34,9 +38,9 @@ class Generation:
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
-        self._completions = [Completion(engine.program, model, each, engine.limits, owner) for each in requests]
+        self._completions = [self._work(each) for each in requests]
         engine.admission.reserve(len(requests))
-        self._started: set[Completion] = set()
+        self._started: set[Completion | Turn] = set()
         engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
         for request, task in zip(requests, self._tasks, strict=True):
@@ -65,6 +69,7 @@ class Generation:
                 last[number] = now
             else:
                 left -= 1
+                metrics.prompt(name, event.prompt)
                 metrics.cached(name, event.cached)
             yield number, event
 
@@ -95,7 +100,13 @@ class Generation:
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
 
-    async def _run(self, number: int, completion: Completion) -> None:
+    def _work(self, request: Request | Turn) -> Completion | Turn:
+        if isinstance(request, Turn):
+            return request
+        assert not isinstance(self._model, GuestModel)
+        return Completion(self._engine.program, self._model, request, self._engine.limits, self._owner)
+
+    async def _run(self, number: int, completion: Completion | Turn) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
 
         def tell(event: Token | End) -> None:
@@ -105,6 +116,8 @@ class Generation:
             self._started.add(completion)
             try:
                 await loop.run_in_executor(engine.pool, completion.run, tell)
+            except ApiError as error:
+                self._tell(number, error)
             except WasmetalError as error:
                 if not self._stopped:
                     engine.metrics.failed(self._model.name)
