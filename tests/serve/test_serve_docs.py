@@ -48,6 +48,7 @@ def blocks(language: str, server: Serving) -> list[str]:
         ("stream = client.chat", r"\w+ \w+"),
         ('model="library"', r"From: [\w-]+\.md"),
         ("X-Wasmetal-Actor", r"(?m)^[1-9]\d+$"),
+        ("client.responses", r"(?m)[1-9]\d+\n.*\S"),
     ],
 )
 def test_the_client(server: Serving, about: str, said: str) -> None:
@@ -58,7 +59,7 @@ def test_the_client(server: Serving, about: str, said: str) -> None:
 
 
 def test_all_examples_are_tested() -> None:
-    assert len(re.findall("```python", PAGE)) == 3
+    assert len(re.findall("```python", PAGE)) == 4
 
 
 def test_curl(server: Serving) -> None:

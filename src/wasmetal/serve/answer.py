@@ -77,7 +77,7 @@ class Answer:
         """Make the completions, and send them. Raises ApiError if there is no place for them, or a guest fails."""
         owner = scope.get("state", {}).get("owner", "")
         async with Generation(self._engine, self._model, self._requests, owner) as generation:
-            watcher = asyncio.create_task(_watch(receive, generation))
+            watcher = asyncio.create_task(watch(receive, generation))
             try:
                 if self._streams:
                     await self._stream(generation, send)
@@ -147,7 +147,7 @@ class Answer:
         }
 
 
-async def _watch(receive: Receive, generation: Generation) -> None:
+async def watch(receive: Receive, generation: Generation) -> None:
     """Give the generation up when the client goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass

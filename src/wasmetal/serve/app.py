@@ -14,7 +14,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import HANDLERS
 from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
-from wasmetal.serve.routes import about, chat, completions, embeddings, tokens
+from wasmetal.serve.routes import about, chat, completions, embeddings, responses, tokens
 
 
 def application(
@@ -36,6 +36,12 @@ def application(
         Route("/v1/models/{name:path}", about.model),
         Route("/v1/chat/completions", chat.chat, methods=["POST"]),
         Route("/v1/completions", completions.completions, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{id}", responses.retrieve),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/conversations", responses.create_conversation, methods=["POST"]),
+        Route("/v1/conversations/{id}", responses.retrieve_conversation),
+        Route("/v1/conversations/{id}", responses.delete_conversation, methods=["DELETE"]),
         Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
@@ -44,8 +50,8 @@ def application(
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-Wasmetal-Actor"],
     )
 
     @asynccontextmanager

@@ -70,7 +70,9 @@ class Conversations:
 
     def recall(self, owner: str, name: str) -> dict[str, Any] | None:
         """What was kept; None if there is nothing of that name."""
-        return self._documents.load(key_of(owner, name))
+        key = key_of(owner, name)
+        self._documents.touch(key)
+        return self._documents.load(key)
 
     def forget(self, owner: str, name: str) -> None:
         """Remove it, and its actor if there is one. Raises ApiError if that has a request."""

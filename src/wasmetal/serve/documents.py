@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import threading
 from contextlib import suppress
@@ -63,6 +64,15 @@ class Documents:
         except (OSError, ValueError) as error:
             raise WasmetalError(f"a stored response cannot be read: {error}") from None
         return document
+
+    def touch(self, key: str) -> None:
+        """One of them was used: it counts as new."""
+        with self._lock:
+            if key in self._order:
+                del self._order[key]
+                self._order[key] = None
+        with suppress(OSError):
+            os.utime(self._path(key))
 
     def delete(self, key: str) -> None:
         """Remove one, if it is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from wasmetal import packaged
 from wasmetal.actor.program import ActorProgram
-from wasmetal.errors import WasmetalError
+from wasmetal.errors import SnapshotError, WasmetalError
 from wasmetal.host.program import Program
 from wasmetal.models import Embedder, Model
 from wasmetal.serve.admission import Admission
@@ -22,6 +23,8 @@ from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.metrics import Metrics
 
 T = TypeVar("T")
+
+log = logging.getLogger("wasmetal.serve")
 
 
 class Engine:
@@ -94,7 +97,10 @@ class Engine:
             await asyncio.wait(self.tasks)
         self.pool.shutdown()
         if self.conversations:
-            await asyncio.to_thread(self.conversations.close)
+            try:
+                await asyncio.to_thread(self.conversations.close)
+            except SnapshotError as error:
+                log.warning("%s", error)
 
     def _with_conversations(self, models: Mapping[str, Model]) -> dict[str, GuestModel]:
         """Whatever a conversation may be with: a model by itself is spoken for by a guest that comes with wasmetal."""

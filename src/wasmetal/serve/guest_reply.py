@@ -16,7 +16,9 @@ _REASONS = ("stop", "length")
 class GuestReply:
     """Reads a reply, in pieces of any size. A guest is not believed."""
 
-    def __init__(self) -> None:
+    def __init__(self, param: str) -> None:
+        """``param``: the field of the request that is wrong if the guest refuses it."""
+        self._param = param
         self._rest: bytearray | None = None
 
     def feed(self, piece: bytes) -> bytes:
@@ -47,7 +49,7 @@ class GuestReply:
             raise _nonsense() from None
         match about:
             case {"error": str(error), **others} if not others:
-                raise bad_request(error, "messages", "refused_by_guest")
+                raise bad_request(error, self._param, "refused_by_guest")
             case {"finish_reason": reason, **others} if not others and reason in _REASONS:
                 return str(reason)
         raise _nonsense()

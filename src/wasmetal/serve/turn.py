@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wasmetal.actor.actor import Actor
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _MOST_ERRORS = 500
 """Bytes that are kept of what a guest writes to standard error."""
 
+Remember = Callable[[str, End], object]
+"""Called with an answer's text and its end, before anybody is told that it has ended."""
+
 
 class Turn(ABC):
     """It can be run once, and stopped at any time, as a Completion can."""
@@ -34,50 +38,52 @@ class Turn(ABC):
     """The host does not make the prompt."""
     logprobs: int | None = None
 
-    def __init__(self, message: bytes, model: GuestModel, limits: ServerLimits) -> None:
+    def __init__(self, message: bytes, model: GuestModel, limits: ServerLimits, owner: str, param: str) -> None:
+        """``owner``: whose request it is. ``param``: the field of the request that has the messages."""
         self.model = model
         self.counters, self.token_counts = Counters(), TokenCounts()
         """What it has cost, once it has ended."""
-        self._message = message
-        self._reply_bytes = limits.reply_bytes
+        self._message, self._owner = message, owner
+        self._reply_bytes = self._left = limits.reply_bytes
+        self._reader = GuestReply(param)
         self._stopped = False
 
     def run(self, emit: Callable[[Token | End], object]) -> None:
         """Run it to its end; ``emit`` gets pieces of the text. Raises ApiError if the guest refuses, WasmetalError if
         it fails, or is stopped."""
-        reply, left = GuestReply(), self._reply_bytes
-
-        def take(piece: bytes) -> None:
-            nonlocal left
-            left -= len(piece)
-            if left < 0:
-                raise GuestError(f"limit reached: a reply of {self._reply_bytes} bytes")
-            if text := reply.feed(piece):
-                emit(Token(0, text, 0.0))
-
         try:
-            self._run(take)
+            end = self._run(emit)
         except WasmetalError:
-            reply.refuse()
+            self._reader.refuse()
             raise
-        counts = self.token_counts
-        emit(End(reply.reason(), counts.chosen, counts.cached, counts.prompt))
+        emit(end)
 
     @abstractmethod
     def stop(self) -> None:
         """Stop it, from any thread."""
 
     @abstractmethod
-    def _run(self, take: Callable[[bytes], object]) -> None:
-        """Run it; ``take`` gets the pieces of the reply."""
+    def _run(self, emit: Callable[[Token], object]) -> End:
+        """Run it; ``emit`` gets pieces of the text."""
+
+    def _text(self, piece: bytes) -> bytes:
+        """The text in a piece of the reply."""
+        self._left -= len(piece)
+        if self._left < 0:
+            raise GuestError(f"limit reached: a reply of {self._reply_bytes} bytes")
+        return self._reader.feed(piece)
+
+    def _end(self) -> End:
+        counts = self.token_counts
+        return End(self._reader.reason(), counts.chosen, counts.cached, counts.prompt)
 
 
 class FreshTurn(Turn):
     """Of a guest that is made for it, and gone afterwards."""
 
-    def __init__(self, message: bytes, model: GuestModel, limits: ServerLimits, owner: str) -> None:
-        super().__init__(message, model, limits)
-        self._limits, self._owner = model.limits(limits), owner
+    def __init__(self, message: bytes, model: GuestModel, limits: ServerLimits, owner: str, param: str) -> None:
+        super().__init__(message, model, limits, owner, param)
+        self._limits = model.limits(limits)
         self._actor: Actor | None = None
         self._errors = b""
 
@@ -87,7 +93,7 @@ class FreshTurn(Turn):
         if actor := self._actor:
             actor.stop()
 
-    def _run(self, take: Callable[[bytes], object]) -> None:
+    def _run(self, emit: Callable[[Token], object]) -> End:
         model = self.model
         device = next((each.device for each in model.models.values()), None)
         try:
@@ -103,16 +109,29 @@ class FreshTurn(Turn):
                 if self._stopped:  # when there was no actor yet
                     actor.stop()
                 try:
-                    _pass_on(actor.send(self._message, self._owner), take)
+                    for piece in actor.send(self._message, self._owner):
+                        if text := self._text(piece):
+                            emit(Token(0, text, 0.0))
                 finally:
                     self._actor = None
                     self.counters, self.token_counts = actor.counters, actor.token_counts
         except GuestError as error:
             lines = self._errors.decode(errors="replace").splitlines()
             raise GuestError(f"{error}: {lines[-1]}" if lines else str(error)) from None
+        return self._end()
 
     def _add_error(self, data: bytes) -> None:
         self._errors = (self._errors + data)[-_MOST_ERRORS:]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """An actor that is made for one turn, and gone if that fails."""
+
+    origin: str | None = None
+    """The actor of which it is to be a fork."""
+    keep: bool = True
+    """Whether it is kept afterwards."""
 
 
 class ConversationTurn(Turn):
@@ -121,20 +140,18 @@ class ConversationTurn(Turn):
     def __init__(
         self,
         message: bytes,
-        conversations: Conversations,
         model: GuestModel,
-        actor_id: str,
         limits: ServerLimits,
         owner: str,
-        *,
-        origin: str | None = None,
-        keep: bool = True,
+        param: str,
+        conversations: Conversations,
+        actor_id: str,
+        own: Own | None = None,
+        remember: Remember | None = None,
     ) -> None:
-        """``origin``: the actor of which this one is to be a fork.
-        ``keep``: whether the actor is kept once it has replied."""
-        super().__init__(message, model, limits)
-        self._conversations, self._host, self._actor_id = conversations, conversations.host, actor_id
-        self._owner, self._origin, self._keep = owner, origin, keep
+        """``own``: if the actor is to be this turn's own."""
+        super().__init__(message, model, limits, owner, param)
+        self._conversations, self._actor_id, self._own, self._remember = conversations, actor_id, own, remember
         self._reply: PendingReply | None = None
 
     def stop(self) -> None:
@@ -143,35 +160,41 @@ class ConversationTurn(Turn):
         if reply := self._reply:
             reply.cancel()
 
-    def _run(self, take: Callable[[bytes], object]) -> None:
+    def _run(self, emit: Callable[[Token], object]) -> End:
+        host, own, kept = self._conversations.host, self._own, False
         with self._conversations.alone(self._actor_id):
-            ended = False
             try:
-                if self._origin is not None:
-                    self._host.fork(self._origin, self._actor_id)
-                self._send(take)
-                ended = True
+                if own and own.origin is not None:
+                    host.fork(own.origin, self._actor_id)
+                text = self._send(emit)
+                end = self._end()
+                if self._remember:
+                    self._remember(text, end)
+                kept = own is None or own.keep
             except WrongTypeError as error:
                 raise bad_request(str(error).replace("actor", "conversation"), "model") from None
             except ActorHeldError:
                 raise busy() from None
             finally:
-                if (self._origin is not None and not ended) or not self._keep:
+                if own and not kept:
                     with suppress(WasmetalError):  # there is none
-                        self._host.delete(self._actor_id)
+                        host.delete(self._actor_id)
+        return end
 
-    def _send(self, take: Callable[[bytes], object]) -> None:
-        reply = self._reply = self._host.send(self._actor_id, self._message, sender=self._owner, type=self.model.name)
+    def _send(self, emit: Callable[[Token], object]) -> str:
+        """Send the message; return the whole text."""
+        said = bytearray()
+        host = self._conversations.host
+        reply = self._reply = host.send(self._actor_id, self._message, sender=self._owner, type=self.model.name)
         if self._stopped:  # before it was sent
             reply.cancel()
         try:
-            _pass_on(reply, take)
+            for piece in reply:
+                if text := self._text(piece):
+                    said += text
+                    emit(Token(0, text, 0.0))
         finally:
             reply.cancel()  # unless it has ended
             reply.wait()
             self.counters, self.token_counts = reply.counters, reply.token_counts
-
-
-def _pass_on(pieces: Iterable[bytes], take: Callable[[bytes], object]) -> None:
-    for piece in pieces:
-        take(piece)
+        return said.decode(errors="replace")

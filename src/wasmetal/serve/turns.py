@@ -5,12 +5,12 @@ from __future__ import annotations
 from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
-from wasmetal.serve.turn import ConversationTurn, FreshTurn
+from wasmetal.serve.turn import ConversationTurn, FreshTurn, Own, Remember
 
 
-def fresh_turn(engine: Engine, model: str, message: bytes, owner: str) -> FreshTurn:
-    """A turn with a guest that is a model. Raises KeyError if there is none."""
-    return FreshTurn(message, engine.guests[model], engine.limits, owner)
+def fresh_turn(engine: Engine, model: str, message: bytes, owner: str, param: str) -> FreshTurn:
+    """A turn with a guest that is a model. ``param``: the field of the request that has the messages."""
+    return FreshTurn(message, engine.guests[model], engine.limits, owner, param)
 
 
 def conversation_turn(
@@ -19,23 +19,29 @@ def conversation_turn(
     message: bytes,
     owner: str,
     name: str,
-    *,
-    origin: str | None = None,
-    keep: bool = True,
+    param: str,
+    own: Own | None = None,
+    remember: Remember | None = None,
 ) -> ConversationTurn:
-    """A turn of an owner's conversation. ``origin``: the one of which it is to be a fork. Raises ApiError."""
+    """A turn of the conversation that an owner calls so; the rest as for ConversationTurn. Raises ApiError."""
     conversations = kept(engine)
-    with_whom = conversations.models.get(model) or engine.model(model)  # which says what is wrong
-    assert with_whom.name in conversations.models
-    actor_id = conversations.actor_id(owner, name)
-    forked = None if origin is None else conversations.actor_id(owner, origin)
+    if model not in conversations.models:
+        engine.model(model)  # raises what is wrong with it
     return ConversationTurn(
-        message, conversations, conversations.models[model], actor_id, engine.limits, owner, origin=forked, keep=keep
+        message,
+        conversations.models[model],
+        engine.limits,
+        owner,
+        param,
+        conversations,
+        conversations.actor_id(owner, name),
+        own,
+        remember,
     )
 
 
 def kept(engine: Engine) -> Conversations:
     """The conversations of a server that keeps them. Raises ApiError for another."""
     if engine.conversations is None:
-        raise ApiError(400, "this server keeps no conversations: it was started without --actors")
+        raise ApiError(400, "this server keeps no conversations and responses: it was started without --actors")
     return engine.conversations

@@ -50,11 +50,11 @@ async def guest_chat(request: Request, body: ChatBody) -> Answer | None:
     owner = request.scope["state"]["owner"]
     turn: Turn
     if name is None:
-        turn = fresh_turn(engine, body.model, told, owner)
+        turn = fresh_turn(engine, body.model, told, owner, "messages")
     else:
         if not 0 < len(name) <= _MOST_NAME:
             raise ApiError(400, f"the header {ACTOR} is a name of 1 to {_MOST_NAME} characters")
-        turn = conversation_turn(engine, body.model, told, owner, f"header {name}")
+        turn = conversation_turn(engine, body.model, told, owner, f"header {name}", "messages")
     return Answer(
         engine,
         turn.model,
