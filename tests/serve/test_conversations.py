@@ -104,6 +104,29 @@ def test_it_is_frozen_when_it_is_idle_and_thawed_by_its_next_request(tiny: Model
         assert host.stats().thawed == 1
 
 
+def test_time_freezes_it(tiny: Model, tmp_path: Path) -> None:
+    with keeping(tiny, tmp_path / "actors", limits={"idle_seconds": 0.1}) as server:
+        client = server.client()
+        _, prompt, _ = ask(client, user("hello"), ANN)
+        assert server.engine.conversations
+        host = server.engine.conversations.host
+        wait_for(lambda: not host.resident())
+        assert ask(client, user("and again"), ANN)[2] >= prompt
+        assert host.stats().thawed == 1
+
+
+def test_with_another_file_of_the_guest_it_cannot_go_on(tiny: Model, tmp_path: Path) -> None:
+    for path, error in ((GUESTS / "vote.wasm", None), (GUESTS / "converse.wasm", openai.ConflictError)):
+        guest = GuestModel("plain", ActorProgram(path), {"default": tiny})
+        with serving(Engine([tiny], ServerLimits(running=2), guests=[guest], actors=tmp_path / "actors")) as server:
+            if error is None:
+                ask(server.client(), user("hello"), BOB, "plain")
+                continue
+            with pytest.raises(error) as raised:
+                ask(server.client(), user("hello"), BOB, "plain")
+            assert raised.value.code == "conversation_unusable"
+
+
 def test_after_a_restart(tiny: Model, tmp_path: Path) -> None:
     with keeping(tiny, tmp_path / "actors") as server:
         expected = [ask(server.client(), user(text), BOB)[0] for text in ("hello", "and again")]

@@ -10,10 +10,13 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.serve.serving import Serving, serving, wait_for
 from tests.serve.test_conversations import GUESTS, begin, keeping
 from tests.serve.test_going_away import close
+from tests.serve.test_hostile_clients import values, well_formed
 from wasmetal import ActorProgram
 from wasmetal.errors import WasmetalError
 from wasmetal.models import Model
@@ -173,6 +176,46 @@ def test_conversations(server: Serving, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         respond(client, conversation=conversation.id)
     assert (raised.value.param, raised.value.code) == ("conversation", "conversation_not_found")
+
+
+def test_a_conversation_by_name_has_chats_and_responses(client: openai.OpenAI) -> None:
+    bob = client.with_options(default_headers={"X-Wasmetal-Actor": "bob"})
+    first = respond(bob)
+    assert first.conversation.id == "bob"
+    options: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0}
+    chat = bob.chat.completions.create(messages=[{"role": "user", "content": "and"}], **options)
+    assert chat.usage
+    assert chat.usage.prompt_tokens_details
+    assert (chat.usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="one conversation"):
+        respond(bob, conversation="conv_x")
+
+
+KEYS = st.sampled_from(
+    ["input", "instructions", "conversation", "previous_response_id", "store", "stream", "metadata", "tools", "text",
+     "max_output_tokens", "temperature", "top_p", "truncation", "include", "id", "role", "content", "items", "model"]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kept(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with keeping(tiny, tmp_path_factory.mktemp("kept"), limits={"stored": 5}) as server:
+        yield server
+
+
+@given(
+    path=st.sampled_from(["/v1/responses", "/v1/responses", "/v1/conversations"]),
+    base=st.sampled_from([{}, {"model": "tiny", "max_output_tokens": 2}, {"model": "tiny", "max_output_tokens": 2}]),
+    said=st.text(max_size=9)
+    | st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": values}), max_size=2),
+    more=st.dictionaries(KEYS, values, max_size=2),
+)
+@example("/v1/responses", {"model": "tiny", "max_output_tokens": 1}, "\ud800\0", {"instructions": "\udfff"})
+@example("/v1/responses", {"model": "tiny", "max_output_tokens": 1}, "x", {"conversation": {"id": "conv_\0/.."}})
+@settings(max_examples=60, deadline=None)
+def test_no_body_is_the_servers_fault(kept: Serving, path: str, base: Any, said: Any, more: Any) -> None:
+    status, answer, _ = kept.ask(path, base | ({"input": said} if path.endswith("responses") else {}) | more)
+    assert well_formed(status, answer), (status, answer)
 
 
 def test_all_that_is_kept_survives_a_restart(tiny: Model, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wasmetal.actor.hosting import ActorHost, ActorType
 from wasmetal.actor.store.directory import DirectoryStore
-from wasmetal.errors import SnapshotError
+from wasmetal.errors import SnapshotError, printable
 from wasmetal.serve.documents import Documents, key_of
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.guest_model import GuestModel
@@ -88,6 +88,11 @@ class Conversations:
     def _drop(self, actor_id: str) -> None:
         with suppress(SnapshotError):  # there is none
             self.host.delete(actor_id)
+
+
+def unusable(why: str) -> ApiError:
+    """What was stored cannot be gone on with, for example with another program or model than it began with."""
+    return ApiError(409, f"the conversation cannot go on: {printable(why)}", code="conversation_unusable")
 
 
 def busy() -> ApiError:

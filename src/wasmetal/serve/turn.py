@@ -12,9 +12,9 @@ from wasmetal.actor.actor import Actor
 from wasmetal.actor.hosting.actor_type import WrongTypeError
 from wasmetal.actor.store import ActorHeldError
 from wasmetal.counters import Counters
-from wasmetal.errors import GuestError, WasmetalError
+from wasmetal.errors import GuestError, SnapshotError, WasmetalError
 from wasmetal.host.tokens import TokenCounts
-from wasmetal.serve.conversations import Conversations, busy
+from wasmetal.serve.conversations import Conversations, busy, unusable
 from wasmetal.serve.errors import bad_request
 from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.guest_reply import GuestReply
@@ -175,6 +175,10 @@ class ConversationTurn(Turn):
                 raise bad_request(str(error).replace("actor", "conversation"), "model") from None
             except ActorHeldError:
                 raise busy() from None
+            except SnapshotError as error:
+                if isinstance(error.__cause__, OSError):  # the disk's
+                    raise
+                raise unusable(str(error)) from None
             finally:
                 if own and not kept:
                     with suppress(WasmetalError):  # there is none

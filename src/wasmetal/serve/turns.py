@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from starlette.requests import Request
+
 from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.turn import ConversationTurn, FreshTurn, Own, Remember
+
+ACTOR = "X-Wasmetal-Actor"
+"""The header that names a conversation."""
+_MOST_NAME = 256
+"""Characters of that name."""
+
+
+def named_conversation(request: Request) -> str | None:
+    """What its owner calls the conversation that a request names in its header. Raises ApiError."""
+    name = request.headers.get(ACTOR)
+    if name is None:
+        return None
+    if not 0 < len(name) <= _MOST_NAME:
+        raise ApiError(400, f"the header {ACTOR} is a name of 1 to {_MOST_NAME} characters")
+    return f"header {name}"  # which no id of a conversation is
 
 
 def fresh_turn(engine: Engine, model: str, message: bytes, owner: str, param: str) -> FreshTurn:

@@ -10,16 +10,13 @@ from starlette.requests import Request
 from wasmetal.serve.answer import Answer
 from wasmetal.serve.body import engine_of
 from wasmetal.serve.choice import Choice
-from wasmetal.serve.errors import ApiError, bad_request
+from wasmetal.serve.errors import bad_request
 from wasmetal.serve.guest_model import message
 from wasmetal.serve.protocol import Token
 from wasmetal.serve.schema import ChatBody
 from wasmetal.serve.turn import Turn
-from wasmetal.serve.turns import conversation_turn, fresh_turn
+from wasmetal.serve.turns import conversation_turn, fresh_turn, named_conversation
 
-ACTOR = "X-Wasmetal-Actor"
-"""The header that names a conversation."""
-_MOST_NAME = 256
 _TAKEN = {
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens",
     "max_completion_tokens", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -32,7 +29,7 @@ _PLAIN: dict[str, Any] = {"n": 1, "logprobs": False, "response_format": {"type":
 
 async def guest_chat(request: Request, body: ChatBody) -> Answer | None:
     """The answer, if a guest is to give it: the model is one, or a conversation is named. Raises ApiError."""
-    engine, name = engine_of(request), request.headers.get(ACTOR)
+    engine, name = engine_of(request), named_conversation(request)
     if name is None and body.model not in engine.guests:
         return None
     _check(body)
@@ -52,9 +49,7 @@ async def guest_chat(request: Request, body: ChatBody) -> Answer | None:
     if name is None:
         turn = fresh_turn(engine, body.model, told, owner, "messages")
     else:
-        if not 0 < len(name) <= _MOST_NAME:
-            raise ApiError(400, f"the header {ACTOR} is a name of 1 to {_MOST_NAME} characters")
-        turn = conversation_turn(engine, body.model, told, owner, f"header {name}", "messages")
+        turn = conversation_turn(engine, body.model, told, owner, name, "messages")
     return Answer(
         engine,
         turn.model,

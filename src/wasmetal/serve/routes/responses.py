@@ -25,7 +25,7 @@ from wasmetal.serve.response_answer import ResponseAnswer
 from wasmetal.serve.response_schema import ConversationBody, ResponseBody
 from wasmetal.serve.schema import Generating
 from wasmetal.serve.turn import Own
-from wasmetal.serve.turns import conversation_turn, fresh_turn, kept
+from wasmetal.serve.turns import conversation_turn, fresh_turn, kept, named_conversation
 
 
 async def create(request: Request) -> ResponseAnswer:
@@ -36,11 +36,12 @@ async def create(request: Request) -> ResponseAnswer:
     owner = request.scope["state"]["owner"]
     if len(body.input) > engine.limits.messages:
         raise bad_request(f"{len(body.input)} messages; at most {engine.limits.messages} are taken", "input")
-    if body.conversation and body.previous_response_id:
-        raise bad_request("a response goes on with a conversation or with another response", "previous_response_id")
+    named = named_conversation(request)
+    if sum(each is not None for each in (named, body.conversation, body.previous_response_id)) > 1:
+        raise bad_request("a response goes on with one conversation, or with another response", "previous_response_id")
     stored = engine.conversations is not None if body.store is None else body.store
-    if stored or body.conversation or body.previous_response_id:
-        return await _kept_answer(engine, body, owner, stored)
+    if stored or named or body.conversation or body.previous_response_id:
+        return await _kept_answer(engine, body, owner, stored, named)
     if body.truncation == "auto":
         raise bad_request("only what the server keeps is truncated; this is not", "truncation")
     if body.model in engine.guests:
@@ -100,14 +101,20 @@ async def _plain_answer(engine: Engine, body: ResponseBody) -> ResponseAnswer:
     return ResponseAnswer(engine, model, wanted, shape, stream=bool(body.stream))
 
 
-async def _kept_answer(engine: Engine, body: ResponseBody, owner: str, stored: bool) -> ResponseAnswer:
-    """By an actor: the conversation's, or one that is the response's own."""
+async def _kept_answer(
+    engine: Engine, body: ResponseBody, owner: str, stored: bool, named: str | None
+) -> ResponseAnswer:
+    """By an actor: the conversation's, which its name or the body's id says, or one that is the response's own."""
     conversations = kept(engine)
     if body.truncation == "disabled":
         raise bad_request("what no longer fits is forgotten where the server keeps a conversation", "truncation")
     shape = ResponseShape.of(body, stored=stored, truncation="auto")
-    if body.conversation:
-        name, own = body.conversation.id, None
+    own = None
+    if named is not None:
+        name = named
+        shape.opening["conversation"] = {"id": named.removeprefix("header ")}
+    elif body.conversation:
+        name = body.conversation.id
         await _find(engine, owner, name, "conversation")
     else:
         name, before = shape.id, body.previous_response_id
