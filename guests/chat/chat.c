@@ -348,7 +348,7 @@ static void say(Chat *chat, wm_token token) {
 static void flush(Chat *chat) {
   Text *held = &chat->held;
   size_t ready = held->len;
-  while (ready && held->data[ready - 1] == '\n') ready--;
+  while (!chat->options.exact && ready && held->data[ready - 1] == '\n') ready--;
   if (!ready) return;
   chat->write(held->data, ready);
   memmove(held->data, held->data + ready, held->len - ready);
@@ -459,7 +459,7 @@ bool chat_continue(Chat *chat, double seconds) {
 void chat_end(Chat *chat) {
   if (!chat->answering) return;
   chat->answering = false;
-  chat->write("\n", 1);
+  if (!chat->options.exact) chat->write("\n", 1);
   if (!chat->options.raw) chat_add(chat, ASSISTANT, chat->reply.data, chat->reply.len);
   chat->reply.len = chat->held.len = 0;
 }

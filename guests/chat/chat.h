@@ -16,6 +16,7 @@ typedef struct Options {
   const char *prompt, *system, *model;
   const char *draft_model; /* NULL: drafts are looked up */
   bool raw, greedy, stats;
+  bool exact; /* answers are written as they are; otherwise with one line end at their end */
   uint32_t max_tokens;   /* 0: as many as fit */
   uint32_t draft_tokens; /* tokens of a draft, at most MAX_DRAFT; 0: no drafts */
   Sampler sampler;

@@ -10,10 +10,7 @@ void endpoint_write(const char *data, size_t len) {
   if (wm_reply_write(data, len)) exit(1);
 }
 
-/* A conversation ends each answer with a line end of its own, and writes no other one alone. Zero bytes, which would end
- * the text, are left out. */
 void endpoint_answer(const char *data, size_t len) {
-  if (len == 1 && *data == '\n') return;
   for (const char *end = data + len, *zero; data < end; data = zero + 1) {
     zero = memchr(data, 0, (size_t)(end - data));
     if (!zero) zero = end;
@@ -22,7 +19,7 @@ void endpoint_answer(const char *data, size_t len) {
 }
 
 void endpoint_open(Chat *chat) {
-  chat->options = (Options){.model = "default", .sampler = {.temperature = 1, .top_p = 1, .repeat_penalty = 1}};
+  chat->options = (Options){.model = "default", .exact = true, .sampler = {.temperature = 1, .top_p = 1, .repeat_penalty = 1}};
   chat->write = endpoint_answer;
   if (!chat_open(chat)) exit(1);
 }

@@ -42,7 +42,7 @@ void endpoint_end(bool cut);
 /* Replies that there is no answer, and why, and ends the program: the conversation is then as before the message. */
 _Noreturn void endpoint_refuse(const char *reason);
 
-/* Writes text of the answer, as Chat's `write` does. */
+/* Writes text of the answer, as Chat's `write` does, but for zero bytes, which would end it. */
 void endpoint_answer(const char *data, size_t len);
 
 /* Writes to the reply. */

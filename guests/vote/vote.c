@@ -20,9 +20,7 @@ static Chat chat;
 static Request request;
 static Text *answer; /* that is being written */
 
-static void add_to_answer(const char *data, size_t len) {
-  if (len != 1 || *data != '\n') text_add(answer, data, len);
-}
+static void add_to_answer(const char *data, size_t len) { text_add(answer, data, len); }
 
 static int compare(const void *a, const void *b) {
   uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
