@@ -204,6 +204,18 @@ def test_one_request_at_a_time_and_one_that_is_given_up_never_was(server: Servin
     wait_for(lambda: not server.engine.tasks)
 
 
+def test_a_server_that_ends_gives_up_what_does_not(tiny: Model, tmp_path: Path) -> None:
+    with keeping(tiny, tmp_path / "actors", limits={"drain_seconds": 0.1}) as server:
+        ask(server.client(), user("hello"), BOB, "once")
+        connection, response = begin(server, BOB)
+        server.server.drain()
+        assert b"shutting_down" in response.read()
+        connection.close()
+    with keeping(tiny, tmp_path / "actors") as server:
+        close(*begin(server, BOB))  # as it was
+        wait_for(lambda: not server.engine.tasks)
+
+
 def test_a_request_that_is_refused_never_was(server: Serving) -> None:
     client = server.client()
     with pytest.raises(openai.BadRequestError):

@@ -31,7 +31,7 @@ class ServerLimits:
     """Conversations that are awake; others are frozen."""
     idle_seconds: float = 300.0
     """Time after which a conversation is frozen that has no request."""
-    stored: int = 10_000
+    stored: int = 1000
     """Responses and conversations that are stored; the oldest go."""
     reply_bytes: int = 16 << 20
     """Bytes of a guest's reply, where a guest is the model."""

@@ -20,7 +20,7 @@ from wasmetal.serve.turns import conversation_turn, fresh_turn, named_conversati
 _TAKEN = {
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens",
     "max_completion_tokens", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "modalities", "parallel_tool_calls", "tool_choice", "reasoning_effort", "verbosity",
+    "modalities", "parallel_tool_calls", "tool_choice",
 }  # fmt: skip
 """Fields that guests get, or that change nothing."""
 _PLAIN: dict[str, Any] = {"n": 1, "logprobs": False, "response_format": {"type": "text"}}
