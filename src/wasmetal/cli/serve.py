@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
+from wasmetal.cli.serve_guests import Actors, Guests, GuestSpec
 
 if TYPE_CHECKING:
     from wasmetal.serve.recipe import Recipe
@@ -51,6 +52,8 @@ def serve(
     prefix_contexts: Annotated[
         int, typer.Option(help="Contexts of the KV cache for what prompts have in common; 0: none.", min=0, max=256)
     ] = 1,
+    guest: Guests = None,
+    actors: Actors = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
@@ -110,18 +113,23 @@ def serve(
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
     if replicas is not None and not ray:
         raise OptionError("--replicas is for --ray: give both")
+    if ray and actors:
+        raise OptionError("--actors keeps conversations with one server, and --ray has many: give one of them")
     recipe = Recipe(
         models=models or [DEFAULT_MODEL],
-        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens),
+        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens, resident=parallel),
         keys=keys,
         loading={
             "context": context,
-            "contexts": parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            # One is guaranteed to whoever loads the model, and as many conversations are awake as completions run.
+            "contexts": parallel * (2 if actors else 1) + max(prefix_contexts, 1),
             "prefixes": prefix_contexts,
             "kv_type": kv_type,
             "quantize": quantize,
             "deterministic": deterministic,
         },
+        guests=[GuestSpec.parse(each) for each in guest or []],
+        actors=actors,
         device=device,
         precision=precision,
         resident=resident,

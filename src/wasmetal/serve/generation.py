@@ -13,8 +13,10 @@ from wasmetal.errors import WasmetalError
 from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import End, Request, Token
 from wasmetal.serve.record import Record
+from wasmetal.serve.turn import Turn
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -26,7 +28,12 @@ class Generation:
     """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
 
     def __init__(
-        self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "", record: Record | None = None
+        self,
+        engine: Engine,
+        model: Model | GuestModel,
+        requests: Sequence[Request | Turn],
+        owner: str = "",
+        record: Record | None = None,
     ) -> None:
         """They begin when there is a place to run in. ``owner``: whose request it is. ``record``: what is to be told of
         it. Raises ApiError if not even a place to wait in is left."""
@@ -39,10 +46,11 @@ class Generation:
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
-        self._completions = [Completion(engine.program, model, each, engine.limits, owner) for each in requests]
+        self._completions = [self._work(each) for each in requests]
         engine.admission.reserve(len(requests))
-        self._started: set[Completion] = set()
+        self._started: set[Completion | Turn] = set()
         engine.unfinished[self] = self.give_up
+        self._describe(requests)
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
         for request, completion, task in zip(requests, self._completions, self._tasks, strict=True):
             engine.metrics.prompt(model.name, owner, len(request.prompt))
@@ -59,6 +67,7 @@ class Generation:
         """
         metrics, name, key, record = self._engine.metrics, self._model.name, self._owner, self._record
         last: dict[int, float] = {}
+        seen: dict[int, int] = {}
         left = len(self._completions)
         while left:
             number, event = await self._news.get()
@@ -79,12 +88,15 @@ class Generation:
                     metrics.began(name, completion.begun - self._begin)
                 metrics.token(name, key, now - last.get(number, self._begin), first=number not in last)
                 record.completion_tokens += 1
+                seen[number] = seen.get(number, 0) + 1
                 last[number] = now
             else:
                 left -= 1
+                metrics.prompt(name, key, event.prompt)
                 metrics.cached(name, key, event.cached)
                 record.finish = event.reason
-                record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
+                record.prompt_tokens += event.prompt
+                record.completion_tokens += event.drawn - seen.get(number, 0)  # those without text of their own, too
                 record.cached_tokens += event.cached
                 record.device_seconds += completion.counters.device_seconds
             yield number, event
@@ -110,7 +122,7 @@ class Generation:
             else:
                 task.cancel()
 
-    def _leave(self, completion: Completion, task: asyncio.Task[None]) -> None:
+    def _leave(self, completion: Completion | Turn, task: asyncio.Task[None]) -> None:
         self._engine.roster.remove(completion)
 
     async def __aenter__(self) -> Generation:
@@ -119,7 +131,21 @@ class Generation:
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
 
-    async def _run(self, number: int, completion: Completion) -> None:
+    def _describe(self, requests: Sequence[Request | Turn]) -> None:
+        """Say in the record what is asked for."""
+        record = self._record
+        record.model, record.prompt_tokens = self._model.name, sum(len(request.prompt) for request in requests)
+        if self._engine.log_prompts and not isinstance(self._model, GuestModel):
+            prompts = {tuple(request.prompt) for request in requests}
+            record.prompt = "\n".join(map(self._model.tokenizer.decode, prompts))
+
+    def _work(self, request: Request | Turn) -> Completion | Turn:
+        if isinstance(request, Turn):
+            return request
+        assert not isinstance(self._model, GuestModel)
+        return Completion(self._engine.program, self._model, request, self._engine.limits, self._owner)
+
+    async def _run(self, number: int, completion: Completion | Turn) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
 
         def tell(event: Token | End) -> None:

@@ -106,6 +106,8 @@ function showGuests({ guests, ended }) {
   );
 }
 
+const definition = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)));
+
 // ---- Models
 
 function showModels({ models }) {
@@ -123,10 +125,21 @@ function showModels({ models }) {
       } else if (model.kind === "embeddings") {
         about.push(["Makes", "embeddings"]);
       }
-      const figures = about.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-      return element("li", { class: "card" }, element("h3", {}, model.id), element("dl", {}, ...figures));
+      return element("li", { class: "card" }, element("h3", {}, model.id), element("dl", {}, ...about.map(definition)));
     }),
   );
+}
+
+/** Conversations that the server keeps: each is an actor. */
+function showConversations({ conversations }) {
+  byId("conversations-section").hidden = !conversations;
+  if (!conversations) return;
+  const { awake, busy, frozen, thawed, memory_bytes: linear, device_bytes: device } = conversations;
+  const about = [
+    ["Awake", busy ? `${awake}, ${busy} busy` : awake], ["Memory of these", `${memory(linear)} + ${bytes(device)}`],
+    ["Times frozen", frozen], ["Times thawed", thawed],
+  ];
+  byId("conversations").replaceChildren(...about.map(definition));
 }
 
 // ---- Looking again
@@ -140,6 +153,7 @@ async function look(told) {
     if (stats.running) wait = BUSY;
     showFigures(stats);
     showGuests(stats);
+    showConversations(stats);
     showModels(stats);
     told(stats, null);
   } catch (error) {

@@ -27,6 +27,8 @@ async def stats(request: Request) -> Response:
         "totals": _totals(engine),
         "device": _device(engine),
         "models": [_model(name, model) for name, model in engine.models.items()] + _unloaded(engine),
+        "guest_models": list(engine.guests),
+        "conversations": _conversations(engine),
         "guests": engine.roster.here(owner),
         "ended": engine.roster.ended(owner),
     }
@@ -85,6 +87,21 @@ def _unloaded(engine: Engine) -> list[dict[str, Any]]:
         for plan in engine.shelf.plans()
         if plan.name not in engine.models
     ]
+
+
+def _conversations(engine: Engine) -> dict[str, int] | None:
+    """How many of them are awake, and what those use; None if none are kept."""
+    if engine.conversations is None:
+        return None
+    host = engine.conversations.host.stats()
+    return {
+        "awake": host.resident,
+        "busy": host.busy,
+        "frozen": host.frozen,
+        "thawed": host.thawed,
+        "memory_bytes": host.memory_bytes,
+        "device_bytes": host.device_bytes,
+    }
 
 
 def _weights(model: Model | Embedder) -> int:
