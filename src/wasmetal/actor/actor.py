@@ -28,6 +28,7 @@ from wasmetal.host.errno import Refusal
 from wasmetal.host.functions.actor import Mailbox
 from wasmetal.host.grants import Dir
 from wasmetal.host.limits import Limits
+from wasmetal.host.memory_map import MemoryMap
 from wasmetal.host.program import Program
 from wasmetal.host.randomness import RandomStream
 from wasmetal.host.tokens import TokenCounts
@@ -249,6 +250,10 @@ class Actor(Closing):
     def counters(self) -> Counters:
         """What it has caused, before it was frozen too."""
         return self._guest.counters
+
+    def memory_map(self) -> MemoryMap | None:
+        """What its memory is used for at the moment: see :meth:`Guest.memory_map`."""
+        return self._guest.memory_map()
 
     @property
     def token_counts(self) -> TokenCounts:

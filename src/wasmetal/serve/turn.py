@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from wasmetal.actor.actor import Actor
 from wasmetal.actor.hosting.actor_type import WrongTypeError
 from wasmetal.actor.store import ActorHeldError
+from wasmetal.counters import Counters
 from wasmetal.errors import GuestError, SnapshotError, WasmetalError
+from wasmetal.host.memory_map import MemoryMap
 from wasmetal.host.tokens import TokenCounts
 from wasmetal.serve.conversations import Conversations, busy, unusable
 from wasmetal.serve.errors import bad_request
@@ -94,6 +96,7 @@ class FreshTurn(Turn):
         super().__init__(message, model, limits, owner, param)
         self._limits = model.limits(limits)
         self._actor: Actor | None = None
+        self._map: MemoryMap | None = None
         self._errors = b""
 
     def stop(self) -> None:
@@ -101,6 +104,16 @@ class FreshTurn(Turn):
         self._stopped = True
         if actor := self._actor:
             actor.stop()
+
+    def cost(self) -> Counters:
+        """See Watched."""
+        actor = self._actor
+        return actor.counters if actor else self.counters
+
+    def memory_map(self) -> MemoryMap | None:
+        """See Watched."""
+        actor = self._actor
+        return actor.memory_map() if actor else self._map
 
     def _run(self, emit: Callable[[Token], object]) -> End:
         model = self.model
@@ -122,7 +135,7 @@ class FreshTurn(Turn):
                         if text := self._text(piece):
                             emit(Token(0, text, 0.0))
                 finally:
-                    self._actor = None
+                    self._map, self._actor = actor.memory_map(), None
                     self.counters, self.token_counts = actor.counters, actor.token_counts
         except GuestError as error:
             lines = self._errors.decode(errors="replace").splitlines()
