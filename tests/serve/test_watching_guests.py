@@ -45,6 +45,8 @@ def test_a_guest_that_is_a_model(server: Serving, records: list[Record]) -> None
     assert row["tokens"] == 5
     assert row["prompt_tokens"] > 0
     assert row["memory"]["cells"]
+    assert 0 < row["tokens_per_second"] <= row["tokens"] / row["seconds"] + 1
+    assert stats["totals"]["completion_tokens"] == 5
     said = records[0].as_dict()
     assert (said["model"], said["completion_tokens"]) == ("speaker", 5)
     assert said["prompt_tokens"] == row["prompt_tokens"]

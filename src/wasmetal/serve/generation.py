@@ -94,6 +94,8 @@ class Generation:
                 left -= 1
                 metrics.prompt(name, key, event.prompt)
                 metrics.cached(name, key, event.cached)
+                if isinstance(completion, Turn):
+                    metrics.more(name, key, event.drawn - seen.get(number, 0))
                 record.finish = event.reason
                 record.prompt_tokens += event.prompt
                 record.completion_tokens += event.drawn - seen.get(number, 0)  # those without text of their own, too

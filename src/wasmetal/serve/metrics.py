@@ -91,6 +91,11 @@ class Metrics:
         self.drawn += 1
         (self._first if first else self._between).labels(model).observe(seconds)
 
+    def more(self, model: str, key: str, tokens: int) -> None:
+        """So many tokens came beside those that were told of one by one."""
+        self._drawn.labels(model, key).inc(max(tokens, 0))
+        self.drawn += max(tokens, 0)
+
     def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""
         self._copied.labels(model).inc(counters.bytes_copied)

@@ -66,6 +66,7 @@ class Turn(Watched, ABC):
             raise
         finally:
             self.tokens, self.prompt_tokens = self.token_counts.chosen, self.token_counts.prompt
+            self._first = self.begun  # a piece of text may have any number of tokens
             self._ends(stopped=self._stopped)
         emit(end)
 

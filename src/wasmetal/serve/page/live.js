@@ -136,7 +136,7 @@ function showConversations({ conversations }) {
   if (!conversations) return;
   const { awake, busy, frozen, thawed, memory_bytes: linear, device_bytes: device } = conversations;
   const about = [
-    ["Awake", busy ? `${awake}, ${busy} busy` : awake], ["Memory of these", `${memory(linear)} + ${bytes(device)}`],
+    ["Awake", busy ? `${awake}, ${busy} busy` : awake], ["Linear, device memory", `${memory(linear)}, ${bytes(device)}`],
     ["Times frozen", frozen], ["Times thawed", thawed],
   ];
   byId("conversations").replaceChildren(...about.map(definition));
