@@ -494,35 +494,41 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(0)] = _S70;
         uint4  _S71 = (load_weights(&((weight_0))[(_S69)] + (int(32))));
         (&fetched_0)->pieces_1[int(1)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S68), (71U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S72;
+        int4  _S72 = make_int4 (int(0));
+        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
+        (&fetched_0)->pieces_1[int(2)] = _S73;
+        if((64U + _S68) < 72U)
+        {
+            uint4  _S74 = (load_weights(&((weight_0))[(_S69)] + (int(64))));
+            (&fetched_0)->pieces_1[int(2)] = _S74;
+        }
     }
     else
     {
-        uint _S73 = (&this_4->place_0)->lane_0;
-        uint _S74 = _S67 - 1U;
-        uint4  _S75 = (load_weights(&((weight_0))[(_S66 + (U32_min(((&this_4->place_0)->lane_0), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S75;
-        uint4  _S76 = (load_weights(&((weight_0))[(_S66 + (U32_min((32U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S76;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S77;
+        uint _S75 = (&this_4->place_0)->lane_0;
+        uint _S76 = _S67 - 1U;
+        uint4  _S77 = (load_weights(&((weight_0))[(_S66 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S77;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S66 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S79;
     }
     return fetched_0;
 }
 
 __device__ uint Q4_0Integers_unpacked_0(uint word_1, int list_0)
 {
-    uint _S78;
+    uint _S80;
     if(list_0 == int(0))
     {
-        _S78 = word_1 << int(4);
+        _S80 = word_1 << int(4);
     }
     else
     {
-        _S78 = word_1;
+        _S80 = word_1;
     }
-    return (_S78 ^ 2290649224U) & 4042322160U;
+    return (_S80 ^ 2290649224U) & 4042322160U;
 }
 
 __device__ float2  halves_0(uint word_2)
@@ -532,140 +538,140 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S79 = (&this_5->place_0)->wave_0 * 72U;
-    uint _S80 = (&this_5->place_0)->lane_0;
-    uint4  _S81;
+    uint _S81 = (&this_5->place_0)->wave_0 * 72U;
+    uint _S82 = (&this_5->place_0)->lane_0;
+    uint4  _S83;
     if(((&this_5->place_0)->lane_0) < 72U)
     {
-        if(_S80 < (this_5->pieces_0))
+        if(_S82 < (this_5->pieces_0))
         {
-            _S81 = fetched_1->pieces_1[int(0)];
+            _S83 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S82 = make_int4 (int(0));
-            uint4  _S83 = make_uint4 ((uint)_S82.x, (uint)_S82.y, (uint)_S82.z, (uint)_S82.w);
-            _S81 = _S83;
+            int4  _S84 = make_int4 (int(0));
+            uint4  _S85 = make_uint4 ((uint)_S84.x, (uint)_S84.y, (uint)_S84.z, (uint)_S84.w);
+            _S83 = _S85;
         }
-        (*&memory_0)[_S79 + _S80] = _S81;
+        (*&memory_0)[_S81 + _S82] = _S83;
     }
-    uint _S84 = 32U + _S80;
-    if(_S84 < 72U)
+    uint _S86 = 32U + _S82;
+    if(_S86 < 72U)
     {
-        if(_S84 < (this_5->pieces_0))
+        if(_S86 < (this_5->pieces_0))
         {
-            _S81 = fetched_1->pieces_1[int(1)];
+            _S83 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S85 = make_int4 (int(0));
-            uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
-            _S81 = _S86;
+            int4  _S87 = make_int4 (int(0));
+            uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
+            _S83 = _S88;
         }
-        (*&memory_0)[_S79 + 32U + _S80] = _S81;
+        (*&memory_0)[_S81 + 32U + _S82] = _S83;
     }
-    uint _S87 = 64U + _S80;
-    if(_S87 < 72U)
+    uint _S89 = 64U + _S82;
+    if(_S89 < 72U)
     {
-        if(_S87 < (this_5->pieces_0))
+        if(_S89 < (this_5->pieces_0))
         {
-            _S81 = fetched_1->pieces_1[int(2)];
+            _S83 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S88 = make_int4 (int(0));
-            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
-            _S81 = _S89;
+            int4  _S90 = make_int4 (int(0));
+            uint4  _S91 = make_uint4 ((uint)_S90.x, (uint)_S90.y, (uint)_S90.z, (uint)_S90.w);
+            _S83 = _S91;
         }
-        (*&memory_0)[_S79 + 64U + _S80] = _S81;
+        (*&memory_0)[_S81 + 64U + _S82] = _S83;
     }
     __syncwarp();
     FixedArray<uint, 9>  weights_0;
-    uint _S90 = _S80 * 9U;
-    uint _S91 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90)]);
-    weights_0[int(0)] = _S91;
-    uint _S92 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 1U)]);
-    weights_0[int(1)] = _S92;
-    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 2U)]);
-    weights_0[int(2)] = _S93;
-    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 3U)]);
-    weights_0[int(3)] = _S94;
-    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 4U)]);
-    weights_0[int(4)] = _S95;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 5U)]);
-    weights_0[int(5)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 6U)]);
-    weights_0[int(6)] = _S97;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 7U)]);
-    weights_0[int(7)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 8U)]);
-    weights_0[int(8)] = _S99;
+    uint _S92 = _S82 * 9U;
+    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92)]);
+    weights_0[int(0)] = _S93;
+    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 1U)]);
+    weights_0[int(1)] = _S94;
+    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 2U)]);
+    weights_0[int(2)] = _S95;
+    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 3U)]);
+    weights_0[int(3)] = _S96;
+    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 4U)]);
+    weights_0[int(4)] = _S97;
+    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 5U)]);
+    weights_0[int(5)] = _S98;
+    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 6U)]);
+    weights_0[int(6)] = _S99;
+    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 7U)]);
+    weights_0[int(7)] = _S100;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 8U)]);
+    weights_0[int(8)] = _S101;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S100 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
-    int _S101 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(1)))), (int)((this_5->words_0[int(9)])), (_S100)));
-    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(0)))), (int)((this_5->words_0[int(1)])), (_S101)));
-    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(1)))), (int)((this_5->words_0[int(10)])), (_S102)));
-    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_5->words_0[int(2)])), (_S103)));
-    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_5->words_0[int(11)])), (_S104)));
-    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_5->words_0[int(3)])), (_S105)));
-    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_5->words_0[int(12)])), (_S106)));
-    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_5->words_0[int(4)])), (_S107)));
-    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_5->words_0[int(13)])), (_S108)));
-    sums_0[int(0)] = _S109;
-    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_5->words_0[int(5)])), (sums_0[int(1)])));
-    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_5->words_0[int(14)])), (_S110)));
-    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_5->words_0[int(6)])), (_S111)));
-    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_5->words_0[int(15)])), (_S112)));
-    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_5->words_0[int(7)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_5->words_0[int(16)])), (_S114)));
-    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_5->words_0[int(8)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_5->words_0[int(17)])), (_S116)));
-    sums_0[int(1)] = _S117;
-    return halves_0(_S91).x * this_5->first_0 * ((I32_asfloat((_S109))) - 1.2582912e+07f) + halves_0(_S95).y * this_5->second_0 * ((I32_asfloat((_S117))) - 1.2582912e+07f);
+    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_5->words_0[int(9)])), (_S102)));
+    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_5->words_0[int(1)])), (_S103)));
+    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_5->words_0[int(10)])), (_S104)));
+    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_5->words_0[int(2)])), (_S105)));
+    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_5->words_0[int(11)])), (_S106)));
+    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_5->words_0[int(3)])), (_S107)));
+    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_5->words_0[int(12)])), (_S108)));
+    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_5->words_0[int(4)])), (_S109)));
+    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_5->words_0[int(13)])), (_S110)));
+    sums_0[int(0)] = _S111;
+    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_5->words_0[int(5)])), (sums_0[int(1)])));
+    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_5->words_0[int(14)])), (_S112)));
+    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_5->words_0[int(6)])), (_S113)));
+    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_5->words_0[int(15)])), (_S114)));
+    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(7)])), (_S115)));
+    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(1)))), (int)((this_5->words_0[int(16)])), (_S116)));
+    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(8)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(1)))), (int)((this_5->words_0[int(17)])), (_S118)));
+    sums_0[int(1)] = _S119;
+    return halves_0(_S93).x * this_5->first_0 * ((I32_asfloat((_S111))) - 1.2582912e+07f) + halves_0(_S97).y * this_5->second_0 * ((I32_asfloat((_S119))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
 __device__ bool Place_has_sums_0(Place_0 * this_6)
 {
-    bool _S118;
+    bool _S120;
     if((this_6->number_1) == 0U)
     {
-        uint _S119 = Place_index_0(this_6);
-        uint _S120 = Place_alike_0(this_6);
-        _S118 = _S119 < _S120;
+        uint _S121 = Place_index_0(this_6);
+        uint _S122 = Place_alike_0(this_6);
+        _S120 = _S121 < _S122;
     }
     else
     {
-        _S118 = false;
+        _S120 = false;
     }
-    return _S118;
+    return _S120;
 }
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S121)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S123)
 {
     uint slice_1;
-    FixedArray<float, 2>  _S122;
-    subgroup_sums_0(of_thread_0, &_S122);
-    FixedArray<float, 2>  _S123 = _S122;
-    FixedArray<float, 2>  result_6 = _S122;
-    uint _S124 = this_7->count_0;
+    FixedArray<float, 2>  _S124;
+    subgroup_sums_0(of_thread_0, &_S124);
+    FixedArray<float, 2>  _S125 = _S124;
+    FixedArray<float, 2>  result_6 = _S124;
+    uint _S126 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S125 = turn_0 % 2U * 16U;
-        uint _S126 = this_7->lane_0;
+        uint _S127 = turn_0 % 2U * 16U;
+        uint _S128 = this_7->lane_0;
         if((this_7->lane_0) < 2U)
         {
-            FixedArray<float, 2>  _S127 = _S123;
-            float _S128 = chosen_0(&_S127, _S126);
-            (*&parts_0)[_S125 + this_7->wave_0 * 2U + _S126] = _S128;
+            FixedArray<float, 2>  _S129 = _S125;
+            float _S130 = chosen_0(&_S129, _S128);
+            (*&parts_0)[_S127 + this_7->wave_0 * 2U + _S128] = _S130;
         }
         __syncthreads();
-        bool _S129 = Place_has_sums_0(this_7);
-        if(_S129)
+        bool _S131 = Place_has_sums_0(this_7);
+        if(_S131)
         {
             for(;;)
             {
@@ -676,14 +682,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S124)
+                            if(slice_1 < _S126)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S125 + (this_7->wave_0 + slice_1) * 2U];
+                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -697,14 +703,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S124)
+                            if(slice_1 < _S126)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S125 + (this_7->wave_0 + slice_1) * 2U + 1U];
+                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U + 1U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -715,22 +721,22 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
             }
         }
     }
-    *_S121 = result_6;
+    *_S123 = result_6;
     return;
 }
 
 __device__ float activated_0(float z_0, uint activation_0)
 {
-    float _S130;
+    float _S132;
     if(activation_0 == 1U)
     {
-        _S130 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S132 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S130 = z_0;
+        _S132 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S130))));
+    return z_0 / (1.0f + (F32_exp((- _S132))));
 }
 
 struct GatedGemvParams_0
@@ -750,30 +756,30 @@ struct GatedGemvParams_0
 
 extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q4_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_0)
 {
-    uint _S131 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S132 = slice_of_0(p_0.k_4, _S131);
-    Slice_0 slice_2 = _S132;
-    Place_0 _S133 = (&slice_2)->place_0;
-    uint _S134 = Place_alike_0(&_S133);
-    uint first_1 = group_number_0(blockIdx) * _S134;
+    uint _S133 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S134 = slice_of_0(p_0.k_4, _S133);
+    Slice_0 slice_2 = _S134;
+    Place_0 _S135 = (&slice_2)->place_0;
+    uint _S136 = Place_alike_0(&_S135);
+    uint first_1 = group_number_0(blockIdx) * _S136;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S135 = (&slice_2)->place_0;
-    uint _S136 = Place_index_0(&_S135);
+    Place_0 _S137 = (&slice_2)->place_0;
+    uint _S138 = Place_index_0(&_S137);
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S137 = first_1 + _S136;
-    Slice_0 _S138 = slice_2;
-    Fetched_0 _S139 = Slice_fetch_0(&_S138, gate_0, p_0.gate_offset_0, _S137, p_0.n_2);
-    ahead_0[int(0)] = _S139;
+    uint _S139 = first_1 + _S138;
     Slice_0 _S140 = slice_2;
-    Fetched_0 _S141 = Slice_fetch_0(&_S140, up_0, p_0.up_offset_0, _S137, p_0.n_2);
-    ahead_0[int(1)] = _S141;
+    Fetched_0 _S141 = Slice_fetch_0(&_S140, gate_0, p_0.gate_offset_0, _S139, p_0.n_2);
+    ahead_0[int(0)] = _S141;
+    Slice_0 _S142 = slice_2;
+    Fetched_0 _S143 = Slice_fetch_0(&_S142, up_0, p_0.up_offset_0, _S139, p_0.n_2);
+    ahead_0[int(1)] = _S143;
     wait_for_kernel_before();
-    float _S142 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S131);
-    float _S143 = 1.0f / (F32_sqrt((_S142 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S144 = (U32_min((p_0.groups_0), (264U))) * _S134;
+    float _S144 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S133);
+    float _S145 = 1.0f / (F32_sqrt((_S144 / float(p_0.k_4) + p_0.eps_0)));
+    uint _S146 = (U32_min((p_0.groups_0), (264U))) * _S136;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -786,61 +792,61 @@ extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q4_0(Stru
             break;
         }
         FixedArray<float, 2>  sums_1;
-        uint _S145 = first_2 + _S144;
-        uint _S146 = _S145 + _S136;
-        Slice_0 _S147 = slice_2;
-        Fetched_0 _S148 = ahead_0[int(0)];
-        float _S149 = Slice_product_0(&_S147, &_S148);
-        sums_1[int(0)] = _S149;
-        bool _S150 = _S145 < (p_0.n_2);
-        if(_S150)
+        uint _S147 = first_2 + _S146;
+        uint _S148 = _S147 + _S138;
+        Slice_0 _S149 = slice_2;
+        Fetched_0 _S150 = ahead_0[int(0)];
+        float _S151 = Slice_product_0(&_S149, &_S150);
+        sums_1[int(0)] = _S151;
+        bool _S152 = _S147 < (p_0.n_2);
+        if(_S152)
         {
-            Slice_0 _S151 = slice_2;
-            Fetched_0 _S152 = Slice_fetch_0(&_S151, gate_0, p_0.gate_offset_0, _S146, p_0.n_2);
-            ahead_0[int(0)] = _S152;
+            Slice_0 _S153 = slice_2;
+            Fetched_0 _S154 = Slice_fetch_0(&_S153, gate_0, p_0.gate_offset_0, _S148, p_0.n_2);
+            ahead_0[int(0)] = _S154;
         }
-        Slice_0 _S153 = slice_2;
-        Fetched_0 _S154 = ahead_0[int(1)];
-        float _S155 = Slice_product_0(&_S153, &_S154);
-        sums_1[int(1)] = _S155;
-        if(_S150)
+        Slice_0 _S155 = slice_2;
+        Fetched_0 _S156 = ahead_0[int(1)];
+        float _S157 = Slice_product_0(&_S155, &_S156);
+        sums_1[int(1)] = _S157;
+        if(_S152)
         {
-            Slice_0 _S156 = slice_2;
-            Fetched_0 _S157 = Slice_fetch_0(&_S156, up_0, p_0.up_offset_0, _S146, p_0.n_2);
-            ahead_0[int(1)] = _S157;
+            Slice_0 _S158 = slice_2;
+            Fetched_0 _S159 = Slice_fetch_0(&_S158, up_0, p_0.up_offset_0, _S148, p_0.n_2);
+            ahead_0[int(1)] = _S159;
         }
-        Place_0 _S158 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S159 = sums_1;
-        FixedArray<float, 2>  _S160;
-        Place_added_0(&_S158, &_S159, turn_1, &_S160);
-        FixedArray<float, 2>  _S161 = _S160;
-        uint _S162 = first_2 + _S136;
-        Place_0 _S163 = (&slice_2)->place_0;
-        bool _S164 = Place_has_sums_0(&_S163);
-        bool _S165;
-        if(_S164)
-        {
-            _S165 = ((&(&slice_2)->place_0)->lane_0) == 0U;
-        }
-        else
-        {
-            _S165 = false;
-        }
-        bool _S166;
-        if(_S165)
-        {
-            _S166 = _S162 < (p_0.n_2);
-        }
-        else
-        {
-            _S166 = false;
-        }
+        Place_0 _S160 = (&slice_2)->place_0;
+        FixedArray<float, 2>  _S161 = sums_1;
+        FixedArray<float, 2>  _S162;
+        Place_added_0(&_S160, &_S161, turn_1, &_S162);
+        FixedArray<float, 2>  _S163 = _S162;
+        uint _S164 = first_2 + _S138;
+        Place_0 _S165 = (&slice_2)->place_0;
+        bool _S166 = Place_has_sums_0(&_S165);
+        bool _S167;
         if(_S166)
         {
-            *(&(result_7)[p_0.out_offset_0 + _S162]) = activated_0(_S161[int(0)] * _S143, p_0.activation_1) * (_S161[int(1)] * _S143);
+            _S167 = ((&(&slice_2)->place_0)->lane_0) == 0U;
+        }
+        else
+        {
+            _S167 = false;
+        }
+        bool _S168;
+        if(_S167)
+        {
+            _S168 = _S164 < (p_0.n_2);
+        }
+        else
+        {
+            _S168 = false;
+        }
+        if(_S168)
+        {
+            *(&(result_7)[p_0.out_offset_0 + _S164]) = activated_0(_S163[int(0)] * _S145, p_0.activation_1) * (_S163[int(1)] * _S145);
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S145;
+        first_2 = _S147;
         turn_1 = turn_2;
     }
     return;

@@ -487,23 +487,29 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(2)] = _S70;
         uint4  _S71 = (load_weights(&((weight_0))[(_S67)] + (int(96))));
         (&fetched_0)->pieces_1[int(3)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S66), (135U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S72;
+        int4  _S72 = make_int4 (int(0));
+        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
+        (&fetched_0)->pieces_1[int(4)] = _S73;
+        if((128U + _S66) < 136U)
+        {
+            uint4  _S74 = (load_weights(&((weight_0))[(_S67)] + (int(128))));
+            (&fetched_0)->pieces_1[int(4)] = _S74;
+        }
     }
     else
     {
-        uint _S73 = (&this_4->place_0)->lane_0;
-        uint _S74 = _S65 - 1U;
-        uint4  _S75 = (load_weights(&((weight_0))[(_S64 + (U32_min(((&this_4->place_0)->lane_0), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S75;
-        uint4  _S76 = (load_weights(&((weight_0))[(_S64 + (U32_min((32U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S76;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S64 + (U32_min((64U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S77;
-        uint4  _S78 = (load_weights(&((weight_0))[(_S64 + (U32_min((96U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(3)] = _S78;
-        uint4  _S79 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S79;
+        uint _S75 = (&this_4->place_0)->lane_0;
+        uint _S76 = _S65 - 1U;
+        uint4  _S77 = (load_weights(&((weight_0))[(_S64 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S77;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S64 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S64 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S79;
+        uint4  _S80 = (load_weights(&((weight_0))[(_S64 + (U32_min((96U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(3)] = _S80;
+        uint4  _S81 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(4)] = _S81;
     }
     return fetched_0;
 }
@@ -520,185 +526,185 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S80 = (&this_5->place_0)->wave_0 * 136U;
-    uint _S81 = (&this_5->place_0)->lane_0;
-    uint4  _S82;
+    uint _S82 = (&this_5->place_0)->wave_0 * 136U;
+    uint _S83 = (&this_5->place_0)->lane_0;
+    uint4  _S84;
     if(((&this_5->place_0)->lane_0) < 136U)
     {
-        if(_S81 < (this_5->pieces_0))
+        if(_S83 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(0)];
+            _S84 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S83 = make_int4 (int(0));
-            uint4  _S84 = make_uint4 ((uint)_S83.x, (uint)_S83.y, (uint)_S83.z, (uint)_S83.w);
-            _S82 = _S84;
+            int4  _S85 = make_int4 (int(0));
+            uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
+            _S84 = _S86;
         }
-        (*&memory_0)[_S80 + _S81] = _S82;
+        (*&memory_0)[_S82 + _S83] = _S84;
     }
-    uint _S85 = 32U + _S81;
-    if(_S85 < 136U)
+    uint _S87 = 32U + _S83;
+    if(_S87 < 136U)
     {
-        if(_S85 < (this_5->pieces_0))
+        if(_S87 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(1)];
+            _S84 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S86 = make_int4 (int(0));
-            uint4  _S87 = make_uint4 ((uint)_S86.x, (uint)_S86.y, (uint)_S86.z, (uint)_S86.w);
-            _S82 = _S87;
+            int4  _S88 = make_int4 (int(0));
+            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
+            _S84 = _S89;
         }
-        (*&memory_0)[_S80 + 32U + _S81] = _S82;
+        (*&memory_0)[_S82 + 32U + _S83] = _S84;
     }
-    uint _S88 = 64U + _S81;
-    if(_S88 < 136U)
+    uint _S90 = 64U + _S83;
+    if(_S90 < 136U)
     {
-        if(_S88 < (this_5->pieces_0))
+        if(_S90 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(2)];
+            _S84 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S89 = make_int4 (int(0));
-            uint4  _S90 = make_uint4 ((uint)_S89.x, (uint)_S89.y, (uint)_S89.z, (uint)_S89.w);
-            _S82 = _S90;
+            int4  _S91 = make_int4 (int(0));
+            uint4  _S92 = make_uint4 ((uint)_S91.x, (uint)_S91.y, (uint)_S91.z, (uint)_S91.w);
+            _S84 = _S92;
         }
-        (*&memory_0)[_S80 + 64U + _S81] = _S82;
+        (*&memory_0)[_S82 + 64U + _S83] = _S84;
     }
-    uint _S91 = 96U + _S81;
-    if(_S91 < 136U)
+    uint _S93 = 96U + _S83;
+    if(_S93 < 136U)
     {
-        if(_S91 < (this_5->pieces_0))
+        if(_S93 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(3)];
+            _S84 = fetched_1->pieces_1[int(3)];
         }
         else
         {
-            int4  _S92 = make_int4 (int(0));
-            uint4  _S93 = make_uint4 ((uint)_S92.x, (uint)_S92.y, (uint)_S92.z, (uint)_S92.w);
-            _S82 = _S93;
+            int4  _S94 = make_int4 (int(0));
+            uint4  _S95 = make_uint4 ((uint)_S94.x, (uint)_S94.y, (uint)_S94.z, (uint)_S94.w);
+            _S84 = _S95;
         }
-        (*&memory_0)[_S80 + 96U + _S81] = _S82;
+        (*&memory_0)[_S82 + 96U + _S83] = _S84;
     }
-    uint _S94 = 128U + _S81;
-    if(_S94 < 136U)
+    uint _S96 = 128U + _S83;
+    if(_S96 < 136U)
     {
-        if(_S94 < (this_5->pieces_0))
+        if(_S96 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(4)];
+            _S84 = fetched_1->pieces_1[int(4)];
         }
         else
         {
-            int4  _S95 = make_int4 (int(0));
-            uint4  _S96 = make_uint4 ((uint)_S95.x, (uint)_S95.y, (uint)_S95.z, (uint)_S95.w);
-            _S82 = _S96;
+            int4  _S97 = make_int4 (int(0));
+            uint4  _S98 = make_uint4 ((uint)_S97.x, (uint)_S97.y, (uint)_S97.z, (uint)_S97.w);
+            _S84 = _S98;
         }
-        (*&memory_0)[_S80 + 128U + _S81] = _S82;
+        (*&memory_0)[_S82 + 128U + _S83] = _S84;
     }
     __syncwarp();
     FixedArray<uint, 17>  weights_0;
-    uint _S97 = _S81 * 17U;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97)]);
-    weights_0[int(0)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 1U)]);
-    weights_0[int(1)] = _S99;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 2U)]);
-    weights_0[int(2)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 3U)]);
-    weights_0[int(3)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 4U)]);
-    weights_0[int(4)] = _S102;
-    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 5U)]);
-    weights_0[int(5)] = _S103;
-    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 6U)]);
-    weights_0[int(6)] = _S104;
-    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 7U)]);
-    weights_0[int(7)] = _S105;
-    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 8U)]);
-    weights_0[int(8)] = _S106;
-    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 9U)]);
-    weights_0[int(9)] = _S107;
-    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 10U)]);
-    weights_0[int(10)] = _S108;
-    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 11U)]);
-    weights_0[int(11)] = _S109;
-    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 12U)]);
-    weights_0[int(12)] = _S110;
-    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 13U)]);
-    weights_0[int(13)] = _S111;
-    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 14U)]);
-    weights_0[int(14)] = _S112;
-    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 15U)]);
-    weights_0[int(15)] = _S113;
-    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 16U)]);
-    weights_0[int(16)] = _S114;
+    uint _S99 = _S83 * 17U;
+    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99)]);
+    weights_0[int(0)] = _S100;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 1U)]);
+    weights_0[int(1)] = _S101;
+    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 2U)]);
+    weights_0[int(2)] = _S102;
+    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 3U)]);
+    weights_0[int(3)] = _S103;
+    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 4U)]);
+    weights_0[int(4)] = _S104;
+    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 5U)]);
+    weights_0[int(5)] = _S105;
+    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 6U)]);
+    weights_0[int(6)] = _S106;
+    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 7U)]);
+    weights_0[int(7)] = _S107;
+    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 8U)]);
+    weights_0[int(8)] = _S108;
+    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 9U)]);
+    weights_0[int(9)] = _S109;
+    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 10U)]);
+    weights_0[int(10)] = _S110;
+    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 11U)]);
+    weights_0[int(11)] = _S111;
+    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 12U)]);
+    weights_0[int(12)] = _S112;
+    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 13U)]);
+    weights_0[int(13)] = _S113;
+    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 14U)]);
+    weights_0[int(14)] = _S114;
+    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 15U)]);
+    weights_0[int(15)] = _S115;
+    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 16U)]);
+    weights_0[int(16)] = _S116;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S115 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S98, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
-    int _S116 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S99, int(0)))), (int)((this_5->words_0[int(1)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(2)])), (_S116)));
-    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(3)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_5->words_0[int(4)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_5->words_0[int(5)])), (_S119)));
-    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_5->words_0[int(6)])), (_S120)));
-    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_5->words_0[int(7)])), (_S121)));
-    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_5->words_0[int(8)])), (_S122)));
-    sums_0[int(0)] = _S123;
-    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_5->words_0[int(9)])), (sums_0[int(1)])));
-    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_5->words_0[int(10)])), (_S124)));
-    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_5->words_0[int(11)])), (_S125)));
-    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_5->words_0[int(12)])), (_S126)));
-    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_5->words_0[int(13)])), (_S127)));
-    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_5->words_0[int(14)])), (_S128)));
-    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_5->words_0[int(15)])), (_S129)));
-    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_5->words_0[int(16)])), (_S130)));
-    sums_0[int(1)] = _S131;
-    return halves_0(_S98).x * this_5->first_0 * ((I32_asfloat((_S123))) - 1.2582912e+07f) + halves_0(_S106).y * this_5->second_0 * ((I32_asfloat((_S131))) - 1.2582912e+07f);
+    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(1)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_5->words_0[int(2)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_5->words_0[int(3)])), (_S119)));
+    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_5->words_0[int(4)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_5->words_0[int(5)])), (_S121)));
+    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_5->words_0[int(6)])), (_S122)));
+    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_5->words_0[int(7)])), (_S123)));
+    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_5->words_0[int(8)])), (_S124)));
+    sums_0[int(0)] = _S125;
+    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_5->words_0[int(9)])), (sums_0[int(1)])));
+    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_5->words_0[int(10)])), (_S126)));
+    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_5->words_0[int(11)])), (_S127)));
+    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_5->words_0[int(12)])), (_S128)));
+    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_5->words_0[int(13)])), (_S129)));
+    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_5->words_0[int(14)])), (_S130)));
+    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_5->words_0[int(15)])), (_S131)));
+    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_5->words_0[int(16)])), (_S132)));
+    sums_0[int(1)] = _S133;
+    return halves_0(_S100).x * this_5->first_0 * ((I32_asfloat((_S125))) - 1.2582912e+07f) + halves_0(_S108).y * this_5->second_0 * ((I32_asfloat((_S133))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
 __device__ bool Place_has_sums_0(Place_0 * this_6)
 {
-    bool _S132;
+    bool _S134;
     if((this_6->number_1) == 0U)
     {
-        uint _S133 = Place_index_0(this_6);
-        uint _S134 = Place_alike_0(this_6);
-        _S132 = _S133 < _S134;
+        uint _S135 = Place_index_0(this_6);
+        uint _S136 = Place_alike_0(this_6);
+        _S134 = _S135 < _S136;
     }
     else
     {
-        _S132 = false;
+        _S134 = false;
     }
-    return _S132;
+    return _S134;
 }
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S135)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S137)
 {
     uint slice_1;
-    FixedArray<float, 2>  _S136;
-    subgroup_sums_0(of_thread_0, &_S136);
-    FixedArray<float, 2>  _S137 = _S136;
-    FixedArray<float, 2>  result_6 = _S136;
-    uint _S138 = this_7->count_0;
+    FixedArray<float, 2>  _S138;
+    subgroup_sums_0(of_thread_0, &_S138);
+    FixedArray<float, 2>  _S139 = _S138;
+    FixedArray<float, 2>  result_6 = _S138;
+    uint _S140 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S139 = turn_0 % 2U * 16U;
-        uint _S140 = this_7->lane_0;
+        uint _S141 = turn_0 % 2U * 16U;
+        uint _S142 = this_7->lane_0;
         if((this_7->lane_0) < 2U)
         {
-            FixedArray<float, 2>  _S141 = _S137;
-            float _S142 = chosen_0(&_S141, _S140);
-            (*&parts_0)[_S139 + this_7->wave_0 * 2U + _S140] = _S142;
+            FixedArray<float, 2>  _S143 = _S139;
+            float _S144 = chosen_0(&_S143, _S142);
+            (*&parts_0)[_S141 + this_7->wave_0 * 2U + _S142] = _S144;
         }
         __syncthreads();
-        bool _S143 = Place_has_sums_0(this_7);
-        if(_S143)
+        bool _S145 = Place_has_sums_0(this_7);
+        if(_S145)
         {
             for(;;)
             {
@@ -709,14 +715,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S138)
+                            if(slice_1 < _S140)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S139 + (this_7->wave_0 + slice_1) * 2U];
+                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -730,14 +736,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S138)
+                            if(slice_1 < _S140)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S139 + (this_7->wave_0 + slice_1) * 2U + 1U];
+                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U + 1U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -748,22 +754,22 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
             }
         }
     }
-    *_S135 = result_6;
+    *_S137 = result_6;
     return;
 }
 
 __device__ float activated_0(float z_0, uint activation_0)
 {
-    float _S144;
+    float _S146;
     if(activation_0 == 1U)
     {
-        _S144 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S146 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S144 = z_0;
+        _S146 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S144))));
+    return z_0 / (1.0f + (F32_exp((- _S146))));
 }
 
 struct GatedGemvParams_0
@@ -783,30 +789,30 @@ struct GatedGemvParams_0
 
 extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q8_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_0)
 {
-    uint _S145 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S146 = slice_of_0(p_0.k_4, _S145);
-    Slice_0 slice_2 = _S146;
-    Place_0 _S147 = (&slice_2)->place_0;
-    uint _S148 = Place_alike_0(&_S147);
-    uint first_1 = group_number_0(blockIdx) * _S148;
+    uint _S147 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S148 = slice_of_0(p_0.k_4, _S147);
+    Slice_0 slice_2 = _S148;
+    Place_0 _S149 = (&slice_2)->place_0;
+    uint _S150 = Place_alike_0(&_S149);
+    uint first_1 = group_number_0(blockIdx) * _S150;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S149 = (&slice_2)->place_0;
-    uint _S150 = Place_index_0(&_S149);
+    Place_0 _S151 = (&slice_2)->place_0;
+    uint _S152 = Place_index_0(&_S151);
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S151 = first_1 + _S150;
-    Slice_0 _S152 = slice_2;
-    Fetched_0 _S153 = Slice_fetch_0(&_S152, gate_0, p_0.gate_offset_0, _S151, p_0.n_2);
-    ahead_0[int(0)] = _S153;
+    uint _S153 = first_1 + _S152;
     Slice_0 _S154 = slice_2;
-    Fetched_0 _S155 = Slice_fetch_0(&_S154, up_0, p_0.up_offset_0, _S151, p_0.n_2);
-    ahead_0[int(1)] = _S155;
+    Fetched_0 _S155 = Slice_fetch_0(&_S154, gate_0, p_0.gate_offset_0, _S153, p_0.n_2);
+    ahead_0[int(0)] = _S155;
+    Slice_0 _S156 = slice_2;
+    Fetched_0 _S157 = Slice_fetch_0(&_S156, up_0, p_0.up_offset_0, _S153, p_0.n_2);
+    ahead_0[int(1)] = _S157;
     wait_for_kernel_before();
-    float _S156 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S145);
-    float _S157 = 1.0f / (F32_sqrt((_S156 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S158 = (U32_min((p_0.groups_0), (264U))) * _S148;
+    float _S158 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S147);
+    float _S159 = 1.0f / (F32_sqrt((_S158 / float(p_0.k_4) + p_0.eps_0)));
+    uint _S160 = (U32_min((p_0.groups_0), (264U))) * _S150;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -819,61 +825,61 @@ extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q8_0(Stru
             break;
         }
         FixedArray<float, 2>  sums_1;
-        uint _S159 = first_2 + _S158;
-        uint _S160 = _S159 + _S150;
-        Slice_0 _S161 = slice_2;
-        Fetched_0 _S162 = ahead_0[int(0)];
-        float _S163 = Slice_product_0(&_S161, &_S162);
-        sums_1[int(0)] = _S163;
-        bool _S164 = _S159 < (p_0.n_2);
-        if(_S164)
+        uint _S161 = first_2 + _S160;
+        uint _S162 = _S161 + _S152;
+        Slice_0 _S163 = slice_2;
+        Fetched_0 _S164 = ahead_0[int(0)];
+        float _S165 = Slice_product_0(&_S163, &_S164);
+        sums_1[int(0)] = _S165;
+        bool _S166 = _S161 < (p_0.n_2);
+        if(_S166)
         {
-            Slice_0 _S165 = slice_2;
-            Fetched_0 _S166 = Slice_fetch_0(&_S165, gate_0, p_0.gate_offset_0, _S160, p_0.n_2);
-            ahead_0[int(0)] = _S166;
+            Slice_0 _S167 = slice_2;
+            Fetched_0 _S168 = Slice_fetch_0(&_S167, gate_0, p_0.gate_offset_0, _S162, p_0.n_2);
+            ahead_0[int(0)] = _S168;
         }
-        Slice_0 _S167 = slice_2;
-        Fetched_0 _S168 = ahead_0[int(1)];
-        float _S169 = Slice_product_0(&_S167, &_S168);
-        sums_1[int(1)] = _S169;
-        if(_S164)
+        Slice_0 _S169 = slice_2;
+        Fetched_0 _S170 = ahead_0[int(1)];
+        float _S171 = Slice_product_0(&_S169, &_S170);
+        sums_1[int(1)] = _S171;
+        if(_S166)
         {
-            Slice_0 _S170 = slice_2;
-            Fetched_0 _S171 = Slice_fetch_0(&_S170, up_0, p_0.up_offset_0, _S160, p_0.n_2);
-            ahead_0[int(1)] = _S171;
+            Slice_0 _S172 = slice_2;
+            Fetched_0 _S173 = Slice_fetch_0(&_S172, up_0, p_0.up_offset_0, _S162, p_0.n_2);
+            ahead_0[int(1)] = _S173;
         }
-        Place_0 _S172 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S173 = sums_1;
-        FixedArray<float, 2>  _S174;
-        Place_added_0(&_S172, &_S173, turn_1, &_S174);
-        FixedArray<float, 2>  _S175 = _S174;
-        uint _S176 = first_2 + _S150;
-        Place_0 _S177 = (&slice_2)->place_0;
-        bool _S178 = Place_has_sums_0(&_S177);
-        bool _S179;
-        if(_S178)
-        {
-            _S179 = ((&(&slice_2)->place_0)->lane_0) == 0U;
-        }
-        else
-        {
-            _S179 = false;
-        }
-        bool _S180;
-        if(_S179)
-        {
-            _S180 = _S176 < (p_0.n_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
+        Place_0 _S174 = (&slice_2)->place_0;
+        FixedArray<float, 2>  _S175 = sums_1;
+        FixedArray<float, 2>  _S176;
+        Place_added_0(&_S174, &_S175, turn_1, &_S176);
+        FixedArray<float, 2>  _S177 = _S176;
+        uint _S178 = first_2 + _S152;
+        Place_0 _S179 = (&slice_2)->place_0;
+        bool _S180 = Place_has_sums_0(&_S179);
+        bool _S181;
         if(_S180)
         {
-            *(&(result_7)[p_0.out_offset_0 + _S176]) = activated_0(_S175[int(0)] * _S157, p_0.activation_1) * (_S175[int(1)] * _S157);
+            _S181 = ((&(&slice_2)->place_0)->lane_0) == 0U;
+        }
+        else
+        {
+            _S181 = false;
+        }
+        bool _S182;
+        if(_S181)
+        {
+            _S182 = _S178 < (p_0.n_2);
+        }
+        else
+        {
+            _S182 = false;
+        }
+        if(_S182)
+        {
+            *(&(result_7)[p_0.out_offset_0 + _S178]) = activated_0(_S177[int(0)] * _S159, p_0.activation_1) * (_S177[int(1)] * _S159);
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S159;
+        first_2 = _S161;
         turn_1 = turn_2;
     }
     return;

@@ -447,51 +447,57 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(0)] = _S65;
         uint4  _S66 = (load_weights(&((weight_0))[(_S64)] + (int(32))));
         (&fetched_0)->pieces_1[int(1)] = _S66;
-        uint4  _S67 = (load_weights(&((weight_0))[(_S61 + (U32_min((64U + _S63), (71U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S67;
+        int4  _S67 = make_int4 (int(0));
+        uint4  _S68 = make_uint4 ((uint)_S67.x, (uint)_S67.y, (uint)_S67.z, (uint)_S67.w);
+        (&fetched_0)->pieces_1[int(2)] = _S68;
+        if((64U + _S63) < 72U)
+        {
+            uint4  _S69 = (load_weights(&((weight_0))[(_S64)] + (int(64))));
+            (&fetched_0)->pieces_1[int(2)] = _S69;
+        }
     }
     else
     {
-        uint _S68 = (&this_4->place_0)->lane_0;
-        uint _S69 = _S62 - 1U;
-        uint4  _S70 = (load_weights(&((weight_0))[(_S61 + (U32_min(((&this_4->place_0)->lane_0), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S70;
-        uint4  _S71 = (load_weights(&((weight_0))[(_S61 + (U32_min((32U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S61 + (U32_min((64U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S72;
+        uint _S70 = (&this_4->place_0)->lane_0;
+        uint _S71 = _S62 - 1U;
+        uint4  _S72 = (load_weights(&((weight_0))[(_S61 + (U32_min(((&this_4->place_0)->lane_0), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S72;
+        uint4  _S73 = (load_weights(&((weight_0))[(_S61 + (U32_min((32U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S73;
+        uint4  _S74 = (load_weights(&((weight_0))[(_S61 + (U32_min((64U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S74;
     }
     return fetched_0;
 }
 
 __device__ bool Place_has_sums_0(Place_0 * this_5)
 {
-    bool _S73;
+    bool _S75;
     if((this_5->number_1) == 0U)
     {
-        uint _S74 = Place_index_0(this_5);
-        uint _S75 = Place_alike_0(this_5);
-        _S73 = _S74 < _S75;
+        uint _S76 = Place_index_0(this_5);
+        uint _S77 = Place_alike_0(this_5);
+        _S75 = _S76 < _S77;
     }
     else
     {
-        _S73 = false;
+        _S75 = false;
     }
-    return _S73;
+    return _S75;
 }
 
 __device__ uint Q4_0Integers_unpacked_0(uint word_1, int list_0)
 {
-    uint _S76;
+    uint _S78;
     if(list_0 == int(0))
     {
-        _S76 = word_1 << int(4);
+        _S78 = word_1 << int(4);
     }
     else
     {
-        _S76 = word_1;
+        _S78 = word_1;
     }
-    return (_S76 ^ 2290649224U) & 4042322160U;
+    return (_S78 ^ 2290649224U) & 4042322160U;
 }
 
 __device__ float2  halves_0(uint word_2)
@@ -501,123 +507,123 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
 {
-    uint _S77 = (&this_6->place_0)->wave_0 * 72U;
-    uint _S78 = (&this_6->place_0)->lane_0;
-    uint4  _S79;
+    uint _S79 = (&this_6->place_0)->wave_0 * 72U;
+    uint _S80 = (&this_6->place_0)->lane_0;
+    uint4  _S81;
     if(((&this_6->place_0)->lane_0) < 72U)
     {
-        if(_S78 < (this_6->pieces_0))
+        if(_S80 < (this_6->pieces_0))
         {
-            _S79 = fetched_1->pieces_1[int(0)];
+            _S81 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S80 = make_int4 (int(0));
-            uint4  _S81 = make_uint4 ((uint)_S80.x, (uint)_S80.y, (uint)_S80.z, (uint)_S80.w);
-            _S79 = _S81;
+            int4  _S82 = make_int4 (int(0));
+            uint4  _S83 = make_uint4 ((uint)_S82.x, (uint)_S82.y, (uint)_S82.z, (uint)_S82.w);
+            _S81 = _S83;
         }
-        (*&memory_0)[_S77 + _S78] = _S79;
+        (*&memory_0)[_S79 + _S80] = _S81;
     }
-    uint _S82 = 32U + _S78;
-    if(_S82 < 72U)
+    uint _S84 = 32U + _S80;
+    if(_S84 < 72U)
     {
-        if(_S82 < (this_6->pieces_0))
+        if(_S84 < (this_6->pieces_0))
         {
-            _S79 = fetched_1->pieces_1[int(1)];
+            _S81 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S83 = make_int4 (int(0));
-            uint4  _S84 = make_uint4 ((uint)_S83.x, (uint)_S83.y, (uint)_S83.z, (uint)_S83.w);
-            _S79 = _S84;
+            int4  _S85 = make_int4 (int(0));
+            uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
+            _S81 = _S86;
         }
-        (*&memory_0)[_S77 + 32U + _S78] = _S79;
+        (*&memory_0)[_S79 + 32U + _S80] = _S81;
     }
-    uint _S85 = 64U + _S78;
-    if(_S85 < 72U)
+    uint _S87 = 64U + _S80;
+    if(_S87 < 72U)
     {
-        if(_S85 < (this_6->pieces_0))
+        if(_S87 < (this_6->pieces_0))
         {
-            _S79 = fetched_1->pieces_1[int(2)];
+            _S81 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S86 = make_int4 (int(0));
-            uint4  _S87 = make_uint4 ((uint)_S86.x, (uint)_S86.y, (uint)_S86.z, (uint)_S86.w);
-            _S79 = _S87;
+            int4  _S88 = make_int4 (int(0));
+            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
+            _S81 = _S89;
         }
-        (*&memory_0)[_S77 + 64U + _S78] = _S79;
+        (*&memory_0)[_S79 + 64U + _S80] = _S81;
     }
     __syncwarp();
     FixedArray<uint, 9>  weights_0;
-    uint _S88 = _S78 * 9U;
-    uint _S89 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88)]);
-    weights_0[int(0)] = _S89;
-    uint _S90 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 1U)]);
-    weights_0[int(1)] = _S90;
-    uint _S91 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 2U)]);
-    weights_0[int(2)] = _S91;
-    uint _S92 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 3U)]);
-    weights_0[int(3)] = _S92;
-    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 4U)]);
-    weights_0[int(4)] = _S93;
-    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 5U)]);
-    weights_0[int(5)] = _S94;
-    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 6U)]);
-    weights_0[int(6)] = _S95;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 7U)]);
-    weights_0[int(7)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S77])))[(_S88 + 8U)]);
-    weights_0[int(8)] = _S97;
+    uint _S90 = _S80 * 9U;
+    uint _S91 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90)]);
+    weights_0[int(0)] = _S91;
+    uint _S92 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 1U)]);
+    weights_0[int(1)] = _S92;
+    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 2U)]);
+    weights_0[int(2)] = _S93;
+    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 3U)]);
+    weights_0[int(3)] = _S94;
+    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 4U)]);
+    weights_0[int(4)] = _S95;
+    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 5U)]);
+    weights_0[int(5)] = _S96;
+    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 6U)]);
+    weights_0[int(6)] = _S97;
+    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 7U)]);
+    weights_0[int(7)] = _S98;
+    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 8U)]);
+    weights_0[int(8)] = _S99;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S98 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S89, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S99 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S89, int(1)))), (int)((this_6->words_0[int(9)])), (_S98)));
-    int _S100 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S90, int(0)))), (int)((this_6->words_0[int(1)])), (_S99)));
-    int _S101 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S90, int(1)))), (int)((this_6->words_0[int(10)])), (_S100)));
-    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(0)))), (int)((this_6->words_0[int(2)])), (_S101)));
-    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(1)))), (int)((this_6->words_0[int(11)])), (_S102)));
-    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(0)))), (int)((this_6->words_0[int(3)])), (_S103)));
-    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(1)))), (int)((this_6->words_0[int(12)])), (_S104)));
-    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_6->words_0[int(4)])), (_S105)));
-    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_6->words_0[int(13)])), (_S106)));
-    sums_0[int(0)] = _S107;
-    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_6->words_0[int(5)])), (sums_0[int(1)])));
-    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_6->words_0[int(14)])), (_S108)));
-    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_6->words_0[int(6)])), (_S109)));
-    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_6->words_0[int(15)])), (_S110)));
-    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(7)])), (_S111)));
-    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_6->words_0[int(16)])), (_S112)));
-    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(8)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_6->words_0[int(17)])), (_S114)));
-    sums_0[int(1)] = _S115;
-    return halves_0(_S89).x * this_6->first_0 * ((I32_asfloat((_S107))) - 1.2582912e+07f) + halves_0(_S93).y * this_6->second_0 * ((I32_asfloat((_S115))) - 1.2582912e+07f);
+    int _S100 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
+    int _S101 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(1)))), (int)((this_6->words_0[int(9)])), (_S100)));
+    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(0)))), (int)((this_6->words_0[int(1)])), (_S101)));
+    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(1)))), (int)((this_6->words_0[int(10)])), (_S102)));
+    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_6->words_0[int(2)])), (_S103)));
+    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_6->words_0[int(11)])), (_S104)));
+    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_6->words_0[int(3)])), (_S105)));
+    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_6->words_0[int(12)])), (_S106)));
+    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_6->words_0[int(4)])), (_S107)));
+    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_6->words_0[int(13)])), (_S108)));
+    sums_0[int(0)] = _S109;
+    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(5)])), (sums_0[int(1)])));
+    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_6->words_0[int(14)])), (_S110)));
+    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(6)])), (_S111)));
+    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_6->words_0[int(15)])), (_S112)));
+    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(7)])), (_S113)));
+    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_6->words_0[int(16)])), (_S114)));
+    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(8)])), (_S115)));
+    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_6->words_0[int(17)])), (_S116)));
+    sums_0[int(1)] = _S117;
+    return halves_0(_S91).x * this_6->first_0 * ((I32_asfloat((_S109))) - 1.2582912e+07f) + halves_0(_S95).y * this_6->second_0 * ((I32_asfloat((_S117))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S116)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S118)
 {
-    FixedArray<float, 1>  _S117;
-    subgroup_sums_0(of_thread_0, &_S117);
-    FixedArray<float, 1>  _S118 = _S117;
-    FixedArray<float, 1>  result_3 = _S117;
-    uint _S119 = this_7->count_0;
+    FixedArray<float, 1>  _S119;
+    subgroup_sums_0(of_thread_0, &_S119);
+    FixedArray<float, 1>  _S120 = _S119;
+    FixedArray<float, 1>  result_3 = _S119;
+    uint _S121 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S120 = turn_0 % 2U * 16U;
-        uint _S121 = this_7->lane_0;
+        uint _S122 = turn_0 % 2U * 16U;
+        uint _S123 = this_7->lane_0;
         if((this_7->lane_0) < 1U)
         {
-            FixedArray<float, 1>  _S122 = _S118;
-            float _S123 = chosen_0(&_S122, _S121);
-            (*&parts_0)[_S120 + this_7->wave_0 + _S121] = _S123;
+            FixedArray<float, 1>  _S124 = _S120;
+            float _S125 = chosen_0(&_S124, _S123);
+            (*&parts_0)[_S122 + this_7->wave_0 + _S123] = _S125;
         }
         __syncthreads();
-        bool _S124 = Place_has_sums_0(this_7);
-        if(_S124)
+        bool _S126 = Place_has_sums_0(this_7);
+        if(_S126)
         {
             for(;;)
             {
@@ -628,14 +634,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_threa
                         uint slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S119)
+                            if(slice_1 < _S121)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S120 + (this_7->wave_0 + slice_1)];
+                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S122 + (this_7->wave_0 + slice_1)];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -646,7 +652,7 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_threa
             }
         }
     }
-    *_S116 = result_3;
+    *_S118 = result_3;
     return;
 }
 
@@ -663,26 +669,26 @@ struct GemvParams_0
 
 extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q4_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
 {
-    uint _S125 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S126 = slice_of_0(p_0.k_4, _S125);
-    Slice_0 slice_2 = _S126;
-    Place_0 _S127 = (&slice_2)->place_0;
-    uint _S128 = Place_alike_0(&_S127);
-    uint first_1 = group_number_0(blockIdx) * _S128;
+    uint _S127 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S128 = slice_of_0(p_0.k_4, _S127);
+    Slice_0 slice_2 = _S128;
+    Place_0 _S129 = (&slice_2)->place_0;
+    uint _S130 = Place_alike_0(&_S129);
+    uint first_1 = group_number_0(blockIdx) * _S130;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S129 = (&slice_2)->place_0;
-    uint _S130 = Place_index_0(&_S129);
+    Place_0 _S131 = (&slice_2)->place_0;
+    uint _S132 = Place_index_0(&_S131);
     FixedArray<Fetched_0, 1>  ahead_0;
-    uint _S131 = first_1 + _S130;
-    Slice_0 _S132 = slice_2;
-    Fetched_0 _S133 = Slice_fetch_0(&_S132, weight_1, p_0.weight_offset_0, _S131, p_0.n_2);
-    ahead_0[int(0)] = _S133;
+    uint _S133 = first_1 + _S132;
+    Slice_0 _S134 = slice_2;
+    Fetched_0 _S135 = Slice_fetch_0(&_S134, weight_1, p_0.weight_offset_0, _S133, p_0.n_2);
+    ahead_0[int(0)] = _S135;
     wait_for_kernel_before();
-    float _S134 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S125);
-    uint _S135 = (U32_min((p_0.groups_0), (264U))) * _S128;
+    float _S136 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S127);
+    uint _S137 = (U32_min((p_0.groups_0), (264U))) * _S130;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -694,71 +700,71 @@ extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q4_0(Structured
         {
             break;
         }
-        uint _S136 = first_2 + _S130 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S137 = (&slice_2)->place_0;
-        bool _S138 = Place_has_sums_0(&_S137);
-        bool _S139;
-        if(_S138)
-        {
-            _S139 = ((&(&slice_2)->place_0)->lane_0) < 1U;
-        }
-        else
-        {
-            _S139 = false;
-        }
-        bool _S140;
-        if(_S139)
-        {
-            _S140 = _S136 < (p_0.n_2);
-        }
-        else
-        {
-            _S140 = false;
-        }
+        uint _S138 = first_2 + _S132 + (&(&slice_2)->place_0)->lane_0;
+        Place_0 _S139 = (&slice_2)->place_0;
+        bool _S140 = Place_has_sums_0(&_S139);
         bool _S141;
         if(_S140)
         {
-            _S141 = (p_0.accumulate_0) != 0U;
+            _S141 = ((&(&slice_2)->place_0)->lane_0) < 1U;
         }
         else
         {
             _S141 = false;
         }
-        float sum_0;
+        bool _S142;
         if(_S141)
         {
-            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S136]);
+            _S142 = _S138 < (p_0.n_2);
+        }
+        else
+        {
+            _S142 = false;
+        }
+        bool _S143;
+        if(_S142)
+        {
+            _S143 = (p_0.accumulate_0) != 0U;
+        }
+        else
+        {
+            _S143 = false;
+        }
+        float sum_0;
+        if(_S143)
+        {
+            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S138]);
         }
         else
         {
             sum_0 = 0.0f;
         }
         FixedArray<float, 1>  sums_1;
-        Slice_0 _S142 = slice_2;
-        Fetched_0 _S143 = ahead_0[int(0)];
-        float _S144 = Slice_product_0(&_S142, &_S143);
-        sums_1[int(0)] = _S144;
-        uint _S145 = first_2 + _S135;
-        if(_S145 < (p_0.n_2))
+        Slice_0 _S144 = slice_2;
+        Fetched_0 _S145 = ahead_0[int(0)];
+        float _S146 = Slice_product_0(&_S144, &_S145);
+        sums_1[int(0)] = _S146;
+        uint _S147 = first_2 + _S137;
+        if(_S147 < (p_0.n_2))
         {
-            uint _S146 = _S145 + _S130;
-            Slice_0 _S147 = slice_2;
-            Fetched_0 _S148 = Slice_fetch_0(&_S147, weight_1, p_0.weight_offset_0, _S146, p_0.n_2);
-            ahead_0[int(0)] = _S148;
+            uint _S148 = _S147 + _S132;
+            Slice_0 _S149 = slice_2;
+            Fetched_0 _S150 = Slice_fetch_0(&_S149, weight_1, p_0.weight_offset_0, _S148, p_0.n_2);
+            ahead_0[int(0)] = _S150;
         }
-        Place_0 _S149 = (&slice_2)->place_0;
-        FixedArray<float, 1>  _S150 = sums_1;
-        FixedArray<float, 1>  _S151;
-        Place_added_0(&_S149, &_S150, turn_1, &_S151);
-        FixedArray<float, 1>  _S152 = _S151;
-        float _S153 = chosen_0(&_S152, (&(&slice_2)->place_0)->lane_0);
-        float sum_1 = sum_0 + _S153;
-        if(_S140)
+        Place_0 _S151 = (&slice_2)->place_0;
+        FixedArray<float, 1>  _S152 = sums_1;
+        FixedArray<float, 1>  _S153;
+        Place_added_0(&_S151, &_S152, turn_1, &_S153);
+        FixedArray<float, 1>  _S154 = _S153;
+        float _S155 = chosen_0(&_S154, (&(&slice_2)->place_0)->lane_0);
+        float sum_1 = sum_0 + _S155;
+        if(_S142)
         {
-            *(&(result_4)[p_0.out_offset_0 + _S136]) = sum_1;
+            *(&(result_4)[p_0.out_offset_0 + _S138]) = sum_1;
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S145;
+        first_2 = _S147;
         turn_1 = turn_2;
     }
     return;

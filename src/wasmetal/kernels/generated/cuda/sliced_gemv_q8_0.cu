@@ -440,41 +440,47 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(2)] = _S65;
         uint4  _S66 = (load_weights(&((weight_0))[(_S62)] + (int(96))));
         (&fetched_0)->pieces_1[int(3)] = _S66;
-        uint4  _S67 = (load_weights(&((weight_0))[(_S59 + (U32_min((128U + _S61), (135U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S67;
+        int4  _S67 = make_int4 (int(0));
+        uint4  _S68 = make_uint4 ((uint)_S67.x, (uint)_S67.y, (uint)_S67.z, (uint)_S67.w);
+        (&fetched_0)->pieces_1[int(4)] = _S68;
+        if((128U + _S61) < 136U)
+        {
+            uint4  _S69 = (load_weights(&((weight_0))[(_S62)] + (int(128))));
+            (&fetched_0)->pieces_1[int(4)] = _S69;
+        }
     }
     else
     {
-        uint _S68 = (&this_4->place_0)->lane_0;
-        uint _S69 = _S60 - 1U;
-        uint4  _S70 = (load_weights(&((weight_0))[(_S59 + (U32_min(((&this_4->place_0)->lane_0), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S70;
-        uint4  _S71 = (load_weights(&((weight_0))[(_S59 + (U32_min((32U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S59 + (U32_min((64U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S72;
-        uint4  _S73 = (load_weights(&((weight_0))[(_S59 + (U32_min((96U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(3)] = _S73;
-        uint4  _S74 = (load_weights(&((weight_0))[(_S59 + (U32_min((128U + _S68), (_S69))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S74;
+        uint _S70 = (&this_4->place_0)->lane_0;
+        uint _S71 = _S60 - 1U;
+        uint4  _S72 = (load_weights(&((weight_0))[(_S59 + (U32_min(((&this_4->place_0)->lane_0), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S72;
+        uint4  _S73 = (load_weights(&((weight_0))[(_S59 + (U32_min((32U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S73;
+        uint4  _S74 = (load_weights(&((weight_0))[(_S59 + (U32_min((64U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S74;
+        uint4  _S75 = (load_weights(&((weight_0))[(_S59 + (U32_min((96U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(3)] = _S75;
+        uint4  _S76 = (load_weights(&((weight_0))[(_S59 + (U32_min((128U + _S70), (_S71))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(4)] = _S76;
     }
     return fetched_0;
 }
 
 __device__ bool Place_has_sums_0(Place_0 * this_5)
 {
-    bool _S75;
+    bool _S77;
     if((this_5->number_1) == 0U)
     {
-        uint _S76 = Place_index_0(this_5);
-        uint _S77 = Place_alike_0(this_5);
-        _S75 = _S76 < _S77;
+        uint _S78 = Place_index_0(this_5);
+        uint _S79 = Place_alike_0(this_5);
+        _S77 = _S78 < _S79;
     }
     else
     {
-        _S75 = false;
+        _S77 = false;
     }
-    return _S75;
+    return _S77;
 }
 
 __device__ uint Q8_0Integers_unpacked_0(uint word_1, int list_0)
@@ -489,168 +495,168 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
 {
-    uint _S78 = (&this_6->place_0)->wave_0 * 136U;
-    uint _S79 = (&this_6->place_0)->lane_0;
-    uint4  _S80;
+    uint _S80 = (&this_6->place_0)->wave_0 * 136U;
+    uint _S81 = (&this_6->place_0)->lane_0;
+    uint4  _S82;
     if(((&this_6->place_0)->lane_0) < 136U)
     {
-        if(_S79 < (this_6->pieces_0))
+        if(_S81 < (this_6->pieces_0))
         {
-            _S80 = fetched_1->pieces_1[int(0)];
+            _S82 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S81 = make_int4 (int(0));
-            uint4  _S82 = make_uint4 ((uint)_S81.x, (uint)_S81.y, (uint)_S81.z, (uint)_S81.w);
-            _S80 = _S82;
+            int4  _S83 = make_int4 (int(0));
+            uint4  _S84 = make_uint4 ((uint)_S83.x, (uint)_S83.y, (uint)_S83.z, (uint)_S83.w);
+            _S82 = _S84;
         }
-        (*&memory_0)[_S78 + _S79] = _S80;
+        (*&memory_0)[_S80 + _S81] = _S82;
     }
-    uint _S83 = 32U + _S79;
-    if(_S83 < 136U)
+    uint _S85 = 32U + _S81;
+    if(_S85 < 136U)
     {
-        if(_S83 < (this_6->pieces_0))
+        if(_S85 < (this_6->pieces_0))
         {
-            _S80 = fetched_1->pieces_1[int(1)];
+            _S82 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S84 = make_int4 (int(0));
-            uint4  _S85 = make_uint4 ((uint)_S84.x, (uint)_S84.y, (uint)_S84.z, (uint)_S84.w);
-            _S80 = _S85;
+            int4  _S86 = make_int4 (int(0));
+            uint4  _S87 = make_uint4 ((uint)_S86.x, (uint)_S86.y, (uint)_S86.z, (uint)_S86.w);
+            _S82 = _S87;
         }
-        (*&memory_0)[_S78 + 32U + _S79] = _S80;
+        (*&memory_0)[_S80 + 32U + _S81] = _S82;
     }
-    uint _S86 = 64U + _S79;
-    if(_S86 < 136U)
+    uint _S88 = 64U + _S81;
+    if(_S88 < 136U)
     {
-        if(_S86 < (this_6->pieces_0))
+        if(_S88 < (this_6->pieces_0))
         {
-            _S80 = fetched_1->pieces_1[int(2)];
+            _S82 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S87 = make_int4 (int(0));
-            uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
-            _S80 = _S88;
+            int4  _S89 = make_int4 (int(0));
+            uint4  _S90 = make_uint4 ((uint)_S89.x, (uint)_S89.y, (uint)_S89.z, (uint)_S89.w);
+            _S82 = _S90;
         }
-        (*&memory_0)[_S78 + 64U + _S79] = _S80;
+        (*&memory_0)[_S80 + 64U + _S81] = _S82;
     }
-    uint _S89 = 96U + _S79;
-    if(_S89 < 136U)
+    uint _S91 = 96U + _S81;
+    if(_S91 < 136U)
     {
-        if(_S89 < (this_6->pieces_0))
+        if(_S91 < (this_6->pieces_0))
         {
-            _S80 = fetched_1->pieces_1[int(3)];
+            _S82 = fetched_1->pieces_1[int(3)];
         }
         else
         {
-            int4  _S90 = make_int4 (int(0));
-            uint4  _S91 = make_uint4 ((uint)_S90.x, (uint)_S90.y, (uint)_S90.z, (uint)_S90.w);
-            _S80 = _S91;
+            int4  _S92 = make_int4 (int(0));
+            uint4  _S93 = make_uint4 ((uint)_S92.x, (uint)_S92.y, (uint)_S92.z, (uint)_S92.w);
+            _S82 = _S93;
         }
-        (*&memory_0)[_S78 + 96U + _S79] = _S80;
+        (*&memory_0)[_S80 + 96U + _S81] = _S82;
     }
-    uint _S92 = 128U + _S79;
-    if(_S92 < 136U)
+    uint _S94 = 128U + _S81;
+    if(_S94 < 136U)
     {
-        if(_S92 < (this_6->pieces_0))
+        if(_S94 < (this_6->pieces_0))
         {
-            _S80 = fetched_1->pieces_1[int(4)];
+            _S82 = fetched_1->pieces_1[int(4)];
         }
         else
         {
-            int4  _S93 = make_int4 (int(0));
-            uint4  _S94 = make_uint4 ((uint)_S93.x, (uint)_S93.y, (uint)_S93.z, (uint)_S93.w);
-            _S80 = _S94;
+            int4  _S95 = make_int4 (int(0));
+            uint4  _S96 = make_uint4 ((uint)_S95.x, (uint)_S95.y, (uint)_S95.z, (uint)_S95.w);
+            _S82 = _S96;
         }
-        (*&memory_0)[_S78 + 128U + _S79] = _S80;
+        (*&memory_0)[_S80 + 128U + _S81] = _S82;
     }
     __syncwarp();
     FixedArray<uint, 17>  weights_0;
-    uint _S95 = _S79 * 17U;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95)]);
-    weights_0[int(0)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 1U)]);
-    weights_0[int(1)] = _S97;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 2U)]);
-    weights_0[int(2)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 3U)]);
-    weights_0[int(3)] = _S99;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 4U)]);
-    weights_0[int(4)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 5U)]);
-    weights_0[int(5)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 6U)]);
-    weights_0[int(6)] = _S102;
-    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 7U)]);
-    weights_0[int(7)] = _S103;
-    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 8U)]);
-    weights_0[int(8)] = _S104;
-    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 9U)]);
-    weights_0[int(9)] = _S105;
-    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 10U)]);
-    weights_0[int(10)] = _S106;
-    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 11U)]);
-    weights_0[int(11)] = _S107;
-    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 12U)]);
-    weights_0[int(12)] = _S108;
-    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 13U)]);
-    weights_0[int(13)] = _S109;
-    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 14U)]);
-    weights_0[int(14)] = _S110;
-    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 15U)]);
-    weights_0[int(15)] = _S111;
-    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S78])))[(_S95 + 16U)]);
-    weights_0[int(16)] = _S112;
+    uint _S97 = _S81 * 17U;
+    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97)]);
+    weights_0[int(0)] = _S98;
+    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 1U)]);
+    weights_0[int(1)] = _S99;
+    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 2U)]);
+    weights_0[int(2)] = _S100;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 3U)]);
+    weights_0[int(3)] = _S101;
+    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 4U)]);
+    weights_0[int(4)] = _S102;
+    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 5U)]);
+    weights_0[int(5)] = _S103;
+    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 6U)]);
+    weights_0[int(6)] = _S104;
+    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 7U)]);
+    weights_0[int(7)] = _S105;
+    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 8U)]);
+    weights_0[int(8)] = _S106;
+    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 9U)]);
+    weights_0[int(9)] = _S107;
+    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 10U)]);
+    weights_0[int(10)] = _S108;
+    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 11U)]);
+    weights_0[int(11)] = _S109;
+    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 12U)]);
+    weights_0[int(12)] = _S110;
+    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 13U)]);
+    weights_0[int(13)] = _S111;
+    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 14U)]);
+    weights_0[int(14)] = _S112;
+    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 15U)]);
+    weights_0[int(15)] = _S113;
+    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 16U)]);
+    weights_0[int(16)] = _S114;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S113 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S114 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(1)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(2)])), (_S114)));
-    int _S116 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(3)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_6->words_0[int(4)])), (_S116)));
-    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(5)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(6)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(7)])), (_S119)));
-    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(8)])), (_S120)));
-    sums_0[int(0)] = _S121;
-    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_6->words_0[int(9)])), (sums_0[int(1)])));
-    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_6->words_0[int(10)])), (_S122)));
-    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_6->words_0[int(11)])), (_S123)));
-    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_6->words_0[int(12)])), (_S124)));
-    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_6->words_0[int(13)])), (_S125)));
-    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_6->words_0[int(14)])), (_S126)));
-    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_6->words_0[int(15)])), (_S127)));
-    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_6->words_0[int(16)])), (_S128)));
-    sums_0[int(1)] = _S129;
-    return halves_0(_S96).x * this_6->first_0 * ((I32_asfloat((_S121))) - 1.2582912e+07f) + halves_0(_S104).y * this_6->second_0 * ((I32_asfloat((_S129))) - 1.2582912e+07f);
+    int _S115 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
+    int _S116 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(1)])), (_S115)));
+    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_6->words_0[int(2)])), (_S116)));
+    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(3)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(4)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(5)])), (_S119)));
+    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(6)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_6->words_0[int(7)])), (_S121)));
+    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_6->words_0[int(8)])), (_S122)));
+    sums_0[int(0)] = _S123;
+    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_6->words_0[int(9)])), (sums_0[int(1)])));
+    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_6->words_0[int(10)])), (_S124)));
+    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_6->words_0[int(11)])), (_S125)));
+    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_6->words_0[int(12)])), (_S126)));
+    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_6->words_0[int(13)])), (_S127)));
+    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_6->words_0[int(14)])), (_S128)));
+    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_6->words_0[int(15)])), (_S129)));
+    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_6->words_0[int(16)])), (_S130)));
+    sums_0[int(1)] = _S131;
+    return halves_0(_S98).x * this_6->first_0 * ((I32_asfloat((_S123))) - 1.2582912e+07f) + halves_0(_S106).y * this_6->second_0 * ((I32_asfloat((_S131))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S130)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S132)
 {
-    FixedArray<float, 1>  _S131;
-    subgroup_sums_0(of_thread_0, &_S131);
-    FixedArray<float, 1>  _S132 = _S131;
-    FixedArray<float, 1>  result_3 = _S131;
-    uint _S133 = this_7->count_0;
+    FixedArray<float, 1>  _S133;
+    subgroup_sums_0(of_thread_0, &_S133);
+    FixedArray<float, 1>  _S134 = _S133;
+    FixedArray<float, 1>  result_3 = _S133;
+    uint _S135 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S134 = turn_0 % 2U * 16U;
-        uint _S135 = this_7->lane_0;
+        uint _S136 = turn_0 % 2U * 16U;
+        uint _S137 = this_7->lane_0;
         if((this_7->lane_0) < 1U)
         {
-            FixedArray<float, 1>  _S136 = _S132;
-            float _S137 = chosen_0(&_S136, _S135);
-            (*&parts_0)[_S134 + this_7->wave_0 + _S135] = _S137;
+            FixedArray<float, 1>  _S138 = _S134;
+            float _S139 = chosen_0(&_S138, _S137);
+            (*&parts_0)[_S136 + this_7->wave_0 + _S137] = _S139;
         }
         __syncthreads();
-        bool _S138 = Place_has_sums_0(this_7);
-        if(_S138)
+        bool _S140 = Place_has_sums_0(this_7);
+        if(_S140)
         {
             for(;;)
             {
@@ -661,14 +667,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_threa
                         uint slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S133)
+                            if(slice_1 < _S135)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S134 + (this_7->wave_0 + slice_1)];
+                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S136 + (this_7->wave_0 + slice_1)];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -679,7 +685,7 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_threa
             }
         }
     }
-    *_S130 = result_3;
+    *_S132 = result_3;
     return;
 }
 
@@ -696,26 +702,26 @@ struct GemvParams_0
 
 extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q8_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
 {
-    uint _S139 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S140 = slice_of_0(p_0.k_4, _S139);
-    Slice_0 slice_2 = _S140;
-    Place_0 _S141 = (&slice_2)->place_0;
-    uint _S142 = Place_alike_0(&_S141);
-    uint first_1 = group_number_0(blockIdx) * _S142;
+    uint _S141 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S142 = slice_of_0(p_0.k_4, _S141);
+    Slice_0 slice_2 = _S142;
+    Place_0 _S143 = (&slice_2)->place_0;
+    uint _S144 = Place_alike_0(&_S143);
+    uint first_1 = group_number_0(blockIdx) * _S144;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S143 = (&slice_2)->place_0;
-    uint _S144 = Place_index_0(&_S143);
+    Place_0 _S145 = (&slice_2)->place_0;
+    uint _S146 = Place_index_0(&_S145);
     FixedArray<Fetched_0, 1>  ahead_0;
-    uint _S145 = first_1 + _S144;
-    Slice_0 _S146 = slice_2;
-    Fetched_0 _S147 = Slice_fetch_0(&_S146, weight_1, p_0.weight_offset_0, _S145, p_0.n_2);
-    ahead_0[int(0)] = _S147;
+    uint _S147 = first_1 + _S146;
+    Slice_0 _S148 = slice_2;
+    Fetched_0 _S149 = Slice_fetch_0(&_S148, weight_1, p_0.weight_offset_0, _S147, p_0.n_2);
+    ahead_0[int(0)] = _S149;
     wait_for_kernel_before();
-    float _S148 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S139);
-    uint _S149 = (U32_min((p_0.groups_0), (264U))) * _S142;
+    float _S150 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S141);
+    uint _S151 = (U32_min((p_0.groups_0), (264U))) * _S144;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -727,71 +733,71 @@ extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q8_0(Structured
         {
             break;
         }
-        uint _S150 = first_2 + _S144 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S151 = (&slice_2)->place_0;
-        bool _S152 = Place_has_sums_0(&_S151);
-        bool _S153;
-        if(_S152)
-        {
-            _S153 = ((&(&slice_2)->place_0)->lane_0) < 1U;
-        }
-        else
-        {
-            _S153 = false;
-        }
-        bool _S154;
-        if(_S153)
-        {
-            _S154 = _S150 < (p_0.n_2);
-        }
-        else
-        {
-            _S154 = false;
-        }
+        uint _S152 = first_2 + _S146 + (&(&slice_2)->place_0)->lane_0;
+        Place_0 _S153 = (&slice_2)->place_0;
+        bool _S154 = Place_has_sums_0(&_S153);
         bool _S155;
         if(_S154)
         {
-            _S155 = (p_0.accumulate_0) != 0U;
+            _S155 = ((&(&slice_2)->place_0)->lane_0) < 1U;
         }
         else
         {
             _S155 = false;
         }
-        float sum_0;
+        bool _S156;
         if(_S155)
         {
-            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S150]);
+            _S156 = _S152 < (p_0.n_2);
+        }
+        else
+        {
+            _S156 = false;
+        }
+        bool _S157;
+        if(_S156)
+        {
+            _S157 = (p_0.accumulate_0) != 0U;
+        }
+        else
+        {
+            _S157 = false;
+        }
+        float sum_0;
+        if(_S157)
+        {
+            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S152]);
         }
         else
         {
             sum_0 = 0.0f;
         }
         FixedArray<float, 1>  sums_1;
-        Slice_0 _S156 = slice_2;
-        Fetched_0 _S157 = ahead_0[int(0)];
-        float _S158 = Slice_product_0(&_S156, &_S157);
-        sums_1[int(0)] = _S158;
-        uint _S159 = first_2 + _S149;
-        if(_S159 < (p_0.n_2))
+        Slice_0 _S158 = slice_2;
+        Fetched_0 _S159 = ahead_0[int(0)];
+        float _S160 = Slice_product_0(&_S158, &_S159);
+        sums_1[int(0)] = _S160;
+        uint _S161 = first_2 + _S151;
+        if(_S161 < (p_0.n_2))
         {
-            uint _S160 = _S159 + _S144;
-            Slice_0 _S161 = slice_2;
-            Fetched_0 _S162 = Slice_fetch_0(&_S161, weight_1, p_0.weight_offset_0, _S160, p_0.n_2);
-            ahead_0[int(0)] = _S162;
+            uint _S162 = _S161 + _S146;
+            Slice_0 _S163 = slice_2;
+            Fetched_0 _S164 = Slice_fetch_0(&_S163, weight_1, p_0.weight_offset_0, _S162, p_0.n_2);
+            ahead_0[int(0)] = _S164;
         }
-        Place_0 _S163 = (&slice_2)->place_0;
-        FixedArray<float, 1>  _S164 = sums_1;
-        FixedArray<float, 1>  _S165;
-        Place_added_0(&_S163, &_S164, turn_1, &_S165);
-        FixedArray<float, 1>  _S166 = _S165;
-        float _S167 = chosen_0(&_S166, (&(&slice_2)->place_0)->lane_0);
-        float sum_1 = sum_0 + _S167;
-        if(_S154)
+        Place_0 _S165 = (&slice_2)->place_0;
+        FixedArray<float, 1>  _S166 = sums_1;
+        FixedArray<float, 1>  _S167;
+        Place_added_0(&_S165, &_S166, turn_1, &_S167);
+        FixedArray<float, 1>  _S168 = _S167;
+        float _S169 = chosen_0(&_S168, (&(&slice_2)->place_0)->lane_0);
+        float sum_1 = sum_0 + _S169;
+        if(_S156)
         {
-            *(&(result_4)[p_0.out_offset_0 + _S150]) = sum_1;
+            *(&(result_4)[p_0.out_offset_0 + _S152]) = sum_1;
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S159;
+        first_2 = _S161;
         turn_1 = turn_2;
     }
     return;

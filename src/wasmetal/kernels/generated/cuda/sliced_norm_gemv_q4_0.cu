@@ -494,51 +494,57 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(0)] = _S70;
         uint4  _S71 = (load_weights(&((weight_0))[(_S69)] + (int(32))));
         (&fetched_0)->pieces_1[int(1)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S68), (71U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S72;
+        int4  _S72 = make_int4 (int(0));
+        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
+        (&fetched_0)->pieces_1[int(2)] = _S73;
+        if((64U + _S68) < 72U)
+        {
+            uint4  _S74 = (load_weights(&((weight_0))[(_S69)] + (int(64))));
+            (&fetched_0)->pieces_1[int(2)] = _S74;
+        }
     }
     else
     {
-        uint _S73 = (&this_4->place_0)->lane_0;
-        uint _S74 = _S67 - 1U;
-        uint4  _S75 = (load_weights(&((weight_0))[(_S66 + (U32_min(((&this_4->place_0)->lane_0), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S75;
-        uint4  _S76 = (load_weights(&((weight_0))[(_S66 + (U32_min((32U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S76;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S77;
+        uint _S75 = (&this_4->place_0)->lane_0;
+        uint _S76 = _S67 - 1U;
+        uint4  _S77 = (load_weights(&((weight_0))[(_S66 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S77;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S66 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S79;
     }
     return fetched_0;
 }
 
 __device__ bool Place_has_sums_0(Place_0 * this_5)
 {
-    bool _S78;
+    bool _S80;
     if((this_5->number_1) == 0U)
     {
-        uint _S79 = Place_index_0(this_5);
-        uint _S80 = Place_alike_0(this_5);
-        _S78 = _S79 < _S80;
+        uint _S81 = Place_index_0(this_5);
+        uint _S82 = Place_alike_0(this_5);
+        _S80 = _S81 < _S82;
     }
     else
     {
-        _S78 = false;
+        _S80 = false;
     }
-    return _S78;
+    return _S80;
 }
 
 __device__ uint Q4_0Integers_unpacked_0(uint word_1, int list_0)
 {
-    uint _S81;
+    uint _S83;
     if(list_0 == int(0))
     {
-        _S81 = word_1 << int(4);
+        _S83 = word_1 << int(4);
     }
     else
     {
-        _S81 = word_1;
+        _S83 = word_1;
     }
-    return (_S81 ^ 2290649224U) & 4042322160U;
+    return (_S83 ^ 2290649224U) & 4042322160U;
 }
 
 __device__ float2  halves_0(uint word_2)
@@ -548,124 +554,124 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
 {
-    uint _S82 = (&this_6->place_0)->wave_0 * 72U;
-    uint _S83 = (&this_6->place_0)->lane_0;
-    uint4  _S84;
+    uint _S84 = (&this_6->place_0)->wave_0 * 72U;
+    uint _S85 = (&this_6->place_0)->lane_0;
+    uint4  _S86;
     if(((&this_6->place_0)->lane_0) < 72U)
     {
-        if(_S83 < (this_6->pieces_0))
+        if(_S85 < (this_6->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(0)];
+            _S86 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S85 = make_int4 (int(0));
-            uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
-            _S84 = _S86;
+            int4  _S87 = make_int4 (int(0));
+            uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
+            _S86 = _S88;
         }
-        (*&memory_0)[_S82 + _S83] = _S84;
+        (*&memory_0)[_S84 + _S85] = _S86;
     }
-    uint _S87 = 32U + _S83;
-    if(_S87 < 72U)
+    uint _S89 = 32U + _S85;
+    if(_S89 < 72U)
     {
-        if(_S87 < (this_6->pieces_0))
+        if(_S89 < (this_6->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(1)];
+            _S86 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S88 = make_int4 (int(0));
-            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
-            _S84 = _S89;
+            int4  _S90 = make_int4 (int(0));
+            uint4  _S91 = make_uint4 ((uint)_S90.x, (uint)_S90.y, (uint)_S90.z, (uint)_S90.w);
+            _S86 = _S91;
         }
-        (*&memory_0)[_S82 + 32U + _S83] = _S84;
+        (*&memory_0)[_S84 + 32U + _S85] = _S86;
     }
-    uint _S90 = 64U + _S83;
-    if(_S90 < 72U)
+    uint _S92 = 64U + _S85;
+    if(_S92 < 72U)
     {
-        if(_S90 < (this_6->pieces_0))
+        if(_S92 < (this_6->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(2)];
+            _S86 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S91 = make_int4 (int(0));
-            uint4  _S92 = make_uint4 ((uint)_S91.x, (uint)_S91.y, (uint)_S91.z, (uint)_S91.w);
-            _S84 = _S92;
+            int4  _S93 = make_int4 (int(0));
+            uint4  _S94 = make_uint4 ((uint)_S93.x, (uint)_S93.y, (uint)_S93.z, (uint)_S93.w);
+            _S86 = _S94;
         }
-        (*&memory_0)[_S82 + 64U + _S83] = _S84;
+        (*&memory_0)[_S84 + 64U + _S85] = _S86;
     }
     __syncwarp();
     FixedArray<uint, 9>  weights_0;
-    uint _S93 = _S83 * 9U;
-    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93)]);
-    weights_0[int(0)] = _S94;
-    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 1U)]);
-    weights_0[int(1)] = _S95;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 2U)]);
-    weights_0[int(2)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 3U)]);
-    weights_0[int(3)] = _S97;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 4U)]);
-    weights_0[int(4)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 5U)]);
-    weights_0[int(5)] = _S99;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 6U)]);
-    weights_0[int(6)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 7U)]);
-    weights_0[int(7)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 8U)]);
-    weights_0[int(8)] = _S102;
+    uint _S95 = _S85 * 9U;
+    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95)]);
+    weights_0[int(0)] = _S96;
+    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 1U)]);
+    weights_0[int(1)] = _S97;
+    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 2U)]);
+    weights_0[int(2)] = _S98;
+    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 3U)]);
+    weights_0[int(3)] = _S99;
+    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 4U)]);
+    weights_0[int(4)] = _S100;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 5U)]);
+    weights_0[int(5)] = _S101;
+    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 6U)]);
+    weights_0[int(6)] = _S102;
+    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 7U)]);
+    weights_0[int(7)] = _S103;
+    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S84])))[(_S95 + 8U)]);
+    weights_0[int(8)] = _S104;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_6->words_0[int(9)])), (_S103)));
-    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_6->words_0[int(1)])), (_S104)));
-    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_6->words_0[int(10)])), (_S105)));
-    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(2)])), (_S106)));
-    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_6->words_0[int(11)])), (_S107)));
-    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(3)])), (_S108)));
-    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_6->words_0[int(12)])), (_S109)));
-    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(4)])), (_S110)));
-    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_6->words_0[int(13)])), (_S111)));
-    sums_0[int(0)] = _S112;
-    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(5)])), (sums_0[int(1)])));
-    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_6->words_0[int(14)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(0)))), (int)((this_6->words_0[int(6)])), (_S114)));
-    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(1)))), (int)((this_6->words_0[int(15)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(7)])), (_S116)));
-    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(1)))), (int)((this_6->words_0[int(16)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(8)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(1)))), (int)((this_6->words_0[int(17)])), (_S119)));
-    sums_0[int(1)] = _S120;
-    return halves_0(_S94).x * this_6->first_0 * ((I32_asfloat((_S112))) - 1.2582912e+07f) + halves_0(_S98).y * this_6->second_0 * ((I32_asfloat((_S120))) - 1.2582912e+07f);
+    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
+    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_6->words_0[int(9)])), (_S105)));
+    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(1)])), (_S106)));
+    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_6->words_0[int(10)])), (_S107)));
+    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(2)])), (_S108)));
+    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_6->words_0[int(11)])), (_S109)));
+    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(3)])), (_S110)));
+    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_6->words_0[int(12)])), (_S111)));
+    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(0)))), (int)((this_6->words_0[int(4)])), (_S112)));
+    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(1)))), (int)((this_6->words_0[int(13)])), (_S113)));
+    sums_0[int(0)] = _S114;
+    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(5)])), (sums_0[int(1)])));
+    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(1)))), (int)((this_6->words_0[int(14)])), (_S115)));
+    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(6)])), (_S116)));
+    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(1)))), (int)((this_6->words_0[int(15)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(7)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S103, int(1)))), (int)((this_6->words_0[int(16)])), (_S119)));
+    int _S121 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(8)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S104, int(1)))), (int)((this_6->words_0[int(17)])), (_S121)));
+    sums_0[int(1)] = _S122;
+    return halves_0(_S96).x * this_6->first_0 * ((I32_asfloat((_S114))) - 1.2582912e+07f) + halves_0(_S100).y * this_6->second_0 * ((I32_asfloat((_S122))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S121)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S123)
 {
     uint slice_1;
-    FixedArray<float, 2>  _S122;
-    subgroup_sums_0(of_thread_0, &_S122);
-    FixedArray<float, 2>  _S123 = _S122;
-    FixedArray<float, 2>  result_6 = _S122;
-    uint _S124 = this_7->count_0;
+    FixedArray<float, 2>  _S124;
+    subgroup_sums_0(of_thread_0, &_S124);
+    FixedArray<float, 2>  _S125 = _S124;
+    FixedArray<float, 2>  result_6 = _S124;
+    uint _S126 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S125 = turn_0 % 2U * 16U;
-        uint _S126 = this_7->lane_0;
+        uint _S127 = turn_0 % 2U * 16U;
+        uint _S128 = this_7->lane_0;
         if((this_7->lane_0) < 2U)
         {
-            FixedArray<float, 2>  _S127 = _S123;
-            float _S128 = chosen_0(&_S127, _S126);
-            (*&parts_0)[_S125 + this_7->wave_0 * 2U + _S126] = _S128;
+            FixedArray<float, 2>  _S129 = _S125;
+            float _S130 = chosen_0(&_S129, _S128);
+            (*&parts_0)[_S127 + this_7->wave_0 * 2U + _S128] = _S130;
         }
         __syncthreads();
-        bool _S129 = Place_has_sums_0(this_7);
-        if(_S129)
+        bool _S131 = Place_has_sums_0(this_7);
+        if(_S131)
         {
             for(;;)
             {
@@ -676,14 +682,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S124)
+                            if(slice_1 < _S126)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S125 + (this_7->wave_0 + slice_1) * 2U];
+                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -697,14 +703,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S124)
+                            if(slice_1 < _S126)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S125 + (this_7->wave_0 + slice_1) * 2U + 1U];
+                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U + 1U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -715,7 +721,7 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
             }
         }
     }
-    *_S121 = result_6;
+    *_S123 = result_6;
     return;
 }
 
@@ -735,33 +741,33 @@ struct NormGemvParams_0
 
 extern "C" __global__ void __launch_bounds__(256, 2) sliced_norm_gemv_q4_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_7, NormGemvParams_0 p_0)
 {
-    uint _S130 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S131 = slice_of_0(p_0.k_4, _S130);
-    Slice_0 slice_2 = _S131;
-    Place_0 _S132 = (&slice_2)->place_0;
-    uint _S133 = Place_alike_0(&_S132);
-    uint _S134 = _S133 * 2U;
-    uint first_1 = group_number_0(blockIdx) * _S134;
+    uint _S132 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S133 = slice_of_0(p_0.k_4, _S132);
+    Slice_0 slice_2 = _S133;
+    Place_0 _S134 = (&slice_2)->place_0;
+    uint _S135 = Place_alike_0(&_S134);
+    uint _S136 = _S135 * 2U;
+    uint first_1 = group_number_0(blockIdx) * _S136;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S135 = (&slice_2)->place_0;
-    uint _S136 = Place_index_0(&_S135);
-    uint _S137 = _S136 * 2U;
+    Place_0 _S137 = (&slice_2)->place_0;
+    uint _S138 = Place_index_0(&_S137);
+    uint _S139 = _S138 * 2U;
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S138 = first_1 + _S137;
-    Slice_0 _S139 = slice_2;
-    Fetched_0 _S140 = Slice_fetch_0(&_S139, weight_1, p_0.weight_offset_0, _S138, p_0.n_2);
-    ahead_0[int(0)] = _S140;
-    uint _S141 = _S138 + 1U;
-    Slice_0 _S142 = slice_2;
-    Fetched_0 _S143 = Slice_fetch_0(&_S142, weight_1, p_0.weight_offset_0, _S141, p_0.n_2);
-    ahead_0[int(1)] = _S143;
+    uint _S140 = first_1 + _S139;
+    Slice_0 _S141 = slice_2;
+    Fetched_0 _S142 = Slice_fetch_0(&_S141, weight_1, p_0.weight_offset_0, _S140, p_0.n_2);
+    ahead_0[int(0)] = _S142;
+    uint _S143 = _S140 + 1U;
+    Slice_0 _S144 = slice_2;
+    Fetched_0 _S145 = Slice_fetch_0(&_S144, weight_1, p_0.weight_offset_0, _S143, p_0.n_2);
+    ahead_0[int(1)] = _S145;
     wait_for_kernel_before();
-    float _S144 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S130);
-    float _S145 = 1.0f / (F32_sqrt((_S144 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S146 = (U32_min((p_0.groups_0), (264U))) * _S134;
+    float _S146 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S132);
+    float _S147 = 1.0f / (F32_sqrt((_S146 / float(p_0.k_4) + p_0.eps_0)));
+    uint _S148 = (U32_min((p_0.groups_0), (264U))) * _S136;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -773,83 +779,83 @@ extern "C" __global__ void __launch_bounds__(256, 2) sliced_norm_gemv_q4_0(Struc
         {
             break;
         }
-        uint _S147 = first_2 + _S137 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S148 = (&slice_2)->place_0;
-        bool _S149 = Place_has_sums_0(&_S148);
-        bool _S150;
-        if(_S149)
-        {
-            _S150 = ((&(&slice_2)->place_0)->lane_0) < 2U;
-        }
-        else
-        {
-            _S150 = false;
-        }
-        bool _S151;
-        if(_S150)
-        {
-            _S151 = _S147 < (p_0.n_2);
-        }
-        else
-        {
-            _S151 = false;
-        }
+        uint _S149 = first_2 + _S139 + (&(&slice_2)->place_0)->lane_0;
+        Place_0 _S150 = (&slice_2)->place_0;
+        bool _S151 = Place_has_sums_0(&_S150);
         bool _S152;
         if(_S151)
         {
-            _S152 = (p_0.bias_offset_0) != 4294967295U;
+            _S152 = ((&(&slice_2)->place_0)->lane_0) < 2U;
         }
         else
         {
             _S152 = false;
         }
-        float added_0;
+        bool _S153;
         if(_S152)
         {
-            float _S153 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S147]));
-            added_0 = _S153;
+            _S153 = _S149 < (p_0.n_2);
+        }
+        else
+        {
+            _S153 = false;
+        }
+        bool _S154;
+        if(_S153)
+        {
+            _S154 = (p_0.bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S154 = false;
+        }
+        float added_0;
+        if(_S154)
+        {
+            float _S155 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S149]));
+            added_0 = _S155;
         }
         else
         {
             added_0 = 0.0f;
         }
         FixedArray<float, 2>  sums_1;
-        Slice_0 _S154 = slice_2;
-        Fetched_0 _S155 = ahead_0[int(0)];
-        float _S156 = Slice_product_0(&_S154, &_S155);
-        sums_1[int(0)] = _S156;
-        uint _S157 = first_2 + _S146;
-        bool _S158 = _S157 < (p_0.n_2);
-        if(_S158)
+        Slice_0 _S156 = slice_2;
+        Fetched_0 _S157 = ahead_0[int(0)];
+        float _S158 = Slice_product_0(&_S156, &_S157);
+        sums_1[int(0)] = _S158;
+        uint _S159 = first_2 + _S148;
+        bool _S160 = _S159 < (p_0.n_2);
+        if(_S160)
         {
-            uint _S159 = _S157 + _S137;
-            Slice_0 _S160 = slice_2;
-            Fetched_0 _S161 = Slice_fetch_0(&_S160, weight_1, p_0.weight_offset_0, _S159, p_0.n_2);
-            ahead_0[int(0)] = _S161;
+            uint _S161 = _S159 + _S139;
+            Slice_0 _S162 = slice_2;
+            Fetched_0 _S163 = Slice_fetch_0(&_S162, weight_1, p_0.weight_offset_0, _S161, p_0.n_2);
+            ahead_0[int(0)] = _S163;
         }
-        Slice_0 _S162 = slice_2;
-        Fetched_0 _S163 = ahead_0[int(1)];
-        float _S164 = Slice_product_0(&_S162, &_S163);
-        sums_1[int(1)] = _S164;
-        if(_S158)
+        Slice_0 _S164 = slice_2;
+        Fetched_0 _S165 = ahead_0[int(1)];
+        float _S166 = Slice_product_0(&_S164, &_S165);
+        sums_1[int(1)] = _S166;
+        if(_S160)
         {
-            uint _S165 = _S157 + _S137 + 1U;
-            Slice_0 _S166 = slice_2;
-            Fetched_0 _S167 = Slice_fetch_0(&_S166, weight_1, p_0.weight_offset_0, _S165, p_0.n_2);
-            ahead_0[int(1)] = _S167;
+            uint _S167 = _S159 + _S139 + 1U;
+            Slice_0 _S168 = slice_2;
+            Fetched_0 _S169 = Slice_fetch_0(&_S168, weight_1, p_0.weight_offset_0, _S167, p_0.n_2);
+            ahead_0[int(1)] = _S169;
         }
-        Place_0 _S168 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S169 = sums_1;
-        FixedArray<float, 2>  _S170;
-        Place_added_0(&_S168, &_S169, turn_1, &_S170);
-        FixedArray<float, 2>  _S171 = _S170;
-        float _S172 = chosen_0(&_S171, (&(&slice_2)->place_0)->lane_0);
-        if(_S151)
+        Place_0 _S170 = (&slice_2)->place_0;
+        FixedArray<float, 2>  _S171 = sums_1;
+        FixedArray<float, 2>  _S172;
+        Place_added_0(&_S170, &_S171, turn_1, &_S172);
+        FixedArray<float, 2>  _S173 = _S172;
+        float _S174 = chosen_0(&_S173, (&(&slice_2)->place_0)->lane_0);
+        if(_S153)
         {
-            *(&(result_7)[p_0.out_offset_0 + _S147]) = _S172 * _S145 + added_0;
+            *(&(result_7)[p_0.out_offset_0 + _S149]) = _S174 * _S147 + added_0;
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S157;
+        first_2 = _S159;
         turn_1 = turn_2;
     }
     return;

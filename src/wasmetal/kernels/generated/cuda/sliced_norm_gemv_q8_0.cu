@@ -487,41 +487,47 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
         (&fetched_0)->pieces_1[int(2)] = _S70;
         uint4  _S71 = (load_weights(&((weight_0))[(_S67)] + (int(96))));
         (&fetched_0)->pieces_1[int(3)] = _S71;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S66), (135U))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S72;
+        int4  _S72 = make_int4 (int(0));
+        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
+        (&fetched_0)->pieces_1[int(4)] = _S73;
+        if((128U + _S66) < 136U)
+        {
+            uint4  _S74 = (load_weights(&((weight_0))[(_S67)] + (int(128))));
+            (&fetched_0)->pieces_1[int(4)] = _S74;
+        }
     }
     else
     {
-        uint _S73 = (&this_4->place_0)->lane_0;
-        uint _S74 = _S65 - 1U;
-        uint4  _S75 = (load_weights(&((weight_0))[(_S64 + (U32_min(((&this_4->place_0)->lane_0), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S75;
-        uint4  _S76 = (load_weights(&((weight_0))[(_S64 + (U32_min((32U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S76;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S64 + (U32_min((64U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S77;
-        uint4  _S78 = (load_weights(&((weight_0))[(_S64 + (U32_min((96U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(3)] = _S78;
-        uint4  _S79 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S73), (_S74))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S79;
+        uint _S75 = (&this_4->place_0)->lane_0;
+        uint _S76 = _S65 - 1U;
+        uint4  _S77 = (load_weights(&((weight_0))[(_S64 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S77;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S64 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S64 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S79;
+        uint4  _S80 = (load_weights(&((weight_0))[(_S64 + (U32_min((96U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(3)] = _S80;
+        uint4  _S81 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S75), (_S76))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(4)] = _S81;
     }
     return fetched_0;
 }
 
 __device__ bool Place_has_sums_0(Place_0 * this_5)
 {
-    bool _S80;
+    bool _S82;
     if((this_5->number_1) == 0U)
     {
-        uint _S81 = Place_index_0(this_5);
-        uint _S82 = Place_alike_0(this_5);
-        _S80 = _S81 < _S82;
+        uint _S83 = Place_index_0(this_5);
+        uint _S84 = Place_alike_0(this_5);
+        _S82 = _S83 < _S84;
     }
     else
     {
-        _S80 = false;
+        _S82 = false;
     }
-    return _S80;
+    return _S82;
 }
 
 __device__ uint Q8_0Integers_unpacked_0(uint word_1, int list_0)
@@ -536,169 +542,169 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
 {
-    uint _S83 = (&this_6->place_0)->wave_0 * 136U;
-    uint _S84 = (&this_6->place_0)->lane_0;
-    uint4  _S85;
+    uint _S85 = (&this_6->place_0)->wave_0 * 136U;
+    uint _S86 = (&this_6->place_0)->lane_0;
+    uint4  _S87;
     if(((&this_6->place_0)->lane_0) < 136U)
     {
-        if(_S84 < (this_6->pieces_0))
+        if(_S86 < (this_6->pieces_0))
         {
-            _S85 = fetched_1->pieces_1[int(0)];
+            _S87 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S86 = make_int4 (int(0));
-            uint4  _S87 = make_uint4 ((uint)_S86.x, (uint)_S86.y, (uint)_S86.z, (uint)_S86.w);
-            _S85 = _S87;
+            int4  _S88 = make_int4 (int(0));
+            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
+            _S87 = _S89;
         }
-        (*&memory_0)[_S83 + _S84] = _S85;
+        (*&memory_0)[_S85 + _S86] = _S87;
     }
-    uint _S88 = 32U + _S84;
-    if(_S88 < 136U)
+    uint _S90 = 32U + _S86;
+    if(_S90 < 136U)
     {
-        if(_S88 < (this_6->pieces_0))
+        if(_S90 < (this_6->pieces_0))
         {
-            _S85 = fetched_1->pieces_1[int(1)];
+            _S87 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S89 = make_int4 (int(0));
-            uint4  _S90 = make_uint4 ((uint)_S89.x, (uint)_S89.y, (uint)_S89.z, (uint)_S89.w);
-            _S85 = _S90;
+            int4  _S91 = make_int4 (int(0));
+            uint4  _S92 = make_uint4 ((uint)_S91.x, (uint)_S91.y, (uint)_S91.z, (uint)_S91.w);
+            _S87 = _S92;
         }
-        (*&memory_0)[_S83 + 32U + _S84] = _S85;
+        (*&memory_0)[_S85 + 32U + _S86] = _S87;
     }
-    uint _S91 = 64U + _S84;
-    if(_S91 < 136U)
+    uint _S93 = 64U + _S86;
+    if(_S93 < 136U)
     {
-        if(_S91 < (this_6->pieces_0))
+        if(_S93 < (this_6->pieces_0))
         {
-            _S85 = fetched_1->pieces_1[int(2)];
+            _S87 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S92 = make_int4 (int(0));
-            uint4  _S93 = make_uint4 ((uint)_S92.x, (uint)_S92.y, (uint)_S92.z, (uint)_S92.w);
-            _S85 = _S93;
+            int4  _S94 = make_int4 (int(0));
+            uint4  _S95 = make_uint4 ((uint)_S94.x, (uint)_S94.y, (uint)_S94.z, (uint)_S94.w);
+            _S87 = _S95;
         }
-        (*&memory_0)[_S83 + 64U + _S84] = _S85;
+        (*&memory_0)[_S85 + 64U + _S86] = _S87;
     }
-    uint _S94 = 96U + _S84;
-    if(_S94 < 136U)
+    uint _S96 = 96U + _S86;
+    if(_S96 < 136U)
     {
-        if(_S94 < (this_6->pieces_0))
+        if(_S96 < (this_6->pieces_0))
         {
-            _S85 = fetched_1->pieces_1[int(3)];
+            _S87 = fetched_1->pieces_1[int(3)];
         }
         else
         {
-            int4  _S95 = make_int4 (int(0));
-            uint4  _S96 = make_uint4 ((uint)_S95.x, (uint)_S95.y, (uint)_S95.z, (uint)_S95.w);
-            _S85 = _S96;
+            int4  _S97 = make_int4 (int(0));
+            uint4  _S98 = make_uint4 ((uint)_S97.x, (uint)_S97.y, (uint)_S97.z, (uint)_S97.w);
+            _S87 = _S98;
         }
-        (*&memory_0)[_S83 + 96U + _S84] = _S85;
+        (*&memory_0)[_S85 + 96U + _S86] = _S87;
     }
-    uint _S97 = 128U + _S84;
-    if(_S97 < 136U)
+    uint _S99 = 128U + _S86;
+    if(_S99 < 136U)
     {
-        if(_S97 < (this_6->pieces_0))
+        if(_S99 < (this_6->pieces_0))
         {
-            _S85 = fetched_1->pieces_1[int(4)];
+            _S87 = fetched_1->pieces_1[int(4)];
         }
         else
         {
-            int4  _S98 = make_int4 (int(0));
-            uint4  _S99 = make_uint4 ((uint)_S98.x, (uint)_S98.y, (uint)_S98.z, (uint)_S98.w);
-            _S85 = _S99;
+            int4  _S100 = make_int4 (int(0));
+            uint4  _S101 = make_uint4 ((uint)_S100.x, (uint)_S100.y, (uint)_S100.z, (uint)_S100.w);
+            _S87 = _S101;
         }
-        (*&memory_0)[_S83 + 128U + _S84] = _S85;
+        (*&memory_0)[_S85 + 128U + _S86] = _S87;
     }
     __syncwarp();
     FixedArray<uint, 17>  weights_0;
-    uint _S100 = _S84 * 17U;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100)]);
-    weights_0[int(0)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 1U)]);
-    weights_0[int(1)] = _S102;
-    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 2U)]);
-    weights_0[int(2)] = _S103;
-    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 3U)]);
-    weights_0[int(3)] = _S104;
-    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 4U)]);
-    weights_0[int(4)] = _S105;
-    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 5U)]);
-    weights_0[int(5)] = _S106;
-    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 6U)]);
-    weights_0[int(6)] = _S107;
-    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 7U)]);
-    weights_0[int(7)] = _S108;
-    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 8U)]);
-    weights_0[int(8)] = _S109;
-    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 9U)]);
-    weights_0[int(9)] = _S110;
-    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 10U)]);
-    weights_0[int(10)] = _S111;
-    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 11U)]);
-    weights_0[int(11)] = _S112;
-    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 12U)]);
-    weights_0[int(12)] = _S113;
-    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 13U)]);
-    weights_0[int(13)] = _S114;
-    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 14U)]);
-    weights_0[int(14)] = _S115;
-    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 15U)]);
-    weights_0[int(15)] = _S116;
-    uint _S117 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 16U)]);
-    weights_0[int(16)] = _S117;
+    uint _S102 = _S86 * 17U;
+    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102)]);
+    weights_0[int(0)] = _S103;
+    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 1U)]);
+    weights_0[int(1)] = _S104;
+    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 2U)]);
+    weights_0[int(2)] = _S105;
+    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 3U)]);
+    weights_0[int(3)] = _S106;
+    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 4U)]);
+    weights_0[int(4)] = _S107;
+    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 5U)]);
+    weights_0[int(5)] = _S108;
+    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 6U)]);
+    weights_0[int(6)] = _S109;
+    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 7U)]);
+    weights_0[int(7)] = _S110;
+    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 8U)]);
+    weights_0[int(8)] = _S111;
+    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 9U)]);
+    weights_0[int(9)] = _S112;
+    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 10U)]);
+    weights_0[int(10)] = _S113;
+    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 11U)]);
+    weights_0[int(11)] = _S114;
+    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 12U)]);
+    weights_0[int(12)] = _S115;
+    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 13U)]);
+    weights_0[int(13)] = _S116;
+    uint _S117 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 14U)]);
+    weights_0[int(14)] = _S117;
+    uint _S118 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 15U)]);
+    weights_0[int(15)] = _S118;
+    uint _S119 = (((const unsigned*)((&(*&memory_0)[_S85])))[(_S102 + 16U)]);
+    weights_0[int(16)] = _S119;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(1)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(2)])), (_S119)));
-    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(3)])), (_S120)));
-    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_6->words_0[int(4)])), (_S121)));
-    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_6->words_0[int(5)])), (_S122)));
-    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_6->words_0[int(6)])), (_S123)));
-    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_6->words_0[int(7)])), (_S124)));
-    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_6->words_0[int(8)])), (_S125)));
-    sums_0[int(0)] = _S126;
-    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_6->words_0[int(9)])), (sums_0[int(1)])));
-    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_6->words_0[int(10)])), (_S127)));
-    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_6->words_0[int(11)])), (_S128)));
-    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_6->words_0[int(12)])), (_S129)));
-    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_6->words_0[int(13)])), (_S130)));
-    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_6->words_0[int(14)])), (_S131)));
-    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_6->words_0[int(15)])), (_S132)));
-    int _S134 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S117, int(0)))), (int)((this_6->words_0[int(16)])), (_S133)));
-    sums_0[int(1)] = _S134;
-    return halves_0(_S101).x * this_6->first_0 * ((I32_asfloat((_S126))) - 1.2582912e+07f) + halves_0(_S109).y * this_6->second_0 * ((I32_asfloat((_S134))) - 1.2582912e+07f);
+    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
+    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(1)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_6->words_0[int(2)])), (_S121)));
+    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_6->words_0[int(3)])), (_S122)));
+    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_6->words_0[int(4)])), (_S123)));
+    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_6->words_0[int(5)])), (_S124)));
+    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_6->words_0[int(6)])), (_S125)));
+    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_6->words_0[int(7)])), (_S126)));
+    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_6->words_0[int(8)])), (_S127)));
+    sums_0[int(0)] = _S128;
+    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_6->words_0[int(9)])), (sums_0[int(1)])));
+    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_6->words_0[int(10)])), (_S129)));
+    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_6->words_0[int(11)])), (_S130)));
+    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_6->words_0[int(12)])), (_S131)));
+    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_6->words_0[int(13)])), (_S132)));
+    int _S134 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S117, int(0)))), (int)((this_6->words_0[int(14)])), (_S133)));
+    int _S135 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S118, int(0)))), (int)((this_6->words_0[int(15)])), (_S134)));
+    int _S136 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S119, int(0)))), (int)((this_6->words_0[int(16)])), (_S135)));
+    sums_0[int(1)] = _S136;
+    return halves_0(_S103).x * this_6->first_0 * ((I32_asfloat((_S128))) - 1.2582912e+07f) + halves_0(_S111).y * this_6->second_0 * ((I32_asfloat((_S136))) - 1.2582912e+07f);
 }
 
 __device__ __shared__ FixedArray<float, 32>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S135)
+__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S137)
 {
     uint slice_1;
-    FixedArray<float, 2>  _S136;
-    subgroup_sums_0(of_thread_0, &_S136);
-    FixedArray<float, 2>  _S137 = _S136;
-    FixedArray<float, 2>  result_6 = _S136;
-    uint _S138 = this_7->count_0;
+    FixedArray<float, 2>  _S138;
+    subgroup_sums_0(of_thread_0, &_S138);
+    FixedArray<float, 2>  _S139 = _S138;
+    FixedArray<float, 2>  result_6 = _S138;
+    uint _S140 = this_7->count_0;
     if((this_7->count_0) > 1U)
     {
-        uint _S139 = turn_0 % 2U * 16U;
-        uint _S140 = this_7->lane_0;
+        uint _S141 = turn_0 % 2U * 16U;
+        uint _S142 = this_7->lane_0;
         if((this_7->lane_0) < 2U)
         {
-            FixedArray<float, 2>  _S141 = _S137;
-            float _S142 = chosen_0(&_S141, _S140);
-            (*&parts_0)[_S139 + this_7->wave_0 * 2U + _S140] = _S142;
+            FixedArray<float, 2>  _S143 = _S139;
+            float _S144 = chosen_0(&_S143, _S142);
+            (*&parts_0)[_S141 + this_7->wave_0 * 2U + _S142] = _S144;
         }
         __syncthreads();
-        bool _S143 = Place_has_sums_0(this_7);
-        if(_S143)
+        bool _S145 = Place_has_sums_0(this_7);
+        if(_S145)
         {
             for(;;)
             {
@@ -709,14 +715,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S138)
+                            if(slice_1 < _S140)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S139 + (this_7->wave_0 + slice_1) * 2U];
+                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -730,14 +736,14 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
                         slice_1 = 1U;
                         for(;;)
                         {
-                            if(slice_1 < _S138)
+                            if(slice_1 < _S140)
                             {
                             }
                             else
                             {
                                 break;
                             }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S139 + (this_7->wave_0 + slice_1) * 2U + 1U];
+                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U + 1U];
                             slice_1 = slice_1 + 1U;
                         }
                         break;
@@ -748,7 +754,7 @@ __device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_threa
             }
         }
     }
-    *_S135 = result_6;
+    *_S137 = result_6;
     return;
 }
 
@@ -768,33 +774,33 @@ struct NormGemvParams_0
 
 extern "C" __global__ void __launch_bounds__(256, 2) sliced_norm_gemv_q8_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_7, NormGemvParams_0 p_0)
 {
-    uint _S144 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S145 = slice_of_0(p_0.k_4, _S144);
-    Slice_0 slice_2 = _S145;
-    Place_0 _S146 = (&slice_2)->place_0;
-    uint _S147 = Place_alike_0(&_S146);
-    uint _S148 = _S147 * 2U;
-    uint first_1 = group_number_0(blockIdx) * _S148;
+    uint _S146 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S147 = slice_of_0(p_0.k_4, _S146);
+    Slice_0 slice_2 = _S147;
+    Place_0 _S148 = (&slice_2)->place_0;
+    uint _S149 = Place_alike_0(&_S148);
+    uint _S150 = _S149 * 2U;
+    uint first_1 = group_number_0(blockIdx) * _S150;
     if(first_1 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S149 = (&slice_2)->place_0;
-    uint _S150 = Place_index_0(&_S149);
-    uint _S151 = _S150 * 2U;
+    Place_0 _S151 = (&slice_2)->place_0;
+    uint _S152 = Place_index_0(&_S151);
+    uint _S153 = _S152 * 2U;
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S152 = first_1 + _S151;
-    Slice_0 _S153 = slice_2;
-    Fetched_0 _S154 = Slice_fetch_0(&_S153, weight_1, p_0.weight_offset_0, _S152, p_0.n_2);
-    ahead_0[int(0)] = _S154;
-    uint _S155 = _S152 + 1U;
-    Slice_0 _S156 = slice_2;
-    Fetched_0 _S157 = Slice_fetch_0(&_S156, weight_1, p_0.weight_offset_0, _S155, p_0.n_2);
-    ahead_0[int(1)] = _S157;
+    uint _S154 = first_1 + _S153;
+    Slice_0 _S155 = slice_2;
+    Fetched_0 _S156 = Slice_fetch_0(&_S155, weight_1, p_0.weight_offset_0, _S154, p_0.n_2);
+    ahead_0[int(0)] = _S156;
+    uint _S157 = _S154 + 1U;
+    Slice_0 _S158 = slice_2;
+    Fetched_0 _S159 = Slice_fetch_0(&_S158, weight_1, p_0.weight_offset_0, _S157, p_0.n_2);
+    ahead_0[int(1)] = _S159;
     wait_for_kernel_before();
-    float _S158 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S144);
-    float _S159 = 1.0f / (F32_sqrt((_S158 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S160 = (U32_min((p_0.groups_0), (264U))) * _S148;
+    float _S160 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S146);
+    float _S161 = 1.0f / (F32_sqrt((_S160 / float(p_0.k_4) + p_0.eps_0)));
+    uint _S162 = (U32_min((p_0.groups_0), (264U))) * _S150;
     uint first_2 = first_1;
     uint turn_1 = 0U;
     for(;;)
@@ -806,83 +812,83 @@ extern "C" __global__ void __launch_bounds__(256, 2) sliced_norm_gemv_q8_0(Struc
         {
             break;
         }
-        uint _S161 = first_2 + _S151 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S162 = (&slice_2)->place_0;
-        bool _S163 = Place_has_sums_0(&_S162);
-        bool _S164;
-        if(_S163)
-        {
-            _S164 = ((&(&slice_2)->place_0)->lane_0) < 2U;
-        }
-        else
-        {
-            _S164 = false;
-        }
-        bool _S165;
-        if(_S164)
-        {
-            _S165 = _S161 < (p_0.n_2);
-        }
-        else
-        {
-            _S165 = false;
-        }
+        uint _S163 = first_2 + _S153 + (&(&slice_2)->place_0)->lane_0;
+        Place_0 _S164 = (&slice_2)->place_0;
+        bool _S165 = Place_has_sums_0(&_S164);
         bool _S166;
         if(_S165)
         {
-            _S166 = (p_0.bias_offset_0) != 4294967295U;
+            _S166 = ((&(&slice_2)->place_0)->lane_0) < 2U;
         }
         else
         {
             _S166 = false;
         }
-        float added_0;
+        bool _S167;
         if(_S166)
         {
-            float _S167 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S161]));
-            added_0 = _S167;
+            _S167 = _S163 < (p_0.n_2);
+        }
+        else
+        {
+            _S167 = false;
+        }
+        bool _S168;
+        if(_S167)
+        {
+            _S168 = (p_0.bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S168 = false;
+        }
+        float added_0;
+        if(_S168)
+        {
+            float _S169 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S163]));
+            added_0 = _S169;
         }
         else
         {
             added_0 = 0.0f;
         }
         FixedArray<float, 2>  sums_1;
-        Slice_0 _S168 = slice_2;
-        Fetched_0 _S169 = ahead_0[int(0)];
-        float _S170 = Slice_product_0(&_S168, &_S169);
-        sums_1[int(0)] = _S170;
-        uint _S171 = first_2 + _S160;
-        bool _S172 = _S171 < (p_0.n_2);
-        if(_S172)
+        Slice_0 _S170 = slice_2;
+        Fetched_0 _S171 = ahead_0[int(0)];
+        float _S172 = Slice_product_0(&_S170, &_S171);
+        sums_1[int(0)] = _S172;
+        uint _S173 = first_2 + _S162;
+        bool _S174 = _S173 < (p_0.n_2);
+        if(_S174)
         {
-            uint _S173 = _S171 + _S151;
-            Slice_0 _S174 = slice_2;
-            Fetched_0 _S175 = Slice_fetch_0(&_S174, weight_1, p_0.weight_offset_0, _S173, p_0.n_2);
-            ahead_0[int(0)] = _S175;
+            uint _S175 = _S173 + _S153;
+            Slice_0 _S176 = slice_2;
+            Fetched_0 _S177 = Slice_fetch_0(&_S176, weight_1, p_0.weight_offset_0, _S175, p_0.n_2);
+            ahead_0[int(0)] = _S177;
         }
-        Slice_0 _S176 = slice_2;
-        Fetched_0 _S177 = ahead_0[int(1)];
-        float _S178 = Slice_product_0(&_S176, &_S177);
-        sums_1[int(1)] = _S178;
-        if(_S172)
+        Slice_0 _S178 = slice_2;
+        Fetched_0 _S179 = ahead_0[int(1)];
+        float _S180 = Slice_product_0(&_S178, &_S179);
+        sums_1[int(1)] = _S180;
+        if(_S174)
         {
-            uint _S179 = _S171 + _S151 + 1U;
-            Slice_0 _S180 = slice_2;
-            Fetched_0 _S181 = Slice_fetch_0(&_S180, weight_1, p_0.weight_offset_0, _S179, p_0.n_2);
-            ahead_0[int(1)] = _S181;
+            uint _S181 = _S173 + _S153 + 1U;
+            Slice_0 _S182 = slice_2;
+            Fetched_0 _S183 = Slice_fetch_0(&_S182, weight_1, p_0.weight_offset_0, _S181, p_0.n_2);
+            ahead_0[int(1)] = _S183;
         }
-        Place_0 _S182 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S183 = sums_1;
-        FixedArray<float, 2>  _S184;
-        Place_added_0(&_S182, &_S183, turn_1, &_S184);
-        FixedArray<float, 2>  _S185 = _S184;
-        float _S186 = chosen_0(&_S185, (&(&slice_2)->place_0)->lane_0);
-        if(_S165)
+        Place_0 _S184 = (&slice_2)->place_0;
+        FixedArray<float, 2>  _S185 = sums_1;
+        FixedArray<float, 2>  _S186;
+        Place_added_0(&_S184, &_S185, turn_1, &_S186);
+        FixedArray<float, 2>  _S187 = _S186;
+        float _S188 = chosen_0(&_S187, (&(&slice_2)->place_0)->lane_0);
+        if(_S167)
         {
-            *(&(result_7)[p_0.out_offset_0 + _S161]) = _S186 * _S159 + added_0;
+            *(&(result_7)[p_0.out_offset_0 + _S163]) = _S188 * _S161 + added_0;
         }
         uint turn_2 = turn_1 + 1U;
-        first_2 = _S171;
+        first_2 = _S173;
         turn_1 = turn_2;
     }
     return;
