@@ -30,6 +30,7 @@ typedef struct Completion {
   /* or all logits are here: */
   float *logits, *raw; /* as they are sampled; as the model gave them */
   uint32_t *scratch;
+  uint32_t *mask; /* which tokens may be drawn, if the host says so */
   uint32_t *times;            /* how often each token was drawn, */
   wm_token *seen, seen_count; /* and those that were */
 } Completion;
@@ -49,7 +50,8 @@ static void *allocate(size_t count, size_t size) {
 /* How many of the likeliest tokens are enough to draw from and to tell of; 0: all logits are needed. */
 static uint32_t candidates(const Completion *c) {
   const RequestHeader *h = &c->request.header;
-  if (h->presence_penalty != 0 || h->frequency_penalty != 0 || h->biases || c->drawn < h->min_tokens) return 0;
+  if (h->presence_penalty != 0 || h->frequency_penalty != 0 || h->biases || h->masks) return 0;
+  if (c->drawn < h->min_tokens) return 0;
   uint32_t k = h->temperature <= 0 ? 1 : h->top_k;
   if (!k) return 0;
   if (h->logprobs && k < h->logprobs - 1) k = h->logprobs - 1;
@@ -100,6 +102,14 @@ static void penalize(Completion *c) {
   for (uint32_t i = 0; i < h->biases; i++) c->logits[c->request.biases[i].token] += c->request.biases[i].bias;
   if (c->drawn < h->min_tokens)
     for (uint32_t i = 0; i < c->info.end_tokens; i++) c->logits[c->ends[i]] = -INFINITY;
+}
+
+static void mask(Completion *c) {
+  uint32_t n = c->info.vocab_size;
+  if (!c->mask) c->mask = allocate((n + 31) / 32, sizeof *c->mask);
+  if (!mask_read(c->mask, n)) exit(1);
+  for (uint32_t i = 0; i < n; i++)
+    if (!(c->mask[i / 32] >> i % 32 & 1)) c->logits[i] = -INFINITY;
 }
 
 static void remember(Completion *c, wm_token token) {
@@ -158,6 +168,7 @@ static void draw(Completion *c, Held *out) {
       find_tops(c->raw, n, out->tops, tops);
     }
     penalize(c);
+    if (h->masks) mask(c);
     record->token = sample(&c->request.sampler, c->logits, n, c->scratch, NULL, 0);
     record->logprob = c->raw[record->token];
   }
@@ -180,6 +191,7 @@ int main(void) {
     static Held next;
     draw(c, &next);
     wm_token token = next.record.token;
+    if (h->masks) reply_drawn(token);
     remember(c, token);
     if (is_end(c, token)) break;
     if (reply_add(&reply, &next, c->pieces + c->offsets[token], c->offsets[token + 1] - c->offsets[token])) break;

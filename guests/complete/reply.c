@@ -89,6 +89,11 @@ bool reply_add(Reply *reply, const Held *token, const char *text, size_t len) {
   return stopped;
 }
 
+void reply_drawn(wm_token token) {
+  DrawnRecord drawn = {KIND_DRAWN, token};
+  write_out((const char *)&drawn, sizeof drawn);
+}
+
 void reply_end(Reply *reply, Reason reason, uint32_t drawn) {
   release(reply, reply->text.len);
   EndRecord end = {KIND_END, reason, drawn};

@@ -1,5 +1,6 @@
 /* What the host gets: records on standard output, one for each token of the text and one for its end. A token is held
- * back while its text may be, or be followed by, the rest of a stop string. Little-endian, without gaps. */
+ * back while its text may be, or be followed by, the rest of a stop string. If the host gives masks, each token, also one
+ * that ends the text, has another record as soon as it is drawn. Little-endian, without gaps. */
 #ifndef REPLY_H
 #define REPLY_H
 
@@ -10,7 +11,7 @@
 #include "request.h"
 #include "wasmetal/text.h"
 
-typedef enum Kind { KIND_TOKEN = 1, KIND_END = 2 } Kind;
+typedef enum Kind { KIND_TOKEN = 1, KIND_END = 2, KIND_DRAWN = 3 } Kind;
 typedef enum Reason { REASON_STOP = 1, REASON_LENGTH = 2 } Reason;
 
 /* Followed by the `tops`, and `len` bytes of text. */
@@ -33,6 +34,11 @@ typedef struct EndRecord {
   uint32_t drawn;  /* tokens, with those that ended the text and those that a stop string cut off */
 } EndRecord;
 
+typedef struct DrawnRecord {
+  uint32_t kind; /* KIND_DRAWN */
+  wm_token token;
+} DrawnRecord;
+
 typedef struct Held {
   TokenRecord record;
   TopRecord tops[WM_MAX_TOP];
@@ -48,6 +54,9 @@ typedef struct Reply {
 
 /* Adds a token; `len` is its text's. True if the text now holds a stop string: then this was the last. */
 bool reply_add(Reply *reply, const Held *token, const char *text, size_t len);
+
+/* Tells which token was drawn. */
+void reply_drawn(wm_token token);
 
 /* Writes what is held back, and the end. */
 void reply_end(Reply *reply, Reason reason, uint32_t drawn);

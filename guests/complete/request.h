@@ -8,7 +8,7 @@
 #include "wasmetal/sampler.h"
 #include "wasmetal.h"
 
-#define REQUEST_MAGIC 0x31636d77 /* "wmc1" */
+#define REQUEST_MAGIC 0x32636d77 /* "wmc2" */
 #define MAX_STOPS 16
 #define MAX_STOP 1024 /* bytes of a stop string */
 
@@ -24,6 +24,7 @@ typedef struct RequestHeader {
   float presence_penalty, frequency_penalty; /* subtracted from the logits of tokens that were drawn: once, each time */
   uint32_t biases, stops;
   uint32_t seed_low, seed_high;
+  uint32_t masks; /* 1: before each token, the host says which may be drawn, and after it is told (reply.h) which was */
 } RequestHeader;
 
 typedef struct Bias {
@@ -46,5 +47,9 @@ typedef struct Request {
 
 /* Reads one. False, with a line on standard error, if it is none, or not for this model. */
 bool request_read(Request *request, const wm_model_info *info);
+
+/* Reads which tokens may be drawn next: a bit for each of the vocabulary, the lowest of a word first. False, with a line
+ * on standard error, if the host gives none. */
+bool mask_read(uint32_t *mask, uint32_t vocab_size);
 
 #endif

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal import Guest, Program, load_model
 from wasmetal.device import Device
 from wasmetal.errors import GuestError
-from wasmetal.serve.protocol import End, ReplyReader, Request, Sampling, Token
+from wasmetal.models.lm.grammar import Grammar
+from wasmetal.serve.protocol import Drawn, End, ReplyReader, Request, Sampling, Token
 
 COMPLETE = Path(__file__).parents[2] / "guests" / "complete.wasm"
 GREEDY = Sampling(temperature=0)
@@ -181,9 +183,43 @@ def test_as_many_logprobs_as_there_may_be(program: Program, path: Path, cpu: Dev
             assert {len(token.tops) for token in tokens} == {logprobs}
 
 
+def test_only_what_the_mask_allows_is_drawn(program: Program, path: Path, cpu: Device) -> None:
+    with load_model(path, cpu) as model:
+        allowed = [[5, 40, model.vocab_size - 1], [33], [min(model.tokenizer.end_of_generation)]]
+        drawn: list[int] = []
+        request = replace(Request([30], 9, Sampling(seed=2), logprobs=3), grammar=cast("Grammar", object()))
+        unread, reader = request.encode(), ReplyReader()
+
+        def stdin(most: int) -> bytes:
+            nonlocal unread
+            if not unread:
+                bits = np.zeros(-(-model.vocab_size // 32) * 32, np.uint8)
+                bits[allowed[len(drawn)]] = 1
+                unread = np.packbits(bits, bitorder="little").tobytes()
+            data, unread = unread[:most], unread[most:]
+            return data
+
+        tokens: list[Token] = []
+
+        def stdout(data: bytes) -> None:
+            for record in reader.feed(data):
+                if isinstance(record, Drawn):
+                    drawn.append(record.token)
+                elif isinstance(record, Token):
+                    tokens.append(record)
+
+        with Guest(program, models={"default": model}, stdin=stdin, stdout=stdout) as guest:
+            assert guest.run() == 0
+        assert len(drawn) == 3
+        assert all(token in some for token, some in zip(drawn, allowed, strict=True))
+        assert [token.token for token in tokens] == drawn[:2]
+        expected = Oracle(model).logprobs([30])  # those of the model, before the mask
+        assert tokens[0].logprob == pytest.approx(expected[drawn[0]], abs=1e-3)
+
+
 def test_a_request_that_is_none_is_refused(program: Program) -> None:
     good = Request(b"ab", 5, GREEDY, stops=[b"x"]).encode()
-    for bad in (b"", good[:-1], b"wmc2" + good[4:], good[:4] + bytes(4) + good[8:], good[:4] + b"\xff" * 4 + good[8:]):
+    for bad in (b"", good[:-1], b"wmc1" + good[4:], good[:4] + bytes(4) + good[8:], good[:4] + b"\xff" * 4 + good[8:]):
         tokens, end, errors = complete(program, ScriptedModel(b"a"), bad)
         assert (tokens, end) == ([], None)
         assert errors.startswith(b"complete: ")
@@ -196,4 +232,4 @@ def test_a_guest_is_not_believed(data: bytes) -> None:
         records = [record for byte in data for record in reader.feed(bytes([byte]))]
     except GuestError:
         return
-    assert len(records) <= len(data) // 12
+    assert len(records) <= len(data) // 8

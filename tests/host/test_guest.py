@@ -143,6 +143,13 @@ def test_no_arguments_environment_input_or_directories() -> None:
         assert guest.call("environ") == 2
         assert guest.call("directory") == 0
         assert guest.call("read") == 5
+    given = iter([b"he", b"longer than the guest asked for", b""])
+    with Guest(code, stdin=lambda most: next(given)) as guest:
+        assert [guest.call("read") for _ in range(3)] == [2, 8, 0]
+        with pytest.raises(StopIteration):
+            guest.call("read")
+    with pytest.raises(GuestError, match="input is bytes"):
+        Guest(code, stdin=lambda most: b"", isolation="process")
 
 
 def test_a_directory_is_all_that_can_be_seen(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.models.random_schema import schema
 from tests.models.tiny import write_tiny_llama
 from tests.nn.probe import OK, NnProbe
 from wasmetal import NnModel, load_model
@@ -34,29 +35,6 @@ def answer(probe: NnProbe, context: int, errno: NnErrno = OK, **options: Any) ->
     assert probe.set(context, 0, b"hello") == OK
     assert probe.compute(context) == errno
     return probe.output(context).decode()
-
-
-def schema(r: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A random schema whose texts are short."""
-    kind = r.choice(["object", "array", "string", "integer", "enum", "boolean", "anyOf"][depth == 3 and 2 :])
-    if kind == "object":
-        names = [f"k{i}" for i in range(r.randint(0, 3))]
-        properties = {name: schema(r, min(depth + 1, 3)) for name in names}
-        required = [name for name in names if r.random() < 0.7]
-        return {"type": kind, "properties": properties, "required": required, "additionalProperties": False}
-    if kind == "array":
-        least = r.randint(0, 2)
-        return {"type": kind, "items": schema(r, min(depth + 1, 3)), "minItems": least, "maxItems": least + 1}
-    if kind == "string":
-        return {"type": kind, "minLength": r.randint(0, 2), "maxLength": r.randint(2, 6)}
-    if kind == "integer":
-        least = r.randint(-50, 50)
-        return {"type": kind, "minimum": least, "maximum": least + r.randint(0, 100)}
-    if kind == "enum":
-        return {"enum": r.sample(["red", "green", 1, None, True], r.randint(1, 3))}
-    if kind == "anyOf":
-        return {"anyOf": [{"type": "boolean"}, {"type": "string", "maxLength": 3}]}
-    return {"type": kind}
 
 
 def test_fifty_random_schemas(model: Model) -> None:
@@ -125,6 +103,6 @@ def test_a_grammar_that_is_too_long(model: Model) -> None:
 
 
 def test_without_llguidance(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wasmetal.nn.ggml.grammar.find_spec", lambda name: None)
+    monkeypatch.setattr("wasmetal.models.lm.grammar.find_spec", lambda name: None)
     with NnProbe(model.device, nn={"m": model}) as probe:
         answer(probe, probe.context(), NnErrno.UNSUPPORTED_OPERATION, grammar='root ::= "a"')

@@ -193,12 +193,6 @@ def test_embeddings(client: openai.OpenAI, embedder: Embedder) -> None:
         (openai.BadRequestError, {"extra_body": {"best": 1}}, "best", "unknown_parameter"),
         (
             openai.BadRequestError,
-            {"tools": [{"type": "function", "function": {"name": "f"}}]},
-            "tools",
-            "invalid_value",
-        ),
-        (
-            openai.BadRequestError,
             {"messages": [{"role": "user", "content": "hello " * 5000}]},
             "messages",
             "context_length_exceeded",

@@ -1,4 +1,4 @@
-"""docs/serve.md: its Python and its curl commands run as written, but for the port."""
+"""docs/serve.md: its Python and its curl commands run as written, but for the port (JavaScript: test_ai_package.py)."""
 
 from __future__ import annotations
 
@@ -35,11 +35,23 @@ def blocks(language: str, server: Serving) -> list[str]:
     return [code.replace("http://127.0.0.1:8080", server.url) for code in found]
 
 
-def test_the_client(server: Serving) -> None:
-    (code,) = blocks("python", server)
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ("stream = client.chat", r"\w+ \w+"),
+        ("response_format", "Paris"),
+        ("get_weather", r'get_weather {"city": "Paris"}\n.*\S'),
+    ],
+)
+def test_the_client(server: Serving, about: str, said: str) -> None:
+    (code,) = (code for code in blocks("python", server) if about in code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.split()) > 1
+    assert re.search(said, done.stdout), done.stdout
+
+
+def test_all_examples_are_tested() -> None:
+    assert len(re.findall("```python", PAGE)) == 3
 
 
 def test_curl(server: Serving) -> None:

@@ -8,8 +8,8 @@ import select
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from wasmetal.host import wasi
 from wasmetal.host.errno import Refusal, WasiErrno
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
@@ -21,19 +21,26 @@ _LOOK = 0.05
 
 
 class Input:
-    """Standard input: bytes, or the process's own."""
+    """Standard input: bytes, the process's own, or what a function gives when it is read."""
 
-    def __init__(self, source: bytes | Literal["inherit"], interrupt: Interrupt) -> None:
-        self._rest = None if source == "inherit" else memoryview(source)
+    def __init__(self, source: wasi.Input, interrupt: Interrupt) -> None:
+        self._give = source if callable(source) else None
+        self._rest = None if source == "inherit" or callable(source) else memoryview(source)
         self._interrupt = interrupt
 
     @property
     def is_terminal(self) -> bool:
         """Whether a user types it."""
-        return self._rest is None and os.isatty(0)
+        return self._rest is None and not self._give and os.isatty(0)
 
     def read(self, most: int) -> bytes:
         """Up to ``most`` bytes, none at the end. Raises what ``Interrupt.check`` does if the guest is stopped."""
+        if self._give:
+            try:
+                return self._give(most)[:most]
+            except BaseException as error:
+                self._interrupt.stop(error)
+                raise
         if self._rest is None:
             while not select.select([0], [], [], _LOOK)[0]:
                 self._interrupt.check()

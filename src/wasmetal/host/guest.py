@@ -86,7 +86,7 @@ class Guest(Closing):
         trusted: bool = False,
         isolation: Literal["process"] | None = None,
         prefixes: str | None = None,
-        stdin: bytes | Literal["inherit"] = b"",
+        stdin: wasi.Input = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
     ) -> None:
@@ -110,7 +110,8 @@ class Guest(Closing):
         ``prefixes``: have sessions begin with what guests of the same name here have run already, on models that keep
         that (``load_model(…, prefixes=…)``). How long a prompt takes then tells such a guest whether another has begun
         with the same, so guests should only share with those that may know.
-        ``stdin``: bytes, or "inherit" for the process's own.
+        ``stdin``: bytes, "inherit" for the process's own, or a function that is called on the guest's thread when the
+        guest reads, with the most bytes that it takes, and returns them, none at the end. What it raises ends the run.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
 
@@ -277,7 +278,7 @@ class Guest(Closing):
         return None
 
     def _open_files(
-        self, stdin: bytes | Literal["inherit"], stderr: wasi.Output | None, dirs: Mapping[str, str | Path | Dir]
+        self, stdin: wasi.Input, stderr: wasi.Output | None, dirs: Mapping[str, str | Path | Dir]
     ) -> Descriptors:
         descriptors = Descriptors(self._handles)
         self._cleanup.callback(descriptors.close)

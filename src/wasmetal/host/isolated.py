@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
@@ -62,7 +62,7 @@ class IsolatedGuest(Closing):
         dirs: Mapping[str, str | Path | Dir] | None = None,
         limits: Limits | None = None,
         trusted: bool = False,
-        stdin: bytes | Literal["inherit"] = b"",
+        stdin: wasi.Input = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
     ) -> None:
@@ -76,6 +76,8 @@ class IsolatedGuest(Closing):
         for name, model in [*(models or {}).items(), *((name, each.source) for name, each in for_nn.items())]:
             if not isinstance(model, str | Path):
                 raise GuestError(f"an isolated guest loads models for itself; give the name or path of model {name!r}")
+        if callable(stdin):
+            raise GuestError("an isolated guest's input is bytes, or 'inherit'")
         program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         given = {name: each if isinstance(each, Dir) else Dir(each) for name, each in (dirs or {}).items()}
         try:

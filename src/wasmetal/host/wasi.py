@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import wasmtime
@@ -17,6 +18,9 @@ from wasmetal.host.wasi_abi import EVENT, SUBSCRIPTION
 
 Output = Callable[[bytes], object]
 """Called with a guest's output, as the guest writes it."""
+Input = bytes | Literal["inherit"] | Callable[[int], bytes]
+"""A guest's input: all of it, the process's own, or what is called when the guest reads, with the most bytes that it
+takes; no bytes are the end."""
 
 
 def configure(args: Sequence[str], env: Mapping[str, str]) -> wasmtime.WasiConfig:

@@ -37,8 +37,8 @@ class Shape(Protocol):
     def opening(self, index: int) -> dict[str, Any] | None:
         """What comes before a streamed choice's text, if anything."""
 
-    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
-        """A piece of a streamed choice; its last one if the choice has a reason."""
+    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """A piece of a streamed choice, its last one if the choice has a reason; None if there is nothing to tell."""
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """A whole choice."""
@@ -120,12 +120,8 @@ class Answer:
                 opened = True
             choice = self._choices[number]
             text = choice.add(event)
-            if isinstance(event, Token):
-                # A token without text so far is told with the next, unless its log-probability is wanted.
-                if text or self._requests[number].logprobs is not None:
-                    yield self._piece([shape.part(choice, text, [event])])
-            else:
-                yield self._piece([shape.part(choice, text, [])])
+            if part := shape.part(choice, text, [event] if isinstance(event, Token) else []):
+                yield self._piece([part])
         if self._with_usage and not generation.cancelled:
             yield self._piece([]) | {"usage": self._usage()}
 

@@ -14,6 +14,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import HANDLERS
 from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
+from wasmetal.serve.openapi import openapi
 from wasmetal.serve.routes import about, chat, completions, embeddings, tokens
 
 
@@ -32,6 +33,7 @@ def application(
     routes = [
         Route("/health", about.health),
         Route("/metrics", about.metrics),
+        Route("/openapi.json", openapi),
         Route("/v1/models", about.models),
         Route("/v1/models/{name:path}", about.model),
         Route("/v1/chat/completions", chat.chat, methods=["POST"]),

@@ -11,6 +11,7 @@ from wasmetal.errors import GuestError
 from wasmetal.host.guest import Guest
 from wasmetal.host.limits import Limits
 from wasmetal.host.program import Program
+from wasmetal.serve.constraint import Constraint
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.protocol import End, ReplyReader, Request, Token
 
@@ -33,7 +34,11 @@ class Completion:
         self._owner = owner
         self._program = program
         self._model = model
-        self._stdin = request.encode()
+        self._unread = request.encode()
+        """Of the guest's input."""
+        self._constraint: Constraint | None = None
+        if request.grammar:
+            self._constraint = Constraint(request.grammar, model.tokenizer, cut=bool(request.stops))
         self._limits = Limits(
             memory_bytes=limits.memory_bytes,
             device_bytes=_OVERHEAD + model.context_length * model.cache.position_bytes,
@@ -44,15 +49,18 @@ class Completion:
         self._errors = b""
 
     def run(self, emit: Callable[[Token | End], object]) -> None:
-        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped."""
+        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped;
+        ApiError if the request's grammar cannot be gone on with."""
         reader, end = ReplyReader(), None
 
         def stdout(data: bytes) -> None:
             nonlocal end
             for record in reader.feed(data):
+                if self._constraint:
+                    self._constraint.check(record)
                 if isinstance(record, End):
                     end = record
-                else:
+                elif isinstance(record, Token):
                     emit(record)
 
         with Guest(
@@ -60,7 +68,7 @@ class Completion:
             models={"default": self._model},
             prefixes=self._owner,
             limits=self._limits,
-            stdin=self._stdin,
+            stdin=self._read,
             stdout=stdout,
             stderr=self._add_error,
         ) as guest:
@@ -82,6 +90,13 @@ class Completion:
         self._stopped = True
         if guest := self._guest:
             guest.stop()
+
+    def _read(self, most: int) -> bytes:
+        """What the guest reads: the request, and then masks."""
+        if not self._unread and self._constraint:
+            self._unread = self._constraint.mask()
+        data, self._unread = self._unread[:most], self._unread[most:]
+        return data
 
     def _add_error(self, data: bytes) -> None:
         self._errors = (self._errors + data)[-_MOST_ERRORS:]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.errors import ModelError
+from wasmetal.models.lm.grammar import Grammar
 from wasmetal.models.lm.prompt import prompt_tokens
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import bad_request
 from wasmetal.serve.protocol import Request, Sampling
 from wasmetal.serve.schema import Generating, Message
+from wasmetal.serve.tools.formats import format_of
+from wasmetal.serve.tools.rendering import for_template
+from wasmetal.serve.tools.schema import Tool
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -22,9 +26,10 @@ _U64 = 2**64 - 1
 
 def requests_for(
     engine: Engine, model: Model, body: Generating, prompts: Sequence[Sequence[int]], param: str, most: int | None,
-    logprobs: int | None,
+    logprobs: int | None, grammar: Grammar | None = None,
 ) -> list[Request]:  # fmt: skip
-    """``body.n`` completions of each prompt, in order. ``param``: the prompt's field; ``most``: tokens that are wanted.
+    """``body.n`` completions of each prompt, in order. ``param``: the prompt's field; ``most``: tokens that are wanted;
+    ``grammar``: what each obeys.
 
     Raises ApiError.
     """
@@ -46,9 +51,19 @@ def requests_for(
     least = body.min_tokens or 0
     if most is not None and least > most:
         raise bad_request(f"min_tokens is {least}, and more than the {most} that there may be", "min_tokens")
+    if least and grammar:
+        raise bad_request("min_tokens is not supported together with a grammar, response_format or tools", "min_tokens")
     seed = secrets.randbits(64) if body.seed is None else body.seed
     return [
-        Request(prompt, min(wanted), _sampling(model, body, (seed + index) & _U64), least, body.stops, logprobs)
+        Request(
+            prompt,
+            min(wanted),
+            _sampling(model, body, (seed + index) & _U64),
+            least,
+            body.stops,
+            logprobs,
+            grammar and grammar.copy(),
+        )
         for prompt in prompts
         for index in range(n)
     ]
@@ -70,13 +85,24 @@ def _sampling(model: Model, body: Generating, seed: int) -> Sampling:
     )
 
 
-async def chat_tokens(engine: Engine, model: Model, messages: Sequence[Message]) -> list[int]:
-    """A conversation's tokens. Raises ApiError."""
+async def chat_tokens(
+    engine: Engine, model: Model, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> list[int]:
+    """A conversation's tokens. ``tools``: those that the model is told of. Raises ApiError."""
     if len(messages) > engine.limits.messages:
         raise bad_request(f"{len(messages)} messages; at most {engine.limits.messages} are taken", "messages")
-    plain = [message.plain() for message in messages]
+
+    def tokens() -> list[int]:
+        template = model.chat_template
+        plain: Sequence[Mapping[str, Any]] = [message.plain() for message in messages]
+        known: Sequence[Mapping[str, Any]] | None = None
+        if template and (tools or any(message.tool_calls or message.role == "tool" for message in messages)):
+            told = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
+            plain, known = for_template(template, format_of(template), plain, told)
+        return prompt_tokens(model.tokenizer, template, plain, known)
+
     try:
-        return await asyncio.to_thread(prompt_tokens, model.tokenizer, model.chat_template, plain)
+        return await asyncio.to_thread(tokens)
     except ModelError as error:
         raise bad_request(str(error), "messages") from None
 

@@ -105,6 +105,8 @@ class Generation:
             self._started.add(completion)
             try:
                 await loop.run_in_executor(engine.pool, completion.run, tell)
+            except ApiError as error:
+                self._tell(number, error)
             except WasmetalError as error:
                 if not self._stopped:
                     engine.metrics.failed(self._model.name)

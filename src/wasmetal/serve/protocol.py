@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wasmetal.errors import GuestError
+from wasmetal.models.lm.grammar import Grammar
 from wasmetal.models.lm.heads import MOST_TOP
 
 MAX_STOPS = 16
 MAX_STOP = 1024
 """Most stop strings, and most bytes of one."""
-_MAGIC = 0x31636D77
-_REQUEST = struct.Struct("<6I5f4I")
+_MAGIC = 0x32636D77
+_REQUEST = struct.Struct("<6I5f5I")
 _TOKEN = struct.Struct("<IIfII")
 _TOP = struct.Struct("<If")
 _END = struct.Struct("<III")
+_DRAWN = struct.Struct("<II")
 _KIND = struct.Struct("<I")
-_TOKEN_KIND, _END_KIND = 1, 2
+_TOKEN_KIND, _END_KIND, _DRAWN_KIND = 1, 2, 3
+_RECORDS = {_TOKEN_KIND: _TOKEN, _END_KIND: _END, _DRAWN_KIND: _DRAWN}
 _REASONS = {1: "stop", 2: "length"}
 _MOST_TEXT = 1 << 16
 """More bytes than any token has."""
@@ -58,6 +61,8 @@ class Request:
     stops: Sequence[bytes] = ()
     logprobs: int | None = None
     """How many of the likeliest tokens are wanted with each token, 0 to MOST_TOP; None: no log-probabilities at all."""
+    grammar: Grammar | None = None
+    """What the text obeys, unless it ends early."""
 
     def encode(self) -> bytes:
         """The bytes that the guest reads."""
@@ -78,6 +83,7 @@ class Request:
             len(self.stops),
             s.seed & 0xFFFFFFFF,
             s.seed >> 32,
+            self.grammar is not None,
         )
         biases = b"".join(_TOP.pack(token, bias) for token, bias in s.biases.items())
         stops = b"".join(_KIND.pack(len(stop)) + stop for stop in self.stops)
@@ -95,6 +101,13 @@ class Token:
     """0.0 unless log-probabilities are wanted."""
     tops: Sequence[tuple[int, float]] = ()
     """The likeliest tokens with their log-probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, as soon as it is drawn, if the text obeys a grammar."""
+
+    token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +129,24 @@ class ReplyReader:
         self._rest = b""
         self._ended = False
 
-    def feed(self, data: bytes) -> Iterator[Token | End]:
+    def feed(self, data: bytes) -> Iterator[Token | End | Drawn]:
         """The records that are complete with these bytes. Raises GuestError if they are no such records."""
         self._rest += data
         while (record := self._next()) is not None:
             yield record
 
-    def _next(self) -> Token | End | None:
+    def _next(self) -> Token | End | Drawn | None:
         rest = self._rest
         if len(rest) < _KIND.size:
             return None
         (kind,) = _KIND.unpack_from(rest)
-        if self._ended or kind not in (_TOKEN_KIND, _END_KIND):
+        if self._ended or kind not in _RECORDS:
             raise GuestError("the guest's reply is not one of a completion")
-        if len(rest) < (_END if kind == _END_KIND else _TOKEN).size:
+        if len(rest) < _RECORDS[kind].size:
             return None
+        if kind == _DRAWN_KIND:
+            self._rest = rest[_DRAWN.size :]
+            return Drawn(_DRAWN.unpack_from(rest)[1])
         return self._end(rest) if kind == _END_KIND else self._token(rest)
 
     def _end(self, rest: bytes) -> End:

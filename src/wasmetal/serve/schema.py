@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from wasmetal.models.lm.heads import MOST_TOP
 from wasmetal.serve.errors import invalid
 from wasmetal.serve.protocol import MAX_STOP, MAX_STOPS
+from wasmetal.serve.response_format import ResponseFormat
+from wasmetal.serve.strict import Body
+from wasmetal.serve.tools.schema import Tool, ToolCall, ToolChoice
 
 MOST_LOGPROBS = 20
 _U64 = 2**64 - 1
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-B = TypeVar("B", bound="Body")
-
-
-class Body(BaseModel):
-    """Of a request."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+B = TypeVar("B", bound=Body)
 
 
 class StreamOptions(Body):
@@ -50,6 +47,8 @@ class Generating(Body):
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    grammar: str | None = None
+    """GBNF, or llguidance's Lark."""
     # Taken, because they change nothing here:
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -92,27 +91,38 @@ class TextPart(Body):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     # As clients send back what they got:
     annotations: list[Any] | None = None
     audio: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _whole(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise ValueError("a message with the role 'tool' has a tool_call_id, and no other has")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has content, or tool_calls")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """What a chat template takes."""
-        content = self.content
+        content = self.content or ""
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class ResponseFormat(Body):
-    """Text alone."""
-
-    type: Literal["text"]
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            plain["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+        if self.role == "tool":
+            plain["tool_call_id"] = self.tool_call_id
+            plain |= {"name": self.name} if self.name else {}
+        return plain
 
 
 class ChatBody(Generating):
@@ -124,8 +134,8 @@ class ChatBody(Generating):
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError
+from wasmetal.models.lm.grammar import Grammar
 from wasmetal.models.lm.heads import MOST_TOP, Shared, TopLogits
 from wasmetal.models.lm.model import Model
 from wasmetal.models.lm.sampling import Sampler
@@ -21,16 +22,6 @@ from wasmetal.ops import ALIGNMENT, DType, Tensor
 
 WINDOW = 64
 """Of the tokens so far, penalties count the last: llama.cpp's ``penalty_last_n``."""
-
-
-class Constraint(Protocol):
-    """Which tokens may come next."""
-
-    def allowed(self) -> NDArray[np.bool_]:
-        """Of each token of the vocabulary [vocab_size]."""
-
-    def take(self, token: int) -> None:
-        """This one has come."""
 
 
 class AllLogits:
@@ -58,7 +49,7 @@ class Chooser:
     """Chooses the tokens of one answer."""
 
     def __init__(
-        self, options: GgmlOptions, model: Model, services: Services, constraint: Constraint | None = None
+        self, options: GgmlOptions, model: Model, services: Services, constraint: Grammar | None = None
     ) -> None:
         """Raises NnRefusal if an option is out of range."""
         self._options = options

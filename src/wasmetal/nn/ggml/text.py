@@ -13,8 +13,8 @@ from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.session import Session
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
-from wasmetal.nn.ggml.choosing import Chooser, Constraint
-from wasmetal.nn.ggml.grammar import Grammar
+from wasmetal.nn.ggml.choosing import Chooser
+from wasmetal.nn.ggml.grammar import constraint
 from wasmetal.nn.ggml.options import GgmlOptions
 from wasmetal.nn.ggml.prompt import METADATA, PROMPT, checked, known, text_of
 from wasmetal.nn.options import parse
@@ -112,7 +112,7 @@ class TextContext:
         size = min(options.ctx_size, self._model.context_length) if options.ctx_size > 0 else self._model.context_length
         if len(self._prompt) > size - SPARE:
             raise NnRefusal(NnErrno.PROMPT_TOO_LONG, f"a prompt of {len(self._prompt)} tokens, a context of {size}")
-        with closing(Chooser(options, self._model, self._services, self._constraint())) as chooser:
+        with closing(Chooser(options, self._model, self._services, constraint(tokenizer, options))) as chooser:
             for token in self._choose(chooser, self._prompt, size):
                 piece = tokenizer.pieces()[token]
                 self._answer += piece
@@ -141,11 +141,6 @@ class TextContext:
                 return
             yield token
             tokens = [token]
-
-    def _constraint(self) -> Constraint | None:
-        if not (self._options.grammar or self._options.json_schema):
-            return None
-        return Grammar(self._model.tokenizer, self._options)
 
     def _tokenize(self, text: str) -> list[int]:
         tokenizer = self._model.tokenizer

@@ -13,8 +13,12 @@ from wasmetal.serve.body import engine_of, read
 from wasmetal.serve.choice import Choice, finite, spelled
 from wasmetal.serve.errors import bad_request
 from wasmetal.serve.generating import chat_tokens, requests_for
+from wasmetal.serve.grammars import chat_grammar
 from wasmetal.serve.protocol import Token
 from wasmetal.serve.schema import ChatBody
+from wasmetal.serve.tools.calling import Calling, calling
+from wasmetal.serve.tools.formats import format_of
+from wasmetal.serve.tools.messages import MessageReader
 
 
 async def chat(request: Request) -> Answer:
@@ -25,15 +29,18 @@ async def chat(request: Request) -> Answer:
     model = engine.model(body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
-    prompt = await chat_tokens(engine, model, body.messages)
+    form = format_of(model.chat_template) if model.chat_template else None
+    tools = calling(form, body.tools, body.tool_choice, body.parallel_tool_calls)
+    prompt = await chat_tokens(engine, model, body.messages, body.tools or () if tools else ())
     logprobs = body.top_logprobs or 0 if body.logprobs else None
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    requests = requests_for(engine, model, body, [prompt], "messages", most, logprobs)
+    grammar = await chat_grammar(model, body, tools)
+    requests = requests_for(engine, model, body, [prompt], "messages", most, logprobs, grammar)
     return Answer(
         engine,
         model,
         requests,
-        ChatShape(model.tokenizer, logprobs is not None),
+        ChatShape(model.tokenizer, logprobs is not None, tools),
         prompts=1,
         stream=bool(body.stream),
         usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -45,33 +52,42 @@ class ChatShape:
 
     prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, with_logprobs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, with_logprobs: bool, tools: Calling | None = None) -> None:
         self._tokenizer = tokenizer
         self._with_logprobs = with_logprobs
+        self._tools = tools
+        self._readers: dict[int, MessageReader] = {}
 
     def opening(self, index: int) -> dict[str, Any]:
         """Whose message it is."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """See Shape."""
-        delta = {"content": text} if text or tokens else {}
+        reader = self._readers.setdefault(choice.index, MessageReader(self._tools))
+        delta = reader.delta(text, final=bool(choice.reason))
         logprobs = self._logprobs(tokens) if tokens else None
+        if not (delta or logprobs or choice.reason):
+            return None
+        if logprobs:
+            delta = {"content": ""} | delta
         return {
             "index": choice.index,
             "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": choice.reason or None,
+            "finish_reason": reader.reason(choice.reason) or None,
         }
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """See Shape."""
+        reader = MessageReader(self._tools)
+        message = reader.message(choice.text)
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", "refusal": None} | message,
             "logprobs": self._logprobs(choice.tokens),
-            "finish_reason": choice.reason,
+            "finish_reason": reader.reason(choice.reason),
         }
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from wasmetal.serve.body import engine_of, read
 from wasmetal.serve.choice import Choice, finite, spelled
 from wasmetal.serve.errors import bad_request
 from wasmetal.serve.generating import requests_for, text_tokens
+from wasmetal.serve.grammars import text_grammar
 from wasmetal.serve.protocol import Token
 from wasmetal.serve.schema import CompletionBody
 
@@ -30,7 +31,8 @@ async def completions(request: Request) -> Answer:
         raise bad_request("echo is not supported together with logprobs", "echo")
     prompts = await _prompts(model, body, engine.limits.inputs)
     most = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
-    requests = requests_for(engine, model, body, prompts, "prompt", most, body.logprobs)
+    grammar = await text_grammar(model, body)
+    requests = requests_for(engine, model, body, prompts, "prompt", most, body.logprobs, grammar)
     before = [model.tokenizer.decode(each.prompt) if body.echo else "" for each in requests]
     return Answer(
         engine,
@@ -80,8 +82,10 @@ class TextShape:
             return None
         return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
-    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    def part(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """See Shape."""
+        if not (text or choice.reason or self._logprobs_wanted is not None):
+            return None
         logprobs = self._logprobs(choice.index, tokens) if tokens else None
         return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason or None}
 
