@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wasmetal.device import MemoryKind, copying
-from wasmetal.device.backend import Range
+from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import Bytes
 
 
@@ -33,6 +33,8 @@ class Hidden:
     def allocate(self, nbytes: int, kind: MemoryKind) -> Memory:
         self.made.append(Memory(nbytes, 64 if kind is MemoryKind.SHARED else None))
         return self.made[-1]
+
+    copy_rows = Backend.copy_rows
 
     def copy(self, source: Range[Memory], target: Range[Memory]) -> None:
         self.copies.append((source.allocation, target.allocation))
@@ -84,6 +86,17 @@ def test_arrays_are_copied_one_after_the_other(kind: MemoryKind, sizes: list[int
     assert not memory.bytes[:45].any()
     assert not memory.bytes[45 + sum(sizes) :].any()
     assert len(backend.copies) == (-(-sum(sizes) // 100) if kind is MemoryKind.DEVICE else 0)
+
+
+@pytest.mark.parametrize("kinds", [["shared", "shared"], ["device", "device"], ["device", "shared"]])
+def test_rows_go_to_several_allocations(kinds: list[str]) -> None:
+    backend, copier = Hidden(), copying.Copier()
+    memories = [backend.allocate(400, MemoryKind(kind)) for kind in kinds]
+    data = [np.random.default_rng(size).integers(1, 256, (2, size), dtype=np.uint8) for size in (150, 3, 100)]
+    assert copier.copy_rows_in(backend, memories, 45, data) == 506
+    for row, memory in enumerate(memories):
+        assert memory.bytes[45:298].tobytes() == b"".join(each[row].tobytes() for each in data)
+        assert memory.bytes.sum() == memory.bytes[45:298].sum()
 
 
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:

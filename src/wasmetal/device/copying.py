@@ -33,6 +33,20 @@ class Copier:
             backend.copy(staged, there)
         return nbytes
 
+    def copy_rows_in(
+        self, backend: AnyBackend, allocations: Sequence[Allocation], offset: int, data: Sequence[Bytes]
+    ) -> int:
+        """Copy host arrays [len(allocations), n], row i of each, one after the other, into allocation i at ``offset``.
+
+        Returns how many bytes these were.
+        """
+        if all(allocation.address is not None for allocation in allocations):
+            backend.copy_rows(allocations, offset, data)
+        else:
+            for row, allocation in enumerate(allocations):
+                self.copy_in(backend, allocation, offset, [each[row] for each in data])
+        return sum(each.size for each in data)
+
     def copy_out(self, backend: AnyBackend, allocation: Allocation, offset: int, out: Bytes) -> None:
         """Copy an allocation's bytes at ``offset`` to the host."""
         if allocation.address is not None:

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from wasmetal import processor
+from wasmetal.device.base import Bytes
 from wasmetal.errors import DeviceError
 
 MOST_BUFFERS = 8
@@ -67,6 +71,25 @@ class Library:
         self._kernel = loaded.wasmetal_kernel
         self._numbers: dict[str, int] = {}
 
+    def copy_rows(self, targets: Sequence[int], data: Sequence[Bytes]) -> None:
+        """Copy uint8 arrays [len(targets), n], whose rows are contiguous: row i of each, in order, to address i."""
+        number = self.number("copy_rows")
+        assert number is not None
+        sizes = [each.shape[1] for each in data]
+        arrays = [
+            np.array(values, np.uint64)
+            for values in (
+                targets,
+                [each.ctypes.data for each in data],
+                [each.strides[0] for each in data],
+                sizes,
+                list(accumulate(sizes, initial=0))[:-1],
+            )
+        ]
+        around = len(targets) * sum(sizes) >= _MUCH
+        params = struct.pack("<III", len(targets), len(data), around)
+        Calls(self, [(number, [each.ctypes.data for each in arrays], params)], ctypes.c_uint8()).run(0, 0.0)
+
     def number(self, kernel: str) -> int | None:
         """The number of a kernel; None if the library has none of that name."""
         if kernel not in self._numbers:
@@ -75,6 +98,8 @@ class Library:
         return None if number < 0 else number
 
 
+_MUCH = 16 << 20
+"""Bytes of copies that bypass the caches, which could not hold what is read and written."""
 FEW_ROWS = 11
 """GEMMs of up to so many valid rows have a method of their own (``FEW`` in ``native/panels.h``)."""
 
