@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +15,9 @@ from wasmetal.device.base import Bytes
 
 
 class Memory:
-    def __init__(self, nbytes: int, address: int | None) -> None:
-        self.address = address
+    def __init__(self, nbytes: int, visible: bool) -> None:
         self.bytes = np.zeros(nbytes, np.uint8)
+        self.address = self.bytes.ctypes.data if visible else None
 
     def view(self) -> Bytes:
         assert self.address is not None
@@ -31,10 +33,10 @@ class Hidden:
         self.interrupted = False
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> Memory:
-        self.made.append(Memory(nbytes, 64 if kind is MemoryKind.SHARED else None))
+        self.made.append(Memory(nbytes, kind is MemoryKind.SHARED))
         return self.made[-1]
 
-    copy_rows = Backend.copy_rows
+    begin_copies = Backend.begin_copies
 
     def copy(self, source: Range[Memory], target: Range[Memory]) -> None:
         self.copies.append((source.allocation, target.allocation))
@@ -88,15 +90,32 @@ def test_arrays_are_copied_one_after_the_other(kind: MemoryKind, sizes: list[int
     assert len(backend.copies) == (-(-sum(sizes) // 100) if kind is MemoryKind.DEVICE else 0)
 
 
-@pytest.mark.parametrize("kinds", [["shared", "shared"], ["device", "device"], ["device", "shared"]])
-def test_rows_go_to_several_allocations(kinds: list[str]) -> None:
-    backend, copier = Hidden(), copying.Copier()
-    memories = [backend.allocate(400, MemoryKind(kind)) for kind in kinds]
-    data = [np.random.default_rng(size).integers(1, 256, (2, size), dtype=np.uint8) for size in (150, 3, 100)]
-    assert copier.copy_rows_in(backend, memories, 45, data) == 506
+class Late(Hidden):
+    """A backend that copies as late as it may."""
+
+    def begin_copies(self, pairs: Sequence[tuple[Range[Memory], Range[Memory]]]) -> Callable[[], None]:
+        def wait() -> None:
+            for source, target in pairs:
+                self.copy(source, target)
+
+        return wait
+
+
+@pytest.mark.parametrize("late", [False, True])
+@given(
+    kinds=st.lists(st.sampled_from(MemoryKind), min_size=1, max_size=12),
+    sizes=st.lists(st.sampled_from([0, 1, 3, 20, 49, 60, 150]), max_size=3),
+)
+def test_rows_go_to_several_allocations(late: bool, kinds: list[MemoryKind], sizes: list[int]) -> None:
+    backend, copier = Late() if late else Hidden(), copying.Copier()
+    memories = [backend.allocate(500, kind) for kind in kinds]
+    rng = np.random.default_rng(len(kinds))
+    data = [rng.integers(1, 256, (len(kinds), size), dtype=np.uint8) for size in sizes]
+    assert copier.copy_rows_in(backend, memories, 45, data) == sum(sizes) * len(kinds)
     for row, memory in enumerate(memories):
-        assert memory.bytes[45:298].tobytes() == b"".join(each[row].tobytes() for each in data)
-        assert memory.bytes.sum() == memory.bytes[45:298].sum()
+        expected = b"".join([bytes(45), *(each[row].tobytes() for each in data)])
+        assert memory.bytes.tobytes() == expected.ljust(500, b"\0")
+    assert len(backend.made) - len(memories) <= 1  # one staging buffer
 
 
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:

@@ -161,22 +161,18 @@ class Backend(ABC, Generic[A, C, R]):
         May be called several times for what was started once; not at the same time as :meth:`start`.
         """
 
-    def copy_rows(self, targets: Sequence[A], offset: int, data: Sequence[Bytes]) -> None:
-        """Copy host arrays [len(targets), n], row i of each, one after the other, into target i at ``offset``.
-
-        The host can see the targets, which have room for that.
-        """
-        for each in data:
-            for target, row in zip(targets, each, strict=True):
-                target.view()[offset : offset + row.size] = row
-            offset += each.shape[1]
-
     def copy(self, source: Range[A], target: Range[A]) -> None:
         """Copy between two ranges of equal length after all earlier work; complete on return.
 
         Called only if a range is in memory that the host cannot see.
         """
         raise NotImplementedError
+
+    def begin_copies(self, pairs: Sequence[tuple[Range[A], Range[A]]]) -> Callable[[], None]:
+        """Begin what :meth:`copy` does for each (source, target); what is returned waits until all are complete."""
+        for source, target in pairs:
+            self.copy(source, target)
+        return lambda: None
 
     def close(self) -> None:
         """Save compiled kernels. Called once; abandoned work may still be running."""

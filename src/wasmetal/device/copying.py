@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from wasmetal.device.backend import Allocation, AnyBackend, Range
 from wasmetal.device.base import Bytes, MemoryKind
+from wasmetal.device.rows import copy_rows
 
 CHUNK = 16 << 20
 """Size of the staging buffer in bytes."""
@@ -40,12 +42,16 @@ class Copier:
 
         Returns how many bytes these were.
         """
-        if all(allocation.address is not None for allocation in allocations):
-            backend.copy_rows(allocations, offset, data)
+        nbytes = sum(int(each.shape[1]) for each in data)
+        addresses = [each.address + offset for each in allocations if each.address is not None]
+        if len(addresses) == len(allocations):
+            copy_rows(addresses, data)
+        elif 0 < nbytes <= CHUNK // 2:
+            self._stage_rows(backend, [Range(allocation, offset, nbytes) for allocation in allocations], data)
         else:
             for row, allocation in enumerate(allocations):
                 self.copy_in(backend, allocation, offset, [each[row] for each in data])
-        return sum(each.size for each in data)
+        return len(allocations) * nbytes
 
     def copy_out(self, backend: AnyBackend, allocation: Allocation, offset: int, out: Bytes) -> None:
         """Copy an allocation's bytes at ``offset`` to the host."""
@@ -62,16 +68,39 @@ class Copier:
         """Free the staging buffer."""
         self._staging = None
 
+    def _stage_rows(self, backend: AnyBackend, targets: Sequence[Range[Allocation]], data: Sequence[Bytes]) -> None:
+        """Rows go through one half of the staging buffer while the device copies those in the other."""
+        nbytes = targets[0].nbytes
+        at_once = CHUNK // 2 // nbytes
+        waits: list[Callable[[], None]] = []
+        with self._taken(backend) as staging:
+            assert staging.address is not None
+            for number, first in enumerate(range(0, len(targets), at_once)):
+                if number >= 2:
+                    waits[number - 2]()
+                some = targets[first : first + at_once]
+                begin = number % 2 * (CHUNK // 2)
+                staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
+                copy_rows([staging.address + each.offset for each in staged], [each[first:][:at_once] for each in data])
+                waits.append(backend.begin_copies(list(zip(staged, some, strict=True))))
+            for wait in waits[-2:]:
+                wait()
+
     def _chunks(
         self, backend: AnyBackend, allocation: Allocation, offset: int, nbytes: int
     ) -> Iterator[tuple[Range[Allocation], Range[Allocation]]]:
         """The ranges, of the staging buffer and of the allocation, of chunks of ``nbytes`` at ``offset``."""
-        with self._lock:
-            # The device may still be using the staging buffer of an interrupted copy, so it is not put back.
-            staging, self._staging = self._staging or backend.allocate(CHUNK, MemoryKind.SHARED), None
+        with self._taken(backend) as staging:
             for start in range(0, nbytes, CHUNK):
                 size = min(CHUNK, nbytes - start)
                 yield Range(staging, 0, size), Range(allocation, offset + start, size)
+
+    @contextmanager
+    def _taken(self, backend: AnyBackend) -> Iterator[Allocation]:
+        """The staging buffer. If a copy is interrupted, the device may still be using it, so it is not put back."""
+        with self._lock:
+            staging, self._staging = self._staging or backend.allocate(CHUNK, MemoryKind.SHARED), None
+            yield staging
             self._staging = staging
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from wasmetal import processor
 from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
-from wasmetal.device.base import Bytes, DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.library import FEW_ROWS, Library, library, thread_count
 from wasmetal.device.cpu.memory import Pages, allocate
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
@@ -48,13 +48,6 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
         if kernel.name not in KERNELS:
             raise DeviceError(f"kernel {kernel.name} has no NumPy version; use another device")
         return KERNELS[kernel.name](kernel.unpack(params), *arrays)
-
-    def copy_rows(self, targets: Sequence[Pages], offset: int, data: Sequence[Bytes]) -> None:
-        """On the threads of the compiled library, past the caches if it is much."""
-        if self._library and all(each.strides[1] == 1 for each in data):
-            self._library.copy_rows([target.address + offset for target in targets], data)
-        else:
-            super().copy_rows(targets, offset, data)
 
     def _number(self, library: Library, name: str) -> int | None:
         """The compiled kernel of that name, or, if precision does not matter, one that rounds activations to 8 bits."""
