@@ -82,15 +82,16 @@ def main() -> None:
     parser.add_argument(
         "--shape", choices=SHAPES, default="1b", help="of Llama 3.2 1B, or 3.1 8B; tiny: to try things out"
     )
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens")
     options = parser.parse_args()
-    write(options.path, options.type, options.shape)
+    write(options.path, options.type, options.shape, options.context)
 
 
-def write(path: Path, type_name: str, shape_name: str) -> None:
+def write(path: Path, type_name: str, shape_name: str, context: int = CONTEXT) -> None:
     """Write the model, its matrices of the type of that name in GGUF."""
     kind, shape = gguf.GGMLQuantizationType[type_name], SHAPES[shape_name]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.hidden)
