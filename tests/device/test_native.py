@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from tests.ops.tensors import pool_bytes, random_weight
 from wasmetal.device import open_device
+from wasmetal.device import rows as rows_module
 from wasmetal.device.cpu import library as libraries
 from wasmetal.device.cpu.compile import TARGETS, compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
+from wasmetal.device.rows import Rows
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, NO_SINKS, Access
 from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
@@ -435,7 +437,9 @@ def test_rows_are_copied(native: Library, much: int, data: st.DataObject) -> Non
     targets = [np.zeros(at + sum(sizes) + 9, np.uint8) for _ in range(rows)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libraries, "_MUCH", much)
-        native.copy_rows([target.ctypes.data + at for target in targets], sources)
+        patch.setattr(rows_module, "library", lambda: native)
+        Rows(sources).copy(0, [target.ctypes.data + at for target in targets[:1]])
+        Rows(sources).copy(1, [target.ctypes.data + at for target in targets[1:]])
     for row, target in enumerate(targets):
         assert target.tobytes() == b"".join([bytes(at), *(each[row].tobytes() for each in sources), bytes(9)])
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from wasmetal.device.backend import Allocation, AnyBackend, Range
 from wasmetal.device.base import Bytes, MemoryKind
-from wasmetal.device.rows import copy_rows
+from wasmetal.device.rows import Rows
 
-CHUNK = 16 << 20
+CHUNK = 32 << 20
 """Size of the staging buffer in bytes."""
 
 
@@ -42,12 +42,13 @@ class Copier:
 
         Returns how many bytes these were.
         """
-        nbytes = sum(int(each.shape[1]) for each in data)
+        rows = Rows(data)
+        nbytes = rows.nbytes
         addresses = [each.address + offset for each in allocations if each.address is not None]
         if len(addresses) == len(allocations):
-            copy_rows(addresses, data)
+            rows.copy(0, addresses)
         elif 0 < nbytes <= CHUNK // 2:
-            self._stage_rows(backend, [Range(allocation, offset, nbytes) for allocation in allocations], data)
+            self._stage_rows(backend, [Range(allocation, offset, nbytes) for allocation in allocations], rows)
         else:
             for row, allocation in enumerate(allocations):
                 self.copy_in(backend, allocation, offset, [each[row] for each in data])
@@ -68,9 +69,9 @@ class Copier:
         """Free the staging buffer."""
         self._staging = None
 
-    def _stage_rows(self, backend: AnyBackend, targets: Sequence[Range[Allocation]], data: Sequence[Bytes]) -> None:
+    def _stage_rows(self, backend: AnyBackend, targets: Sequence[Range[Allocation]], rows: Rows) -> None:
         """Rows go through one half of the staging buffer while the device copies those in the other."""
-        nbytes = targets[0].nbytes
+        nbytes = rows.nbytes
         at_once = CHUNK // 2 // nbytes
         waits: list[Callable[[], None]] = []
         with self._taken(backend) as staging:
@@ -81,7 +82,7 @@ class Copier:
                 some = targets[first : first + at_once]
                 begin = number % 2 * (CHUNK // 2)
                 staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
-                copy_rows([staging.address + each.offset for each in staged], [each[first:][:at_once] for each in data])
+                rows.copy(first, [staging.address + each.offset for each in staged])
                 waits.append(backend.begin_copies(list(zip(staged, some, strict=True))))
             for wait in waits[-2:]:
                 wait()

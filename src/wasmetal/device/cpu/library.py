@@ -10,13 +10,12 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wasmetal import processor
-from wasmetal.device.base import Bytes
 from wasmetal.errors import DeviceError
 
 MOST_BUFFERS = 8
@@ -27,6 +26,7 @@ _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 
 Call = tuple[int, Sequence[int], bytes]
 """A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
+Words = NDArray[np.uint64]
 
 
 class Calls:
@@ -71,23 +71,17 @@ class Library:
         self._kernel = loaded.wasmetal_kernel
         self._numbers: dict[str, int] = {}
 
-    def copy_rows(self, targets: Sequence[int], data: Sequence[Bytes]) -> None:
-        """Copy uint8 arrays [len(targets), n], whose rows are contiguous: row i of each, in order, to address i."""
+    def copy_rows(self, targets: Sequence[int], *sources: Words) -> None:
+        """Copy rows to these addresses: of each source, one after the other, row i to address i.
+
+        ``sources``: the addresses of their first rows, the bytes from a row to the next, the bytes of a row, and the
+        sums of those of the sources before.
+        """
         number = self.number("copy_rows")
         assert number is not None
-        sizes = [each.shape[1] for each in data]
-        arrays = [
-            np.array(values, np.uint64)
-            for values in (
-                targets,
-                [each.ctypes.data for each in data],
-                [each.strides[0] for each in data],
-                sizes,
-                list(accumulate(sizes, initial=0))[:-1],
-            )
-        ]
-        around = len(targets) * sum(sizes) >= _MUCH
-        params = struct.pack("<III", len(targets), len(data), around)
+        arrays = (np.array(targets, np.uint64), *sources)
+        count, sizes = len(sources[0]), sources[2]
+        params = struct.pack("<III", len(targets), count, len(targets) * int(sizes.sum()) >= _MUCH)
         Calls(self, [(number, [each.ctypes.data for each in arrays], params)], ctypes.c_uint8()).run(0, 0.0)
 
     def number(self, kernel: str) -> int | None:
@@ -98,8 +92,8 @@ class Library:
         return None if number < 0 else number
 
 
-_MUCH = 16 << 20
-"""Bytes of copies that bypass the caches, which could not hold what is read and written."""
+_MUCH = 4 << 20
+"""Bytes of copies that bypass the caches, from which what is read and written would drive out all else."""
 FEW_ROWS = 11
 """GEMMs of up to so many valid rows have a method of their own (``FEW`` in ``native/panels.h``)."""
 
