@@ -118,6 +118,24 @@ def test_rows_go_to_several_allocations(late: bool, kinds: list[MemoryKind], siz
     assert len(backend.made) - len(memories) <= 1  # one staging buffer
 
 
+def test_rows_that_are_on_their_way_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the staging buffer could be freed while the device reads it."""
+    backend, copier = Late(), copying.Copier()
+    memories = [backend.allocate(50, MemoryKind.DEVICE) for _ in range(9)]
+    copy, copied = copying.Rows.copy, []
+
+    def interrupted(rows: copying.Rows, first: int, targets: Sequence[int]) -> None:
+        copied.append(first)
+        if len(copied) == 4:
+            raise KeyboardInterrupt
+        copy(rows, first, targets)
+
+    monkeypatch.setattr(copying.Rows, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copier.copy_rows_in(backend, memories, 0, [np.ones((9, 50), np.uint8)])
+    assert [bool(memory.bytes.all()) for memory in memories] == [True] * 3 + [False] * 6
+
+
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
     """The device may still be using the first."""
     backend, copier = Hidden(), copying.Copier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -73,19 +74,21 @@ class Copier:
         """Rows go through one half of the staging buffer while the device copies those in the other."""
         nbytes = rows.nbytes
         at_once = CHUNK // 2 // nbytes
-        waits: list[Callable[[], None]] = []
+        begun: deque[Callable[[], None]] = deque()
         with self._taken(backend) as staging:
             assert staging.address is not None
-            for number, first in enumerate(range(0, len(targets), at_once)):
-                if number >= 2:
-                    waits[number - 2]()
-                some = targets[first : first + at_once]
-                begin = number % 2 * (CHUNK // 2)
-                staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
-                rows.copy(first, [staging.address + each.offset for each in staged])
-                waits.append(backend.begin_copies(list(zip(staged, some, strict=True))))
-            for wait in waits[-2:]:
-                wait()
+            try:
+                for number, first in enumerate(range(0, len(targets), at_once)):
+                    if len(begun) == 2:
+                        begun.popleft()()
+                    some = targets[first : first + at_once]
+                    begin = number % 2 * (CHUNK // 2)
+                    staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
+                    rows.copy(first, [staging.address + each.offset for each in staged])
+                    begun.append(backend.begin_copies(list(zip(staged, some, strict=True))))
+            finally:
+                while begun:
+                    begun.popleft()()
 
     def _chunks(
         self, backend: AnyBackend, allocation: Allocation, offset: int, nbytes: int
