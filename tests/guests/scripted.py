@@ -40,6 +40,7 @@ class ScriptedModel:
         self.conversations: list[list[dict[str, str]]] = []
         self.forwards: list[list[int]] = []
         self.sessions = 0
+        self.turn_seconds = 0.1
 
     def pieces(self) -> Packed[bytes]:
         return Packed([*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)], bytes)

@@ -100,6 +100,9 @@ class Work(ABC):
     patient = False
     """Whether other threads need the processor meanwhile: then :meth:`wait` does not ask again and again."""
 
+    due = 0.0
+    """When it is expected to end, if that is known (``time.perf_counter()``)."""
+
     @abstractmethod
     def wait(self, seconds: float) -> bool:
         """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""

@@ -222,11 +222,12 @@ class Device(Protocol):
     def record(self) -> CommandList:
         """A new, empty command list."""
 
-    def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> Submission:
+    def submit(self, lists: Sequence[CommandList], *, patient: bool = False, expected: float = 0.0) -> Submission:
         """Start one or more finished lists, in order, as one submission. A list runs as often as it is named.
 
         ``patient``: other threads of this process have work of their own meanwhile, so whoever waits lets them have
-        the processor and Python's lock, and may notice the end a little later.
+        the processor and Python's lock, and may notice the end a little later. ``expected``: how many seconds it is
+        going to take, if that is known: whoever waits may sleep for almost as long.
 
         Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """

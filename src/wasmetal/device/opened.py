@@ -87,8 +87,8 @@ class OpenDevice(Closing):
             self._lists.add(commands)
         return commands
 
-    def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> DeviceSubmission:
-        """Start one or more finished lists, in order, as one submission. ``patient``: see :meth:`Device.submit`.
+    def submit(self, lists: Sequence[CommandList], *, patient: bool = False, expected: float = 0.0) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission: see :meth:`Device.submit`.
 
         Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
@@ -96,7 +96,7 @@ class OpenDevice(Closing):
         for commands in lists:
             if not isinstance(commands, RecordedList) or commands.backend not in (backend, None):
                 raise DeviceError(f"a command list of another device cannot be submitted to {backend.info.name}")
-        return self._queue.submit(cast(Sequence[RecordedList], lists), patient)
+        return self._queue.submit(cast(Sequence[RecordedList], lists), patient, expected)
 
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
         """Copy one-dimensional uint8 arrays, one after the other, into a buffer; counted in ``bytes_copied``."""

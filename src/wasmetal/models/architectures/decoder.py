@@ -347,13 +347,17 @@ class Decoder:
             network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
 
-    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+    def head(self, rec: Recorder, rows: Tensor | None, logits: Tensor, batch: Tensor | None = None) -> None:
         """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
 
-        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        Without ``rows`` they are those of the first N, which it may overwrite. ``batch``: batch metadata of the N rows,
+        of which any number may be valid; None if all are.
         """
-        last = self._last.rows(0, rows.shape[0])
-        embed(rec, self._x, rows, last, batch=batch)
+        if rows is None:
+            last = self._x.rows(0, logits.shape[0])
+        else:
+            last = self._last.rows(0, rows.shape[0])
+            embed(rec, self._x, rows, last, batch=batch)
         normed = Normed(rec, last, self._output_norm, self.config.norm_epsilon, last, batch)
         if self.logit_scale == 1:
             normed.product(self._output, logits)

@@ -76,8 +76,9 @@ class Network(Protocol):
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""
 
-    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+    def head(self, rec: Recorder, rows: Tensor | None, logits: Tensor, batch: Tensor | None = None) -> None:
         """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
 
-        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        Without ``rows`` they are those of the first N, which it may overwrite. ``batch``: batch metadata of the N rows,
+        of which any number may be valid; None if all are.
         """

@@ -24,7 +24,7 @@ from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head, TopLogits, Wanted
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
@@ -157,8 +157,8 @@ class Model(Closing):
             if isinstance(error, OutOfDeviceMemoryError):
                 raise demand.explain(device.info, error) from error
             raise
-        self._scheduler = Scheduler(passes, self.lock, self._submit)
         self._pacing = Pacing(ROWS[1] if deterministic else ROWS[-1])
+        self._scheduler = Scheduler(passes, self.lock, self._submit, self._pacing)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -171,6 +171,11 @@ class Model(Closing):
     def counters(self) -> Counters:
         """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
+
+    @property
+    def turn_seconds(self) -> float:
+        """For how long a guest should have tokens chosen at a time, by how many use the model just now."""
+        return self._pacing.turn()
 
     @property
     def batches(self) -> Batches:
@@ -268,6 +273,7 @@ class Model(Closing):
                 yield None
                 job = Job(segments, last, begun, [growths[index] for index, _, _ in batch])
                 submission = yield from self._scheduler.run(job)
+                self._pacing.seen(user)
                 seconds, dispatches = submission.seconds, submission.dispatches
                 self._pacing.took(row, seconds)
                 for index, begin, end in batch:
@@ -279,11 +285,10 @@ class Model(Closing):
         """Append a token, have the device choose the next one and append that, and so on, in steps as :meth:`steps`.
 
         ``draws`` says how, and for how many tokens, for which the context must have room; the last one is not appended.
-        They are in ``draws.tokens`` then. Fewer are chosen if so many would take the device longer than others should
-        wait. Raises what :meth:`forward` does; the session is then unchanged.
+        They are in ``draws.tokens`` then: fewer if ``draws`` has ended before, or the cache has no room for so many.
+        Raises what :meth:`forward` does; the session is then unchanged.
         """
         session.check((token,), 0)
-        draws.randoms = draws.randoms[: self._pacing.steps()]
         yield from self._decode(session, (token,), (), draws)
 
     def _decode(
@@ -291,7 +296,6 @@ class Model(Closing):
     ) -> Generator[Submission | None]:
         """Append one token of one session or, with ``draws``, what follows it too: what happens most often."""
         growth, kept = self._growth(session, draws)
-        count = len(draws.randoms) if draws else 1
         try:
             self._pacing.rows(session.holder)
             yield None
@@ -302,18 +306,18 @@ class Model(Closing):
                 with self.lock:
                     self.cache.discard(growth)
             raise
+        self._pacing.seen(session.holder)
+        session.length += len(draws.tokens) if draws else 1
         if not kept:
             with self.lock:
                 self.cache.adopt(session.pages, growth)
+                self.cache.release(session.pages, keep=page_count(session.length))
         session.counters.count_submission(part.seconds, part.dispatches)
-        session.length += count
-        if draws:
-            self._pacing.stepped(part.batch.steps, part.batch.submission.seconds)
 
     def _growth(self, session: Session, draws: Draws | None) -> tuple[Growth, bool]:
         """The pages that a session is to have with one more token, or more; whether they are those that it has.
 
-        If there is no room for all of ``draws``, they become one.
+        If there is no room for all of ``draws``, they become fewer.
         """
         count = len(draws.randoms) if draws else 1
         if self.cache.has_room(session.pages, session.length, count):
@@ -324,7 +328,7 @@ class Model(Closing):
         except OutOfDeviceMemoryError:
             if draws is None or count == 1:
                 raise
-        draws.randoms = draws.randoms[:1]
+        draws.randoms = draws.randoms[: count // 2]
         return self._growth(session, draws)
 
     def head(self, logits: Tensor) -> Head:
@@ -347,9 +351,11 @@ class Model(Closing):
         draws = [job.draws for job in jobs if job.draws]
         if draws:
             lists = taken.choosing(rows, draws, [segment.position for segment in segments])
+            expected = self._pacing.expected(max([each.steps for each in draws]), len(draws))
         else:
             lists = [taken.body(rows), *taken.heads(heads)]
-        submission = self.device.submit([*copies, *lists], patient=len(jobs) > 1)
+            expected = 0.0
+        submission = self.device.submit([*copies, *lists], patient=len(jobs) > 1, expected=expected)
         taken.submission = submission
         for head, _ in heads:
             if isinstance(head, Head):
