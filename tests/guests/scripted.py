@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wasmetal.counters import Counters
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.models import TopLogits
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.sampling import pick

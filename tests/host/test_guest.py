@@ -18,7 +18,7 @@ import wasmtime
 import wasmetal
 from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Guest, Limits
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import GuestError, GuestTrapError, MemoryRefusedError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno

@@ -290,7 +290,7 @@ def test_a_guests_sessions_go_with_it(probe: Probe, model: Any) -> None:
 
 
 def test_a_model_must_be_on_the_guests_device(model: Any) -> None:
-    from wasmetal.device.cpu import CpuDevice
+    from wasmetal.device.cpu.device import CpuDevice
 
     with pytest.raises(GuestError, match="'tiny' is on another device"):
         Probe(CpuDevice(), models={"tiny": model})

@@ -220,6 +220,7 @@ def actor(
             | {
                 "thaw_of_prefill": row.thaw / row.prefill,
                 "thaw_first_token_of_prefill": row.thaw_first_token / row.prefill,
+                "thaw_first_token_beyond_awake": row.thaw_first_token - row.awake_first_token,
                 "freeze_bytes_per_second": row.nbytes / row.freeze,
                 "thaw_bytes_per_second": row.nbytes / row.thaw,
             }
@@ -243,6 +244,7 @@ def actor(
         ("thaw", lambda row: moved(row, row.thaw)),
         ("thaw from a store", lambda row: moved(row, row.load)),
         ("thaw to the first token", lambda row: f"{1e3 * row.thaw_first_token:.2f}"),
+        ("  beyond that of an actor awake", lambda row: f"{1e3 * (row.thaw_first_token - row.awake_first_token):.2f}"),
         ("  of the time of prefill", lambda row: f"{row.thaw_first_token / row.prefill:.4f}"),
         ("fork", lambda row: f"{1e3 * row.fork:.2f}"),
     ]

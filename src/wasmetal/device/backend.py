@@ -171,6 +171,12 @@ class Backend(ABC, Generic[A, C, R]):
         """
         raise NotImplementedError
 
+    def begin_copies(self, pairs: Sequence[tuple[Range[A], Range[A]]]) -> Callable[[], None]:
+        """Begin what :meth:`copy` does for each (source, target); what is returned waits until all are complete."""
+        for source, target in pairs:
+            self.copy(source, target)
+        return lambda: None
+
     def close(self) -> None:
         """Save compiled kernels. Called once; abandoned work may still be running."""
 
