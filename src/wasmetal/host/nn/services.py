@@ -14,13 +14,14 @@ from wasmetal.host.account import Account
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.runtime import runtime
-from wasmetal.host.streams import Output
 from wasmetal.nn.backend import Backend, Services
 from wasmetal.nn.errors import NnErrno, NnRefusal
 from wasmetal.nn.kinds import Backends, Kind
 
 
-def services(account: Account, interrupt: Interrupt, device: MeteredDevice | None, stdout: Output) -> Services:
+def services(
+    account: Account, interrupt: Interrupt, device: MeteredDevice | None, write: Callable[[bytes], object]
+) -> Services:
     """What a guest's backends may use. ``device``: None if the guest has none."""
 
     @contextmanager
@@ -44,7 +45,7 @@ def services(account: Account, interrupt: Interrupt, device: MeteredDevice | Non
             raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "the guest has no device")
         device.drive(steps)
 
-    return Services(account.counters, account.charge, stoppable, drive, stdout)
+    return Services(account.counters, account.charge, stoppable, drive, write)
 
 
 def backends(services: Services, device: Device | None, loading: Mapping[str, Any]) -> Backends:

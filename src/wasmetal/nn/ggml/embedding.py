@@ -11,9 +11,9 @@ from wasmetal.models.embedder import Embedder
 from wasmetal.nn.backend import Config, Context, Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.options import GgmlOptions
-from wasmetal.nn.ggml.prompt import PROMPT, checked, known, text_of
+from wasmetal.nn.ggml.prompt import INPUTS, OUTPUTS, PROMPT, checked, known, text_of
 from wasmetal.nn.options import parse
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 
 class EmbeddingGraph:
@@ -39,6 +39,8 @@ class EmbeddingGraph:
 
 class EmbeddingContext:
     """A text and its vector."""
+
+    inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Embedder, services: Services) -> None:
         self._model = model
@@ -72,6 +74,10 @@ class EmbeddingContext:
     def output(self, index: int) -> NDArray[np.uint8]:
         """The vector, or what is known of it, as JSON."""
         return np.frombuffer(self._result if checked(index) == PROMPT else known(self._tokens, 0), np.uint8)
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]]:
+        """Bytes."""
+        return TensorType.U8, (self.output(index).size,)
 
     def compute_single(self) -> None:
         """Refused: a vector comes at once."""

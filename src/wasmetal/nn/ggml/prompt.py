@@ -10,6 +10,8 @@ from wasmetal.nn.tensor import NnTensor
 
 PROMPT, METADATA = 0, 1
 """Inputs, which are a text and options; the outputs of the same numbers are the result, and what is known of it."""
+INPUTS, OUTPUTS = ("prompt", "options"), ("text", "metadata")
+"""Their names."""
 MAX_PROMPT = 1 << 18
 """Bytes of a prompt: tokenizing takes hundreds of bytes, and microseconds, for each, and is not interrupted."""
 

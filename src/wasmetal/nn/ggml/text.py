@@ -16,9 +16,9 @@ from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.choosing import Chooser, Constraint
 from wasmetal.nn.ggml.grammar import Grammar
 from wasmetal.nn.ggml.options import GgmlOptions
-from wasmetal.nn.ggml.prompt import METADATA, PROMPT, checked, known, text_of
+from wasmetal.nn.ggml.prompt import INPUTS, METADATA, OUTPUTS, PROMPT, checked, known, text_of
 from wasmetal.nn.options import parse
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 SPARE = 4
 """Tokens of the context that a prompt must leave free, as in WasmEdge."""
@@ -26,6 +26,8 @@ SPARE = 4
 
 class TextContext:
     """A conversation with a language model, as its caller keeps it: each prompt is a whole one."""
+
+    inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Model, holder: Holder, services: Services, options: GgmlOptions) -> None:
         self._model = model
@@ -58,6 +60,10 @@ class TextContext:
             for piece in pieces:
                 if self._options.stream_stdout:
                     self._services.write(piece)
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]]:
+        """Bytes."""
+        return TensorType.U8, (self.output(index).size,)
 
     def compute_single(self) -> None:
         """Make the next token of an answer."""

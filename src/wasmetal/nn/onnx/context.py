@@ -51,6 +51,8 @@ class OnnxContext:
         self._session = session
         self._services = services
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+        self.inputs = [each.name for each in self._inputs]
+        self.outputs = [each.name for each in self._outputs]
         self._types = [output.type for output in self._outputs]
         self._binding = session.io_binding()
         self._given: dict[int, _Held] = {}
@@ -59,7 +61,7 @@ class OnnxContext:
         """Whether these were found to be all that is needed, and apart."""
         self._results: dict[int, NDArray[np.uint8]] = {}
         """Bytes of the outputs that wasi-nn has types for, once they were computed."""
-        self._kept: Sequence[object] = ()
+        self._kept: Sequence[Any] = ()
         """What those bytes belong to."""
         self._charged = 0
         """Bytes of the outputs that are charged."""
@@ -127,6 +129,11 @@ class OnnxContext:
         if index not in self._results:
             raise invalid("nothing was computed")
         return self._results[index]
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]] | None:
+        """Element type and shape of an output that is not bound."""
+        kind = _TYPES.get(self._types[index])
+        return None if kind is None else (kind, tuple(self._kept[index].shape()))
 
     def compute_single(self) -> None:
         """Refused: outputs come at once."""
