@@ -24,6 +24,8 @@ def services(
 ) -> Services:
     """What a guest's backends may use. ``device``: None if the guest has none."""
 
+    ticker = runtime().ticker
+
     @contextmanager
     def stoppable(stop: Callable[[], None]) -> Iterator[None]:
         begin = time.monotonic()
@@ -32,10 +34,11 @@ def services(
             if interrupt.due(time.monotonic() - begin):
                 stop()
 
+        watch = ticker.watch(look)
         try:
-            with runtime().ticker.watching(look):
-                yield
+            yield
         finally:
+            ticker.forget(watch)
             account.counters.count_submission(time.monotonic() - begin, 1)
             interrupt.check()
             account.check_device_time()
