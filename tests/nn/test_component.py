@@ -128,7 +128,7 @@ def test_errors(model: Path, tmp_path: Path) -> None:
 def test_limits(model: Path, tmp_path: Path) -> None:
     code = component(IMAGE.tobytes(), (2, 3))
     with pytest.raises(LimitError, match="device memory"):
-        run(code, model, limits=Limits(device_bytes=model.stat().st_size + 20))
+        run(code, model, limits=Limits(device_bytes=2 * model.stat().st_size + 20))
     for handles in range(2):
         with pytest.raises(LimitError, match="handles"):
             run(code, model, limits=Limits(handles=handles))
