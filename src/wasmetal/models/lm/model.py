@@ -32,6 +32,7 @@ from wasmetal.models.lm.prefix_cache import PrefixCache
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
+from wasmetal.models.lm.states import State
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
 from wasmetal.ops import Tensor
@@ -334,7 +335,7 @@ class Model(Closing):
 
     def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
         """Start a forward pass for all jobs. Called with the lock."""
-        heads: list[tuple[Head | TopLogits, int]] = []
+        heads: list[tuple[Head | TopLogits | State, int]] = []
         segments: list[Segment] = []
         copies: list[CommandList] = []
         rows = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +9,7 @@ from wasmetal.models.embedder import Embedder
 from wasmetal.nn.backend import Config, Context, Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.options import GgmlOptions
-from wasmetal.nn.ggml.prompt import INPUTS, OUTPUTS, PROMPT, checked, known, text_of
+from wasmetal.nn.ggml.prompt import INPUTS, OUTPUTS, PROMPT, checked, known, text_of, vector_of
 from wasmetal.nn.options import parse
 from wasmetal.nn.tensor import NnTensor, TensorType
 
@@ -67,9 +65,7 @@ class EmbeddingContext:
             raise NnRefusal(NnErrno.PROMPT_TOO_LONG, f"a text of {self._tokens} tokens; the model takes {most}")
         with self._services.stoppable(lambda: None):  # it does not take long
             vector = self._model.embed([self._text])[0].astype(np.float64)
-        vector /= max(float(np.linalg.norm(vector)), 1e-12)
-        numbers = [float(f"{value:.9g}") for value in vector]
-        self._result = json.dumps({"n_embedding": len(numbers), "embedding": numbers}).encode()
+        self._result = vector_of(vector)
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """The vector, or what is known of it, as JSON."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from importlib import metadata
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.tensor import NnTensor
 
@@ -29,6 +32,13 @@ def checked(index: int) -> int:
     if index not in (PROMPT, METADATA):
         raise invalid(f"number {index}; a GGUF model has a text, 0, and JSON, 1")
     return index
+
+
+def vector_of(values: NDArray[np.floating]) -> bytes:
+    """Output PROMPT where it is a vector [n]: scaled to length 1, as JSON."""
+    vector = values / max(float(np.linalg.norm(values)), 1e-12)
+    numbers = [float(f"{value:.9g}") for value in vector]
+    return json.dumps({"n_embedding": len(numbers), "embedding": numbers}).encode()
 
 
 def known(input_tokens: int, output_tokens: int) -> bytes:

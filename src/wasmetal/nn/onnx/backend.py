@@ -27,8 +27,8 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL = 4
 """Log level of ONNX Runtime: a guest's model could write as many errors as it likes to standard error."""
 _COPIES = 2
-"""How many times the model's bytes a session is charged for: it has the weights, and many of them once more, in the order
-that its kernels read. (Measured: 1.9 times for a model of convolutions and attention.)"""
+"""How many times the model's bytes a session is charged for: it has the weights, and many of them once more, in the
+order that its kernels read. (Measured: up to 1.9 times for a model of convolutions and attention.)"""
 _LONG = ["ConstantFolding"]
 """Optimizers that run parts of a model while it is loaded, which cannot be stopped."""
 _IN_MEMORY = b"_ORT_MEM_ADDR_"
