@@ -12,9 +12,10 @@ from wasmetal.errors import GuestError
 from wasmetal.host.component.component import Component
 from wasmetal.host.component.linking import define
 from wasmetal.host.component.nn import ComponentNn
-from wasmetal.host.component.pipes import Pipes, file_of
+from wasmetal.host.component.pipes import Pipes
 from wasmetal.host.grants import Dir
 from wasmetal.host.link import GuestContext
+from wasmetal.memory.anonymous_file import anonymous_file
 
 INSTANCES = 64
 """Modules that a component may have instances of, and tables. What adapts a command of WASI preview 1 has four."""
@@ -30,7 +31,8 @@ def configure(
     if stdin == "inherit":
         config.inherit_stdin()
     elif stdin:
-        file_of(stdin, lambda path: setattr(config, "stdin_file", path))  # opened now
+        with anonymous_file(stdin) as path:
+            config.stdin_file = path  # opened now
     for name, given in dirs.items():
         directory = given if isinstance(given, Dir) else Dir(given)
         if not directory.read_only:

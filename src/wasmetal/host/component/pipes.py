@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import wasmtime
@@ -73,20 +72,3 @@ class Pipes:
                 with suppress(BlockingIOError):
                     while data := os.read(read, _PIECE):
                         output(data)
-
-
-def file_of(data: bytes, use: Callable[[str], None]) -> None:
-    """Call ``use`` with the path of a file of these bytes, which is there until it returns."""
-    if hasattr(os, "memfd_create"):  # a guest's process can write no files
-        fd = os.memfd_create("stdin")
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                file.write(data)
-            use(f"/dev/fd/{fd}")
-        finally:
-            os.close(fd)
-    else:
-        with tempfile.NamedTemporaryFile() as named:
-            named.write(data)
-            named.flush()
-            use(named.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,9 @@ class EmbeddingGraph:
 
     holds_tensors = False
 
-    def __init__(self, model: Embedder, services: Services) -> None:
+    def __init__(self, model: Embedder, services: Services, own: ExitStack | None = None) -> None:
+        """``own``: what releases the model, if it is the graph's own."""
+        self._own = own
         self._model = model
         self._services = services
 
@@ -32,7 +36,9 @@ class EmbeddingGraph:
         return EmbeddingContext(self._model, self._services)
 
     def close(self) -> None:
-        """Nothing: the backend keeps the model."""
+        """Release the model, unless the backend keeps it."""
+        if self._own:
+            self._own.close()
 
 
 class EmbeddingContext:
