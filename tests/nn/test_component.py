@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import wasmtime
 from tests.cli.command import wasmetal
 from tests.models.tiny import write_tiny_llama
 from tests.nn.models import add, endless, identity
-from wasmetal import Dir, Guest, Limits, NnModel
+from wasmetal import Dir, Guest, Limits, NnModel, Program
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, LimitError
 from wasmetal.host.component.nn import Resource
@@ -181,6 +182,61 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
         assert (found.returncode, found.stderr) == (0, "")
         assert found.stdout == "y\1\2\0\0\0\3\0\0\0" + 24 * "\0"
     assert wasmetal("run", path).returncode == 1
+
+
+def test_several_at_once(model: Path) -> None:
+    """What the package wasmtime keeps for all threads must not mix up their results."""
+    program, wrong = Program(component(IMAGE.tobytes(), (2, 3), ROUNDS=20)), list[object]()
+
+    def use() -> None:
+        try:
+            for _ in range(3):
+                with Guest(program, nn={"m": model}) as guest:
+                    assert guest.run() == 0
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+SLEEP = """
+(component
+  (import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $pollable (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $outer))
+    (export "pollable" (type $pollable (eq $outer)))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $pollable))))))
+  (core func $wait (canon lower (func $clock "subscribe-duration")))
+  (core func $block (canon lower (func $poll "[method]pollable.block")))
+  (core module $main
+    (import "" "wait" (func $wait (param i64) (result i32)))
+    (import "" "block" (func $block (param i32)))
+    (func (export "run") (result i32)
+      (call $block (call $wait (i64.const {NANOSECONDS})))
+      (loop $again (br $again))
+      (i32.const 0)))
+  (core instance $main (instantiate $main
+    (with "" (instance (export "wait" (func $wait)) (export "block" (func $block))))))
+  (func $run (result (result)) (canon lift (core func $main "run")))
+  (instance $command (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.0" (instance $command)))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "isolation"), [(0.5, None), (1000, "process")])
+def test_one_that_sleeps(seconds: float, isolation: Any) -> None:
+    """It is stopped once it has waited; in a process of its own, at the limit."""
+    code = bytes(wasmtime.wat2wasm(SLEEP.replace("{NANOSECONDS}", str(int(1e9 * seconds)))))
+    with Guest(code, isolation=isolation, limits=Limits(wall_seconds=0.2)) as guest, pytest.raises(LimitError):
+        guest.run()
 
 
 def test_the_numbers_of_resources_differ() -> None:
