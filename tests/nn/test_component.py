@@ -136,6 +136,8 @@ def test_limits(model: Path, tmp_path: Path) -> None:
     assert run(code, model, limits=Limits(handles=2))[0] == 0
     with pytest.raises(LimitError, match="memory"):
         run(code, model, limits=Limits(memory_bytes=65536))
+    with pytest.raises(LimitError, match="65 dimensions"):
+        run(component(b"", (2,) * 65), model)
     (tmp_path / "endless.onnx").write_bytes(endless())
     with pytest.raises(LimitError, match="wall"):
         run(component(b"\0\0\0\0", (1,)), tmp_path / "endless.onnx", limits=Limits(wall_seconds=0.5))

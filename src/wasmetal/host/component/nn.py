@@ -16,9 +16,10 @@ import numpy as np
 from wasmtime.component import ResourceHost
 
 from wasmetal.host.account import Account
-from wasmetal.host.errno import Refusal
+from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.handles import Handles
 from wasmetal.host.nn.errnos import nn_errno
+from wasmetal.host.nn.records import MAX_RANK
 from wasmetal.nn.backend import Backend, Context, Graph, Source
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.tensor import NnTensor, TensorType
@@ -143,6 +144,8 @@ class ComponentNn:
 
     def new_tensor(self, shape: Sequence[int], kind: str, data: bytes) -> ResourceHost:
         """The constructor of ``tensor``. Raises Refusal at a limit."""
+        if len(shape) > MAX_RANK:  # the product of many integers takes long, too
+            raise Refusal(Errno.TOOBIG, f"limit reached: a tensor of {len(shape)} dimensions; at most {MAX_RANK}")
         self._account.counters.bytes_copied += len(data)
         return self._new_tensor(Tensor(tuple(shape), kind, data))
 
