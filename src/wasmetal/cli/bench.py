@@ -108,11 +108,10 @@ def nn(as_json: Json = False) -> None:
         print_json({"rows": list(map(asdict, rows))})
         return
     print(f"an image of {in_bytes(4 * prod(nn.SHAPE))} to {in_bytes(4 * prod(nn.RESULT))}")
-    plain = rows[0].microseconds
     print_table(
-        ("way", "µs", "of plain", "bytes copied"),
+        ("way", "µs", "processor", "of plain", "bytes copied"),
         [
-            (row.way, f"{row.microseconds:.0f}", f"{row.microseconds / plain:.2f}", str(row.bytes_copied))
+            (row.way, f"{row.microseconds:.0f}", f"{row.processor:.0f}", f"{row.of_plain:.3f}", str(row.bytes_copied))
             for row in rows
         ],
     )

@@ -366,6 +366,11 @@ class Decoder:
             scale(rec, last, self.logit_scale, last)
             self._output(rec, last, logits, batch=batch)
 
+    def states(self, rec: Recorder, rows: Tensor, out: Tensor, batch: Tensor) -> None:
+        """Record some of the body's rows as the head norms them: out f32 [N, embedding_length]."""
+        embed(rec, self._x, rows, out, batch=batch)
+        rms_norm(rec, out, self._output_norm, out, self.config.norm_epsilon, batch=batch)
+
 
 def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:
     """A rotation's table on the device."""

@@ -32,6 +32,7 @@ from wasmetal.models.lm.prefix_cache import PrefixCache
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
+from wasmetal.models.lm.states import State
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
 from wasmetal.ops import Tensor
@@ -55,6 +56,7 @@ def load_model(
     trusted: bool | None = None,
     chat_template: str | None = None,
     deterministic: bool = False,
+    charge: Callable[[int], None] | None = None,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
@@ -72,6 +74,8 @@ def load_model(
     ``deterministic``: have a session's logits depend on nothing but its tokens, bit for bit, and not on who else uses
     the model meanwhile. A session that is alone is then slower, because it takes the kernels for many rows. Mixtures
     of experts, and the device ``reference``, cannot do that.
+    ``charge`` is called with bytes of the device's memory before they are taken, the cache's too, and may raise an
+    OutOfDeviceMemoryError; and, negative, once they are released.
     Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
@@ -91,6 +95,7 @@ def load_model(
             trusted=trusted,
             chat_template=chat_template,
             deterministic=deterministic,
+            charge=charge,
         )
         del file
         trim()
@@ -118,6 +123,7 @@ class Model(Closing):
         trusted: bool = False,
         chat_template: str | None = None,
         deterministic: bool = False,
+        charge: Callable[[int], None] | None = None,
     ):
         self._network = read_network(file)
         self.device = device
@@ -143,7 +149,7 @@ class Model(Closing):
         self.lock = threading.RLock()
         self.origin = Origin(f"the model {name}")
 
-        self._buffers = BufferGroup(device)
+        self._buffers = BufferGroup(device, charge)
         try:
             self._network.load(self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
@@ -338,7 +344,7 @@ class Model(Closing):
 
     def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
         """Start a forward pass for all jobs. Called with the lock."""
-        heads: list[tuple[Head | TopLogits, int]] = []
+        heads: list[tuple[Head | TopLogits | State, int]] = []
         segments: list[Segment] = []
         copies: list[CommandList] = []
         rows = 0

@@ -19,7 +19,8 @@ from wasmetal.device.base import CommandList, Device
 from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.models.architectures.network import Inputs, KVPools, Network
 from wasmetal.models.lm.filters import Filters
-from wasmetal.models.lm.heads import TOP, TOP_ROWS, Shared
+from wasmetal.models.lm.heads import TOP, TOP_ROWS
+from wasmetal.models.lm.shared import Shared
 from wasmetal.ops import (
     DType,
     Recorder,
