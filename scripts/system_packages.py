@@ -28,9 +28,9 @@ class Package(NamedTuple):
     lost: str
 
 
-def command(name: str) -> Callable[[], bool]:
-    """Present if a command is on PATH."""
-    return lambda: shutil.which(name) is not None
+def command(*names: str) -> Callable[[], bool]:
+    """Present if one of these commands is on PATH."""
+    return lambda: any(map(shutil.which, names))
 
 
 def vulkan_file(pattern: str) -> Callable[[], bool]:
@@ -64,6 +64,7 @@ TEST = (
     Package("spirv-tools", command("spirv-val"), "the compiled kernels are not validated"),
     Package("gcc", command("cc"), "C code for guests is tested for undefined behaviour alone, not for stray accesses"),
     Package("libc6-dev", c_headers, "as without gcc"),
+    Package("chromium", command("chromium", "chromium-browser", "google-chrome"), "the server's page is not tested"),
 )
 
 
@@ -73,16 +74,22 @@ def missing(packages: Iterable[Package]) -> list[Package]:
 
 
 def install(packages: Iterable[Package]) -> None:
-    """Install with apt-get; on failure show its last words."""
+    """Install with apt-get, each by itself if they cannot all be had; on failure show its last words."""
     names = [package.name for package in packages]
     print("installing", *names, flush=True)
+    apt_get("update")
+    if not apt_get("install", "--yes", "--no-install-recommends", *names) and len(names) > 1:
+        for name in names:
+            apt_get("install", "--yes", "--no-install-recommends", name)
+
+
+def apt_get(*arguments: str) -> bool:
+    """Whether it succeeded."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *names]):
-        done = subprocess.run(
-            ["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            print(f"apt-get {arguments[0]} failed:", *done.stderr.splitlines()[-3:], sep="\n  ", file=sys.stderr)
+    done = subprocess.run(["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"apt-get {arguments[0]} failed:", *done.stderr.splitlines()[-3:], sep="\n  ", file=sys.stderr)
+    return done.returncode == 0
 
 
 def main(wanted: str) -> None:

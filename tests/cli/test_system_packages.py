@@ -76,3 +76,19 @@ def test_where_installing_fails_it_goes_on(
     errors = capsys.readouterr().err
     assert "E: no network" in errors
     assert "missing: wabt (no wabt)" in errors
+
+
+def test_a_package_that_is_not_to_be_had_keeps_no_other_away(
+    script: ModuleType, lacking: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def apt_get(command: list[str], **_: Any) -> Any:
+        if "libvulkan1" in command:
+            return subprocess.CompletedProcess(command, 100, "", "E: no candidate")
+        lacking.difference_update(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(script.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(script.subprocess, "run", apt_get)
+    script.main("test")
+    assert lacking == {"libvulkan1"}
+    assert "missing: libvulkan1" in capsys.readouterr().err

@@ -237,3 +237,11 @@ def test_numpy_integers_do_not_wrap_around(offset: int, nbytes: int) -> None:
 def test_what_is_no_integer_is_a_type_error(offset: object) -> None:
     with pytest.raises(TypeError):
         region_of_eight.aperture(offset, PAGE)  # type: ignore[arg-type]
+
+
+def test_pages_that_take_room() -> None:
+    region = Region(capacity=8 * PAGE, size=4 * PAGE)
+    assert region.pages.resident(4 * PAGE).tolist() == [False] * 4
+    region.view()[2 * PAGE] = 1
+    assert region.pages.resident(4 * PAGE).tolist() == [False, False, True, False]
+    assert region.pages.resident(0).tolist() == []

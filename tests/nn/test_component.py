@@ -164,6 +164,8 @@ def test_what_a_component_may_not(model: Path, tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="reading only"):
         run(code, model, dirs={"/data": tmp_path})
     assert run(code, model, dirs={"/data": Dir(tmp_path, read_only=True)}, stdin=b"some")[0] == 0
+    with pytest.raises(GuestError, match="cannot be a function"):
+        run(code, model, stdin=lambda most: b"")
     with pytest.raises(GuestError, match="no directory"):
         run(code, model, dirs={"/data": Dir(tmp_path / "gone", read_only=True)})
     with Guest(code, nn={"m": model}) as guest, pytest.raises(GuestError, match="a component"):

@@ -133,7 +133,7 @@ def test_no_connection_is(served: Serving, data: bytes) -> None:
 
 
 def test_paths_and_methods(served: Serving) -> None:
-    for path in ("/", "/v1", "/v1/models/../../etc/passwd", "/v1/nothing", "/v1/models/tiny%00"):
+    for path in ("/page", "/v1", "/v1/models/../../etc/passwd", "/v1/nothing", "/v1/models/tiny%00"):
         status, body, _ = served.ask(path)
         assert (status, set(body)) == (404, {"error"})
     assert served.ask("/v1/completions")[0] == 405

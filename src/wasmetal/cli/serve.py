@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import signal
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize
+from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
 
 if TYPE_CHECKING:
-    from wasmetal.models import Embedder, Model
+    from wasmetal.serve.recipe import Recipe
 
 
 def serve(
@@ -54,6 +55,28 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
     ] = False,
+    resident: Annotated[
+        int | None, typer.Option(help="Models that are loaded at a time, each when it is asked for.", min=1)
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that models may take, such as 20GB.  [default: the device's]"),
+    ] = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(help="Unload a model that nobody has asked for so long; it is loaded again.", min=1)
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log each request, as a line of JSON on standard error.")
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Have these lines hold the prompts' texts.")
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on Ray Serve: the cluster that RAY_ADDRESS names, or a new one.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas on Ray.  [default: one for each GPU, or one]", min=1)
+    ] = None,
     context: Context = None,
     kv_type: KvType = None,
     quantize: Quantize = None,
@@ -66,18 +89,16 @@ def serve(
     requests finish; a second one ends them.
     """
     try:
-        from wasmetal.serve.app import application
-        from wasmetal.serve.engine import Engine
+        from wasmetal.serve import log
         from wasmetal.serve.keys import new_key as make_key
         from wasmetal.serve.keys import read_keys
         from wasmetal.serve.limits import ServerLimits
+        from wasmetal.serve.recipe import Recipe
         from wasmetal.serve.server import LOCAL, Server, is_loopback, listen
     except ModuleNotFoundError as error:
         raise OptionError(
             f"wasmetal serve needs {error.name}; install it with: pip install 'wasmetal[serve]'"
         ) from None
-    from wasmetal.device import open_device
-    from wasmetal.models import load_embedder, load_model
 
     if new_key is not None:
         print(*make_key(new_key), sep="\n")
@@ -85,41 +106,66 @@ def serve(
     keys = read_keys(api_key, api_keys)
     if not (keys or insecure or is_loopback(host)):
         raise OptionError(f"others can reach {host}: give --api-key or --api-keys, or say --insecure")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-
-    def load(name: str) -> Model | Embedder:
-        if _makes_embeddings(name):
-            return stack.enter_context(load_embedder(name, opened))
-        model = load_model(
-            name,
-            opened,
-            context=context,
-            contexts=parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
-            prefixes=prefix_contexts,
-            kv_type=kv_type,
-            quantize=quantize,
-            deterministic=deterministic,
-        )
-        return stack.enter_context(model)
+    if log_prompts and not log_json:
+        raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
+    if replicas is not None and not ray:
+        raise OptionError("--replicas is for --ray: give both")
+    recipe = Recipe(
+        models=models or [DEFAULT_MODEL],
+        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens),
+        keys=keys,
+        loading={
+            "context": context,
+            "contexts": parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            "prefixes": prefix_contexts,
+            "kv_type": kv_type,
+            "quantize": quantize,
+            "deterministic": deterministic,
+        },
+        device=device,
+        precision=precision,
+        resident=resident,
+        memory_bytes=None if memory is None else size(memory),
+        idle_seconds=idle_seconds,
+        # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
+        hosts=frozenset({*LOCAL, host}) if is_loopback(host) and not keys else None,
+        origins=tuple(cors or ()),
+        log_json=log_json,
+        log_prompts=log_prompts,
+    )
+    if ray:
+        _serve_on_ray(recipe, host, port, replicas)
+        return
 
     def started(address: str) -> None:
-        served = f"{', '.join(engine.models)} on {opened.info.name}"
-        print(f"wasmetal serves {served} at {address}/v1", file=sys.stderr, flush=True)
+        engine = app.state.engine
+        news = f"wasmetal serves {', '.join(engine.names)} on {engine.device.name} at {address}/v1"
+        if log_json:
+            log.log.info(news)
+        else:
+            _tell(news)
 
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        opened = stack.enter_context(open_device(device, precision))
-        loaded = [load(name) for name in models or [DEFAULT_MODEL]]
-        engine = Engine(loaded, ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens))
-        # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
-        hosts = {*LOCAL, host} if is_loopback(host) and not keys else None
-        server = Server(application(engine, keys=keys, hosts=hosts, origins=cors or ()), listener, started)
-        server.run()
+        app = recipe.make(stack)
+        Server(app, listener, started).run()
 
 
-def _makes_embeddings(name: str) -> bool:
-    from wasmetal.models.architectures.bert import Bert
-    from wasmetal.models.files import store
-    from wasmetal.models.hf_folder import open_model_file
+def _serve_on_ray(recipe: Recipe, host: str, port: int, replicas: int | None) -> None:
+    try:
+        from wasmetal.serve.on_ray import on_ray
+    except ModuleNotFoundError as error:
+        raise OptionError(f"--ray needs {error.name}; install it with: pip install 'wasmetal[ray]'") from None
+    stop = threading.Event()
+    with on_ray(recipe, host, port, replicas) as begun:
+        for each in (signal.SIGTERM, signal.SIGINT):  # which Ray has taken
+            signal.signal(each, lambda *_: stop.set())
+        _tell(f"wasmetal serves {', '.join(recipe.models)} on Ray at http://{host}:{port}/v1")
+        if begun:
+            stop.wait()
+        else:
+            _tell("it goes on serving; `serve shutdown` ends it")
 
-    return open_model_file(store.resolve(name)).get("general.architecture", str, "") == Bert.name
+
+def _tell(news: str) -> None:
+    print(news, file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.isolated import IsolatedGuest
 from wasmetal.host.limits import Limits
 from wasmetal.host.link import CLOCKS, FILES, PATHS, RANDOM, GuestContext
+from wasmetal.host.memory_map import MemoryMap, memory_map
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.nn.grants import Given, device_of, needs_device, sources
 from wasmetal.host.nn.services import backends, services
@@ -180,6 +181,14 @@ class Guest(Closing):
     def reused_tokens(self) -> int:
         """Tokens that its sessions did not have to run, since other guests had: see ``prefixes``."""
         return self._llm.reused if self._llm else 0
+
+    def memory_map(self) -> MemoryMap | None:
+        """What the exported memory is used for at the moment; None before the first host call and after the end.
+
+        From any thread, also while the guest runs.
+        """
+        memory = self._context.memory
+        return None if memory is None or self._released else memory_map(memory, self._handles)
 
     def run(self) -> int:
         """Run the module's ``_start``, as a command; return its exit code.

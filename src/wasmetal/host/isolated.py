@@ -120,6 +120,9 @@ class IsolatedGuest(Closing):
         """See :meth:`wasmetal.Guest.counters`; as they were when the process last answered."""
         return self._process.counters
 
+    def memory_map(self) -> None:
+        """None: the memory is another process's."""
+
     def run(self) -> int:
         """See :meth:`wasmetal.Guest.run`."""
         self.exit_code = code = _exit_code(self._here().complete("run")[0])

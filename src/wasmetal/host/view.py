@@ -26,6 +26,11 @@ class GuestMemory:
         self._region = region
         self._size_dtype = np.dtype("<u8" if memory64 else "<u4")
 
+    @property
+    def region(self) -> Region:
+        """The memory's region."""
+        return self._region
+
     def array(self, ptr: int, count: int, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
         """``count`` elements at ``ptr``, aligned as C aligns them. INVAL if misaligned, FAULT if outside the memory."""
         if dtype is np.uint8:

@@ -27,6 +27,9 @@ _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
+_mincore = _libc.mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
 _PROT_NONE = 0
 _MAP_FAILED = ctypes.c_void_p(-1).value
 # Reserved pages must not count as used memory. The constant is missing from ``mmap`` before Python 3.13.
@@ -85,6 +88,18 @@ class Pages:
         if _mmap(self.address + start, end - start, protection, flags, descriptor, start) == _MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryRefusedError(f"cannot map {end - start} bytes of a file: {reason}; close other guests")
+
+    def resident(self, nbytes: int) -> NDArray[np.bool_]:
+        """Of each host page in the first ``nbytes``, which are whole pages, whether it takes room in memory.
+
+        bool [nbytes // page_size()]; all True if the system does not tell.
+        """
+        found = np.full(nbytes // mmap.PAGESIZE, 1, np.uint8)
+        if nbytes and _mincore(self.address, nbytes, found.ctypes.data):
+            found[:] = 1
+        whole = (found & 1).reshape(nbytes // page_size(), page_size() // mmap.PAGESIZE)
+        resident: NDArray[np.bool_] = np.any(whole, axis=1)
+        return resident
 
     def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Opened bytes as a writable array, not copied. It, and every array made from it, keeps the pages mapped."""

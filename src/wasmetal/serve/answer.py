@@ -17,6 +17,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.protocol import Request, Token
+from wasmetal.serve.record import Record
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -73,8 +74,9 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the completions, and send them. Raises ApiError if there is no place for them, or a guest fails."""
-        owner = scope.get("state", {}).get("owner", "")
-        async with Generation(self._engine, self._model, self._requests, owner) as generation:
+        state = scope["state"]
+        self._tell(state["record"])
+        async with Generation(self._engine, self._model, self._requests, state["owner"], state["record"]) as generation:
             watcher = asyncio.create_task(_watch(receive, generation))
             try:
                 if self._streams:
@@ -83,6 +85,14 @@ class Answer:
                     await self._send_whole(generation, scope, receive, send)
             finally:
                 watcher.cancel()
+
+    def _tell(self, record: Record) -> None:
+        """Say what is asked for."""
+        record.model = self._model.name
+        record.prompt_tokens = sum(len(request.prompt) for request in self._requests)
+        if self._engine.log_prompts:
+            texts = (self._model.tokenizer.decode(self._requests[index].prompt) for index in self._first)
+            record.prompt = "\n".join(texts)
 
     async def _send_whole(self, generation: Generation, scope: Scope, receive: Receive, send: Send) -> None:
         async for number, event in generation.events():

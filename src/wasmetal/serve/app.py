@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -15,7 +15,8 @@ from wasmetal.serve.errors import HANDLERS
 from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
 from wasmetal.serve.openapi import openapi
-from wasmetal.serve.routes import about, chat, completions, embeddings, tokens
+from wasmetal.serve.record import Record
+from wasmetal.serve.routes import about, chat, completions, embeddings, page, stats, tokens
 
 
 def application(
@@ -24,11 +25,13 @@ def application(
     keys: Keys | None = None,
     hosts: Collection[str] | None = None,
     origins: Sequence[str] = (),
+    observers: Sequence[Callable[[Record], object]] = (),
 ) -> Starlette:
     """The ASGI application.
 
     ``keys``: who may use it; None: everybody. ``hosts``: the names under which it may be asked for; None: any.
-    ``origins``: sites whose pages may use it from a browser.
+    ``origins``: sites whose pages may use it from a browser. ``observers``: they are told of each request that has been
+    answered, on the event loop.
     """
     routes = [
         Route("/health", about.health),
@@ -41,13 +44,17 @@ def application(
         Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
+        Route("/stats", stats.stats),
+        *(Route(path, page.file) for path in page.FILES),
     ]
-    gate = Middleware(Gate, engine=engine, keys=keys or Keys({}), hosts=hosts, paths=[route.path for route in routes])
+    paths = [route.path for route in routes]
+    gate = Middleware(Gate, engine=engine, keys=keys or Keys({}), hosts=hosts, paths=paths, observers=observers)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id"],
     )
 
     @asynccontextmanager

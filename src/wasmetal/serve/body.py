@@ -18,7 +18,7 @@ def engine_of(request: Request) -> Engine:
 
 
 async def read(request: Request, kind: type[B]) -> B:
-    """A request's body. Raises ApiError.
+    """A request's body. Its model is loaded then, until the request has been answered. Raises ApiError.
 
     Only JSON that says so is taken: a browser asks before it sends that to another site, and is then refused.
     """
@@ -40,7 +40,10 @@ async def read(request: Request, kind: type[B]) -> B:
         raise ApiError(408, message, headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise ApiError(408, "the body ended early") from None
-    return parse(kind, bytes(data))
+    body = parse(kind, bytes(data))
+    release = await engine_of(request).shelf.take(getattr(body, "model", ""))
+    request.scope["state"]["releases"].append(release)
+    return body
 
 
 def _too_large(most: int) -> ApiError:

@@ -17,6 +17,8 @@ from wasmetal.serve.admission import Admission
 from wasmetal.serve.errors import ApiError, bad_request
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.metrics import Metrics
+from wasmetal.serve.roster import Roster
+from wasmetal.serve.shelf import Room, Shelf, Stored
 
 T = TypeVar("T")
 
@@ -25,27 +27,43 @@ class Engine:
     """Models by the names that clients have for them."""
 
     def __init__(
-        self, models: Sequence[Model | Embedder], limits: ServerLimits | None = None, guest: str | Path | None = None
+        self,
+        models: Sequence[Model | Embedder],
+        limits: ServerLimits | None = None,
+        guest: str | Path | None = None,
+        *,
+        stored: Sequence[Stored] = (),
+        room: Room | None = None,
     ) -> None:
         """The models stay the caller's. ``guest``: another program than wasmetal's own that makes completions.
+        ``stored``: models that are loaded when they are asked for, as far as there is ``room``.
 
         Raises WasmetalError if two models have the same name, and GuestError if the program cannot be loaded.
         """
         self.limits = limits = limits or ServerLimits()
         self.models: dict[str, Model | Embedder] = {model.name: model for model in models}
-        if len(self.models) < len(models):
-            raise WasmetalError(f"two models have the same name: {', '.join(sorted(model.name for model in models))}")
+        """Those that are loaded."""
+        self.names = [*(model.name for model in models), *(each.plan.name for each in stored)]
+        """All of them."""
+        devices = [*(model.device.info for model in models), *(each.plan.device for each in stored)]
+        self.device = devices[0] if devices else None
+        """The device that they are on, if there are any."""
+        if len(set(self.names)) < len(self.names):
+            raise WasmetalError(f"two models have the same name: {', '.join(sorted(self.names))}")
         self.started = int(time.time())
         self.program = Program(guest or packaged.guest("complete"), trusted=guest is None)
         self.admission = Admission(limits.running, limits.waiting)
         self.metrics = Metrics()
+        self.roster = Roster()
         self.pool = ThreadPoolExecutor(limits.running, thread_name_prefix="completion")
+        self.log_prompts = False
+        """Whether the text of prompts goes into the records of requests."""
         self.tasks: set[asyncio.Task[None]] = set()
         """Completions that run or wait."""
         self.unfinished: dict[object, Callable[[ApiError], object]] = {}
         """What gives up each request whose completions they are."""
-        language = {name: model for name, model in self.models.items() if isinstance(model, Model)}
-        self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, language)
+        self.shelf = Shelf(self.models, stored, room or Room(), self.roster.has)
+        self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, self.models)
 
     def model(self, name: str) -> Model:
         """A language model. Raises ApiError."""
@@ -68,6 +86,11 @@ class Engine:
         finally:
             self.admission.give_back()
 
+    def check_health(self) -> None:
+        """Raise DeviceError if a device does not answer."""
+        for device in {model.device for model in self.models.values()}:
+            device.allocate(1).close()
+
     def give_up(self, error: ApiError) -> None:
         """Stop all completions, and give this error to those who wait for them."""
         for give_up in list(self.unfinished.values()):
@@ -77,10 +100,11 @@ class Engine:
         """Wait until all completions have ended, which they do soon once their requests have been given up."""
         if self.tasks:
             await asyncio.wait(self.tasks)
+        await self.shelf.close()
         self.pool.shutdown()
 
     def _find(self, name: str) -> Model | Embedder:
         if name not in self.models:
-            there = ", ".join(self.models)
+            there = ", ".join(self.names)
             raise ApiError(404, f"there is no model {name!r}; there is {there}", param="model", code="model_not_found")
         return self.models[name]

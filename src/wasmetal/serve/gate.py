@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,11 +10,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, draining
 from wasmetal.serve.keys import Keys
+from wasmetal.serve.record import Record, request_id
+from wasmetal.serve.routes import page
 
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/health", *page.FILES})
 """Paths that need no key."""
 ABOUT = frozenset({"/health", "/metrics"})
 """Paths that are there while the server drains."""
+QUIET = frozenset({"/health", "/metrics", "/stats", *page.FILES})
+"""Paths that are asked for again and again, of which observers hear only if something is wrong."""
 GONE = 499
 """The status under which requests are counted whose client went away before it got an answer."""
 
@@ -23,42 +27,67 @@ class Gate:
     """An ASGI application around another."""
 
     def __init__(
-        self, app: ASGIApp, *, engine: Engine, keys: Keys, hosts: Collection[str] | None, paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        engine: Engine,
+        keys: Keys,
+        hosts: Collection[str] | None,
+        paths: Collection[str],
+        observers: Sequence[Callable[[Record], object]] = (),
     ) -> None:
         """``hosts``: the names under which the server may be asked for, None: any. ``paths``: those that are counted
-        under their own names."""
+        under their own names. ``observers``: they are told of each request that has been answered."""
         self._app = app
         self._engine = engine
         self._keys = keys
         self._hosts = hosts
         self._paths = frozenset(paths)
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = GONE
+        record = self._record(scope)
+        record.status = GONE
 
         async def sending(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
             await send(message)
 
         try:
-            self._check(scope)
+            self._check(scope, record)
             await self._app(scope, receive, sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
         except Exception:
-            status = 500
+            record.status = 500
             raise
         finally:
-            path = scope["path"]
-            self._engine.metrics.request(path if path in self._paths else "other", status)
+            for release in scope["state"]["releases"]:
+                release()
+            self._ended(record)
 
-    def _check(self, scope: Scope) -> None:
+    def _record(self, scope: Scope) -> Record:
+        headers, path = Headers(scope=scope), scope["path"]
+        route = path if path in self._paths else "other"
+        trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+        record = Record(request_id(headers.get("x-request-id")), scope["method"], path, route, trace)
+        scope.setdefault("state", {}).update(record=record, releases=[])
+        return record
+
+    def _ended(self, record: Record) -> None:
+        record.ended = record.now()
+        self._engine.metrics.request(record.route, record.status, record.key)
+        if record.route not in QUIET or record.status >= 400:
+            for observe in self._observers:
+                observe(record)
+
+    def _check(self, scope: Scope, record: Record) -> None:
         """Raise ApiError if the request is not to be answered."""
         headers, path = Headers(scope=scope), scope["path"]
         if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
@@ -74,7 +103,7 @@ class Gate:
             )
         if self._engine.admission.draining and path not in ABOUT:
             raise draining()
-        scope.setdefault("state", {})["owner"] = owner
+        record.key = scope["state"]["owner"] = owner or ""
 
     def _owner(self, headers: Headers) -> str | None:
         kind, _, key = headers.get("authorization", "").partition(" ")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wasmetal.errors import WasmetalError
@@ -13,6 +14,7 @@ from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
 from wasmetal.serve.protocol import End, Request, Token
+from wasmetal.serve.record import Record
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -23,9 +25,12 @@ log = logging.getLogger("wasmetal.serve")
 class Generation:
     """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
 
-    def __init__(self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "") -> None:
-        """They begin when there is a place to run in. ``owner``: whose request it is. Raises ApiError if not even a
-        place to wait in is left."""
+    def __init__(
+        self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "", record: Record | None = None
+    ) -> None:
+        """They begin when there is a place to run in. ``owner``: whose request it is. ``record``: what is to be told of
+        it. Raises ApiError if not even a place to wait in is left."""
+        self._record = record or Record("", "", "", "")
         self.cancelled = False
         """Whether nobody waits for it any more."""
         self._stopped = False
@@ -39,9 +44,11 @@ class Generation:
         self._started: set[Completion] = set()
         engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
-        for request, task in zip(requests, self._tasks, strict=True):
-            engine.metrics.prompt(model.name, len(request.prompt))
+        for request, completion, task in zip(requests, self._completions, self._tasks, strict=True):
+            engine.metrics.prompt(model.name, owner, len(request.prompt))
+            engine.roster.add(completion)
             engine.tasks.add(task)
+            task.add_done_callback(partial(self._leave, completion))
             task.add_done_callback(engine.tasks.discard)
             task.add_done_callback(lambda _: engine.admission.give_back())
 
@@ -50,22 +57,36 @@ class Generation:
 
         Raises ApiError if a guest fails, or it is given up.
         """
-        metrics, name = self._engine.metrics, self._model.name
+        metrics, name, key, record = self._engine.metrics, self._model.name, self._owner, self._record
         last: dict[int, float] = {}
         left = len(self._completions)
         while left:
             number, event = await self._news.get()
             if self.cancelled or event is None:
+                record.finish = "cancelled"
                 return
             if isinstance(event, ApiError):
+                record.finish = "error"
                 raise event
+            completion = self._completions[number]
+            if record.started is None:
+                record.started = completion.begun - record.came
             if isinstance(event, Token):
                 now = time.monotonic()
-                metrics.token(name, now - last.get(number, self._begin), first=number not in last)
+                if record.first is None:
+                    record.first = now - record.came
+                if number not in last:
+                    metrics.began(name, completion.begun - self._begin)
+                metrics.token(name, key, now - last.get(number, self._begin), first=number not in last)
+                record.completion_tokens += 1
                 last[number] = now
             else:
                 left -= 1
-                metrics.cached(name, event.cached)
+                metrics.cached(name, key, event.cached)
+                record.finish = event.reason
+                record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
+                record.cached_tokens += event.cached
+                record.device_seconds += completion.counters.device_seconds
             yield number, event
 
     def cancel(self) -> None:
@@ -88,6 +109,9 @@ class Generation:
                 completion.stop()
             else:
                 task.cancel()
+
+    def _leave(self, completion: Completion, task: asyncio.Task[None]) -> None:
+        self._engine.roster.remove(completion)
 
     async def __aenter__(self) -> Generation:
         return self
@@ -116,7 +140,7 @@ class Generation:
                 log.exception("a completion of %s failed", self._model.name)
                 self._tell(number, failed("internal error"))
             finally:
-                engine.metrics.ended(self._model.name, completion.counters)
+                engine.metrics.ended(self._model.name, self._owner, completion.counters)
 
     def _tell(self, number: int, event: Token | End | ApiError) -> None:
         self._news.put_nowait((number, event))

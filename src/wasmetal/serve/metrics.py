@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from wasmetal.counters import Counters
-from wasmetal.models import Model
+from wasmetal.models import Embedder, Model
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -19,17 +19,20 @@ class Metrics:
     """The server's figures. Safe to use from several threads."""
 
     def __init__(self) -> None:
+        self.drawn = 0
+        """Tokens of completions, of all models."""
         self.registry = registry = CollectorRegistry()
+        per_key = ["model", "key"]
         self._requests = Counter(
-            "wasmetal_requests", "Requests, by their path and status (499: the client went away).", ["path", "status"],
-            registry=registry,
+            "wasmetal_requests", "Requests, by their path, status (499: the client went away) and key.",
+            ["path", "status", "key"], registry=registry,
         )  # fmt: skip
-        self._prompt = Counter("wasmetal_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
+        self._prompt = Counter("wasmetal_prompt_tokens", "Tokens of prompts.", per_key, registry=registry)
         self._cached = Counter(
-            "wasmetal_prompt_tokens_cached", "Tokens of prompts that were not run, since they had been.", ["model"],
+            "wasmetal_prompt_tokens_cached", "Tokens of prompts that were not run, since they had been.", per_key,
             registry=registry,
         )  # fmt: skip
-        self._drawn = Counter("wasmetal_completion_tokens", "Tokens of completions.", ["model"], registry=registry)
+        self._drawn = Counter("wasmetal_completion_tokens", "Tokens of completions.", per_key, registry=registry)
         self._first = Histogram(
             "wasmetal_time_to_first_token_seconds", "From a request's arrival to its first token.", ["model"],
             buckets=_FIRST, registry=registry,
@@ -38,20 +41,27 @@ class Metrics:
             "wasmetal_time_between_tokens_seconds", "Between two tokens of a completion.", ["model"],
             buckets=_BETWEEN, registry=registry,
         )  # fmt: skip
+        self._queued = Histogram(
+            "wasmetal_queue_seconds", "From a request's arrival until its completion begins.", ["model"],
+            buckets=_FIRST, registry=registry,
+        )  # fmt: skip
         self._copied = Counter(
             "wasmetal_bytes_copied", "Tensor bytes copied between guests, host and device.", ["model"],
             registry=registry,
         )  # fmt: skip
         self._device = Counter(
-            "wasmetal_device_seconds", "Time of the device that completions took.", ["model"], registry=registry
+            "wasmetal_device_seconds", "Time of the device that completions took.", per_key, registry=registry
         )
         self._failed = Counter("wasmetal_completions_failed", "Guests that failed.", ["model"], registry=registry)
 
-    def watch(self, running: Callable[[], int], waiting: Callable[[], int], models: Mapping[str, Model]) -> None:
+    def watch(
+        self, running: Callable[[], int], waiting: Callable[[], int], models: Mapping[str, Model | Embedder]
+    ) -> None:
         """Ask these whenever the figures are wanted."""
         for name, text, ask in (
             ("wasmetal_completions_running", "Completions that run.", running),
             ("wasmetal_completions_waiting", "Completions that wait for their turn.", waiting),
+            ("wasmetal_models_loaded", "Models that are loaded.", models.__len__),
         ):
             Gauge(name, text, registry=self.registry).set_function(ask)
         self.registry.register(_Batches(models))
@@ -59,27 +69,32 @@ class Metrics:
             self._copied.labels(name)
             self._failed.labels(name)
 
-    def request(self, path: str, status: int) -> None:
-        """A request has been answered."""
-        self._requests.labels(path, status).inc()
+    def request(self, path: str, status: int, key: str) -> None:
+        """A request has been answered. ``key``: the name of its key, here and below."""
+        self._requests.labels(path, status, key).inc()
 
-    def prompt(self, model: str, tokens: int) -> None:
+    def prompt(self, model: str, key: str, tokens: int) -> None:
         """A completion of a prompt with so many tokens begins."""
-        self._prompt.labels(model).inc(tokens)
+        self._prompt.labels(model, key).inc(tokens)
 
-    def cached(self, model: str, tokens: int) -> None:
+    def began(self, model: str, seconds: float) -> None:
+        """A completion has waited so long for its turn."""
+        self._queued.labels(model).observe(seconds)
+
+    def cached(self, model: str, key: str, tokens: int) -> None:
         """So many tokens of a prompt were not run."""
-        self._cached.labels(model).inc(tokens)
+        self._cached.labels(model, key).inc(tokens)
 
-    def token(self, model: str, seconds: float, *, first: bool) -> None:
+    def token(self, model: str, key: str, seconds: float, *, first: bool) -> None:
         """A token came, so long after the one before it, or after the request if it is the first."""
-        self._drawn.labels(model).inc()
+        self._drawn.labels(model, key).inc()
+        self.drawn += 1
         (self._first if first else self._between).labels(model).observe(seconds)
 
-    def ended(self, model: str, counters: Counters) -> None:
+    def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""
         self._copied.labels(model).inc(counters.bytes_copied)
-        self._device.labels(model).inc(counters.device_seconds)
+        self._device.labels(model, key).inc(counters.device_seconds)
 
     def failed(self, model: str) -> None:
         """A guest has failed."""
@@ -91,18 +106,22 @@ class Metrics:
 
 
 class _Batches(Collector):
-    """The size of batches: jobs by submissions."""
+    """The size of batches: jobs by submissions; and how full KV caches are."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(self, models: Mapping[str, Model | Embedder]) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """What the models' schedulers have counted."""
+        """What the models know."""
+        cache = GaugeMetricFamily("wasmetal_kv_cache_bytes", "Bytes of the KV cache in use.", labels=["model"])
         batches = CounterMetricFamily("wasmetal_batches", "Forward passes submitted.", labels=["model"])
         jobs = CounterMetricFamily(
             "wasmetal_batched", "Completions in them, all together: by batches, the mean size.", labels=["model"]
         )
-        for name, model in self._models.items():
+        for name, model in list(self._models.items()):
+            if not isinstance(model, Model):
+                continue
             batches.add_metric([name], model.batches.submitted)
             jobs.add_metric([name], model.batches.jobs)
-        yield from (batches, jobs)
+            cache.add_metric([name], model.cache.held * model.cache.page_bytes)
+        yield from (batches, jobs, cache)

@@ -103,6 +103,16 @@ class KVCache:
         return PAGE_SIZE * self.position_bytes
 
     @property
+    def pages(self) -> int:
+        """How many pages there may be."""
+        return len(self._references)
+
+    @property
+    def held(self) -> int:
+        """How many are held, with those that have been given back but not reclaimed. From any thread."""
+        return int(np.count_nonzero(self._references))
+
+    @property
     def free(self) -> int:
         """How many pages are free."""
         self.reclaim()

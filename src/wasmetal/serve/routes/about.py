@@ -28,13 +28,13 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The models that there are."""
     engine = engine_of(request)
-    return JSONResponse({"object": "list", "data": [_model(engine, name) for name in engine.models]})
+    return JSONResponse({"object": "list", "data": [_model(engine, name) for name in engine.names]})
 
 
 async def model(request: Request) -> Response:
     """One of them."""
     engine, name = engine_of(request), request.path_params["name"]
-    if name not in engine.models:
+    if name not in engine.names:
         raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
     return JSONResponse(_model(engine, name))
 

@@ -19,6 +19,7 @@ async def embeddings(request: Request) -> Response:
     """A vector for each text."""
     engine, body = engine_of(request), await read(request, EmbeddingBody)
     model = engine.embedder(body.model)
+    request.scope["state"]["record"].model = model.name
     texts = [body.input] if isinstance(body.input, str) else body.input
     if len(texts) > engine.limits.inputs:
         raise bad_request(f"{len(texts)} texts; at most {engine.limits.inputs} are taken", "input")
