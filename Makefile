@@ -11,7 +11,7 @@ COVERAGE := --cov --cov-report term:skip-covered
 MINUTES := 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all model lint kernels abi guests bench reference fuzz soak clean
+.PHONY: help demo test test-all model lint kernels abi guests bench reference onnx-models fuzz soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -57,6 +57,9 @@ reference: $(VENV)/.reference ## logits and greedy ids against transformers in f
 	$(BIN)/python tests/reference/check_embeddings.py --device cpu
 	$(BIN)/python tests/reference/check_hf_embeddings.py --device cpu
 
+onnx-models: $(VENV)/.onnx-models ## guests run three real ONNX models as the packages that have them do (130 MB of packages)
+	WASMETAL_REQUIRE_ONNX_MODELS=1 $(BIN)/python -m pytest tests/nn/test_real_models.py
+
 fuzz: $(VENV)/.test ## hostile inputs at random, for MINUTES=10 in all; what is found goes to build/fuzz
 	$(BIN)/python -m tests.fuzz all --minutes $(MINUTES)
 
@@ -77,6 +80,11 @@ $(VENV)/.run: pyproject.toml scripts/system_packages.py
 $(VENV)/.test: $(VENV)/.run
 	$(PYTHON) scripts/system_packages.py test
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.onnx-models: $(VENV)/.test
+	$(PIP) --editable '.[onnx-models]'
+	$(PIP) --no-deps rapidocr-onnxruntime==1.4.4
 	@touch $@
 
 $(VENV)/.reference: $(VENV)/.test

@@ -84,7 +84,7 @@ class Figures:
 
     guests: int
     tokens_s: float
-    """While all of them decode."""
+    """From when all begin to decode until all have done so."""
     wall_us: float
     """For each token."""
     processor_us: float
@@ -139,12 +139,12 @@ def measure(path: Path, guests: int, tokens: int, seconds: tuple[float, float, f
         ours.decode(model, guests, ours.WARM_UP)
         rows = _time_batches(model, backend, seconds)
         marks: list[tuple[float, float]] = []
-        times = ours.decode(model, guests, tokens, lambda: marks.append((time.perf_counter(), time.process_time())))
+        ours.decode(model, guests, tokens, lambda: marks.append((time.perf_counter(), time.process_time())))
         (begin, before), (end, after) = marks
         wall, processor = end - begin, after - before
         batches = [count for when, count in rows if begin <= when]
         return Figures(
-            guests, ours.rate(times, tokens), wall / tokens / guests * 1e6, processor / tokens / guests * 1e6,
+            guests, tokens * guests / wall, wall / tokens / guests * 1e6, processor / tokens / guests * 1e6,
             sum(batches) / len(batches),
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _time_batches(model: Model, backend: NoBackend, seconds: tuple[float, float,
 
     def timed(taken: Pass, jobs: Sequence[Job]) -> Submission:
         rows = sum(job.rows for job in jobs)
-        steps = max(len(job.draws.randoms) if job.draws else 1 for job in jobs)
+        steps = max(job.draws.steps if job.draws else 1 for job in jobs)
         backend.seconds = steps * (one if rows == 1 else more + each * rows)
         started.append((time.perf_counter(), rows))
         return start(taken, jobs)

@@ -11,11 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.workload import (
     BANDWIDTH,
@@ -34,6 +32,7 @@ from benchmarks.workload import (
 )
 from wasmetal import load_model, open_device
 from wasmetal.bench import llm
+from wasmetal.cli.app import SWITCH_SECONDS
 from wasmetal.conversation import Conversation
 from wasmetal.device import Device
 from wasmetal.errors import GuestError
@@ -44,9 +43,6 @@ WARM_UP = 8
 
 HOUR_MS = 3_600_000
 """For how long a guest may decode in one call."""
-
-Times = list[float]
-"""When a guest began to decode, and when it wrote what it decoded: a token, or several."""
 
 
 def measure(device: str, model: Path, precision: str, sessions: int | None = None) -> Measured:
@@ -68,6 +64,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["exact", "standard", "fast"], default="standard")
     parser.add_argument("--sessions", type=int, help="so many guests at once; default: one sequence alone")
     options = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with open_device(options.device, options.precision) as device:
         about = {options.device: device.info.name}
         if options.sessions is None:
@@ -93,35 +90,27 @@ def _alone(device: Device, source: str) -> dict[str, Figures]:
 
 
 def _together(device: Device, source: str, guests: int) -> float:
-    """Tokens a second that all guests together decode, while all of them decode."""
+    """Tokens a second of all guests together, from when all have run their prompts until all have decoded theirs."""
     # One context for each guest, and one for the process itself, which is guaranteed an equal share of the cache.
     with load_model(source, device, context=PROMPT_S + TOKENS_S, contexts=guests + 1) as model:
         decode(model, guests, WARM_UP)
-        return rate(decode(model, guests, TOKENS_S), TOKENS_S)
+        marks: list[float] = []
+        decode(model, guests, TOKENS_S, lambda: marks.append(time.perf_counter()))
+        begin, end = marks
+        return guests * TOKENS_S / (end - begin)
 
 
-def decode(model: Model, guests: int, tokens: int, mark: Callable[[], object] = lambda: None) -> list[Times]:
+def decode(model: Model, guests: int, tokens: int, mark: Callable[[], object] = lambda: None) -> None:
     """Have so many guests, each on a thread of its own, decode. They begin when all of them have run their prompts.
 
     ``mark`` is called when they begin, and again when all have ended.
     """
-    begun: Times = []
+    ready, over = threading.Barrier(guests, mark), threading.Barrier(guests, mark)
 
-    def begin() -> None:
-        mark()
-        begun.append(time.perf_counter())
-
-    ready, over = threading.Barrier(guests, begin), threading.Barrier(guests, mark)
-
-    def run(number: int) -> Times:
+    def run(number: int) -> None:
         arguments = ["--raw", "--seed", str(number), "--max-tokens", str(tokens + 1)]
-        times: Times = []
-
-        def written(_: bytes) -> None:
-            times.append(time.perf_counter())
-
         try:
-            with Conversation(model, device=model.device, arguments=arguments, stdout=written) as chat:
+            with Conversation(model, device=model.device, arguments=arguments, stdout=lambda _: None) as chat:
                 if chat.open() or not chat.ask(llm.prompt_of(model, PROMPT_S, number)):
                     raise GuestError("the chat guest failed")
                 ready.wait()
@@ -134,21 +123,12 @@ def decode(model: Model, guests: int, tokens: int, mark: Callable[[], object] = 
             raise
         if decoded != tokens:
             raise GuestError(f"the model ended a guest's text after {decoded} tokens")
-        return [*begun, *times[1:-1]]  # the first token is the prompt's; the last is the line end after the answer
 
     with ThreadPoolExecutor(guests) as threads:
         runs = [threads.submit(run, number) for number in range(guests)]
     errors = [error for each in runs if (error := each.exception())]
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error  # the first that is not another's consequence
-    return [each.result() for each in runs]
-
-
-def rate(runs: Sequence[Times], tokens: int) -> float:
-    """Tokens a second of all guests together, each of which decodes ``tokens``, until the first has done so."""
-    begin, end = runs[0][0], min(times[-1] for times in runs)
-    decoded = sum(np.interp(end, times, np.linspace(0, tokens, len(times))) for times in runs)
-    return float(decoded) / (end - begin)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     wasmetal bench llm llama-1b-f16.gguf
 
 What it says is noise, without end; how fast it says it is not. The file has 2.5 GB (F16), 1.3 GB (Q8_0) or 0.7 GB
-(Q4_0); with ``--shape 8b``, 15 GB, 8 GB or 4.2 GB; with ``--shape tiny``, 7 MB, 4 MB or 2 MB.
+(Q4_0); with ``--shape 8b``, 15 GB, 8 GB or 4.2 GB; with ``--shape 135m``, 270 MB, 144 MB or 76 MB; with ``--shape
+tiny``, 7 MB, 4 MB or 2 MB.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Shape:
 
 
 SHAPES = {
+    "135m": Shape(576, 1536, 30, 9, 3, 64, own_output=False, vocabulary=49_152),
     "1b": Shape(2048, 8192, 16, 32, 8, 64, own_output=False),
     "8b": Shape(4096, 14336, 32, 32, 8, 128, own_output=True),
     "tiny": Shape(256, 768, 4, 4, 2, 64, own_output=False, vocabulary=1024),
@@ -80,17 +82,21 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="the file to write")
     parser.add_argument("--type", choices=["F16", "Q8_0", "Q4_0", "Q4_1"], default="F16", help="of the matrices")
     parser.add_argument(
-        "--shape", choices=SHAPES, default="1b", help="of Llama 3.2 1B, or 3.1 8B; tiny: to try things out"
+        "--shape",
+        choices=SHAPES,
+        default="1b",
+        help="of SmolLM2 135M, Llama 3.2 1B or 3.1 8B; tiny: to try out",
     )
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens")
     options = parser.parse_args()
-    write(options.path, options.type, options.shape)
+    write(options.path, options.type, options.shape, options.context)
 
 
-def write(path: Path, type_name: str, shape_name: str) -> None:
+def write(path: Path, type_name: str, shape_name: str, context: int = CONTEXT) -> None:
     """Write the model, its matrices of the type of that name in GGUF."""
     kind, shape = gguf.GGMLQuantizationType[type_name], SHAPES[shape_name]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.hidden)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import gguf
 import pytest
 
-from benchmarks import chart, ours, peers, random_model, report
+from benchmarks import chart, peers, random_model, report
 from wasmetal import load_model, open_device
 
 ROOT = Path(__file__).parents[1]
@@ -62,14 +62,6 @@ def test_the_hosts_time() -> None:
     for figures in (one, three):
         assert figures["tokens_s"] > 0
         assert figures["processor_us"] > 0
-
-
-def test_the_rate_of_guests_is_that_of_the_time_they_share() -> None:
-    # Ten tokens in ten seconds, and ten in five: fifteen in the first five seconds.
-    slow, quick = [float(second) for second in range(11)], [second / 2 for second in range(11)]
-    assert ours.rate([slow, quick], 10) == pytest.approx(3.0)
-    assert ours.rate([slow], 10) == pytest.approx(1.0)
-    assert ours.rate([slow, [0.0, 4.0, 10.0]], 10) == pytest.approx(2.0)
 
 
 def test_shares_are_of_the_memory_that_an_engine_reads() -> None:

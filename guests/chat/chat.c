@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #define RECENT 64 /* tokens that the repetition penalty looks back */
-#define BURST 32  /* tokens of a call of wm_session_generate, at most */
+#define BURST 128  /* tokens of a call of wm_session_generate, at most */
 
 static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 

@@ -49,6 +49,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "wasmtime_val_t",
     ),
     "wasmtime._managed": ("Managed",),
+    "wasmtime.component._types": ("case_test_cache",),
     "wasmtime.Config": ("ptr",),
     "wasmtime.Func": ("_as_extern",),
     "wasmtime.FuncType": ("ptr",),
@@ -371,6 +372,29 @@ def define_function(
     if error:
         raise wasmtime.WasmtimeError._from_ptr(error)
     return callback
+
+
+# ---- Components
+
+
+class _SetOfThread(threading.local):
+    """A set for each thread."""
+
+    def __init__(self) -> None:
+        self._set: set[type] = set()
+
+    def add(self, kind: type) -> None:
+        self._set.add(kind)
+
+    def clear(self) -> None:
+        self._set.clear()
+
+    def __iter__(self) -> Iterator[type]:
+        return iter(self._set)
+
+
+# The package's own is used for what host functions return, by all threads at once.
+_find("wasmtime.component._types").case_test_cache = _SetOfThread()
 
 
 # ---- Globals and references, bit for bit

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.actor import moves
 from tests.actor.guests import probe, probe_program
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, ActorProgram, Limits, Snapshot, load_model
@@ -113,6 +114,18 @@ def test_random_conversations(chat: ActorProgram, model: Model) -> None:
             with Actor.thaw(through_json(snapshot), chat, models={"default": model}) as actor:
                 assert actor.send(question).read() == answer
                 snapshot = actor.freeze()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("count", "devices"), [(100, ["cpu"]), pytest.param(5, ["cpu", "vulkan"], marks=pytest.mark.vulkan)]
+)
+def test_random_conversations_move_to_a_new_process_for_every_message(count: int, devices: list[str]) -> None:
+    """Devices do not agree to the last bit, so that there the most likely token is chosen."""
+    messages, differences = moves.run(count, devices, greedy=len(devices) > 1)
+    assert messages > 2 * count
+    assert differences == []
 
 
 @pytest.mark.model

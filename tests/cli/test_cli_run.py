@@ -70,6 +70,7 @@ def test_an_isolated_guest_is_no_different(tmp_path: Path) -> None:
 def test_directories_are_what_is_granted(guest: Path, tmp_path: Path) -> None:
     assert wasmetal("run", guest).returncode == 1
     assert wasmetal("run", "--dir", f"{tmp_path}::/data", guest).stdout == "/data"
+    assert wasmetal("run", "--dir", f"/data:{tmp_path}", guest).stdout == "/data"  # as WasmEdge has it
 
 
 @given(wat.CREATE)
@@ -77,6 +78,7 @@ def test_what_a_guest_may_do_in_a_directory(guest: Path, tmp_path: Path) -> None
     directory = tmp_path / "granted"
     directory.mkdir()
     assert wasmetal("run", "--dir", f"{directory}::/data:ro", guest).returncode == WasiErrno.ROFS
+    assert wasmetal("run", "--dir", f"/data:{directory}:readonly", guest).returncode == WasiErrno.ROFS
     assert list(directory.iterdir()) == []
     assert wasmetal("run", "--dir", f"{directory}::/data", "--disk-limit", "999B", guest).returncode == WasiErrno.DQUOT
     assert (directory / "new").stat().st_size == 0

@@ -17,7 +17,9 @@ from tests.cluster.nodes import Nodes, number, running, settings, up
 from wasmetal.cluster import Cluster
 
 
-def kill_under_load(nodes: Nodes, workers: list[Any], store: Path, *, actors: int, messages: int) -> dict[str, float]:
+def kill_under_load(
+    nodes: Nodes, workers: list[Any], store: Path | str, *, actors: int, messages: int
+) -> dict[str, float]:
     """Kill one of the nodes while each of some threads sends messages to an actor of its own. Raises AssertionError.
 
     Each reply has the number of messages that the actor has handled: it must count them without a gap. Returns what

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster as RayCluster
 OBEDIENT_WASM = bytes(wasmtime.wat2wasm(OBEDIENT))
 
 
-def settings(store: Path, **types: dict[str, float]) -> ClusterSettings:
+def settings(store: Path | str, **types: dict[str, float]) -> ClusterSettings:
     """Of a cluster of obedient actors. ``types``: the resources that each type needs; by default one without."""
     return ClusterSettings(
         store=str(store),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wasmetal.device import MemoryKind, copying
-from wasmetal.device.backend import Range
+from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import Bytes
 
 
 class Memory:
-    def __init__(self, nbytes: int, address: int | None) -> None:
-        self.address = address
+    def __init__(self, nbytes: int, visible: bool) -> None:
         self.bytes = np.zeros(nbytes, np.uint8)
+        self.address = self.bytes.ctypes.data if visible else None
 
     def view(self) -> Bytes:
         assert self.address is not None
@@ -31,8 +33,10 @@ class Hidden:
         self.interrupted = False
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> Memory:
-        self.made.append(Memory(nbytes, 64 if kind is MemoryKind.SHARED else None))
+        self.made.append(Memory(nbytes, kind is MemoryKind.SHARED))
         return self.made[-1]
+
+    begin_copies = Backend.begin_copies
 
     def copy(self, source: Range[Memory], target: Range[Memory]) -> None:
         self.copies.append((source.allocation, target.allocation))
@@ -84,6 +88,52 @@ def test_arrays_are_copied_one_after_the_other(kind: MemoryKind, sizes: list[int
     assert not memory.bytes[:45].any()
     assert not memory.bytes[45 + sum(sizes) :].any()
     assert len(backend.copies) == (-(-sum(sizes) // 100) if kind is MemoryKind.DEVICE else 0)
+
+
+class Late(Hidden):
+    """A backend that copies as late as it may."""
+
+    def begin_copies(self, pairs: Sequence[tuple[Range[Memory], Range[Memory]]]) -> Callable[[], None]:
+        def wait() -> None:
+            for source, target in pairs:
+                self.copy(source, target)
+
+        return wait
+
+
+@pytest.mark.parametrize("late", [False, True])
+@given(
+    kinds=st.lists(st.sampled_from(MemoryKind), min_size=1, max_size=12),
+    sizes=st.lists(st.sampled_from([0, 1, 3, 20, 49, 60, 150]), max_size=3),
+)
+def test_rows_go_to_several_allocations(late: bool, kinds: list[MemoryKind], sizes: list[int]) -> None:
+    backend, copier = Late() if late else Hidden(), copying.Copier()
+    memories = [backend.allocate(500, kind) for kind in kinds]
+    rng = np.random.default_rng(len(kinds))
+    data = [rng.integers(1, 256, (len(kinds), size), dtype=np.uint8) for size in sizes]
+    assert copier.copy_rows_in(backend, memories, 45, data) == sum(sizes) * len(kinds)
+    for row, memory in enumerate(memories):
+        expected = b"".join([bytes(45), *(each[row].tobytes() for each in data)])
+        assert memory.bytes.tobytes() == expected.ljust(500, b"\0")
+    assert len(backend.made) - len(memories) <= 1  # one staging buffer
+
+
+def test_rows_that_are_on_their_way_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the staging buffer could be freed while the device reads it."""
+    backend, copier = Late(), copying.Copier()
+    memories = [backend.allocate(50, MemoryKind.DEVICE) for _ in range(9)]
+    copy, copied = copying.Rows.copy, []
+
+    def interrupted(rows: copying.Rows, first: int, targets: Sequence[int]) -> None:
+        copied.append(first)
+        if len(copied) == 4:
+            raise KeyboardInterrupt
+        copy(rows, first, targets)
+
+    monkeypatch.setattr(copying.Rows, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copier.copy_rows_in(backend, memories, 0, [np.ones((9, 50), np.uint8)])
+    assert [bool(memory.bytes.all()) for memory in memories] == [True] * 3 + [False] * 6
 
 
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:

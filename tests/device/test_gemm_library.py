@@ -12,7 +12,7 @@ import pytest
 from tests.ops.tensors import Bench
 from wasmetal import ops
 from wasmetal.device.backend import Range
-from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.cpu.device import CpuBackend
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.gemm import Gemm, Matrix
 from wasmetal.device.libraries import base

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from tests.ops.tensors import pool_bytes, random_weight
 from wasmetal.device import open_device
+from wasmetal.device import rows as rows_module
 from wasmetal.device.cpu import library as libraries
 from wasmetal.device.cpu.compile import TARGETS, compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
+from wasmetal.device.rows import Rows
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, NO_SINKS, Access
 from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
@@ -422,6 +424,24 @@ def test_rope(
 
 
 # ---- Running lists
+
+
+@pytest.mark.parametrize("much", [0, 1 << 40])
+@given(data=st.data())
+def test_rows_are_copied(native: Library, much: int, data: st.DataObject) -> None:
+    """Past the caches or not, from anywhere to anywhere, and no byte beside them."""
+    rows, at = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 70))
+    sizes = data.draw(st.lists(st.integers(0, 700), min_size=1, max_size=5))
+    rng = np.random.default_rng(rows)
+    sources = [rng.integers(0, 256, (rows, size + 3), np.uint8)[:, 2 : 2 + size] for size in sizes]
+    targets = [np.zeros(at + sum(sizes) + 9, np.uint8) for _ in range(rows)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libraries, "_MUCH", much)
+        patch.setattr(rows_module, "library", lambda: native)
+        Rows(sources).copy(0, [target.ctypes.data + at for target in targets[:1]])
+        Rows(sources).copy(1, [target.ctypes.data + at for target in targets[1:]])
+    for row, target in enumerate(targets):
+        assert target.tobytes() == b"".join([bytes(at), *(each[row].tobytes() for each in sources), bytes(9)])
 
 
 def additions(native: Library, count: int, stop: ctypes.c_uint8) -> tuple[Calls, NDArray[np.float32]]:

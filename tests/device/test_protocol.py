@@ -89,6 +89,36 @@ def test_write_and_read(device: Device, kind: MemoryKind, data: st.DataObject) -
     buffer.close()
 
 
+@pytest.mark.parametrize("kind", MemoryKind)
+@given(data=st.data())
+def test_rows_of_arrays_go_to_several_buffers(device: Device, kind: MemoryKind, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    rows, offset = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 70))
+    wide = [rng.integers(1, 256, (rows, width), np.uint8) for width in data.draw(st.lists(st.integers(1, 600)))]
+    arrays = [each[:, data.draw(st.integers(0, each.shape[1] - 1)) :] for each in wide]
+    total = sum(each.shape[1] for each in arrays)
+    before = device.counters.bytes_copied
+    buffers = [device.allocate(offset + total + 9, kind) for _ in range(rows)]
+    device.write_rows(buffers, offset, *arrays)
+    assert device.counters.bytes_copied - before == rows * total
+    for row, buffer in enumerate(buffers):
+        expected = b"".join([bytes(offset), *(each[row].tobytes() for each in arrays), bytes(9)])
+        assert bytes_of(device, buffer, 0, buffer.nbytes).tobytes() == expected
+        buffer.close()
+
+
+def test_rows_must_fit(device: Device) -> None:
+    buffers = [device.allocate(100), device.allocate(80)]
+    device.write_rows(buffers, 20, np.zeros((2, 30), np.uint8), np.zeros((2, 30), np.uint8))
+    copied = device.counters.bytes_copied
+    for offset, rows in ((-1, (2, 4)), (77, (2, 4)), (1 << 40, (2, 1)), (0, (2, 81)), (0, (1, 4)), (0, (4,))):
+        with pytest.raises(DeviceError):
+            device.write_rows(buffers, offset, np.zeros(rows, np.uint8))
+    with pytest.raises(DeviceError, match="float32"):
+        device.write_rows(buffers, 0, np.zeros((2, 4), np.float32))
+    assert device.counters.bytes_copied == copied
+
+
 def test_weights_are_counted_apart(device: Device) -> None:
     buffer = device.allocate(100)
     device.load(buffer, 10, np.arange(90, dtype=np.uint8))

@@ -10,7 +10,7 @@ import pytest
 
 from wasmetal.device import list_devices, open_device, select
 from wasmetal.device.backend import AnyBackend, Candidate, FoundDevice, Tier, Unusable
-from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.cpu.device import CpuBackend
 from wasmetal.errors import DeviceError, DeviceNotFoundError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from wasmetal.device import Device
 from wasmetal.device.backend import Range
-from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.cpu.device import CpuBackend
 from wasmetal.device.gemm_trials import gemm, matmul
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.trial import Trial, find_problem

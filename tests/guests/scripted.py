@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wasmetal.counters import Counters
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.models import TopLogits
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.sampling import pick
@@ -40,6 +40,7 @@ class ScriptedModel:
         self.conversations: list[list[dict[str, str]]] = []
         self.forwards: list[list[int]] = []
         self.sessions = 0
+        self.turn_seconds = 0.1
 
     def pieces(self) -> Packed[bytes]:
         return Packed([*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)], bytes)

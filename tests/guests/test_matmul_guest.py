@@ -35,7 +35,7 @@ def test_it_notices_a_wrong_product() -> None:
 
     import numpy as np
 
-    from wasmetal.device.cpu import CpuDevice
+    from wasmetal.device.cpu.device import CpuDevice
 
     class Wrong(CpuDevice):
         def wrap(self, aperture: Any) -> Any:

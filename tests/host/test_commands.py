@@ -172,7 +172,7 @@ def test_strided_rows(device: Device) -> None:
 
 @pytest.mark.parametrize("field", [name for name in abi.TENSOR.names if name != "buffer"])
 def test_an_operand_without_a_buffer_must_be_zero_in_every_field(field: str) -> None:
-    from wasmetal.device.cpu import CpuDevice
+    from wasmetal.device.cpu.device import CpuDevice
 
     with Probe(CpuDevice()) as probe:
         value = tensor(probe.share(), (4,))
@@ -199,7 +199,7 @@ def test_two_buffers_on_the_same_pages_are_ordered(device: Device) -> None:
 
 
 def test_what_a_device_cannot_do_is_not_supported() -> None:
-    from wasmetal.device.cpu import CpuDevice
+    from wasmetal.device.cpu.device import CpuDevice
     from wasmetal.errors import DeviceError
 
     class Small(CpuDevice):

@@ -12,7 +12,7 @@ import pytest
 from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Limits
 from wasmetal.device import Device
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno

@@ -11,7 +11,7 @@ import pytest
 from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Guest, Limits
 from wasmetal.device import Device
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno

@@ -20,8 +20,8 @@ from wasmetal.device import Device
 from wasmetal.errors import GuestError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
-from wasmetal.host.functions import llm
 from wasmetal.models.lm.kv_cache import PAGE_SIZE
+from wasmetal.models.lm.pacing import Pacing
 
 TEXT, TOKENS, OUT, LOGITS = 1024, 4096, PAGE, 4 * PAGE
 ROUNDED = 1e-3
@@ -290,7 +290,7 @@ def test_a_guests_sessions_go_with_it(probe: Probe, model: Any) -> None:
 
 
 def test_a_model_must_be_on_the_guests_device(model: Any) -> None:
-    from wasmetal.device.cpu import CpuDevice
+    from wasmetal.device.cpu.device import CpuDevice
 
     with pytest.raises(GuestError, match="'tiny' is on another device"):
         Probe(CpuDevice(), models={"tiny": model})
@@ -380,15 +380,15 @@ def length(probe: Probe, session: int) -> int:
 @pytest.fixture
 def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes."""
-    monkeypatch.setattr(llm, "_PAUSE", math.inf)
+    monkeypatch.setattr(Pacing, "turn", lambda _: math.inf)
 
 
 def test_generating_for_a_time(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that has taken too long gives what there is; the next goes on from there."""
     one, some = session(probe), session(probe)
-    monkeypatch.setattr(llm, "_PAUSE", math.inf)
+    monkeypatch.setattr(Pacing, "turn", lambda _: math.inf)
     _, expected = generate(probe, one, [5, 6, 7], 12)
-    monkeypatch.setattr(llm, "_PAUSE", 0.0)
+    monkeypatch.setattr(Pacing, "turn", lambda _: 0.0)
     tokens: list[int] = []
     while len(tokens) < 12:
         errno, more = generate(probe, some, tokens[-1:] or [5, 6, 7], 12 - len(tokens))

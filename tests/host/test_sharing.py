@@ -19,7 +19,7 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
 from wasmetal.device import Device
 from wasmetal.device.base import Submission
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import DeviceTimeoutError, GuestError
 from wasmetal.host import abi, fairness
 from wasmetal.host.account import Account

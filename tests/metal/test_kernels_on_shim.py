@@ -22,7 +22,7 @@ from tests.metal.shim.device import ShimDevice
 from tests.ops.tensors import NUMPY, Bench, random_weight, whole_blocks
 from wasmetal import ops
 from wasmetal.device import Device
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, THREADS
 from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
 from wasmetal.ops import Tensor

@@ -12,7 +12,7 @@ import pytest
 from tests.metal.devices import EMULATED
 from tests.metal.test_kernels_on_shim import CASES, CLOSE, ROUNDED, Case, check_rounded, results
 from wasmetal.device import Device
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.kernels.catalog import CATALOG
 
 LENIENCE = 1 if EMULATED else 16

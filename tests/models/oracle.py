@@ -13,6 +13,16 @@ Array = NDArray[np.float64]
 
 def logits_of(path: Path, tokens: list[int], *, long: bool = False) -> Array:
     """Logits [tokens, vocab] after each token. ``long``: for a context longer than the original one (longrope)."""
+    return run(path, tokens, long)[1]
+
+
+def states_of(path: Path, tokens: list[int]) -> Array:
+    """The normed rows [tokens, embedding] that logits are made of."""
+    return run(path, tokens, False)[0]
+
+
+def run(path: Path, tokens: list[int], long: bool) -> tuple[Array, Array]:
+    """States and logits after each token."""
     file = gguf.GGUFReader(path)
     weights: dict[str, Array] = {
         t.name.removesuffix(".weight"): gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64)
@@ -67,7 +77,8 @@ def logits_of(path: Path, tokens: list[int], *, long: bool = False) -> Array:
             mixture(h, w, field("expert_used_count")) if "ffn_gate_inp" in w else dense(h, w, architecture == "gemma3")
         )
         x = x + residual * norm(made, f"blk.{i}.post_ffw_norm")
-    return norm(x, "output_norm") @ weights.get("output", weights["token_embd"]).T / field("logit_scale", 1.0)
+    states = norm(x, "output_norm")
+    return states, states @ weights.get("output", weights["token_embd"]).T / field("logit_scale", 1.0)
 
 
 def rotate(

@@ -16,7 +16,7 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device, open_device
 from wasmetal.device.base import MemoryKind
 from wasmetal.device.buffer import DeviceBuffer
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
 from wasmetal.models.architectures import ARCHITECTURES

@@ -148,9 +148,9 @@ def test_several_tokens_in_a_submission(model: Model, temperature: float) -> Non
             each.forward(list(range(20)), None)
         expected = with_own_sampler(plain, 7, other, 40)
         chosen: list[int] = []
-        before = session.counters.submits
+        before = model.batches.submitted
         drive(generate(session, [7], sampler, 40, (), chosen))
-        assert session.counters.submits - before == 2  # of 32 and 8 tokens
+        assert model.batches.submitted - before == 2  # of 32 and 8 tokens
         assert (chosen, session.length, sampler.seed) == (expected, plain.length, other.seed)
         assert len(session.pages) == len(plain.pages)
         assert with_own_sampler(session, chosen[-1], sampler, 5) == with_own_sampler(plain, chosen[-1], other, 5)

@@ -8,10 +8,12 @@ import numpy as np
 
 from wasmetal.nn.backend import Config, Services, Source
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 
 class DoublingContext:
+    inputs, outputs = ("x",), ("y",)
+
     def __init__(self, graph: DoublingGraph) -> None:
         self.graph = graph
         self.input: Any = None
@@ -34,6 +36,9 @@ class DoublingContext:
         if index:
             raise invalid("one output")
         return self.result
+
+    def output_type(self, index: int) -> Any:
+        return TensorType.U8, (self.output(index).size,)
 
     def compute_single(self) -> None:
         raise NnRefusal(NnErrno.END_OF_SEQUENCE, "nothing more")

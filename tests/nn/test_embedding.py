@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.models.oracle import logits_of, relative_error, states_of
 from tests.models.tiny import write_tiny_llama
 from tests.models.tiny_bert import write_tiny_bert
 from tests.nn.probe import OK, NnProbe
-from wasmetal import Guest, load_embedder
+from wasmetal import Guest, load_embedder, load_model
 from wasmetal.device import Device
+from wasmetal.models.lm.heads import TopLogits
+from wasmetal.models.lm.session import Request
+from wasmetal.models.lm.states import State
 from wasmetal.nn.errors import NnErrno
 
 TEXT = "a b the world"
@@ -43,11 +47,46 @@ def test_a_vector(cpu: Device, tmp_path: Path, loaded: bool) -> None:
             assert probe.compute(context) == NnErrno.PROMPT_TOO_LONG
 
 
-def test_a_language_model_gives_none(cpu: Device, tmp_path: Path) -> None:
-    with NnProbe(cpu, nn={"m": write_tiny_llama(tmp_path / "tiny.gguf")}) as probe:
-        context = probe.context(probe.graph(config=b'{"embedding": true}'))
-        assert probe.set(context, 0, b"hello") == OK
-        assert probe.compute(context) == NnErrno.UNSUPPORTED_OPERATION
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt-oss", "granite"])
+@pytest.mark.parametrize("words", [1, 17, 100])
+def test_a_language_model(cpu: Device, tmp_path: Path, architecture: str, words: int) -> None:
+    """The mean of its states, against float64."""
+    window = 4 if architecture in ("gemma3", "gpt-oss") else 0
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture=architecture, window=window)
+    text = "the a b c world "[: 2 * words] * (words // 8 + 1)
+    with load_model(path, cpu) as model, NnProbe(nn={"m": model}) as probe:
+        context = probe.context(probe.graph(config=b'{"embedding": true, "temp": 0, "n-predict": 3}'))
+        assert probe.compute(context) == NnErrno.INVALID_ARGUMENT
+        for _ in range(2):
+            assert probe.set(context, 0, text.encode()) == OK
+            assert probe.compute(context) == OK
+            found = json.loads(probe.output(context))
+            tokens = model.tokenizer.encode(text)
+            mean = states_of(path, tokens).mean(axis=0)
+            assert found["n_embedding"] == len(mean)
+            assert np.allclose(found["embedding"], mean / np.linalg.norm(mean), atol=1e-5)
+            assert json.loads(probe.output(context, 1))["input_tokens"] == len(tokens)
+        assert probe.compute_single(context) == NnErrno.UNSUPPORTED_OPERATION
+        assert probe.set(context, 1, b'{"embedding": false}') == OK  # the context goes on with a text
+        assert probe.compute(context) == OK
+        assert json.loads(probe.output(context, 1))["output_tokens"] <= 3
+        assert probe.set(context, 1, b'{"embedding": true, "ctx-size": 5}') == OK
+        assert probe.compute(context) == (NnErrno.PROMPT_TOO_LONG if len(tokens) > 1 else OK)
+
+
+def test_states_of_several_sessions(device: Device, tmp_path: Path) -> None:
+    """In one submission with others, who want logits."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    first, second = [5, 6, 7, 8, 9], [10, 11, 12]
+    with load_model(path, device) as model:
+        one, two, three = (model.session() for _ in range(3))
+        states, others, top = [State() for _ in first], [State() for _ in second[1:]], TopLogits(1)
+        model.forward([Request(one, first, states), Request(two, first, top), Request(three, second, others)])
+        assert relative_error(np.array([each.values for each in states]), states_of(path, first)) < 1e-2
+        assert relative_error(np.array([each.values for each in others]), states_of(path, second)[1:]) < 1e-2
+        assert top.ids[0] == np.argmax(logits_of(path, first)[-1])
+        one.forward([30], [states[0]])
+        assert relative_error(states[0].values, states_of(path, [*first, 30])[-1]) < 1e-2
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:

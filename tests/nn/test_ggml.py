@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,14 +316,6 @@ def test_a_model_is_loaded_from_its_file_when_it_is_asked_for(path: Path, model:
             assert probe.load_by_name(probe.TEXT, probe.put(probe.TEXT, name), probe.OUT) == errno
         later.write_bytes(path.read_bytes())
         probe.graph("later")
-
-
-def test_a_gguf_model_of_the_guests_own(path: Path) -> None:
-    with NnProbe("cpu", limits=Limits(nn_model_bytes=1 << 20)) as probe:
-        at = probe.DATA
-        data = path.read_bytes()[:1000]
-        probe.put(probe.TEXT, struct.pack("<II", at, probe.put(at, data)))
-        assert probe.load(probe.TEXT, 1, 6, 0, probe.OUT) == NnErrno.UNSUPPORTED_OPERATION
 
 
 @pytest.mark.parametrize("options", [{"temp": "hot"}, {"image": "x.png"}], ids=str)

@@ -319,7 +319,7 @@ def test_an_output_that_is_an_input_or_a_weight(scene: Scene) -> None:
 
 def test_memory_is_charged(scene: Scene) -> None:
     model = identity(F32, ("n",))
-    nbytes = len(model)
+    nbytes = 2 * len(model)
     with scene(model, device_bytes=nbytes + 1000) as probe:
         account = probe.guest._account
         graph = probe.graph()
@@ -355,7 +355,7 @@ def test_outputs_beyond_the_limit(scene: Scene) -> None:
         assert probe.set(context, 0, np.array([100_000])) == OK
         assert probe.compute(context) == LARGE
         assert probe.get_output(context, 0, probe.ROOM, 4, probe.OUT) == BAD
-        assert probe.guest._account.device_bytes == len(model) + 8
+        assert probe.guest._account.device_bytes == 2 * len(model) + 8
         assert probe.set(context, 0, np.array([2**60])) == OK
         assert probe.compute(context) == NnErrno.RUNTIME_ERROR
 

@@ -4,7 +4,7 @@
 
 Needs torch and transformers (``pip install -e .[reference]``). Each model is transformers' own, initialised at random
 in float32; its weights are written to a GGUF file, which wasmetal loads. Compared are the logits of a prompt and of
-16 tokens after it. Relative error is ‖ours − reference‖ / ‖reference‖, per step.
+16 tokens after it, and the states of all tokens. Relative error is ‖ours − reference‖ / ‖reference‖, per step.
 """
 
 from __future__ import annotations
@@ -255,22 +255,30 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
 
 
 @torch.inference_mode()
-def reference(model: transformers.PreTrainedModel, tokens: list[int]) -> NDArray[np.float32]:
-    """Logits [DECODED + 1, vocab] after the prompt and after each token behind it."""
-    return np.asarray(model(torch.tensor([tokens])).logits[0, PROMPT - 1 :].numpy())
+def reference(model: transformers.PreTrainedModel, tokens: list[int]) -> tuple[NDArray[np.float32], ...]:
+    """Logits [DECODED + 1, vocab] after the prompt and each token behind it; states [n, embedding] of all tokens."""
+    given = torch.tensor([tokens])
+    logits, states = model(given).logits[0, PROMPT - 1 :], model.base_model(given).last_hidden_state[0]
+    return np.asarray(logits.numpy()), np.asarray(states.numpy())
 
 
-def ours(path: Path, device: str, tokens: list[int]) -> NDArray[np.float32]:
+def ours(path: Path, device: str, tokens: list[int]) -> tuple[NDArray[np.float32], ...]:
     from wasmetal.device import open_device
     from wasmetal.models import load_model
+    from wasmetal.models.lm.heads import MOST_ROWS
+    from wasmetal.models.lm.states import State
 
     with open_device(device) as opened, load_model(path, opened, context=CONTEXT) as model, model.session() as session:
         logits = model.logits()
+        states = [State() for _ in tokens]
+        for begin in range(0, len(tokens), MOST_ROWS):
+            session.forward(tokens[begin : begin + MOST_ROWS], states[begin : begin + MOST_ROWS])
+        session.truncate(0)
         rows = []
         for some in (tokens[:PROMPT], *([token] for token in tokens[PROMPT:])):
             session.forward(some, logits)
             rows.append(logits.numpy().copy())
-    return np.stack(rows)
+    return np.stack(rows), np.stack([state.values for state in states])
 
 
 def main() -> int:
@@ -302,10 +310,11 @@ def main() -> int:
             tokens = np.random.default_rng(0).integers(4, SHAPE["vocab_size"], PROMPT + DECODED).tolist()
             want = reference(model, tokens)
             for device in devices:
-                error = np.linalg.norm(ours(path, device, tokens) - want, axis=1) / np.linalg.norm(want, axis=1)
-                print(f"{name} on {device}: relative error at most {error.max():.1e}")
-                if not error.max() < TOLERANCE:
-                    failed.append(name)
+                for what, mine, theirs in zip(("logits", "states"), ours(path, device, tokens), want, strict=True):
+                    error = np.linalg.norm(mine - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+                    print(f"{name} on {device}: relative error of {what} at most {error.max():.1e}")
+                    if not error.max() < TOLERANCE:
+                        failed.append(name)
     return 1 if failed else 0
 
 

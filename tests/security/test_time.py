@@ -16,7 +16,7 @@ import pytest
 
 from tests.security.apart import run_apart
 from wasmetal import Guest, Limits, Program
-from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi, threads, ticker
 from wasmetal.host.guest_thread import GuestThread

@@ -53,6 +53,8 @@ class Row:
     """From memory, until the actor takes messages."""
     thaw_first_token: float
     """That, and the next message to the end of a reply of one token."""
+    awake_first_token: float
+    """The same message, to the same end, in an actor that was not frozen: mostly a decode step."""
     load: float
     """As ``thaw``, from the store, whose files the system has in memory."""
 
@@ -106,7 +108,7 @@ def _round(program: ActorProgram, model: Model, prompt: str, folder: Path | None
             freeze, manifest = _timed(lambda: actor.freeze_into(chunks))
             save_first, _ = _timed(save)
             nbytes = chunks.nbytes
-            send(actor, later)
+            awake, _ = _timed(lambda: send(actor, later))
             send(other, later)
             freeze_later, _ = _timed(lambda: actor.freeze_into(chunks))
             save_later, _ = _timed(save)
@@ -130,6 +132,7 @@ def _round(program: ActorProgram, model: Model, prompt: str, folder: Path | None
         save_later,
         thaw,
         thaw + first_token,
+        awake,
         load,
     )
 

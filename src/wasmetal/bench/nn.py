@@ -17,6 +17,7 @@ import numpy as np
 
 from wasmetal.errors import GuestError
 from wasmetal.host.guest import Guest
+from wasmetal.host.nn.grants import NnModel
 
 SHAPE, RESULT = (1, 3, 224, 224), (1, 32, 1, 1)
 MODEL = b64decode(
@@ -26,8 +27,8 @@ MODEL = b64decode(
     "CAQQBzoEIAMHB0IBc1odCgF4EhgKFggBEhIKAggBCgIIAwoDCOABCgMI4AFiGwoBeRIWChQIARIQCgIIAQoCCCAKAggBCgIIAUIECgAQEQ=="
 )
 """ONNX, opset 17, float32: a convolution of 7 × 7 to 32 channels, as image models begin, and pooling of all pixels."""
-ROUNDS = 20
-REPEATS = 9
+ROUNDS = 60
+REPEATS = 21
 _INPUT, _OUTPUT = 64, 96
 _IMAGE = 65536
 _RESULT = 16 * 65536
@@ -41,12 +42,20 @@ class Row:
     """"plain": ONNX Runtime called from Python on an array; "copied", "bound": from a guest."""
     microseconds: float
     """For one run; the median over many."""
+    processor: float
+    """Microseconds of processor time, likewise: what others do on the machine hardly matters to it."""
+    of_plain: float
+    """How many times as much processor time as a plain run it took: the median of the ratios to the plain runs next to
+    it."""
     bytes_copied: int
     """Of tensors, for one run."""
 
 
 def measure() -> list[Row]:
-    """The model run in each way, by turns. Raises GuestError without ONNX Runtime."""
+    """The model run in each way, by turns, on one thread: several would wait for one another.
+
+    Raises GuestError without ONNX Runtime.
+    """
     try:
         import onnxruntime  # noqa: PLC0415 (an extra)
     except ImportError:
@@ -57,9 +66,9 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(MODEL)
-        session = onnxruntime.InferenceSession(MODEL, session_options(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(MODEL, session_options(1), providers=["CPUExecutionProvider"])
         expected = session.run(None, {"x": image})[0]
-        with Guest(_module(), nn={"m": path}) as guest:
+        with Guest(_module(), nn={"m": NnModel(path, {"threads": 1})}) as guest:
             guest.write(_IMAGE, image.tobytes())
 
             def plain() -> None:
@@ -78,13 +87,21 @@ def measure() -> list[Row]:
                 copied[way] = (guest.counters.bytes_copied - before) // ROUNDS
                 if way != "plain" and guest.read(_RESULT, expected.nbytes) != expected.tobytes():
                     raise GuestError(f"{way}: the guest has another result than ONNX Runtime gives")
-            times: dict[str, list[float]] = {way: [] for way in ways}
+            times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+            order = list(ways)
             for _ in range(REPEATS):
-                for way, action in ways.items():
-                    begin = time.perf_counter()
-                    action()
-                    times[way].append(1e6 * (time.perf_counter() - begin) / ROUNDS)
-    return [Row(way, median(times[way]), copied[way]) for way in ways]
+                for way in order:
+                    begin = time.perf_counter(), time.process_time()
+                    ways[way]()
+                    elapsed = time.perf_counter() - begin[0], time.process_time() - begin[1]
+                    times[way].append((1e6 * elapsed[0] / ROUNDS, 1e6 * elapsed[1] / ROUNDS))
+                order = order[1:] + order[:1]  # each comes after each
+    rows = []
+    for way, each in times.items():
+        wall, processor = zip(*each, strict=True)
+        ratios = [mine / plain[1] for mine, plain in zip(processor, times["plain"], strict=True)]
+        rows.append(Row(way, median(wall), median(processor), median(ratios), copied[way]))
+    return rows
 
 
 def _module() -> bytes:

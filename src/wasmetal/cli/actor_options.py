@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wasmetal.cli.options import OptionError, Precise, directories_of, limits_of, pairs
+from wasmetal.cli.options import (
+    Context,
+    Device,
+    DeviceMemoryLimit,
+    Directories,
+    KvType,
+    MemoryLimit,
+    Models,
+    OptionError,
+    Precise,
+    Precision,
+    Quantize,
+    directories_of,
+    limits_of,
+    pairs,
+)
 from wasmetal.errors import setting_up
 
 if TYPE_CHECKING:
@@ -79,16 +97,16 @@ class Granting:
     @classmethod
     def of(
         cls,
-        model: list[str] | None,
-        directory: list[str] | None,
-        device: str | None,
-        precision: Precise | None,
-        context: int | None,
-        kv_type: str | None,
-        quantize: str | None,
-        timeout: float | None,
-        memory_limit: str | None,
-        device_memory_limit: str | None,
+        model: Models = None,
+        directory: Directories = None,
+        timeout: Timeout = None,
+        memory_limit: MemoryLimit = None,
+        device_memory_limit: DeviceMemoryLimit = None,
+        context: Context = None,
+        kv_type: KvType = None,
+        quantize: Quantize = None,
+        device: Device = None,
+        precision: Precision = None,
     ) -> Granting:
         """From the values of the options. Raises OptionError."""
         return cls(
@@ -99,6 +117,22 @@ class Granting:
             {"context": context, "kv_type": kv_type, "quantize": quantize},
             limits_of(timeout, memory_limit, device_memory_limit, None),
         )
+
+
+def granting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that has the options of :meth:`Granting.of` in place of a parameter ``granting``."""
+    own, shared = (signature(each, eval_str=True) for each in (command, Granting.of))
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        granting = Granting.of(**{name: values.pop(name) for name in shared.parameters})
+        command(granting=granting, **values)
+
+    parameters: list[Parameter] = []
+    for each in own.parameters.values():
+        parameters += shared.parameters.values() if each.name == "granting" else [each]
+    called.__signature__ = own.replace(parameters=[each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])  # type: ignore[attr-defined]
+    return called
 
 
 def opened_store(where: str | None, key: Path | None = None, create: bool = False) -> Store:

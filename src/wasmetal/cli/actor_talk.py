@@ -23,23 +23,14 @@ from wasmetal.cli.actor_options import (
     ProgramAgain,
     ProgramFile,
     Sender,
-    Timeout,
     Where,
+    granting_options,
     opened_store,
 )
 from wasmetal.cli.options import (
-    Context,
-    Device,
-    DeviceMemoryLimit,
-    Directories,
     Environment,
     Json,
-    KvType,
-    MemoryLimit,
-    Models,
     OptionError,
-    Precision,
-    Quantize,
     pairs,
 )
 from wasmetal.cli.output import guest_output, print_json
@@ -54,23 +45,16 @@ Arguments = Annotated[
 ]
 
 
+@granting_options
 def run(
+    *,
     program: ProgramFile,
     arguments: Arguments = None,
     actor_id: NewId = None,
     env: Environment = None,
     sender: Sender = "",
     save_at_end: AtEnd = False,
-    model: Models = None,
-    directory: Directories = None,
-    timeout: Timeout = None,
-    memory_limit: MemoryLimit = None,
-    device_memory_limit: DeviceMemoryLimit = None,
-    context: Context = None,
-    kv_type: KvType = None,
-    quantize: Quantize = None,
-    device: Device = None,
-    precision: Precision = None,
+    granting: Granting,
     store: Where = None,
     key: KeyFile = None,
     as_json: JsonLines = False,
@@ -84,9 +68,6 @@ def run(
 
     Options of wasmetal must come before PROGRAM; everything after it is passed to the actor.
     """
-    granting = Granting.of(
-        model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
-    )
     with _new(program, arguments, actor_id, env, granting, store, key) as awake:
         if not save_at_end:
             awake.save()
@@ -95,21 +76,14 @@ def run(
         _converse(awake, sender, save_at_end, as_json)
 
 
+@granting_options
 def thaw(
+    *,
     actor_id: Id,
     program: ProgramAgain = None,
     sender: Sender = "",
     save_at_end: AtEnd = False,
-    model: Models = None,
-    directory: Directories = None,
-    timeout: Timeout = None,
-    memory_limit: MemoryLimit = None,
-    device_memory_limit: DeviceMemoryLimit = None,
-    context: Context = None,
-    kv_type: KvType = None,
-    quantize: Quantize = None,
-    device: Device = None,
-    precision: Precision = None,
+    granting: Granting,
     store: Where = None,
     key: KeyFile = None,
     as_json: JsonLines = False,
@@ -121,14 +95,13 @@ def thaw(
     """
     from wasmetal.cli.awake import thawed
 
-    granting = Granting.of(
-        model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
-    )
     with thawed(opened_store(store, key), actor_id, program, granting, guest_output(sys.stderr)) as awake:
         _converse(awake, sender, save_at_end, as_json)
 
 
+@granting_options
 def send(
+    *,
     actor_id: Id,
     message: Annotated[
         str | None,
@@ -139,16 +112,7 @@ def send(
     ] = False,
     program: ProgramAgain = None,
     sender: Sender = "",
-    model: Models = None,
-    directory: Directories = None,
-    timeout: Timeout = None,
-    memory_limit: MemoryLimit = None,
-    device_memory_limit: DeviceMemoryLimit = None,
-    context: Context = None,
-    kv_type: KvType = None,
-    quantize: Quantize = None,
-    device: Device = None,
-    precision: Precision = None,
+    granting: Granting,
     store: Where = None,
     key: KeyFile = None,
     as_json: Json = False,
@@ -160,9 +124,6 @@ def send(
     """
     from wasmetal.cli.awake import thawed
 
-    granting = Granting.of(
-        model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
-    )
     if timer and message is not None:
         raise OptionError("--timer delivers the timer's message: give no other")
     data: bytes | None = None
@@ -176,21 +137,14 @@ def send(
         print_json({"actor": actor_id, **printed.json()})
 
 
+@granting_options
 def freeze(
+    *,
     program: ProgramFile,
     arguments: Arguments = None,
     actor_id: NewId = None,
     env: Environment = None,
-    model: Models = None,
-    directory: Directories = None,
-    timeout: Timeout = None,
-    memory_limit: MemoryLimit = None,
-    device_memory_limit: DeviceMemoryLimit = None,
-    context: Context = None,
-    kv_type: KvType = None,
-    quantize: Quantize = None,
-    device: Device = None,
-    precision: Precision = None,
+    granting: Granting,
     store: Where = None,
     key: KeyFile = None,
     as_json: Json = False,
@@ -200,9 +154,6 @@ def freeze(
     It has run its start functions, and `wasmetal actor send`, `thaw` and `fork` go on from there. (An actor that is
     awake in `run` or `thaw` is frozen by these themselves.) Options of wasmetal must come before PROGRAM.
     """
-    granting = Granting.of(
-        model, directory, device, precision, context, kv_type, quantize, timeout, memory_limit, device_memory_limit
-    )
     with _new(program, arguments, actor_id, env, granting, store, key) as awake:
         awake.save()
     if as_json:

@@ -15,6 +15,10 @@ from typer.core import TyperGroup
 from wasmetal.cli import actor, bench, chat, cluster, devices, doctor, embed, models, run, sdk, serve
 from wasmetal.errors import WasmetalError
 
+SWITCH_SECONDS = 5e-4
+"""How long a thread may keep Python's lock while others want it: a tenth of the default. Otherwise one that has been
+given another lock, and waits for Python's, holds up everybody who wants the former."""
+
 
 class Commands(TyperGroup):
     """Turns an error into one line and an exit status: 2 for a WasmetalError, 130 for Ctrl-C, 1 for a closed pipe."""
@@ -79,4 +83,5 @@ def common(
 
 def main() -> None:
     """Entry point of the ``wasmetal`` script."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     app()

@@ -108,11 +108,10 @@ def nn(as_json: Json = False) -> None:
         print_json({"rows": list(map(asdict, rows))})
         return
     print(f"an image of {in_bytes(4 * prod(nn.SHAPE))} to {in_bytes(4 * prod(nn.RESULT))}")
-    plain = rows[0].microseconds
     print_table(
-        ("way", "µs", "of plain", "bytes copied"),
+        ("way", "µs", "processor", "of plain", "bytes copied"),
         [
-            (row.way, f"{row.microseconds:.0f}", f"{row.microseconds / plain:.2f}", str(row.bytes_copied))
+            (row.way, f"{row.microseconds:.0f}", f"{row.processor:.0f}", f"{row.of_plain:.3f}", str(row.bytes_copied))
             for row in rows
         ],
     )
@@ -220,6 +219,7 @@ def actor(
             | {
                 "thaw_of_prefill": row.thaw / row.prefill,
                 "thaw_first_token_of_prefill": row.thaw_first_token / row.prefill,
+                "thaw_first_token_beyond_awake": row.thaw_first_token - row.awake_first_token,
                 "freeze_bytes_per_second": row.nbytes / row.freeze,
                 "thaw_bytes_per_second": row.nbytes / row.thaw,
             }
@@ -243,6 +243,7 @@ def actor(
         ("thaw", lambda row: moved(row, row.thaw)),
         ("thaw from a store", lambda row: moved(row, row.load)),
         ("thaw to the first token", lambda row: f"{1e3 * row.thaw_first_token:.2f}"),
+        ("  beyond that of an actor awake", lambda row: f"{1e3 * (row.thaw_first_token - row.awake_first_token):.2f}"),
         ("  of the time of prefill", lambda row: f"{row.thaw_first_token / row.prefill:.4f}"),
         ("fork", lambda row: f"{1e3 * row.fork:.2f}"),
     ]

@@ -42,13 +42,17 @@ def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str
 
 
 def directories_of(values: list[str] | None) -> dict[str, Dir]:
-    """What ``--dir`` grants, by the guest's names. Raises OptionError."""
+    """What ``--dir`` grants, by the guest's names: as we write it, or as WasmEdge does. Raises OptionError."""
     from wasmetal import Dir
 
-    return {
-        inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
-        for outside, inside in pairs(values, "::", "HOST::GUEST[:ro]")
-    }
+    found = {}
+    for value in values or []:
+        if edge := re.fullmatch("([^:]+):([^:]+)(:readonly)?", value):
+            found[edge[1]] = Dir(edge[2], read_only=bool(edge[3]))
+        else:
+            ((outside, inside),) = pairs([value], "::", "HOST::GUEST[:ro]")
+            found[inside.removesuffix(":ro")] = Dir(outside, read_only=inside.endswith(":ro"))
+    return found
 
 
 def nn_models(values: list[str] | None, preloaded: list[str] | None) -> dict[str, NnModel]:
@@ -134,7 +138,8 @@ Directories = Annotated[
     typer.Option(
         "--dir",
         metavar="HOST::GUEST[:ro]",
-        help="Grant a directory: its path, and the guest's name for it; ':ro' for reading only.",
+        help="Grant a directory: its path, and the guest's name for it; ':ro' for reading only. Or as WasmEdge has it: "
+        "GUEST:HOST[:readonly].",
     ),
 ]
 Environment = Annotated[

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    guest: Annotated[Path, typer.Argument(metavar="GUEST.wasm", help="A WASI module.", show_default=False)],
+    guest: Annotated[
+        Path, typer.Argument(metavar="GUEST.wasm", help="A WASI module or component.", show_default=False)
+    ],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="The guest's arguments.")] = None,
     model: Models = None,
     nn: Nn = None,

@@ -17,8 +17,9 @@ from wasmetal.closing import Closing
 from wasmetal.cluster.connection import Connection
 from wasmetal.cluster.directory import DIRECTORY, NAMESPACE, THREADS, Directory
 from wasmetal.cluster.ending import Ending
+from wasmetal.cluster.ray_errors import line
 from wasmetal.cluster.settings import ClusterSettings
-from wasmetal.errors import ClusterError, WasmetalError, printable
+from wasmetal.errors import ClusterError, WasmetalError
 
 T = TypeVar("T")
 
@@ -194,7 +195,7 @@ class ClusterReply:
                 until = until or now + PATIENCE
                 if now > until:
                     raise ClusterError(
-                        f"actor {self._request.actor_id} has not answered for {PATIENCE:g} seconds: {_line(error)}; "
+                        f"actor {self._request.actor_id} has not answered for {PATIENCE:g} seconds: {line(error)}; "
                         "send the message again with its key"
                     ) from error
                 time.sleep(_PAUSE)
@@ -234,9 +235,5 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
             raise
         except RayError as error:
             if not isinstance(error, ActorUnavailableError) or time.monotonic() > until:
-                raise ClusterError(f"the cluster's directory does not answer: {_line(error)}") from error
+                raise ClusterError(f"the cluster's directory does not answer: {line(error)}") from error
         time.sleep(_PAUSE)
-
-
-def _line(error: BaseException) -> str:
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)

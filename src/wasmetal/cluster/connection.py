@@ -8,6 +8,7 @@ import ray
 
 from wasmetal.closing import Closing
 from wasmetal.cluster.directory import NAMESPACE
+from wasmetal.cluster.ray_errors import line
 from wasmetal.errors import ClusterError, printable
 
 _lock = Lock()
@@ -42,8 +43,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__)
         raise ClusterError(
             f"no Ray cluster at {printable(address)}: start one with `ray start --head`, and `ray start --address=...` "
-            f"on the other machines ({reason})"
+            f"on the other machines ({line(error)})"
         ) from None

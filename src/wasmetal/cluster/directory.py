@@ -18,9 +18,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wasmetal.actor.hosting.record import split, timer_of
-from wasmetal.actor.store import open_store
 from wasmetal.cluster.node import GROUPS, Node
+from wasmetal.cluster.objects import store_of
 from wasmetal.cluster.placement import Place, Placement
+from wasmetal.cluster.ray_errors import line
 from wasmetal.cluster.settings import ClusterSettings, ClusterType
 from wasmetal.errors import ClusterError, GuestError, SnapshotError, WasmetalError, printable
 
@@ -48,7 +49,7 @@ class Directory:
     def __init__(self, settings: ClusterSettings) -> None:
         """Raises SnapshotError if the store cannot be opened."""
         self._settings = settings
-        self._store = open_store(settings.store, **settings.store_options)
+        self._store = store_of(settings)
         self._placement = Placement()
         self._handles: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}
@@ -136,7 +137,7 @@ class Directory:
             try:
                 errors.append(ray.get(answer, timeout=_ANSWER))
             except RayError as error:
-                errors.append(f"node {node[:8]}: {_line(error)}")
+                errors.append(f"node {node[:8]}: {line(error)}")
             ray.kill(handles[node])
         return [error for error in errors if error]
 
@@ -191,9 +192,9 @@ class Directory:
             )
             owned = ray.get(handle.owned.remote(), timeout=_START)
         except RayError as error:
-            log.warning("node %s cannot run actors: %s", node[:8], _line(error))
+            log.warning("node %s cannot run actors: %s", node[:8], line(error))
             with self._changed:
-                self._refused[node] = time.monotonic(), _line(error)
+                self._refused[node] = time.monotonic(), line(error)
         else:
             places = int(self._settings.host.get("resident", 32))
             with self._changed:
@@ -214,7 +215,7 @@ class Directory:
             try:
                 ray.get(handle.ping.remote(), timeout=_ANSWER)
             except RayError as error:
-                log.warning("node %s does not answer: %s", node[:8], _line(error))
+                log.warning("node %s does not answer: %s", node[:8], line(error))
                 self._leave(node)
 
     def _leave(self, node: str) -> None:
@@ -310,7 +311,7 @@ class Directory:
         try:
             return ray.get(getattr(handle, what).remote(*args), timeout=seconds)
         except RayError as error:
-            raise ClusterError(f"node {node[:8]} does not answer: {_line(error)}") from error
+            raise ClusterError(f"node {node[:8]} does not answer: {line(error)}") from error
 
 
 def _has(resources: Mapping[str, float], kind: ClusterType) -> bool:
@@ -326,8 +327,3 @@ def _reserved(types: Sequence[ClusterType]) -> dict[str, Any]:
             most[name] = max(most.get(name, 0.0), amount)
     options: dict[str, Any] = {option: most.pop(name) for name, option in _OWN.items() if name in most}
     return {"num_cpus": 0, **options, "resources": most}
-
-
-def _line(error: BaseException) -> str:
-    """An error's last line: before it Ray puts the stack of another process."""
-    return printable(str(error).strip().rpartition("\n")[2] or type(error).__name__)

@@ -11,8 +11,9 @@ from typing import Any, Final
 import ray
 
 from wasmetal.actor.hosting import ActorHost, ActorType
-from wasmetal.actor.store import ActorHeldError, open_store
+from wasmetal.actor.store import ActorHeldError
 from wasmetal.cluster.ending import Ending
+from wasmetal.cluster.objects import store_of
 from wasmetal.cluster.settings import ClusterSettings
 from wasmetal.errors import WasmetalError
 from wasmetal.host.limits import Limits
@@ -41,8 +42,7 @@ class Node:
             for name, each in settings.types.items()
             if name in kinds
         }
-        store = open_store(settings.store, **settings.store_options)
-        self._host = ActorHost(store, types, timers=False, **settings.host)
+        self._host = ActorHost(store_of(settings), types, timers=False, **settings.host)
         self._lock = Lock()
         """Between a message and the loss of its actor."""
         self._owned: set[str] = set()

@@ -100,6 +100,9 @@ class Work(ABC):
     patient = False
     """Whether other threads need the processor meanwhile: then :meth:`wait` does not ask again and again."""
 
+    due = 0.0
+    """When it is expected to end, if that is known (``time.perf_counter()``)."""
+
     @abstractmethod
     def wait(self, seconds: float) -> bool:
         """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""
@@ -167,6 +170,12 @@ class Backend(ABC, Generic[A, C, R]):
         Called only if a range is in memory that the host cannot see.
         """
         raise NotImplementedError
+
+    def begin_copies(self, pairs: Sequence[tuple[Range[A], Range[A]]]) -> Callable[[], None]:
+        """Begin what :meth:`copy` does for each (source, target); what is returned waits until all are complete."""
+        for source, target in pairs:
+            self.copy(source, target)
+        return lambda: None
 
     def close(self) -> None:
         """Save compiled kernels. Called once; abandoned work may still be running."""

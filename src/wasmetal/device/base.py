@@ -222,11 +222,12 @@ class Device(Protocol):
     def record(self) -> CommandList:
         """A new, empty command list."""
 
-    def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> Submission:
+    def submit(self, lists: Sequence[CommandList], *, patient: bool = False, expected: float = 0.0) -> Submission:
         """Start one or more finished lists, in order, as one submission. A list runs as often as it is named.
 
         ``patient``: other threads of this process have work of their own meanwhile, so whoever waits lets them have
-        the processor and Python's lock, and may notice the end a little later.
+        the processor and Python's lock, and may notice the end a little later. ``expected``: how many seconds it is
+        going to take, if that is known: whoever waits may sleep for almost as long.
 
         Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
@@ -234,8 +235,14 @@ class Device(Protocol):
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
         """Copy ``data``, one-dimensional uint8 arrays, into a buffer, one after the other; counted in ``bytes_copied``.
 
-        ``write``, :meth:`read` and :meth:`load` do not wait for submissions that use the bytes: wait for them first.
-        All three raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
+        ``write``, :meth:`write_rows`, :meth:`read` and :meth:`load` do not wait for submissions that use the bytes:
+        wait for them first. All raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
+        """
+
+    def write_rows(self, buffers: Sequence[Buffer], offset: int, *data: Bytes) -> None:
+        """Like :meth:`write`, into several buffers: ``data`` are arrays [len(buffers), n], row i for buffer i.
+
+        Faster than a call for each, where there are many.
         """
 
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:

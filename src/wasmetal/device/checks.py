@@ -45,3 +45,14 @@ def check_copy(buffer: Buffer, offset: int, *data: Bytes) -> None:
         nbytes += each.size
     if offset < 0 or offset + nbytes > buffer.nbytes:
         raise DeviceError(f"{nbytes} bytes at {offset} are not within their buffer of {buffer.nbytes}")
+
+
+def check_rows(buffers: Sequence[Buffer], offset: int, *data: Bytes) -> None:
+    """Raise DeviceError unless row i of each of ``data``, in order, can be copied to buffer i at ``offset``."""
+    for each in data:
+        if each.dtype != np.uint8 or each.ndim != 2 or len(each) != len(buffers):
+            raise DeviceError(f"rows to copy must be uint8 [{len(buffers)}, n], not {each.dtype} {[*each.shape]}")
+    nbytes = sum(each.shape[1] for each in data)
+    for buffer in buffers:
+        if offset < 0 or offset + nbytes > buffer.nbytes:
+            raise DeviceError(f"{nbytes} bytes at {offset} are not within their buffer of {buffer.nbytes}")

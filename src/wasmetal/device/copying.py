@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from wasmetal.device.backend import Allocation, AnyBackend, Range
 from wasmetal.device.base import Bytes, MemoryKind
+from wasmetal.device.rows import Rows
 
-CHUNK = 16 << 20
+CHUNK = 32 << 20
 """Size of the staging buffer in bytes."""
 
 
@@ -33,6 +36,25 @@ class Copier:
             backend.copy(staged, there)
         return nbytes
 
+    def copy_rows_in(
+        self, backend: AnyBackend, allocations: Sequence[Allocation], offset: int, data: Sequence[Bytes]
+    ) -> int:
+        """Copy host arrays [len(allocations), n], row i of each, one after the other, into allocation i at ``offset``.
+
+        Returns how many bytes these were.
+        """
+        rows = Rows(data)
+        nbytes = rows.nbytes
+        addresses = [each.address + offset for each in allocations if each.address is not None]
+        if len(addresses) == len(allocations):
+            rows.copy(0, addresses)
+        elif 0 < nbytes <= CHUNK // 2:
+            self._stage_rows(backend, [Range(allocation, offset, nbytes) for allocation in allocations], rows)
+        else:
+            for row, allocation in enumerate(allocations):
+                self.copy_in(backend, allocation, offset, [each[row] for each in data])
+        return len(allocations) * nbytes
+
     def copy_out(self, backend: AnyBackend, allocation: Allocation, offset: int, out: Bytes) -> None:
         """Copy an allocation's bytes at ``offset`` to the host."""
         if allocation.address is not None:
@@ -48,16 +70,41 @@ class Copier:
         """Free the staging buffer."""
         self._staging = None
 
+    def _stage_rows(self, backend: AnyBackend, targets: Sequence[Range[Allocation]], rows: Rows) -> None:
+        """Rows go through one half of the staging buffer while the device copies those in the other."""
+        nbytes = rows.nbytes
+        at_once = CHUNK // 2 // nbytes
+        begun: deque[Callable[[], None]] = deque()
+        with self._taken(backend) as staging:
+            assert staging.address is not None
+            try:
+                for number, first in enumerate(range(0, len(targets), at_once)):
+                    if len(begun) == 2:
+                        begun.popleft()()
+                    some = targets[first : first + at_once]
+                    begin = number % 2 * (CHUNK // 2)
+                    staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
+                    rows.copy(first, [staging.address + each.offset for each in staged])
+                    begun.append(backend.begin_copies(list(zip(staged, some, strict=True))))
+            finally:
+                while begun:
+                    begun.popleft()()
+
     def _chunks(
         self, backend: AnyBackend, allocation: Allocation, offset: int, nbytes: int
     ) -> Iterator[tuple[Range[Allocation], Range[Allocation]]]:
         """The ranges, of the staging buffer and of the allocation, of chunks of ``nbytes`` at ``offset``."""
-        with self._lock:
-            # The device may still be using the staging buffer of an interrupted copy, so it is not put back.
-            staging, self._staging = self._staging or backend.allocate(CHUNK, MemoryKind.SHARED), None
+        with self._taken(backend) as staging:
             for start in range(0, nbytes, CHUNK):
                 size = min(CHUNK, nbytes - start)
                 yield Range(staging, 0, size), Range(allocation, offset + start, size)
+
+    @contextmanager
+    def _taken(self, backend: AnyBackend) -> Iterator[Allocation]:
+        """The staging buffer. If a copy is interrupted, the device may still be using it, so it is not put back."""
+        with self._lock:
+            staging, self._staging = self._staging or backend.allocate(CHUNK, MemoryKind.SHARED), None
+            yield staging
             self._staging = staging
 
 

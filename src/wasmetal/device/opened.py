@@ -13,7 +13,7 @@ from wasmetal.device import abandoned
 from wasmetal.device.backend import Allocation, AnyBackend
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.buffer import DeviceBuffer, allocation_of
-from wasmetal.device.checks import check_copy
+from wasmetal.device.checks import check_copy, check_rows
 from wasmetal.device.commandlist import RecordedList
 from wasmetal.device.copying import Copier
 from wasmetal.device.hostpages import check_file, check_pages
@@ -87,8 +87,8 @@ class OpenDevice(Closing):
             self._lists.add(commands)
         return commands
 
-    def submit(self, lists: Sequence[CommandList], *, patient: bool = False) -> DeviceSubmission:
-        """Start one or more finished lists, in order, as one submission. ``patient``: see :meth:`Device.submit`.
+    def submit(self, lists: Sequence[CommandList], *, patient: bool = False, expected: float = 0.0) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission: see :meth:`Device.submit`.
 
         Raises DeviceError if a list is unfinished, closed, pending, or belongs to another device.
         """
@@ -96,11 +96,20 @@ class OpenDevice(Closing):
         for commands in lists:
             if not isinstance(commands, RecordedList) or commands.backend not in (backend, None):
                 raise DeviceError(f"a command list of another device cannot be submitted to {backend.info.name}")
-        return self._queue.submit(cast(Sequence[RecordedList], lists), patient)
+        return self._queue.submit(cast(Sequence[RecordedList], lists), patient, expected)
 
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
         """Copy one-dimensional uint8 arrays, one after the other, into a buffer; counted in ``bytes_copied``."""
         nbytes = self._copy_in(buffer, offset, *data)
+        with self._queue.lock:
+            self._counters.bytes_copied += nbytes
+
+    def write_rows(self, buffers: Sequence[Buffer], offset: int, *data: Bytes) -> None:
+        """Copy rows of uint8 arrays into several buffers: see :meth:`Device.write_rows`."""
+        backend = self.backend
+        check_rows(buffers, offset, *data)
+        allocations = [allocation_of(buffer, backend) for buffer in buffers]
+        nbytes = self._copier.copy_rows_in(backend, allocations, offset, data)
         with self._queue.lock:
             self._counters.bytes_copied += nbytes
 

@@ -20,6 +20,8 @@ from wasmetal.forked import Origin
 
 CLOSING = 1.0
 """Seconds that pending submissions get to end when the device is closed."""
+_SURE = 0.98
+"""Of the time that a submission is expected to take: for so long nobody asks whether it has ended."""
 PATIENCE = 10.0
 """Seconds after which a device that is still busy with an abandoned submission counts as lost."""
 
@@ -81,8 +83,8 @@ class Queue:
         self._in_flight: dict[Work, Sequence[Recording]] = {}  # what pending submissions run
         on_release(self, _abandon_all, self._in_flight)
 
-    def submit(self, lists: Sequence[RecordedList], patient: bool = False) -> DeviceSubmission:
-        """Start one or more finished lists, in order, as one submission. ``patient``: how it is waited for.
+    def submit(self, lists: Sequence[RecordedList], patient: bool = False, expected: float = 0.0) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission. The other arguments: how it is waited for.
 
         Raises DeviceError if one is unfinished, closed or pending, and DeviceLostError.
         """
@@ -110,6 +112,8 @@ class Queue:
                 self._lost = True
                 raise
             work.patient = patient
+            if expected:
+                work.due = time.perf_counter() + _SURE * expected
             self._in_flight[work] = recordings
             submission = DeviceSubmission(self, work, dispatches)
             for commands in lists:

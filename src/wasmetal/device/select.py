@@ -18,7 +18,7 @@ BACKENDS = {
     "cuda": "wasmetal.device.cuda.opening",
     "metal": "wasmetal.device.metal.opening",
     "vulkan": "wasmetal.device.vulkan.opening",
-    "cpu": "wasmetal.device.cpu",
+    "cpu": "wasmetal.device.cpu.device",
     "reference": "wasmetal.device.cpu.reference",
 }
 """The module that finds the devices of a backend, by the name that a device spec begins with.

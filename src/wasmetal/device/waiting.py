@@ -35,13 +35,17 @@ def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) 
             raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
 
 
-def poll(ended: Callable[[], bool], seconds: float, patient: bool = False) -> bool:
+def poll(ended: Callable[[], bool], seconds: float, patient: bool = False, due: float = 0.0) -> bool:
     """Ask ``ended()`` until it is true, for at most ``seconds``; return the last answer.
 
     For work that cannot be waited for in any other way. ``patient``: sleep from the beginning, so that other threads
-    get Python's lock: one that asks again and again lets go of it for too short a time.
+    get Python's lock: one that asks again and again lets go of it for too short a time. ``due``: when it is expected
+    to end (``time.perf_counter()``), and so is asked for the first time.
     """
     begin = time.perf_counter()
+    if (left := min(due - begin, seconds)) > 0:
+        time.sleep(left)
+        begin, seconds = begin + left, seconds - left
     done = ended() if patient else spin(ended, seconds)
     while not done and (waited := time.perf_counter() - begin) < seconds:
         least = _NAP if patient else 0.0

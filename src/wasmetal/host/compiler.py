@@ -6,6 +6,7 @@ A few hundred KiB of hostile code can make it take minutes and any amount of mem
 from __future__ import annotations
 
 import wasmtime
+import wasmtime.component
 
 from wasmetal.errors import GuestError
 from wasmetal.host.sections import CODE, check_items, read, widest_type
@@ -37,6 +38,23 @@ def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmti
         if _is_small(code):
             check_items(name, code)
             return compile_module(engine, name, code)
+    try:
+        return wasmtime.Module.deserialize(engine, _request(name, code))
+    except wasmtime.WasmtimeError as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def compile_untrusted_component(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.component.Component:
+    """Compile a component in its binary form, within bounds that follow from its size. Raises GuestError."""
+    check_size(name, code)
+    try:
+        return wasmtime.component.Component.deserialize(engine, _request(name, code))
+    except wasmtime.WasmtimeError as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def _request(name: str, code: bytes) -> bytes | bytearray:
+    """What a worker process makes of a module or component. Raises GuestError."""
     nbytes = len(code)
     _, compiled = _pool.request(
         f"compiling {name}",
@@ -46,10 +64,7 @@ def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmti
         memory=MEMORY + MEMORY_FOR_BYTE * nbytes,
         most=_COMPILED + _COMPILED_FOR_BYTE * nbytes,
     )
-    try:
-        return wasmtime.Module.deserialize(engine, compiled)
-    except wasmtime.WasmtimeError as error:
-        raise GuestError(f"{name}: {one_line(error)}") from error
+    return compiled
 
 
 def check_size(name: str, code: bytes) -> None:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import wasmtime
 
@@ -18,6 +18,10 @@ from wasmetal.errors import GuestError, LimitError, MemoryCountError, MemorySize
 from wasmetal.host import abi, unreleased, wasi
 from wasmetal.host.abi.nn import NN
 from wasmetal.host.account import Account
+from wasmetal.host.component import instance as component
+from wasmetal.host.component.instance import INSTANCES, ComponentInstance
+from wasmetal.host.component.nn import ComponentNn
+from wasmetal.host.component.pipes import Pipes
 from wasmetal.host.descriptors import Descriptors, Input
 from wasmetal.host.functions.actor import NoMailbox
 from wasmetal.host.functions.gpu import Gpu
@@ -94,7 +98,8 @@ class Guest(Closing):
     ) -> None:
         """Instantiate a module. Only its start function, if it has one, runs yet.
 
-        ``module``: a :class:`Program`, or the path or bytes of a core module, binary or text.
+        ``module``: a :class:`Program`, or the path or bytes of a core module, binary or text, or of a
+        component, binary.
         ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only if the module
         imports from wasmetal.
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
@@ -134,17 +139,20 @@ class Guest(Closing):
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
         self._device: MeteredDevice | None = None
-        self._store = self._new_store()
+        self._store = self._new_store(program.component is not None)
         self._cleanup = ExitStack()
         self._cleanup.callback(self._store.close)
         unreleased.opened(self)
         try:
             with setting_up("create the guest", GuestError):
-                self._store.set_wasi(wasi.configure([program.name, *args], env or {}))
-                self._context.interfaces |= {CLOCKS: wasi.Clocks(self._interrupt), **self._own_interfaces()}
-                self._descriptors = descriptors = self._open_files(stdin, stderr, dirs or {})
-                self._context.interfaces[FILES] = Files(descriptors, self._account)
-                self._context.interfaces[PATHS] = Paths(descriptors, self._account)
+                config = wasi.configure([program.name, *args], env or {})
+                if program.component:
+                    self._pipes = Pipes(config, self._stdout, Output(self._interrupt, stderr))
+                    self._cleanup.callback(self._pipes.close)
+                    component.configure(config, stdin, dirs or {})
+                else:
+                    self._give_wasi(stdin, stderr, dirs or {})
+                self._store.set_wasi(config)
                 found = sources(nn or {})
                 granted = None
                 for_nn = program.imports_nn and any(needs_device(source.model) for source in found.values())
@@ -153,7 +161,8 @@ class Guest(Closing):
                     granted = grant(device, models or {}, loading or {}, self._cleanup)
                     self._give(granted)
                 if program.imports_nn:
-                    self._give_nn(found, granted.device if granted else None, loading or {})
+                    interface = ComponentNn if program.component else Nn
+                    self._give_nn(interface, found, granted.device if granted else None, loading or {})
             self._instance = self._calls.enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()
@@ -272,14 +281,15 @@ class Guest(Closing):
         self._released = True
         self._cleanup.close()
 
-    def _new_store(self) -> wasmtime.Store:
-        limits = self._account.limits
+    def _new_store(self, component: bool) -> wasmtime.Store:
+        limits, instances = self._account.limits, INSTANCES if component else 1
+        tables = INSTANCES if component else _TABLES
         store = wasmtime_c.Store(runtime().engine)
         store.set_limits(
             memories=limits.memories,
-            tables=_TABLES,
-            table_elements=min(max(limits.memory_bytes // _BYTES_PER_ELEMENT, 1 << 10), 1 << 20),
-            instances=1,
+            tables=tables,
+            table_elements=min(max(limits.memory_bytes // _BYTES_PER_ELEMENT, 1 << 10), 1 << 20) * _TABLES // tables,
+            instances=instances,
         )
         wasmtime_c.set_owner(store, self._context)
         return store
@@ -303,6 +313,13 @@ class Guest(Closing):
             descriptors.grant(open_directory(name, directory))
         return descriptors
 
+    def _give_wasi(self, stdin: wasi.Input, stderr: wasi.Output | None, dirs: Mapping[str, str | Path | Dir]) -> None:
+        """Connect a module's imports of WASI."""
+        self._context.interfaces |= {CLOCKS: wasi.Clocks(self._interrupt), **self._own_interfaces()}
+        self._descriptors = descriptors = self._open_files(stdin, stderr, dirs)
+        self._context.interfaces[FILES] = Files(descriptors, self._account)
+        self._context.interfaces[PATHS] = Paths(descriptors, self._account)
+
     def _give(self, granted: Granted) -> None:
         """Connect the guest's imports to the device and the models."""
         self._account.counters.add(granted.counters)
@@ -314,18 +331,28 @@ class Guest(Closing):
         self._cleanup.callback(llm.close)
         self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
 
-    def _give_nn(self, found: Mapping[str, Source], device: Device | None, loading: Mapping[str, Any]) -> None:
+    def _give_nn(
+        self,
+        kind: type[Nn | ComponentNn],
+        found: Mapping[str, Source],
+        device: Device | None,
+        loading: Mapping[str, Any],
+    ) -> None:
         """Connect the guest's imports of wasi-nn to its models."""
-        use = services(self._account, self._interrupt, self._device, self._stdout)
-        interface = Nn(self._account, self._handles, found, backends(use, device, loading))
+        write = self._pipes.write if kind is ComponentNn else self._stdout
+        use = services(self._account, self._interrupt, self._device, write)
+        interface = kind(self._account, self._handles, found, backends(use, device, loading))
         self._cleanup.callback(interface.close)
         self._context.interfaces[NN.name] = interface
 
-    def _instantiate(self, program: Program) -> wasmtime.Instance:
+    def _instantiate(self, program: Program) -> Any:
         limits = self._account.limits
         try:
             budget = Budget(limits.memory_bytes)
             with runtime().creator.charging(budget), wasmtime_c.memory_refusals():
+                if program.component:
+                    nn = cast("ComponentNn | None", self._context.interfaces.get(NN.name))
+                    return ComponentInstance(program.component, self._store, self._context, nn, self._pipes)
                 return program.instantiate(self._store)
         except MemoryCountError:
             raise LimitError(f"limit reached: {limits.memories} linear memories") from None
@@ -333,13 +360,13 @@ class Guest(Closing):
             raise LimitError(f"limit reached: {limits.memory_bytes} bytes of linear memory") from None
 
     def _function(self, name: str) -> wasmtime.Func:
-        function = self._instance.exports(self._store).get(name)
+        function = self._exports.get(name)
         if not isinstance(function, wasmtime.Func):
             raise GuestError(f"the module exports no function {name!r}")
         return function
 
     def _memory(self, address: int, nbytes: int) -> wasmtime.Memory:
-        memory = self._instance.exports(self._store).get("memory")
+        memory = self._exports.get("memory")
         if not isinstance(memory, wasmtime.Memory):
             raise GuestError("the module exports no memory named 'memory'")
         size = memory.data_len(self._store)
@@ -347,8 +374,16 @@ class Guest(Closing):
             raise GuestError(f"{nbytes} bytes at {address:#x} leave the guest's memory of {size} bytes")
         return memory
 
+    @property
+    def _exports(self) -> Any:
+        if isinstance(self._instance, ComponentInstance):
+            raise GuestError("the guest is a component, which can only be run")
+        return self._instance.exports(self._store)
+
     def _start(self) -> int:
         try:
+            if isinstance(self._instance, ComponentInstance):
+                return self._instance.run()
             self._function("_start")(self._store)
         except wasmtime.ExitTrap as exit:
             return exit.code

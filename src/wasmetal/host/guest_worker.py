@@ -85,6 +85,7 @@ class _Service:
         *,
         name: str,
         compiled: int,
+        is_component: bool,
         device: str | None,
         models: dict[str, str],
         loading: dict[str, Any],
@@ -96,7 +97,7 @@ class _Service:
         **others: Any,
     ) -> Guest:
         """``payload``: the program's code, which has ``compiled`` bytes, and standard input."""
-        program = Program.load(name, bytes(payload[:compiled]))
+        program = Program.load(name, bytes(payload[:compiled]), is_component)
         given: dict[str, Any] = {"nn": {inside: NnModel(*each) for inside, each in nn.items()}}
         asked = given["nn"] if program.imports_nn else {}
         for_device = {inside: each for inside, each in asked.items() if needs_device(path_of(each.source))}

@@ -99,6 +99,7 @@ class IsolatedGuest(Closing):
                 seconds=SETUP_SECONDS,
                 name=program.name,
                 compiled=len(code),
+                is_component=program.component is not None,
                 device=device,
                 models={name: str(source) for name, source in (models or {}).items()},
                 loading=dict(loading or {}),

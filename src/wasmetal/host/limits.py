@@ -13,8 +13,8 @@ class Limits:
 
     memory_bytes: int = 4 << 30
     """Bytes of all linear memories together. Beyond it ``memory.grow`` gives -1, and a module whose initial memories
-    are larger is refused with LimitError. Tables (at most 4, of at most 2^20 elements each) may take up to a 64th of it
-    more, or 32 KiB if that is more."""
+    are larger is refused with LimitError. Tables (at most 4, of at most 2^20 elements each; of a component, 64 smaller
+    ones) may take up to a 64th of it more, or 32 KiB if that is more."""
     memories: int = 1
     """How many linear memories the module may have; beyond it, LimitError."""
     device_bytes: int = 4 << 30

@@ -131,9 +131,9 @@ def _adapt(
             errno = errno_for(refusal)
             log.debug("%s.%s: %s: %s", interface, name, refusal.errno.name, refusal)
         except BaseException as error:
-            if error is context.interrupt.reason or isinstance(error, _STOPS):
+            if error is context.interrupt.reason or isinstance(error, STOPS):
                 return context.interrupt.trap(error)
-            errno = _failed(context, f"{interface}.{name}", error, errno_for(error))
+            errno = failed(context, f"{interface}.{name}", error, errno_for(error))
         finally:
             context.host_time.called(perf_counter() - begin)
         values[0] = errno
@@ -142,12 +142,12 @@ def _adapt(
     return call
 
 
-_STOPS = (LimitError, KeyboardInterrupt, SystemExit)
+STOPS = (LimitError, KeyboardInterrupt, SystemExit)
 """Errors that end the guest's run. Any other one gives an errno, even a BaseException, such as a panic of a package
 that is written in Rust."""
 
 
-def _failed(context: GuestContext, function: str, error: BaseException, errno: IntEnum) -> int:
+def failed(context: GuestContext, function: str, error: BaseException, errno: IntEnum) -> int:
     """Log what the guest did not cause, without letting the guest fill the log; return the errno."""
     failures = (Errno.IO, WasiErrno.IO, NnErrno.RUNTIME_ERROR)
     expected = errno not in failures if isinstance(error, WasmetalError | OSError) else False

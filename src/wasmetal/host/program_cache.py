@@ -13,8 +13,10 @@ import os
 import platform
 import stat
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import wasmtime
 
@@ -30,12 +32,21 @@ WORTH_KEEPING = 4096
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
+T = TypeVar("T")
+
 log = logging.getLogger("wasmetal.programs")
 """Why a compiled program was not read or written, at level DEBUG."""
 
 
-def load(engine: wasmtime.Engine, code: bytes) -> wasmtime.Module | None:
-    """The compiled module of ``code``; None if the cache has none that can be used."""
+class Compiled(Protocol):
+    """A compiled module or component."""
+
+    def serialize(self) -> bytes | bytearray:
+        """Its machine code."""
+
+
+def load(engine: wasmtime.Engine, code: bytes, deserialize: Callable[[wasmtime.Engine, bytes], T]) -> T | None:
+    """What ``deserialize`` makes of the compiled ``code``; None if the cache has nothing that can be used."""
     if not _used(code):
         return None
     path = _path(code)
@@ -44,7 +55,7 @@ def load(engine: wasmtime.Engine, code: bytes) -> wasmtime.Module | None:
         digest, compiled = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(compiled).digest() != digest:
             raise ValueError("damaged")
-        return wasmtime.Module.deserialize(engine, compiled)
+        return deserialize(engine, compiled)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, wasmtime.WasmtimeError) as error:
@@ -52,8 +63,11 @@ def load(engine: wasmtime.Engine, code: bytes) -> wasmtime.Module | None:
         return None
 
 
-def save(module: wasmtime.Module, code: bytes) -> None:
-    """Keep a compiled module for :meth:`load`. If the folder cannot be written, the next process compiles again."""
+def save(module: Compiled, code: bytes) -> None:
+    """Keep a compiled module or component for :meth:`load`.
+
+    If the folder cannot be written, the next process compiles again.
+    """
     if not _used(code):
         return
     path = _path(code)

@@ -1,4 +1,7 @@
-"""The sections of a binary module, as their headers describe them: https://webassembly.github.io/spec/core/binary/modules.html"""
+"""The sections of a binary module or component, as their headers describe them.
+
+https://webassembly.github.io/spec/core/binary/modules.html
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,13 @@ _FUNCTION_TYPE = b"\x60"
 _ONE_BYTE_TYPES = b"\x6f\x70\x7b\x7c\x7d\x7e\x7f"
 """The value types that are one byte: numbers, vectors, externref and funcref."""
 _UNCOUNTED = (_CUSTOM, _START, CODE, _DATA_COUNT)  # functions are counted where they are declared
+COMPONENT = b"\0asm\x0d\0\x01\0"
+"""How a component begins, in place of a module: https://github.com/WebAssembly/component-model/blob/main/design/mvp/Binary.md"""
+_NESTED = (1, 4)
+"""Sections of a component that are a module, or a component, themselves."""
+_UNCOUNTED_IN_COMPONENTS = (_CUSTOM, *_NESTED)
+_MAX_DEPTH = 100
+"""Components inside of one another. Wasmtime refuses more than 1000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +39,44 @@ class Section:
     """How many functions, types, imports or the like it says it has."""
     content: int
     """Where the first of them begins."""
+    begin: int
+    """Where the section's contents begin."""
 
 
 def read(code: bytes) -> Iterator[Section]:
-    """The sections of a binary module, up to the first that is malformed; what is wrong there the compiler says."""
+    """The sections of a binary module or component, up to the first that is malformed.
+
+    What is wrong there, the compiler says.
+    """
+    uncounted = _UNCOUNTED_IN_COMPONENTS if code[:8] == COMPONENT else _UNCOUNTED
     position = 8
     while position < len(code):
         kind = code[position]
         nbytes, position = _integer(code, position + 1)
-        items, content = (0, position) if kind in _UNCOUNTED else _integer(code, position)
-        yield Section(kind, nbytes, items, content)
+        items, content = (0, position) if kind in uncounted else _integer(code, position)
+        yield Section(kind, nbytes, items, content, position)
         position += nbytes
 
 
 def check_items(name: str, code: bytes) -> None:
-    """Raise GuestError if a binary module has too many parts: each costs memory as long as the module is loaded."""
-    items = sum(section.items for section in read(code))
+    """Raise GuestError if a binary module, or a component with all in it, has too many parts: each costs memory as long
+    as it is loaded."""
+    items = _items(name, code)
     if items > MAX_ITEMS:
         raise GuestError(f"{name} has {items} functions, types, imports and so on; at most {MAX_ITEMS} are supported")
+
+
+def _items(name: str, code: bytes, depth: int = 0) -> int:
+    """How many parts a module or component has. Raises GuestError if components are too deep in one another."""
+    if depth > _MAX_DEPTH:
+        raise GuestError(f"{name} nests components more than {_MAX_DEPTH} deep, which is not supported")
+    inside = _NESTED if code[:8] == COMPONENT else ()
+    return sum(
+        _items(name, code[section.begin : section.begin + section.nbytes], depth + 1)
+        if section.kind in inside
+        else section.items
+        for section in read(code)
+    )
 
 
 def widest_type(code: bytes) -> int | None:

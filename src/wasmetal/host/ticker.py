@@ -46,18 +46,18 @@ class Ticker:
         finally:
             self._running.pop()
 
-    @contextmanager
-    def watching(self, look: Callable[[], None]) -> Iterator[None]:
+    def watch(self, look: Callable[[], None]) -> object:
         """Have ``look`` called at each tick, on the ticker's thread, where it may neither wait nor raise.
 
-        For a guest that runs, so that there are ticks.
+        For a guest that runs, so that there are ticks. Ends when :meth:`forget` is called with what this returns.
         """
         key = object()
         self._watching[key] = look
-        try:
-            yield
-        finally:
-            del self._watching[key]
+        return key
+
+    def forget(self, watch: object) -> None:
+        """See :meth:`watch`."""
+        del self._watching[watch]
 
     def check(self) -> None:
         """Raise GuestError if the thread is dead."""

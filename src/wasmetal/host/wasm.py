@@ -1,12 +1,14 @@
-"""Compiling modules, and Wasmtime's errors as one line each."""
+"""Compiling modules and components, and Wasmtime's errors as one line each."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import wasmtime
+import wasmtime.component
 
 from wasmetal.errors import GuestError, printable
+from wasmetal.host.sections import COMPONENT
 
 
 def read_module(module: str | Path | bytes) -> tuple[str, bytes]:
@@ -30,15 +32,31 @@ def compile_module(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.
 
 def to_binary(name: str, code: bytes) -> bytes:
     """A core module, binary or text, as binary. Of a binary only the beginning is checked. Raises GuestError."""
-    if code[:8] == b"\0asm\x0d\0\x01\0":
-        raise GuestError(f"{name} is a component; only core modules run here (target wasm32-wasip1)")
+    if is_component(code):
+        raise GuestError(f"{name} is a component; a core module is needed here (target wasm32-wasip1)")
     if code[:4] == b"\0asm":
         return code
     if not code.lstrip().startswith((b"(", b";;")):
         raise GuestError(f"{name} is not a WebAssembly module")
     try:
-        return bytes(wasmtime.wat2wasm(code))
+        binary = bytes(wasmtime.wat2wasm(code))
     except (wasmtime.WasmtimeError, UnicodeDecodeError) as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error
+    if is_component(binary):
+        raise GuestError(f"{name} is a component as text; convert it to binary")
+    return binary
+
+
+def is_component(code: bytes) -> bool:
+    """Whether this is a component in its binary form."""
+    return code[:8] == COMPONENT
+
+
+def compile_component(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.component.Component:
+    """Compile a component in its binary form. Raises GuestError."""
+    try:
+        return wasmtime.component.Component(engine, code)
+    except wasmtime.WasmtimeError as error:
         raise GuestError(f"{name}: {one_line(error)}") from error
 
 

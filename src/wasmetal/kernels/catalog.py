@@ -47,10 +47,8 @@ FEW_ACROSS = {1: 4, 4: 2}
 """The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
 GEMM becomes."""
 
-INTEGER_SLICE = 2048
-"""Elements of the vector that a subgroup of the ``integer`` kernels has: a group has a slice for each at most."""
-INTEGER_GROUPS = 264
-"""The most groups of an ``integer`` kernel, each of which quantizes the vector: two for a multiprocessor of an H200."""
+SLICE = 2048
+"""Elements of the vector that a subgroup of the ``sliced`` kernels has: a group has a slice for each at most."""
 
 CUDA_PRELUDE = "prelude.cuh"
 """The file under ``generated/cuda/`` that every kernel there includes."""
@@ -63,7 +61,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "cooperative_matrix": ("spirv", "cuda"),
     "mma": ("cuda",),
     "joins": ("spirv", "cuda"),
-    "integer_dot": ("cuda",),
+    "slices": ("cuda",),
     "shuffles": ("spirv", "metal", "cuda"),
 }
 """The targets of kernels with certain features, if those are not all."""
@@ -134,9 +132,10 @@ class Kernel:
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
     ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
-    ``mma``, CUDA's matrix instructions; ``integer_dot``, its products of four bytes; ``shuffles``, subgroups of at
-    least 32 threads, which read each other's values; ``joins``, groups that read what others of the same dispatch have
-    written."""
+    ``mma``, CUDA's matrix instructions; ``slices``, vectors in the registers of its subgroups; ``integer_dot``, its
+    products of four bytes; ``shuffles``, subgroups of at least 32 threads, which read each other's values; ``joins``,
+    groups that read what others of the same dispatch have written; ``early``, which may begin before the kernel before
+    it has ended, and waits for that itself."""
     size: int = THREADS
     """Threads of a group."""
     spread: int = 1
@@ -265,24 +264,45 @@ def _eights(name: str, dtype: DType) -> Argument:
     return _read(name, dtype.gemv_unit)
 
 
-INTEGERS = (DType.Q8_0, DType.Q4_0)
-"""The weight types whose products with a single row can be computed in integers."""
-_INTEGER_SIZES = {"gemv": (512, 1), "norm_gemv": (256, 2), "gated_gemv": (256, 2)}
-"""The kernels that have such variants, with those' threads of a group, and rows that a subgroup reads at a time."""
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """How a group of a ``sliced`` kernel is made: as was fastest on an H200, which has 132 multiprocessors."""
+
+    size: int
+    """Threads of a group."""
+    at_once: int
+    """Rows that a subgroup reads at a time."""
+    most: int
+    """The most groups, each of which reads the vector: one or two for a multiprocessor."""
+    resident: int = 0
+    """As in :class:`Kernel`."""
 
 
-def _in_integers(kernel: Kernel, dtype: DType) -> Kernel:
-    """The variant of a kernel of a single row that quantizes the row."""
-    size, at_once = _INTEGER_SIZES[kernel.source]
-    given = {"FORMAT": f"{dtype.name}Integers", "GROUP": size, "AT_ONCE": at_once, "MOST": INTEGER_GROUPS}
+_INTEGERS = {"gemv": _Slices(512, 1, 264, 2)} | dict.fromkeys(("norm_gemv", "gated_gemv"), _Slices(256, 2, 264, 2))
+_FLOATS = dict.fromkeys(("gemv", "norm_gemv", "gated_gemv"), _Slices(256, 2, 132, 1))
+_SLICED = {
+    DType.Q8_0: ("Q8_0Integers", _INTEGERS),
+    DType.Q4_0: ("Q4_0Integers", _INTEGERS),
+    DType.F16: ("Half", _FLOATS),
+    DType.BF16: ("BFloat", _FLOATS),
+}
+"""The weight types whose products with a single row can be computed by slices, with the name of the format there."""
+
+
+def _sliced(kernel: Kernel, dtype: DType) -> Kernel:
+    """The variant of a kernel of a single row that keeps the row in registers, quantized if the weights are."""
+    name, groups = _SLICED[dtype]
+    how, integers = groups[kernel.source], groups is _INTEGERS
+    given = {"FORMAT": name, "GROUP": how.size, "AT_ONCE": how.at_once, "MOST": how.most}
     return replace(
         kernel,
-        name=f"integer_{kernel.name}",
-        source=f"integer_{kernel.source}",
-        defines=tuple((name, str(value)) for name, value in given.items()),
-        features=("integer_dot",),
-        size=size,
-        most=INTEGER_GROUPS,
+        name=f"sliced_{kernel.name}",
+        source=f"sliced_{kernel.source}",
+        defines=tuple((name, str(value)) for name, value in (given | ({"INTEGERS": 1} if integers else {})).items()),
+        features=("slices", "early", *(("integer_dot",) if integers else ())),
+        size=how.size,
+        resident=how.resident,
+        most=how.most,
     )
 
 
@@ -672,5 +692,5 @@ CATALOG: dict[str, Kernel] = {kernel.name: kernel for kernel in _KERNELS}
 """Every kernel, by name."""
 CATALOG |= {
     kernel.name: kernel
-    for kernel in [_in_integers(CATALOG[f"{of}_{dtype.suffix}"], dtype) for of in _INTEGER_SIZES for dtype in INTEGERS]
+    for kernel in [_sliced(CATALOG[f"{of}_{dtype.suffix}"], dtype) for of in _FLOATS for dtype in _SLICED]
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, Device, HostPages, MemoryKind
@@ -12,15 +13,25 @@ from wasmetal.ops import DType, Tensor
 class BufferGroup:
     """The buffers of one model on one device."""
 
-    def __init__(self, device: Device):
+    def __init__(self, device: Device, charge: Callable[[int], None] | None = None):
+        """``charge`` is called with the bytes of a buffer before it is allocated, and may raise; and, negative, once it
+        is released."""
         self.device = device
+        self._charge = charge or _nobody
+        self._charged: dict[Buffer, int] = {}
         self.counters = Counters()
         """Bytes wrapped and loaded."""
         self._buffers: list[Buffer] = []
 
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
         """A new zero-filled buffer. Raises OutOfDeviceMemoryError."""
-        buffer = self.device.allocate(nbytes, kind)
+        self._charge(nbytes)
+        try:
+            buffer = self.device.allocate(nbytes, kind)
+        except BaseException:
+            self._charge(-nbytes)
+            raise
+        self._charged[buffer] = nbytes
         self._buffers.append(buffer)
         return buffer
 
@@ -45,9 +56,16 @@ class BufferGroup:
         """Release the buffer of a tensor of the group."""
         tensor.buffer.close()
         self._buffers.remove(tensor.buffer)
+        self._charge(-self._charged.pop(tensor.buffer, 0))
 
     def close(self) -> None:
         """Release every buffer. Idempotent."""
         for buffer in self._buffers:
             buffer.close()
         self._buffers = []
+        self._charge(-sum(self._charged.values()))
+        self._charged.clear()
+
+
+def _nobody(_nbytes: int) -> None:
+    """Nobody is charged."""

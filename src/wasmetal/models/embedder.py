@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,16 @@ POOLINGS = {1: "mean", 2: "cls"}
 """How a text's vector is made of its rows', by llama.cpp's numbers: their mean, or the first."""
 
 
-def load_embedder(source: str | Path, device: Device) -> Embedder:
+def load_embedder(source: str | Path, device: Device, *, charge: Callable[[int], None] | None = None) -> Embedder:
     """Load an embedding model onto a device: the name of one that was pulled, or a path to a GGUF file of ``bert``
     or to such a folder of Hugging Face.
 
-    Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
+    ``charge``: as for :func:`load_model`. Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is
+    too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        embedder = Embedder(open_model_file(path), store.name_of(source, path), device)
+        embedder = Embedder(open_model_file(path), store.name_of(source, path), device, charge)
         trim()
         return embedder
 
@@ -51,7 +52,7 @@ class Embedder(Closing):
     """An embedding model on a device. Use as a context manager, or call :meth:`close`. Safe to use from several
     threads, one at a time."""
 
-    def __init__(self, file: ModelFile, name: str, device: Device) -> None:
+    def __init__(self, file: ModelFile, name: str, device: Device, charge: Callable[[int], None] | None = None) -> None:
         architecture = file.require("general.architecture", str)
         if architecture != Bert.name:
             raise file.error(
@@ -77,7 +78,7 @@ class Embedder(Closing):
         self._lock = threading.Lock()
         self._lists: dict[int, CommandList] = {}
         self._closed = False
-        self._buffers = BufferGroup(device)
+        self._buffers = BufferGroup(device, charge)
         try:
             network.load(self._buffers, self._rows[-1], self._rows[-1] // PAGE_SIZE + TEXTS, PAGE_SIZE)
             shapes = {

@@ -6,7 +6,7 @@ has done wrong. Other errors are the backend's own failures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Submission
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 Config = Mapping[str, Any]
 """Options of a model or of a context, as JSON has them."""
@@ -56,6 +56,14 @@ class Source:
 class Context(Protocol):
     """One use of a graph: inputs, and what was computed of them."""
 
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The names of the inputs."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The names of the outputs."""
+
     def set_input(self, index: int, tensor: NnTensor) -> None:
         """Take an input. The bytes are copied."""
 
@@ -64,6 +72,9 @@ class Context(Protocol):
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """An output's bytes [n], which stay as they are until the next call."""
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]] | None:
+        """Element type and shape of an output that was computed and is not bound; None if wasi-nn has no such type."""
 
     def compute_single(self) -> None:
         """Compute the next piece of the output. Raises NnRefusal with END_OF_SEQUENCE when there is no more."""

@@ -11,7 +11,7 @@ import numpy as np
 from tests.metal.shim.library import Function, compile_library
 from wasmetal.device.backend import Dispatch, Range
 from wasmetal.device.base import Bytes
-from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.cpu.device import CpuBackend
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.cpu.work import CpuRecording, Step
 from wasmetal.device.gemm import variant

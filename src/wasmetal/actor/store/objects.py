@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from wasmetal.errors import SnapshotError
 
-_WHOLE: Final = frozenset(("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"))
+_WHOLE: Final = frozenset(
+    ("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2", "ray-objects")
+)
 """Protocols whose objects appear when they are complete. Elsewhere an object is written beside, and then renamed."""
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """What file systems call the time of an object's last change."""

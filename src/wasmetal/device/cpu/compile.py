@@ -17,7 +17,7 @@ from pathlib import Path
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
 HERE = Path(__file__).parent
-SOURCES = ("linear.c", "experts.c", "rows.c", "top_logits.c", "next_token.c", "attention.c", "run.c")
+SOURCES = ("linear.c", "experts.c", "rows.c", "top_logits.c", "next_token.c", "attention.c", "copies.c", "run.c")
 TARGETS = {
     "x86_64_v3.so": ("x86_64-linux-gnu.2.17", "x86_64_v3"),
     "x86_64_v4.so": ("x86_64-linux-gnu.2.17", "x86_64_v4+avx512vnni"),

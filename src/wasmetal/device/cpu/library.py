@@ -12,6 +12,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wasmetal import processor
 from wasmetal.errors import DeviceError
 
@@ -23,6 +26,7 @@ _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 
 Call = tuple[int, Sequence[int], bytes]
 """A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
+Words = NDArray[np.uint64]
 
 
 class Calls:
@@ -67,6 +71,19 @@ class Library:
         self._kernel = loaded.wasmetal_kernel
         self._numbers: dict[str, int] = {}
 
+    def copy_rows(self, targets: Sequence[int], *sources: Words) -> None:
+        """Copy rows to these addresses: of each source, one after the other, row i to address i.
+
+        ``sources``: the addresses of their first rows, the bytes from a row to the next, the bytes of a row, and the
+        sums of those of the sources before.
+        """
+        number = self.number("copy_rows")
+        assert number is not None
+        arrays = (np.array(targets, np.uint64), *sources)
+        count, sizes = len(sources[0]), sources[2]
+        params = struct.pack("<III", len(targets), count, len(targets) * int(sizes.sum()) >= _MUCH)
+        Calls(self, [(number, [each.ctypes.data for each in arrays], params)], ctypes.c_uint8()).run(0, 0.0)
+
     def number(self, kernel: str) -> int | None:
         """The number of a kernel; None if the library has none of that name."""
         if kernel not in self._numbers:
@@ -75,6 +92,8 @@ class Library:
         return None if number < 0 else number
 
 
+_MUCH = 4 << 20
+"""Bytes of copies that bypass the caches, from which what is read and written would drive out all else."""
 FEW_ROWS = 11
 """GEMMs of up to so many valid rows have a method of their own (``FEW`` in ``native/panels.h``)."""
 

@@ -72,10 +72,22 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
 
     def copy(self, source: Range[CudaAllocation], target: Range[CudaAllocation]) -> None:
         """Copy on the stream, and wait for the copy."""
-        places = [address_of(bound) for bound in (target, source)]
-        work = self._start(lambda: call("cuMemcpyAsync", *places, source.nbytes, self._stream.handle))
-        abandoned.finish(work.wait, (work, source, target), self.info.name)
-        work.result()
+        self.begin_copies([(source, target)])()
+
+    def begin_copies(self, pairs: Sequence[tuple[Range[CudaAllocation], Range[CudaAllocation]]]) -> Callable[[], None]:
+        """Copy on the stream."""
+
+        def launch() -> None:
+            for source, target in pairs:
+                call("cuMemcpyAsync", address_of(target), address_of(source), source.nbytes, self._stream.handle)
+
+        work = self._start(launch)
+
+        def wait() -> None:
+            abandoned.finish(work.wait, (work, pairs), self.info.name)
+            work.result()
+
+        return wait
 
     def _start(self, launch: Callable[[], object]) -> CudaWork:
         self.context.use()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Grid, Range
-from wasmetal.device.cuda.api import call
+from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import Pipeline
 
 
 class Launch:
-    """The arguments of ``cuLaunchKernel``, ready to be passed."""
+    """The arguments of a launch, ready to be passed."""
 
     def __init__(self, code: Pipeline, ranges: Sequence[Range[CudaAllocation]], params: bytes, groups: Grid) -> None:
         """A kernel takes the address of each binding, then its struct of parameters."""
@@ -29,10 +29,25 @@ class Launch:
             across, down = min(across * down, code.most), 1
         self._shape = across, down, deep * code.spread, *code.threads, 0
         self._arguments = ctypes.addressof(arguments)
+        self._early = _early(self._shape) if code.early else None
 
     def start(self, stream: Any) -> None:
         """Start the kernel on a stream. Raises DeviceLostError."""
-        call("cuLaunchKernel", self._function, *self._shape, stream, self._arguments, 0)
+        if self._early is None:
+            call("cuLaunchKernel", self._function, *self._shape, stream, self._arguments, 0)
+        else:
+            self._early.hStream = stream
+            call("cuLaunchKernelEx", self._early, self._function, self._arguments, 0)
+
+
+def _early(shape: Sequence[int]) -> Any:
+    """How a kernel is launched that may begin before the one before it on the stream has ended."""
+    config, attribute = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
+    config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ = shape[:6]
+    attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 def address_of(bound: Range[CudaAllocation]) -> int:

@@ -1,11 +1,11 @@
-"""GEMMs on matrix units, with kernels for few rows besides those that other GPUs have; single rows in integers."""
+"""GEMMs on matrix units, with kernels for few rows besides those that other GPUs have; single rows by slices."""
 
 from __future__ import annotations
 
 from wasmetal.device.gemm import variant
-from wasmetal.device.integer_trials import quantized_rows
-from wasmetal.device.integers import INTEGER_KERNELS, LEAST, in_integers
 from wasmetal.device.matrix_units import MatrixUnits
+from wasmetal.device.sliced import SLICED_KERNELS, sliced
+from wasmetal.device.sliced_trials import sliced_rows
 from wasmetal.device.trial import Trial
 from wasmetal.kernels.catalog import FEW_ROWS, Kernel
 
@@ -15,16 +15,16 @@ multiprocessors. Groups of 32 columns read the activations four times as often."
 
 
 class MatrixInstructions(MatrixUnits):
-    """Chooses kernels with CUDA's matrix instructions or products of bytes, unless the precision is ``exact``."""
+    """Chooses kernels with CUDA's matrix instructions, or by slices, unless the precision is ``exact``."""
 
     def suited(self, kernel: Kernel, params: bytes) -> Kernel | None:
         """The variant of a GEMM or GEMV that suits its sizes; None if there is none, or the kernel is neither."""
         found = super().suited(kernel, params)
         if found is None:
-            return in_integers(kernel, params, 0 if self._only else LEAST)
+            return sliced(kernel, params, any_size=self._only is not None)
         p = kernel.unpack(params)
         return found if p.rows > FEW_ROWS else variant(kernel, "few4" if p.n >= _WIDE else "few1")
 
     def trials(self, kernel: Kernel) -> list[Trial]:
         """What a variant must compute before it is used."""
-        return quantized_rows(kernel) if kernel in INTEGER_KERNELS else super().trials(kernel)
+        return sliced_rows(kernel) if kernel in SLICED_KERNELS else super().trials(kernel)

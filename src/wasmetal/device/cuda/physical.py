@@ -13,6 +13,8 @@ WARP = 32
 """Threads of a warp, on every GPU of NVIDIA's so far."""
 _OLDEST = (7, 5)
 """The oldest compute capability that NVRTC 13 compiles for."""
+_EARLY = (9, 0)
+"""The first compute capability with programmatic dependent launch."""
 _BINDING_BYTES = (1 << 32) - 4096
 """The longest binding: some kernels count its bytes in 32 bits."""
 
@@ -63,6 +65,8 @@ class PhysicalDevice:
         major, minor = self.capability
         self.architecture = f"sm_{major}{minor}"
         """NVRTC's name for what kernels are compiled for."""
+        self.begins_early = self.capability >= _EARLY
+        """Whether a kernel may begin before the one before it has ended."""
         self.info = DeviceInfo(
             name=self.name,
             backend="cuda",

@@ -38,6 +38,7 @@ class Pipeline:
         self.threads = kernel.threads
         self.spread = kernel.spread
         self.most = kernel.most
+        self.early = "early" in kernel.features and context.physical.begins_early
 
     def share(self) -> None:
         """Have the same share of group memory as all other kernels that do this."""

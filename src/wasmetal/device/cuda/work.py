@@ -39,7 +39,7 @@ class CudaWork(Work):
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
         self._context.use()
-        return poll(self._ask, seconds, self.patient)
+        return poll(self._ask, seconds, self.patient, self.due)
 
     def ended(self) -> bool:
         """Whether the work has ended. Raises DeviceLostError."""

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAX_TEXT = 1 << 18
 """Bytes of text, or tokens, that the host takes in one call. The tokenizer may need hundreds of bytes of host memory,
 and microseconds, for each; a call is not interrupted."""
-_PAUSE = 0.05
-"""Seconds after which a guest gets the tokens that have been chosen, so that it can show their text."""
 _MAX_DETOKENIZED = 16 * MAX_TEXT
 _MAX_HEADER = 4096
 """An upper bound on the bytes of a saved session other than its keys and values."""
@@ -269,7 +267,7 @@ class Llm:
         chosen: list[int] = []
         before = held.session.length
         try:
-            steps = generate(held.session, tokens, sampler, cap, ends, chosen, _PAUSE)
+            steps = generate(held.session, tokens, sampler, cap, ends, chosen, held.model.turn_seconds)
             self._device.drive(steps, _joins(held, tokens))
         finally:
             room[: len(chosen)], length[0], record["seed"] = chosen, len(chosen), sampler.seed

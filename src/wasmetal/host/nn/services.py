@@ -14,14 +14,17 @@ from wasmetal.host.account import Account
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.runtime import runtime
-from wasmetal.host.streams import Output
 from wasmetal.nn.backend import Backend, Services
 from wasmetal.nn.errors import NnErrno, NnRefusal
 from wasmetal.nn.kinds import Backends, Kind
 
 
-def services(account: Account, interrupt: Interrupt, device: MeteredDevice | None, stdout: Output) -> Services:
+def services(
+    account: Account, interrupt: Interrupt, device: MeteredDevice | None, write: Callable[[bytes], object]
+) -> Services:
     """What a guest's backends may use. ``device``: None if the guest has none."""
+
+    ticker = runtime().ticker
 
     @contextmanager
     def stoppable(stop: Callable[[], None]) -> Iterator[None]:
@@ -31,10 +34,11 @@ def services(account: Account, interrupt: Interrupt, device: MeteredDevice | Non
             if interrupt.due(time.monotonic() - begin):
                 stop()
 
+        watch = ticker.watch(look)
         try:
-            with runtime().ticker.watching(look):
-                yield
+            yield
         finally:
+            ticker.forget(watch)
             account.counters.count_submission(time.monotonic() - begin, 1)
             interrupt.check()
             account.check_device_time()
@@ -44,7 +48,7 @@ def services(account: Account, interrupt: Interrupt, device: MeteredDevice | Non
             raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "the guest has no device")
         device.drive(steps)
 
-    return Services(account.counters, account.charge, stoppable, drive, stdout)
+    return Services(account.counters, account.charge, stoppable, drive, write)
 
 
 def backends(services: Services, device: Device | None, loading: Mapping[str, Any]) -> Backends:

@@ -347,13 +347,17 @@ class Decoder:
             network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
 
-    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+    def head(self, rec: Recorder, rows: Tensor | None, logits: Tensor, batch: Tensor | None = None) -> None:
         """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
 
-        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        Without ``rows`` they are those of the first N, which it may overwrite. ``batch``: batch metadata of the N rows,
+        of which any number may be valid; None if all are.
         """
-        last = self._last.rows(0, rows.shape[0])
-        embed(rec, self._x, rows, last, batch=batch)
+        if rows is None:
+            last = self._x.rows(0, logits.shape[0])
+        else:
+            last = self._last.rows(0, rows.shape[0])
+            embed(rec, self._x, rows, last, batch=batch)
         normed = Normed(rec, last, self._output_norm, self.config.norm_epsilon, last, batch)
         if self.logit_scale == 1:
             normed.product(self._output, logits)
@@ -361,6 +365,11 @@ class Decoder:
             last = normed.rows()
             scale(rec, last, self.logit_scale, last)
             self._output(rec, last, logits, batch=batch)
+
+    def states(self, rec: Recorder, rows: Tensor, out: Tensor, batch: Tensor) -> None:
+        """Record some of the body's rows as the head norms them: out f32 [N, embedding_length]."""
+        embed(rec, self._x, rows, out, batch=batch)
+        rms_norm(rec, out, self._output_norm, out, self.config.norm_epsilon, batch=batch)
 
 
 def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:

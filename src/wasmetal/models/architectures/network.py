@@ -21,6 +21,10 @@ class Config(Protocol):
         """Positions that the model was trained for."""
 
     @property
+    def embedding_length(self) -> int:
+        """Elements of a row of the residual stream."""
+
+    @property
     def vocab_size(self) -> int:
         """Tokens in the vocabulary."""
 
@@ -76,8 +80,15 @@ class Network(Protocol):
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""
 
-    def head(self, rec: Recorder, rows: Tensor, logits: Tensor, batch: Tensor | None = None) -> None:
+    def head(self, rec: Recorder, rows: Tensor | None, logits: Tensor, batch: Tensor | None = None) -> None:
         """Record the logits, f32 [N, vocab_size], of some of the body's rows; ``rows``, I32 [N], holds their indices.
 
-        ``batch``: batch metadata of the N rows, of which any number may be valid; None if all are.
+        Without ``rows`` they are those of the first N, which it may overwrite. ``batch``: batch metadata of the N rows,
+        of which any number may be valid; None if all are.
+        """
+
+    def states(self, rec: Recorder, rows: Tensor, out: Tensor, batch: Tensor) -> None:
+        """Record some of the body's rows as the head norms them: out f32 [N, embedding_length].
+
+        ``rows``, I32 [N], holds their indices; ``batch`` is their batch metadata: any number of them may be valid.
         """

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
+from wasmetal.device.base import CommandList, Device, Submission
 from wasmetal.errors import ModelError
 from wasmetal.models.architectures.network import Network
+from wasmetal.models.lm.shared import Shared
+from wasmetal.models.lm.states import State
 from wasmetal.ops import (
-    ALIGNMENT,
     DType,
     Recorder,
     Tensor,
@@ -122,8 +123,8 @@ class TopLogits:
 
 _NO_SUMS = np.array([-math.inf, 0.0], np.float32)
 
-Wanted = Sequence[tuple[Head | TopLogits, int]]
-"""What is wanted of the logits, each after one row of a pass."""
+Wanted = Sequence[tuple[Head | TopLogits | State, int]]
+"""What is wanted, each after one row of a pass."""
 
 
 class Heads:
@@ -150,7 +151,7 @@ class Heads:
         self._finds: _Top | None = None
         """What finds it."""
 
-    def lists(self, wanted: Wanted) -> list[CommandList]:
+    def lists(self, wanted: Sequence[tuple[Head | TopLogits, int]]) -> list[CommandList]:
         """The lists that give each of ``wanted`` the logits after its row of the pass."""
         rows = max(len(wanted), self._least)
         self._batch.values[0, 0] = rows
@@ -225,16 +226,3 @@ class _Top:
         for each in (self.ids, self.values, self.totals):
             each.close()
         self._scratch.close()
-
-
-class Shared:
-    """A small tensor that host and device share."""
-
-    def __init__(self, device: Device, dtype: DType, *shape: int) -> None:
-        nbytes = -(-dtype.row_bytes(math.prod(shape)) // ALIGNMENT) * ALIGNMENT
-        self.tensor = Tensor(device.allocate(nbytes, MemoryKind.SHARED), 0, dtype, shape)
-        self.values = self.tensor.numpy()
-
-    def close(self) -> None:
-        """Release the memory. Idempotent."""
-        self.tensor.buffer.close()

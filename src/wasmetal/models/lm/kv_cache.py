@@ -272,13 +272,16 @@ class KVCache:
         """
         row = dtype.row_bytes(self._columns)
         rows = [block.reshape(2 * len(self.layers), -1) for block in blocks]
-        runs = list(_blocks_of_runs(_runs(pages, length, first), [each.shape[1] // row for each in rows], first))
-        for number, pool in enumerate(pool for pools in self.layers for pool in pools):
-            for slot, parts in runs:
-                data = [rows[block][number, begin * row : end * row] for block, begin, end in parts]
-                if dtype is not self.dtype:
-                    data = [self._converted(np.concatenate(data), dtype)]
-                self._device.write(pool.buffer, slot * self._row, *data)
+        pools = [pool.buffer for pools in self.layers for pool in pools]
+        counts = [each.shape[1] // row for each in rows]
+        for slot, parts in _blocks_of_runs(_runs(pages, length, first), counts, first):
+            data = [rows[block][:, begin * row : end * row] for block, begin, end in parts]
+            if dtype is self.dtype:
+                self._device.write_rows(pools, slot * self._row, *data)
+                continue
+            for number, pool in enumerate(pools):
+                converted = self._converted(np.concatenate([each[number] for each in data]), dtype)
+                self._device.write(pool, slot * self._row, converted)
 
     def _converted(self, rows: Bytes, dtype: DType) -> Bytes:
         """Rows of a type in the cache's own, one after the other."""

@@ -24,7 +24,7 @@ from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head, TopLogits, Wanted
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
@@ -32,6 +32,7 @@ from wasmetal.models.lm.prefix_cache import PrefixCache
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
 from wasmetal.models.lm.session import Request, Session
+from wasmetal.models.lm.states import State
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
 from wasmetal.ops import Tensor
@@ -55,6 +56,7 @@ def load_model(
     trusted: bool | None = None,
     chat_template: str | None = None,
     deterministic: bool = False,
+    charge: Callable[[int], None] | None = None,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
@@ -72,6 +74,8 @@ def load_model(
     ``deterministic``: have a session's logits depend on nothing but its tokens, bit for bit, and not on who else uses
     the model meanwhile. A session that is alone is then slower, because it takes the kernels for many rows. Mixtures
     of experts, and the device ``reference``, cannot do that.
+    ``charge`` is called with bytes of the device's memory before they are taken, the cache's too, and may raise an
+    OutOfDeviceMemoryError; and, negative, once they are released.
     Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
@@ -91,6 +95,7 @@ def load_model(
             trusted=trusted,
             chat_template=chat_template,
             deterministic=deterministic,
+            charge=charge,
         )
         del file
         trim()
@@ -118,6 +123,7 @@ class Model(Closing):
         trusted: bool = False,
         chat_template: str | None = None,
         deterministic: bool = False,
+        charge: Callable[[int], None] | None = None,
     ):
         self._network = read_network(file)
         self.device = device
@@ -143,7 +149,7 @@ class Model(Closing):
         self.lock = threading.RLock()
         self.origin = Origin(f"the model {name}")
 
-        self._buffers = BufferGroup(device)
+        self._buffers = BufferGroup(device, charge)
         try:
             self._network.load(self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
@@ -157,8 +163,8 @@ class Model(Closing):
             if isinstance(error, OutOfDeviceMemoryError):
                 raise demand.explain(device.info, error) from error
             raise
-        self._scheduler = Scheduler(passes, self.lock, self._submit)
         self._pacing = Pacing(ROWS[1] if deterministic else ROWS[-1])
+        self._scheduler = Scheduler(passes, self.lock, self._submit, self._pacing)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -171,6 +177,11 @@ class Model(Closing):
     def counters(self) -> Counters:
         """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
+
+    @property
+    def turn_seconds(self) -> float:
+        """For how long a guest should have tokens chosen at a time, by how many use the model just now."""
+        return self._pacing.turn()
 
     @property
     def batches(self) -> Batches:
@@ -268,6 +279,7 @@ class Model(Closing):
                 yield None
                 job = Job(segments, last, begun, [growths[index] for index, _, _ in batch])
                 submission = yield from self._scheduler.run(job)
+                self._pacing.seen(user)
                 seconds, dispatches = submission.seconds, submission.dispatches
                 self._pacing.took(row, seconds)
                 for index, begin, end in batch:
@@ -279,11 +291,10 @@ class Model(Closing):
         """Append a token, have the device choose the next one and append that, and so on, in steps as :meth:`steps`.
 
         ``draws`` says how, and for how many tokens, for which the context must have room; the last one is not appended.
-        They are in ``draws.tokens`` then. Fewer are chosen if so many would take the device longer than others should
-        wait. Raises what :meth:`forward` does; the session is then unchanged.
+        They are in ``draws.tokens`` then: fewer if ``draws`` has ended before, or the cache has no room for so many.
+        Raises what :meth:`forward` does; the session is then unchanged.
         """
         session.check((token,), 0)
-        draws.randoms = draws.randoms[: self._pacing.steps()]
         yield from self._decode(session, (token,), (), draws)
 
     def _decode(
@@ -291,7 +302,6 @@ class Model(Closing):
     ) -> Generator[Submission | None]:
         """Append one token of one session or, with ``draws``, what follows it too: what happens most often."""
         growth, kept = self._growth(session, draws)
-        count = len(draws.randoms) if draws else 1
         try:
             self._pacing.rows(session.holder)
             yield None
@@ -302,18 +312,18 @@ class Model(Closing):
                 with self.lock:
                     self.cache.discard(growth)
             raise
+        self._pacing.seen(session.holder)
+        session.length += len(draws.tokens) if draws else 1
         if not kept:
             with self.lock:
                 self.cache.adopt(session.pages, growth)
+                self.cache.release(session.pages, keep=page_count(session.length))
         session.counters.count_submission(part.seconds, part.dispatches)
-        session.length += count
-        if draws:
-            self._pacing.stepped(part.batch.steps, part.batch.submission.seconds)
 
     def _growth(self, session: Session, draws: Draws | None) -> tuple[Growth, bool]:
         """The pages that a session is to have with one more token, or more; whether they are those that it has.
 
-        If there is no room for all of ``draws``, they become one.
+        If there is no room for all of ``draws``, they become fewer.
         """
         count = len(draws.randoms) if draws else 1
         if self.cache.has_room(session.pages, session.length, count):
@@ -324,7 +334,7 @@ class Model(Closing):
         except OutOfDeviceMemoryError:
             if draws is None or count == 1:
                 raise
-        draws.randoms = draws.randoms[:1]
+        draws.randoms = draws.randoms[: count // 2]
         return self._growth(session, draws)
 
     def head(self, logits: Tensor) -> Head:
@@ -334,7 +344,7 @@ class Model(Closing):
 
     def _submit(self, taken: Pass, jobs: Sequence[Job]) -> Submission:
         """Start a forward pass for all jobs. Called with the lock."""
-        heads: list[tuple[Head | TopLogits, int]] = []
+        heads: list[tuple[Head | TopLogits | State, int]] = []
         segments: list[Segment] = []
         copies: list[CommandList] = []
         rows = 0
@@ -347,9 +357,11 @@ class Model(Closing):
         draws = [job.draws for job in jobs if job.draws]
         if draws:
             lists = taken.choosing(rows, draws, [segment.position for segment in segments])
+            expected = self._pacing.expected(max([each.steps for each in draws]), len(draws))
         else:
             lists = [taken.body(rows), *taken.heads(heads)]
-        submission = self.device.submit([*copies, *lists], patient=len(jobs) > 1)
+            expected = 0.0
+        submission = self.device.submit([*copies, *lists], patient=len(jobs) > 1, expected=expected)
         taken.submission = submission
         for head, _ in heads:
             if isinstance(head, Head):

@@ -7,6 +7,7 @@ takes as long as a part of the token. And with many sequences Python can do it f
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from wasmetal.device.base import CommandList, Device
 from wasmetal.kernels.catalog import NEXT_TOKEN_SETTINGS
 from wasmetal.models.architectures.network import Inputs, KVPools, Network
 from wasmetal.models.lm.filters import Filters
-from wasmetal.models.lm.heads import TOP, TOP_ROWS, Shared
+from wasmetal.models.lm.heads import TOP, TOP_ROWS
+from wasmetal.models.lm.shared import Shared
 from wasmetal.ops import (
     DType,
     Recorder,
@@ -34,12 +36,29 @@ MOST_STEPS = 32
 
 @dataclass(slots=True, eq=False)
 class Draws:
-    """How tokens that follow one another are chosen; and which ones were, once :meth:`Session.choose` has ended."""
+    """How tokens that follow one another are chosen, in one submission after the other; and which ones have been."""
 
     filters: Filters
     randoms: NDArray[np.float64]
-    """From 0 to 1, [n]: one for each token, up to MOST_STEPS."""
+    """From 0 to 1, [n]: one for each token."""
+    stops: frozenset[int] = frozenset()
+    """No submission follows one in which any of these was chosen,"""
+    until: float = math.inf
+    """nor one that has ended after this (``time.monotonic()``)."""
     tokens: list[int] = field(default_factory=list)
+    steps: int = 0
+    """How many the latest submission chooses: up to MOST_STEPS."""
+
+    @property
+    def left(self) -> int:
+        """Tokens that have not been chosen yet."""
+        return len(self.randoms) - len(self.tokens)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no submission is to follow the latest one, which has ended."""
+        latest = self.tokens[len(self.tokens) - self.steps :]
+        return not self.left or not self.stops.isdisjoint(latest) or time.monotonic() >= self.until
 
 
 class MultiStep:
@@ -62,8 +81,6 @@ class MultiStep:
         self._settings = settings
         self._logits = logits
         rows = logits.shape[0]
-        self._rows = Shared(device, DType.I32, rows)
-        self._rows.values[:] = range(rows)
         self._chosen = Shared(device, DType.I32, rows, MOST_STEPS)
         self._lists: dict[tuple[int, int, int], CommandList] = {}
         self._scratch: dict[tuple[int, int], tuple[Tensor, ...]] = {}
@@ -77,13 +94,13 @@ class MultiStep:
         key = fitting, TOP_ROWS[bisect_left(TOP_ROWS, len(draws))], TOP[bisect_left(TOP, k)]
         if key not in self._lists:
             self._lists[key] = self._record(*key)
-        return [self._lists[key]] * max([len(each.randoms) for each in draws])
+        return [self._lists[key]] * max([each.steps for each in draws])
 
     def collect(self) -> None:
         """Take what the latest submission, which has ended, has chosen."""
         draws, self._draws = self._draws, ()
         for row, each in enumerate(draws):
-            each.tokens = self._chosen.values[row, : len(each.randoms)].tolist()
+            each.tokens += self._chosen.values[row, : each.steps].tolist()
 
     def forget(self) -> None:
         """Whoever wanted what the latest submission chooses does not take it."""
@@ -96,7 +113,6 @@ class MultiStep:
         for tensors in self._scratch.values():
             for tensor in tensors:
                 tensor.buffer.close()
-        self._rows.close()
         self._chosen.close()
 
     def _record(self, fitting: int, rows: int, k: int) -> CommandList:
@@ -107,7 +123,7 @@ class MultiStep:
         rec = Recorder(self._device.info, commands)
         self._network.body(rec, inputs.rows(fitting), self._pools)
         batch = inputs.batch.rows(0, 1 + all_rows) if all_rows > 1 else None
-        self._network.head(rec, self._rows.tensor.rows(0, all_rows), logits.rows(0, all_rows), batch)
+        self._network.head(rec, None, logits.rows(0, all_rows), batch)
         rows = min(rows, all_rows)
         ids, values, totals, scratch = self._found(rows, k)
         top_logits(rec, logits.rows(0, rows), ids, values, totals, scratch=scratch)
@@ -133,8 +149,8 @@ class MultiStep:
 
 def write_settings(settings: np.ndarray, row: int, draws: Draws, position: int) -> None:
     """Write a row's settings for tokens from ``position`` on to i32 [S, ...], as ``next_token`` reads them."""
-    how, count = draws.filters, len(draws.randoms)
+    how, begin, count = draws.filters, len(draws.tokens), draws.steps
     floats = settings[row].view(np.float32)
     floats[:3] = how.temperature, how.top_p, how.min_p
     settings[row, 3:NEXT_TOKEN_SETTINGS] = how.top_k, position, count
-    floats[NEXT_TOKEN_SETTINGS : NEXT_TOKEN_SETTINGS + count] = draws.randoms
+    floats[NEXT_TOKEN_SETTINGS : NEXT_TOKEN_SETTINGS + count] = draws.randoms[begin : begin + count]

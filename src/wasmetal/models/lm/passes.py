@@ -16,6 +16,7 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.heads import Head, Heads, Wanted
 from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.models.lm.multi_step import MOST_STEPS, Draws, MultiStep, write_settings
+from wasmetal.models.lm.states import State, States
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape, settings_shape
 
 ROWS = (1, 64, 512)
@@ -65,6 +66,7 @@ class Pass:
         self._copies: dict[int, CommandList] = {}
         self._multi_step: MultiStep | None = None
         self._heads: Heads | None = None
+        self._states: States | None = None
         self._room_for_heads = True
         self._version = cache.version
         """Of the cache with which the lists were recorded."""
@@ -155,6 +157,8 @@ class Pass:
         lists = self._multi_step.lists(fitting, draws)
         if self._heads:
             self._heads.forget()
+        if self._states:
+            self._states.forget()
         if not self._copy:
             return lists
         if fitting not in self._copies:
@@ -164,29 +168,34 @@ class Pass:
         return [self._copies[fitting], *lists]
 
     def heads(self, wanted: Wanted) -> list[CommandList]:
-        """The lists that give each of ``wanted`` the logits after its row.
+        """The lists that give each of ``wanted`` the logits after its row, or the row itself.
 
         Several are computed together, if there is memory for that. Raises OutOfDeviceMemoryError if there is not, and
         it is the only way.
         """
-        alone = [(each, row) for each, row in wanted if isinstance(each, Head)]
-        must = self._deterministic or len(alone) < len(wanted)
-        if self._heads:
-            self._heads.forget()
-        if self._multi_step:
-            self._multi_step.forget()
-        if wanted and (must or len(wanted) > 1) and (heads := self._joint_heads(must)):
-            return heads.lists(wanted)
+        states = [(each, row) for each, row in wanted if isinstance(each, State)]
+        others = [(each, row) for each, row in wanted if not isinstance(each, State)]
+        for each in (self._heads, self._multi_step, self._states):
+            if each:
+                each.forget()
+        lists = []
+        if states:
+            if self._states is None:
+                self._states = States(self._device, self._network, SEQUENCES)
+            lists = self._states.lists(states)
+        alone = [(each, row) for each, row in others if isinstance(each, Head)]
+        must = self._deterministic or len(alone) < len(others)
+        if others and (must or len(others) > 1) and (heads := self._joint_heads(must)):
+            return lists + heads.lists(others)
         for head, row in alone:
             head.select(row)
-        return [head.commands for head, _ in alone]
+        return lists + [head.commands for head, _ in alone]
 
     def collect(self) -> None:
-        """Take what the latest submission, which has ended, has found of logits, or chosen."""
-        if self._heads:
-            self._heads.collect()
-        if self._multi_step:
-            self._multi_step.collect()
+        """Take what the latest submission, which has ended, has found of logits, or chosen, or computed of states."""
+        for each in (self._heads, self._multi_step, self._states):
+            if each:
+                each.collect()
 
     def close(self) -> None:
         """Release the lists. Idempotent."""
@@ -194,6 +203,9 @@ class Pass:
         if self._heads:
             self._heads.close()
             self._heads = None
+        if self._states:
+            self._states.close()
+            self._states = None
 
     def _fitting(self, rows: int) -> int:
         """The class of a batch of ``rows`` rows. Lists of a cache that has been replaced are closed first."""

@@ -23,6 +23,8 @@ from wasmetal.models.lm.multi_step import MOST_STEPS, Draws
 if TYPE_CHECKING:
     from wasmetal.models.lm.session import Session
 
+_AT_A_TIME = 4 * MOST_STEPS
+"""Tokens that the device is asked for at a time; it has a place in the KV cache for all of them beforehand."""
 _MASK = 2**64 - 1
 _INCREMENT, _MIX, _MIX_AGAIN = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -42,10 +44,10 @@ class Sampler(Filters):
             return pick(self, top, random)
         return pick(self, top, 0.0)
 
-    def draws(self, count: int) -> Draws:
+    def draws(self, count: int, stops: frozenset[int] = frozenset(), until: float = math.inf) -> Draws:
         """How the device chooses the next ``count`` tokens. To be followed by :meth:`advance`."""
         randoms = _uniforms(self.seed, count) if self.temperature > 0 else np.zeros(count)
-        return Draws(self, randoms)
+        return Draws(self, randoms, stops, until)
 
     def advance(self, count: int) -> None:
         """Leave the generator as it is after ``count`` tokens."""
@@ -99,6 +101,7 @@ def generate(
     context is full, or ``seconds`` have passed. Raises what :meth:`Session.forward` does; the tokens that were chosen
     before are then appended.
     """
+    stops = frozenset(stops)
     context, end = session.model.context_length, time.monotonic() + seconds
     if len(tokens) != 1:
         top = TopLogits(sampler.candidates)
@@ -109,7 +112,7 @@ def generate(
             return
     while len(chosen) < most:
         begin = session.length
-        draws = sampler.draws(max(min(most - len(chosen), MOST_STEPS, context - begin), 1))
+        draws = sampler.draws(max(min(most - len(chosen), _AT_A_TIME, context - begin), 1), stops, end)
         yield from session.choose(tokens[0], draws)
         ended = next((i for i, token in enumerate(draws.tokens, 1) if token in stops), None)
         some = draws.tokens[:ended]

@@ -2,7 +2,8 @@
 
 Rows wait while a batch is in flight; then the thread that waited for the device submits what waits, for all of them. So
 a sequence joins and leaves between two batches, as in G.-I. Yu et al., "Orca", 2022. There is no thread for it: a
-caller who is alone submits at once, and waits for the device itself.
+caller who is alone submits at once, and waits for the device itself. A sequence for which the device chooses tokens
+stays from batch to batch, without its thread, until it has enough of them.
 
 With many callers, Python's global lock is what they wait for most. So a thread sleeps from when its job is queued until
 its batch has ended, and those of a batch wake one after the other.
@@ -22,6 +23,7 @@ from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.models.lm.heads import Wanted
 from wasmetal.models.lm.kv_cache import Growth
 from wasmetal.models.lm.multi_step import Draws
+from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.signal import Signal
 
@@ -35,6 +37,10 @@ _SAMPLING = 0.5, 12e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
 last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
 missing take longer to come back. Then the others take turns with them."""
+
+_FEW_STEPS = 4
+"""Tokens that a batch chooses if it has few of those who use the model just now: others are about to come back from
+their guests, and are then to join."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,11 +57,11 @@ class Job:
     sequence: int | None = None
     """What identifies the sequence, if this is the one row of a sequence that decodes."""
     draws: Draws | None = None
-    """How the device chooses this row's next tokens, if it does. All jobs of a submission have draws, or none."""
+    """How the device chooses this row's next tokens, if it does. All jobs of a batch have draws, or none."""
     alone: bool = False
     """Whether no other job may be in its submission."""
     part: Part | None = None
-    """Its part of a submission, once there is one."""
+    """Its part of a batch, or of several, once there is one."""
     error: Exception | None = None
     """Why there is none."""
     wake: Signal = field(default_factory=Signal)
@@ -67,6 +73,15 @@ class Job:
 
     def __post_init__(self) -> None:
         self.rows = sum([len(segment.tokens) for segment in self.segments])
+
+    def goes_on(self) -> bool:
+        """Whether more tokens are to be chosen, now that a batch has ended. The job is then what is left to do."""
+        if not self.draws or self.draws.ended:
+            return False
+        (segment,) = self.segments
+        self.segments = (Segment(self.draws.tokens[-1:], segment.position + self.draws.steps, segment.pages),)
+        self.begun = ()
+        return True
 
     def listen(self, seconds: float) -> None:
         """Wait for news."""
@@ -85,8 +100,8 @@ class Batch:
         self.taken = taken
         self.jobs = jobs
         self.rows = sum([job.rows for job in jobs])
-        self.steps = max([len(job.draws.randoms) if job.draws else 1 for job in jobs])
-        """Tokens of a sequence that it appends one after another."""
+        self.steps = max([job.draws.steps if job.draws else 0 for job in jobs])
+        """How many tokens of a sequence it chooses; 0 if it chooses none."""
         self.users = len(jobs)
         """How many jobs have not given up."""
         self.ended = False
@@ -94,7 +109,7 @@ class Batch:
         self.waiting = threading.Lock()
         """Held by the thread that waits for the device."""
         self.asleep = list(jobs)
-        """Jobs whose threads have not been woken since the batch ended."""
+        """Jobs that end with the batch, and whose threads have not been woken since it has."""
 
     def outcome(self) -> Exception | None:
         """The error that the submission has ended with; None if it has succeeded, or not ended."""
@@ -122,29 +137,37 @@ class Batch:
 
 
 class Part:
-    """One job's part of a batch, as a submission: its seconds are shared out by rows."""
+    """What one job has of a batch, or of one after the other, as a submission: their seconds are shared out by rows."""
 
     def __init__(self, scheduler: Scheduler, batch: Batch, job: Job) -> None:
         self._scheduler = scheduler
         self.batch = batch
+        """The latest."""
+        self.ended = False
+        """Whether that was the last, and has ended."""
+        self.abandoned = False
         self._job = job
-        self._abandoned = False
+        self._seconds = 0.0
+        self._dispatches = 0
+        """Of the batches before."""
 
     @property
     def pending(self) -> bool:
-        """Whether the batch is not known to have ended. The device is asked only if no thread waits for it."""
+        """Whether the last batch is not known to have ended. The device is asked only if no thread waits for it."""
         batch = self.batch
+        if self.ended or (self._job.draws and not self.abandoned):
+            return not self.ended
         return not batch.ended and (batch.waiting.locked() or batch.submission.pending)
 
     @property
     def seconds(self) -> float:
-        """Device time of the batch, in proportion to the job's rows; 0.0 while pending."""
-        return self.batch.submission.seconds * self._job.rows / self.batch.rows
+        """Device time of batches that have ended, in proportion to the job's rows."""
+        return self._seconds + self.batch.submission.seconds * self._job.rows / self.batch.rows
 
     @property
     def dispatches(self) -> int:
-        """The number of dispatches of the batch."""
-        return self.batch.submission.dispatches
+        """The number of dispatches of all batches."""
+        return self._dispatches + self.batch.submission.dispatches
 
     @property
     def failed_with_others(self) -> bool:
@@ -152,21 +175,31 @@ class Part:
         batch = self.batch
         return len(batch.jobs) > 1 and batch.error is not None and not isinstance(batch.error, DeviceLostError)
 
+    def follow(self, batch: Batch) -> None:
+        """The job goes on in another batch."""
+        self._seconds, self._dispatches = self.seconds, self.dispatches
+        self.batch = batch
+
     def wait(self, timeout: float | None = None) -> None:
-        """Block until the batch has ended. Raises what :meth:`Submission.wait` does, but see ``failed_with_others``."""
-        batch, end = self.batch, math.inf if timeout is None else time.monotonic() + timeout
-        while not batch.ended:
+        """Block until the last batch has ended.
+
+        Raises what :meth:`Submission.wait` does, but see ``failed_with_others``.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.ended:
             left = max(end - time.monotonic(), 0.0)
-            self._scheduler.wait(batch, self._job, min(left, _SLICE))
-            if not batch.ended and time.monotonic() >= end:
+            self._scheduler.wait(self._job, min(left, _SLICE))
+            if not self.ended and time.monotonic() >= end:
                 raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
-        if batch.error and not self.failed_with_others:
-            raise batch.error
+        if self._job.error:
+            raise self._job.error
+        if self.batch.error and not self.failed_with_others:
+            raise self.batch.error
 
     def abandon(self) -> None:
         """Nobody waits for this part any more. The submission is abandoned with its last part. Idempotent."""
-        if not self._abandoned:
-            self._abandoned = True
+        if not self.abandoned:
+            self.abandoned = True
             self._scheduler.leave(self.batch, self._job)
 
 
@@ -186,7 +219,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, passes: Sequence[Pass], lock: threading.RLock, start: Callable[[Pass, Sequence[Job]], Submission]
+        self,
+        passes: Sequence[Pass],
+        lock: threading.RLock,
+        start: Callable[[Pass, Sequence[Job]], Submission],
+        pacing: Pacing,
     ) -> None:
         """``lock``: the model's. ``start``, which is called with it, submits jobs. It may raise a DeviceError."""
         self.batches = Batches()
@@ -194,6 +231,7 @@ class Scheduler:
         self._free = list(passes)
         self._lock = lock
         self._start = start
+        self._pacing = pacing
         self._queue: list[Job] = []
         self._current: Batch | None = None
         self._expected: set[int] = set()
@@ -216,7 +254,16 @@ class Scheduler:
             part = yield from self._once(job)
         return part
 
-    def wait(self, batch: Batch, job: Job, seconds: float) -> None:
+    def wait(self, job: Job, seconds: float) -> None:
+        """Wait for the batch of a job to end, or for news for the job."""
+        if job.part and not job.part.batch.ended:
+            self._wait_for(job.part.batch, job, seconds)
+            return
+        self._wait_for_turn(job)
+        with self._lock:
+            self._advance(job)
+
+    def _wait_for(self, batch: Batch, job: Job, seconds: float) -> None:
         """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
         if not batch.waiting.acquire(blocking=False):
             job.listen(min(seconds, _LOOK))
@@ -233,13 +280,16 @@ class Scheduler:
             if batch.submission.pending:
                 batch.wake()  # another thread may have to wait in its place
         with self._lock:
-            self._end(batch, error)
+            self._end(batch, error, job)
 
     def leave(self, batch: Batch, job: Job) -> None:
         """A job's part of the batch has been abandoned."""
         with self._lock:
             batch.users -= 1
-            if batch.ended:
+            if job in self._queue:
+                self._queue.remove(job)
+                self._nudge()
+            elif batch.ended:
                 batch.wake_one()
             elif batch.users == 0:
                 batch.submission.abandon()
@@ -274,18 +324,18 @@ class Scheduler:
             job.part.batch.wake_one()
         except BaseException:
             with self._lock:
-                if job in self._queue:
+                if job.part:
+                    job.part.abandon()
+                elif job in self._queue:
                     self._queue.remove(job)
                     self._nudge()
-                elif job.part:
-                    job.part.abandon()
             raise
         return job.part
 
     def _wait_for_turn(self, job: Job) -> None:
         """Wait for a moment, or until there is news for a job that is in no batch yet."""
         if current := self._current:
-            self.wait(current, job, _LOOK)
+            self._wait_for(current, job, _LOOK)
         elif pause := self._pause():
             first = next(iter(self._queue), None)
             job.listen(pause if job is first else _LOOK)  # the first submits for all
@@ -296,7 +346,7 @@ class Scheduler:
         """Submit what waits if that is possible now. ``job``: the one of this thread, if it waits."""
         current = self._current
         if current and not current.waiting.locked() and not current.submission.pending:
-            self._end(current)
+            self._end(current, mine=job)
         if self._queue and not self._pause():
             taken = next((each for each in self._free if not each.pending), None)
             if taken:
@@ -322,6 +372,10 @@ class Scheduler:
         """Submit the next batch. ``mine``: the job of this thread."""
         jobs = self._next()
         self._free.remove(taken)
+        steps = self._steps(len(jobs))
+        for job in jobs:
+            if job.draws:
+                job.draws.steps = min(job.draws.left, steps)
         try:
             submission = self._start(taken, jobs)
         except BaseException as error:
@@ -335,13 +389,18 @@ class Scheduler:
                     self._queue.append(job)
                 else:
                     job.error = error
+                    if job.part:
+                        job.part.ended = True
                 job.wake.give()
             return
         self.batches.submitted += 1
         self.batches.jobs += len(jobs)
         self._current = batch = Batch(submission, taken, jobs)
         for job in jobs:
-            job.part = Part(self, batch, job)
+            if job.part:
+                job.part.follow(batch)
+            else:
+                job.part = Part(self, batch, job)
         if mine not in jobs:
             waiter = next((job for job in jobs if job.listening), jobs[0])
             waiter.wake.give()  # to wait for the device; the others sleep on
@@ -363,8 +422,16 @@ class Scheduler:
         self._queue[:] = left
         return jobs
 
-    def _end(self, batch: Batch, error: Exception | None = None) -> None:
-        """The batch has ended, with an error or not, or nobody waits for it any more: the next one may begin."""
+    def _steps(self, jobs: int) -> int:
+        """How many tokens a batch of so many jobs chooses: few if as many others are about to come."""
+        steps = self._pacing.steps()
+        return min(steps, _FEW_STEPS) if 2 * jobs < self._pacing.users() else steps
+
+    def _end(self, batch: Batch, error: Exception | None = None, mine: Job | None = None) -> None:
+        """The batch has ended, with an error or not, or nobody waits for it any more: the next one may begin.
+
+        ``mine``: the job of this thread.
+        """
         if batch.ended:
             return
         batch.error = error or batch.outcome()
@@ -372,17 +439,36 @@ class Scheduler:
         if not batch.error and not batch.submission.pending:
             batch.taken.collect()  # before the next batch uses the pass
         self._free.insert(0, batch.taken)  # the next token then uses the same buffers
+        ended = [job for job in batch.jobs if not self._goes_on(batch, job)]
+        goes_on = len(ended) < len(batch.jobs)
+        if goes_on:
+            batch.asleep[:] = [job for job in batch.asleep if job.part and job.part.ended]
+        if batch.steps and not batch.error:
+            self._pacing.stepped(batch.steps, batch.submission.seconds, batch.rows)
+        now = time.monotonic()
         try:
             if self._current is batch:
                 self._current = None
                 part, most = _SAMPLING
-                self._expected = {job.sequence for job in batch.jobs if job.sequence is not None}
-                self._ended, self._returned = time.monotonic(), 0
-                self._until = self._ended + min(part * batch.submission.seconds, most)
-                self._advance()
+                self._expected = {job.sequence for job in ended if job.sequence is not None}
+                self._ended, self._returned = now, 0
+                # Those that go on do not wait for those that have ended.
+                self._until = now if goes_on else now + min(part * batch.submission.seconds, most)
+                self._advance(mine)
             self._nudge()
         finally:
             batch.wake_one()
+
+    def _goes_on(self, batch: Batch, job: Job) -> bool:
+        """Whether the job is to be in another batch, now that this one has ended; if so, it is in the queue."""
+        part = job.part
+        if not part or part.batch is not batch:
+            return False
+        if batch.error or part.abandoned or not job.goes_on():
+            part.ended = True
+            return False
+        self._queue.append(job)
+        return True
 
     def _nudge(self) -> None:
         """Have the first job that waits see whether it still must."""

@@ -20,6 +20,7 @@ from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.quota import Holder
+from wasmetal.models.lm.states import State
 from wasmetal.ops import DType, Tensor
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Session(Closing):
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
         ``logits`` is f32 [vocab_size] in a buffer of the model's device; or a :class:`TopLogits`, to be given only the
-        largest; or several of those, for the logits after each of the last tokens; or None if they are not wanted. The
+        largest; or several of those, for the logits after each of the last tokens, or several
+        :class:`State`, for the states; or None if they are not wanted. The
         cost is added to ``counters``. Raises ModelError if there are no
         tokens, an unknown one, or more than the context holds; OutOfDeviceMemoryError if the cache is full; OpError if
         ``logits`` is of another shape or type. The session is then unchanged.
@@ -260,7 +262,7 @@ class Session(Closing):
                 "truncate the session or open the model with a larger context"
             )
 
-    def heads_into(self, logits: Logits) -> Sequence[Head | TopLogits]:
+    def heads_into(self, logits: Logits) -> Sequence[Head | TopLogits | State]:
         """What gives logits after each of the last tokens. For the model.
 
         The head recorded for a tensor is kept, because most callers use one tensor in every call. One whose last
@@ -295,7 +297,7 @@ def _tokens(blocks: Sequence[Bytes], token_bytes: int, most: int) -> int:
     return tokens
 
 
-Logits = Tensor | TopLogits | Sequence[TopLogits] | None
+Logits = Tensor | TopLogits | Sequence[TopLogits] | Sequence[State] | None
 """Where logits go."""
 
 

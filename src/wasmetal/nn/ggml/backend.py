@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 from wasmetal.device import Device
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, OutOfDeviceMemoryError
+from wasmetal.memory.anonymous_file import anonymous_file
 from wasmetal.models.architectures.bert import Bert
 from wasmetal.models.embedder import Embedder, load_embedder
 from wasmetal.models.hf_folder import open_model_file
@@ -39,7 +40,7 @@ class GgmlBackend:
         """A graph of a model, which stays loaded as long as the backend."""
         options = GgmlOptions().updated(source.options).updated(config)
         if isinstance(source.model, bytes):
-            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a GGUF model is to be granted by name")
+            return self._load_own(source.model, options)
         if source.model not in self._opened:
             self._opened[source.model] = self._open(source)
         opened = self._opened[source.model]
@@ -51,6 +52,34 @@ class GgmlBackend:
         """Close the models that were loaded here. Idempotent."""
         self._opened.clear()
         self._cleanup.close()
+
+    def _load_own(self, content: bytes, options: GgmlOptions) -> Graph:
+        """A graph of a model of the caller's own, which is closed with it. All that it takes is charged."""
+        cleanup = ExitStack()
+        self._services.charge(len(content))
+        cleanup.callback(self._services.charge, -len(content))
+        try:
+            with anonymous_file(content) as path, self._services.stoppable(lambda: None):
+                loading = {name: value for name, value in self._loading.items() if name in ("context", "kv_type")}
+                model = load(path, self._device, {**loading, "contexts": 1, "trusted": False}, self._charged)
+        except ModelError as error:
+            cleanup.close()
+            raise NnRefusal(NnErrno.INVALID_ENCODING, str(error)) from None
+        except BaseException:
+            cleanup.close()
+            raise
+        cleanup.callback(model.close)
+        self._services.counters.add(model.counters)
+        if isinstance(model, Embedder):
+            return EmbeddingGraph(model, self._services, cleanup)
+        return TextGraph(model, model.cache.owner, self._services, options, cleanup)
+
+    def _charged(self, nbytes: int) -> None:
+        """Charge for memory that a model of the caller's own takes. Raises OutOfDeviceMemoryError."""
+        try:
+            self._services.charge(nbytes)
+        except Exception as error:
+            raise OutOfDeviceMemoryError(str(error)) from None
 
     def _open(self, source: Source) -> Embedder | tuple[Model, Holder]:
         model = source.model
@@ -70,11 +99,13 @@ class GgmlBackend:
         return model, holder
 
 
-def load(path: Path, device: Device, loading: Mapping[str, Any]) -> Model | Embedder:
+def load(
+    path: Path, device: Device, loading: Mapping[str, Any], charge: Callable[[int], None] | None = None
+) -> Model | Embedder:
     """The model of a file: a language model, or an embedding model. Raises what loading it does."""
     if open_model_file(path).get("general.architecture", str, "") == Bert.name:
-        return load_embedder(path, device)
-    return load_model(path, device, **loading)
+        return load_embedder(path, device, charge=charge)
+    return load_model(path, device, **loading, charge=charge)
 
 
 class TextGraph:
@@ -82,7 +113,11 @@ class TextGraph:
 
     holds_tensors = False
 
-    def __init__(self, model: Model, holder: Holder, services: Services, options: GgmlOptions) -> None:
+    def __init__(
+        self, model: Model, holder: Holder, services: Services, options: GgmlOptions, own: ExitStack | None = None
+    ) -> None:
+        """``own``: what releases the model, if it is the graph's own."""
+        self._own = own
         self._model = model
         self._holder = holder
         self._services = services
@@ -97,4 +132,6 @@ class TextGraph:
         return TextContext(self._model, self._holder, self._services, self._options)
 
     def close(self) -> None:
-        """Nothing: the backend keeps the model."""
+        """Release the model, unless the backend keeps it."""
+        if self._own:
+            self._own.close()

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.grammar import Grammar
-from wasmetal.models.lm.heads import MOST_TOP, Shared, TopLogits
+from wasmetal.models.lm.heads import MOST_TOP, TopLogits
 from wasmetal.models.lm.model import Model
 from wasmetal.models.lm.sampling import Sampler
+from wasmetal.models.lm.shared import Shared
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import invalid
 from wasmetal.nn.ggml.options import GgmlOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from wasmetal.models.embedder import Embedder
 from wasmetal.nn.backend import Config, Context, Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.options import GgmlOptions
-from wasmetal.nn.ggml.prompt import PROMPT, checked, known, text_of
+from wasmetal.nn.ggml.prompt import INPUTS, OUTPUTS, PROMPT, checked, known, text_of, vector_of
 from wasmetal.nn.options import parse
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 
 class EmbeddingGraph:
@@ -21,7 +21,9 @@ class EmbeddingGraph:
 
     holds_tensors = False
 
-    def __init__(self, model: Embedder, services: Services) -> None:
+    def __init__(self, model: Embedder, services: Services, own: ExitStack | None = None) -> None:
+        """``own``: what releases the model, if it is the graph's own."""
+        self._own = own
         self._model = model
         self._services = services
 
@@ -34,11 +36,15 @@ class EmbeddingGraph:
         return EmbeddingContext(self._model, self._services)
 
     def close(self) -> None:
-        """Nothing: the backend keeps the model."""
+        """Release the model, unless the backend keeps it."""
+        if self._own:
+            self._own.close()
 
 
 class EmbeddingContext:
     """A text and its vector."""
+
+    inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Embedder, services: Services) -> None:
         self._model = model
@@ -65,13 +71,15 @@ class EmbeddingContext:
             raise NnRefusal(NnErrno.PROMPT_TOO_LONG, f"a text of {self._tokens} tokens; the model takes {most}")
         with self._services.stoppable(lambda: None):  # it does not take long
             vector = self._model.embed([self._text])[0].astype(np.float64)
-        vector /= max(float(np.linalg.norm(vector)), 1e-12)
-        numbers = [float(f"{value:.9g}") for value in vector]
-        self._result = json.dumps({"n_embedding": len(numbers), "embedding": numbers}).encode()
+        self._result = vector_of(vector)
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """The vector, or what is known of it, as JSON."""
         return np.frombuffer(self._result if checked(index) == PROMPT else known(self._tokens, 0), np.uint8)
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]]:
+        """Bytes."""
+        return TensorType.U8, (self.output(index).size,)
 
     def compute_single(self) -> None:
         """Refused: a vector comes at once."""

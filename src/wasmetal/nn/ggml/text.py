@@ -8,17 +8,19 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
+from wasmetal.models.lm.heads import MOST_ROWS
 from wasmetal.models.lm.model import Model
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.session import Session
+from wasmetal.models.lm.states import State
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.choosing import Chooser
 from wasmetal.nn.ggml.grammar import constraint
 from wasmetal.nn.ggml.options import GgmlOptions
-from wasmetal.nn.ggml.prompt import METADATA, PROMPT, checked, known, text_of
+from wasmetal.nn.ggml.prompt import INPUTS, METADATA, OUTPUTS, PROMPT, checked, known, text_of, vector_of
 from wasmetal.nn.options import parse
-from wasmetal.nn.tensor import NnTensor
+from wasmetal.nn.tensor import NnTensor, TensorType
 
 SPARE = 4
 """Tokens of the context that a prompt must leave free, as in WasmEdge."""
@@ -26,6 +28,8 @@ SPARE = 4
 
 class TextContext:
     """A conversation with a language model, as its caller keeps it: each prompt is a whole one."""
+
+    inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Model, holder: Holder, services: Services, options: GgmlOptions) -> None:
         self._model = model
@@ -52,15 +56,24 @@ class TextContext:
             self._forget()
 
     def compute(self) -> None:
-        """Make the answer to its end."""
+        """Make the answer to its end, or the prompt's vector."""
         self._forget()
+        if self._options.embedding:
+            self._answer += vector_of(self._mean())
+            return
         with closing(self._generate()) as pieces:
             for piece in pieces:
                 if self._options.stream_stdout:
                     self._services.write(piece)
 
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]]:
+        """Bytes."""
+        return TensorType.U8, (self.output(index).size,)
+
     def compute_single(self) -> None:
         """Make the next token of an answer."""
+        if self._options.embedding:
+            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a vector is no text that comes token by token")
         if self._pieces is None:
             self._forget()
             self._pieces = self._generate()
@@ -104,22 +117,43 @@ class TextContext:
 
     def _generate(self) -> Generator[bytes]:
         """The pieces of an answer to the prompt, which are added to it."""
-        if self._prompt is None:
-            raise invalid("no prompt was set")
-        if self._options.embedding:
-            raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "embeddings are for embedding models, which this is not")
         options, tokenizer = self._options, self._model.tokenizer
-        size = min(options.ctx_size, self._model.context_length) if options.ctx_size > 0 else self._model.context_length
-        if len(self._prompt) > size - SPARE:
-            raise NnRefusal(NnErrno.PROMPT_TOO_LONG, f"a prompt of {len(self._prompt)} tokens, a context of {size}")
+        prompt, size = self._checked_prompt()
         with closing(Chooser(options, self._model, self._services, constraint(tokenizer, options))) as chooser:
-            for token in self._choose(chooser, self._prompt, size):
+            for token in self._choose(chooser, prompt, size):
                 piece = tokenizer.pieces()[token]
                 self._answer += piece
                 self._answer_tokens += 1
                 yield piece
                 if self._answer_tokens == options.n_predict or _ends(self._answer, piece, options.reverse_prompt):
                     return
+
+    def _checked_prompt(self) -> tuple[list[int], int]:
+        """The prompt, and the size of its context. Raises NnRefusal."""
+        if self._prompt is None:
+            raise invalid("no prompt was set")
+        size, given = self._model.context_length, self._options.ctx_size
+        if given > 0:
+            size = min(size, given)
+        if len(self._prompt) > size - SPARE:
+            raise NnRefusal(NnErrno.PROMPT_TOO_LONG, f"a prompt of {len(self._prompt)} tokens, a context of {size}")
+        return self._prompt, size
+
+    def _mean(self) -> NDArray[np.float64]:
+        """The mean of the states of the prompt's tokens, as llama.cpp pools them."""
+        prompt, _ = self._checked_prompt()
+        session = self._session
+        assert session
+        session.truncate(0)
+        self._tokens = []
+        total = np.zeros(self._model.config.embedding_length)
+        for begin in range(0, len(prompt), MOST_ROWS):
+            tokens = prompt[begin : begin + MOST_ROWS]
+            states = [State() for _ in tokens]
+            self._services.drive(session.steps(tokens, states))
+            self._tokens += tokens
+            total += np.sum([state.values for state in states], axis=0, dtype=np.float64)
+        return total / len(prompt)
 
     def _choose(self, chooser: Chooser, prompt: list[int], size: int) -> Iterator[int]:
         """Tokens after a prompt, up to one that ends the text. Raises NnRefusal(CONTEXT_FULL)."""

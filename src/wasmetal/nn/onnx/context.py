@@ -51,6 +51,8 @@ class OnnxContext:
         self._session = session
         self._services = services
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+        self.inputs = [each.name for each in self._inputs]
+        self.outputs = [each.name for each in self._outputs]
         self._types = [output.type for output in self._outputs]
         self._binding = session.io_binding()
         self._given: dict[int, _Held] = {}
@@ -59,12 +61,15 @@ class OnnxContext:
         """Whether these were found to be all that is needed, and apart."""
         self._results: dict[int, NDArray[np.uint8]] = {}
         """Bytes of the outputs that wasi-nn has types for, once they were computed."""
-        self._kept: Sequence[object] = ()
+        self._kept: Sequence[Any] = ()
         """What those bytes belong to."""
         self._charged = 0
         """Bytes of the outputs that are charged."""
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _FATAL
+        # Means no GPU graph, as without it. But ONNX Runtime's Python part asks for it at each run, and where it is not
+        # set, gets an exception from C++, which takes 30 µs.
+        self._options.add_run_config_entry("gpu_graph_id", "-1")
         self._expect_outputs()
 
     def set_input(self, index: int, tensor: NnTensor) -> None:
@@ -127,6 +132,11 @@ class OnnxContext:
         if index not in self._results:
             raise invalid("nothing was computed")
         return self._results[index]
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]] | None:
+        """Element type and shape of an output that is not bound."""
+        kind = _TYPES.get(self._types[index])
+        return None if kind is None else (kind, tuple(self._kept[index].shape()))
 
     def compute_single(self) -> None:
         """Refused: outputs come at once."""

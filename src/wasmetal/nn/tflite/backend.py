@@ -17,7 +17,7 @@ from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.tensor import NnTensor, TensorType
 
 log = logging.getLogger("wasmetal.nn")
-_TYPES = {kind.dtype for kind in TensorType}
+_TYPES = {kind.dtype: kind for kind in TensorType}
 
 
 class TfliteBackend:
@@ -81,6 +81,8 @@ class TfliteContext:
         self._interpreter = interpreter
         self._services = services
         self._inputs, self._outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        self.inputs = [str(each["name"]) for each in self._inputs]
+        self.outputs = [str(each["name"]) for each in self._outputs]
         self._given: set[int] = set()
         """Inputs that were set. What others hold, nobody has written: it may be anybody's."""
         self._computed = False
@@ -128,6 +130,11 @@ class TfliteContext:
         if not self._computed:
             raise invalid("nothing was computed")
         return self._left[index] if self._interpreter is None else self._bytes(declared)
+
+    def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]] | None:
+        """Element type and shape of an output."""
+        kind = _TYPES.get(np.dtype(self._outputs[index]["dtype"]))
+        return None if kind is None else (kind, tuple(self._interpreter.tensor(self._outputs[index]["index"])().shape))
 
     def compute_single(self) -> None:
         """Refused: outputs come at once."""

@@ -8,8 +8,9 @@
 
 #include "kernel.h"
 
-extern const Kernel LINEAR[], EXPERT_KERNELS[], ROW_KERNELS[], TOP_LOGITS[], NEXT_TOKEN[], ATTENTION_KERNELS[];
-static const Kernel *const GROUPS[] = {LINEAR, EXPERT_KERNELS, ROW_KERNELS, TOP_LOGITS, NEXT_TOKEN, ATTENTION_KERNELS};
+extern const Kernel LINEAR[], EXPERT_KERNELS[], ROW_KERNELS[], TOP_LOGITS[], NEXT_TOKEN[], ATTENTION_KERNELS[], COPIES[];
+static const Kernel *const GROUPS[] = {LINEAR,     EXPERT_KERNELS,    ROW_KERNELS, TOP_LOGITS,
+                                       NEXT_TOKEN, ATTENTION_KERNELS, COPIES};
 enum { GROUPS_COUNT = sizeof GROUPS / sizeof *GROUPS, GROUP = 256 };
 
 #define API __attribute__((visibility("default")))

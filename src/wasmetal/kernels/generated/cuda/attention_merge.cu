@@ -110,293 +110,435 @@ extern "C" __global__ void attention_merge(StructuredBuffer<float4 > scratch_0, 
     uint _S15 = group_number_0(blockIdx);
     uint _S16 = _S15 / p_0.heads_0;
     uint _S17 = _S15 % p_0.heads_0;
-    if(_S16 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
+    bool _S18 = _S16 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
+    bool _S19;
+    if(_S16 >= (p_0.rows_1))
+    {
+        _S19 = true;
+    }
+    else
+    {
+        if((p_0.rows_1) > 1U)
+        {
+            _S19 = !_S18;
+        }
+        else
+        {
+            _S19 = false;
+        }
+    }
+    if(_S19)
     {
         return;
     }
-    uint _S18 = p_0.head_dim_0 / 4U;
-    uint _S19 = _S18 + 1U;
-    uint _S20 = p_0.scratch_offset_0 + _S15 * p_0.parts_0 * _S19;
+    uint _S20 = p_0.head_dim_0 / 4U;
+    uint _S21 = _S20 + 1U;
+    uint _S22 = p_0.scratch_offset_0 + _S15 * p_0.parts_0 * _S21;
+    uint _S23 = 128U / _S20;
+    uint _S24 = _S14 / _S20;
+    FixedArray<float4 , 8>  ahead_0;
+    uint _S25 = p_0.parts_0 - 1U;
+    uint _S26 = _S22 + (U32_min((_S24), (_S25))) * _S21;
+    uint _S27 = _S14 % _S20;
+    float4  _S28 = __ldg((&(scratch_0)[_S26 + _S27]));
+    ahead_0[0U] = _S28;
+    uint _S29 = _S24 + _S23;
+    float4  _S30 = __ldg((&(scratch_0)[_S22 + (U32_min((_S29), (_S25))) * _S21 + _S27]));
+    ahead_0[1U] = _S30;
+    uint _S31 = 2U * _S23;
+    uint _S32 = _S24 + _S31;
+    float4  _S33 = __ldg((&(scratch_0)[_S22 + (U32_min((_S32), (_S25))) * _S21 + _S27]));
+    ahead_0[2U] = _S33;
+    uint _S34 = 3U * _S23;
+    uint _S35 = _S24 + _S34;
+    float4  _S36 = __ldg((&(scratch_0)[_S22 + (U32_min((_S35), (_S25))) * _S21 + _S27]));
+    ahead_0[3U] = _S36;
+    uint _S37 = 4U * _S23;
+    uint _S38 = _S24 + _S37;
+    float4  _S39 = __ldg((&(scratch_0)[_S22 + (U32_min((_S38), (_S25))) * _S21 + _S27]));
+    ahead_0[4U] = _S39;
+    uint _S40 = 5U * _S23;
+    uint _S41 = _S24 + _S40;
+    float4  _S42 = __ldg((&(scratch_0)[_S22 + (U32_min((_S41), (_S25))) * _S21 + _S27]));
+    ahead_0[5U] = _S42;
+    uint _S43 = 6U * _S23;
+    uint _S44 = _S24 + _S43;
+    float4  _S45 = __ldg((&(scratch_0)[_S22 + (U32_min((_S44), (_S25))) * _S21 + _S27]));
+    ahead_0[6U] = _S45;
+    uint _S46 = 7U * _S23;
+    uint _S47 = _S24 + _S46;
+    float4  _S48 = __ldg((&(scratch_0)[_S22 + (U32_min((_S47), (_S25))) * _S21 + _S27]));
+    ahead_0[7U] = _S48;
     float4  sum_0;
     if(_S14 < (p_0.parts_0))
     {
-        float4  _S21 = __ldg((&(scratch_0)[_S20 + _S14 * _S19 + _S18]));
-        sum_0 = _S21;
+        float4  _S49 = __ldg((&(scratch_0)[_S22 + _S14 * _S21 + _S20]));
+        sum_0 = _S49;
     }
     else
     {
-        int4  _S22 = make_int4 (int(0));
-        float4  _S23 = make_float4 ((float)_S22.x, (float)_S22.y, (float)_S22.z, (float)_S22.w);
-        sum_0 = _S23;
+        int4  _S50 = make_int4 (int(0));
+        float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+        sum_0 = _S51;
     }
-    bool _S24 = (sum_0.z) != 0.0f;
-    bool _S25 = (p_0.sinks_offset_0) != 4294967295U;
-    float _S26;
-    if(_S25)
+    bool _S52 = (sum_0.z) != 0.0f;
+    bool _S53 = (p_0.sinks_offset_0) != 4294967295U;
+    float _S54;
+    if(_S53)
     {
-        float _S27 = __ldg((&(sinks_0)[p_0.sinks_offset_0 + _S17]));
-        _S26 = (F32_max((_S27), (-3.4028234663852886e+38f)));
+        float _S55 = __ldg((&(sinks_0)[p_0.sinks_offset_0 + _S17]));
+        _S54 = (F32_max((_S55), (-3.4028234663852886e+38f)));
     }
     else
     {
-        _S26 = -3.4028234663852886e+38f;
+        _S54 = -3.4028234663852886e+38f;
     }
-    float _S28;
-    if(_S24)
+    float _S56;
+    if(_S52)
     {
-        _S28 = sum_0.x;
+        _S56 = sum_0.x;
     }
     else
     {
-        _S28 = -3.4028234663852886e+38f;
+        _S56 = -3.4028234663852886e+38f;
     }
-    float _S29 = group_max_0(_S28, _S14);
-    float _S30 = (F32_max((_S26), (_S29)));
-    if(_S24)
+    float _S57 = group_max_0(_S56, _S14);
+    float _S58 = (F32_max((_S54), (_S57)));
+    if(_S52)
     {
-        _S28 = (F32_exp((sum_0.x - _S30)));
+        _S56 = (F32_exp((sum_0.x - _S58)));
     }
     else
     {
-        _S28 = 0.0f;
+        _S56 = 0.0f;
     }
-    (*&factors_0)[_S14] = _S28;
-    float _S31 = group_sum_0(_S28 * sum_0.y, _S14);
-    if(_S25)
+    (*&factors_0)[_S14] = _S56;
+    float _S59 = group_sum_0(_S56 * sum_0.y, _S14);
+    if(_S53)
     {
-        _S26 = (F32_exp((_S26 - _S30)));
+        _S54 = (F32_exp((_S54 - _S58)));
     }
     else
     {
-        _S26 = 0.0f;
+        _S54 = 0.0f;
     }
-    float _S32 = _S31 + _S26;
-    uint _S33 = 128U / _S18;
-    uint _S34 = _S14 / _S18;
-    int4  _S35 = make_int4 (int(0));
-    float4  _S36 = make_float4 ((float)_S35.x, (float)_S35.y, (float)_S35.z, (float)_S35.w);
+    float _S60 = _S59 + _S54;
+    int4  _S61 = make_int4 (int(0));
+    float4  _S62 = make_float4 ((float)_S61.x, (float)_S61.y, (float)_S61.z, (float)_S61.w);
     float4  whole_0;
     uint i_0;
-    if(_S34 < _S33)
+    if(_S24 < _S23)
     {
-        i_0 = _S34;
-        sum_0 = _S36;
+        if(_S24 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S24];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = make_float4 (_S54) * ahead_0[0U];
+        }
+        else
+        {
+            sum_0 = _S62;
+        }
+        if(_S29 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S29];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[1U];
+        }
+        if(_S32 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S32];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[2U];
+        }
+        if(_S35 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S35];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[3U];
+        }
+        if(_S38 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S38];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[4U];
+        }
+        if(_S41 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S41];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[5U];
+        }
+        if(_S44 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S44];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[6U];
+        }
+        if(_S47 < (p_0.parts_0))
+        {
+            _S54 = (*&factors_0)[_S47];
+        }
+        else
+        {
+            _S54 = 0.0f;
+        }
+        if(_S54 != 0.0f)
+        {
+            sum_0 = sum_0 + make_float4 (_S54) * ahead_0[7U];
+        }
+        uint _S63 = 8U * _S23;
+        i_0 = _S24 + _S63;
         for(;;)
         {
-            bool _S37 = i_0 < (p_0.parts_0);
-            if(_S37)
+            bool _S64 = i_0 < (p_0.parts_0);
+            if(_S64)
             {
             }
             else
             {
                 break;
             }
-            if(_S37)
+            if(_S64)
             {
-                _S26 = (*&factors_0)[i_0];
+                _S54 = (*&factors_0)[i_0];
             }
             else
             {
-                _S26 = 0.0f;
+                _S54 = 0.0f;
             }
-            if(_S26 != 0.0f)
+            if(_S54 != 0.0f)
             {
-                uint _S38 = _S20 + i_0 * _S19;
-                uint _S39 = _S14 % _S18;
-                float4  _S40 = __ldg((&(scratch_0)[_S38 + _S39]));
-                whole_0 = sum_0 + make_float4 (_S26) * _S40;
+                float4  _S65 = __ldg((&(scratch_0)[_S22 + i_0 * _S21 + _S27]));
+                whole_0 = sum_0 + make_float4 (_S54) * _S65;
             }
             else
             {
                 whole_0 = sum_0;
             }
-            uint _S41 = i_0 + _S33;
-            if(_S41 < (p_0.parts_0))
+            uint _S66 = i_0 + _S23;
+            if(_S66 < (p_0.parts_0))
             {
-                _S28 = (*&factors_0)[_S41];
-            }
-            else
-            {
-                _S28 = 0.0f;
-            }
-            float4  sum_1;
-            if(_S28 != 0.0f)
-            {
-                uint _S42 = _S20 + _S41 * _S19;
-                uint _S43 = _S14 % _S18;
-                float4  _S44 = __ldg((&(scratch_0)[_S42 + _S43]));
-                sum_1 = whole_0 + make_float4 (_S28) * _S44;
-            }
-            else
-            {
-                sum_1 = whole_0;
-            }
-            uint _S45 = i_0 + 2U * _S33;
-            float _S46;
-            if(_S45 < (p_0.parts_0))
-            {
-                _S46 = (*&factors_0)[_S45];
-            }
-            else
-            {
-                _S46 = 0.0f;
-            }
-            float4  sum_2;
-            if(_S46 != 0.0f)
-            {
-                uint _S47 = _S20 + _S45 * _S19;
-                uint _S48 = _S14 % _S18;
-                float4  _S49 = __ldg((&(scratch_0)[_S47 + _S48]));
-                sum_2 = sum_1 + make_float4 (_S46) * _S49;
-            }
-            else
-            {
-                sum_2 = sum_1;
-            }
-            uint _S50 = i_0 + 3U * _S33;
-            float _S51;
-            if(_S50 < (p_0.parts_0))
-            {
-                _S51 = (*&factors_0)[_S50];
-            }
-            else
-            {
-                _S51 = 0.0f;
-            }
-            float4  sum_3;
-            if(_S51 != 0.0f)
-            {
-                uint _S52 = _S20 + _S50 * _S19;
-                uint _S53 = _S14 % _S18;
-                float4  _S54 = __ldg((&(scratch_0)[_S52 + _S53]));
-                sum_3 = sum_2 + make_float4 (_S51) * _S54;
-            }
-            else
-            {
-                sum_3 = sum_2;
-            }
-            uint _S55 = i_0 + 4U * _S33;
-            float _S56;
-            if(_S55 < (p_0.parts_0))
-            {
-                _S56 = (*&factors_0)[_S55];
+                _S56 = (*&factors_0)[_S66];
             }
             else
             {
                 _S56 = 0.0f;
             }
-            float4  sum_4;
+            float4  sum_1;
             if(_S56 != 0.0f)
             {
-                uint _S57 = _S20 + _S55 * _S19;
-                uint _S58 = _S14 % _S18;
-                float4  _S59 = __ldg((&(scratch_0)[_S57 + _S58]));
-                sum_4 = sum_3 + make_float4 (_S56) * _S59;
+                float4  _S67 = __ldg((&(scratch_0)[_S22 + _S66 * _S21 + _S27]));
+                sum_1 = whole_0 + make_float4 (_S56) * _S67;
+            }
+            else
+            {
+                sum_1 = whole_0;
+            }
+            uint _S68 = i_0 + _S31;
+            float _S69;
+            if(_S68 < (p_0.parts_0))
+            {
+                _S69 = (*&factors_0)[_S68];
+            }
+            else
+            {
+                _S69 = 0.0f;
+            }
+            float4  sum_2;
+            if(_S69 != 0.0f)
+            {
+                float4  _S70 = __ldg((&(scratch_0)[_S22 + _S68 * _S21 + _S27]));
+                sum_2 = sum_1 + make_float4 (_S69) * _S70;
+            }
+            else
+            {
+                sum_2 = sum_1;
+            }
+            uint _S71 = i_0 + _S34;
+            float _S72;
+            if(_S71 < (p_0.parts_0))
+            {
+                _S72 = (*&factors_0)[_S71];
+            }
+            else
+            {
+                _S72 = 0.0f;
+            }
+            float4  sum_3;
+            if(_S72 != 0.0f)
+            {
+                float4  _S73 = __ldg((&(scratch_0)[_S22 + _S71 * _S21 + _S27]));
+                sum_3 = sum_2 + make_float4 (_S72) * _S73;
+            }
+            else
+            {
+                sum_3 = sum_2;
+            }
+            uint _S74 = i_0 + _S37;
+            float _S75;
+            if(_S74 < (p_0.parts_0))
+            {
+                _S75 = (*&factors_0)[_S74];
+            }
+            else
+            {
+                _S75 = 0.0f;
+            }
+            float4  sum_4;
+            if(_S75 != 0.0f)
+            {
+                float4  _S76 = __ldg((&(scratch_0)[_S22 + _S74 * _S21 + _S27]));
+                sum_4 = sum_3 + make_float4 (_S75) * _S76;
             }
             else
             {
                 sum_4 = sum_3;
             }
-            uint _S60 = i_0 + 5U * _S33;
-            float _S61;
-            if(_S60 < (p_0.parts_0))
+            uint _S77 = i_0 + _S40;
+            float _S78;
+            if(_S77 < (p_0.parts_0))
             {
-                _S61 = (*&factors_0)[_S60];
+                _S78 = (*&factors_0)[_S77];
             }
             else
             {
-                _S61 = 0.0f;
+                _S78 = 0.0f;
             }
             float4  sum_5;
-            if(_S61 != 0.0f)
+            if(_S78 != 0.0f)
             {
-                uint _S62 = _S20 + _S60 * _S19;
-                uint _S63 = _S14 % _S18;
-                float4  _S64 = __ldg((&(scratch_0)[_S62 + _S63]));
-                sum_5 = sum_4 + make_float4 (_S61) * _S64;
+                float4  _S79 = __ldg((&(scratch_0)[_S22 + _S77 * _S21 + _S27]));
+                sum_5 = sum_4 + make_float4 (_S78) * _S79;
             }
             else
             {
                 sum_5 = sum_4;
             }
-            uint _S65 = i_0 + 6U * _S33;
-            float _S66;
-            if(_S65 < (p_0.parts_0))
+            uint _S80 = i_0 + _S43;
+            float _S81;
+            if(_S80 < (p_0.parts_0))
             {
-                _S66 = (*&factors_0)[_S65];
+                _S81 = (*&factors_0)[_S80];
             }
             else
             {
-                _S66 = 0.0f;
+                _S81 = 0.0f;
             }
             float4  sum_6;
-            if(_S66 != 0.0f)
+            if(_S81 != 0.0f)
             {
-                uint _S67 = _S20 + _S65 * _S19;
-                uint _S68 = _S14 % _S18;
-                float4  _S69 = __ldg((&(scratch_0)[_S67 + _S68]));
-                sum_6 = sum_5 + make_float4 (_S66) * _S69;
+                float4  _S82 = __ldg((&(scratch_0)[_S22 + _S80 * _S21 + _S27]));
+                sum_6 = sum_5 + make_float4 (_S81) * _S82;
             }
             else
             {
                 sum_6 = sum_5;
             }
-            uint _S70 = i_0 + 7U * _S33;
-            float _S71;
-            if(_S70 < (p_0.parts_0))
+            uint _S83 = i_0 + _S46;
+            float _S84;
+            if(_S83 < (p_0.parts_0))
             {
-                _S71 = (*&factors_0)[_S70];
+                _S84 = (*&factors_0)[_S83];
             }
             else
             {
-                _S71 = 0.0f;
+                _S84 = 0.0f;
             }
-            if(_S71 != 0.0f)
+            if(_S84 != 0.0f)
             {
-                uint _S72 = _S20 + _S70 * _S19;
-                uint _S73 = _S14 % _S18;
-                float4  _S74 = __ldg((&(scratch_0)[_S72 + _S73]));
-                sum_0 = sum_6 + make_float4 (_S71) * _S74;
+                float4  _S85 = __ldg((&(scratch_0)[_S22 + _S83 * _S21 + _S27]));
+                sum_0 = sum_6 + make_float4 (_S84) * _S85;
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + 8U * _S33;
+            i_0 = i_0 + _S63;
         }
     }
     else
     {
-        sum_0 = _S36;
+        sum_0 = _S62;
     }
     (*&sums_0)[_S14] = sum_0;
     __syncthreads();
-    if(_S14 < _S18)
+    if(_S14 < _S20)
+    {
+        _S19 = _S18;
+    }
+    else
+    {
+        _S19 = false;
+    }
+    if(_S19)
     {
         i_0 = 0U;
-        whole_0 = _S36;
+        whole_0 = _S62;
         for(;;)
         {
-            if(i_0 < _S33)
+            if(i_0 < _S23)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_1 = whole_0 + (*&sums_0)[i_0 * _S18 + _S14];
+            float4  whole_1 = whole_0 + (*&sums_0)[i_0 * _S20 + _S14];
             i_0 = i_0 + 1U;
             whole_0 = whole_1;
         }
-        if(_S31 != 0.0f)
+        if(_S59 != 0.0f)
         {
-            sum_0 = whole_0 / make_float4 (_S32);
+            sum_0 = whole_0 / make_float4 (_S60);
         }
         else
         {
-            sum_0 = _S36;
+            sum_0 = _S62;
         }
-        uint _S75 = p_0.out_offset_0 + _S16 * p_0.out_stride_0 + _S17 * p_0.head_dim_0 + 4U * _S14;
+        uint _S86 = p_0.out_offset_0 + _S16 * p_0.out_stride_0 + _S17 * p_0.head_dim_0 + 4U * _S14;
         uint j_0 = 0U;
         for(;;)
         {
@@ -407,7 +549,7 @@ extern "C" __global__ void attention_merge(StructuredBuffer<float4 > scratch_0, 
             {
                 break;
             }
-            *(&(result_3)[_S75 + j_0]) = _slang_vector_get_element(sum_0, j_0);
+            *(&(result_3)[_S86 + j_0]) = _slang_vector_get_element(sum_0, j_0);
             j_0 = j_0 + 1U;
         }
     }

@@ -1019,7 +1019,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint2 > k_pages_0, Stru
         bool _S392;
         if(_S181)
         {
-            bool _S393 = (tile_0 + thread_4) < _S174;
+            bool _S393 = (tile_0 + thread_4) < (U32_min((_S174), (table_2->length_0)));
             uint _S394 = __ballot_sync(_S389, true);
             _S392 = _S393;
             _S391 = _S394;
@@ -1491,34 +1491,34 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint
     return _S587;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S589 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    uint _S589 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
     return _S589;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S590 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S590;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S590;
-    (&_S590)->begin_3 = begin_4;
-    (&_S590)->page_size_0 = page_size_1;
-    (&_S590)->pages_0 = pages_1;
-    (&_S590)->length_0 = length_1;
-    return _S590;
+    SequenceTable_0 _S591;
+    (&_S591)->begin_3 = begin_4;
+    (&_S591)->page_size_0 = page_size_1;
+    (&_S591)->pages_0 = pages_1;
+    (&_S591)->length_0 = length_1;
+    return _S591;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S591 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S592 = _S591 + 1U;
-    uint _S593 = __ldg((&(sequences_2)[_S591]));
-    return SequenceTable_x24init_0(_S592, page_size_2, pages_2, (U32_min((_S593), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S594 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S594;
+    uint _S592 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S593 = _S592 + 1U;
+    uint _S594 = __ldg((&(sequences_2)[_S592]));
+    return SequenceTable_x24init_0(_S593, page_size_2, pages_2, (U32_min((_S594), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
@@ -1544,7 +1544,7 @@ __device__ uint first_seen_0(uint position_1, uint window_0)
     return _S596;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint least_0)
 {
     uint _S597;
     if(first_1 < length_2)
@@ -1555,9 +1555,9 @@ __device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint p
     {
         _S597 = 0U;
     }
-    uint _S598 = parts_1 * tiles_0 * 64U;
+    uint _S598 = parts_1 * least_0;
     uint _S599 = (_S597 + _S598 - 1U) / _S598;
-    uint _S600 = _S599 * tiles_0 * 64U;
+    uint _S600 = _S599 * least_0;
     uint _S601 = (U32_min((first_1 + part_4->number_0 * _S600), (length_2)));
     part_4->begin_0 = _S601;
     part_4->end_0 = (U32_min((_S601 + _S600), (length_2)));
@@ -1629,118 +1629,82 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S606 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S607 = __ballot_sync(4294967295U, true);
-    Part_0 _S608 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S608;
-    bool _S609 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S610 = __ballot_sync(_S607, _S609);
-    bool _S611;
+    uint _S606 = 0U;
+    uint _S607 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S608 = __ballot_sync(4294967295U, true);
+    Part_0 _S609 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S609;
+    bool _S610 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S611 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S612 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_6, first_seen_0(_S611, p_0.window_1), (U32_min((_S611), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S613 = (((&part_6)->begin_0) >= ((&part_6)->end_0)) & (((&part_6)->number_0) != 0U);
+    bool _S614 = (_S613 | (!_S610)) | (((&part_6)->number_0) >= (p_0.parts_2));
+    uint _S615 = __ballot_sync(_S608, _S614);
+    if(_S614)
+    {
+        if((_S613 & _S610) & (((&part_6)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S616 = part_6;
+            leave_empty_0(_S607, &_S616, scratch_2);
+        }
+        return;
+    }
+    else
+    {
+        uint _S617 = __ballot_sync(_S608, true);
+        _S606 = _S617;
+    }
+    bool _S618 = _S611 < (_S612.length_0);
+    uint _S619 = __ballot_sync(_S606, _S618);
+    bool _S620;
     uint i_8;
-    if(_S609)
+    if(_S618)
     {
-        uint _S612 = __ballot_sync(_S607, true);
-        _S611 = true;
-        i_8 = _S612;
+        bool _S621 = ((&part_6)->number_0) == 0U;
+        uint _S622 = __ballot_sync(_S606, true);
+        _S620 = _S621;
+        i_8 = _S622;
     }
     else
     {
-        bool _S613 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S614 = __ballot_sync(_S607, true);
-        _S611 = _S613;
-        i_8 = _S614;
-    }
-    uint _S615 = 0U;
-    uint _S616 = __ballot_sync(i_8, _S611);
-    if(_S611)
-    {
-        return;
-    }
-    else
-    {
-        uint _S617 = __ballot_sync(i_8, true);
-        _S615 = _S617;
-    }
-    SequenceTable_0 _S618 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S619 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S620 = _S619 < (_S618.length_0);
-    share_out_0(&part_6, first_seen_0(_S619, p_0.window_1), (U32_min((_S619), (_S618.length_0))), p_0.parts_2, 1U);
-    uint _S621 = __ballot_sync(_S615, _S620);
-    if(_S620)
-    {
-        bool _S622 = ((&part_6)->number_0) == 0U;
-        uint _S623 = __ballot_sync(_S615, true);
-        _S611 = _S622;
+        uint _S623 = __ballot_sync(_S606, true);
+        _S620 = false;
         i_8 = _S623;
-    }
-    else
-    {
-        uint _S624 = __ballot_sync(_S615, true);
-        _S611 = false;
-        i_8 = _S624;
-    }
-    bool _S625 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S626 = __ballot_sync(i_8, _S625);
-    bool _S627;
-    if(_S625)
-    {
-        bool _S628 = !_S611;
-        uint _S629 = __ballot_sync(i_8, true);
-        _S627 = _S628;
-        i_8 = _S629;
-    }
-    else
-    {
-        uint _S630 = __ballot_sync(i_8, true);
-        _S627 = false;
-        i_8 = _S630;
-    }
-    uint _S631 = 0U;
-    uint _S632 = __ballot_sync(i_8, _S627);
-    if(_S627)
-    {
-        Part_0 _S633 = part_6;
-        leave_empty_0(_S606, &_S633, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S634 = __ballot_sync(i_8, true);
-        _S631 = _S634;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S635 = rotation_1(p_0.table_offset_1, _S619, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S635;
+    Rotation_0 _S624 = rotation_1(p_0.table_offset_1, _S611, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S624;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S635;
+    (&keys_1)->rotation_0 = _S624;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_2 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S636 = _S618;
-    Part_0 _S637 = part_6;
-    Turned_0 _S638 = queries_1;
-    Turned_0 _S639 = keys_1;
-    Plain_0 _S640 = values_2;
-    attend_0(_S606, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S636, &_S637, p_0.scale_4, &_S638, _S611, &_S639, &_S640, _S631);
-    bool _S641 = !_S611;
-    uint _S642 = __ballot_sync(_S631, _S641);
-    if(_S641)
+    SequenceTable_0 _S625 = _S612;
+    Part_0 _S626 = part_6;
+    Turned_0 _S627 = queries_1;
+    Turned_0 _S628 = keys_1;
+    Plain_0 _S629 = values_2;
+    attend_0(_S607, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S625, &_S626, p_0.scale_4, &_S627, _S620, &_S628, &_S629, i_8);
+    bool _S630 = !_S620;
+    uint _S631 = __ballot_sync(i_8, _S630);
+    if(_S630)
     {
         return;
     }
-    SequenceTable_0 _S643 = _S618;
-    uint _S644 = SequenceTable_slot_0(&_S643, sequences_3, _S619);
-    i_8 = _S606 * 4U;
+    SequenceTable_0 _S632 = _S612;
+    uint _S633 = SequenceTable_slot_0(&_S632, sequences_3, _S611);
+    i_8 = _S607 * 4U;
     for(;;)
     {
         if(i_8 < ((&part_6)->columns_0))
@@ -1750,13 +1714,13 @@ extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, 
         {
             break;
         }
-        uint _S645 = i_8 / p_0.head_dim_4;
-        if(_S645 == ((&part_6)->kv_head_0))
+        uint _S634 = i_8 / p_0.head_dim_4;
+        if(_S634 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S646 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S644, (&part_6)->columns_0, i_8, &_S646);
-            Plain_0 _S647 = values_2;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S644, (&part_6)->columns_0, i_8, &_S647);
+            Turned_0 _S635 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S633, (&part_6)->columns_0, i_8, &_S635);
+            Plain_0 _S636 = values_2;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S633, (&part_6)->columns_0, i_8, &_S636);
         }
         i_8 = i_8 + 512U;
     }

@@ -1011,7 +1011,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<float4 > k_pages_0, Str
         bool _S394;
         if(_S183)
         {
-            bool _S395 = (tile_0 + thread_4) < _S176;
+            bool _S395 = (tile_0 + thread_4) < (U32_min((_S176), (table_2->length_0)));
             uint _S396 = __ballot_sync(_S391, true);
             _S394 = _S395;
             _S393 = _S396;
@@ -1483,34 +1483,34 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint
     return _S589;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S591 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
+    uint _S591 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
     return _S591;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S592 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S592;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S592;
-    (&_S592)->begin_3 = begin_4;
-    (&_S592)->page_size_0 = page_size_1;
-    (&_S592)->pages_0 = pages_1;
-    (&_S592)->length_0 = length_1;
-    return _S592;
+    SequenceTable_0 _S593;
+    (&_S593)->begin_3 = begin_4;
+    (&_S593)->page_size_0 = page_size_1;
+    (&_S593)->pages_0 = pages_1;
+    (&_S593)->length_0 = length_1;
+    return _S593;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S593 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S594 = _S593 + 1U;
-    uint _S595 = __ldg((&(sequences_2)[_S593]));
-    return SequenceTable_x24init_0(_S594, page_size_2, pages_2, (U32_min((_S595), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S596 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S596;
+    uint _S594 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S595 = _S594 + 1U;
+    uint _S596 = __ldg((&(sequences_2)[_S594]));
+    return SequenceTable_x24init_0(_S595, page_size_2, pages_2, (U32_min((_S596), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
@@ -1536,7 +1536,7 @@ __device__ uint first_seen_0(uint position_1, uint window_0)
     return _S598;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint least_0)
 {
     uint _S599;
     if(first_1 < length_2)
@@ -1547,9 +1547,9 @@ __device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint p
     {
         _S599 = 0U;
     }
-    uint _S600 = parts_1 * tiles_0 * 64U;
+    uint _S600 = parts_1 * least_0;
     uint _S601 = (_S599 + _S600 - 1U) / _S600;
-    uint _S602 = _S601 * tiles_0 * 64U;
+    uint _S602 = _S601 * least_0;
     uint _S603 = (U32_min((first_1 + part_4->number_0 * _S602), (length_2)));
     part_4->begin_0 = _S603;
     part_4->end_0 = (U32_min((_S603 + _S602), (length_2)));
@@ -1621,118 +1621,82 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S608 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S609 = __ballot_sync(4294967295U, true);
-    Part_0 _S610 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S610;
-    bool _S611 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S612 = __ballot_sync(_S609, _S611);
-    bool _S613;
+    uint _S608 = 0U;
+    uint _S609 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S610 = __ballot_sync(4294967295U, true);
+    Part_0 _S611 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S611;
+    bool _S612 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S613 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S614 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_6, first_seen_0(_S613, p_0.window_1), (U32_min((_S613), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S615 = (((&part_6)->begin_0) >= ((&part_6)->end_0)) & (((&part_6)->number_0) != 0U);
+    bool _S616 = (_S615 | (!_S612)) | (((&part_6)->number_0) >= (p_0.parts_2));
+    uint _S617 = __ballot_sync(_S610, _S616);
+    if(_S616)
+    {
+        if((_S615 & _S612) & (((&part_6)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S618 = part_6;
+            leave_empty_0(_S609, &_S618, scratch_2);
+        }
+        return;
+    }
+    else
+    {
+        uint _S619 = __ballot_sync(_S610, true);
+        _S608 = _S619;
+    }
+    bool _S620 = _S613 < (_S614.length_0);
+    uint _S621 = __ballot_sync(_S608, _S620);
+    bool _S622;
     uint i_8;
-    if(_S611)
+    if(_S620)
     {
-        uint _S614 = __ballot_sync(_S609, true);
-        _S613 = true;
-        i_8 = _S614;
+        bool _S623 = ((&part_6)->number_0) == 0U;
+        uint _S624 = __ballot_sync(_S608, true);
+        _S622 = _S623;
+        i_8 = _S624;
     }
     else
     {
-        bool _S615 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S616 = __ballot_sync(_S609, true);
-        _S613 = _S615;
-        i_8 = _S616;
-    }
-    uint _S617 = 0U;
-    uint _S618 = __ballot_sync(i_8, _S613);
-    if(_S613)
-    {
-        return;
-    }
-    else
-    {
-        uint _S619 = __ballot_sync(i_8, true);
-        _S617 = _S619;
-    }
-    SequenceTable_0 _S620 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S621 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S622 = _S621 < (_S620.length_0);
-    share_out_0(&part_6, first_seen_0(_S621, p_0.window_1), (U32_min((_S621), (_S620.length_0))), p_0.parts_2, 1U);
-    uint _S623 = __ballot_sync(_S617, _S622);
-    if(_S622)
-    {
-        bool _S624 = ((&part_6)->number_0) == 0U;
-        uint _S625 = __ballot_sync(_S617, true);
-        _S613 = _S624;
+        uint _S625 = __ballot_sync(_S608, true);
+        _S622 = false;
         i_8 = _S625;
-    }
-    else
-    {
-        uint _S626 = __ballot_sync(_S617, true);
-        _S613 = false;
-        i_8 = _S626;
-    }
-    bool _S627 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S628 = __ballot_sync(i_8, _S627);
-    bool _S629;
-    if(_S627)
-    {
-        bool _S630 = !_S613;
-        uint _S631 = __ballot_sync(i_8, true);
-        _S629 = _S630;
-        i_8 = _S631;
-    }
-    else
-    {
-        uint _S632 = __ballot_sync(i_8, true);
-        _S629 = false;
-        i_8 = _S632;
-    }
-    uint _S633 = 0U;
-    uint _S634 = __ballot_sync(i_8, _S629);
-    if(_S629)
-    {
-        Part_0 _S635 = part_6;
-        leave_empty_0(_S608, &_S635, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S636 = __ballot_sync(i_8, true);
-        _S633 = _S636;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S637 = rotation_1(p_0.table_offset_1, _S621, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S637;
+    Rotation_0 _S626 = rotation_1(p_0.table_offset_1, _S613, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S626;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S637;
+    (&keys_1)->rotation_0 = _S626;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_1;
     (&values_1)->x_2 = v_0;
     (&values_1)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S638 = _S620;
-    Part_0 _S639 = part_6;
-    Turned_0 _S640 = queries_1;
-    Turned_0 _S641 = keys_1;
-    Plain_0 _S642 = values_1;
-    attend_0(_S608, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S638, &_S639, p_0.scale_4, &_S640, _S613, &_S641, &_S642, _S633);
-    bool _S643 = !_S613;
-    uint _S644 = __ballot_sync(_S633, _S643);
-    if(_S643)
+    SequenceTable_0 _S627 = _S614;
+    Part_0 _S628 = part_6;
+    Turned_0 _S629 = queries_1;
+    Turned_0 _S630 = keys_1;
+    Plain_0 _S631 = values_1;
+    attend_0(_S609, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S627, &_S628, p_0.scale_4, &_S629, _S622, &_S630, &_S631, i_8);
+    bool _S632 = !_S622;
+    uint _S633 = __ballot_sync(i_8, _S632);
+    if(_S632)
     {
         return;
     }
-    SequenceTable_0 _S645 = _S620;
-    uint _S646 = SequenceTable_slot_0(&_S645, sequences_3, _S621);
-    i_8 = _S608 * 4U;
+    SequenceTable_0 _S634 = _S614;
+    uint _S635 = SequenceTable_slot_0(&_S634, sequences_3, _S613);
+    i_8 = _S609 * 4U;
     for(;;)
     {
         if(i_8 < ((&part_6)->columns_0))
@@ -1742,13 +1706,13 @@ extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, 
         {
             break;
         }
-        uint _S647 = i_8 / p_0.head_dim_4;
-        if(_S647 == ((&part_6)->kv_head_0))
+        uint _S636 = i_8 / p_0.head_dim_4;
+        if(_S636 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S648 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S646, (&part_6)->columns_0, i_8, &_S648);
-            Plain_0 _S649 = values_1;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S646, (&part_6)->columns_0, i_8, &_S649);
+            Turned_0 _S637 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S635, (&part_6)->columns_0, i_8, &_S637);
+            Plain_0 _S638 = values_1;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S635, (&part_6)->columns_0, i_8, &_S638);
         }
         i_8 = i_8 + 512U;
     }

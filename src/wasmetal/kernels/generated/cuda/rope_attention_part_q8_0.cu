@@ -1338,7 +1338,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint> k_pages_0, Struct
         bool _S434;
         if(_S223)
         {
-            bool _S435 = (tile_0 + thread_4) < _S216;
+            bool _S435 = (tile_0 + thread_4) < (U32_min((_S216), (table_2->length_0)));
             uint _S436 = __ballot_sync(_S431, true);
             _S434 = _S435;
             _S433 = _S436;
@@ -1810,34 +1810,34 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint
     return _S629;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S631 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
+    uint _S631 = __ldg((&(batch_1)[offset_5 + 2U + 2U * row_1]));
     return _S631;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
+{
+    uint _S632 = __ldg((&(batch_2)[offset_6 + 3U + 2U * row_2]));
+    return _S632;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S632;
-    (&_S632)->begin_3 = begin_4;
-    (&_S632)->page_size_0 = page_size_1;
-    (&_S632)->pages_0 = pages_1;
-    (&_S632)->length_0 = length_1;
-    return _S632;
+    SequenceTable_0 _S633;
+    (&_S633)->begin_3 = begin_4;
+    (&_S633)->page_size_0 = page_size_1;
+    (&_S633)->pages_0 = pages_1;
+    (&_S633)->length_0 = length_1;
+    return _S633;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_2, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S633 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S634 = _S633 + 1U;
-    uint _S635 = __ldg((&(sequences_2)[_S633]));
-    return SequenceTable_x24init_0(_S634, page_size_2, pages_2, (U32_min((_S635), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
-{
-    uint _S636 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S636;
+    uint _S634 = offset_7 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S635 = _S634 + 1U;
+    uint _S636 = __ldg((&(sequences_2)[_S634]));
+    return SequenceTable_x24init_0(_S635, page_size_2, pages_2, (U32_min((_S636), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
@@ -1863,7 +1863,7 @@ __device__ uint first_seen_0(uint position_1, uint window_0)
     return _S638;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint least_0)
 {
     uint _S639;
     if(first_1 < length_2)
@@ -1874,9 +1874,9 @@ __device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint p
     {
         _S639 = 0U;
     }
-    uint _S640 = parts_1 * tiles_0 * 64U;
+    uint _S640 = parts_1 * least_0;
     uint _S641 = (_S639 + _S640 - 1U) / _S640;
-    uint _S642 = _S641 * tiles_0 * 64U;
+    uint _S642 = _S641 * least_0;
     uint _S643 = (U32_min((first_1 + part_4->number_0 * _S642), (length_2)));
     part_4->begin_0 = _S643;
     part_4->end_0 = (U32_min((_S643 + _S642), (length_2)));
@@ -1948,118 +1948,82 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_3, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float4 > scratch_2, RopeAttentionPartParams_0 p_0)
 {
-    uint _S648 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S649 = __ballot_sync(4294967295U, true);
-    Part_0 _S650 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_6 = _S650;
-    bool _S651 = ((&part_6)->number_0) >= (p_0.parts_2);
-    uint _S652 = __ballot_sync(_S649, _S651);
-    bool _S653;
+    uint _S648 = 0U;
+    uint _S649 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S650 = __ballot_sync(4294967295U, true);
+    Part_0 _S651 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_4, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_6 = _S651;
+    bool _S652 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S653 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S654 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_6, first_seen_0(_S653, p_0.window_1), (U32_min((_S653), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S655 = (((&part_6)->begin_0) >= ((&part_6)->end_0)) & (((&part_6)->number_0) != 0U);
+    bool _S656 = (_S655 | (!_S652)) | (((&part_6)->number_0) >= (p_0.parts_2));
+    uint _S657 = __ballot_sync(_S650, _S656);
+    if(_S656)
+    {
+        if((_S655 & _S652) & (((&part_6)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S658 = part_6;
+            leave_empty_0(_S649, &_S658, scratch_2);
+        }
+        return;
+    }
+    else
+    {
+        uint _S659 = __ballot_sync(_S650, true);
+        _S648 = _S659;
+    }
+    bool _S660 = _S653 < (_S654.length_0);
+    uint _S661 = __ballot_sync(_S648, _S660);
+    bool _S662;
     uint i_14;
-    if(_S651)
+    if(_S660)
     {
-        uint _S654 = __ballot_sync(_S649, true);
-        _S653 = true;
-        i_14 = _S654;
+        bool _S663 = ((&part_6)->number_0) == 0U;
+        uint _S664 = __ballot_sync(_S648, true);
+        _S662 = _S663;
+        i_14 = _S664;
     }
     else
     {
-        bool _S655 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-        uint _S656 = __ballot_sync(_S649, true);
-        _S653 = _S655;
-        i_14 = _S656;
-    }
-    uint _S657 = 0U;
-    uint _S658 = __ballot_sync(i_14, _S653);
-    if(_S653)
-    {
-        return;
-    }
-    else
-    {
-        uint _S659 = __ballot_sync(i_14, true);
-        _S657 = _S659;
-    }
-    SequenceTable_0 _S660 = sequence_table_0(sequences_3, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S661 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S662 = _S661 < (_S660.length_0);
-    share_out_0(&part_6, first_seen_0(_S661, p_0.window_1), (U32_min((_S661), (_S660.length_0))), p_0.parts_2, 1U);
-    uint _S663 = __ballot_sync(_S657, _S662);
-    if(_S662)
-    {
-        bool _S664 = ((&part_6)->number_0) == 0U;
-        uint _S665 = __ballot_sync(_S657, true);
-        _S653 = _S664;
+        uint _S665 = __ballot_sync(_S648, true);
+        _S662 = false;
         i_14 = _S665;
-    }
-    else
-    {
-        uint _S666 = __ballot_sync(_S657, true);
-        _S653 = false;
-        i_14 = _S666;
-    }
-    bool _S667 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
-    uint _S668 = __ballot_sync(i_14, _S667);
-    bool _S669;
-    if(_S667)
-    {
-        bool _S670 = !_S653;
-        uint _S671 = __ballot_sync(i_14, true);
-        _S669 = _S670;
-        i_14 = _S671;
-    }
-    else
-    {
-        uint _S672 = __ballot_sync(i_14, true);
-        _S669 = false;
-        i_14 = _S672;
-    }
-    uint _S673 = 0U;
-    uint _S674 = __ballot_sync(i_14, _S669);
-    if(_S669)
-    {
-        Part_0 _S675 = part_6;
-        leave_empty_0(_S648, &_S675, scratch_2);
-        return;
-    }
-    else
-    {
-        uint _S676 = __ballot_sync(i_14, true);
-        _S673 = _S676;
     }
     (&part_6)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_3;
-    Rotation_0 _S677 = rotation_1(p_0.table_offset_1, _S661, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S677;
+    Rotation_0 _S666 = rotation_1(p_0.table_offset_1, _S653, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S666;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_4;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_3;
-    (&keys_1)->rotation_0 = _S677;
+    (&keys_1)->rotation_0 = _S666;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_4;
     Plain_0 values_2;
     (&values_2)->x_3 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S678 = _S660;
-    Part_0 _S679 = part_6;
-    Turned_0 _S680 = queries_1;
-    Turned_0 _S681 = keys_1;
-    Plain_0 _S682 = values_2;
-    attend_0(_S648, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S678, &_S679, p_0.scale_4, &_S680, _S653, &_S681, &_S682, _S673);
-    bool _S683 = !_S653;
-    uint _S684 = __ballot_sync(_S673, _S683);
-    if(_S683)
+    SequenceTable_0 _S667 = _S654;
+    Part_0 _S668 = part_6;
+    Turned_0 _S669 = queries_1;
+    Turned_0 _S670 = keys_1;
+    Plain_0 _S671 = values_2;
+    attend_0(_S649, k_pages_1, v_pages_1, sequences_3, scratch_2, &_S667, &_S668, p_0.scale_4, &_S669, _S662, &_S670, &_S671, i_14);
+    bool _S672 = !_S662;
+    uint _S673 = __ballot_sync(i_14, _S672);
+    if(_S672)
     {
         return;
     }
-    SequenceTable_0 _S685 = _S660;
-    uint _S686 = SequenceTable_slot_0(&_S685, sequences_3, _S661);
-    i_14 = _S648 * 64U;
+    SequenceTable_0 _S674 = _S654;
+    uint _S675 = SequenceTable_slot_0(&_S674, sequences_3, _S653);
+    i_14 = _S649 * 64U;
     for(;;)
     {
         if(i_14 < ((&part_6)->columns_0))
@@ -2069,13 +2033,13 @@ extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1,
         {
             break;
         }
-        uint _S687 = i_14 / p_0.head_dim_4;
-        if(_S687 == ((&part_6)->kv_head_0))
+        uint _S676 = i_14 / p_0.head_dim_4;
+        if(_S676 == ((&part_6)->kv_head_0))
         {
-            Turned_0 _S688 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S686, (&part_6)->columns_0, i_14, &_S688);
-            Plain_0 _S689 = values_2;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S686, (&part_6)->columns_0, i_14, &_S689);
+            Turned_0 _S677 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S675, (&part_6)->columns_0, i_14, &_S677);
+            Plain_0 _S678 = values_2;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S675, (&part_6)->columns_0, i_14, &_S678);
         }
         i_14 = i_14 + 8192U;
     }

@@ -664,38 +664,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S202 = some_2;
-        add_0(&sums_5, &_S202, first_3, _S201, _S194);
+        uint _S202 = (U32_min((_S201), (table_1->length_0)));
+        Positions_0 _S203 = some_2;
+        add_0(&sums_5, &_S203, first_3, _S202, _S194);
         uint first_4 = first_3 + 32U;
-        uint _S203 = tile_0 + 32U;
-        if(_S203 < _S201)
+        uint _S204 = tile_0 + 32U;
+        if(_S204 < _S201)
         {
-            Pools_0 _S204 = pools_0;
-            Positions_0 _S205 = Pools_read_0(&_S204, first_4, _S194);
-            some_2 = _S205;
+            Pools_0 _S205 = pools_0;
+            Positions_0 _S206 = Pools_read_0(&_S205, first_4, _S194);
+            some_2 = _S206;
         }
-        tile_0 = _S203;
+        tile_0 = _S204;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S206 = sums_5;
-    write_0(thread_2, &_S206, part_4, scratch_1);
+    Sums_0 _S207 = sums_5;
+    write_0(thread_2, &_S207, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S207;
+    uint _S208;
     if(offset_1 == 4294967295U)
     {
-        _S207 = rows_0;
+        _S208 = rows_0;
     }
     else
     {
-        uint _S208 = __ldg((&(batch_0)[offset_1]));
-        _S207 = (U32_min(((U32_max((_S208), (first_5))) - first_5), (rows_0)));
+        uint _S209 = __ldg((&(batch_0)[offset_1]));
+        _S208 = (U32_min(((U32_max((_S209), (first_5))) - first_5), (rows_0)));
     }
-    return _S207;
+    return _S208;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -705,36 +706,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S209 = rows_1 * kv_heads_0;
-    uint _S210 = heads_1 / kv_heads_0;
-    return _S209 * ((_S210 + 4U - 1U) / 4U);
+    uint _S210 = rows_1 * kv_heads_0;
+    uint _S211 = heads_1 / kv_heads_0;
+    return _S210 * ((_S211 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S211 = heads_2 / kv_heads_1;
-    uint _S212 = (_S211 + 4U - 1U) / 4U;
-    uint _S213 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S214 = number_1 % _S213;
-    uint _S215 = _S214 % _S212;
+    uint _S212 = heads_2 / kv_heads_1;
+    uint _S213 = (_S212 + 4U - 1U) / 4U;
+    uint _S214 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S215 = number_1 % _S214;
+    uint _S216 = _S215 % _S213;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S214;
-    uint _S216 = number_1 / _S213;
-    (&part_5)->number_0 = _S216;
-    uint _S217 = _S214 / (kv_heads_1 * _S212);
-    (&part_5)->row_0 = _S217;
-    uint _S218 = _S214 / _S212;
-    uint _S219 = _S218 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S219;
-    uint _S220 = _S215 * 4U;
-    uint _S221 = _S219 * _S211 + _S220;
-    (&part_5)->head_0 = _S221;
-    (&part_5)->heads_0 = (U32_min((_S211 - _S220), (4U)));
+    (&part_5)->unit_0 = _S215;
+    uint _S217 = number_1 / _S214;
+    (&part_5)->number_0 = _S217;
+    uint _S218 = _S215 / (kv_heads_1 * _S213);
+    (&part_5)->row_0 = _S218;
+    uint _S219 = _S215 / _S213;
+    uint _S220 = _S219 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S220;
+    uint _S221 = _S216 * 4U;
+    uint _S222 = _S220 * _S212 + _S221;
+    (&part_5)->head_0 = _S222;
+    (&part_5)->heads_0 = (U32_min((_S212 - _S221), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S222 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S222;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S221) * _S222 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S223 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S223;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S222) * _S223 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -745,70 +746,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S223 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S223;
+    uint _S224 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S224;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S224;
-    (&_S224)->begin_2 = begin_3;
-    (&_S224)->page_size_0 = page_size_1;
-    (&_S224)->pages_0 = pages_1;
-    (&_S224)->length_0 = length_1;
-    return _S224;
+    SequenceTable_0 _S225;
+    (&_S225)->begin_2 = begin_3;
+    (&_S225)->page_size_0 = page_size_1;
+    (&_S225)->pages_0 = pages_1;
+    (&_S225)->length_0 = length_1;
+    return _S225;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S225 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S226 = _S225 + 1U;
-    uint _S227 = __ldg((&(sequences_3)[_S225]));
-    return SequenceTable_x24init_0(_S226, page_size_2, pages_2, (U32_min((_S227), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S226 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S227 = _S226 + 1U;
+    uint _S228 = __ldg((&(sequences_3)[_S226]));
+    return SequenceTable_x24init_0(_S227, page_size_2, pages_2, (U32_min((_S228), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S228 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S228;
+    uint _S229 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S229;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S229 = this_3->length_0;
-    uint _S230;
+    uint _S230 = this_3->length_0;
+    uint _S231;
     if(position_1 < (this_3->length_0))
     {
-        _S230 = position_1 + 1U;
+        _S231 = position_1 + 1U;
     }
     else
     {
-        _S230 = _S229;
+        _S231 = _S230;
     }
-    return _S230;
+    return _S231;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S231;
+    bool _S232;
     if(window_0 != 0U)
     {
-        _S231 = position_2 >= window_0;
+        _S232 = position_2 >= window_0;
     }
     else
     {
-        _S231 = false;
+        _S232 = false;
     }
-    uint _S232;
-    if(_S231)
+    uint _S233;
+    if(_S232)
     {
-        _S232 = position_2 - window_0 + 1U;
+        _S233 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S232 = 0U;
+        _S233 = 0U;
     }
-    return _S232;
+    return _S233;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -818,33 +819,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S233;
+    uint _S234;
     if(first_6 < length_2)
     {
-        _S233 = length_2 - first_6;
+        _S234 = length_2 - first_6;
     }
     else
     {
-        _S233 = 0U;
+        _S234 = 0U;
     }
-    uint _S234 = parts_1 * tiles_0 * 64U;
-    uint _S235 = (_S233 + _S234 - 1U) / _S234;
-    uint _S236 = _S235 * tiles_0 * 64U;
-    uint _S237 = (U32_min((first_6 + part_6->number_0 * _S236), (length_2)));
-    part_6->begin_0 = _S237;
-    part_6->end_0 = (U32_min((_S237 + _S236), (length_2)));
-    if(_S233 == 0U)
+    uint _S235 = parts_1 * least_0;
+    uint _S236 = (_S234 + _S235 - 1U) / _S235;
+    uint _S237 = _S236 * least_0;
+    uint _S238 = (U32_min((first_6 + part_6->number_0 * _S237), (length_2)));
+    part_6->begin_0 = _S238;
+    part_6->end_0 = (U32_min((_S238 + _S237), (length_2)));
+    if(_S234 == 0U)
     {
-        _S233 = 1U;
+        _S234 = 1U;
     }
     else
     {
-        uint _S238 = (_S233 + _S236 - 1U) / _S236;
-        _S233 = _S238;
+        uint _S239 = (_S234 + _S237 - 1U) / _S237;
+        _S234 = _S239;
     }
-    part_6->used_0 = _S233;
+    part_6->used_0 = _S234;
     return;
 }
 
@@ -852,29 +853,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S239 = part_7->used_0;
-    bool _S240 = (part_7->used_0) > 1U;
-    if(_S240)
+    uint _S240 = part_7->used_0;
+    bool _S241 = (part_7->used_0) > 1U;
+    if(_S241)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S240)
+    if(!_S241)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S241 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S241]), 1U);
-        if(before_0 == (_S239 - 1U))
+        uint _S242 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S242]), 1U);
+        if(before_0 == (_S240 - 1U))
         {
-            *(&(counters_0)[_S241]) = 0U;
+            *(&(counters_0)[_S242]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S239 - 1U))
+    if((*&finished_0) != (_S240 - 1U))
     {
         return false;
     }
@@ -891,57 +892,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S242;
-    uint _S243 = part_8->head_dim_0;
-    uint _S244 = part_8->head_dim_0 / 4U;
-    uint _S245 = part_8->heads_0 * _S244;
-    uint _S246 = (U32_min((_S245), (128U)));
-    uint _S247 = 128U / _S246;
-    uint _S248 = thread_4 / _S246;
-    uint _S249 = _S244 + 1U;
-    uint _S250 = part_8->out_0 - part_8->number_0 * _S249;
+    float _S243;
+    uint _S244 = part_8->head_dim_0;
+    uint _S245 = part_8->head_dim_0 / 4U;
+    uint _S246 = part_8->heads_0 * _S245;
+    uint _S247 = (U32_min((_S246), (128U)));
+    uint _S248 = 128U / _S247;
+    uint _S249 = thread_4 / _S247;
+    uint _S250 = _S245 + 1U;
+    uint _S251 = part_8->out_0 - part_8->number_0 * _S250;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S245)
+        if(first_7 < _S246)
         {
         }
         else
         {
             break;
         }
-        uint _S251 = thread_4 % _S246;
-        uint _S252 = first_7 + _S251;
-        uint _S253 = _S252 / _S244;
-        bool _S254;
-        if(_S248 < _S247)
+        uint _S252 = thread_4 % _S247;
+        uint _S253 = first_7 + _S252;
+        uint _S254 = _S253 / _S245;
+        bool _S255;
+        if(_S249 < _S248)
         {
-            _S254 = _S252 < _S245;
+            _S255 = _S253 < _S246;
         }
         else
         {
-            _S254 = false;
+            _S255 = false;
         }
-        int4  _S255 = make_int4 (int(0));
-        float4  _S256 = make_float4 ((float)_S255.x, (float)_S255.y, (float)_S255.z, (float)_S255.w);
-        uint i_4 = _S248;
-        float4  sum_0 = _S256;
+        int4  _S256 = make_int4 (int(0));
+        float4  _S257 = make_float4 ((float)_S256.x, (float)_S256.y, (float)_S256.z, (float)_S256.w);
+        uint i_4 = _S249;
+        float4  sum_0 = _S257;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S257 = part_8->used_0;
-            bool _S258 = i_4 < (part_8->used_0);
-            bool _S259;
-            if(_S258)
+            uint _S258 = part_8->used_0;
+            bool _S259 = i_4 < (part_8->used_0);
+            bool _S260;
+            if(_S259)
             {
-                _S259 = _S254;
+                _S260 = _S255;
             }
             else
             {
-                _S259 = false;
+                _S260 = false;
             }
-            if(_S259)
+            if(_S260)
             {
             }
             else
@@ -950,36 +951,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S260 = _S250 + _S253 * part_8->out_stride_0;
-            uint _S261 = _S257 - 1U;
-            uint _S262 = _S260 + (U32_min((i_4), (_S261))) * _S249;
-            uint _S263 = _S252 % _S244;
-            values_2[0U] = *(&(scratch_2)[_S262 + _S263]);
-            float4  * _S264 = (&(scratch_2)[_S262 + _S244]);
-            about_0[0U] = *_S264;
-            uint _S265 = i_4 + _S247;
-            uint _S266 = _S260 + (U32_min((_S265), (_S261))) * _S249;
-            values_2[1U] = *(&(scratch_2)[_S266 + _S263]);
-            float4  * _S267 = (&(scratch_2)[_S266 + _S244]);
-            about_0[1U] = *_S267;
-            uint _S268 = i_4 + 2U * _S247;
-            uint _S269 = _S260 + (U32_min((_S268), (_S261))) * _S249;
-            values_2[2U] = *(&(scratch_2)[_S269 + _S263]);
-            float4  * _S270 = (&(scratch_2)[_S269 + _S244]);
-            about_0[2U] = *_S270;
-            uint _S271 = i_4 + 3U * _S247;
-            uint _S272 = _S260 + (U32_min((_S271), (_S261))) * _S249;
-            values_2[3U] = *(&(scratch_2)[_S272 + _S263]);
-            float4  * _S273 = (&(scratch_2)[_S272 + _S244]);
-            about_0[3U] = *_S273;
-            float _S274 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S264).x)))), ((*_S267).x)))), ((*_S270).x)))), ((*_S273).x)));
-            float _S275 = (__expf((peak_4 - _S274)));
-            float4  sum_1 = sum_0 * make_float4 (_S275);
-            float total_5 = total_4 * _S275;
-            if(_S258)
+            uint _S261 = _S251 + _S254 * part_8->out_stride_0;
+            uint _S262 = _S258 - 1U;
+            uint _S263 = _S261 + (U32_min((i_4), (_S262))) * _S250;
+            uint _S264 = _S253 % _S245;
+            values_2[0U] = *(&(scratch_2)[_S263 + _S264]);
+            float4  * _S265 = (&(scratch_2)[_S263 + _S245]);
+            about_0[0U] = *_S265;
+            uint _S266 = i_4 + _S248;
+            uint _S267 = _S261 + (U32_min((_S266), (_S262))) * _S250;
+            values_2[1U] = *(&(scratch_2)[_S267 + _S264]);
+            float4  * _S268 = (&(scratch_2)[_S267 + _S245]);
+            about_0[1U] = *_S268;
+            uint _S269 = i_4 + 2U * _S248;
+            uint _S270 = _S261 + (U32_min((_S269), (_S262))) * _S250;
+            values_2[2U] = *(&(scratch_2)[_S270 + _S264]);
+            float4  * _S271 = (&(scratch_2)[_S270 + _S245]);
+            about_0[2U] = *_S271;
+            uint _S272 = i_4 + 3U * _S248;
+            uint _S273 = _S261 + (U32_min((_S272), (_S262))) * _S250;
+            values_2[3U] = *(&(scratch_2)[_S273 + _S264]);
+            float4  * _S274 = (&(scratch_2)[_S273 + _S245]);
+            about_0[3U] = *_S274;
+            float _S275 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S265).x)))), ((*_S268).x)))), ((*_S271).x)))), ((*_S274).x)));
+            float _S276 = (__expf((peak_4 - _S275)));
+            float4  sum_1 = sum_0 * make_float4 (_S276);
+            float total_5 = total_4 * _S276;
+            if(_S259)
             {
-                float _S276 = (__expf((about_0[0U].x - _S274)));
-                peak_3 = _S276;
+                float _S277 = (__expf((about_0[0U].x - _S275)));
+                peak_3 = _S277;
             }
             else
             {
@@ -987,10 +988,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S265 < _S257)
+            if(_S266 < _S258)
             {
-                float _S277 = (__expf((about_0[1U].x - _S274)));
-                sink_0 = _S277;
+                float _S278 = (__expf((about_0[1U].x - _S275)));
+                sink_0 = _S278;
             }
             else
             {
@@ -998,10 +999,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S268 < _S257)
+            if(_S269 < _S258)
             {
-                float _S278 = (__expf((about_0[2U].x - _S274)));
-                weights_0 = _S278;
+                float _S279 = (__expf((about_0[2U].x - _S275)));
+                weights_0 = _S279;
             }
             else
             {
@@ -1009,112 +1010,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S271 < _S257)
+            if(_S272 < _S258)
             {
-                float _S279 = (__expf((about_0[3U].x - _S274)));
-                _S242 = _S279;
+                float _S280 = (__expf((about_0[3U].x - _S275)));
+                _S243 = _S280;
             }
             else
             {
-                _S242 = 0.0f;
+                _S243 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S242) * values_2[3U];
-            float total_9 = total_8 + _S242 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S247;
+            float4  sum_5 = sum_4 + make_float4 (_S243) * values_2[3U];
+            float total_9 = total_8 + _S243 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S248;
             sum_0 = sum_5;
-            peak_4 = _S274;
+            peak_4 = _S275;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S280;
-        if(thread_4 < _S246)
+        bool _S281;
+        if(thread_4 < _S247)
         {
-            _S280 = _S254;
+            _S281 = _S255;
         }
         else
         {
-            _S280 = false;
+            _S281 = false;
         }
-        if(_S280)
+        if(_S281)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S247)
+                if(i_5 < _S248)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S281 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S246].x)));
+                float _S282 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S247].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S281;
+                peak_3 = _S282;
             }
-            bool _S282 = sinks_offset_0 != 4294967295U;
-            if(_S282)
+            bool _S283 = sinks_offset_0 != 4294967295U;
+            if(_S283)
             {
-                float _S283 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S253]));
-                sink_0 = (F32_max((_S283), (-3.4028234663852886e+38f)));
+                float _S284 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S254]));
+                sink_0 = (F32_max((_S284), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S284 = (F32_max((peak_3), (sink_0)));
+            float _S285 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_1 = _S256;
+            float4  whole_1 = _S257;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S247)
+                if(i_6 < _S248)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S285 = thread_4 + i_6 * _S246;
-                float2  _S286 = (*&totals_1)[_S285];
-                float _S287 = (__expf(((*&totals_1)[_S285].x - _S284)));
-                float4  whole_2 = whole_1 + make_float4 (_S287) * (*&sums_6)[_S285];
-                float weights_1 = weights_0 + _S287 * _S286.y;
+                uint _S286 = thread_4 + i_6 * _S247;
+                float2  _S287 = (*&totals_1)[_S286];
+                float _S288 = (__expf(((*&totals_1)[_S286].x - _S285)));
+                float4  whole_2 = whole_1 + make_float4 (_S288) * (*&sums_6)[_S286];
+                float weights_1 = weights_0 + _S288 * _S287.y;
                 i_6 = i_6 + 1U;
                 whole_1 = whole_2;
                 weights_0 = weights_1;
             }
-            if(_S282)
+            if(_S283)
             {
-                float _S288 = (__expf((sink_0 - _S284)));
-                _S242 = _S288;
+                float _S289 = (__expf((sink_0 - _S285)));
+                _S243 = _S289;
             }
             else
             {
-                _S242 = 0.0f;
+                _S243 = 0.0f;
             }
-            float total_10 = weights_0 + _S242;
-            float4  _S289;
+            float total_10 = weights_0 + _S243;
+            float4  _S290;
             if(weights_0 != 0.0f)
             {
-                _S289 = whole_1 / make_float4 (total_10);
+                _S290 = whole_1 / make_float4 (total_10);
             }
             else
             {
-                _S289 = _S256;
+                _S290 = _S257;
             }
-            uint _S290 = to_0 + (part_8->head_0 + _S253) * _S243;
-            uint _S291 = _S252 % _S244;
-            uint _S292 = _S290 + 4U * _S291;
-            *(&(result_3)[_S292]) = _S289.x;
-            *(&(result_3)[_S292 + 1U]) = _S289.y;
-            *(&(result_3)[_S292 + 2U]) = _S289.z;
-            *(&(result_3)[_S292 + 3U]) = _S289.w;
+            uint _S291 = to_0 + (part_8->head_0 + _S254) * _S244;
+            uint _S292 = _S253 % _S245;
+            uint _S293 = _S291 + 4U * _S292;
+            *(&(result_3)[_S293]) = _S290.x;
+            *(&(result_3)[_S293 + 1U]) = _S290.y;
+            *(&(result_3)[_S293 + 2U]) = _S290.z;
+            *(&(result_3)[_S293 + 3U]) = _S290.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S246;
+        first_7 = first_7 + _S247;
     }
     return;
 }
@@ -1149,25 +1150,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_split_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S293 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S294 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S294 == 0U)
+    uint _S294 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S295 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S295 == 0U)
     {
         return;
     }
-    Part_0 _S295 = part_of_0(group_number_0(blockIdx), _S294, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S295;
-    uint _S296 = units_of_0(_S294, p_0.heads_3, p_0.kv_heads_2);
-    uint _S297 = p_0.groups_0 / _S296;
-    if(((&part_9)->number_0) >= _S297)
+    Part_0 _S296 = part_of_0(group_number_0(blockIdx), _S295, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S296;
+    uint _S297 = units_of_0(_S295, p_0.heads_3, p_0.kv_heads_2);
+    uint _S298 = p_0.groups_0 / _S297;
+    if(((&part_9)->number_0) >= _S298)
     {
         return;
     }
-    SequenceTable_0 _S298 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S299 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S300 = _S298;
-    uint _S301 = SequenceTable_end_of_0(&_S300, _S299);
-    uint _S302 = first_seen_0(_S299, p_0.window_1);
+    SequenceTable_0 _S299 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S300 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S301 = _S299;
+    uint _S302 = SequenceTable_end_of_0(&_S301, _S300);
+    uint _S303 = first_seen_0(_S300, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1184,27 +1185,27 @@ extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_split_f
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S302, _S301, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S303, _S302, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S303 = _S298;
-        Part_0 _S304 = part_9;
-        Plain_0 _S305 = queries_1;
+        SequenceTable_0 _S304 = _S299;
+        Part_0 _S305 = part_9;
         Plain_0 _S306 = queries_1;
         Plain_0 _S307 = queries_1;
-        attend_0(_S293, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S303, &_S304, p_0.scale_4, &_S305, false, &_S306, &_S307);
-        Part_0 _S308 = part_9;
-        bool _S309 = is_last_0(_S293, &_S308, counters_1, p_0.counters_offset_1);
-        if(_S309)
+        Plain_0 _S308 = queries_1;
+        attend_0(_S294, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S304, &_S305, p_0.scale_4, &_S306, false, &_S307, &_S308);
+        Part_0 _S309 = part_9;
+        bool _S310 = is_last_0(_S294, &_S309, counters_1, p_0.counters_offset_1);
+        if(_S310)
         {
-            uint _S310 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S311 = part_9;
-            join_parts_0(_S293, &_S311, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S310);
+            uint _S311 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S312 = part_9;
+            join_parts_0(_S294, &_S312, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S311);
         }
         __syncthreads();
-        number_3 = number_3 + _S297;
+        number_3 = number_3 + _S298;
     }
     return;
 }

@@ -683,38 +683,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S206 = some_2;
-        add_0(&sums_5, &_S206, first_3, _S205, _S198);
+        uint _S206 = (U32_min((_S205), (table_1->length_0)));
+        Positions_0 _S207 = some_2;
+        add_0(&sums_5, &_S207, first_3, _S206, _S198);
         uint first_4 = first_3 + 32U;
-        uint _S207 = tile_0 + 32U;
-        if(_S207 < _S205)
+        uint _S208 = tile_0 + 32U;
+        if(_S208 < _S205)
         {
-            Pools_0 _S208 = pools_0;
-            Positions_0 _S209 = Pools_read_0(&_S208, first_4, _S198);
-            some_2 = _S209;
+            Pools_0 _S209 = pools_0;
+            Positions_0 _S210 = Pools_read_0(&_S209, first_4, _S198);
+            some_2 = _S210;
         }
-        tile_0 = _S207;
+        tile_0 = _S208;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S210 = sums_5;
-    write_0(thread_2, &_S210, part_4, scratch_1);
+    Sums_0 _S211 = sums_5;
+    write_0(thread_2, &_S211, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S211;
+    uint _S212;
     if(offset_2 == 4294967295U)
     {
-        _S211 = rows_0;
+        _S212 = rows_0;
     }
     else
     {
-        uint _S212 = __ldg((&(batch_0)[offset_2]));
-        _S211 = (U32_min(((U32_max((_S212), (first_5))) - first_5), (rows_0)));
+        uint _S213 = __ldg((&(batch_0)[offset_2]));
+        _S212 = (U32_min(((U32_max((_S213), (first_5))) - first_5), (rows_0)));
     }
-    return _S211;
+    return _S212;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -724,36 +725,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S213 = rows_1 * kv_heads_0;
-    uint _S214 = heads_1 / kv_heads_0;
-    return _S213 * ((_S214 + 4U - 1U) / 4U);
+    uint _S214 = rows_1 * kv_heads_0;
+    uint _S215 = heads_1 / kv_heads_0;
+    return _S214 * ((_S215 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S215 = heads_2 / kv_heads_1;
-    uint _S216 = (_S215 + 4U - 1U) / 4U;
-    uint _S217 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S218 = number_1 % _S217;
-    uint _S219 = _S218 % _S216;
+    uint _S216 = heads_2 / kv_heads_1;
+    uint _S217 = (_S216 + 4U - 1U) / 4U;
+    uint _S218 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S219 = number_1 % _S218;
+    uint _S220 = _S219 % _S217;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S218;
-    uint _S220 = number_1 / _S217;
-    (&part_5)->number_0 = _S220;
-    uint _S221 = _S218 / (kv_heads_1 * _S216);
-    (&part_5)->row_0 = _S221;
-    uint _S222 = _S218 / _S216;
-    uint _S223 = _S222 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S223;
-    uint _S224 = _S219 * 4U;
-    uint _S225 = _S223 * _S215 + _S224;
-    (&part_5)->head_0 = _S225;
-    (&part_5)->heads_0 = (U32_min((_S215 - _S224), (4U)));
+    (&part_5)->unit_0 = _S219;
+    uint _S221 = number_1 / _S218;
+    (&part_5)->number_0 = _S221;
+    uint _S222 = _S219 / (kv_heads_1 * _S217);
+    (&part_5)->row_0 = _S222;
+    uint _S223 = _S219 / _S217;
+    uint _S224 = _S223 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S224;
+    uint _S225 = _S220 * 4U;
+    uint _S226 = _S224 * _S216 + _S225;
+    (&part_5)->head_0 = _S226;
+    (&part_5)->heads_0 = (U32_min((_S216 - _S225), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S226 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S226;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S225) * _S226 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S227 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S227;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S226) * _S227 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -764,70 +765,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S227 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S227;
+    uint _S228 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S228;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S228;
-    (&_S228)->begin_2 = begin_3;
-    (&_S228)->page_size_0 = page_size_1;
-    (&_S228)->pages_0 = pages_1;
-    (&_S228)->length_0 = length_1;
-    return _S228;
+    SequenceTable_0 _S229;
+    (&_S229)->begin_2 = begin_3;
+    (&_S229)->page_size_0 = page_size_1;
+    (&_S229)->pages_0 = pages_1;
+    (&_S229)->length_0 = length_1;
+    return _S229;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S229 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S230 = _S229 + 1U;
-    uint _S231 = __ldg((&(sequences_3)[_S229]));
-    return SequenceTable_x24init_0(_S230, page_size_2, pages_2, (U32_min((_S231), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S230 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S231 = _S230 + 1U;
+    uint _S232 = __ldg((&(sequences_3)[_S230]));
+    return SequenceTable_x24init_0(_S231, page_size_2, pages_2, (U32_min((_S232), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S232 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S232;
+    uint _S233 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S233;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S233 = this_3->length_0;
-    uint _S234;
+    uint _S234 = this_3->length_0;
+    uint _S235;
     if(position_1 < (this_3->length_0))
     {
-        _S234 = position_1 + 1U;
+        _S235 = position_1 + 1U;
     }
     else
     {
-        _S234 = _S233;
+        _S235 = _S234;
     }
-    return _S234;
+    return _S235;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S235;
+    bool _S236;
     if(window_0 != 0U)
     {
-        _S235 = position_2 >= window_0;
+        _S236 = position_2 >= window_0;
     }
     else
     {
-        _S235 = false;
+        _S236 = false;
     }
-    uint _S236;
-    if(_S235)
+    uint _S237;
+    if(_S236)
     {
-        _S236 = position_2 - window_0 + 1U;
+        _S237 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S236 = 0U;
+        _S237 = 0U;
     }
-    return _S236;
+    return _S237;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -837,33 +838,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S237;
+    uint _S238;
     if(first_6 < length_2)
     {
-        _S237 = length_2 - first_6;
+        _S238 = length_2 - first_6;
     }
     else
     {
-        _S237 = 0U;
+        _S238 = 0U;
     }
-    uint _S238 = parts_1 * tiles_0 * 64U;
-    uint _S239 = (_S237 + _S238 - 1U) / _S238;
-    uint _S240 = _S239 * tiles_0 * 64U;
-    uint _S241 = (U32_min((first_6 + part_6->number_0 * _S240), (length_2)));
-    part_6->begin_0 = _S241;
-    part_6->end_0 = (U32_min((_S241 + _S240), (length_2)));
-    if(_S237 == 0U)
+    uint _S239 = parts_1 * least_0;
+    uint _S240 = (_S238 + _S239 - 1U) / _S239;
+    uint _S241 = _S240 * least_0;
+    uint _S242 = (U32_min((first_6 + part_6->number_0 * _S241), (length_2)));
+    part_6->begin_0 = _S242;
+    part_6->end_0 = (U32_min((_S242 + _S241), (length_2)));
+    if(_S238 == 0U)
     {
-        _S237 = 1U;
+        _S238 = 1U;
     }
     else
     {
-        uint _S242 = (_S237 + _S240 - 1U) / _S240;
-        _S237 = _S242;
+        uint _S243 = (_S238 + _S241 - 1U) / _S241;
+        _S238 = _S243;
     }
-    part_6->used_0 = _S237;
+    part_6->used_0 = _S238;
     return;
 }
 
@@ -871,29 +872,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S243 = part_7->used_0;
-    bool _S244 = (part_7->used_0) > 1U;
-    if(_S244)
+    uint _S244 = part_7->used_0;
+    bool _S245 = (part_7->used_0) > 1U;
+    if(_S245)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S244)
+    if(!_S245)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S245 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S245]), 1U);
-        if(before_0 == (_S243 - 1U))
+        uint _S246 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S246]), 1U);
+        if(before_0 == (_S244 - 1U))
         {
-            *(&(counters_0)[_S245]) = 0U;
+            *(&(counters_0)[_S246]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S243 - 1U))
+    if((*&finished_0) != (_S244 - 1U))
     {
         return false;
     }
@@ -910,57 +911,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S246;
-    uint _S247 = part_8->head_dim_0;
-    uint _S248 = part_8->head_dim_0 / 4U;
-    uint _S249 = part_8->heads_0 * _S248;
-    uint _S250 = (U32_min((_S249), (128U)));
-    uint _S251 = 128U / _S250;
-    uint _S252 = thread_4 / _S250;
-    uint _S253 = _S248 + 1U;
-    uint _S254 = part_8->out_0 - part_8->number_0 * _S253;
+    float _S247;
+    uint _S248 = part_8->head_dim_0;
+    uint _S249 = part_8->head_dim_0 / 4U;
+    uint _S250 = part_8->heads_0 * _S249;
+    uint _S251 = (U32_min((_S250), (128U)));
+    uint _S252 = 128U / _S251;
+    uint _S253 = thread_4 / _S251;
+    uint _S254 = _S249 + 1U;
+    uint _S255 = part_8->out_0 - part_8->number_0 * _S254;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S249)
+        if(first_7 < _S250)
         {
         }
         else
         {
             break;
         }
-        uint _S255 = thread_4 % _S250;
-        uint _S256 = first_7 + _S255;
-        uint _S257 = _S256 / _S248;
-        bool _S258;
-        if(_S252 < _S251)
+        uint _S256 = thread_4 % _S251;
+        uint _S257 = first_7 + _S256;
+        uint _S258 = _S257 / _S249;
+        bool _S259;
+        if(_S253 < _S252)
         {
-            _S258 = _S256 < _S249;
+            _S259 = _S257 < _S250;
         }
         else
         {
-            _S258 = false;
+            _S259 = false;
         }
-        int4  _S259 = make_int4 (int(0));
-        float4  _S260 = make_float4 ((float)_S259.x, (float)_S259.y, (float)_S259.z, (float)_S259.w);
-        uint i_4 = _S252;
-        float4  sum_0 = _S260;
+        int4  _S260 = make_int4 (int(0));
+        float4  _S261 = make_float4 ((float)_S260.x, (float)_S260.y, (float)_S260.z, (float)_S260.w);
+        uint i_4 = _S253;
+        float4  sum_0 = _S261;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S261 = part_8->used_0;
-            bool _S262 = i_4 < (part_8->used_0);
-            bool _S263;
-            if(_S262)
+            uint _S262 = part_8->used_0;
+            bool _S263 = i_4 < (part_8->used_0);
+            bool _S264;
+            if(_S263)
             {
-                _S263 = _S258;
+                _S264 = _S259;
             }
             else
             {
-                _S263 = false;
+                _S264 = false;
             }
-            if(_S263)
+            if(_S264)
             {
             }
             else
@@ -969,36 +970,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S264 = _S254 + _S257 * part_8->out_stride_0;
-            uint _S265 = _S261 - 1U;
-            uint _S266 = _S264 + (U32_min((i_4), (_S265))) * _S253;
-            uint _S267 = _S256 % _S248;
-            values_2[0U] = *(&(scratch_2)[_S266 + _S267]);
-            float4  * _S268 = (&(scratch_2)[_S266 + _S248]);
-            about_0[0U] = *_S268;
-            uint _S269 = i_4 + _S251;
-            uint _S270 = _S264 + (U32_min((_S269), (_S265))) * _S253;
-            values_2[1U] = *(&(scratch_2)[_S270 + _S267]);
-            float4  * _S271 = (&(scratch_2)[_S270 + _S248]);
-            about_0[1U] = *_S271;
-            uint _S272 = i_4 + 2U * _S251;
-            uint _S273 = _S264 + (U32_min((_S272), (_S265))) * _S253;
-            values_2[2U] = *(&(scratch_2)[_S273 + _S267]);
-            float4  * _S274 = (&(scratch_2)[_S273 + _S248]);
-            about_0[2U] = *_S274;
-            uint _S275 = i_4 + 3U * _S251;
-            uint _S276 = _S264 + (U32_min((_S275), (_S265))) * _S253;
-            values_2[3U] = *(&(scratch_2)[_S276 + _S267]);
-            float4  * _S277 = (&(scratch_2)[_S276 + _S248]);
-            about_0[3U] = *_S277;
-            float _S278 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S268).x)))), ((*_S271).x)))), ((*_S274).x)))), ((*_S277).x)));
-            float _S279 = (__expf((peak_4 - _S278)));
-            float4  sum_1 = sum_0 * make_float4 (_S279);
-            float total_5 = total_4 * _S279;
-            if(_S262)
+            uint _S265 = _S255 + _S258 * part_8->out_stride_0;
+            uint _S266 = _S262 - 1U;
+            uint _S267 = _S265 + (U32_min((i_4), (_S266))) * _S254;
+            uint _S268 = _S257 % _S249;
+            values_2[0U] = *(&(scratch_2)[_S267 + _S268]);
+            float4  * _S269 = (&(scratch_2)[_S267 + _S249]);
+            about_0[0U] = *_S269;
+            uint _S270 = i_4 + _S252;
+            uint _S271 = _S265 + (U32_min((_S270), (_S266))) * _S254;
+            values_2[1U] = *(&(scratch_2)[_S271 + _S268]);
+            float4  * _S272 = (&(scratch_2)[_S271 + _S249]);
+            about_0[1U] = *_S272;
+            uint _S273 = i_4 + 2U * _S252;
+            uint _S274 = _S265 + (U32_min((_S273), (_S266))) * _S254;
+            values_2[2U] = *(&(scratch_2)[_S274 + _S268]);
+            float4  * _S275 = (&(scratch_2)[_S274 + _S249]);
+            about_0[2U] = *_S275;
+            uint _S276 = i_4 + 3U * _S252;
+            uint _S277 = _S265 + (U32_min((_S276), (_S266))) * _S254;
+            values_2[3U] = *(&(scratch_2)[_S277 + _S268]);
+            float4  * _S278 = (&(scratch_2)[_S277 + _S249]);
+            about_0[3U] = *_S278;
+            float _S279 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S269).x)))), ((*_S272).x)))), ((*_S275).x)))), ((*_S278).x)));
+            float _S280 = (__expf((peak_4 - _S279)));
+            float4  sum_1 = sum_0 * make_float4 (_S280);
+            float total_5 = total_4 * _S280;
+            if(_S263)
             {
-                float _S280 = (__expf((about_0[0U].x - _S278)));
-                peak_3 = _S280;
+                float _S281 = (__expf((about_0[0U].x - _S279)));
+                peak_3 = _S281;
             }
             else
             {
@@ -1006,10 +1007,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S269 < _S261)
+            if(_S270 < _S262)
             {
-                float _S281 = (__expf((about_0[1U].x - _S278)));
-                sink_0 = _S281;
+                float _S282 = (__expf((about_0[1U].x - _S279)));
+                sink_0 = _S282;
             }
             else
             {
@@ -1017,10 +1018,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S272 < _S261)
+            if(_S273 < _S262)
             {
-                float _S282 = (__expf((about_0[2U].x - _S278)));
-                weights_0 = _S282;
+                float _S283 = (__expf((about_0[2U].x - _S279)));
+                weights_0 = _S283;
             }
             else
             {
@@ -1028,112 +1029,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S275 < _S261)
+            if(_S276 < _S262)
             {
-                float _S283 = (__expf((about_0[3U].x - _S278)));
-                _S246 = _S283;
+                float _S284 = (__expf((about_0[3U].x - _S279)));
+                _S247 = _S284;
             }
             else
             {
-                _S246 = 0.0f;
+                _S247 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S246) * values_2[3U];
-            float total_9 = total_8 + _S246 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S251;
+            float4  sum_5 = sum_4 + make_float4 (_S247) * values_2[3U];
+            float total_9 = total_8 + _S247 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S252;
             sum_0 = sum_5;
-            peak_4 = _S278;
+            peak_4 = _S279;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S284;
-        if(thread_4 < _S250)
+        bool _S285;
+        if(thread_4 < _S251)
         {
-            _S284 = _S258;
+            _S285 = _S259;
         }
         else
         {
-            _S284 = false;
+            _S285 = false;
         }
-        if(_S284)
+        if(_S285)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S251)
+                if(i_5 < _S252)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S285 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S250].x)));
+                float _S286 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S251].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S285;
+                peak_3 = _S286;
             }
-            bool _S286 = sinks_offset_0 != 4294967295U;
-            if(_S286)
+            bool _S287 = sinks_offset_0 != 4294967295U;
+            if(_S287)
             {
-                float _S287 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S257]));
-                sink_0 = (F32_max((_S287), (-3.4028234663852886e+38f)));
+                float _S288 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S258]));
+                sink_0 = (F32_max((_S288), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S288 = (F32_max((peak_3), (sink_0)));
+            float _S289 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_1 = _S260;
+            float4  whole_1 = _S261;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S251)
+                if(i_6 < _S252)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S289 = thread_4 + i_6 * _S250;
-                float2  _S290 = (*&totals_1)[_S289];
-                float _S291 = (__expf(((*&totals_1)[_S289].x - _S288)));
-                float4  whole_2 = whole_1 + make_float4 (_S291) * (*&sums_6)[_S289];
-                float weights_1 = weights_0 + _S291 * _S290.y;
+                uint _S290 = thread_4 + i_6 * _S251;
+                float2  _S291 = (*&totals_1)[_S290];
+                float _S292 = (__expf(((*&totals_1)[_S290].x - _S289)));
+                float4  whole_2 = whole_1 + make_float4 (_S292) * (*&sums_6)[_S290];
+                float weights_1 = weights_0 + _S292 * _S291.y;
                 i_6 = i_6 + 1U;
                 whole_1 = whole_2;
                 weights_0 = weights_1;
             }
-            if(_S286)
+            if(_S287)
             {
-                float _S292 = (__expf((sink_0 - _S288)));
-                _S246 = _S292;
+                float _S293 = (__expf((sink_0 - _S289)));
+                _S247 = _S293;
             }
             else
             {
-                _S246 = 0.0f;
+                _S247 = 0.0f;
             }
-            float total_10 = weights_0 + _S246;
-            float4  _S293;
+            float total_10 = weights_0 + _S247;
+            float4  _S294;
             if(weights_0 != 0.0f)
             {
-                _S293 = whole_1 / make_float4 (total_10);
+                _S294 = whole_1 / make_float4 (total_10);
             }
             else
             {
-                _S293 = _S260;
+                _S294 = _S261;
             }
-            uint _S294 = to_0 + (part_8->head_0 + _S257) * _S247;
-            uint _S295 = _S256 % _S248;
-            uint _S296 = _S294 + 4U * _S295;
-            *(&(result_3)[_S296]) = _S293.x;
-            *(&(result_3)[_S296 + 1U]) = _S293.y;
-            *(&(result_3)[_S296 + 2U]) = _S293.z;
-            *(&(result_3)[_S296 + 3U]) = _S293.w;
+            uint _S295 = to_0 + (part_8->head_0 + _S258) * _S248;
+            uint _S296 = _S257 % _S249;
+            uint _S297 = _S295 + 4U * _S296;
+            *(&(result_3)[_S297]) = _S294.x;
+            *(&(result_3)[_S297 + 1U]) = _S294.y;
+            *(&(result_3)[_S297 + 2U]) = _S294.z;
+            *(&(result_3)[_S297 + 3U]) = _S294.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S250;
+        first_7 = first_7 + _S251;
     }
     return;
 }
@@ -1168,25 +1169,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_split_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S297 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S298 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S298 == 0U)
+    uint _S298 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S299 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S299 == 0U)
     {
         return;
     }
-    Part_0 _S299 = part_of_0(group_number_0(blockIdx), _S298, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S299;
-    uint _S300 = units_of_0(_S298, p_0.heads_3, p_0.kv_heads_2);
-    uint _S301 = p_0.groups_0 / _S300;
-    if(((&part_9)->number_0) >= _S301)
+    Part_0 _S300 = part_of_0(group_number_0(blockIdx), _S299, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S300;
+    uint _S301 = units_of_0(_S299, p_0.heads_3, p_0.kv_heads_2);
+    uint _S302 = p_0.groups_0 / _S301;
+    if(((&part_9)->number_0) >= _S302)
     {
         return;
     }
-    SequenceTable_0 _S302 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S303 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S304 = _S302;
-    uint _S305 = SequenceTable_end_of_0(&_S304, _S303);
-    uint _S306 = first_seen_0(_S303, p_0.window_1);
+    SequenceTable_0 _S303 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S304 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S305 = _S303;
+    uint _S306 = SequenceTable_end_of_0(&_S305, _S304);
+    uint _S307 = first_seen_0(_S304, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1203,27 +1204,27 @@ extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_split_q
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S306, _S305, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S307, _S306, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S307 = _S302;
-        Part_0 _S308 = part_9;
-        Plain_0 _S309 = queries_1;
+        SequenceTable_0 _S308 = _S303;
+        Part_0 _S309 = part_9;
         Plain_0 _S310 = queries_1;
         Plain_0 _S311 = queries_1;
-        attend_0(_S297, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S307, &_S308, p_0.scale_4, &_S309, false, &_S310, &_S311);
-        Part_0 _S312 = part_9;
-        bool _S313 = is_last_0(_S297, &_S312, counters_1, p_0.counters_offset_1);
-        if(_S313)
+        Plain_0 _S312 = queries_1;
+        attend_0(_S298, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S308, &_S309, p_0.scale_4, &_S310, false, &_S311, &_S312);
+        Part_0 _S313 = part_9;
+        bool _S314 = is_last_0(_S298, &_S313, counters_1, p_0.counters_offset_1);
+        if(_S314)
         {
-            uint _S314 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S315 = part_9;
-            join_parts_0(_S297, &_S315, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S314);
+            uint _S315 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S316 = part_9;
+            join_parts_0(_S298, &_S316, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S315);
         }
         __syncthreads();
-        number_3 = number_3 + _S301;
+        number_3 = number_3 + _S302;
     }
     return;
 }

@@ -1032,22 +1032,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S319 = some_2;
-        add_0(&sums_5, &_S319, first_3, _S318, _S311);
+        uint _S319 = (U32_min((_S318), (table_3->length_0)));
+        Positions_0 _S320 = some_2;
+        add_0(&sums_5, &_S320, first_3, _S319, _S311);
         uint first_4 = first_3 + 64U;
-        uint _S320 = tile_0 + 64U;
-        if(_S320 < _S318)
+        uint _S321 = tile_0 + 64U;
+        if(_S321 < _S318)
         {
-            Pools_0 _S321 = pools_0;
-            Positions_0 _S322 = Pools_read_0(&_S321, first_4, _S311);
-            some_2 = _S322;
+            Pools_0 _S322 = pools_0;
+            Positions_0 _S323 = Pools_read_0(&_S322, first_4, _S311);
+            some_2 = _S323;
         }
-        tile_0 = _S320;
+        tile_0 = _S321;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S323 = sums_5;
-    write_0(thread_2, &_S323, part_4, scratch_1);
+    Sums_0 _S324 = sums_5;
+    write_0(thread_2, &_S324, part_4, scratch_1);
     return;
 }
 
@@ -1058,36 +1059,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S324 = rows_0 * kv_heads_0;
-    uint _S325 = heads_1 / kv_heads_0;
-    return _S324 * ((_S325 + 4U - 1U) / 4U);
+    uint _S325 = rows_0 * kv_heads_0;
+    uint _S326 = heads_1 / kv_heads_0;
+    return _S325 * ((_S326 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S326 = heads_2 / kv_heads_1;
-    uint _S327 = (_S326 + 4U - 1U) / 4U;
-    uint _S328 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S329 = number_1 % _S328;
-    uint _S330 = _S329 % _S327;
+    uint _S327 = heads_2 / kv_heads_1;
+    uint _S328 = (_S327 + 4U - 1U) / 4U;
+    uint _S329 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S330 = number_1 % _S329;
+    uint _S331 = _S330 % _S328;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S329;
-    uint _S331 = number_1 / _S328;
-    (&part_5)->number_0 = _S331;
-    uint _S332 = _S329 / (kv_heads_1 * _S327);
-    (&part_5)->row_0 = _S332;
-    uint _S333 = _S329 / _S327;
-    uint _S334 = _S333 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S334;
-    uint _S335 = _S330 * 4U;
-    uint _S336 = _S334 * _S326 + _S335;
-    (&part_5)->head_0 = _S336;
-    (&part_5)->heads_0 = (U32_min((_S326 - _S335), (4U)));
+    (&part_5)->unit_0 = _S330;
+    uint _S332 = number_1 / _S329;
+    (&part_5)->number_0 = _S332;
+    uint _S333 = _S330 / (kv_heads_1 * _S328);
+    (&part_5)->row_0 = _S333;
+    uint _S334 = _S330 / _S328;
+    uint _S335 = _S334 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S335;
+    uint _S336 = _S331 * 4U;
+    uint _S337 = _S335 * _S327 + _S336;
+    (&part_5)->head_0 = _S337;
+    (&part_5)->heads_0 = (U32_min((_S327 - _S336), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S337 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S337;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S336) * _S337 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S338 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S338;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S337) * _S338 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1098,99 +1099,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S338;
+    uint _S339;
     if(offset_3 == 4294967295U)
     {
-        _S338 = rows_2;
+        _S339 = rows_2;
     }
     else
     {
-        uint _S339 = __ldg((&(batch_0)[offset_3]));
-        _S338 = (U32_min(((U32_max((_S339), (first_5))) - first_5), (rows_2)));
+        uint _S340 = __ldg((&(batch_0)[offset_3]));
+        _S339 = (U32_min(((U32_max((_S340), (first_5))) - first_5), (rows_2)));
     }
-    return _S338;
+    return _S339;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S340 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S340;
+    uint _S341 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S341;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S342 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S342;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S341;
-    (&_S341)->begin_3 = begin_4;
-    (&_S341)->page_size_0 = page_size_1;
-    (&_S341)->pages_0 = pages_1;
-    (&_S341)->length_0 = length_1;
-    return _S341;
+    SequenceTable_0 _S343;
+    (&_S343)->begin_3 = begin_4;
+    (&_S343)->page_size_0 = page_size_1;
+    (&_S343)->pages_0 = pages_1;
+    (&_S343)->length_0 = length_1;
+    return _S343;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S342 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S343 = _S342 + 1U;
-    uint _S344 = __ldg((&(sequences_3)[_S342]));
-    return SequenceTable_x24init_0(_S343, page_size_2, pages_2, (U32_min((_S344), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S345 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S345;
+    uint _S344 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S345 = _S344 + 1U;
+    uint _S346 = __ldg((&(sequences_3)[_S344]));
+    return SequenceTable_x24init_0(_S345, page_size_2, pages_2, (U32_min((_S346), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S346;
+    bool _S347;
     if(window_0 != 0U)
     {
-        _S346 = position_1 >= window_0;
+        _S347 = position_1 >= window_0;
     }
     else
     {
-        _S346 = false;
+        _S347 = false;
     }
-    uint _S347;
-    if(_S346)
-    {
-        _S347 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S347 = 0U;
-    }
-    return _S347;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S348;
-    if(first_6 < length_2)
+    if(_S347)
     {
-        _S348 = length_2 - first_6;
+        _S348 = position_1 - window_0 + 1U;
     }
     else
     {
         _S348 = 0U;
     }
-    uint _S349 = parts_1 * tiles_0 * 64U;
-    uint _S350 = (_S348 + _S349 - 1U) / _S349;
-    uint _S351 = _S350 * tiles_0 * 64U;
-    uint _S352 = (U32_min((first_6 + part_6->number_0 * _S351), (length_2)));
-    part_6->begin_0 = _S352;
-    part_6->end_0 = (U32_min((_S352 + _S351), (length_2)));
-    if(_S348 == 0U)
+    return _S348;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S349;
+    if(first_6 < length_2)
     {
-        _S348 = 1U;
+        _S349 = length_2 - first_6;
     }
     else
     {
-        uint _S353 = (_S348 + _S351 - 1U) / _S351;
-        _S348 = _S353;
+        _S349 = 0U;
     }
-    part_6->used_0 = _S348;
+    uint _S350 = parts_1 * least_0;
+    uint _S351 = (_S349 + _S350 - 1U) / _S350;
+    uint _S352 = _S351 * least_0;
+    uint _S353 = (U32_min((first_6 + part_6->number_0 * _S352), (length_2)));
+    part_6->begin_0 = _S353;
+    part_6->end_0 = (U32_min((_S353 + _S352), (length_2)));
+    if(_S349 == 0U)
+    {
+        _S349 = 1U;
+    }
+    else
+    {
+        uint _S354 = (_S349 + _S352 - 1U) / _S352;
+        _S349 = _S354;
+    }
+    part_6->used_0 = _S349;
     return;
 }
 
@@ -1198,20 +1199,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S354 = make_int4 (int(0));
-        float4  _S355 = make_float4 ((float)_S354.x, (float)_S354.y, (float)_S354.z, (float)_S354.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S355;
+        int4  _S355 = make_int4 (int(0));
+        float4  _S356 = make_float4 ((float)_S355.x, (float)_S355.y, (float)_S355.z, (float)_S355.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S356;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S356;
-    (&_S356)->angles_0 = angles_1;
-    (&_S356)->pairs_0 = pairs_1;
-    (&_S356)->interleaved_0 = interleaved_1;
-    return _S356;
+    Rotation_0 _S357;
+    (&_S357)->angles_0 = angles_1;
+    (&_S357)->pairs_0 = pairs_1;
+    (&_S357)->interleaved_0 = interleaved_1;
+    return _S357;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1249,80 +1250,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled2_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S357 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S358 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S358;
-    bool _S359;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S359 = true;
-    }
-    else
-    {
-        _S359 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S359)
-    {
-        return;
-    }
-    SequenceTable_0 _S360 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S358 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S359 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S359;
+    bool _S360 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S361 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S362 = _S361 < (_S360.length_0);
-    share_out_0(&part_8, first_seen_0(_S361, p_0.window_1), (U32_min((_S361), (_S360.length_0))), p_0.parts_2, 1U);
-    if(_S362)
+    SequenceTable_0 _S362 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S361, p_0.window_1), (U32_min((_S361), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S363 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S363 | (!_S360)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S359 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S359 = false;
-    }
-    bool _S363;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S363 = !_S359;
-    }
-    else
-    {
-        _S363 = false;
-    }
-    if(_S363)
-    {
-        Part_0 _S364 = part_8;
-        leave_empty_0(_S357, &_S364, scratch_3);
+        if((_S363 & _S360) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S364 = part_8;
+            leave_empty_0(_S358, &_S364, scratch_3);
+        }
         return;
+    }
+    bool _S365;
+    if(_S361 < (_S362.length_0))
+    {
+        _S365 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S365 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S365 = rotation_1(p_0.table_offset_1, _S361, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S365;
+    Rotation_0 _S366 = rotation_1(p_0.table_offset_1, _S361, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S366;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S365;
+    (&keys_1)->rotation_0 = _S366;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S366 = _S360;
-    Part_0 _S367 = part_8;
-    Turned_0 _S368 = queries_1;
-    Turned_0 _S369 = keys_1;
-    Plain_0 _S370 = values_3;
-    attend_0(_S357, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S366, &_S367, p_0.scale_4, &_S368, _S359, &_S369, &_S370);
-    if(!_S359)
+    SequenceTable_0 _S367 = _S362;
+    Part_0 _S368 = part_8;
+    Turned_0 _S369 = queries_1;
+    Turned_0 _S370 = keys_1;
+    Plain_0 _S371 = values_3;
+    attend_0(_S358, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S367, &_S368, p_0.scale_4, &_S369, _S365, &_S370, &_S371);
+    if(!_S365)
     {
         return;
     }
-    SequenceTable_0 _S371 = _S360;
-    uint _S372 = SequenceTable_slot_0(&_S371, sequences_4, _S361);
-    uint i_4 = _S357 * 4U;
+    SequenceTable_0 _S372 = _S362;
+    uint _S373 = SequenceTable_slot_0(&_S372, sequences_4, _S361);
+    uint i_4 = _S358 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1332,13 +1316,13 @@ extern "C" __global__ void shuffled2_rope_attention_part_f16(StructuredBuffer<fl
         {
             break;
         }
-        uint _S373 = i_4 / p_0.head_dim_3;
-        if(_S373 == ((&part_8)->kv_head_0))
+        uint _S374 = i_4 / p_0.head_dim_3;
+        if(_S374 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S374 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S372, (&part_8)->columns_0, i_4, &_S374);
-            Plain_0 _S375 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S372, (&part_8)->columns_0, i_4, &_S375);
+            Turned_0 _S375 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S373, (&part_8)->columns_0, i_4, &_S375);
+            Plain_0 _S376 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S373, (&part_8)->columns_0, i_4, &_S376);
         }
         i_4 = i_4 + 512U;
     }

@@ -1024,22 +1024,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S321 = some_2;
-        add_0(&sums_5, &_S321, first_3, _S320, _S313);
+        uint _S321 = (U32_min((_S320), (table_3->length_0)));
+        Positions_0 _S322 = some_2;
+        add_0(&sums_5, &_S322, first_3, _S321, _S313);
         uint first_4 = first_3 + 64U;
-        uint _S322 = tile_0 + 64U;
-        if(_S322 < _S320)
+        uint _S323 = tile_0 + 64U;
+        if(_S323 < _S320)
         {
-            Pools_0 _S323 = pools_0;
-            Positions_0 _S324 = Pools_read_0(&_S323, first_4, _S313);
-            some_2 = _S324;
+            Pools_0 _S324 = pools_0;
+            Positions_0 _S325 = Pools_read_0(&_S324, first_4, _S313);
+            some_2 = _S325;
         }
-        tile_0 = _S322;
+        tile_0 = _S323;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S325 = sums_5;
-    write_0(thread_2, &_S325, part_4, scratch_1);
+    Sums_0 _S326 = sums_5;
+    write_0(thread_2, &_S326, part_4, scratch_1);
     return;
 }
 
@@ -1050,36 +1051,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S326 = rows_0 * kv_heads_0;
-    uint _S327 = heads_1 / kv_heads_0;
-    return _S326 * ((_S327 + 4U - 1U) / 4U);
+    uint _S327 = rows_0 * kv_heads_0;
+    uint _S328 = heads_1 / kv_heads_0;
+    return _S327 * ((_S328 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S328 = heads_2 / kv_heads_1;
-    uint _S329 = (_S328 + 4U - 1U) / 4U;
-    uint _S330 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S331 = number_1 % _S330;
-    uint _S332 = _S331 % _S329;
+    uint _S329 = heads_2 / kv_heads_1;
+    uint _S330 = (_S329 + 4U - 1U) / 4U;
+    uint _S331 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S332 = number_1 % _S331;
+    uint _S333 = _S332 % _S330;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S331;
-    uint _S333 = number_1 / _S330;
-    (&part_5)->number_0 = _S333;
-    uint _S334 = _S331 / (kv_heads_1 * _S329);
-    (&part_5)->row_0 = _S334;
-    uint _S335 = _S331 / _S329;
-    uint _S336 = _S335 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S336;
-    uint _S337 = _S332 * 4U;
-    uint _S338 = _S336 * _S328 + _S337;
-    (&part_5)->head_0 = _S338;
-    (&part_5)->heads_0 = (U32_min((_S328 - _S337), (4U)));
+    (&part_5)->unit_0 = _S332;
+    uint _S334 = number_1 / _S331;
+    (&part_5)->number_0 = _S334;
+    uint _S335 = _S332 / (kv_heads_1 * _S330);
+    (&part_5)->row_0 = _S335;
+    uint _S336 = _S332 / _S330;
+    uint _S337 = _S336 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S337;
+    uint _S338 = _S333 * 4U;
+    uint _S339 = _S337 * _S329 + _S338;
+    (&part_5)->head_0 = _S339;
+    (&part_5)->heads_0 = (U32_min((_S329 - _S338), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S339 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S339;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S338) * _S339 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S340 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S340;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S339) * _S340 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1090,99 +1091,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S340;
+    uint _S341;
     if(offset_3 == 4294967295U)
     {
-        _S340 = rows_2;
+        _S341 = rows_2;
     }
     else
     {
-        uint _S341 = __ldg((&(batch_0)[offset_3]));
-        _S340 = (U32_min(((U32_max((_S341), (first_5))) - first_5), (rows_2)));
+        uint _S342 = __ldg((&(batch_0)[offset_3]));
+        _S341 = (U32_min(((U32_max((_S342), (first_5))) - first_5), (rows_2)));
     }
-    return _S340;
+    return _S341;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S342 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S342;
+    uint _S343 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S343;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S344 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S344;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S343;
-    (&_S343)->begin_3 = begin_4;
-    (&_S343)->page_size_0 = page_size_1;
-    (&_S343)->pages_0 = pages_1;
-    (&_S343)->length_0 = length_1;
-    return _S343;
+    SequenceTable_0 _S345;
+    (&_S345)->begin_3 = begin_4;
+    (&_S345)->page_size_0 = page_size_1;
+    (&_S345)->pages_0 = pages_1;
+    (&_S345)->length_0 = length_1;
+    return _S345;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S344 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S345 = _S344 + 1U;
-    uint _S346 = __ldg((&(sequences_3)[_S344]));
-    return SequenceTable_x24init_0(_S345, page_size_2, pages_2, (U32_min((_S346), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S347 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S347;
+    uint _S346 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S347 = _S346 + 1U;
+    uint _S348 = __ldg((&(sequences_3)[_S346]));
+    return SequenceTable_x24init_0(_S347, page_size_2, pages_2, (U32_min((_S348), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S348;
+    bool _S349;
     if(window_0 != 0U)
     {
-        _S348 = position_1 >= window_0;
+        _S349 = position_1 >= window_0;
     }
     else
     {
-        _S348 = false;
+        _S349 = false;
     }
-    uint _S349;
-    if(_S348)
-    {
-        _S349 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S349 = 0U;
-    }
-    return _S349;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S350;
-    if(first_6 < length_2)
+    if(_S349)
     {
-        _S350 = length_2 - first_6;
+        _S350 = position_1 - window_0 + 1U;
     }
     else
     {
         _S350 = 0U;
     }
-    uint _S351 = parts_1 * tiles_0 * 64U;
-    uint _S352 = (_S350 + _S351 - 1U) / _S351;
-    uint _S353 = _S352 * tiles_0 * 64U;
-    uint _S354 = (U32_min((first_6 + part_6->number_0 * _S353), (length_2)));
-    part_6->begin_0 = _S354;
-    part_6->end_0 = (U32_min((_S354 + _S353), (length_2)));
-    if(_S350 == 0U)
+    return _S350;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S351;
+    if(first_6 < length_2)
     {
-        _S350 = 1U;
+        _S351 = length_2 - first_6;
     }
     else
     {
-        uint _S355 = (_S350 + _S353 - 1U) / _S353;
-        _S350 = _S355;
+        _S351 = 0U;
     }
-    part_6->used_0 = _S350;
+    uint _S352 = parts_1 * least_0;
+    uint _S353 = (_S351 + _S352 - 1U) / _S352;
+    uint _S354 = _S353 * least_0;
+    uint _S355 = (U32_min((first_6 + part_6->number_0 * _S354), (length_2)));
+    part_6->begin_0 = _S355;
+    part_6->end_0 = (U32_min((_S355 + _S354), (length_2)));
+    if(_S351 == 0U)
+    {
+        _S351 = 1U;
+    }
+    else
+    {
+        uint _S356 = (_S351 + _S354 - 1U) / _S354;
+        _S351 = _S356;
+    }
+    part_6->used_0 = _S351;
     return;
 }
 
@@ -1190,20 +1191,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S356 = make_int4 (int(0));
-        float4  _S357 = make_float4 ((float)_S356.x, (float)_S356.y, (float)_S356.z, (float)_S356.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S357;
+        int4  _S357 = make_int4 (int(0));
+        float4  _S358 = make_float4 ((float)_S357.x, (float)_S357.y, (float)_S357.z, (float)_S357.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S358;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S358;
-    (&_S358)->angles_0 = angles_1;
-    (&_S358)->pairs_0 = pairs_1;
-    (&_S358)->interleaved_0 = interleaved_1;
-    return _S358;
+    Rotation_0 _S359;
+    (&_S359)->angles_0 = angles_1;
+    (&_S359)->pairs_0 = pairs_1;
+    (&_S359)->interleaved_0 = interleaved_1;
+    return _S359;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1241,80 +1242,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled2_rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S359 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S360 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S360;
-    bool _S361;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S361 = true;
-    }
-    else
-    {
-        _S361 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S361)
-    {
-        return;
-    }
-    SequenceTable_0 _S362 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S360 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S361 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S361;
+    bool _S362 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S363 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S364 = _S363 < (_S362.length_0);
-    share_out_0(&part_8, first_seen_0(_S363, p_0.window_1), (U32_min((_S363), (_S362.length_0))), p_0.parts_2, 1U);
-    if(_S364)
+    SequenceTable_0 _S364 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S363, p_0.window_1), (U32_min((_S363), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S365 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S365 | (!_S362)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S361 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S361 = false;
-    }
-    bool _S365;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S365 = !_S361;
-    }
-    else
-    {
-        _S365 = false;
-    }
-    if(_S365)
-    {
-        Part_0 _S366 = part_8;
-        leave_empty_0(_S359, &_S366, scratch_3);
+        if((_S365 & _S362) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S366 = part_8;
+            leave_empty_0(_S360, &_S366, scratch_3);
+        }
         return;
+    }
+    bool _S367;
+    if(_S363 < (_S364.length_0))
+    {
+        _S367 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S367 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S367 = rotation_1(p_0.table_offset_1, _S363, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S367;
+    Rotation_0 _S368 = rotation_1(p_0.table_offset_1, _S363, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S368;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S367;
+    (&keys_1)->rotation_0 = _S368;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_2;
     (&values_2)->x_1 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S368 = _S362;
-    Part_0 _S369 = part_8;
-    Turned_0 _S370 = queries_1;
-    Turned_0 _S371 = keys_1;
-    Plain_0 _S372 = values_2;
-    attend_0(_S359, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S368, &_S369, p_0.scale_4, &_S370, _S361, &_S371, &_S372);
-    if(!_S361)
+    SequenceTable_0 _S369 = _S364;
+    Part_0 _S370 = part_8;
+    Turned_0 _S371 = queries_1;
+    Turned_0 _S372 = keys_1;
+    Plain_0 _S373 = values_2;
+    attend_0(_S360, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S369, &_S370, p_0.scale_4, &_S371, _S367, &_S372, &_S373);
+    if(!_S367)
     {
         return;
     }
-    SequenceTable_0 _S373 = _S362;
-    uint _S374 = SequenceTable_slot_0(&_S373, sequences_4, _S363);
-    uint i_4 = _S359 * 4U;
+    SequenceTable_0 _S374 = _S364;
+    uint _S375 = SequenceTable_slot_0(&_S374, sequences_4, _S363);
+    uint i_4 = _S360 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1324,13 +1308,13 @@ extern "C" __global__ void shuffled2_rope_attention_part_f32(StructuredBuffer<fl
         {
             break;
         }
-        uint _S375 = i_4 / p_0.head_dim_3;
-        if(_S375 == ((&part_8)->kv_head_0))
+        uint _S376 = i_4 / p_0.head_dim_3;
+        if(_S376 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S376 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S374, (&part_8)->columns_0, i_4, &_S376);
-            Plain_0 _S377 = values_2;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S374, (&part_8)->columns_0, i_4, &_S377);
+            Turned_0 _S377 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S375, (&part_8)->columns_0, i_4, &_S377);
+            Plain_0 _S378 = values_2;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S375, (&part_8)->columns_0, i_4, &_S378);
         }
         i_4 = i_4 + 512U;
     }

@@ -1351,22 +1351,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S361 = some_2;
-        add_0(&sums_5, &_S361, first_3, _S360, _S353);
+        uint _S361 = (U32_min((_S360), (table_3->length_0)));
+        Positions_0 _S362 = some_2;
+        add_0(&sums_5, &_S362, first_3, _S361, _S353);
         uint first_4 = first_3 + 64U;
-        uint _S362 = tile_0 + 64U;
-        if(_S362 < _S360)
+        uint _S363 = tile_0 + 64U;
+        if(_S363 < _S360)
         {
-            Pools_0 _S363 = pools_0;
-            Positions_0 _S364 = Pools_read_0(&_S363, first_4, _S353);
-            some_2 = _S364;
+            Pools_0 _S364 = pools_0;
+            Positions_0 _S365 = Pools_read_0(&_S364, first_4, _S353);
+            some_2 = _S365;
         }
-        tile_0 = _S362;
+        tile_0 = _S363;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S365 = sums_5;
-    write_0(thread_2, &_S365, part_4, scratch_1);
+    Sums_0 _S366 = sums_5;
+    write_0(thread_2, &_S366, part_4, scratch_1);
     return;
 }
 
@@ -1377,36 +1378,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S366 = rows_0 * kv_heads_0;
-    uint _S367 = heads_1 / kv_heads_0;
-    return _S366 * ((_S367 + 4U - 1U) / 4U);
+    uint _S367 = rows_0 * kv_heads_0;
+    uint _S368 = heads_1 / kv_heads_0;
+    return _S367 * ((_S368 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S368 = heads_2 / kv_heads_1;
-    uint _S369 = (_S368 + 4U - 1U) / 4U;
-    uint _S370 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S371 = number_1 % _S370;
-    uint _S372 = _S371 % _S369;
+    uint _S369 = heads_2 / kv_heads_1;
+    uint _S370 = (_S369 + 4U - 1U) / 4U;
+    uint _S371 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S372 = number_1 % _S371;
+    uint _S373 = _S372 % _S370;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S371;
-    uint _S373 = number_1 / _S370;
-    (&part_5)->number_0 = _S373;
-    uint _S374 = _S371 / (kv_heads_1 * _S369);
-    (&part_5)->row_0 = _S374;
-    uint _S375 = _S371 / _S369;
-    uint _S376 = _S375 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S376;
-    uint _S377 = _S372 * 4U;
-    uint _S378 = _S376 * _S368 + _S377;
-    (&part_5)->head_0 = _S378;
-    (&part_5)->heads_0 = (U32_min((_S368 - _S377), (4U)));
+    (&part_5)->unit_0 = _S372;
+    uint _S374 = number_1 / _S371;
+    (&part_5)->number_0 = _S374;
+    uint _S375 = _S372 / (kv_heads_1 * _S370);
+    (&part_5)->row_0 = _S375;
+    uint _S376 = _S372 / _S370;
+    uint _S377 = _S376 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S377;
+    uint _S378 = _S373 * 4U;
+    uint _S379 = _S377 * _S369 + _S378;
+    (&part_5)->head_0 = _S379;
+    (&part_5)->heads_0 = (U32_min((_S369 - _S378), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S379 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S379;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S378) * _S379 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S380 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S380;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S379) * _S380 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1417,99 +1418,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S380;
+    uint _S381;
     if(offset_4 == 4294967295U)
     {
-        _S380 = rows_2;
+        _S381 = rows_2;
     }
     else
     {
-        uint _S381 = __ldg((&(batch_0)[offset_4]));
-        _S380 = (U32_min(((U32_max((_S381), (first_5))) - first_5), (rows_2)));
+        uint _S382 = __ldg((&(batch_0)[offset_4]));
+        _S381 = (U32_min(((U32_max((_S382), (first_5))) - first_5), (rows_2)));
     }
-    return _S380;
+    return _S381;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S382 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S382;
+    uint _S383 = __ldg((&(batch_1)[offset_5 + 2U + 2U * row_1]));
+    return _S383;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
+{
+    uint _S384 = __ldg((&(batch_2)[offset_6 + 3U + 2U * row_2]));
+    return _S384;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S383;
-    (&_S383)->begin_3 = begin_4;
-    (&_S383)->page_size_0 = page_size_1;
-    (&_S383)->pages_0 = pages_1;
-    (&_S383)->length_0 = length_1;
-    return _S383;
+    SequenceTable_0 _S385;
+    (&_S385)->begin_3 = begin_4;
+    (&_S385)->page_size_0 = page_size_1;
+    (&_S385)->pages_0 = pages_1;
+    (&_S385)->length_0 = length_1;
+    return _S385;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S384 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S385 = _S384 + 1U;
-    uint _S386 = __ldg((&(sequences_3)[_S384]));
-    return SequenceTable_x24init_0(_S385, page_size_2, pages_2, (U32_min((_S386), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
-{
-    uint _S387 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S387;
+    uint _S386 = offset_7 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S387 = _S386 + 1U;
+    uint _S388 = __ldg((&(sequences_3)[_S386]));
+    return SequenceTable_x24init_0(_S387, page_size_2, pages_2, (U32_min((_S388), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S388;
+    bool _S389;
     if(window_0 != 0U)
     {
-        _S388 = position_1 >= window_0;
+        _S389 = position_1 >= window_0;
     }
     else
     {
-        _S388 = false;
+        _S389 = false;
     }
-    uint _S389;
-    if(_S388)
-    {
-        _S389 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S389 = 0U;
-    }
-    return _S389;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S390;
-    if(first_6 < length_2)
+    if(_S389)
     {
-        _S390 = length_2 - first_6;
+        _S390 = position_1 - window_0 + 1U;
     }
     else
     {
         _S390 = 0U;
     }
-    uint _S391 = parts_1 * tiles_0 * 64U;
-    uint _S392 = (_S390 + _S391 - 1U) / _S391;
-    uint _S393 = _S392 * tiles_0 * 64U;
-    uint _S394 = (U32_min((first_6 + part_6->number_0 * _S393), (length_2)));
-    part_6->begin_0 = _S394;
-    part_6->end_0 = (U32_min((_S394 + _S393), (length_2)));
-    if(_S390 == 0U)
+    return _S390;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S391;
+    if(first_6 < length_2)
     {
-        _S390 = 1U;
+        _S391 = length_2 - first_6;
     }
     else
     {
-        uint _S395 = (_S390 + _S393 - 1U) / _S393;
-        _S390 = _S395;
+        _S391 = 0U;
     }
-    part_6->used_0 = _S390;
+    uint _S392 = parts_1 * least_0;
+    uint _S393 = (_S391 + _S392 - 1U) / _S392;
+    uint _S394 = _S393 * least_0;
+    uint _S395 = (U32_min((first_6 + part_6->number_0 * _S394), (length_2)));
+    part_6->begin_0 = _S395;
+    part_6->end_0 = (U32_min((_S395 + _S394), (length_2)));
+    if(_S391 == 0U)
+    {
+        _S391 = 1U;
+    }
+    else
+    {
+        uint _S396 = (_S391 + _S394 - 1U) / _S394;
+        _S391 = _S396;
+    }
+    part_6->used_0 = _S391;
     return;
 }
 
@@ -1517,20 +1518,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S396 = make_int4 (int(0));
-        float4  _S397 = make_float4 ((float)_S396.x, (float)_S396.y, (float)_S396.z, (float)_S396.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S397;
+        int4  _S397 = make_int4 (int(0));
+        float4  _S398 = make_float4 ((float)_S397.x, (float)_S397.y, (float)_S397.z, (float)_S397.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S398;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S398;
-    (&_S398)->angles_0 = angles_1;
-    (&_S398)->pairs_0 = pairs_1;
-    (&_S398)->interleaved_0 = interleaved_1;
-    return _S398;
+    Rotation_0 _S399;
+    (&_S399)->angles_0 = angles_1;
+    (&_S399)->pairs_0 = pairs_1;
+    (&_S399)->interleaved_0 = interleaved_1;
+    return _S399;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1568,80 +1569,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled2_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S399 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S400 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S400;
-    bool _S401;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S401 = true;
-    }
-    else
-    {
-        _S401 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S401)
-    {
-        return;
-    }
-    SequenceTable_0 _S402 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S400 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S401 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S401;
+    bool _S402 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S403 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S404 = _S403 < (_S402.length_0);
-    share_out_0(&part_8, first_seen_0(_S403, p_0.window_1), (U32_min((_S403), (_S402.length_0))), p_0.parts_2, 1U);
-    if(_S404)
+    SequenceTable_0 _S404 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S403, p_0.window_1), (U32_min((_S403), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 64U);
+    bool _S405 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S405 | (!_S402)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S401 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S401 = false;
-    }
-    bool _S405;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S405 = !_S401;
-    }
-    else
-    {
-        _S405 = false;
-    }
-    if(_S405)
-    {
-        Part_0 _S406 = part_8;
-        leave_empty_0(_S399, &_S406, scratch_3);
+        if((_S405 & _S402) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S406 = part_8;
+            leave_empty_0(_S400, &_S406, scratch_3);
+        }
         return;
+    }
+    bool _S407;
+    if(_S403 < (_S404.length_0))
+    {
+        _S407 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S407 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S407 = rotation_1(p_0.table_offset_1, _S403, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S407;
+    Rotation_0 _S408 = rotation_1(p_0.table_offset_1, _S403, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S408;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S407;
+    (&keys_1)->rotation_0 = _S408;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S408 = _S402;
-    Part_0 _S409 = part_8;
-    Turned_0 _S410 = queries_1;
-    Turned_0 _S411 = keys_1;
-    Plain_0 _S412 = values_3;
-    attend_0(_S399, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S408, &_S409, p_0.scale_4, &_S410, _S401, &_S411, &_S412);
-    if(!_S401)
+    SequenceTable_0 _S409 = _S404;
+    Part_0 _S410 = part_8;
+    Turned_0 _S411 = queries_1;
+    Turned_0 _S412 = keys_1;
+    Plain_0 _S413 = values_3;
+    attend_0(_S400, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S409, &_S410, p_0.scale_4, &_S411, _S407, &_S412, &_S413);
+    if(!_S407)
     {
         return;
     }
-    SequenceTable_0 _S413 = _S402;
-    uint _S414 = SequenceTable_slot_0(&_S413, sequences_4, _S403);
-    uint i_10 = _S399 * 64U;
+    SequenceTable_0 _S414 = _S404;
+    uint _S415 = SequenceTable_slot_0(&_S414, sequences_4, _S403);
+    uint i_10 = _S400 * 64U;
     for(;;)
     {
         if(i_10 < ((&part_8)->columns_0))
@@ -1651,13 +1635,13 @@ extern "C" __global__ void shuffled2_rope_attention_part_q8_0(StructuredBuffer<f
         {
             break;
         }
-        uint _S415 = i_10 / p_0.head_dim_3;
-        if(_S415 == ((&part_8)->kv_head_0))
+        uint _S416 = i_10 / p_0.head_dim_3;
+        if(_S416 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S416 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S414, (&part_8)->columns_0, i_10, &_S416);
-            Plain_0 _S417 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S414, (&part_8)->columns_0, i_10, &_S417);
+            Turned_0 _S417 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S415, (&part_8)->columns_0, i_10, &_S417);
+            Plain_0 _S418 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S415, (&part_8)->columns_0, i_10, &_S418);
         }
         i_10 = i_10 + 8192U;
     }

@@ -732,38 +732,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S242 = some_2;
-        add_0(&sums_5, &_S242, first_3, _S241, _S234);
+        uint _S242 = (U32_min((_S241), (table_1->length_0)));
+        Positions_0 _S243 = some_2;
+        add_0(&sums_5, &_S243, first_3, _S242, _S234);
         uint first_4 = first_3 + 16U;
-        uint _S243 = tile_0 + 16U;
-        if(_S243 < _S241)
+        uint _S244 = tile_0 + 16U;
+        if(_S244 < _S241)
         {
-            Pools_0 _S244 = pools_0;
-            Positions_0 _S245 = Pools_read_0(&_S244, first_4, _S234);
-            some_2 = _S245;
+            Pools_0 _S245 = pools_0;
+            Positions_0 _S246 = Pools_read_0(&_S245, first_4, _S234);
+            some_2 = _S246;
         }
-        tile_0 = _S243;
+        tile_0 = _S244;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S246 = sums_5;
-    write_0(thread_2, &_S246, part_4, scratch_1);
+    Sums_0 _S247 = sums_5;
+    write_0(thread_2, &_S247, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S247;
+    uint _S248;
     if(offset_1 == 4294967295U)
     {
-        _S247 = rows_0;
+        _S248 = rows_0;
     }
     else
     {
-        uint _S248 = __ldg((&(batch_0)[offset_1]));
-        _S247 = (U32_min(((U32_max((_S248), (first_5))) - first_5), (rows_0)));
+        uint _S249 = __ldg((&(batch_0)[offset_1]));
+        _S248 = (U32_min(((U32_max((_S249), (first_5))) - first_5), (rows_0)));
     }
-    return _S247;
+    return _S248;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -773,36 +774,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S249 = rows_1 * kv_heads_0;
-    uint _S250 = heads_1 / kv_heads_0;
-    return _S249 * ((_S250 + 4U - 1U) / 4U);
+    uint _S250 = rows_1 * kv_heads_0;
+    uint _S251 = heads_1 / kv_heads_0;
+    return _S250 * ((_S251 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S251 = heads_2 / kv_heads_1;
-    uint _S252 = (_S251 + 4U - 1U) / 4U;
-    uint _S253 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S254 = number_1 % _S253;
-    uint _S255 = _S254 % _S252;
+    uint _S252 = heads_2 / kv_heads_1;
+    uint _S253 = (_S252 + 4U - 1U) / 4U;
+    uint _S254 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S255 = number_1 % _S254;
+    uint _S256 = _S255 % _S253;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S254;
-    uint _S256 = number_1 / _S253;
-    (&part_5)->number_0 = _S256;
-    uint _S257 = _S254 / (kv_heads_1 * _S252);
-    (&part_5)->row_0 = _S257;
-    uint _S258 = _S254 / _S252;
-    uint _S259 = _S258 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S259;
-    uint _S260 = _S255 * 4U;
-    uint _S261 = _S259 * _S251 + _S260;
-    (&part_5)->head_0 = _S261;
-    (&part_5)->heads_0 = (U32_min((_S251 - _S260), (4U)));
+    (&part_5)->unit_0 = _S255;
+    uint _S257 = number_1 / _S254;
+    (&part_5)->number_0 = _S257;
+    uint _S258 = _S255 / (kv_heads_1 * _S253);
+    (&part_5)->row_0 = _S258;
+    uint _S259 = _S255 / _S253;
+    uint _S260 = _S259 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S260;
+    uint _S261 = _S256 * 4U;
+    uint _S262 = _S260 * _S252 + _S261;
+    (&part_5)->head_0 = _S262;
+    (&part_5)->heads_0 = (U32_min((_S252 - _S261), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S262 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S262;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S261) * _S262 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S263 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S263;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S262) * _S263 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -813,70 +814,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S263 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S263;
+    uint _S264 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S264;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S264;
-    (&_S264)->begin_2 = begin_3;
-    (&_S264)->page_size_0 = page_size_1;
-    (&_S264)->pages_0 = pages_1;
-    (&_S264)->length_0 = length_1;
-    return _S264;
+    SequenceTable_0 _S265;
+    (&_S265)->begin_2 = begin_3;
+    (&_S265)->page_size_0 = page_size_1;
+    (&_S265)->pages_0 = pages_1;
+    (&_S265)->length_0 = length_1;
+    return _S265;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S265 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S266 = _S265 + 1U;
-    uint _S267 = __ldg((&(sequences_3)[_S265]));
-    return SequenceTable_x24init_0(_S266, page_size_2, pages_2, (U32_min((_S267), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S266 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S267 = _S266 + 1U;
+    uint _S268 = __ldg((&(sequences_3)[_S266]));
+    return SequenceTable_x24init_0(_S267, page_size_2, pages_2, (U32_min((_S268), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S268 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S268;
+    uint _S269 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S269;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S269 = this_3->length_0;
-    uint _S270;
+    uint _S270 = this_3->length_0;
+    uint _S271;
     if(position_1 < (this_3->length_0))
     {
-        _S270 = position_1 + 1U;
+        _S271 = position_1 + 1U;
     }
     else
     {
-        _S270 = _S269;
+        _S271 = _S270;
     }
-    return _S270;
+    return _S271;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S271;
+    bool _S272;
     if(window_0 != 0U)
     {
-        _S271 = position_2 >= window_0;
+        _S272 = position_2 >= window_0;
     }
     else
     {
-        _S271 = false;
+        _S272 = false;
     }
-    uint _S272;
-    if(_S271)
+    uint _S273;
+    if(_S272)
     {
-        _S272 = position_2 - window_0 + 1U;
+        _S273 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S272 = 0U;
+        _S273 = 0U;
     }
-    return _S272;
+    return _S273;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -886,33 +887,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S273;
+    uint _S274;
     if(first_6 < length_2)
     {
-        _S273 = length_2 - first_6;
+        _S274 = length_2 - first_6;
     }
     else
     {
-        _S273 = 0U;
+        _S274 = 0U;
     }
-    uint _S274 = parts_1 * tiles_0 * 64U;
-    uint _S275 = (_S273 + _S274 - 1U) / _S274;
-    uint _S276 = _S275 * tiles_0 * 64U;
-    uint _S277 = (U32_min((first_6 + part_6->number_0 * _S276), (length_2)));
-    part_6->begin_0 = _S277;
-    part_6->end_0 = (U32_min((_S277 + _S276), (length_2)));
-    if(_S273 == 0U)
+    uint _S275 = parts_1 * least_0;
+    uint _S276 = (_S274 + _S275 - 1U) / _S275;
+    uint _S277 = _S276 * least_0;
+    uint _S278 = (U32_min((first_6 + part_6->number_0 * _S277), (length_2)));
+    part_6->begin_0 = _S278;
+    part_6->end_0 = (U32_min((_S278 + _S277), (length_2)));
+    if(_S274 == 0U)
     {
-        _S273 = 1U;
+        _S274 = 1U;
     }
     else
     {
-        uint _S278 = (_S273 + _S276 - 1U) / _S276;
-        _S273 = _S278;
+        uint _S279 = (_S274 + _S277 - 1U) / _S277;
+        _S274 = _S279;
     }
-    part_6->used_0 = _S273;
+    part_6->used_0 = _S274;
     return;
 }
 
@@ -920,29 +921,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S279 = part_7->used_0;
-    bool _S280 = (part_7->used_0) > 1U;
-    if(_S280)
+    uint _S280 = part_7->used_0;
+    bool _S281 = (part_7->used_0) > 1U;
+    if(_S281)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S280)
+    if(!_S281)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S281 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S281]), 1U);
-        if(before_0 == (_S279 - 1U))
+        uint _S282 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S282]), 1U);
+        if(before_0 == (_S280 - 1U))
         {
-            *(&(counters_0)[_S281]) = 0U;
+            *(&(counters_0)[_S282]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S279 - 1U))
+    if((*&finished_0) != (_S280 - 1U))
     {
         return false;
     }
@@ -959,57 +960,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S282;
-    uint _S283 = part_8->head_dim_0;
-    uint _S284 = part_8->head_dim_0 / 4U;
-    uint _S285 = part_8->heads_0 * _S284;
-    uint _S286 = (U32_min((_S285), (128U)));
-    uint _S287 = 128U / _S286;
-    uint _S288 = thread_4 / _S286;
-    uint _S289 = _S284 + 1U;
-    uint _S290 = part_8->out_0 - part_8->number_0 * _S289;
+    float _S283;
+    uint _S284 = part_8->head_dim_0;
+    uint _S285 = part_8->head_dim_0 / 4U;
+    uint _S286 = part_8->heads_0 * _S285;
+    uint _S287 = (U32_min((_S286), (128U)));
+    uint _S288 = 128U / _S287;
+    uint _S289 = thread_4 / _S287;
+    uint _S290 = _S285 + 1U;
+    uint _S291 = part_8->out_0 - part_8->number_0 * _S290;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S285)
+        if(first_7 < _S286)
         {
         }
         else
         {
             break;
         }
-        uint _S291 = thread_4 % _S286;
-        uint _S292 = first_7 + _S291;
-        uint _S293 = _S292 / _S284;
-        bool _S294;
-        if(_S288 < _S287)
+        uint _S292 = thread_4 % _S287;
+        uint _S293 = first_7 + _S292;
+        uint _S294 = _S293 / _S285;
+        bool _S295;
+        if(_S289 < _S288)
         {
-            _S294 = _S292 < _S285;
+            _S295 = _S293 < _S286;
         }
         else
         {
-            _S294 = false;
+            _S295 = false;
         }
-        int4  _S295 = make_int4 (int(0));
-        float4  _S296 = make_float4 ((float)_S295.x, (float)_S295.y, (float)_S295.z, (float)_S295.w);
-        uint i_4 = _S288;
-        float4  sum_0 = _S296;
+        int4  _S296 = make_int4 (int(0));
+        float4  _S297 = make_float4 ((float)_S296.x, (float)_S296.y, (float)_S296.z, (float)_S296.w);
+        uint i_4 = _S289;
+        float4  sum_0 = _S297;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S297 = part_8->used_0;
-            bool _S298 = i_4 < (part_8->used_0);
-            bool _S299;
-            if(_S298)
+            uint _S298 = part_8->used_0;
+            bool _S299 = i_4 < (part_8->used_0);
+            bool _S300;
+            if(_S299)
             {
-                _S299 = _S294;
+                _S300 = _S295;
             }
             else
             {
-                _S299 = false;
+                _S300 = false;
             }
-            if(_S299)
+            if(_S300)
             {
             }
             else
@@ -1018,36 +1019,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S300 = _S290 + _S293 * part_8->out_stride_0;
-            uint _S301 = _S297 - 1U;
-            uint _S302 = _S300 + (U32_min((i_4), (_S301))) * _S289;
-            uint _S303 = _S292 % _S284;
-            values_2[0U] = *(&(scratch_2)[_S302 + _S303]);
-            float4  * _S304 = (&(scratch_2)[_S302 + _S284]);
-            about_0[0U] = *_S304;
-            uint _S305 = i_4 + _S287;
-            uint _S306 = _S300 + (U32_min((_S305), (_S301))) * _S289;
-            values_2[1U] = *(&(scratch_2)[_S306 + _S303]);
-            float4  * _S307 = (&(scratch_2)[_S306 + _S284]);
-            about_0[1U] = *_S307;
-            uint _S308 = i_4 + 2U * _S287;
-            uint _S309 = _S300 + (U32_min((_S308), (_S301))) * _S289;
-            values_2[2U] = *(&(scratch_2)[_S309 + _S303]);
-            float4  * _S310 = (&(scratch_2)[_S309 + _S284]);
-            about_0[2U] = *_S310;
-            uint _S311 = i_4 + 3U * _S287;
-            uint _S312 = _S300 + (U32_min((_S311), (_S301))) * _S289;
-            values_2[3U] = *(&(scratch_2)[_S312 + _S303]);
-            float4  * _S313 = (&(scratch_2)[_S312 + _S284]);
-            about_0[3U] = *_S313;
-            float _S314 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S304).x)))), ((*_S307).x)))), ((*_S310).x)))), ((*_S313).x)));
-            float _S315 = (__expf((peak_4 - _S314)));
-            float4  sum_1 = sum_0 * make_float4 (_S315);
-            float total_5 = total_4 * _S315;
-            if(_S298)
+            uint _S301 = _S291 + _S294 * part_8->out_stride_0;
+            uint _S302 = _S298 - 1U;
+            uint _S303 = _S301 + (U32_min((i_4), (_S302))) * _S290;
+            uint _S304 = _S293 % _S285;
+            values_2[0U] = *(&(scratch_2)[_S303 + _S304]);
+            float4  * _S305 = (&(scratch_2)[_S303 + _S285]);
+            about_0[0U] = *_S305;
+            uint _S306 = i_4 + _S288;
+            uint _S307 = _S301 + (U32_min((_S306), (_S302))) * _S290;
+            values_2[1U] = *(&(scratch_2)[_S307 + _S304]);
+            float4  * _S308 = (&(scratch_2)[_S307 + _S285]);
+            about_0[1U] = *_S308;
+            uint _S309 = i_4 + 2U * _S288;
+            uint _S310 = _S301 + (U32_min((_S309), (_S302))) * _S290;
+            values_2[2U] = *(&(scratch_2)[_S310 + _S304]);
+            float4  * _S311 = (&(scratch_2)[_S310 + _S285]);
+            about_0[2U] = *_S311;
+            uint _S312 = i_4 + 3U * _S288;
+            uint _S313 = _S301 + (U32_min((_S312), (_S302))) * _S290;
+            values_2[3U] = *(&(scratch_2)[_S313 + _S304]);
+            float4  * _S314 = (&(scratch_2)[_S313 + _S285]);
+            about_0[3U] = *_S314;
+            float _S315 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S305).x)))), ((*_S308).x)))), ((*_S311).x)))), ((*_S314).x)));
+            float _S316 = (__expf((peak_4 - _S315)));
+            float4  sum_1 = sum_0 * make_float4 (_S316);
+            float total_5 = total_4 * _S316;
+            if(_S299)
             {
-                float _S316 = (__expf((about_0[0U].x - _S314)));
-                peak_3 = _S316;
+                float _S317 = (__expf((about_0[0U].x - _S315)));
+                peak_3 = _S317;
             }
             else
             {
@@ -1055,10 +1056,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S305 < _S297)
+            if(_S306 < _S298)
             {
-                float _S317 = (__expf((about_0[1U].x - _S314)));
-                sink_0 = _S317;
+                float _S318 = (__expf((about_0[1U].x - _S315)));
+                sink_0 = _S318;
             }
             else
             {
@@ -1066,10 +1067,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S308 < _S297)
+            if(_S309 < _S298)
             {
-                float _S318 = (__expf((about_0[2U].x - _S314)));
-                weights_0 = _S318;
+                float _S319 = (__expf((about_0[2U].x - _S315)));
+                weights_0 = _S319;
             }
             else
             {
@@ -1077,112 +1078,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S311 < _S297)
+            if(_S312 < _S298)
             {
-                float _S319 = (__expf((about_0[3U].x - _S314)));
-                _S282 = _S319;
+                float _S320 = (__expf((about_0[3U].x - _S315)));
+                _S283 = _S320;
             }
             else
             {
-                _S282 = 0.0f;
+                _S283 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S282) * values_2[3U];
-            float total_9 = total_8 + _S282 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S287;
+            float4  sum_5 = sum_4 + make_float4 (_S283) * values_2[3U];
+            float total_9 = total_8 + _S283 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S288;
             sum_0 = sum_5;
-            peak_4 = _S314;
+            peak_4 = _S315;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S320;
-        if(thread_4 < _S286)
+        bool _S321;
+        if(thread_4 < _S287)
         {
-            _S320 = _S294;
+            _S321 = _S295;
         }
         else
         {
-            _S320 = false;
+            _S321 = false;
         }
-        if(_S320)
+        if(_S321)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S287)
+                if(i_5 < _S288)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S321 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S286].x)));
+                float _S322 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S287].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S321;
+                peak_3 = _S322;
             }
-            bool _S322 = sinks_offset_0 != 4294967295U;
-            if(_S322)
+            bool _S323 = sinks_offset_0 != 4294967295U;
+            if(_S323)
             {
-                float _S323 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S293]));
-                sink_0 = (F32_max((_S323), (-3.4028234663852886e+38f)));
+                float _S324 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S294]));
+                sink_0 = (F32_max((_S324), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S324 = (F32_max((peak_3), (sink_0)));
+            float _S325 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_1 = _S296;
+            float4  whole_1 = _S297;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S287)
+                if(i_6 < _S288)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S325 = thread_4 + i_6 * _S286;
-                float2  _S326 = (*&totals_1)[_S325];
-                float _S327 = (__expf(((*&totals_1)[_S325].x - _S324)));
-                float4  whole_2 = whole_1 + make_float4 (_S327) * (*&sums_6)[_S325];
-                float weights_1 = weights_0 + _S327 * _S326.y;
+                uint _S326 = thread_4 + i_6 * _S287;
+                float2  _S327 = (*&totals_1)[_S326];
+                float _S328 = (__expf(((*&totals_1)[_S326].x - _S325)));
+                float4  whole_2 = whole_1 + make_float4 (_S328) * (*&sums_6)[_S326];
+                float weights_1 = weights_0 + _S328 * _S327.y;
                 i_6 = i_6 + 1U;
                 whole_1 = whole_2;
                 weights_0 = weights_1;
             }
-            if(_S322)
+            if(_S323)
             {
-                float _S328 = (__expf((sink_0 - _S324)));
-                _S282 = _S328;
+                float _S329 = (__expf((sink_0 - _S325)));
+                _S283 = _S329;
             }
             else
             {
-                _S282 = 0.0f;
+                _S283 = 0.0f;
             }
-            float total_10 = weights_0 + _S282;
-            float4  _S329;
+            float total_10 = weights_0 + _S283;
+            float4  _S330;
             if(weights_0 != 0.0f)
             {
-                _S329 = whole_1 / make_float4 (total_10);
+                _S330 = whole_1 / make_float4 (total_10);
             }
             else
             {
-                _S329 = _S296;
+                _S330 = _S297;
             }
-            uint _S330 = to_0 + (part_8->head_0 + _S293) * _S283;
-            uint _S331 = _S292 % _S284;
-            uint _S332 = _S330 + 4U * _S331;
-            *(&(result_3)[_S332]) = _S329.x;
-            *(&(result_3)[_S332 + 1U]) = _S329.y;
-            *(&(result_3)[_S332 + 2U]) = _S329.z;
-            *(&(result_3)[_S332 + 3U]) = _S329.w;
+            uint _S331 = to_0 + (part_8->head_0 + _S294) * _S284;
+            uint _S332 = _S293 % _S285;
+            uint _S333 = _S331 + 4U * _S332;
+            *(&(result_3)[_S333]) = _S330.x;
+            *(&(result_3)[_S333 + 1U]) = _S330.y;
+            *(&(result_3)[_S333 + 2U]) = _S330.z;
+            *(&(result_3)[_S333 + 3U]) = _S330.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S286;
+        first_7 = first_7 + _S287;
     }
     return;
 }
@@ -1217,25 +1218,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled4_attention_split_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S333 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S334 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S334 == 0U)
+    uint _S334 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S335 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S335 == 0U)
     {
         return;
     }
-    Part_0 _S335 = part_of_0(group_number_0(blockIdx), _S334, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S335;
-    uint _S336 = units_of_0(_S334, p_0.heads_3, p_0.kv_heads_2);
-    uint _S337 = p_0.groups_0 / _S336;
-    if(((&part_9)->number_0) >= _S337)
+    Part_0 _S336 = part_of_0(group_number_0(blockIdx), _S335, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S336;
+    uint _S337 = units_of_0(_S335, p_0.heads_3, p_0.kv_heads_2);
+    uint _S338 = p_0.groups_0 / _S337;
+    if(((&part_9)->number_0) >= _S338)
     {
         return;
     }
-    SequenceTable_0 _S338 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S339 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S340 = _S338;
-    uint _S341 = SequenceTable_end_of_0(&_S340, _S339);
-    uint _S342 = first_seen_0(_S339, p_0.window_1);
+    SequenceTable_0 _S339 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S340 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S341 = _S339;
+    uint _S342 = SequenceTable_end_of_0(&_S341, _S340);
+    uint _S343 = first_seen_0(_S340, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1252,27 +1253,27 @@ extern "C" __global__ void shuffled4_attention_split_f16(StructuredBuffer<float>
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S342, _S341, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S343, _S342, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S343 = _S338;
-        Part_0 _S344 = part_9;
-        Plain_0 _S345 = queries_1;
+        SequenceTable_0 _S344 = _S339;
+        Part_0 _S345 = part_9;
         Plain_0 _S346 = queries_1;
         Plain_0 _S347 = queries_1;
-        attend_0(_S333, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S343, &_S344, p_0.scale_4, &_S345, false, &_S346, &_S347);
-        Part_0 _S348 = part_9;
-        bool _S349 = is_last_0(_S333, &_S348, counters_1, p_0.counters_offset_1);
-        if(_S349)
+        Plain_0 _S348 = queries_1;
+        attend_0(_S334, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S344, &_S345, p_0.scale_4, &_S346, false, &_S347, &_S348);
+        Part_0 _S349 = part_9;
+        bool _S350 = is_last_0(_S334, &_S349, counters_1, p_0.counters_offset_1);
+        if(_S350)
         {
-            uint _S350 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S351 = part_9;
-            join_parts_0(_S333, &_S351, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S350);
+            uint _S351 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S352 = part_9;
+            join_parts_0(_S334, &_S352, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S351);
         }
         __syncthreads();
-        number_3 = number_3 + _S337;
+        number_3 = number_3 + _S338;
     }
     return;
 }

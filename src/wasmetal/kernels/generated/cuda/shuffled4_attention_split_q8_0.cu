@@ -746,38 +746,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S246 = some_2;
-        add_0(&sums_5, &_S246, first_3, _S245, _S238);
+        uint _S246 = (U32_min((_S245), (table_1->length_0)));
+        Positions_0 _S247 = some_2;
+        add_0(&sums_5, &_S247, first_3, _S246, _S238);
         uint first_4 = first_3 + 16U;
-        uint _S247 = tile_0 + 16U;
-        if(_S247 < _S245)
+        uint _S248 = tile_0 + 16U;
+        if(_S248 < _S245)
         {
-            Pools_0 _S248 = pools_0;
-            Positions_0 _S249 = Pools_read_0(&_S248, first_4, _S238);
-            some_2 = _S249;
+            Pools_0 _S249 = pools_0;
+            Positions_0 _S250 = Pools_read_0(&_S249, first_4, _S238);
+            some_2 = _S250;
         }
-        tile_0 = _S247;
+        tile_0 = _S248;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S250 = sums_5;
-    write_0(thread_2, &_S250, part_4, scratch_1);
+    Sums_0 _S251 = sums_5;
+    write_0(thread_2, &_S251, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S251;
+    uint _S252;
     if(offset_2 == 4294967295U)
     {
-        _S251 = rows_0;
+        _S252 = rows_0;
     }
     else
     {
-        uint _S252 = __ldg((&(batch_0)[offset_2]));
-        _S251 = (U32_min(((U32_max((_S252), (first_5))) - first_5), (rows_0)));
+        uint _S253 = __ldg((&(batch_0)[offset_2]));
+        _S252 = (U32_min(((U32_max((_S253), (first_5))) - first_5), (rows_0)));
     }
-    return _S251;
+    return _S252;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -787,36 +788,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S253 = rows_1 * kv_heads_0;
-    uint _S254 = heads_1 / kv_heads_0;
-    return _S253 * ((_S254 + 4U - 1U) / 4U);
+    uint _S254 = rows_1 * kv_heads_0;
+    uint _S255 = heads_1 / kv_heads_0;
+    return _S254 * ((_S255 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S255 = heads_2 / kv_heads_1;
-    uint _S256 = (_S255 + 4U - 1U) / 4U;
-    uint _S257 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S258 = number_1 % _S257;
-    uint _S259 = _S258 % _S256;
+    uint _S256 = heads_2 / kv_heads_1;
+    uint _S257 = (_S256 + 4U - 1U) / 4U;
+    uint _S258 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S259 = number_1 % _S258;
+    uint _S260 = _S259 % _S257;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S258;
-    uint _S260 = number_1 / _S257;
-    (&part_5)->number_0 = _S260;
-    uint _S261 = _S258 / (kv_heads_1 * _S256);
-    (&part_5)->row_0 = _S261;
-    uint _S262 = _S258 / _S256;
-    uint _S263 = _S262 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S263;
-    uint _S264 = _S259 * 4U;
-    uint _S265 = _S263 * _S255 + _S264;
-    (&part_5)->head_0 = _S265;
-    (&part_5)->heads_0 = (U32_min((_S255 - _S264), (4U)));
+    (&part_5)->unit_0 = _S259;
+    uint _S261 = number_1 / _S258;
+    (&part_5)->number_0 = _S261;
+    uint _S262 = _S259 / (kv_heads_1 * _S257);
+    (&part_5)->row_0 = _S262;
+    uint _S263 = _S259 / _S257;
+    uint _S264 = _S263 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S264;
+    uint _S265 = _S260 * 4U;
+    uint _S266 = _S264 * _S256 + _S265;
+    (&part_5)->head_0 = _S266;
+    (&part_5)->heads_0 = (U32_min((_S256 - _S265), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S266 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S266;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S265) * _S266 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S267 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S267;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S266) * _S267 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -827,70 +828,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S267 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S267;
+    uint _S268 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S268;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S268;
-    (&_S268)->begin_2 = begin_3;
-    (&_S268)->page_size_0 = page_size_1;
-    (&_S268)->pages_0 = pages_1;
-    (&_S268)->length_0 = length_1;
-    return _S268;
+    SequenceTable_0 _S269;
+    (&_S269)->begin_2 = begin_3;
+    (&_S269)->page_size_0 = page_size_1;
+    (&_S269)->pages_0 = pages_1;
+    (&_S269)->length_0 = length_1;
+    return _S269;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S269 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S270 = _S269 + 1U;
-    uint _S271 = __ldg((&(sequences_3)[_S269]));
-    return SequenceTable_x24init_0(_S270, page_size_2, pages_2, (U32_min((_S271), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S270 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S271 = _S270 + 1U;
+    uint _S272 = __ldg((&(sequences_3)[_S270]));
+    return SequenceTable_x24init_0(_S271, page_size_2, pages_2, (U32_min((_S272), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S272 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S272;
+    uint _S273 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S273;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S273 = this_3->length_0;
-    uint _S274;
+    uint _S274 = this_3->length_0;
+    uint _S275;
     if(position_1 < (this_3->length_0))
     {
-        _S274 = position_1 + 1U;
+        _S275 = position_1 + 1U;
     }
     else
     {
-        _S274 = _S273;
+        _S275 = _S274;
     }
-    return _S274;
+    return _S275;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S275;
+    bool _S276;
     if(window_0 != 0U)
     {
-        _S275 = position_2 >= window_0;
+        _S276 = position_2 >= window_0;
     }
     else
     {
-        _S275 = false;
+        _S276 = false;
     }
-    uint _S276;
-    if(_S275)
+    uint _S277;
+    if(_S276)
     {
-        _S276 = position_2 - window_0 + 1U;
+        _S277 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S276 = 0U;
+        _S277 = 0U;
     }
-    return _S276;
+    return _S277;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -900,33 +901,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S277;
+    uint _S278;
     if(first_6 < length_2)
     {
-        _S277 = length_2 - first_6;
+        _S278 = length_2 - first_6;
     }
     else
     {
-        _S277 = 0U;
+        _S278 = 0U;
     }
-    uint _S278 = parts_1 * tiles_0 * 64U;
-    uint _S279 = (_S277 + _S278 - 1U) / _S278;
-    uint _S280 = _S279 * tiles_0 * 64U;
-    uint _S281 = (U32_min((first_6 + part_6->number_0 * _S280), (length_2)));
-    part_6->begin_0 = _S281;
-    part_6->end_0 = (U32_min((_S281 + _S280), (length_2)));
-    if(_S277 == 0U)
+    uint _S279 = parts_1 * least_0;
+    uint _S280 = (_S278 + _S279 - 1U) / _S279;
+    uint _S281 = _S280 * least_0;
+    uint _S282 = (U32_min((first_6 + part_6->number_0 * _S281), (length_2)));
+    part_6->begin_0 = _S282;
+    part_6->end_0 = (U32_min((_S282 + _S281), (length_2)));
+    if(_S278 == 0U)
     {
-        _S277 = 1U;
+        _S278 = 1U;
     }
     else
     {
-        uint _S282 = (_S277 + _S280 - 1U) / _S280;
-        _S277 = _S282;
+        uint _S283 = (_S278 + _S281 - 1U) / _S281;
+        _S278 = _S283;
     }
-    part_6->used_0 = _S277;
+    part_6->used_0 = _S278;
     return;
 }
 
@@ -934,29 +935,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S283 = part_7->used_0;
-    bool _S284 = (part_7->used_0) > 1U;
-    if(_S284)
+    uint _S284 = part_7->used_0;
+    bool _S285 = (part_7->used_0) > 1U;
+    if(_S285)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S284)
+    if(!_S285)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S285 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S285]), 1U);
-        if(before_0 == (_S283 - 1U))
+        uint _S286 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S286]), 1U);
+        if(before_0 == (_S284 - 1U))
         {
-            *(&(counters_0)[_S285]) = 0U;
+            *(&(counters_0)[_S286]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S283 - 1U))
+    if((*&finished_0) != (_S284 - 1U))
     {
         return false;
     }
@@ -973,57 +974,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S286;
-    uint _S287 = part_8->head_dim_0;
-    uint _S288 = part_8->head_dim_0 / 4U;
-    uint _S289 = part_8->heads_0 * _S288;
-    uint _S290 = (U32_min((_S289), (128U)));
-    uint _S291 = 128U / _S290;
-    uint _S292 = thread_4 / _S290;
-    uint _S293 = _S288 + 1U;
-    uint _S294 = part_8->out_0 - part_8->number_0 * _S293;
+    float _S287;
+    uint _S288 = part_8->head_dim_0;
+    uint _S289 = part_8->head_dim_0 / 4U;
+    uint _S290 = part_8->heads_0 * _S289;
+    uint _S291 = (U32_min((_S290), (128U)));
+    uint _S292 = 128U / _S291;
+    uint _S293 = thread_4 / _S291;
+    uint _S294 = _S289 + 1U;
+    uint _S295 = part_8->out_0 - part_8->number_0 * _S294;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S289)
+        if(first_7 < _S290)
         {
         }
         else
         {
             break;
         }
-        uint _S295 = thread_4 % _S290;
-        uint _S296 = first_7 + _S295;
-        uint _S297 = _S296 / _S288;
-        bool _S298;
-        if(_S292 < _S291)
+        uint _S296 = thread_4 % _S291;
+        uint _S297 = first_7 + _S296;
+        uint _S298 = _S297 / _S289;
+        bool _S299;
+        if(_S293 < _S292)
         {
-            _S298 = _S296 < _S289;
+            _S299 = _S297 < _S290;
         }
         else
         {
-            _S298 = false;
+            _S299 = false;
         }
-        int4  _S299 = make_int4 (int(0));
-        float4  _S300 = make_float4 ((float)_S299.x, (float)_S299.y, (float)_S299.z, (float)_S299.w);
-        uint i_4 = _S292;
-        float4  sum_0 = _S300;
+        int4  _S300 = make_int4 (int(0));
+        float4  _S301 = make_float4 ((float)_S300.x, (float)_S300.y, (float)_S300.z, (float)_S300.w);
+        uint i_4 = _S293;
+        float4  sum_0 = _S301;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S301 = part_8->used_0;
-            bool _S302 = i_4 < (part_8->used_0);
-            bool _S303;
-            if(_S302)
+            uint _S302 = part_8->used_0;
+            bool _S303 = i_4 < (part_8->used_0);
+            bool _S304;
+            if(_S303)
             {
-                _S303 = _S298;
+                _S304 = _S299;
             }
             else
             {
-                _S303 = false;
+                _S304 = false;
             }
-            if(_S303)
+            if(_S304)
             {
             }
             else
@@ -1032,36 +1033,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S304 = _S294 + _S297 * part_8->out_stride_0;
-            uint _S305 = _S301 - 1U;
-            uint _S306 = _S304 + (U32_min((i_4), (_S305))) * _S293;
-            uint _S307 = _S296 % _S288;
-            values_2[0U] = *(&(scratch_2)[_S306 + _S307]);
-            float4  * _S308 = (&(scratch_2)[_S306 + _S288]);
-            about_0[0U] = *_S308;
-            uint _S309 = i_4 + _S291;
-            uint _S310 = _S304 + (U32_min((_S309), (_S305))) * _S293;
-            values_2[1U] = *(&(scratch_2)[_S310 + _S307]);
-            float4  * _S311 = (&(scratch_2)[_S310 + _S288]);
-            about_0[1U] = *_S311;
-            uint _S312 = i_4 + 2U * _S291;
-            uint _S313 = _S304 + (U32_min((_S312), (_S305))) * _S293;
-            values_2[2U] = *(&(scratch_2)[_S313 + _S307]);
-            float4  * _S314 = (&(scratch_2)[_S313 + _S288]);
-            about_0[2U] = *_S314;
-            uint _S315 = i_4 + 3U * _S291;
-            uint _S316 = _S304 + (U32_min((_S315), (_S305))) * _S293;
-            values_2[3U] = *(&(scratch_2)[_S316 + _S307]);
-            float4  * _S317 = (&(scratch_2)[_S316 + _S288]);
-            about_0[3U] = *_S317;
-            float _S318 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S308).x)))), ((*_S311).x)))), ((*_S314).x)))), ((*_S317).x)));
-            float _S319 = (__expf((peak_4 - _S318)));
-            float4  sum_1 = sum_0 * make_float4 (_S319);
-            float total_5 = total_4 * _S319;
-            if(_S302)
+            uint _S305 = _S295 + _S298 * part_8->out_stride_0;
+            uint _S306 = _S302 - 1U;
+            uint _S307 = _S305 + (U32_min((i_4), (_S306))) * _S294;
+            uint _S308 = _S297 % _S289;
+            values_2[0U] = *(&(scratch_2)[_S307 + _S308]);
+            float4  * _S309 = (&(scratch_2)[_S307 + _S289]);
+            about_0[0U] = *_S309;
+            uint _S310 = i_4 + _S292;
+            uint _S311 = _S305 + (U32_min((_S310), (_S306))) * _S294;
+            values_2[1U] = *(&(scratch_2)[_S311 + _S308]);
+            float4  * _S312 = (&(scratch_2)[_S311 + _S289]);
+            about_0[1U] = *_S312;
+            uint _S313 = i_4 + 2U * _S292;
+            uint _S314 = _S305 + (U32_min((_S313), (_S306))) * _S294;
+            values_2[2U] = *(&(scratch_2)[_S314 + _S308]);
+            float4  * _S315 = (&(scratch_2)[_S314 + _S289]);
+            about_0[2U] = *_S315;
+            uint _S316 = i_4 + 3U * _S292;
+            uint _S317 = _S305 + (U32_min((_S316), (_S306))) * _S294;
+            values_2[3U] = *(&(scratch_2)[_S317 + _S308]);
+            float4  * _S318 = (&(scratch_2)[_S317 + _S289]);
+            about_0[3U] = *_S318;
+            float _S319 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S309).x)))), ((*_S312).x)))), ((*_S315).x)))), ((*_S318).x)));
+            float _S320 = (__expf((peak_4 - _S319)));
+            float4  sum_1 = sum_0 * make_float4 (_S320);
+            float total_5 = total_4 * _S320;
+            if(_S303)
             {
-                float _S320 = (__expf((about_0[0U].x - _S318)));
-                peak_3 = _S320;
+                float _S321 = (__expf((about_0[0U].x - _S319)));
+                peak_3 = _S321;
             }
             else
             {
@@ -1069,10 +1070,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S309 < _S301)
+            if(_S310 < _S302)
             {
-                float _S321 = (__expf((about_0[1U].x - _S318)));
-                sink_0 = _S321;
+                float _S322 = (__expf((about_0[1U].x - _S319)));
+                sink_0 = _S322;
             }
             else
             {
@@ -1080,10 +1081,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S312 < _S301)
+            if(_S313 < _S302)
             {
-                float _S322 = (__expf((about_0[2U].x - _S318)));
-                weights_0 = _S322;
+                float _S323 = (__expf((about_0[2U].x - _S319)));
+                weights_0 = _S323;
             }
             else
             {
@@ -1091,112 +1092,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S315 < _S301)
+            if(_S316 < _S302)
             {
-                float _S323 = (__expf((about_0[3U].x - _S318)));
-                _S286 = _S323;
+                float _S324 = (__expf((about_0[3U].x - _S319)));
+                _S287 = _S324;
             }
             else
             {
-                _S286 = 0.0f;
+                _S287 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S286) * values_2[3U];
-            float total_9 = total_8 + _S286 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S291;
+            float4  sum_5 = sum_4 + make_float4 (_S287) * values_2[3U];
+            float total_9 = total_8 + _S287 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S292;
             sum_0 = sum_5;
-            peak_4 = _S318;
+            peak_4 = _S319;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S324;
-        if(thread_4 < _S290)
+        bool _S325;
+        if(thread_4 < _S291)
         {
-            _S324 = _S298;
+            _S325 = _S299;
         }
         else
         {
-            _S324 = false;
+            _S325 = false;
         }
-        if(_S324)
+        if(_S325)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S291)
+                if(i_5 < _S292)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S325 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S290].x)));
+                float _S326 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S291].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S325;
+                peak_3 = _S326;
             }
-            bool _S326 = sinks_offset_0 != 4294967295U;
-            if(_S326)
+            bool _S327 = sinks_offset_0 != 4294967295U;
+            if(_S327)
             {
-                float _S327 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S297]));
-                sink_0 = (F32_max((_S327), (-3.4028234663852886e+38f)));
+                float _S328 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S298]));
+                sink_0 = (F32_max((_S328), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S328 = (F32_max((peak_3), (sink_0)));
+            float _S329 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_1 = _S300;
+            float4  whole_1 = _S301;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S291)
+                if(i_6 < _S292)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S329 = thread_4 + i_6 * _S290;
-                float2  _S330 = (*&totals_1)[_S329];
-                float _S331 = (__expf(((*&totals_1)[_S329].x - _S328)));
-                float4  whole_2 = whole_1 + make_float4 (_S331) * (*&sums_6)[_S329];
-                float weights_1 = weights_0 + _S331 * _S330.y;
+                uint _S330 = thread_4 + i_6 * _S291;
+                float2  _S331 = (*&totals_1)[_S330];
+                float _S332 = (__expf(((*&totals_1)[_S330].x - _S329)));
+                float4  whole_2 = whole_1 + make_float4 (_S332) * (*&sums_6)[_S330];
+                float weights_1 = weights_0 + _S332 * _S331.y;
                 i_6 = i_6 + 1U;
                 whole_1 = whole_2;
                 weights_0 = weights_1;
             }
-            if(_S326)
+            if(_S327)
             {
-                float _S332 = (__expf((sink_0 - _S328)));
-                _S286 = _S332;
+                float _S333 = (__expf((sink_0 - _S329)));
+                _S287 = _S333;
             }
             else
             {
-                _S286 = 0.0f;
+                _S287 = 0.0f;
             }
-            float total_10 = weights_0 + _S286;
-            float4  _S333;
+            float total_10 = weights_0 + _S287;
+            float4  _S334;
             if(weights_0 != 0.0f)
             {
-                _S333 = whole_1 / make_float4 (total_10);
+                _S334 = whole_1 / make_float4 (total_10);
             }
             else
             {
-                _S333 = _S300;
+                _S334 = _S301;
             }
-            uint _S334 = to_0 + (part_8->head_0 + _S297) * _S287;
-            uint _S335 = _S296 % _S288;
-            uint _S336 = _S334 + 4U * _S335;
-            *(&(result_3)[_S336]) = _S333.x;
-            *(&(result_3)[_S336 + 1U]) = _S333.y;
-            *(&(result_3)[_S336 + 2U]) = _S333.z;
-            *(&(result_3)[_S336 + 3U]) = _S333.w;
+            uint _S335 = to_0 + (part_8->head_0 + _S298) * _S288;
+            uint _S336 = _S297 % _S289;
+            uint _S337 = _S335 + 4U * _S336;
+            *(&(result_3)[_S337]) = _S334.x;
+            *(&(result_3)[_S337 + 1U]) = _S334.y;
+            *(&(result_3)[_S337 + 2U]) = _S334.z;
+            *(&(result_3)[_S337 + 3U]) = _S334.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S290;
+        first_7 = first_7 + _S291;
     }
     return;
 }
@@ -1231,25 +1232,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled4_attention_split_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S337 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S338 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S338 == 0U)
+    uint _S338 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S339 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S339 == 0U)
     {
         return;
     }
-    Part_0 _S339 = part_of_0(group_number_0(blockIdx), _S338, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S339;
-    uint _S340 = units_of_0(_S338, p_0.heads_3, p_0.kv_heads_2);
-    uint _S341 = p_0.groups_0 / _S340;
-    if(((&part_9)->number_0) >= _S341)
+    Part_0 _S340 = part_of_0(group_number_0(blockIdx), _S339, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S340;
+    uint _S341 = units_of_0(_S339, p_0.heads_3, p_0.kv_heads_2);
+    uint _S342 = p_0.groups_0 / _S341;
+    if(((&part_9)->number_0) >= _S342)
     {
         return;
     }
-    SequenceTable_0 _S342 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S343 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S344 = _S342;
-    uint _S345 = SequenceTable_end_of_0(&_S344, _S343);
-    uint _S346 = first_seen_0(_S343, p_0.window_1);
+    SequenceTable_0 _S343 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S344 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S345 = _S343;
+    uint _S346 = SequenceTable_end_of_0(&_S345, _S344);
+    uint _S347 = first_seen_0(_S344, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1266,27 +1267,27 @@ extern "C" __global__ void shuffled4_attention_split_q8_0(StructuredBuffer<float
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S346, _S345, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S347, _S346, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S347 = _S342;
-        Part_0 _S348 = part_9;
-        Plain_0 _S349 = queries_1;
+        SequenceTable_0 _S348 = _S343;
+        Part_0 _S349 = part_9;
         Plain_0 _S350 = queries_1;
         Plain_0 _S351 = queries_1;
-        attend_0(_S337, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S347, &_S348, p_0.scale_4, &_S349, false, &_S350, &_S351);
-        Part_0 _S352 = part_9;
-        bool _S353 = is_last_0(_S337, &_S352, counters_1, p_0.counters_offset_1);
-        if(_S353)
+        Plain_0 _S352 = queries_1;
+        attend_0(_S338, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S348, &_S349, p_0.scale_4, &_S350, false, &_S351, &_S352);
+        Part_0 _S353 = part_9;
+        bool _S354 = is_last_0(_S338, &_S353, counters_1, p_0.counters_offset_1);
+        if(_S354)
         {
-            uint _S354 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S355 = part_9;
-            join_parts_0(_S337, &_S355, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S354);
+            uint _S355 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S356 = part_9;
+            join_parts_0(_S338, &_S356, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S355);
         }
         __syncthreads();
-        number_3 = number_3 + _S341;
+        number_3 = number_3 + _S342;
     }
     return;
 }

@@ -1096,22 +1096,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S377 = some_2;
-        add_0(&sums_5, &_S377, first_3, _S376, _S369);
+        uint _S377 = (U32_min((_S376), (table_3->length_0)));
+        Positions_0 _S378 = some_2;
+        add_0(&sums_5, &_S378, first_3, _S377, _S369);
         uint first_4 = first_3 + 32U;
-        uint _S378 = tile_0 + 32U;
-        if(_S378 < _S376)
+        uint _S379 = tile_0 + 32U;
+        if(_S379 < _S376)
         {
-            Pools_0 _S379 = pools_0;
-            Positions_0 _S380 = Pools_read_0(&_S379, first_4, _S369);
-            some_2 = _S380;
+            Pools_0 _S380 = pools_0;
+            Positions_0 _S381 = Pools_read_0(&_S380, first_4, _S369);
+            some_2 = _S381;
         }
-        tile_0 = _S378;
+        tile_0 = _S379;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S381 = sums_5;
-    write_0(thread_2, &_S381, part_4, scratch_1);
+    Sums_0 _S382 = sums_5;
+    write_0(thread_2, &_S382, part_4, scratch_1);
     return;
 }
 
@@ -1122,36 +1123,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S382 = rows_0 * kv_heads_0;
-    uint _S383 = heads_1 / kv_heads_0;
-    return _S382 * ((_S383 + 4U - 1U) / 4U);
+    uint _S383 = rows_0 * kv_heads_0;
+    uint _S384 = heads_1 / kv_heads_0;
+    return _S383 * ((_S384 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S384 = heads_2 / kv_heads_1;
-    uint _S385 = (_S384 + 4U - 1U) / 4U;
-    uint _S386 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S387 = number_1 % _S386;
-    uint _S388 = _S387 % _S385;
+    uint _S385 = heads_2 / kv_heads_1;
+    uint _S386 = (_S385 + 4U - 1U) / 4U;
+    uint _S387 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S388 = number_1 % _S387;
+    uint _S389 = _S388 % _S386;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S387;
-    uint _S389 = number_1 / _S386;
-    (&part_5)->number_0 = _S389;
-    uint _S390 = _S387 / (kv_heads_1 * _S385);
-    (&part_5)->row_0 = _S390;
-    uint _S391 = _S387 / _S385;
-    uint _S392 = _S391 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S392;
-    uint _S393 = _S388 * 4U;
-    uint _S394 = _S392 * _S384 + _S393;
-    (&part_5)->head_0 = _S394;
-    (&part_5)->heads_0 = (U32_min((_S384 - _S393), (4U)));
+    (&part_5)->unit_0 = _S388;
+    uint _S390 = number_1 / _S387;
+    (&part_5)->number_0 = _S390;
+    uint _S391 = _S388 / (kv_heads_1 * _S386);
+    (&part_5)->row_0 = _S391;
+    uint _S392 = _S388 / _S386;
+    uint _S393 = _S392 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S393;
+    uint _S394 = _S389 * 4U;
+    uint _S395 = _S393 * _S385 + _S394;
+    (&part_5)->head_0 = _S395;
+    (&part_5)->heads_0 = (U32_min((_S385 - _S394), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S395 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S395;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S394) * _S395 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S396 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S396;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S395) * _S396 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1162,99 +1163,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S396;
+    uint _S397;
     if(offset_3 == 4294967295U)
     {
-        _S396 = rows_2;
+        _S397 = rows_2;
     }
     else
     {
-        uint _S397 = __ldg((&(batch_0)[offset_3]));
-        _S396 = (U32_min(((U32_max((_S397), (first_5))) - first_5), (rows_2)));
+        uint _S398 = __ldg((&(batch_0)[offset_3]));
+        _S397 = (U32_min(((U32_max((_S398), (first_5))) - first_5), (rows_2)));
     }
-    return _S396;
+    return _S397;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S398 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S398;
+    uint _S399 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S399;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S400 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S400;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S399;
-    (&_S399)->begin_3 = begin_4;
-    (&_S399)->page_size_0 = page_size_1;
-    (&_S399)->pages_0 = pages_1;
-    (&_S399)->length_0 = length_1;
-    return _S399;
+    SequenceTable_0 _S401;
+    (&_S401)->begin_3 = begin_4;
+    (&_S401)->page_size_0 = page_size_1;
+    (&_S401)->pages_0 = pages_1;
+    (&_S401)->length_0 = length_1;
+    return _S401;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S400 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S401 = _S400 + 1U;
-    uint _S402 = __ldg((&(sequences_3)[_S400]));
-    return SequenceTable_x24init_0(_S401, page_size_2, pages_2, (U32_min((_S402), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S403 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S403;
+    uint _S402 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S403 = _S402 + 1U;
+    uint _S404 = __ldg((&(sequences_3)[_S402]));
+    return SequenceTable_x24init_0(_S403, page_size_2, pages_2, (U32_min((_S404), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S404;
+    bool _S405;
     if(window_0 != 0U)
     {
-        _S404 = position_1 >= window_0;
+        _S405 = position_1 >= window_0;
     }
     else
     {
-        _S404 = false;
+        _S405 = false;
     }
-    uint _S405;
-    if(_S404)
-    {
-        _S405 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S405 = 0U;
-    }
-    return _S405;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S406;
-    if(first_6 < length_2)
+    if(_S405)
     {
-        _S406 = length_2 - first_6;
+        _S406 = position_1 - window_0 + 1U;
     }
     else
     {
         _S406 = 0U;
     }
-    uint _S407 = parts_1 * tiles_0 * 64U;
-    uint _S408 = (_S406 + _S407 - 1U) / _S407;
-    uint _S409 = _S408 * tiles_0 * 64U;
-    uint _S410 = (U32_min((first_6 + part_6->number_0 * _S409), (length_2)));
-    part_6->begin_0 = _S410;
-    part_6->end_0 = (U32_min((_S410 + _S409), (length_2)));
-    if(_S406 == 0U)
+    return _S406;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S407;
+    if(first_6 < length_2)
     {
-        _S406 = 1U;
+        _S407 = length_2 - first_6;
     }
     else
     {
-        uint _S411 = (_S406 + _S409 - 1U) / _S409;
-        _S406 = _S411;
+        _S407 = 0U;
     }
-    part_6->used_0 = _S406;
+    uint _S408 = parts_1 * least_0;
+    uint _S409 = (_S407 + _S408 - 1U) / _S408;
+    uint _S410 = _S409 * least_0;
+    uint _S411 = (U32_min((first_6 + part_6->number_0 * _S410), (length_2)));
+    part_6->begin_0 = _S411;
+    part_6->end_0 = (U32_min((_S411 + _S410), (length_2)));
+    if(_S407 == 0U)
+    {
+        _S407 = 1U;
+    }
+    else
+    {
+        uint _S412 = (_S407 + _S410 - 1U) / _S410;
+        _S407 = _S412;
+    }
+    part_6->used_0 = _S407;
     return;
 }
 
@@ -1262,20 +1263,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S412 = make_int4 (int(0));
-        float4  _S413 = make_float4 ((float)_S412.x, (float)_S412.y, (float)_S412.z, (float)_S412.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S413;
+        int4  _S413 = make_int4 (int(0));
+        float4  _S414 = make_float4 ((float)_S413.x, (float)_S413.y, (float)_S413.z, (float)_S413.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S414;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S414;
-    (&_S414)->angles_0 = angles_1;
-    (&_S414)->pairs_0 = pairs_1;
-    (&_S414)->interleaved_0 = interleaved_1;
-    return _S414;
+    Rotation_0 _S415;
+    (&_S415)->angles_0 = angles_1;
+    (&_S415)->pairs_0 = pairs_1;
+    (&_S415)->interleaved_0 = interleaved_1;
+    return _S415;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1313,80 +1314,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S415 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S416 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S416;
-    bool _S417;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S417 = true;
-    }
-    else
-    {
-        _S417 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S417)
-    {
-        return;
-    }
-    SequenceTable_0 _S418 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S416 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S417 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S417;
+    bool _S418 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S419 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S420 = _S419 < (_S418.length_0);
-    share_out_0(&part_8, first_seen_0(_S419, p_0.window_1), (U32_min((_S419), (_S418.length_0))), p_0.parts_2, 1U);
-    if(_S420)
+    SequenceTable_0 _S420 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S419, p_0.window_1), (U32_min((_S419), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 32U);
+    bool _S421 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S421 | (!_S418)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S417 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S417 = false;
-    }
-    bool _S421;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S421 = !_S417;
-    }
-    else
-    {
-        _S421 = false;
-    }
-    if(_S421)
-    {
-        Part_0 _S422 = part_8;
-        leave_empty_0(_S415, &_S422, scratch_3);
+        if((_S421 & _S418) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S422 = part_8;
+            leave_empty_0(_S416, &_S422, scratch_3);
+        }
         return;
+    }
+    bool _S423;
+    if(_S419 < (_S420.length_0))
+    {
+        _S423 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S423 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S423 = rotation_1(p_0.table_offset_1, _S419, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S423;
+    Rotation_0 _S424 = rotation_1(p_0.table_offset_1, _S419, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S424;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S423;
+    (&keys_1)->rotation_0 = _S424;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S424 = _S418;
-    Part_0 _S425 = part_8;
-    Turned_0 _S426 = queries_1;
-    Turned_0 _S427 = keys_1;
-    Plain_0 _S428 = values_3;
-    attend_0(_S415, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S424, &_S425, p_0.scale_4, &_S426, _S417, &_S427, &_S428);
-    if(!_S417)
+    SequenceTable_0 _S425 = _S420;
+    Part_0 _S426 = part_8;
+    Turned_0 _S427 = queries_1;
+    Turned_0 _S428 = keys_1;
+    Plain_0 _S429 = values_3;
+    attend_0(_S416, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S425, &_S426, p_0.scale_4, &_S427, _S423, &_S428, &_S429);
+    if(!_S423)
     {
         return;
     }
-    SequenceTable_0 _S429 = _S418;
-    uint _S430 = SequenceTable_slot_0(&_S429, sequences_4, _S419);
-    uint i_4 = _S415 * 4U;
+    SequenceTable_0 _S430 = _S420;
+    uint _S431 = SequenceTable_slot_0(&_S430, sequences_4, _S419);
+    uint i_4 = _S416 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1396,13 +1380,13 @@ extern "C" __global__ void shuffled4_rope_attention_part_f16(StructuredBuffer<fl
         {
             break;
         }
-        uint _S431 = i_4 / p_0.head_dim_3;
-        if(_S431 == ((&part_8)->kv_head_0))
+        uint _S432 = i_4 / p_0.head_dim_3;
+        if(_S432 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S432 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S430, (&part_8)->columns_0, i_4, &_S432);
-            Plain_0 _S433 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S430, (&part_8)->columns_0, i_4, &_S433);
+            Turned_0 _S433 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S431, (&part_8)->columns_0, i_4, &_S433);
+            Plain_0 _S434 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S431, (&part_8)->columns_0, i_4, &_S434);
         }
         i_4 = i_4 + 512U;
     }

@@ -1088,22 +1088,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S379 = some_2;
-        add_0(&sums_5, &_S379, first_3, _S378, _S371);
+        uint _S379 = (U32_min((_S378), (table_3->length_0)));
+        Positions_0 _S380 = some_2;
+        add_0(&sums_5, &_S380, first_3, _S379, _S371);
         uint first_4 = first_3 + 32U;
-        uint _S380 = tile_0 + 32U;
-        if(_S380 < _S378)
+        uint _S381 = tile_0 + 32U;
+        if(_S381 < _S378)
         {
-            Pools_0 _S381 = pools_0;
-            Positions_0 _S382 = Pools_read_0(&_S381, first_4, _S371);
-            some_2 = _S382;
+            Pools_0 _S382 = pools_0;
+            Positions_0 _S383 = Pools_read_0(&_S382, first_4, _S371);
+            some_2 = _S383;
         }
-        tile_0 = _S380;
+        tile_0 = _S381;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S383 = sums_5;
-    write_0(thread_2, &_S383, part_4, scratch_1);
+    Sums_0 _S384 = sums_5;
+    write_0(thread_2, &_S384, part_4, scratch_1);
     return;
 }
 
@@ -1114,36 +1115,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S384 = rows_0 * kv_heads_0;
-    uint _S385 = heads_1 / kv_heads_0;
-    return _S384 * ((_S385 + 4U - 1U) / 4U);
+    uint _S385 = rows_0 * kv_heads_0;
+    uint _S386 = heads_1 / kv_heads_0;
+    return _S385 * ((_S386 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S386 = heads_2 / kv_heads_1;
-    uint _S387 = (_S386 + 4U - 1U) / 4U;
-    uint _S388 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S389 = number_1 % _S388;
-    uint _S390 = _S389 % _S387;
+    uint _S387 = heads_2 / kv_heads_1;
+    uint _S388 = (_S387 + 4U - 1U) / 4U;
+    uint _S389 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S390 = number_1 % _S389;
+    uint _S391 = _S390 % _S388;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S389;
-    uint _S391 = number_1 / _S388;
-    (&part_5)->number_0 = _S391;
-    uint _S392 = _S389 / (kv_heads_1 * _S387);
-    (&part_5)->row_0 = _S392;
-    uint _S393 = _S389 / _S387;
-    uint _S394 = _S393 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S394;
-    uint _S395 = _S390 * 4U;
-    uint _S396 = _S394 * _S386 + _S395;
-    (&part_5)->head_0 = _S396;
-    (&part_5)->heads_0 = (U32_min((_S386 - _S395), (4U)));
+    (&part_5)->unit_0 = _S390;
+    uint _S392 = number_1 / _S389;
+    (&part_5)->number_0 = _S392;
+    uint _S393 = _S390 / (kv_heads_1 * _S388);
+    (&part_5)->row_0 = _S393;
+    uint _S394 = _S390 / _S388;
+    uint _S395 = _S394 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S395;
+    uint _S396 = _S391 * 4U;
+    uint _S397 = _S395 * _S387 + _S396;
+    (&part_5)->head_0 = _S397;
+    (&part_5)->heads_0 = (U32_min((_S387 - _S396), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S397 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S397;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S396) * _S397 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S398 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S398;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S397) * _S398 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1154,99 +1155,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S398;
+    uint _S399;
     if(offset_3 == 4294967295U)
     {
-        _S398 = rows_2;
+        _S399 = rows_2;
     }
     else
     {
-        uint _S399 = __ldg((&(batch_0)[offset_3]));
-        _S398 = (U32_min(((U32_max((_S399), (first_5))) - first_5), (rows_2)));
+        uint _S400 = __ldg((&(batch_0)[offset_3]));
+        _S399 = (U32_min(((U32_max((_S400), (first_5))) - first_5), (rows_2)));
     }
-    return _S398;
+    return _S399;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S400 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S400;
+    uint _S401 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S401;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S402 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S402;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S401;
-    (&_S401)->begin_3 = begin_4;
-    (&_S401)->page_size_0 = page_size_1;
-    (&_S401)->pages_0 = pages_1;
-    (&_S401)->length_0 = length_1;
-    return _S401;
+    SequenceTable_0 _S403;
+    (&_S403)->begin_3 = begin_4;
+    (&_S403)->page_size_0 = page_size_1;
+    (&_S403)->pages_0 = pages_1;
+    (&_S403)->length_0 = length_1;
+    return _S403;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S402 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S403 = _S402 + 1U;
-    uint _S404 = __ldg((&(sequences_3)[_S402]));
-    return SequenceTable_x24init_0(_S403, page_size_2, pages_2, (U32_min((_S404), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S405 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S405;
+    uint _S404 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S405 = _S404 + 1U;
+    uint _S406 = __ldg((&(sequences_3)[_S404]));
+    return SequenceTable_x24init_0(_S405, page_size_2, pages_2, (U32_min((_S406), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S406;
+    bool _S407;
     if(window_0 != 0U)
     {
-        _S406 = position_1 >= window_0;
+        _S407 = position_1 >= window_0;
     }
     else
     {
-        _S406 = false;
+        _S407 = false;
     }
-    uint _S407;
-    if(_S406)
-    {
-        _S407 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S407 = 0U;
-    }
-    return _S407;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S408;
-    if(first_6 < length_2)
+    if(_S407)
     {
-        _S408 = length_2 - first_6;
+        _S408 = position_1 - window_0 + 1U;
     }
     else
     {
         _S408 = 0U;
     }
-    uint _S409 = parts_1 * tiles_0 * 64U;
-    uint _S410 = (_S408 + _S409 - 1U) / _S409;
-    uint _S411 = _S410 * tiles_0 * 64U;
-    uint _S412 = (U32_min((first_6 + part_6->number_0 * _S411), (length_2)));
-    part_6->begin_0 = _S412;
-    part_6->end_0 = (U32_min((_S412 + _S411), (length_2)));
-    if(_S408 == 0U)
+    return _S408;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S409;
+    if(first_6 < length_2)
     {
-        _S408 = 1U;
+        _S409 = length_2 - first_6;
     }
     else
     {
-        uint _S413 = (_S408 + _S411 - 1U) / _S411;
-        _S408 = _S413;
+        _S409 = 0U;
     }
-    part_6->used_0 = _S408;
+    uint _S410 = parts_1 * least_0;
+    uint _S411 = (_S409 + _S410 - 1U) / _S410;
+    uint _S412 = _S411 * least_0;
+    uint _S413 = (U32_min((first_6 + part_6->number_0 * _S412), (length_2)));
+    part_6->begin_0 = _S413;
+    part_6->end_0 = (U32_min((_S413 + _S412), (length_2)));
+    if(_S409 == 0U)
+    {
+        _S409 = 1U;
+    }
+    else
+    {
+        uint _S414 = (_S409 + _S412 - 1U) / _S412;
+        _S409 = _S414;
+    }
+    part_6->used_0 = _S409;
     return;
 }
 
@@ -1254,20 +1255,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S414 = make_int4 (int(0));
-        float4  _S415 = make_float4 ((float)_S414.x, (float)_S414.y, (float)_S414.z, (float)_S414.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S415;
+        int4  _S415 = make_int4 (int(0));
+        float4  _S416 = make_float4 ((float)_S415.x, (float)_S415.y, (float)_S415.z, (float)_S415.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S416;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S416;
-    (&_S416)->angles_0 = angles_1;
-    (&_S416)->pairs_0 = pairs_1;
-    (&_S416)->interleaved_0 = interleaved_1;
-    return _S416;
+    Rotation_0 _S417;
+    (&_S417)->angles_0 = angles_1;
+    (&_S417)->pairs_0 = pairs_1;
+    (&_S417)->interleaved_0 = interleaved_1;
+    return _S417;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1305,80 +1306,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S417 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S418 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S418;
-    bool _S419;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S419 = true;
-    }
-    else
-    {
-        _S419 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S419)
-    {
-        return;
-    }
-    SequenceTable_0 _S420 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S418 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S419 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S419;
+    bool _S420 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S421 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S422 = _S421 < (_S420.length_0);
-    share_out_0(&part_8, first_seen_0(_S421, p_0.window_1), (U32_min((_S421), (_S420.length_0))), p_0.parts_2, 1U);
-    if(_S422)
+    SequenceTable_0 _S422 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S421, p_0.window_1), (U32_min((_S421), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 32U);
+    bool _S423 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S423 | (!_S420)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S419 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S419 = false;
-    }
-    bool _S423;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S423 = !_S419;
-    }
-    else
-    {
-        _S423 = false;
-    }
-    if(_S423)
-    {
-        Part_0 _S424 = part_8;
-        leave_empty_0(_S417, &_S424, scratch_3);
+        if((_S423 & _S420) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S424 = part_8;
+            leave_empty_0(_S418, &_S424, scratch_3);
+        }
         return;
+    }
+    bool _S425;
+    if(_S421 < (_S422.length_0))
+    {
+        _S425 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S425 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S425 = rotation_1(p_0.table_offset_1, _S421, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S425;
+    Rotation_0 _S426 = rotation_1(p_0.table_offset_1, _S421, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S426;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S425;
+    (&keys_1)->rotation_0 = _S426;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_2;
     (&values_2)->x_1 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S426 = _S420;
-    Part_0 _S427 = part_8;
-    Turned_0 _S428 = queries_1;
-    Turned_0 _S429 = keys_1;
-    Plain_0 _S430 = values_2;
-    attend_0(_S417, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S426, &_S427, p_0.scale_4, &_S428, _S419, &_S429, &_S430);
-    if(!_S419)
+    SequenceTable_0 _S427 = _S422;
+    Part_0 _S428 = part_8;
+    Turned_0 _S429 = queries_1;
+    Turned_0 _S430 = keys_1;
+    Plain_0 _S431 = values_2;
+    attend_0(_S418, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S427, &_S428, p_0.scale_4, &_S429, _S425, &_S430, &_S431);
+    if(!_S425)
     {
         return;
     }
-    SequenceTable_0 _S431 = _S420;
-    uint _S432 = SequenceTable_slot_0(&_S431, sequences_4, _S421);
-    uint i_4 = _S417 * 4U;
+    SequenceTable_0 _S432 = _S422;
+    uint _S433 = SequenceTable_slot_0(&_S432, sequences_4, _S421);
+    uint i_4 = _S418 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1388,13 +1372,13 @@ extern "C" __global__ void shuffled4_rope_attention_part_f32(StructuredBuffer<fl
         {
             break;
         }
-        uint _S433 = i_4 / p_0.head_dim_3;
-        if(_S433 == ((&part_8)->kv_head_0))
+        uint _S434 = i_4 / p_0.head_dim_3;
+        if(_S434 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S434 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S432, (&part_8)->columns_0, i_4, &_S434);
-            Plain_0 _S435 = values_2;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S432, (&part_8)->columns_0, i_4, &_S435);
+            Turned_0 _S435 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S433, (&part_8)->columns_0, i_4, &_S435);
+            Plain_0 _S436 = values_2;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S433, (&part_8)->columns_0, i_4, &_S436);
         }
         i_4 = i_4 + 512U;
     }

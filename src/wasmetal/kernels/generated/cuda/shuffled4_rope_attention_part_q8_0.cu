@@ -1415,22 +1415,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S419 = some_2;
-        add_0(&sums_5, &_S419, first_3, _S418, _S411);
+        uint _S419 = (U32_min((_S418), (table_3->length_0)));
+        Positions_0 _S420 = some_2;
+        add_0(&sums_5, &_S420, first_3, _S419, _S411);
         uint first_4 = first_3 + 32U;
-        uint _S420 = tile_0 + 32U;
-        if(_S420 < _S418)
+        uint _S421 = tile_0 + 32U;
+        if(_S421 < _S418)
         {
-            Pools_0 _S421 = pools_0;
-            Positions_0 _S422 = Pools_read_0(&_S421, first_4, _S411);
-            some_2 = _S422;
+            Pools_0 _S422 = pools_0;
+            Positions_0 _S423 = Pools_read_0(&_S422, first_4, _S411);
+            some_2 = _S423;
         }
-        tile_0 = _S420;
+        tile_0 = _S421;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S423 = sums_5;
-    write_0(thread_2, &_S423, part_4, scratch_1);
+    Sums_0 _S424 = sums_5;
+    write_0(thread_2, &_S424, part_4, scratch_1);
     return;
 }
 
@@ -1441,36 +1442,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S424 = rows_0 * kv_heads_0;
-    uint _S425 = heads_1 / kv_heads_0;
-    return _S424 * ((_S425 + 4U - 1U) / 4U);
+    uint _S425 = rows_0 * kv_heads_0;
+    uint _S426 = heads_1 / kv_heads_0;
+    return _S425 * ((_S426 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S426 = heads_2 / kv_heads_1;
-    uint _S427 = (_S426 + 4U - 1U) / 4U;
-    uint _S428 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S429 = number_1 % _S428;
-    uint _S430 = _S429 % _S427;
+    uint _S427 = heads_2 / kv_heads_1;
+    uint _S428 = (_S427 + 4U - 1U) / 4U;
+    uint _S429 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S430 = number_1 % _S429;
+    uint _S431 = _S430 % _S428;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S429;
-    uint _S431 = number_1 / _S428;
-    (&part_5)->number_0 = _S431;
-    uint _S432 = _S429 / (kv_heads_1 * _S427);
-    (&part_5)->row_0 = _S432;
-    uint _S433 = _S429 / _S427;
-    uint _S434 = _S433 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S434;
-    uint _S435 = _S430 * 4U;
-    uint _S436 = _S434 * _S426 + _S435;
-    (&part_5)->head_0 = _S436;
-    (&part_5)->heads_0 = (U32_min((_S426 - _S435), (4U)));
+    (&part_5)->unit_0 = _S430;
+    uint _S432 = number_1 / _S429;
+    (&part_5)->number_0 = _S432;
+    uint _S433 = _S430 / (kv_heads_1 * _S428);
+    (&part_5)->row_0 = _S433;
+    uint _S434 = _S430 / _S428;
+    uint _S435 = _S434 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S435;
+    uint _S436 = _S431 * 4U;
+    uint _S437 = _S435 * _S427 + _S436;
+    (&part_5)->head_0 = _S437;
+    (&part_5)->heads_0 = (U32_min((_S427 - _S436), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S437 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S437;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S436) * _S437 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S438 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S438;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S437) * _S438 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1481,99 +1482,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S438;
+    uint _S439;
     if(offset_4 == 4294967295U)
     {
-        _S438 = rows_2;
+        _S439 = rows_2;
     }
     else
     {
-        uint _S439 = __ldg((&(batch_0)[offset_4]));
-        _S438 = (U32_min(((U32_max((_S439), (first_5))) - first_5), (rows_2)));
+        uint _S440 = __ldg((&(batch_0)[offset_4]));
+        _S439 = (U32_min(((U32_max((_S440), (first_5))) - first_5), (rows_2)));
     }
-    return _S438;
+    return _S439;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S440 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S440;
+    uint _S441 = __ldg((&(batch_1)[offset_5 + 2U + 2U * row_1]));
+    return _S441;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
+{
+    uint _S442 = __ldg((&(batch_2)[offset_6 + 3U + 2U * row_2]));
+    return _S442;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S441;
-    (&_S441)->begin_3 = begin_4;
-    (&_S441)->page_size_0 = page_size_1;
-    (&_S441)->pages_0 = pages_1;
-    (&_S441)->length_0 = length_1;
-    return _S441;
+    SequenceTable_0 _S443;
+    (&_S443)->begin_3 = begin_4;
+    (&_S443)->page_size_0 = page_size_1;
+    (&_S443)->pages_0 = pages_1;
+    (&_S443)->length_0 = length_1;
+    return _S443;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S442 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S443 = _S442 + 1U;
-    uint _S444 = __ldg((&(sequences_3)[_S442]));
-    return SequenceTable_x24init_0(_S443, page_size_2, pages_2, (U32_min((_S444), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
-{
-    uint _S445 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S445;
+    uint _S444 = offset_7 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S445 = _S444 + 1U;
+    uint _S446 = __ldg((&(sequences_3)[_S444]));
+    return SequenceTable_x24init_0(_S445, page_size_2, pages_2, (U32_min((_S446), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S446;
+    bool _S447;
     if(window_0 != 0U)
     {
-        _S446 = position_1 >= window_0;
+        _S447 = position_1 >= window_0;
     }
     else
     {
-        _S446 = false;
+        _S447 = false;
     }
-    uint _S447;
-    if(_S446)
-    {
-        _S447 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S447 = 0U;
-    }
-    return _S447;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S448;
-    if(first_6 < length_2)
+    if(_S447)
     {
-        _S448 = length_2 - first_6;
+        _S448 = position_1 - window_0 + 1U;
     }
     else
     {
         _S448 = 0U;
     }
-    uint _S449 = parts_1 * tiles_0 * 64U;
-    uint _S450 = (_S448 + _S449 - 1U) / _S449;
-    uint _S451 = _S450 * tiles_0 * 64U;
-    uint _S452 = (U32_min((first_6 + part_6->number_0 * _S451), (length_2)));
-    part_6->begin_0 = _S452;
-    part_6->end_0 = (U32_min((_S452 + _S451), (length_2)));
-    if(_S448 == 0U)
+    return _S448;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S449;
+    if(first_6 < length_2)
     {
-        _S448 = 1U;
+        _S449 = length_2 - first_6;
     }
     else
     {
-        uint _S453 = (_S448 + _S451 - 1U) / _S451;
-        _S448 = _S453;
+        _S449 = 0U;
     }
-    part_6->used_0 = _S448;
+    uint _S450 = parts_1 * least_0;
+    uint _S451 = (_S449 + _S450 - 1U) / _S450;
+    uint _S452 = _S451 * least_0;
+    uint _S453 = (U32_min((first_6 + part_6->number_0 * _S452), (length_2)));
+    part_6->begin_0 = _S453;
+    part_6->end_0 = (U32_min((_S453 + _S452), (length_2)));
+    if(_S449 == 0U)
+    {
+        _S449 = 1U;
+    }
+    else
+    {
+        uint _S454 = (_S449 + _S452 - 1U) / _S452;
+        _S449 = _S454;
+    }
+    part_6->used_0 = _S449;
     return;
 }
 
@@ -1581,20 +1582,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S454 = make_int4 (int(0));
-        float4  _S455 = make_float4 ((float)_S454.x, (float)_S454.y, (float)_S454.z, (float)_S454.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S455;
+        int4  _S455 = make_int4 (int(0));
+        float4  _S456 = make_float4 ((float)_S455.x, (float)_S455.y, (float)_S455.z, (float)_S455.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S456;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S456;
-    (&_S456)->angles_0 = angles_1;
-    (&_S456)->pairs_0 = pairs_1;
-    (&_S456)->interleaved_0 = interleaved_1;
-    return _S456;
+    Rotation_0 _S457;
+    (&_S457)->angles_0 = angles_1;
+    (&_S457)->pairs_0 = pairs_1;
+    (&_S457)->interleaved_0 = interleaved_1;
+    return _S457;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1632,80 +1633,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled4_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S457 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S458 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S458;
-    bool _S459;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S459 = true;
-    }
-    else
-    {
-        _S459 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S459)
-    {
-        return;
-    }
-    SequenceTable_0 _S460 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S458 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S459 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S459;
+    bool _S460 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S461 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S462 = _S461 < (_S460.length_0);
-    share_out_0(&part_8, first_seen_0(_S461, p_0.window_1), (U32_min((_S461), (_S460.length_0))), p_0.parts_2, 1U);
-    if(_S462)
+    SequenceTable_0 _S462 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S461, p_0.window_1), (U32_min((_S461), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 32U);
+    bool _S463 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S463 | (!_S460)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S459 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S459 = false;
-    }
-    bool _S463;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S463 = !_S459;
-    }
-    else
-    {
-        _S463 = false;
-    }
-    if(_S463)
-    {
-        Part_0 _S464 = part_8;
-        leave_empty_0(_S457, &_S464, scratch_3);
+        if((_S463 & _S460) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S464 = part_8;
+            leave_empty_0(_S458, &_S464, scratch_3);
+        }
         return;
+    }
+    bool _S465;
+    if(_S461 < (_S462.length_0))
+    {
+        _S465 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S465 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S465 = rotation_1(p_0.table_offset_1, _S461, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S465;
+    Rotation_0 _S466 = rotation_1(p_0.table_offset_1, _S461, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S466;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S465;
+    (&keys_1)->rotation_0 = _S466;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S466 = _S460;
-    Part_0 _S467 = part_8;
-    Turned_0 _S468 = queries_1;
-    Turned_0 _S469 = keys_1;
-    Plain_0 _S470 = values_3;
-    attend_0(_S457, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S466, &_S467, p_0.scale_4, &_S468, _S459, &_S469, &_S470);
-    if(!_S459)
+    SequenceTable_0 _S467 = _S462;
+    Part_0 _S468 = part_8;
+    Turned_0 _S469 = queries_1;
+    Turned_0 _S470 = keys_1;
+    Plain_0 _S471 = values_3;
+    attend_0(_S458, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S467, &_S468, p_0.scale_4, &_S469, _S465, &_S470, &_S471);
+    if(!_S465)
     {
         return;
     }
-    SequenceTable_0 _S471 = _S460;
-    uint _S472 = SequenceTable_slot_0(&_S471, sequences_4, _S461);
-    uint i_10 = _S457 * 64U;
+    SequenceTable_0 _S472 = _S462;
+    uint _S473 = SequenceTable_slot_0(&_S472, sequences_4, _S461);
+    uint i_10 = _S458 * 64U;
     for(;;)
     {
         if(i_10 < ((&part_8)->columns_0))
@@ -1715,13 +1699,13 @@ extern "C" __global__ void shuffled4_rope_attention_part_q8_0(StructuredBuffer<f
         {
             break;
         }
-        uint _S473 = i_10 / p_0.head_dim_3;
-        if(_S473 == ((&part_8)->kv_head_0))
+        uint _S474 = i_10 / p_0.head_dim_3;
+        if(_S474 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S474 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S472, (&part_8)->columns_0, i_10, &_S474);
-            Plain_0 _S475 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S472, (&part_8)->columns_0, i_10, &_S475);
+            Turned_0 _S475 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S473, (&part_8)->columns_0, i_10, &_S475);
+            Plain_0 _S476 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S473, (&part_8)->columns_0, i_10, &_S476);
         }
         i_10 = i_10 + 8192U;
     }

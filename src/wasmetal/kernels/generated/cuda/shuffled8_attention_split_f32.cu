@@ -1056,38 +1056,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S403 = some_2;
-        add_0(&sums_5, &_S403, first_3, _S402, _S395);
+        uint _S403 = (U32_min((_S402), (table_1->length_0)));
+        Positions_0 _S404 = some_2;
+        add_0(&sums_5, &_S404, first_3, _S403, _S395);
         uint first_4 = first_3 + 16U;
-        uint _S404 = tile_0 + 16U;
-        if(_S404 < _S402)
+        uint _S405 = tile_0 + 16U;
+        if(_S405 < _S402)
         {
-            Pools_0 _S405 = pools_0;
-            Positions_0 _S406 = Pools_read_0(&_S405, first_4, _S395);
-            some_2 = _S406;
+            Pools_0 _S406 = pools_0;
+            Positions_0 _S407 = Pools_read_0(&_S406, first_4, _S395);
+            some_2 = _S407;
         }
-        tile_0 = _S404;
+        tile_0 = _S405;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S407 = sums_5;
-    write_0(thread_2, &_S407, part_4, scratch_1);
+    Sums_0 _S408 = sums_5;
+    write_0(thread_2, &_S408, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S408;
+    uint _S409;
     if(offset_1 == 4294967295U)
     {
-        _S408 = rows_0;
+        _S409 = rows_0;
     }
     else
     {
-        uint _S409 = __ldg((&(batch_0)[offset_1]));
-        _S408 = (U32_min(((U32_max((_S409), (first_5))) - first_5), (rows_0)));
+        uint _S410 = __ldg((&(batch_0)[offset_1]));
+        _S409 = (U32_min(((U32_max((_S410), (first_5))) - first_5), (rows_0)));
     }
-    return _S408;
+    return _S409;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1097,36 +1098,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S410 = rows_1 * kv_heads_0;
-    uint _S411 = heads_1 / kv_heads_0;
-    return _S410 * ((_S411 + 4U - 1U) / 4U);
+    uint _S411 = rows_1 * kv_heads_0;
+    uint _S412 = heads_1 / kv_heads_0;
+    return _S411 * ((_S412 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S412 = heads_2 / kv_heads_1;
-    uint _S413 = (_S412 + 4U - 1U) / 4U;
-    uint _S414 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S415 = number_1 % _S414;
-    uint _S416 = _S415 % _S413;
+    uint _S413 = heads_2 / kv_heads_1;
+    uint _S414 = (_S413 + 4U - 1U) / 4U;
+    uint _S415 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S416 = number_1 % _S415;
+    uint _S417 = _S416 % _S414;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S415;
-    uint _S417 = number_1 / _S414;
-    (&part_5)->number_0 = _S417;
-    uint _S418 = _S415 / (kv_heads_1 * _S413);
-    (&part_5)->row_0 = _S418;
-    uint _S419 = _S415 / _S413;
-    uint _S420 = _S419 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S420;
-    uint _S421 = _S416 * 4U;
-    uint _S422 = _S420 * _S412 + _S421;
-    (&part_5)->head_0 = _S422;
-    (&part_5)->heads_0 = (U32_min((_S412 - _S421), (4U)));
+    (&part_5)->unit_0 = _S416;
+    uint _S418 = number_1 / _S415;
+    (&part_5)->number_0 = _S418;
+    uint _S419 = _S416 / (kv_heads_1 * _S414);
+    (&part_5)->row_0 = _S419;
+    uint _S420 = _S416 / _S414;
+    uint _S421 = _S420 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S421;
+    uint _S422 = _S417 * 4U;
+    uint _S423 = _S421 * _S413 + _S422;
+    (&part_5)->head_0 = _S423;
+    (&part_5)->heads_0 = (U32_min((_S413 - _S422), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S423 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S423;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S422) * _S423 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S424 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S424;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S423) * _S424 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1137,70 +1138,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S424 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S424;
+    uint _S425 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S425;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S425;
-    (&_S425)->begin_2 = begin_3;
-    (&_S425)->page_size_0 = page_size_1;
-    (&_S425)->pages_0 = pages_1;
-    (&_S425)->length_0 = length_1;
-    return _S425;
+    SequenceTable_0 _S426;
+    (&_S426)->begin_2 = begin_3;
+    (&_S426)->page_size_0 = page_size_1;
+    (&_S426)->pages_0 = pages_1;
+    (&_S426)->length_0 = length_1;
+    return _S426;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S426 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S427 = _S426 + 1U;
-    uint _S428 = __ldg((&(sequences_3)[_S426]));
-    return SequenceTable_x24init_0(_S427, page_size_2, pages_2, (U32_min((_S428), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S427 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S428 = _S427 + 1U;
+    uint _S429 = __ldg((&(sequences_3)[_S427]));
+    return SequenceTable_x24init_0(_S428, page_size_2, pages_2, (U32_min((_S429), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S429 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S429;
+    uint _S430 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S430;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S430 = this_3->length_0;
-    uint _S431;
+    uint _S431 = this_3->length_0;
+    uint _S432;
     if(position_1 < (this_3->length_0))
     {
-        _S431 = position_1 + 1U;
+        _S432 = position_1 + 1U;
     }
     else
     {
-        _S431 = _S430;
+        _S432 = _S431;
     }
-    return _S431;
+    return _S432;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S432;
+    bool _S433;
     if(window_0 != 0U)
     {
-        _S432 = position_2 >= window_0;
+        _S433 = position_2 >= window_0;
     }
     else
     {
-        _S432 = false;
+        _S433 = false;
     }
-    uint _S433;
-    if(_S432)
+    uint _S434;
+    if(_S433)
     {
-        _S433 = position_2 - window_0 + 1U;
+        _S434 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S433 = 0U;
+        _S434 = 0U;
     }
-    return _S433;
+    return _S434;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -1210,33 +1211,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S434;
+    uint _S435;
     if(first_6 < length_2)
     {
-        _S434 = length_2 - first_6;
+        _S435 = length_2 - first_6;
     }
     else
     {
-        _S434 = 0U;
+        _S435 = 0U;
     }
-    uint _S435 = parts_1 * tiles_0 * 64U;
-    uint _S436 = (_S434 + _S435 - 1U) / _S435;
-    uint _S437 = _S436 * tiles_0 * 64U;
-    uint _S438 = (U32_min((first_6 + part_6->number_0 * _S437), (length_2)));
-    part_6->begin_0 = _S438;
-    part_6->end_0 = (U32_min((_S438 + _S437), (length_2)));
-    if(_S434 == 0U)
+    uint _S436 = parts_1 * least_0;
+    uint _S437 = (_S435 + _S436 - 1U) / _S436;
+    uint _S438 = _S437 * least_0;
+    uint _S439 = (U32_min((first_6 + part_6->number_0 * _S438), (length_2)));
+    part_6->begin_0 = _S439;
+    part_6->end_0 = (U32_min((_S439 + _S438), (length_2)));
+    if(_S435 == 0U)
     {
-        _S434 = 1U;
+        _S435 = 1U;
     }
     else
     {
-        uint _S439 = (_S434 + _S437 - 1U) / _S437;
-        _S434 = _S439;
+        uint _S440 = (_S435 + _S438 - 1U) / _S438;
+        _S435 = _S440;
     }
-    part_6->used_0 = _S434;
+    part_6->used_0 = _S435;
     return;
 }
 
@@ -1244,29 +1245,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S440 = part_7->used_0;
-    bool _S441 = (part_7->used_0) > 1U;
-    if(_S441)
+    uint _S441 = part_7->used_0;
+    bool _S442 = (part_7->used_0) > 1U;
+    if(_S442)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S441)
+    if(!_S442)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S442 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S442]), 1U);
-        if(before_0 == (_S440 - 1U))
+        uint _S443 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S443]), 1U);
+        if(before_0 == (_S441 - 1U))
         {
-            *(&(counters_0)[_S442]) = 0U;
+            *(&(counters_0)[_S443]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S440 - 1U))
+    if((*&finished_0) != (_S441 - 1U))
     {
         return false;
     }
@@ -1283,57 +1284,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S443;
-    uint _S444 = part_8->head_dim_0;
-    uint _S445 = part_8->head_dim_0 / 4U;
-    uint _S446 = part_8->heads_0 * _S445;
-    uint _S447 = (U32_min((_S446), (128U)));
-    uint _S448 = 128U / _S447;
-    uint _S449 = thread_4 / _S447;
-    uint _S450 = _S445 + 1U;
-    uint _S451 = part_8->out_0 - part_8->number_0 * _S450;
+    float _S444;
+    uint _S445 = part_8->head_dim_0;
+    uint _S446 = part_8->head_dim_0 / 4U;
+    uint _S447 = part_8->heads_0 * _S446;
+    uint _S448 = (U32_min((_S447), (128U)));
+    uint _S449 = 128U / _S448;
+    uint _S450 = thread_4 / _S448;
+    uint _S451 = _S446 + 1U;
+    uint _S452 = part_8->out_0 - part_8->number_0 * _S451;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S446)
+        if(first_7 < _S447)
         {
         }
         else
         {
             break;
         }
-        uint _S452 = thread_4 % _S447;
-        uint _S453 = first_7 + _S452;
-        uint _S454 = _S453 / _S445;
-        bool _S455;
-        if(_S449 < _S448)
+        uint _S453 = thread_4 % _S448;
+        uint _S454 = first_7 + _S453;
+        uint _S455 = _S454 / _S446;
+        bool _S456;
+        if(_S450 < _S449)
         {
-            _S455 = _S453 < _S446;
+            _S456 = _S454 < _S447;
         }
         else
         {
-            _S455 = false;
+            _S456 = false;
         }
-        int4  _S456 = make_int4 (int(0));
-        float4  _S457 = make_float4 ((float)_S456.x, (float)_S456.y, (float)_S456.z, (float)_S456.w);
-        uint i_4 = _S449;
-        float4  sum_0 = _S457;
+        int4  _S457 = make_int4 (int(0));
+        float4  _S458 = make_float4 ((float)_S457.x, (float)_S457.y, (float)_S457.z, (float)_S457.w);
+        uint i_4 = _S450;
+        float4  sum_0 = _S458;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S458 = part_8->used_0;
-            bool _S459 = i_4 < (part_8->used_0);
-            bool _S460;
-            if(_S459)
+            uint _S459 = part_8->used_0;
+            bool _S460 = i_4 < (part_8->used_0);
+            bool _S461;
+            if(_S460)
             {
-                _S460 = _S455;
+                _S461 = _S456;
             }
             else
             {
-                _S460 = false;
+                _S461 = false;
             }
-            if(_S460)
+            if(_S461)
             {
             }
             else
@@ -1342,36 +1343,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S461 = _S451 + _S454 * part_8->out_stride_0;
-            uint _S462 = _S458 - 1U;
-            uint _S463 = _S461 + (U32_min((i_4), (_S462))) * _S450;
-            uint _S464 = _S453 % _S445;
-            values_2[0U] = *(&(scratch_2)[_S463 + _S464]);
-            float4  * _S465 = (&(scratch_2)[_S463 + _S445]);
-            about_0[0U] = *_S465;
-            uint _S466 = i_4 + _S448;
-            uint _S467 = _S461 + (U32_min((_S466), (_S462))) * _S450;
-            values_2[1U] = *(&(scratch_2)[_S467 + _S464]);
-            float4  * _S468 = (&(scratch_2)[_S467 + _S445]);
-            about_0[1U] = *_S468;
-            uint _S469 = i_4 + 2U * _S448;
-            uint _S470 = _S461 + (U32_min((_S469), (_S462))) * _S450;
-            values_2[2U] = *(&(scratch_2)[_S470 + _S464]);
-            float4  * _S471 = (&(scratch_2)[_S470 + _S445]);
-            about_0[2U] = *_S471;
-            uint _S472 = i_4 + 3U * _S448;
-            uint _S473 = _S461 + (U32_min((_S472), (_S462))) * _S450;
-            values_2[3U] = *(&(scratch_2)[_S473 + _S464]);
-            float4  * _S474 = (&(scratch_2)[_S473 + _S445]);
-            about_0[3U] = *_S474;
-            float _S475 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S465).x)))), ((*_S468).x)))), ((*_S471).x)))), ((*_S474).x)));
-            float _S476 = (__expf((peak_4 - _S475)));
-            float4  sum_1 = sum_0 * make_float4 (_S476);
-            float total_5 = total_4 * _S476;
-            if(_S459)
+            uint _S462 = _S452 + _S455 * part_8->out_stride_0;
+            uint _S463 = _S459 - 1U;
+            uint _S464 = _S462 + (U32_min((i_4), (_S463))) * _S451;
+            uint _S465 = _S454 % _S446;
+            values_2[0U] = *(&(scratch_2)[_S464 + _S465]);
+            float4  * _S466 = (&(scratch_2)[_S464 + _S446]);
+            about_0[0U] = *_S466;
+            uint _S467 = i_4 + _S449;
+            uint _S468 = _S462 + (U32_min((_S467), (_S463))) * _S451;
+            values_2[1U] = *(&(scratch_2)[_S468 + _S465]);
+            float4  * _S469 = (&(scratch_2)[_S468 + _S446]);
+            about_0[1U] = *_S469;
+            uint _S470 = i_4 + 2U * _S449;
+            uint _S471 = _S462 + (U32_min((_S470), (_S463))) * _S451;
+            values_2[2U] = *(&(scratch_2)[_S471 + _S465]);
+            float4  * _S472 = (&(scratch_2)[_S471 + _S446]);
+            about_0[2U] = *_S472;
+            uint _S473 = i_4 + 3U * _S449;
+            uint _S474 = _S462 + (U32_min((_S473), (_S463))) * _S451;
+            values_2[3U] = *(&(scratch_2)[_S474 + _S465]);
+            float4  * _S475 = (&(scratch_2)[_S474 + _S446]);
+            about_0[3U] = *_S475;
+            float _S476 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S466).x)))), ((*_S469).x)))), ((*_S472).x)))), ((*_S475).x)));
+            float _S477 = (__expf((peak_4 - _S476)));
+            float4  sum_1 = sum_0 * make_float4 (_S477);
+            float total_5 = total_4 * _S477;
+            if(_S460)
             {
-                float _S477 = (__expf((about_0[0U].x - _S475)));
-                peak_3 = _S477;
+                float _S478 = (__expf((about_0[0U].x - _S476)));
+                peak_3 = _S478;
             }
             else
             {
@@ -1379,10 +1380,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S466 < _S458)
+            if(_S467 < _S459)
             {
-                float _S478 = (__expf((about_0[1U].x - _S475)));
-                sink_0 = _S478;
+                float _S479 = (__expf((about_0[1U].x - _S476)));
+                sink_0 = _S479;
             }
             else
             {
@@ -1390,10 +1391,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S469 < _S458)
+            if(_S470 < _S459)
             {
-                float _S479 = (__expf((about_0[2U].x - _S475)));
-                weights_0 = _S479;
+                float _S480 = (__expf((about_0[2U].x - _S476)));
+                weights_0 = _S480;
             }
             else
             {
@@ -1401,112 +1402,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S472 < _S458)
+            if(_S473 < _S459)
             {
-                float _S480 = (__expf((about_0[3U].x - _S475)));
-                _S443 = _S480;
+                float _S481 = (__expf((about_0[3U].x - _S476)));
+                _S444 = _S481;
             }
             else
             {
-                _S443 = 0.0f;
+                _S444 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S443) * values_2[3U];
-            float total_9 = total_8 + _S443 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S448;
+            float4  sum_5 = sum_4 + make_float4 (_S444) * values_2[3U];
+            float total_9 = total_8 + _S444 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S449;
             sum_0 = sum_5;
-            peak_4 = _S475;
+            peak_4 = _S476;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S481;
-        if(thread_4 < _S447)
+        bool _S482;
+        if(thread_4 < _S448)
         {
-            _S481 = _S455;
+            _S482 = _S456;
         }
         else
         {
-            _S481 = false;
+            _S482 = false;
         }
-        if(_S481)
+        if(_S482)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S448)
+                if(i_5 < _S449)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S482 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S447].x)));
+                float _S483 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S448].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S482;
+                peak_3 = _S483;
             }
-            bool _S483 = sinks_offset_0 != 4294967295U;
-            if(_S483)
+            bool _S484 = sinks_offset_0 != 4294967295U;
+            if(_S484)
             {
-                float _S484 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S454]));
-                sink_0 = (F32_max((_S484), (-3.4028234663852886e+38f)));
+                float _S485 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S455]));
+                sink_0 = (F32_max((_S485), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S485 = (F32_max((peak_3), (sink_0)));
+            float _S486 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_2 = _S457;
+            float4  whole_2 = _S458;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S448)
+                if(i_6 < _S449)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S486 = thread_4 + i_6 * _S447;
-                float2  _S487 = (*&totals_1)[_S486];
-                float _S488 = (__expf(((*&totals_1)[_S486].x - _S485)));
-                float4  whole_3 = whole_2 + make_float4 (_S488) * (*&sums_6)[_S486];
-                float weights_1 = weights_0 + _S488 * _S487.y;
+                uint _S487 = thread_4 + i_6 * _S448;
+                float2  _S488 = (*&totals_1)[_S487];
+                float _S489 = (__expf(((*&totals_1)[_S487].x - _S486)));
+                float4  whole_3 = whole_2 + make_float4 (_S489) * (*&sums_6)[_S487];
+                float weights_1 = weights_0 + _S489 * _S488.y;
                 i_6 = i_6 + 1U;
                 whole_2 = whole_3;
                 weights_0 = weights_1;
             }
-            if(_S483)
+            if(_S484)
             {
-                float _S489 = (__expf((sink_0 - _S485)));
-                _S443 = _S489;
+                float _S490 = (__expf((sink_0 - _S486)));
+                _S444 = _S490;
             }
             else
             {
-                _S443 = 0.0f;
+                _S444 = 0.0f;
             }
-            float total_10 = weights_0 + _S443;
-            float4  _S490;
+            float total_10 = weights_0 + _S444;
+            float4  _S491;
             if(weights_0 != 0.0f)
             {
-                _S490 = whole_2 / make_float4 (total_10);
+                _S491 = whole_2 / make_float4 (total_10);
             }
             else
             {
-                _S490 = _S457;
+                _S491 = _S458;
             }
-            uint _S491 = to_0 + (part_8->head_0 + _S454) * _S444;
-            uint _S492 = _S453 % _S445;
-            uint _S493 = _S491 + 4U * _S492;
-            *(&(result_3)[_S493]) = _S490.x;
-            *(&(result_3)[_S493 + 1U]) = _S490.y;
-            *(&(result_3)[_S493 + 2U]) = _S490.z;
-            *(&(result_3)[_S493 + 3U]) = _S490.w;
+            uint _S492 = to_0 + (part_8->head_0 + _S455) * _S445;
+            uint _S493 = _S454 % _S446;
+            uint _S494 = _S492 + 4U * _S493;
+            *(&(result_3)[_S494]) = _S491.x;
+            *(&(result_3)[_S494 + 1U]) = _S491.y;
+            *(&(result_3)[_S494 + 2U]) = _S491.z;
+            *(&(result_3)[_S494 + 3U]) = _S491.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S447;
+        first_7 = first_7 + _S448;
     }
     return;
 }
@@ -1541,25 +1542,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled8_attention_split_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S494 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S495 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S495 == 0U)
+    uint _S495 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S496 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S496 == 0U)
     {
         return;
     }
-    Part_0 _S496 = part_of_0(group_number_0(blockIdx), _S495, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S496;
-    uint _S497 = units_of_0(_S495, p_0.heads_3, p_0.kv_heads_2);
-    uint _S498 = p_0.groups_0 / _S497;
-    if(((&part_9)->number_0) >= _S498)
+    Part_0 _S497 = part_of_0(group_number_0(blockIdx), _S496, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S497;
+    uint _S498 = units_of_0(_S496, p_0.heads_3, p_0.kv_heads_2);
+    uint _S499 = p_0.groups_0 / _S498;
+    if(((&part_9)->number_0) >= _S499)
     {
         return;
     }
-    SequenceTable_0 _S499 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S500 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S501 = _S499;
-    uint _S502 = SequenceTable_end_of_0(&_S501, _S500);
-    uint _S503 = first_seen_0(_S500, p_0.window_1);
+    SequenceTable_0 _S500 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S501 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S502 = _S500;
+    uint _S503 = SequenceTable_end_of_0(&_S502, _S501);
+    uint _S504 = first_seen_0(_S501, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1576,27 +1577,27 @@ extern "C" __global__ void shuffled8_attention_split_f32(StructuredBuffer<float>
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S503, _S502, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S504, _S503, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S504 = _S499;
-        Part_0 _S505 = part_9;
-        Plain_0 _S506 = queries_1;
+        SequenceTable_0 _S505 = _S500;
+        Part_0 _S506 = part_9;
         Plain_0 _S507 = queries_1;
         Plain_0 _S508 = queries_1;
-        attend_0(_S494, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S504, &_S505, p_0.scale_4, &_S506, false, &_S507, &_S508);
-        Part_0 _S509 = part_9;
-        bool _S510 = is_last_0(_S494, &_S509, counters_1, p_0.counters_offset_1);
-        if(_S510)
+        Plain_0 _S509 = queries_1;
+        attend_0(_S495, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S505, &_S506, p_0.scale_4, &_S507, false, &_S508, &_S509);
+        Part_0 _S510 = part_9;
+        bool _S511 = is_last_0(_S495, &_S510, counters_1, p_0.counters_offset_1);
+        if(_S511)
         {
-            uint _S511 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S512 = part_9;
-            join_parts_0(_S494, &_S512, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S511);
+            uint _S512 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S513 = part_9;
+            join_parts_0(_S495, &_S513, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S512);
         }
         __syncthreads();
-        number_3 = number_3 + _S498;
+        number_3 = number_3 + _S499;
     }
     return;
 }

@@ -1075,38 +1075,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S407 = some_2;
-        add_0(&sums_5, &_S407, first_3, _S406, _S399);
+        uint _S407 = (U32_min((_S406), (table_1->length_0)));
+        Positions_0 _S408 = some_2;
+        add_0(&sums_5, &_S408, first_3, _S407, _S399);
         uint first_4 = first_3 + 16U;
-        uint _S408 = tile_0 + 16U;
-        if(_S408 < _S406)
+        uint _S409 = tile_0 + 16U;
+        if(_S409 < _S406)
         {
-            Pools_0 _S409 = pools_0;
-            Positions_0 _S410 = Pools_read_0(&_S409, first_4, _S399);
-            some_2 = _S410;
+            Pools_0 _S410 = pools_0;
+            Positions_0 _S411 = Pools_read_0(&_S410, first_4, _S399);
+            some_2 = _S411;
         }
-        tile_0 = _S408;
+        tile_0 = _S409;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S411 = sums_5;
-    write_0(thread_2, &_S411, part_4, scratch_1);
+    Sums_0 _S412 = sums_5;
+    write_0(thread_2, &_S412, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S412;
+    uint _S413;
     if(offset_2 == 4294967295U)
     {
-        _S412 = rows_0;
+        _S413 = rows_0;
     }
     else
     {
-        uint _S413 = __ldg((&(batch_0)[offset_2]));
-        _S412 = (U32_min(((U32_max((_S413), (first_5))) - first_5), (rows_0)));
+        uint _S414 = __ldg((&(batch_0)[offset_2]));
+        _S413 = (U32_min(((U32_max((_S414), (first_5))) - first_5), (rows_0)));
     }
-    return _S412;
+    return _S413;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1116,36 +1117,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S414 = rows_1 * kv_heads_0;
-    uint _S415 = heads_1 / kv_heads_0;
-    return _S414 * ((_S415 + 4U - 1U) / 4U);
+    uint _S415 = rows_1 * kv_heads_0;
+    uint _S416 = heads_1 / kv_heads_0;
+    return _S415 * ((_S416 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S416 = heads_2 / kv_heads_1;
-    uint _S417 = (_S416 + 4U - 1U) / 4U;
-    uint _S418 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S419 = number_1 % _S418;
-    uint _S420 = _S419 % _S417;
+    uint _S417 = heads_2 / kv_heads_1;
+    uint _S418 = (_S417 + 4U - 1U) / 4U;
+    uint _S419 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S420 = number_1 % _S419;
+    uint _S421 = _S420 % _S418;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S419;
-    uint _S421 = number_1 / _S418;
-    (&part_5)->number_0 = _S421;
-    uint _S422 = _S419 / (kv_heads_1 * _S417);
-    (&part_5)->row_0 = _S422;
-    uint _S423 = _S419 / _S417;
-    uint _S424 = _S423 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S424;
-    uint _S425 = _S420 * 4U;
-    uint _S426 = _S424 * _S416 + _S425;
-    (&part_5)->head_0 = _S426;
-    (&part_5)->heads_0 = (U32_min((_S416 - _S425), (4U)));
+    (&part_5)->unit_0 = _S420;
+    uint _S422 = number_1 / _S419;
+    (&part_5)->number_0 = _S422;
+    uint _S423 = _S420 / (kv_heads_1 * _S418);
+    (&part_5)->row_0 = _S423;
+    uint _S424 = _S420 / _S418;
+    uint _S425 = _S424 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S425;
+    uint _S426 = _S421 * 4U;
+    uint _S427 = _S425 * _S417 + _S426;
+    (&part_5)->head_0 = _S427;
+    (&part_5)->heads_0 = (U32_min((_S417 - _S426), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S427 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S427;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S426) * _S427 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S428 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S428;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S427) * _S428 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1156,70 +1157,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S428 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S428;
+    uint _S429 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S429;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S429;
-    (&_S429)->begin_2 = begin_3;
-    (&_S429)->page_size_0 = page_size_1;
-    (&_S429)->pages_0 = pages_1;
-    (&_S429)->length_0 = length_1;
-    return _S429;
+    SequenceTable_0 _S430;
+    (&_S430)->begin_2 = begin_3;
+    (&_S430)->page_size_0 = page_size_1;
+    (&_S430)->pages_0 = pages_1;
+    (&_S430)->length_0 = length_1;
+    return _S430;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S430 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S431 = _S430 + 1U;
-    uint _S432 = __ldg((&(sequences_3)[_S430]));
-    return SequenceTable_x24init_0(_S431, page_size_2, pages_2, (U32_min((_S432), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S431 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S432 = _S431 + 1U;
+    uint _S433 = __ldg((&(sequences_3)[_S431]));
+    return SequenceTable_x24init_0(_S432, page_size_2, pages_2, (U32_min((_S433), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S433 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S433;
+    uint _S434 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S434;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S434 = this_3->length_0;
-    uint _S435;
+    uint _S435 = this_3->length_0;
+    uint _S436;
     if(position_1 < (this_3->length_0))
     {
-        _S435 = position_1 + 1U;
+        _S436 = position_1 + 1U;
     }
     else
     {
-        _S435 = _S434;
+        _S436 = _S435;
     }
-    return _S435;
+    return _S436;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S436;
+    bool _S437;
     if(window_0 != 0U)
     {
-        _S436 = position_2 >= window_0;
+        _S437 = position_2 >= window_0;
     }
     else
     {
-        _S436 = false;
+        _S437 = false;
     }
-    uint _S437;
-    if(_S436)
+    uint _S438;
+    if(_S437)
     {
-        _S437 = position_2 - window_0 + 1U;
+        _S438 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S437 = 0U;
+        _S438 = 0U;
     }
-    return _S437;
+    return _S438;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -1229,33 +1230,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S438;
+    uint _S439;
     if(first_6 < length_2)
     {
-        _S438 = length_2 - first_6;
+        _S439 = length_2 - first_6;
     }
     else
     {
-        _S438 = 0U;
+        _S439 = 0U;
     }
-    uint _S439 = parts_1 * tiles_0 * 64U;
-    uint _S440 = (_S438 + _S439 - 1U) / _S439;
-    uint _S441 = _S440 * tiles_0 * 64U;
-    uint _S442 = (U32_min((first_6 + part_6->number_0 * _S441), (length_2)));
-    part_6->begin_0 = _S442;
-    part_6->end_0 = (U32_min((_S442 + _S441), (length_2)));
-    if(_S438 == 0U)
+    uint _S440 = parts_1 * least_0;
+    uint _S441 = (_S439 + _S440 - 1U) / _S440;
+    uint _S442 = _S441 * least_0;
+    uint _S443 = (U32_min((first_6 + part_6->number_0 * _S442), (length_2)));
+    part_6->begin_0 = _S443;
+    part_6->end_0 = (U32_min((_S443 + _S442), (length_2)));
+    if(_S439 == 0U)
     {
-        _S438 = 1U;
+        _S439 = 1U;
     }
     else
     {
-        uint _S443 = (_S438 + _S441 - 1U) / _S441;
-        _S438 = _S443;
+        uint _S444 = (_S439 + _S442 - 1U) / _S442;
+        _S439 = _S444;
     }
-    part_6->used_0 = _S438;
+    part_6->used_0 = _S439;
     return;
 }
 
@@ -1263,29 +1264,29 @@ __device__ __shared__ uint finished_0;
 
 __device__ bool is_last_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer<uint> counters_0, uint counters_offset_0)
 {
-    uint _S444 = part_7->used_0;
-    bool _S445 = (part_7->used_0) > 1U;
-    if(_S445)
+    uint _S445 = part_7->used_0;
+    bool _S446 = (part_7->used_0) > 1U;
+    if(_S446)
     {
         __threadfence();
     }
     __syncthreads();
-    if(!_S445)
+    if(!_S446)
     {
         return true;
     }
     if(thread_3 == 0U)
     {
-        uint _S446 = counters_offset_0 + part_7->unit_0;
-        uint before_0 = atomicAdd((&(counters_0)[_S446]), 1U);
-        if(before_0 == (_S444 - 1U))
+        uint _S447 = counters_offset_0 + part_7->unit_0;
+        uint before_0 = atomicAdd((&(counters_0)[_S447]), 1U);
+        if(before_0 == (_S445 - 1U))
         {
-            *(&(counters_0)[_S446]) = 0U;
+            *(&(counters_0)[_S447]) = 0U;
         }
         *&finished_0 = before_0;
     }
     __syncthreads();
-    if((*&finished_0) != (_S444 - 1U))
+    if((*&finished_0) != (_S445 - 1U))
     {
         return false;
     }
@@ -1302,57 +1303,57 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
     float peak_3;
     float sink_0;
     float weights_0;
-    float _S447;
-    uint _S448 = part_8->head_dim_0;
-    uint _S449 = part_8->head_dim_0 / 4U;
-    uint _S450 = part_8->heads_0 * _S449;
-    uint _S451 = (U32_min((_S450), (128U)));
-    uint _S452 = 128U / _S451;
-    uint _S453 = thread_4 / _S451;
-    uint _S454 = _S449 + 1U;
-    uint _S455 = part_8->out_0 - part_8->number_0 * _S454;
+    float _S448;
+    uint _S449 = part_8->head_dim_0;
+    uint _S450 = part_8->head_dim_0 / 4U;
+    uint _S451 = part_8->heads_0 * _S450;
+    uint _S452 = (U32_min((_S451), (128U)));
+    uint _S453 = 128U / _S452;
+    uint _S454 = thread_4 / _S452;
+    uint _S455 = _S450 + 1U;
+    uint _S456 = part_8->out_0 - part_8->number_0 * _S455;
     uint first_7 = 0U;
     for(;;)
     {
-        if(first_7 < _S450)
+        if(first_7 < _S451)
         {
         }
         else
         {
             break;
         }
-        uint _S456 = thread_4 % _S451;
-        uint _S457 = first_7 + _S456;
-        uint _S458 = _S457 / _S449;
-        bool _S459;
-        if(_S453 < _S452)
+        uint _S457 = thread_4 % _S452;
+        uint _S458 = first_7 + _S457;
+        uint _S459 = _S458 / _S450;
+        bool _S460;
+        if(_S454 < _S453)
         {
-            _S459 = _S457 < _S450;
+            _S460 = _S458 < _S451;
         }
         else
         {
-            _S459 = false;
+            _S460 = false;
         }
-        int4  _S460 = make_int4 (int(0));
-        float4  _S461 = make_float4 ((float)_S460.x, (float)_S460.y, (float)_S460.z, (float)_S460.w);
-        uint i_4 = _S453;
-        float4  sum_0 = _S461;
+        int4  _S461 = make_int4 (int(0));
+        float4  _S462 = make_float4 ((float)_S461.x, (float)_S461.y, (float)_S461.z, (float)_S461.w);
+        uint i_4 = _S454;
+        float4  sum_0 = _S462;
         float peak_4 = -3.4028234663852886e+38f;
         float total_4 = 0.0f;
         for(;;)
         {
-            uint _S462 = part_8->used_0;
-            bool _S463 = i_4 < (part_8->used_0);
-            bool _S464;
-            if(_S463)
+            uint _S463 = part_8->used_0;
+            bool _S464 = i_4 < (part_8->used_0);
+            bool _S465;
+            if(_S464)
             {
-                _S464 = _S459;
+                _S465 = _S460;
             }
             else
             {
-                _S464 = false;
+                _S465 = false;
             }
-            if(_S464)
+            if(_S465)
             {
             }
             else
@@ -1361,36 +1362,36 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             FixedArray<float4 , 4>  values_2;
             FixedArray<float4 , 4>  about_0;
-            uint _S465 = _S455 + _S458 * part_8->out_stride_0;
-            uint _S466 = _S462 - 1U;
-            uint _S467 = _S465 + (U32_min((i_4), (_S466))) * _S454;
-            uint _S468 = _S457 % _S449;
-            values_2[0U] = *(&(scratch_2)[_S467 + _S468]);
-            float4  * _S469 = (&(scratch_2)[_S467 + _S449]);
-            about_0[0U] = *_S469;
-            uint _S470 = i_4 + _S452;
-            uint _S471 = _S465 + (U32_min((_S470), (_S466))) * _S454;
-            values_2[1U] = *(&(scratch_2)[_S471 + _S468]);
-            float4  * _S472 = (&(scratch_2)[_S471 + _S449]);
-            about_0[1U] = *_S472;
-            uint _S473 = i_4 + 2U * _S452;
-            uint _S474 = _S465 + (U32_min((_S473), (_S466))) * _S454;
-            values_2[2U] = *(&(scratch_2)[_S474 + _S468]);
-            float4  * _S475 = (&(scratch_2)[_S474 + _S449]);
-            about_0[2U] = *_S475;
-            uint _S476 = i_4 + 3U * _S452;
-            uint _S477 = _S465 + (U32_min((_S476), (_S466))) * _S454;
-            values_2[3U] = *(&(scratch_2)[_S477 + _S468]);
-            float4  * _S478 = (&(scratch_2)[_S477 + _S449]);
-            about_0[3U] = *_S478;
-            float _S479 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S469).x)))), ((*_S472).x)))), ((*_S475).x)))), ((*_S478).x)));
-            float _S480 = (__expf((peak_4 - _S479)));
-            float4  sum_1 = sum_0 * make_float4 (_S480);
-            float total_5 = total_4 * _S480;
-            if(_S463)
+            uint _S466 = _S456 + _S459 * part_8->out_stride_0;
+            uint _S467 = _S463 - 1U;
+            uint _S468 = _S466 + (U32_min((i_4), (_S467))) * _S455;
+            uint _S469 = _S458 % _S450;
+            values_2[0U] = *(&(scratch_2)[_S468 + _S469]);
+            float4  * _S470 = (&(scratch_2)[_S468 + _S450]);
+            about_0[0U] = *_S470;
+            uint _S471 = i_4 + _S453;
+            uint _S472 = _S466 + (U32_min((_S471), (_S467))) * _S455;
+            values_2[1U] = *(&(scratch_2)[_S472 + _S469]);
+            float4  * _S473 = (&(scratch_2)[_S472 + _S450]);
+            about_0[1U] = *_S473;
+            uint _S474 = i_4 + 2U * _S453;
+            uint _S475 = _S466 + (U32_min((_S474), (_S467))) * _S455;
+            values_2[2U] = *(&(scratch_2)[_S475 + _S469]);
+            float4  * _S476 = (&(scratch_2)[_S475 + _S450]);
+            about_0[2U] = *_S476;
+            uint _S477 = i_4 + 3U * _S453;
+            uint _S478 = _S466 + (U32_min((_S477), (_S467))) * _S455;
+            values_2[3U] = *(&(scratch_2)[_S478 + _S469]);
+            float4  * _S479 = (&(scratch_2)[_S478 + _S450]);
+            about_0[3U] = *_S479;
+            float _S480 = (F32_max(((F32_max(((F32_max(((F32_max((peak_4), ((*_S470).x)))), ((*_S473).x)))), ((*_S476).x)))), ((*_S479).x)));
+            float _S481 = (__expf((peak_4 - _S480)));
+            float4  sum_1 = sum_0 * make_float4 (_S481);
+            float total_5 = total_4 * _S481;
+            if(_S464)
             {
-                float _S481 = (__expf((about_0[0U].x - _S479)));
-                peak_3 = _S481;
+                float _S482 = (__expf((about_0[0U].x - _S480)));
+                peak_3 = _S482;
             }
             else
             {
@@ -1398,10 +1399,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_2 = sum_1 + make_float4 (peak_3) * values_2[0U];
             float total_6 = total_5 + peak_3 * about_0[0U].y;
-            if(_S470 < _S462)
+            if(_S471 < _S463)
             {
-                float _S482 = (__expf((about_0[1U].x - _S479)));
-                sink_0 = _S482;
+                float _S483 = (__expf((about_0[1U].x - _S480)));
+                sink_0 = _S483;
             }
             else
             {
@@ -1409,10 +1410,10 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_3 = sum_2 + make_float4 (sink_0) * values_2[1U];
             float total_7 = total_6 + sink_0 * about_0[1U].y;
-            if(_S473 < _S462)
+            if(_S474 < _S463)
             {
-                float _S483 = (__expf((about_0[2U].x - _S479)));
-                weights_0 = _S483;
+                float _S484 = (__expf((about_0[2U].x - _S480)));
+                weights_0 = _S484;
             }
             else
             {
@@ -1420,112 +1421,112 @@ __device__ void join_parts_0(uint thread_4, Part_0 * part_8, RWStructuredBuffer<
             }
             float4  sum_4 = sum_3 + make_float4 (weights_0) * values_2[2U];
             float total_8 = total_7 + weights_0 * about_0[2U].y;
-            if(_S476 < _S462)
+            if(_S477 < _S463)
             {
-                float _S484 = (__expf((about_0[3U].x - _S479)));
-                _S447 = _S484;
+                float _S485 = (__expf((about_0[3U].x - _S480)));
+                _S448 = _S485;
             }
             else
             {
-                _S447 = 0.0f;
+                _S448 = 0.0f;
             }
-            float4  sum_5 = sum_4 + make_float4 (_S447) * values_2[3U];
-            float total_9 = total_8 + _S447 * about_0[3U].y;
-            i_4 = i_4 + 4U * _S452;
+            float4  sum_5 = sum_4 + make_float4 (_S448) * values_2[3U];
+            float total_9 = total_8 + _S448 * about_0[3U].y;
+            i_4 = i_4 + 4U * _S453;
             sum_0 = sum_5;
-            peak_4 = _S479;
+            peak_4 = _S480;
             total_4 = total_9;
         }
         (*&sums_6)[thread_4] = sum_0;
         (*&totals_1)[thread_4] = make_float2 (peak_4, total_4);
         __syncthreads();
-        bool _S485;
-        if(thread_4 < _S451)
+        bool _S486;
+        if(thread_4 < _S452)
         {
-            _S485 = _S459;
+            _S486 = _S460;
         }
         else
         {
-            _S485 = false;
+            _S486 = false;
         }
-        if(_S485)
+        if(_S486)
         {
             uint i_5 = 1U;
             peak_3 = peak_4;
             for(;;)
             {
-                if(i_5 < _S452)
+                if(i_5 < _S453)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float _S486 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S451].x)));
+                float _S487 = (F32_max((peak_3), ((*&totals_1)[thread_4 + i_5 * _S452].x)));
                 i_5 = i_5 + 1U;
-                peak_3 = _S486;
+                peak_3 = _S487;
             }
-            bool _S487 = sinks_offset_0 != 4294967295U;
-            if(_S487)
+            bool _S488 = sinks_offset_0 != 4294967295U;
+            if(_S488)
             {
-                float _S488 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S458]));
-                sink_0 = (F32_max((_S488), (-3.4028234663852886e+38f)));
+                float _S489 = __ldg((&(sinks_0)[sinks_offset_0 + part_8->head_0 + _S459]));
+                sink_0 = (F32_max((_S489), (-3.4028234663852886e+38f)));
             }
             else
             {
                 sink_0 = -3.4028234663852886e+38f;
             }
-            float _S489 = (F32_max((peak_3), (sink_0)));
+            float _S490 = (F32_max((peak_3), (sink_0)));
             uint i_6 = 0U;
-            float4  whole_2 = _S461;
+            float4  whole_2 = _S462;
             weights_0 = 0.0f;
             for(;;)
             {
-                if(i_6 < _S452)
+                if(i_6 < _S453)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S490 = thread_4 + i_6 * _S451;
-                float2  _S491 = (*&totals_1)[_S490];
-                float _S492 = (__expf(((*&totals_1)[_S490].x - _S489)));
-                float4  whole_3 = whole_2 + make_float4 (_S492) * (*&sums_6)[_S490];
-                float weights_1 = weights_0 + _S492 * _S491.y;
+                uint _S491 = thread_4 + i_6 * _S452;
+                float2  _S492 = (*&totals_1)[_S491];
+                float _S493 = (__expf(((*&totals_1)[_S491].x - _S490)));
+                float4  whole_3 = whole_2 + make_float4 (_S493) * (*&sums_6)[_S491];
+                float weights_1 = weights_0 + _S493 * _S492.y;
                 i_6 = i_6 + 1U;
                 whole_2 = whole_3;
                 weights_0 = weights_1;
             }
-            if(_S487)
+            if(_S488)
             {
-                float _S493 = (__expf((sink_0 - _S489)));
-                _S447 = _S493;
+                float _S494 = (__expf((sink_0 - _S490)));
+                _S448 = _S494;
             }
             else
             {
-                _S447 = 0.0f;
+                _S448 = 0.0f;
             }
-            float total_10 = weights_0 + _S447;
-            float4  _S494;
+            float total_10 = weights_0 + _S448;
+            float4  _S495;
             if(weights_0 != 0.0f)
             {
-                _S494 = whole_2 / make_float4 (total_10);
+                _S495 = whole_2 / make_float4 (total_10);
             }
             else
             {
-                _S494 = _S461;
+                _S495 = _S462;
             }
-            uint _S495 = to_0 + (part_8->head_0 + _S458) * _S448;
-            uint _S496 = _S457 % _S449;
-            uint _S497 = _S495 + 4U * _S496;
-            *(&(result_3)[_S497]) = _S494.x;
-            *(&(result_3)[_S497 + 1U]) = _S494.y;
-            *(&(result_3)[_S497 + 2U]) = _S494.z;
-            *(&(result_3)[_S497 + 3U]) = _S494.w;
+            uint _S496 = to_0 + (part_8->head_0 + _S459) * _S449;
+            uint _S497 = _S458 % _S450;
+            uint _S498 = _S496 + 4U * _S497;
+            *(&(result_3)[_S498]) = _S495.x;
+            *(&(result_3)[_S498 + 1U]) = _S495.y;
+            *(&(result_3)[_S498 + 2U]) = _S495.z;
+            *(&(result_3)[_S498 + 3U]) = _S495.w;
         }
         __syncthreads();
-        first_7 = first_7 + _S451;
+        first_7 = first_7 + _S452;
     }
     return;
 }
@@ -1560,25 +1561,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled8_attention_split_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RWStructuredBuffer<uint> counters_1, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionPartParams_0 p_0)
 {
-    uint _S498 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S499 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S499 == 0U)
+    uint _S499 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S500 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S500 == 0U)
     {
         return;
     }
-    Part_0 _S500 = part_of_0(group_number_0(blockIdx), _S499, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_9 = _S500;
-    uint _S501 = units_of_0(_S499, p_0.heads_3, p_0.kv_heads_2);
-    uint _S502 = p_0.groups_0 / _S501;
-    if(((&part_9)->number_0) >= _S502)
+    Part_0 _S501 = part_of_0(group_number_0(blockIdx), _S500, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_9 = _S501;
+    uint _S502 = units_of_0(_S500, p_0.heads_3, p_0.kv_heads_2);
+    uint _S503 = p_0.groups_0 / _S502;
+    if(((&part_9)->number_0) >= _S503)
     {
         return;
     }
-    SequenceTable_0 _S503 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S504 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
-    SequenceTable_0 _S505 = _S503;
-    uint _S506 = SequenceTable_end_of_0(&_S505, _S504);
-    uint _S507 = first_seen_0(_S504, p_0.window_1);
+    SequenceTable_0 _S504 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S505 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_9)->row_0);
+    SequenceTable_0 _S506 = _S504;
+    uint _S507 = SequenceTable_end_of_0(&_S506, _S505);
+    uint _S508 = first_seen_0(_S505, p_0.window_1);
     (&part_9)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_9)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1595,27 +1596,27 @@ extern "C" __global__ void shuffled8_attention_split_q8_0(StructuredBuffer<float
             break;
         }
         Part_take_0(&part_9, number_3);
-        share_out_0(&part_9, _S507, _S506, p_0.parts_2, 2U);
+        share_out_0(&part_9, _S508, _S507, p_0.parts_2, 128U);
         if(number_3 >= ((&part_9)->used_0))
         {
             return;
         }
-        SequenceTable_0 _S508 = _S503;
-        Part_0 _S509 = part_9;
-        Plain_0 _S510 = queries_1;
+        SequenceTable_0 _S509 = _S504;
+        Part_0 _S510 = part_9;
         Plain_0 _S511 = queries_1;
         Plain_0 _S512 = queries_1;
-        attend_0(_S498, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S508, &_S509, p_0.scale_4, &_S510, false, &_S511, &_S512);
-        Part_0 _S513 = part_9;
-        bool _S514 = is_last_0(_S498, &_S513, counters_1, p_0.counters_offset_1);
-        if(_S514)
+        Plain_0 _S513 = queries_1;
+        attend_0(_S499, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S509, &_S510, p_0.scale_4, &_S511, false, &_S512, &_S513);
+        Part_0 _S514 = part_9;
+        bool _S515 = is_last_0(_S499, &_S514, counters_1, p_0.counters_offset_1);
+        if(_S515)
         {
-            uint _S515 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
-            Part_0 _S516 = part_9;
-            join_parts_0(_S498, &_S516, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S515);
+            uint _S516 = p_0.out_offset_0 + (&part_9)->row_0 * p_0.out_stride_1;
+            Part_0 _S517 = part_9;
+            join_parts_0(_S499, &_S517, scratch_3, sinks_1, p_0.sinks_offset_1, result_4, _S516);
         }
         __syncthreads();
-        number_3 = number_3 + _S502;
+        number_3 = number_3 + _S503;
     }
     return;
 }

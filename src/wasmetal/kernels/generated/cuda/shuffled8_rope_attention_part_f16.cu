@@ -1290,22 +1290,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S468 = some_2;
-        add_0(&sums_5, &_S468, first_3, _S467, _S460);
+        uint _S468 = (U32_min((_S467), (table_3->length_0)));
+        Positions_0 _S469 = some_2;
+        add_0(&sums_5, &_S469, first_3, _S468, _S460);
         uint first_4 = first_3 + 16U;
-        uint _S469 = tile_0 + 16U;
-        if(_S469 < _S467)
+        uint _S470 = tile_0 + 16U;
+        if(_S470 < _S467)
         {
-            Pools_0 _S470 = pools_0;
-            Positions_0 _S471 = Pools_read_0(&_S470, first_4, _S460);
-            some_2 = _S471;
+            Pools_0 _S471 = pools_0;
+            Positions_0 _S472 = Pools_read_0(&_S471, first_4, _S460);
+            some_2 = _S472;
         }
-        tile_0 = _S469;
+        tile_0 = _S470;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S472 = sums_5;
-    write_0(thread_2, &_S472, part_4, scratch_1);
+    Sums_0 _S473 = sums_5;
+    write_0(thread_2, &_S473, part_4, scratch_1);
     return;
 }
 
@@ -1316,36 +1317,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S473 = rows_0 * kv_heads_0;
-    uint _S474 = heads_1 / kv_heads_0;
-    return _S473 * ((_S474 + 4U - 1U) / 4U);
+    uint _S474 = rows_0 * kv_heads_0;
+    uint _S475 = heads_1 / kv_heads_0;
+    return _S474 * ((_S475 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S475 = heads_2 / kv_heads_1;
-    uint _S476 = (_S475 + 4U - 1U) / 4U;
-    uint _S477 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S478 = number_1 % _S477;
-    uint _S479 = _S478 % _S476;
+    uint _S476 = heads_2 / kv_heads_1;
+    uint _S477 = (_S476 + 4U - 1U) / 4U;
+    uint _S478 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S479 = number_1 % _S478;
+    uint _S480 = _S479 % _S477;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S478;
-    uint _S480 = number_1 / _S477;
-    (&part_5)->number_0 = _S480;
-    uint _S481 = _S478 / (kv_heads_1 * _S476);
-    (&part_5)->row_0 = _S481;
-    uint _S482 = _S478 / _S476;
-    uint _S483 = _S482 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S483;
-    uint _S484 = _S479 * 4U;
-    uint _S485 = _S483 * _S475 + _S484;
-    (&part_5)->head_0 = _S485;
-    (&part_5)->heads_0 = (U32_min((_S475 - _S484), (4U)));
+    (&part_5)->unit_0 = _S479;
+    uint _S481 = number_1 / _S478;
+    (&part_5)->number_0 = _S481;
+    uint _S482 = _S479 / (kv_heads_1 * _S477);
+    (&part_5)->row_0 = _S482;
+    uint _S483 = _S479 / _S477;
+    uint _S484 = _S483 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S484;
+    uint _S485 = _S480 * 4U;
+    uint _S486 = _S484 * _S476 + _S485;
+    (&part_5)->head_0 = _S486;
+    (&part_5)->heads_0 = (U32_min((_S476 - _S485), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S486 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S486;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S485) * _S486 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S487 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S487;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S486) * _S487 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1356,99 +1357,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S487;
+    uint _S488;
     if(offset_3 == 4294967295U)
     {
-        _S487 = rows_2;
+        _S488 = rows_2;
     }
     else
     {
-        uint _S488 = __ldg((&(batch_0)[offset_3]));
-        _S487 = (U32_min(((U32_max((_S488), (first_5))) - first_5), (rows_2)));
+        uint _S489 = __ldg((&(batch_0)[offset_3]));
+        _S488 = (U32_min(((U32_max((_S489), (first_5))) - first_5), (rows_2)));
     }
-    return _S487;
+    return _S488;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S489 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S489;
+    uint _S490 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S490;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S491 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S491;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S490;
-    (&_S490)->begin_3 = begin_4;
-    (&_S490)->page_size_0 = page_size_1;
-    (&_S490)->pages_0 = pages_1;
-    (&_S490)->length_0 = length_1;
-    return _S490;
+    SequenceTable_0 _S492;
+    (&_S492)->begin_3 = begin_4;
+    (&_S492)->page_size_0 = page_size_1;
+    (&_S492)->pages_0 = pages_1;
+    (&_S492)->length_0 = length_1;
+    return _S492;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S491 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S492 = _S491 + 1U;
-    uint _S493 = __ldg((&(sequences_3)[_S491]));
-    return SequenceTable_x24init_0(_S492, page_size_2, pages_2, (U32_min((_S493), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S494 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S494;
+    uint _S493 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S494 = _S493 + 1U;
+    uint _S495 = __ldg((&(sequences_3)[_S493]));
+    return SequenceTable_x24init_0(_S494, page_size_2, pages_2, (U32_min((_S495), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S495;
+    bool _S496;
     if(window_0 != 0U)
     {
-        _S495 = position_1 >= window_0;
+        _S496 = position_1 >= window_0;
     }
     else
     {
-        _S495 = false;
+        _S496 = false;
     }
-    uint _S496;
-    if(_S495)
-    {
-        _S496 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S496 = 0U;
-    }
-    return _S496;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S497;
-    if(first_6 < length_2)
+    if(_S496)
     {
-        _S497 = length_2 - first_6;
+        _S497 = position_1 - window_0 + 1U;
     }
     else
     {
         _S497 = 0U;
     }
-    uint _S498 = parts_1 * tiles_0 * 64U;
-    uint _S499 = (_S497 + _S498 - 1U) / _S498;
-    uint _S500 = _S499 * tiles_0 * 64U;
-    uint _S501 = (U32_min((first_6 + part_6->number_0 * _S500), (length_2)));
-    part_6->begin_0 = _S501;
-    part_6->end_0 = (U32_min((_S501 + _S500), (length_2)));
-    if(_S497 == 0U)
+    return _S497;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S498;
+    if(first_6 < length_2)
     {
-        _S497 = 1U;
+        _S498 = length_2 - first_6;
     }
     else
     {
-        uint _S502 = (_S497 + _S500 - 1U) / _S500;
-        _S497 = _S502;
+        _S498 = 0U;
     }
-    part_6->used_0 = _S497;
+    uint _S499 = parts_1 * least_0;
+    uint _S500 = (_S498 + _S499 - 1U) / _S499;
+    uint _S501 = _S500 * least_0;
+    uint _S502 = (U32_min((first_6 + part_6->number_0 * _S501), (length_2)));
+    part_6->begin_0 = _S502;
+    part_6->end_0 = (U32_min((_S502 + _S501), (length_2)));
+    if(_S498 == 0U)
+    {
+        _S498 = 1U;
+    }
+    else
+    {
+        uint _S503 = (_S498 + _S501 - 1U) / _S501;
+        _S498 = _S503;
+    }
+    part_6->used_0 = _S498;
     return;
 }
 
@@ -1456,20 +1457,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S503 = make_int4 (int(0));
-        float4  _S504 = make_float4 ((float)_S503.x, (float)_S503.y, (float)_S503.z, (float)_S503.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S504;
+        int4  _S504 = make_int4 (int(0));
+        float4  _S505 = make_float4 ((float)_S504.x, (float)_S504.y, (float)_S504.z, (float)_S504.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S505;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S505;
-    (&_S505)->angles_0 = angles_1;
-    (&_S505)->pairs_0 = pairs_1;
-    (&_S505)->interleaved_0 = interleaved_1;
-    return _S505;
+    Rotation_0 _S506;
+    (&_S506)->angles_0 = angles_1;
+    (&_S506)->pairs_0 = pairs_1;
+    (&_S506)->interleaved_0 = interleaved_1;
+    return _S506;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1507,80 +1508,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, RWStructuredBuffer<uint2 > new_k_0, RWStructuredBuffer<uint2 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S506 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S507 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S507;
-    bool _S508;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S508 = true;
-    }
-    else
-    {
-        _S508 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S508)
-    {
-        return;
-    }
-    SequenceTable_0 _S509 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S507 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S508 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S508;
+    bool _S509 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S510 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S511 = _S510 < (_S509.length_0);
-    share_out_0(&part_8, first_seen_0(_S510, p_0.window_1), (U32_min((_S510), (_S509.length_0))), p_0.parts_2, 1U);
-    if(_S511)
+    SequenceTable_0 _S511 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S510, p_0.window_1), (U32_min((_S510), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 16U);
+    bool _S512 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S512 | (!_S509)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S508 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S508 = false;
-    }
-    bool _S512;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S512 = !_S508;
-    }
-    else
-    {
-        _S512 = false;
-    }
-    if(_S512)
-    {
-        Part_0 _S513 = part_8;
-        leave_empty_0(_S506, &_S513, scratch_3);
+        if((_S512 & _S509) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S513 = part_8;
+            leave_empty_0(_S507, &_S513, scratch_3);
+        }
         return;
+    }
+    bool _S514;
+    if(_S510 < (_S511.length_0))
+    {
+        _S514 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S514 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S514 = rotation_1(p_0.table_offset_1, _S510, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S514;
+    Rotation_0 _S515 = rotation_1(p_0.table_offset_1, _S510, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S515;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S514;
+    (&keys_1)->rotation_0 = _S515;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_1 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S515 = _S509;
-    Part_0 _S516 = part_8;
-    Turned_0 _S517 = queries_1;
-    Turned_0 _S518 = keys_1;
-    Plain_0 _S519 = values_3;
-    attend_0(_S506, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S515, &_S516, p_0.scale_4, &_S517, _S508, &_S518, &_S519);
-    if(!_S508)
+    SequenceTable_0 _S516 = _S511;
+    Part_0 _S517 = part_8;
+    Turned_0 _S518 = queries_1;
+    Turned_0 _S519 = keys_1;
+    Plain_0 _S520 = values_3;
+    attend_0(_S507, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S516, &_S517, p_0.scale_4, &_S518, _S514, &_S519, &_S520);
+    if(!_S514)
     {
         return;
     }
-    SequenceTable_0 _S520 = _S509;
-    uint _S521 = SequenceTable_slot_0(&_S520, sequences_4, _S510);
-    uint i_4 = _S506 * 4U;
+    SequenceTable_0 _S521 = _S511;
+    uint _S522 = SequenceTable_slot_0(&_S521, sequences_4, _S510);
+    uint i_4 = _S507 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1590,13 +1574,13 @@ extern "C" __global__ void shuffled8_rope_attention_part_f16(StructuredBuffer<fl
         {
             break;
         }
-        uint _S522 = i_4 / p_0.head_dim_3;
-        if(_S522 == ((&part_8)->kv_head_0))
+        uint _S523 = i_4 / p_0.head_dim_3;
+        if(_S523 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S523 = keys_1;
-            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S521, (&part_8)->columns_0, i_4, &_S523);
-            Plain_0 _S524 = values_3;
-            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S521, (&part_8)->columns_0, i_4, &_S524);
+            Turned_0 _S524 = keys_1;
+            Float16_append_1(new_k_0, p_0.new_k_offset_0, _S522, (&part_8)->columns_0, i_4, &_S524);
+            Plain_0 _S525 = values_3;
+            Float16_append_0(new_v_0, p_0.new_v_offset_0, _S522, (&part_8)->columns_0, i_4, &_S525);
         }
         i_4 = i_4 + 512U;
     }

@@ -1282,22 +1282,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S470 = some_2;
-        add_0(&sums_5, &_S470, first_3, _S469, _S462);
+        uint _S470 = (U32_min((_S469), (table_3->length_0)));
+        Positions_0 _S471 = some_2;
+        add_0(&sums_5, &_S471, first_3, _S470, _S462);
         uint first_4 = first_3 + 16U;
-        uint _S471 = tile_0 + 16U;
-        if(_S471 < _S469)
+        uint _S472 = tile_0 + 16U;
+        if(_S472 < _S469)
         {
-            Pools_0 _S472 = pools_0;
-            Positions_0 _S473 = Pools_read_0(&_S472, first_4, _S462);
-            some_2 = _S473;
+            Pools_0 _S473 = pools_0;
+            Positions_0 _S474 = Pools_read_0(&_S473, first_4, _S462);
+            some_2 = _S474;
         }
-        tile_0 = _S471;
+        tile_0 = _S472;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S474 = sums_5;
-    write_0(thread_2, &_S474, part_4, scratch_1);
+    Sums_0 _S475 = sums_5;
+    write_0(thread_2, &_S475, part_4, scratch_1);
     return;
 }
 
@@ -1308,36 +1309,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S475 = rows_0 * kv_heads_0;
-    uint _S476 = heads_1 / kv_heads_0;
-    return _S475 * ((_S476 + 4U - 1U) / 4U);
+    uint _S476 = rows_0 * kv_heads_0;
+    uint _S477 = heads_1 / kv_heads_0;
+    return _S476 * ((_S477 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S477 = heads_2 / kv_heads_1;
-    uint _S478 = (_S477 + 4U - 1U) / 4U;
-    uint _S479 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S480 = number_1 % _S479;
-    uint _S481 = _S480 % _S478;
+    uint _S478 = heads_2 / kv_heads_1;
+    uint _S479 = (_S478 + 4U - 1U) / 4U;
+    uint _S480 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S481 = number_1 % _S480;
+    uint _S482 = _S481 % _S479;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S480;
-    uint _S482 = number_1 / _S479;
-    (&part_5)->number_0 = _S482;
-    uint _S483 = _S480 / (kv_heads_1 * _S478);
-    (&part_5)->row_0 = _S483;
-    uint _S484 = _S480 / _S478;
-    uint _S485 = _S484 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S485;
-    uint _S486 = _S481 * 4U;
-    uint _S487 = _S485 * _S477 + _S486;
-    (&part_5)->head_0 = _S487;
-    (&part_5)->heads_0 = (U32_min((_S477 - _S486), (4U)));
+    (&part_5)->unit_0 = _S481;
+    uint _S483 = number_1 / _S480;
+    (&part_5)->number_0 = _S483;
+    uint _S484 = _S481 / (kv_heads_1 * _S479);
+    (&part_5)->row_0 = _S484;
+    uint _S485 = _S481 / _S479;
+    uint _S486 = _S485 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S486;
+    uint _S487 = _S482 * 4U;
+    uint _S488 = _S486 * _S478 + _S487;
+    (&part_5)->head_0 = _S488;
+    (&part_5)->heads_0 = (U32_min((_S478 - _S487), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S488 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S488;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S487) * _S488 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S489 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S489;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S488) * _S489 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1348,99 +1349,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S489;
+    uint _S490;
     if(offset_3 == 4294967295U)
     {
-        _S489 = rows_2;
+        _S490 = rows_2;
     }
     else
     {
-        uint _S490 = __ldg((&(batch_0)[offset_3]));
-        _S489 = (U32_min(((U32_max((_S490), (first_5))) - first_5), (rows_2)));
+        uint _S491 = __ldg((&(batch_0)[offset_3]));
+        _S490 = (U32_min(((U32_max((_S491), (first_5))) - first_5), (rows_2)));
     }
-    return _S489;
+    return _S490;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_1)
 {
-    uint _S491 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_1]));
-    return _S491;
+    uint _S492 = __ldg((&(batch_1)[offset_4 + 2U + 2U * row_1]));
+    return _S492;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
+{
+    uint _S493 = __ldg((&(batch_2)[offset_5 + 3U + 2U * row_2]));
+    return _S493;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S492;
-    (&_S492)->begin_3 = begin_4;
-    (&_S492)->page_size_0 = page_size_1;
-    (&_S492)->pages_0 = pages_1;
-    (&_S492)->length_0 = length_1;
-    return _S492;
+    SequenceTable_0 _S494;
+    (&_S494)->begin_3 = begin_4;
+    (&_S494)->page_size_0 = page_size_1;
+    (&_S494)->pages_0 = pages_1;
+    (&_S494)->length_0 = length_1;
+    return _S494;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S493 = offset_5 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S494 = _S493 + 1U;
-    uint _S495 = __ldg((&(sequences_3)[_S493]));
-    return SequenceTable_x24init_0(_S494, page_size_2, pages_2, (U32_min((_S495), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
-{
-    uint _S496 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_2]));
-    return _S496;
+    uint _S495 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S496 = _S495 + 1U;
+    uint _S497 = __ldg((&(sequences_3)[_S495]));
+    return SequenceTable_x24init_0(_S496, page_size_2, pages_2, (U32_min((_S497), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S497;
+    bool _S498;
     if(window_0 != 0U)
     {
-        _S497 = position_1 >= window_0;
+        _S498 = position_1 >= window_0;
     }
     else
     {
-        _S497 = false;
+        _S498 = false;
     }
-    uint _S498;
-    if(_S497)
-    {
-        _S498 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S498 = 0U;
-    }
-    return _S498;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S499;
-    if(first_6 < length_2)
+    if(_S498)
     {
-        _S499 = length_2 - first_6;
+        _S499 = position_1 - window_0 + 1U;
     }
     else
     {
         _S499 = 0U;
     }
-    uint _S500 = parts_1 * tiles_0 * 64U;
-    uint _S501 = (_S499 + _S500 - 1U) / _S500;
-    uint _S502 = _S501 * tiles_0 * 64U;
-    uint _S503 = (U32_min((first_6 + part_6->number_0 * _S502), (length_2)));
-    part_6->begin_0 = _S503;
-    part_6->end_0 = (U32_min((_S503 + _S502), (length_2)));
-    if(_S499 == 0U)
+    return _S499;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S500;
+    if(first_6 < length_2)
     {
-        _S499 = 1U;
+        _S500 = length_2 - first_6;
     }
     else
     {
-        uint _S504 = (_S499 + _S502 - 1U) / _S502;
-        _S499 = _S504;
+        _S500 = 0U;
     }
-    part_6->used_0 = _S499;
+    uint _S501 = parts_1 * least_0;
+    uint _S502 = (_S500 + _S501 - 1U) / _S501;
+    uint _S503 = _S502 * least_0;
+    uint _S504 = (U32_min((first_6 + part_6->number_0 * _S503), (length_2)));
+    part_6->begin_0 = _S504;
+    part_6->end_0 = (U32_min((_S504 + _S503), (length_2)));
+    if(_S500 == 0U)
+    {
+        _S500 = 1U;
+    }
+    else
+    {
+        uint _S505 = (_S500 + _S503 - 1U) / _S503;
+        _S500 = _S505;
+    }
+    part_6->used_0 = _S500;
     return;
 }
 
@@ -1448,20 +1449,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S505 = make_int4 (int(0));
-        float4  _S506 = make_float4 ((float)_S505.x, (float)_S505.y, (float)_S505.z, (float)_S505.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S506;
+        int4  _S506 = make_int4 (int(0));
+        float4  _S507 = make_float4 ((float)_S506.x, (float)_S506.y, (float)_S506.z, (float)_S506.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S507;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S507;
-    (&_S507)->angles_0 = angles_1;
-    (&_S507)->pairs_0 = pairs_1;
-    (&_S507)->interleaved_0 = interleaved_1;
-    return _S507;
+    Rotation_0 _S508;
+    (&_S508)->angles_0 = angles_1;
+    (&_S508)->pairs_0 = pairs_1;
+    (&_S508)->interleaved_0 = interleaved_1;
+    return _S508;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1499,80 +1500,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, RWStructuredBuffer<float4 > new_k_0, RWStructuredBuffer<float4 > new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S508 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S509 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S509;
-    bool _S510;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S510 = true;
-    }
-    else
-    {
-        _S510 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S510)
-    {
-        return;
-    }
-    SequenceTable_0 _S511 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S509 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S510 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S510;
+    bool _S511 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S512 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S513 = _S512 < (_S511.length_0);
-    share_out_0(&part_8, first_seen_0(_S512, p_0.window_1), (U32_min((_S512), (_S511.length_0))), p_0.parts_2, 1U);
-    if(_S513)
+    SequenceTable_0 _S513 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S512, p_0.window_1), (U32_min((_S512), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 16U);
+    bool _S514 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S514 | (!_S511)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S510 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S510 = false;
-    }
-    bool _S514;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S514 = !_S510;
-    }
-    else
-    {
-        _S514 = false;
-    }
-    if(_S514)
-    {
-        Part_0 _S515 = part_8;
-        leave_empty_0(_S508, &_S515, scratch_3);
+        if((_S514 & _S511) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S515 = part_8;
+            leave_empty_0(_S509, &_S515, scratch_3);
+        }
         return;
+    }
+    bool _S516;
+    if(_S512 < (_S513.length_0))
+    {
+        _S516 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S516 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_0 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S516 = rotation_1(p_0.table_offset_1, _S512, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S516;
+    Rotation_0 _S517 = rotation_1(p_0.table_offset_1, _S512, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S517;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_0 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S516;
+    (&keys_1)->rotation_0 = _S517;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_2;
     (&values_2)->x_1 = v_0;
     (&values_2)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S517 = _S511;
-    Part_0 _S518 = part_8;
-    Turned_0 _S519 = queries_1;
-    Turned_0 _S520 = keys_1;
-    Plain_0 _S521 = values_2;
-    attend_0(_S508, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S517, &_S518, p_0.scale_4, &_S519, _S510, &_S520, &_S521);
-    if(!_S510)
+    SequenceTable_0 _S518 = _S513;
+    Part_0 _S519 = part_8;
+    Turned_0 _S520 = queries_1;
+    Turned_0 _S521 = keys_1;
+    Plain_0 _S522 = values_2;
+    attend_0(_S509, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S518, &_S519, p_0.scale_4, &_S520, _S516, &_S521, &_S522);
+    if(!_S516)
     {
         return;
     }
-    SequenceTable_0 _S522 = _S511;
-    uint _S523 = SequenceTable_slot_0(&_S522, sequences_4, _S512);
-    uint i_4 = _S508 * 4U;
+    SequenceTable_0 _S523 = _S513;
+    uint _S524 = SequenceTable_slot_0(&_S523, sequences_4, _S512);
+    uint i_4 = _S509 * 4U;
     for(;;)
     {
         if(i_4 < ((&part_8)->columns_0))
@@ -1582,13 +1566,13 @@ extern "C" __global__ void shuffled8_rope_attention_part_f32(StructuredBuffer<fl
         {
             break;
         }
-        uint _S524 = i_4 / p_0.head_dim_3;
-        if(_S524 == ((&part_8)->kv_head_0))
+        uint _S525 = i_4 / p_0.head_dim_3;
+        if(_S525 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S525 = keys_1;
-            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S523, (&part_8)->columns_0, i_4, &_S525);
-            Plain_0 _S526 = values_2;
-            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S523, (&part_8)->columns_0, i_4, &_S526);
+            Turned_0 _S526 = keys_1;
+            Float32_append_1(new_k_0, p_0.new_k_offset_0, _S524, (&part_8)->columns_0, i_4, &_S526);
+            Plain_0 _S527 = values_2;
+            Float32_append_0(new_v_0, p_0.new_v_offset_0, _S524, (&part_8)->columns_0, i_4, &_S527);
         }
         i_4 = i_4 + 512U;
     }

@@ -1609,22 +1609,23 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S510 = some_2;
-        add_0(&sums_5, &_S510, first_3, _S509, _S502);
+        uint _S510 = (U32_min((_S509), (table_3->length_0)));
+        Positions_0 _S511 = some_2;
+        add_0(&sums_5, &_S511, first_3, _S510, _S502);
         uint first_4 = first_3 + 16U;
-        uint _S511 = tile_0 + 16U;
-        if(_S511 < _S509)
+        uint _S512 = tile_0 + 16U;
+        if(_S512 < _S509)
         {
-            Pools_0 _S512 = pools_0;
-            Positions_0 _S513 = Pools_read_0(&_S512, first_4, _S502);
-            some_2 = _S513;
+            Pools_0 _S513 = pools_0;
+            Positions_0 _S514 = Pools_read_0(&_S513, first_4, _S502);
+            some_2 = _S514;
         }
-        tile_0 = _S511;
+        tile_0 = _S512;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S514 = sums_5;
-    write_0(thread_2, &_S514, part_4, scratch_1);
+    Sums_0 _S515 = sums_5;
+    write_0(thread_2, &_S515, part_4, scratch_1);
     return;
 }
 
@@ -1635,36 +1636,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_0, uint heads_1, uint kv_heads_0)
 {
-    uint _S515 = rows_0 * kv_heads_0;
-    uint _S516 = heads_1 / kv_heads_0;
-    return _S515 * ((_S516 + 4U - 1U) / 4U);
+    uint _S516 = rows_0 * kv_heads_0;
+    uint _S517 = heads_1 / kv_heads_0;
+    return _S516 * ((_S517 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_2, uint parts_0, uint scratch_offset_0)
 {
-    uint _S517 = heads_2 / kv_heads_1;
-    uint _S518 = (_S517 + 4U - 1U) / 4U;
-    uint _S519 = units_of_0(rows_1, heads_2, kv_heads_1);
-    uint _S520 = number_1 % _S519;
-    uint _S521 = _S520 % _S518;
+    uint _S518 = heads_2 / kv_heads_1;
+    uint _S519 = (_S518 + 4U - 1U) / 4U;
+    uint _S520 = units_of_0(rows_1, heads_2, kv_heads_1);
+    uint _S521 = number_1 % _S520;
+    uint _S522 = _S521 % _S519;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S520;
-    uint _S522 = number_1 / _S519;
-    (&part_5)->number_0 = _S522;
-    uint _S523 = _S520 / (kv_heads_1 * _S518);
-    (&part_5)->row_0 = _S523;
-    uint _S524 = _S520 / _S518;
-    uint _S525 = _S524 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S525;
-    uint _S526 = _S521 * 4U;
-    uint _S527 = _S525 * _S517 + _S526;
-    (&part_5)->head_0 = _S527;
-    (&part_5)->heads_0 = (U32_min((_S517 - _S526), (4U)));
+    (&part_5)->unit_0 = _S521;
+    uint _S523 = number_1 / _S520;
+    (&part_5)->number_0 = _S523;
+    uint _S524 = _S521 / (kv_heads_1 * _S519);
+    (&part_5)->row_0 = _S524;
+    uint _S525 = _S521 / _S519;
+    uint _S526 = _S525 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S526;
+    uint _S527 = _S522 * 4U;
+    uint _S528 = _S526 * _S518 + _S527;
+    (&part_5)->head_0 = _S528;
+    (&part_5)->heads_0 = (U32_min((_S518 - _S527), (4U)));
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_2;
-    uint _S528 = parts_0 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S528;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S527) * _S528 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S529 = parts_0 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S529;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S528) * _S529 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1675,99 +1676,99 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_he
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S529;
+    uint _S530;
     if(offset_4 == 4294967295U)
     {
-        _S529 = rows_2;
+        _S530 = rows_2;
     }
     else
     {
-        uint _S530 = __ldg((&(batch_0)[offset_4]));
-        _S529 = (U32_min(((U32_max((_S530), (first_5))) - first_5), (rows_2)));
+        uint _S531 = __ldg((&(batch_0)[offset_4]));
+        _S530 = (U32_min(((U32_max((_S531), (first_5))) - first_5), (rows_2)));
     }
-    return _S529;
+    return _S530;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_1)
 {
-    uint _S531 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_1]));
-    return _S531;
+    uint _S532 = __ldg((&(batch_1)[offset_5 + 2U + 2U * row_1]));
+    return _S532;
+}
+
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_2)
+{
+    uint _S533 = __ldg((&(batch_2)[offset_6 + 3U + 2U * row_2]));
+    return _S533;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S532;
-    (&_S532)->begin_3 = begin_4;
-    (&_S532)->page_size_0 = page_size_1;
-    (&_S532)->pages_0 = pages_1;
-    (&_S532)->length_0 = length_1;
-    return _S532;
+    SequenceTable_0 _S534;
+    (&_S534)->begin_3 = begin_4;
+    (&_S534)->page_size_0 = page_size_1;
+    (&_S534)->pages_0 = pages_1;
+    (&_S534)->length_0 = length_1;
+    return _S534;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S533 = offset_6 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S534 = _S533 + 1U;
-    uint _S535 = __ldg((&(sequences_3)[_S533]));
-    return SequenceTable_x24init_0(_S534, page_size_2, pages_2, (U32_min((_S535), ((U32_min((entries_0), (pages_2))) * page_size_2))));
-}
-
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_2)
-{
-    uint _S536 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_2]));
-    return _S536;
+    uint _S535 = offset_7 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S536 = _S535 + 1U;
+    uint _S537 = __ldg((&(sequences_3)[_S535]));
+    return SequenceTable_x24init_0(_S536, page_size_2, pages_2, (U32_min((_S537), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint first_seen_0(uint position_1, uint window_0)
 {
-    bool _S537;
+    bool _S538;
     if(window_0 != 0U)
     {
-        _S537 = position_1 >= window_0;
+        _S538 = position_1 >= window_0;
     }
     else
     {
-        _S537 = false;
+        _S538 = false;
     }
-    uint _S538;
-    if(_S537)
-    {
-        _S538 = position_1 - window_0 + 1U;
-    }
-    else
-    {
-        _S538 = 0U;
-    }
-    return _S538;
-}
-
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
-{
     uint _S539;
-    if(first_6 < length_2)
+    if(_S538)
     {
-        _S539 = length_2 - first_6;
+        _S539 = position_1 - window_0 + 1U;
     }
     else
     {
         _S539 = 0U;
     }
-    uint _S540 = parts_1 * tiles_0 * 64U;
-    uint _S541 = (_S539 + _S540 - 1U) / _S540;
-    uint _S542 = _S541 * tiles_0 * 64U;
-    uint _S543 = (U32_min((first_6 + part_6->number_0 * _S542), (length_2)));
-    part_6->begin_0 = _S543;
-    part_6->end_0 = (U32_min((_S543 + _S542), (length_2)));
-    if(_S539 == 0U)
+    return _S539;
+}
+
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
+{
+    uint _S540;
+    if(first_6 < length_2)
     {
-        _S539 = 1U;
+        _S540 = length_2 - first_6;
     }
     else
     {
-        uint _S544 = (_S539 + _S542 - 1U) / _S542;
-        _S539 = _S544;
+        _S540 = 0U;
     }
-    part_6->used_0 = _S539;
+    uint _S541 = parts_1 * least_0;
+    uint _S542 = (_S540 + _S541 - 1U) / _S541;
+    uint _S543 = _S542 * least_0;
+    uint _S544 = (U32_min((first_6 + part_6->number_0 * _S543), (length_2)));
+    part_6->begin_0 = _S544;
+    part_6->end_0 = (U32_min((_S544 + _S543), (length_2)));
+    if(_S540 == 0U)
+    {
+        _S540 = 1U;
+    }
+    else
+    {
+        uint _S545 = (_S540 + _S543 - 1U) / _S543;
+        _S540 = _S545;
+    }
+    part_6->used_0 = _S540;
     return;
 }
 
@@ -1775,20 +1776,20 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S545 = make_int4 (int(0));
-        float4  _S546 = make_float4 ((float)_S545.x, (float)_S545.y, (float)_S545.z, (float)_S545.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S546;
+        int4  _S546 = make_int4 (int(0));
+        float4  _S547 = make_float4 ((float)_S546.x, (float)_S546.y, (float)_S546.z, (float)_S546.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S547;
     }
     return;
 }
 
 __device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
 {
-    Rotation_0 _S547;
-    (&_S547)->angles_0 = angles_1;
-    (&_S547)->pairs_0 = pairs_1;
-    (&_S547)->interleaved_0 = interleaved_1;
-    return _S547;
+    Rotation_0 _S548;
+    (&_S548)->angles_0 = angles_1;
+    (&_S548)->pairs_0 = pairs_1;
+    (&_S548)->interleaved_0 = interleaved_1;
+    return _S548;
 }
 
 __device__ Rotation_0 rotation_1(uint table_offset_0, uint position_2, uint positions_0, uint pairs_2, uint interleaved_2)
@@ -1826,80 +1827,63 @@ struct RopeAttentionPartParams_0
 
 extern "C" __global__ void shuffled8_rope_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, StructuredBuffer<float> table_4, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, RWStructuredBuffer<uint> new_k_0, RWStructuredBuffer<uint> new_v_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, RopeAttentionPartParams_0 p_0)
 {
-    uint _S548 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Part_0 _S549 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S549;
-    bool _S550;
-    if(((&part_8)->number_0) >= (p_0.parts_2))
-    {
-        _S550 = true;
-    }
-    else
-    {
-        _S550 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S550)
-    {
-        return;
-    }
-    SequenceTable_0 _S551 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S549 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Part_0 _S550 = part_of_0(group_number_0(blockIdx), 1U, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_3, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S550;
+    bool _S551 = (valid_rows_0(batch_3, p_0.batch_offset_0, 0U, 1U)) != 0U;
     uint _S552 = row_position_0(batch_3, p_0.batch_offset_0, 0U);
-    bool _S553 = _S552 < (_S551.length_0);
-    share_out_0(&part_8, first_seen_0(_S552, p_0.window_1), (U32_min((_S552), (_S551.length_0))), p_0.parts_2, 1U);
-    if(_S553)
+    SequenceTable_0 _S553 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, 0U), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    share_out_0(&part_8, first_seen_0(_S552, p_0.window_1), (U32_min((_S552), ((U32_min((p_0.table_length_0), (p_0.pages_3))) * p_0.page_size_3))), p_0.parts_2, 16U);
+    bool _S554 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S554 | (!_S551)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
-        _S550 = ((&part_8)->number_0) == 0U;
-    }
-    else
-    {
-        _S550 = false;
-    }
-    bool _S554;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S554 = !_S550;
-    }
-    else
-    {
-        _S554 = false;
-    }
-    if(_S554)
-    {
-        Part_0 _S555 = part_8;
-        leave_empty_0(_S548, &_S555, scratch_3);
+        if((_S554 & _S551) & (((&part_8)->number_0) < (p_0.parts_2)))
+        {
+            Part_0 _S555 = part_8;
+            leave_empty_0(_S549, &_S555, scratch_3);
+        }
         return;
+    }
+    bool _S556;
+    if(_S552 < (_S553.length_0))
+    {
+        _S556 = ((&part_8)->number_0) == 0U;
+    }
+    else
+    {
+        _S556 = false;
     }
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Turned_0 queries_1;
     (&queries_1)->x_1 = q_1;
     (&queries_1)->table_0 = table_4;
-    Rotation_0 _S556 = rotation_1(p_0.table_offset_1, _S552, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
-    (&queries_1)->rotation_0 = _S556;
+    Rotation_0 _S557 = rotation_1(p_0.table_offset_1, _S552, p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    (&queries_1)->rotation_0 = _S557;
     (&queries_1)->begin_1 = p_0.q_offset_0;
     (&queries_1)->head_dim_1 = p_0.head_dim_3;
     Turned_0 keys_1;
     (&keys_1)->x_1 = k_0;
     (&keys_1)->table_0 = table_4;
-    (&keys_1)->rotation_0 = _S556;
+    (&keys_1)->rotation_0 = _S557;
     (&keys_1)->begin_1 = p_0.k_offset_0;
     (&keys_1)->head_dim_1 = p_0.head_dim_3;
     Plain_0 values_3;
     (&values_3)->x_2 = v_0;
     (&values_3)->begin_2 = p_0.v_offset_0;
-    SequenceTable_0 _S557 = _S551;
-    Part_0 _S558 = part_8;
-    Turned_0 _S559 = queries_1;
-    Turned_0 _S560 = keys_1;
-    Plain_0 _S561 = values_3;
-    attend_0(_S548, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S557, &_S558, p_0.scale_4, &_S559, _S550, &_S560, &_S561);
-    if(!_S550)
+    SequenceTable_0 _S558 = _S553;
+    Part_0 _S559 = part_8;
+    Turned_0 _S560 = queries_1;
+    Turned_0 _S561 = keys_1;
+    Plain_0 _S562 = values_3;
+    attend_0(_S549, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S558, &_S559, p_0.scale_4, &_S560, _S556, &_S561, &_S562);
+    if(!_S556)
     {
         return;
     }
-    SequenceTable_0 _S562 = _S551;
-    uint _S563 = SequenceTable_slot_0(&_S562, sequences_4, _S552);
-    uint i_10 = _S548 * 64U;
+    SequenceTable_0 _S563 = _S553;
+    uint _S564 = SequenceTable_slot_0(&_S563, sequences_4, _S552);
+    uint i_10 = _S549 * 64U;
     for(;;)
     {
         if(i_10 < ((&part_8)->columns_0))
@@ -1909,13 +1893,13 @@ extern "C" __global__ void shuffled8_rope_attention_part_q8_0(StructuredBuffer<f
         {
             break;
         }
-        uint _S564 = i_10 / p_0.head_dim_3;
-        if(_S564 == ((&part_8)->kv_head_0))
+        uint _S565 = i_10 / p_0.head_dim_3;
+        if(_S565 == ((&part_8)->kv_head_0))
         {
-            Turned_0 _S565 = keys_1;
-            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S563, (&part_8)->columns_0, i_10, &_S565);
-            Plain_0 _S566 = values_3;
-            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S563, (&part_8)->columns_0, i_10, &_S566);
+            Turned_0 _S566 = keys_1;
+            Blocks8_append_1(new_k_0, p_0.new_k_offset_0, _S564, (&part_8)->columns_0, i_10, &_S566);
+            Plain_0 _S567 = values_3;
+            Blocks8_append_0(new_v_0, p_0.new_v_offset_0, _S564, (&part_8)->columns_0, i_10, &_S567);
         }
         i_10 = i_10 + 8192U;
     }

@@ -148,72 +148,213 @@ float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelCo
     uint _S16 = group_number_0(group_1);
     uint _S17 = _S16 / entryPointParams_1->p_0.heads_0;
     uint _S18 = _S16 % entryPointParams_1->p_0.heads_0;
-    if(_S17 >= (valid_rows_0((&kernelContext_2)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    bool _S19 = _S17 < (valid_rows_0((&kernelContext_2)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1));
+    bool _S20;
+    if(_S17 >= (entryPointParams_1->p_0.rows_1))
+    {
+        _S20 = true;
+    }
+    else
+    {
+        if((entryPointParams_1->p_0.rows_1) > 1U)
+        {
+            _S20 = !_S19;
+        }
+        else
+        {
+            _S20 = false;
+        }
+    }
+    if(_S20)
     {
         return;
     }
-    uint _S19 = entryPointParams_1->p_0.head_dim_0 / 4U;
-    uint _S20 = _S19 + 1U;
-    uint _S21 = entryPointParams_1->p_0.scratch_offset_0 + _S16 * entryPointParams_1->p_0.parts_0 * _S20;
+    uint _S21 = entryPointParams_1->p_0.head_dim_0 / 4U;
+    uint _S22 = _S21 + 1U;
+    uint _S23 = entryPointParams_1->p_0.scratch_offset_0 + _S16 * entryPointParams_1->p_0.parts_0 * _S22;
+    uint _S24 = 128U / _S21;
+    uint _S25 = sv_groupindex_0 / _S21;
+    thread array<float4, int(8)> ahead_0;
+    uint _S26 = _S23 + min(_S25, entryPointParams_1->p_0.parts_0 - 1U) * _S22;
+    uint _S27 = sv_groupindex_0 % _S21;
+    ahead_0[0U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S26 + _S27))) ;
+    uint _S28 = _S25 + _S24;
+    ahead_0[1U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S28, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S29 = 2U * _S24;
+    uint _S30 = _S25 + _S29;
+    ahead_0[2U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S30, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S31 = 3U * _S24;
+    uint _S32 = _S25 + _S31;
+    ahead_0[3U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S32, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S33 = 4U * _S24;
+    uint _S34 = _S25 + _S33;
+    ahead_0[4U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S34, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S35 = 5U * _S24;
+    uint _S36 = _S25 + _S35;
+    ahead_0[5U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S36, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S37 = 6U * _S24;
+    uint _S38 = _S25 + _S37;
+    ahead_0[6U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S38, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
+    uint _S39 = 7U * _S24;
+    uint _S40 = _S25 + _S39;
+    ahead_0[7U] = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + min(_S40, entryPointParams_1->p_0.parts_0 - 1U) * _S22 + _S27))) ;
     float4 sum_0;
     if(sv_groupindex_0 < (entryPointParams_1->p_0.parts_0))
     {
-        sum_0 = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S21 + sv_groupindex_0 * _S20 + _S19))) ;
+        sum_0 = float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + sv_groupindex_0 * _S22 + _S21))) ;
     }
     else
     {
         sum_0 = float4(int4(int(0)) );
     }
-    bool _S22 = (sum_0.z) != 0.0;
-    bool _S23 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
-    float _S24;
-    if(_S23)
+    bool _S41 = (sum_0.z) != 0.0;
+    bool _S42 = (entryPointParams_1->p_0.sinks_offset_0) != 4294967295U;
+    float _S43;
+    if(_S42)
     {
-        _S24 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S18], -3.4028234663852886e+38);
+        _S43 = max((&kernelContext_2)->entryPointParams_sinks_0[entryPointParams_1->p_0.sinks_offset_0 + _S18], -3.4028234663852886e+38);
     }
     else
     {
-        _S24 = -3.4028234663852886e+38;
+        _S43 = -3.4028234663852886e+38;
     }
-    float _S25;
-    if(_S22)
+    float _S44;
+    if(_S41)
     {
-        _S25 = sum_0.x;
+        _S44 = sum_0.x;
     }
     else
     {
-        _S25 = -3.4028234663852886e+38;
+        _S44 = -3.4028234663852886e+38;
     }
-    float _S26 = group_max_0(_S25, sv_groupindex_0, &kernelContext_2);
-    float _S27 = max(_S24, _S26);
-    if(_S22)
+    float _S45 = group_max_0(_S44, sv_groupindex_0, &kernelContext_2);
+    float _S46 = max(_S43, _S45);
+    if(_S41)
     {
-        _S25 = exp(sum_0.x - _S27);
+        _S44 = exp(sum_0.x - _S46);
     }
     else
     {
-        _S25 = 0.0;
+        _S44 = 0.0;
     }
-    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S25;
-    float _S28 = group_sum_0(_S25 * sum_0.y, sv_groupindex_0, &kernelContext_2);
-    if(_S23)
+    (*(&kernelContext_2)->factors_0)[sv_groupindex_0] = _S44;
+    float _S47 = group_sum_0(_S44 * sum_0.y, sv_groupindex_0, &kernelContext_2);
+    if(_S42)
     {
-        _S24 = exp(_S24 - _S27);
+        _S43 = exp(_S43 - _S46);
     }
     else
     {
-        _S24 = 0.0;
+        _S43 = 0.0;
     }
-    float _S29 = _S28 + _S24;
-    uint _S30 = 128U / _S19;
-    uint _S31 = sv_groupindex_0 / _S19;
-    float4 _S32 = float4(int4(int(0)) );
+    float _S48 = _S47 + _S43;
+    float4 _S49 = float4(int4(int(0)) );
     float4 whole_0;
     uint i_0;
-    if(_S31 < _S30)
+    if(_S25 < _S24)
     {
-        i_0 = _S31;
-        sum_0 = _S32;
+        if(_S25 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S25];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = float4(_S43)  * ahead_0[0U];
+        }
+        else
+        {
+            sum_0 = _S49;
+        }
+        if(_S28 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S28];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[1U];
+        }
+        if(_S30 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S30];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[2U];
+        }
+        if(_S32 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S32];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[3U];
+        }
+        if(_S34 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S34];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[4U];
+        }
+        if(_S36 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S36];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[5U];
+        }
+        if(_S38 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S38];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[6U];
+        }
+        if(_S40 < (entryPointParams_1->p_0.parts_0))
+        {
+            _S43 = (*(&kernelContext_2)->factors_0)[_S40];
+        }
+        else
+        {
+            _S43 = 0.0;
+        }
+        if(_S43 != 0.0)
+        {
+            sum_0 = sum_0 + float4(_S43)  * ahead_0[7U];
+        }
+        uint _S50 = 8U * _S24;
+        i_0 = _S25 + _S50;
         for(;;)
         {
             if(i_0 < (entryPointParams_1->p_0.parts_0))
@@ -225,127 +366,58 @@ float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelCo
             }
             if(i_0 < (entryPointParams_1->p_0.parts_0))
             {
-                _S24 = (*(&kernelContext_2)->factors_0)[i_0];
-            }
-            else
-            {
-                _S24 = 0.0;
-            }
-            if(_S24 != 0.0)
-            {
-                uint _S33 = _S21 + i_0 * _S20;
-                uint _S34 = sv_groupindex_0 % _S19;
-                whole_0 = sum_0 + float4(_S24)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S33 + _S34))) ;
-            }
-            else
-            {
-                whole_0 = sum_0;
-            }
-            uint _S35 = i_0 + _S30;
-            if(_S35 < (entryPointParams_1->p_0.parts_0))
-            {
-                _S25 = (*(&kernelContext_2)->factors_0)[_S35];
-            }
-            else
-            {
-                _S25 = 0.0;
-            }
-            float4 sum_1;
-            if(_S25 != 0.0)
-            {
-                uint _S36 = _S21 + _S35 * _S20;
-                uint _S37 = sv_groupindex_0 % _S19;
-                sum_1 = whole_0 + float4(_S25)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S36 + _S37))) ;
-            }
-            else
-            {
-                sum_1 = whole_0;
-            }
-            uint _S38 = i_0 + 2U * _S30;
-            float _S39;
-            if(_S38 < (entryPointParams_1->p_0.parts_0))
-            {
-                _S39 = (*(&kernelContext_2)->factors_0)[_S38];
-            }
-            else
-            {
-                _S39 = 0.0;
-            }
-            float4 sum_2;
-            if(_S39 != 0.0)
-            {
-                uint _S40 = _S21 + _S38 * _S20;
-                uint _S41 = sv_groupindex_0 % _S19;
-                sum_2 = sum_1 + float4(_S39)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S40 + _S41))) ;
-            }
-            else
-            {
-                sum_2 = sum_1;
-            }
-            uint _S42 = i_0 + 3U * _S30;
-            float _S43;
-            if(_S42 < (entryPointParams_1->p_0.parts_0))
-            {
-                _S43 = (*(&kernelContext_2)->factors_0)[_S42];
+                _S43 = (*(&kernelContext_2)->factors_0)[i_0];
             }
             else
             {
                 _S43 = 0.0;
             }
-            float4 sum_3;
             if(_S43 != 0.0)
             {
-                uint _S44 = _S21 + _S42 * _S20;
-                uint _S45 = sv_groupindex_0 % _S19;
-                sum_3 = sum_2 + float4(_S43)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S44 + _S45))) ;
+                whole_0 = sum_0 + float4(_S43)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + i_0 * _S22 + _S27))) ;
             }
             else
             {
-                sum_3 = sum_2;
+                whole_0 = sum_0;
             }
-            uint _S46 = i_0 + 4U * _S30;
-            float _S47;
-            if(_S46 < (entryPointParams_1->p_0.parts_0))
+            uint _S51 = i_0 + _S24;
+            if(_S51 < (entryPointParams_1->p_0.parts_0))
             {
-                _S47 = (*(&kernelContext_2)->factors_0)[_S46];
+                _S44 = (*(&kernelContext_2)->factors_0)[_S51];
             }
             else
             {
-                _S47 = 0.0;
+                _S44 = 0.0;
             }
-            float4 sum_4;
-            if(_S47 != 0.0)
+            float4 sum_1;
+            if(_S44 != 0.0)
             {
-                uint _S48 = _S21 + _S46 * _S20;
-                uint _S49 = sv_groupindex_0 % _S19;
-                sum_4 = sum_3 + float4(_S47)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S48 + _S49))) ;
+                sum_1 = whole_0 + float4(_S44)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S51 * _S22 + _S27))) ;
             }
             else
             {
-                sum_4 = sum_3;
+                sum_1 = whole_0;
             }
-            uint _S50 = i_0 + 5U * _S30;
-            float _S51;
-            if(_S50 < (entryPointParams_1->p_0.parts_0))
+            uint _S52 = i_0 + _S29;
+            float _S53;
+            if(_S52 < (entryPointParams_1->p_0.parts_0))
             {
-                _S51 = (*(&kernelContext_2)->factors_0)[_S50];
+                _S53 = (*(&kernelContext_2)->factors_0)[_S52];
             }
             else
             {
-                _S51 = 0.0;
+                _S53 = 0.0;
             }
-            float4 sum_5;
-            if(_S51 != 0.0)
+            float4 sum_2;
+            if(_S53 != 0.0)
             {
-                uint _S52 = _S21 + _S50 * _S20;
-                uint _S53 = sv_groupindex_0 % _S19;
-                sum_5 = sum_4 + float4(_S51)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S52 + _S53))) ;
+                sum_2 = sum_1 + float4(_S53)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S52 * _S22 + _S27))) ;
             }
             else
             {
-                sum_5 = sum_4;
+                sum_2 = sum_1;
             }
-            uint _S54 = i_0 + 6U * _S30;
+            uint _S54 = i_0 + _S31;
             float _S55;
             if(_S54 < (entryPointParams_1->p_0.parts_0))
             {
@@ -355,18 +427,35 @@ float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelCo
             {
                 _S55 = 0.0;
             }
-            float4 sum_6;
+            float4 sum_3;
             if(_S55 != 0.0)
             {
-                uint _S56 = _S21 + _S54 * _S20;
-                uint _S57 = sv_groupindex_0 % _S19;
-                sum_6 = sum_5 + float4(_S55)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S56 + _S57))) ;
+                sum_3 = sum_2 + float4(_S55)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S54 * _S22 + _S27))) ;
             }
             else
             {
-                sum_6 = sum_5;
+                sum_3 = sum_2;
             }
-            uint _S58 = i_0 + 7U * _S30;
+            uint _S56 = i_0 + _S33;
+            float _S57;
+            if(_S56 < (entryPointParams_1->p_0.parts_0))
+            {
+                _S57 = (*(&kernelContext_2)->factors_0)[_S56];
+            }
+            else
+            {
+                _S57 = 0.0;
+            }
+            float4 sum_4;
+            if(_S57 != 0.0)
+            {
+                sum_4 = sum_3 + float4(_S57)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S56 * _S22 + _S27))) ;
+            }
+            else
+            {
+                sum_4 = sum_3;
+            }
+            uint _S58 = i_0 + _S35;
             float _S59;
             if(_S58 < (entryPointParams_1->p_0.parts_0))
             {
@@ -376,51 +465,95 @@ float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelCo
             {
                 _S59 = 0.0;
             }
+            float4 sum_5;
             if(_S59 != 0.0)
             {
-                uint _S60 = _S21 + _S58 * _S20;
-                uint _S61 = sv_groupindex_0 % _S19;
-                sum_0 = sum_6 + float4(_S59)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S60 + _S61))) ;
+                sum_5 = sum_4 + float4(_S59)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S58 * _S22 + _S27))) ;
+            }
+            else
+            {
+                sum_5 = sum_4;
+            }
+            uint _S60 = i_0 + _S37;
+            float _S61;
+            if(_S60 < (entryPointParams_1->p_0.parts_0))
+            {
+                _S61 = (*(&kernelContext_2)->factors_0)[_S60];
+            }
+            else
+            {
+                _S61 = 0.0;
+            }
+            float4 sum_6;
+            if(_S61 != 0.0)
+            {
+                sum_6 = sum_5 + float4(_S61)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S60 * _S22 + _S27))) ;
+            }
+            else
+            {
+                sum_6 = sum_5;
+            }
+            uint _S62 = i_0 + _S39;
+            float _S63;
+            if(_S62 < (entryPointParams_1->p_0.parts_0))
+            {
+                _S63 = (*(&kernelContext_2)->factors_0)[_S62];
+            }
+            else
+            {
+                _S63 = 0.0;
+            }
+            if(_S63 != 0.0)
+            {
+                sum_0 = sum_6 + float4(_S63)  * float4(*((&kernelContext_2)->entryPointParams_scratch_0+(_S23 + _S62 * _S22 + _S27))) ;
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + 8U * _S30;
+            i_0 = i_0 + _S50;
         }
     }
     else
     {
-        sum_0 = _S32;
+        sum_0 = _S49;
     }
     (*(&kernelContext_2)->sums_0)[sv_groupindex_0] = sum_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(sv_groupindex_0 < _S19)
+    if(sv_groupindex_0 < _S21)
+    {
+        _S20 = _S19;
+    }
+    else
+    {
+        _S20 = false;
+    }
+    if(_S20)
     {
         i_0 = 0U;
-        whole_0 = _S32;
+        whole_0 = _S49;
         for(;;)
         {
-            if(i_0 < _S30)
+            if(i_0 < _S24)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_1 = whole_0 + (*(&kernelContext_2)->sums_0)[i_0 * _S19 + sv_groupindex_0];
+            float4 whole_1 = whole_0 + (*(&kernelContext_2)->sums_0)[i_0 * _S21 + sv_groupindex_0];
             i_0 = i_0 + 1U;
             whole_0 = whole_1;
         }
-        if(_S28 != 0.0)
+        if(_S47 != 0.0)
         {
-            sum_0 = whole_0 / float4(_S29) ;
+            sum_0 = whole_0 / float4(_S48) ;
         }
         else
         {
-            sum_0 = _S32;
+            sum_0 = _S49;
         }
-        uint _S62 = entryPointParams_1->p_0.out_offset_0 + _S17 * entryPointParams_1->p_0.out_stride_0 + _S18 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
+        uint _S64 = entryPointParams_1->p_0.out_offset_0 + _S17 * entryPointParams_1->p_0.out_stride_0 + _S18 * entryPointParams_1->p_0.head_dim_0 + 4U * sv_groupindex_0;
         uint j_0 = 0U;
         for(;;)
         {
@@ -431,7 +564,7 @@ float group_sum_0(float value_3, uint thread_1, KernelContext_0 thread* kernelCo
             {
                 break;
             }
-            *((&kernelContext_2)->entryPointParams_result_0+(_S62 + j_0)) = sum_0[j_0];
+            *((&kernelContext_2)->entryPointParams_result_0+(_S64 + j_0)) = sum_0[j_0];
             j_0 = j_0 + 1U;
         }
     }

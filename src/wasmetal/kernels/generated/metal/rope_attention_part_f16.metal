@@ -731,7 +731,7 @@ void attend_0(uint thread_4, packed_uint2 device* k_pages_0, packed_uint2 device
         bool _S159;
         if(_S90)
         {
-            _S159 = (tile_0 + thread_4) < _S89;
+            _S159 = (tile_0 + thread_4) < (min(_S89, table_1->length_0));
         }
         else
         {
@@ -1033,9 +1033,14 @@ uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_0, uint rows_2
     return _S219;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
@@ -1048,15 +1053,10 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pag
     return _S220;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S221 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    uint _S221 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
     return SequenceTable_x24init_0(_S221 + 1U, page_size_3, pages_3, min(sequences_2[_S221], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
 }
 
 uint first_seen_0(uint position_1, uint window_1)
@@ -1082,7 +1082,7 @@ uint first_seen_0(uint position_1, uint window_1)
     return _S223;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint least_0)
 {
     uint _S224;
     if(first_1 < length_2)
@@ -1093,9 +1093,9 @@ void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_
     {
         _S224 = 0U;
     }
-    uint _S225 = parts_2 * tiles_0 * 64U;
+    uint _S225 = parts_2 * least_0;
     uint _S226 = (_S224 + _S225 - 1U) / _S225;
-    uint _S227 = _S226 * tiles_0 * 64U;
+    uint _S227 = _S226 * least_0;
     uint _S228 = min(first_1 + part_4->number_0 * _S227, length_2);
     part_4->begin_0 = _S228;
     part_4->end_0 = min(_S228 + _S227, length_2);
@@ -1164,50 +1164,33 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
     Part_0 _S231 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
     thread Part_0 part_6 = _S231;
-    bool _S232;
-    if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    bool _S232 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S233 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S234 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_6, first_seen_0(_S233, entryPointParams_1->p_0.window_0), min(_S233, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 64U);
+    bool _S235 = (((&part_6)->begin_0) >= ((&part_6)->end_0)) & (((&part_6)->number_0) != 0U);
+    if((_S235 | (!_S232)) | (((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S232 = true;
-    }
-    else
-    {
-        _S232 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S232)
-    {
+        if((_S235 & _S232) & (((&part_6)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S236 = part_6;
+            leave_empty_0(sv_groupindex_0, &_S236, (&kernelContext_6)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S233 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S234 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S235 = _S234 < (_S233.length_0);
-    share_out_0(&part_6, first_seen_0(_S234, entryPointParams_1->p_0.window_0), min(_S234, _S233.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S235)
+    bool _S237;
+    if(_S233 < (_S234.length_0))
     {
-        _S232 = ((&part_6)->number_0) == 0U;
+        _S237 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S232 = false;
-    }
-    bool _S236;
-    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
-    {
-        _S236 = !_S232;
-    }
-    else
-    {
-        _S236 = false;
-    }
-    if(_S236)
-    {
-        thread Part_0 _S237 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S237, (&kernelContext_6)->entryPointParams_scratch_0);
-        return;
+        _S237 = false;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S238 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S234, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    Rotation_0 _S238 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S233, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
     (&queries_1)->rotation_0 = _S238;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
@@ -1217,18 +1200,18 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S239 = _S233;
+    thread SequenceTable_0 _S239 = _S234;
     thread Part_0 _S240 = part_6;
     thread Turned_0 _S241 = queries_1;
     thread Turned_0 _S242 = keys_1;
     thread Plain_0 _S243 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S239, &_S240, entryPointParams_1->p_0.scale_0, &_S241, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S232, &_S242, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S243, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
-    if(!_S232)
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S239, &_S240, entryPointParams_1->p_0.scale_0, &_S241, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S237, &_S242, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S243, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S237)
     {
         return;
     }
-    thread SequenceTable_0 _S244 = _S233;
-    uint _S245 = SequenceTable_slot_0(&_S244, (&kernelContext_6)->entryPointParams_sequences_0, _S234);
+    thread SequenceTable_0 _S244 = _S234;
+    uint _S245 = SequenceTable_slot_0(&_S244, (&kernelContext_6)->entryPointParams_sequences_0, _S233);
     uint i_4 = sv_groupindex_0 * 4U;
     for(;;)
     {

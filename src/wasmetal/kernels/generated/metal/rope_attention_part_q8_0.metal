@@ -990,7 +990,7 @@ void attend_0(uint thread_4, uint device* k_pages_0, uint device* v_pages_0, uin
         bool _S184;
         if(_S115)
         {
-            _S184 = (tile_0 + thread_4) < _S114;
+            _S184 = (tile_0 + thread_4) < (min(_S114, table_1->length_0));
         }
         else
         {
@@ -1292,9 +1292,14 @@ uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_0, uint rows_2
     return _S244;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_5, uint row_1)
 {
-    return batch_1[offset_5 + 3U + 2U * row_1];
+    return batch_1[offset_5 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_6, uint row_2)
+{
+    return batch_2[offset_6 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
@@ -1307,15 +1312,10 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pag
     return _S245;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S246 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    uint _S246 = offset_7 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
     return SequenceTable_x24init_0(_S246 + 1U, page_size_3, pages_3, min(sequences_2[_S246], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
-{
-    return batch_2[offset_7 + 2U + 2U * row_2];
 }
 
 uint first_seen_0(uint position_1, uint window_1)
@@ -1341,7 +1341,7 @@ uint first_seen_0(uint position_1, uint window_1)
     return _S248;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint least_0)
 {
     uint _S249;
     if(first_1 < length_2)
@@ -1352,9 +1352,9 @@ void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_
     {
         _S249 = 0U;
     }
-    uint _S250 = parts_2 * tiles_0 * 64U;
+    uint _S250 = parts_2 * least_0;
     uint _S251 = (_S249 + _S250 - 1U) / _S250;
-    uint _S252 = _S251 * tiles_0 * 64U;
+    uint _S252 = _S251 * least_0;
     uint _S253 = min(first_1 + part_4->number_0 * _S252, length_2);
     part_4->begin_0 = _S253;
     part_4->end_0 = min(_S253 + _S252, length_2);
@@ -1423,50 +1423,33 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_6)->_S1 = _builtinWaveLaneCount_0;
     Part_0 _S256 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
     thread Part_0 part_6 = _S256;
-    bool _S257;
-    if(((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    bool _S257 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S258 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S259 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_6, first_seen_0(_S258, entryPointParams_1->p_0.window_0), min(_S258, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 64U);
+    bool _S260 = (((&part_6)->begin_0) >= ((&part_6)->end_0)) & (((&part_6)->number_0) != 0U);
+    if((_S260 | (!_S257)) | (((&part_6)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S257 = true;
-    }
-    else
-    {
-        _S257 = (valid_rows_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S257)
-    {
+        if((_S260 & _S257) & (((&part_6)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S261 = part_6;
+            leave_empty_0(sv_groupindex_0, &_S261, (&kernelContext_6)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S258 = sequence_table_0((&kernelContext_6)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S259 = row_position_0((&kernelContext_6)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S260 = _S259 < (_S258.length_0);
-    share_out_0(&part_6, first_seen_0(_S259, entryPointParams_1->p_0.window_0), min(_S259, _S258.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S260)
+    bool _S262;
+    if(_S258 < (_S259.length_0))
     {
-        _S257 = ((&part_6)->number_0) == 0U;
+        _S262 = ((&part_6)->number_0) == 0U;
     }
     else
     {
-        _S257 = false;
-    }
-    bool _S261;
-    if(((&part_6)->begin_0) >= ((&part_6)->end_0))
-    {
-        _S261 = !_S257;
-    }
-    else
-    {
-        _S261 = false;
-    }
-    if(_S261)
-    {
-        thread Part_0 _S262 = part_6;
-        leave_empty_0(sv_groupindex_0, &_S262, (&kernelContext_6)->entryPointParams_scratch_0);
-        return;
+        _S262 = false;
     }
     (&part_6)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_6)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S263 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S259, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    Rotation_0 _S263 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S258, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
     (&queries_1)->rotation_0 = _S263;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
@@ -1476,18 +1459,18 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S264 = _S258;
+    thread SequenceTable_0 _S264 = _S259;
     thread Part_0 _S265 = part_6;
     thread Turned_0 _S266 = queries_1;
     thread Turned_0 _S267 = keys_1;
     thread Plain_0 _S268 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S264, &_S265, entryPointParams_1->p_0.scale_0, &_S266, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S257, &_S267, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S268, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
-    if(!_S257)
+    attend_0(sv_groupindex_0, (&kernelContext_6)->entryPointParams_k_pages_0, (&kernelContext_6)->entryPointParams_v_pages_0, (&kernelContext_6)->entryPointParams_sequences_0, (&kernelContext_6)->entryPointParams_scratch_0, &_S264, &_S265, entryPointParams_1->p_0.scale_0, &_S266, (&kernelContext_6)->entryPointParams_q_0, (&kernelContext_6)->entryPointParams_table_0, _S262, &_S267, (&kernelContext_6)->entryPointParams_k_0, (&kernelContext_6)->entryPointParams_table_0, &_S268, (&kernelContext_6)->entryPointParams_v_0, &kernelContext_6);
+    if(!_S262)
     {
         return;
     }
-    thread SequenceTable_0 _S269 = _S258;
-    uint _S270 = SequenceTable_slot_0(&_S269, (&kernelContext_6)->entryPointParams_sequences_0, _S259);
+    thread SequenceTable_0 _S269 = _S259;
+    uint _S270 = SequenceTable_slot_0(&_S269, (&kernelContext_6)->entryPointParams_sequences_0, _S258);
     uint i_8 = sv_groupindex_0 * 64U;
     for(;;)
     {

@@ -1018,22 +1018,23 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S270 = some_2;
-        add_0(&sums_5, &_S270, first_3, _S269, _S262, kernelContext_9);
+        uint _S270 = min(_S269, table_2->length_0);
+        thread Positions_0 _S271 = some_2;
+        add_0(&sums_5, &_S271, first_3, _S270, _S262, kernelContext_9);
         uint first_4 = first_3 + 64U;
-        uint _S271 = tile_0 + 64U;
-        if(_S271 < _S269)
+        uint _S272 = tile_0 + 64U;
+        if(_S272 < _S269)
         {
-            thread Pools_0 _S272 = pools_0;
-            Positions_0 _S273 = Pools_read_0(&_S272, k_pages_0, v_pages_0, sequences_1, first_4, _S262);
-            some_2 = _S273;
+            thread Pools_0 _S273 = pools_0;
+            Positions_0 _S274 = Pools_read_0(&_S273, k_pages_0, v_pages_0, sequences_1, first_4, _S262);
+            some_2 = _S274;
         }
-        tile_0 = _S271;
+        tile_0 = _S272;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S274 = sums_5;
-    write_0(thread_2, &_S274, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S275 = sums_5;
+    write_0(thread_2, &_S275, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1044,36 +1045,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S275 = rows_0 * kv_heads_1;
-    uint _S276 = heads_2 / kv_heads_1;
-    return _S275 * ((_S276 + 4U - 1U) / 4U);
+    uint _S276 = rows_0 * kv_heads_1;
+    uint _S277 = heads_2 / kv_heads_1;
+    return _S276 * ((_S277 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S277 = heads_3 / kv_heads_2;
-    uint _S278 = (_S277 + 4U - 1U) / 4U;
-    uint _S279 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S280 = number_1 % _S279;
-    uint _S281 = _S280 % _S278;
+    uint _S278 = heads_3 / kv_heads_2;
+    uint _S279 = (_S278 + 4U - 1U) / 4U;
+    uint _S280 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S281 = number_1 % _S280;
+    uint _S282 = _S281 % _S279;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S280;
-    uint _S282 = number_1 / _S279;
-    (&part_5)->number_0 = _S282;
-    uint _S283 = _S280 / (kv_heads_2 * _S278);
-    (&part_5)->row_0 = _S283;
-    uint _S284 = _S280 / _S278;
-    uint _S285 = _S284 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S285;
-    uint _S286 = _S281 * 4U;
-    uint _S287 = _S285 * _S277 + _S286;
-    (&part_5)->head_0 = _S287;
-    (&part_5)->heads_0 = min(_S277 - _S286, 4U);
+    (&part_5)->unit_0 = _S281;
+    uint _S283 = number_1 / _S280;
+    (&part_5)->number_0 = _S283;
+    uint _S284 = _S281 / (kv_heads_2 * _S279);
+    (&part_5)->row_0 = _S284;
+    uint _S285 = _S281 / _S279;
+    uint _S286 = _S285 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S286;
+    uint _S287 = _S282 * 4U;
+    uint _S288 = _S286 * _S278 + _S287;
+    (&part_5)->head_0 = _S288;
+    (&part_5)->heads_0 = min(_S278 - _S287, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S288 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S288;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S287) * _S288 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S289 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S289;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S288) * _S289 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1084,94 +1085,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S289;
+    uint _S290;
     if(offset_3 == 4294967295U)
     {
-        _S289 = rows_2;
+        _S290 = rows_2;
     }
     else
     {
-        _S289 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S290 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S289;
+    return _S290;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S290;
-    (&_S290)->begin_3 = begin_4;
-    (&_S290)->page_size_1 = page_size_2;
-    (&_S290)->pages_1 = pages_2;
-    (&_S290)->length_0 = length_1;
-    return _S290;
+    thread SequenceTable_0 _S291;
+    (&_S291)->begin_3 = begin_4;
+    (&_S291)->page_size_1 = page_size_2;
+    (&_S291)->pages_1 = pages_2;
+    (&_S291)->length_0 = length_1;
+    return _S291;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S291 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S291 + 1U, page_size_3, pages_3, min(sequences_2[_S291], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S292 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S292 + 1U, page_size_3, pages_3, min(sequences_2[_S292], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S292;
+    bool _S293;
     if(window_1 != 0U)
     {
-        _S292 = position_1 >= window_1;
+        _S293 = position_1 >= window_1;
     }
     else
     {
-        _S292 = false;
+        _S293 = false;
     }
-    uint _S293;
-    if(_S292)
-    {
-        _S293 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S293 = 0U;
-    }
-    return _S293;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S294;
-    if(first_6 < length_2)
+    if(_S293)
     {
-        _S294 = length_2 - first_6;
+        _S294 = position_1 - window_1 + 1U;
     }
     else
     {
         _S294 = 0U;
     }
-    uint _S295 = parts_2 * tiles_0 * 64U;
-    uint _S296 = (_S294 + _S295 - 1U) / _S295;
-    uint _S297 = _S296 * tiles_0 * 64U;
-    uint _S298 = min(first_6 + part_6->number_0 * _S297, length_2);
-    part_6->begin_0 = _S298;
-    part_6->end_0 = min(_S298 + _S297, length_2);
-    if(_S294 == 0U)
+    return _S294;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S295;
+    if(first_6 < length_2)
     {
-        _S294 = 1U;
+        _S295 = length_2 - first_6;
     }
     else
     {
-        uint _S299 = (_S294 + _S297 - 1U) / _S297;
-        _S294 = _S299;
+        _S295 = 0U;
     }
-    part_6->used_0 = _S294;
+    uint _S296 = parts_2 * least_0;
+    uint _S297 = (_S295 + _S296 - 1U) / _S296;
+    uint _S298 = _S297 * least_0;
+    uint _S299 = min(first_6 + part_6->number_0 * _S298, length_2);
+    part_6->begin_0 = _S299;
+    part_6->end_0 = min(_S299 + _S298, length_2);
+    if(_S295 == 0U)
+    {
+        _S295 = 1U;
+    }
+    else
+    {
+        uint _S300 = (_S295 + _S298 - 1U) / _S298;
+        _S295 = _S300;
+    }
+    part_6->used_0 = _S295;
     return;
 }
 
@@ -1186,11 +1187,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S300;
-    (&_S300)->angles_0 = angles_1;
-    (&_S300)->pairs_0 = pairs_2;
-    (&_S300)->interleaved_0 = interleaved_2;
-    return _S300;
+    thread Rotation_0 _S301;
+    (&_S301)->angles_0 = angles_1;
+    (&_S301)->pairs_0 = pairs_2;
+    (&_S301)->interleaved_0 = interleaved_2;
+    return _S301;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1223,73 +1224,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S301 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S301;
-    bool _S302;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S302 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S302;
+    bool _S303 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S304 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S305 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S304, entryPointParams_1->p_0.window_0), min(_S304, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 64U);
+    bool _S306 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S306 | (!_S303)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S302 = true;
-    }
-    else
-    {
-        _S302 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S302)
-    {
+        if((_S306 & _S303) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S307 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S307, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S303 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S304 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S305 = _S304 < (_S303.length_0);
-    share_out_0(&part_8, first_seen_0(_S304, entryPointParams_1->p_0.window_0), min(_S304, _S303.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S305)
+    bool _S308;
+    if(_S304 < (_S305.length_0))
     {
-        _S302 = ((&part_8)->number_0) == 0U;
+        _S308 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S302 = false;
-    }
-    bool _S306;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S306 = !_S302;
-    }
-    else
-    {
-        _S306 = false;
-    }
-    if(_S306)
-    {
-        thread Part_0 _S307 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S307, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S308 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S308 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S304, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S308;
+    Rotation_0 _S309 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S304, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S309;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S308;
+    (&keys_1)->rotation_0 = _S309;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S309 = _S303;
-    thread Part_0 _S310 = part_8;
-    thread Turned_0 _S311 = queries_1;
-    thread Turned_0 _S312 = keys_1;
-    thread Plain_0 _S313 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S309, &_S310, entryPointParams_1->p_0.scale_0, &_S311, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S302, &_S312, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S313, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S302)
+    thread SequenceTable_0 _S310 = _S305;
+    thread Part_0 _S311 = part_8;
+    thread Turned_0 _S312 = queries_1;
+    thread Turned_0 _S313 = keys_1;
+    thread Plain_0 _S314 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S310, &_S311, entryPointParams_1->p_0.scale_0, &_S312, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S308, &_S313, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S314, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S308)
     {
         return;
     }
-    thread SequenceTable_0 _S314 = _S303;
-    uint _S315 = SequenceTable_slot_0(&_S314, (&kernelContext_10)->entryPointParams_sequences_0, _S304);
+    thread SequenceTable_0 _S315 = _S305;
+    uint _S316 = SequenceTable_slot_0(&_S315, (&kernelContext_10)->entryPointParams_sequences_0, _S304);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1300,13 +1284,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S316 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S316 == ((&part_8)->kv_head_0))
+        uint _S317 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S317 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S317 = keys_1;
-            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S315, (&part_8)->columns_0, i_2, &_S317, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S318 = values_3;
-            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S315, (&part_8)->columns_0, i_2, &_S318, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S318 = keys_1;
+            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S316, (&part_8)->columns_0, i_2, &_S318, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S319 = values_3;
+            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S316, (&part_8)->columns_0, i_2, &_S319, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

@@ -1010,22 +1010,23 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
         {
             break;
         }
-        thread Positions_0 _S272 = some_2;
-        add_0(&sums_5, &_S272, first_3, _S271, _S264, kernelContext_9);
+        uint _S272 = min(_S271, table_2->length_0);
+        thread Positions_0 _S273 = some_2;
+        add_0(&sums_5, &_S273, first_3, _S272, _S264, kernelContext_9);
         uint first_4 = first_3 + 64U;
-        uint _S273 = tile_0 + 64U;
-        if(_S273 < _S271)
+        uint _S274 = tile_0 + 64U;
+        if(_S274 < _S271)
         {
-            thread Pools_0 _S274 = pools_0;
-            Positions_0 _S275 = Pools_read_0(&_S274, k_pages_0, v_pages_0, sequences_1, first_4, _S264);
-            some_2 = _S275;
+            thread Pools_0 _S275 = pools_0;
+            Positions_0 _S276 = Pools_read_0(&_S275, k_pages_0, v_pages_0, sequences_1, first_4, _S264);
+            some_2 = _S276;
         }
-        tile_0 = _S273;
+        tile_0 = _S274;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S276 = sums_5;
-    write_0(thread_2, &_S276, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S277 = sums_5;
+    write_0(thread_2, &_S277, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1036,36 +1037,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S277 = rows_0 * kv_heads_1;
-    uint _S278 = heads_2 / kv_heads_1;
-    return _S277 * ((_S278 + 4U - 1U) / 4U);
+    uint _S278 = rows_0 * kv_heads_1;
+    uint _S279 = heads_2 / kv_heads_1;
+    return _S278 * ((_S279 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S279 = heads_3 / kv_heads_2;
-    uint _S280 = (_S279 + 4U - 1U) / 4U;
-    uint _S281 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S282 = number_1 % _S281;
-    uint _S283 = _S282 % _S280;
+    uint _S280 = heads_3 / kv_heads_2;
+    uint _S281 = (_S280 + 4U - 1U) / 4U;
+    uint _S282 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S283 = number_1 % _S282;
+    uint _S284 = _S283 % _S281;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S282;
-    uint _S284 = number_1 / _S281;
-    (&part_5)->number_0 = _S284;
-    uint _S285 = _S282 / (kv_heads_2 * _S280);
-    (&part_5)->row_0 = _S285;
-    uint _S286 = _S282 / _S280;
-    uint _S287 = _S286 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S287;
-    uint _S288 = _S283 * 4U;
-    uint _S289 = _S287 * _S279 + _S288;
-    (&part_5)->head_0 = _S289;
-    (&part_5)->heads_0 = min(_S279 - _S288, 4U);
+    (&part_5)->unit_0 = _S283;
+    uint _S285 = number_1 / _S282;
+    (&part_5)->number_0 = _S285;
+    uint _S286 = _S283 / (kv_heads_2 * _S281);
+    (&part_5)->row_0 = _S286;
+    uint _S287 = _S283 / _S281;
+    uint _S288 = _S287 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S288;
+    uint _S289 = _S284 * 4U;
+    uint _S290 = _S288 * _S280 + _S289;
+    (&part_5)->head_0 = _S290;
+    (&part_5)->heads_0 = min(_S280 - _S289, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S290 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S290;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S289) * _S290 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S291 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S291;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S290) * _S291 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1076,94 +1077,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S291;
+    uint _S292;
     if(offset_3 == 4294967295U)
     {
-        _S291 = rows_2;
+        _S292 = rows_2;
     }
     else
     {
-        _S291 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S292 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S291;
+    return _S292;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S292;
-    (&_S292)->begin_3 = begin_4;
-    (&_S292)->page_size_1 = page_size_2;
-    (&_S292)->pages_1 = pages_2;
-    (&_S292)->length_0 = length_1;
-    return _S292;
+    thread SequenceTable_0 _S293;
+    (&_S293)->begin_3 = begin_4;
+    (&_S293)->page_size_1 = page_size_2;
+    (&_S293)->pages_1 = pages_2;
+    (&_S293)->length_0 = length_1;
+    return _S293;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S293 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S293 + 1U, page_size_3, pages_3, min(sequences_2[_S293], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S294 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S294 + 1U, page_size_3, pages_3, min(sequences_2[_S294], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S294;
+    bool _S295;
     if(window_1 != 0U)
     {
-        _S294 = position_1 >= window_1;
+        _S295 = position_1 >= window_1;
     }
     else
     {
-        _S294 = false;
+        _S295 = false;
     }
-    uint _S295;
-    if(_S294)
-    {
-        _S295 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S295 = 0U;
-    }
-    return _S295;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S296;
-    if(first_6 < length_2)
+    if(_S295)
     {
-        _S296 = length_2 - first_6;
+        _S296 = position_1 - window_1 + 1U;
     }
     else
     {
         _S296 = 0U;
     }
-    uint _S297 = parts_2 * tiles_0 * 64U;
-    uint _S298 = (_S296 + _S297 - 1U) / _S297;
-    uint _S299 = _S298 * tiles_0 * 64U;
-    uint _S300 = min(first_6 + part_6->number_0 * _S299, length_2);
-    part_6->begin_0 = _S300;
-    part_6->end_0 = min(_S300 + _S299, length_2);
-    if(_S296 == 0U)
+    return _S296;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S297;
+    if(first_6 < length_2)
     {
-        _S296 = 1U;
+        _S297 = length_2 - first_6;
     }
     else
     {
-        uint _S301 = (_S296 + _S299 - 1U) / _S299;
-        _S296 = _S301;
+        _S297 = 0U;
     }
-    part_6->used_0 = _S296;
+    uint _S298 = parts_2 * least_0;
+    uint _S299 = (_S297 + _S298 - 1U) / _S298;
+    uint _S300 = _S299 * least_0;
+    uint _S301 = min(first_6 + part_6->number_0 * _S300, length_2);
+    part_6->begin_0 = _S301;
+    part_6->end_0 = min(_S301 + _S300, length_2);
+    if(_S297 == 0U)
+    {
+        _S297 = 1U;
+    }
+    else
+    {
+        uint _S302 = (_S297 + _S300 - 1U) / _S300;
+        _S297 = _S302;
+    }
+    part_6->used_0 = _S297;
     return;
 }
 
@@ -1178,11 +1179,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S302;
-    (&_S302)->angles_0 = angles_1;
-    (&_S302)->pairs_0 = pairs_2;
-    (&_S302)->interleaved_0 = interleaved_2;
-    return _S302;
+    thread Rotation_0 _S303;
+    (&_S303)->angles_0 = angles_1;
+    (&_S303)->pairs_0 = pairs_2;
+    (&_S303)->interleaved_0 = interleaved_2;
+    return _S303;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1215,73 +1216,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S303 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S303;
-    bool _S304;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S304 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S304;
+    bool _S305 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S306 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S307 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S306, entryPointParams_1->p_0.window_0), min(_S306, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 64U);
+    bool _S308 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S308 | (!_S305)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S304 = true;
-    }
-    else
-    {
-        _S304 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S304)
-    {
+        if((_S308 & _S305) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S309 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S309, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S305 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S306 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S307 = _S306 < (_S305.length_0);
-    share_out_0(&part_8, first_seen_0(_S306, entryPointParams_1->p_0.window_0), min(_S306, _S305.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S307)
+    bool _S310;
+    if(_S306 < (_S307.length_0))
     {
-        _S304 = ((&part_8)->number_0) == 0U;
+        _S310 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S304 = false;
-    }
-    bool _S308;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S308 = !_S304;
-    }
-    else
-    {
-        _S308 = false;
-    }
-    if(_S308)
-    {
-        thread Part_0 _S309 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S309, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S310 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S310 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S306, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S310;
+    Rotation_0 _S311 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S306, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S311;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S310;
+    (&keys_1)->rotation_0 = _S311;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S311 = _S305;
-    thread Part_0 _S312 = part_8;
-    thread Turned_0 _S313 = queries_1;
-    thread Turned_0 _S314 = keys_1;
-    thread Plain_0 _S315 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S311, &_S312, entryPointParams_1->p_0.scale_0, &_S313, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S304, &_S314, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S315, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S304)
+    thread SequenceTable_0 _S312 = _S307;
+    thread Part_0 _S313 = part_8;
+    thread Turned_0 _S314 = queries_1;
+    thread Turned_0 _S315 = keys_1;
+    thread Plain_0 _S316 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S312, &_S313, entryPointParams_1->p_0.scale_0, &_S314, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S310, &_S315, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S316, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S310)
     {
         return;
     }
-    thread SequenceTable_0 _S316 = _S305;
-    uint _S317 = SequenceTable_slot_0(&_S316, (&kernelContext_10)->entryPointParams_sequences_0, _S306);
+    thread SequenceTable_0 _S317 = _S307;
+    uint _S318 = SequenceTable_slot_0(&_S317, (&kernelContext_10)->entryPointParams_sequences_0, _S306);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1292,13 +1276,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S318 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S318 == ((&part_8)->kv_head_0))
+        uint _S319 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S319 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S319 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S317, (&part_8)->columns_0, i_2, &_S319, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S320 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S317, (&part_8)->columns_0, i_2, &_S320, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S320 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S318, (&part_8)->columns_0, i_2, &_S320, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S321 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S318, (&part_8)->columns_0, i_2, &_S321, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

@@ -1277,22 +1277,23 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
         {
             break;
         }
-        thread Positions_0 _S295 = some_2;
-        add_0(&sums_5, &_S295, first_3, _S294, _S287, kernelContext_9);
+        uint _S295 = min(_S294, table_2->length_0);
+        thread Positions_0 _S296 = some_2;
+        add_0(&sums_5, &_S296, first_3, _S295, _S287, kernelContext_9);
         uint first_4 = first_3 + 64U;
-        uint _S296 = tile_0 + 64U;
-        if(_S296 < _S294)
+        uint _S297 = tile_0 + 64U;
+        if(_S297 < _S294)
         {
-            thread Pools_0 _S297 = pools_0;
-            Positions_0 _S298 = Pools_read_0(&_S297, k_pages_0, v_pages_0, sequences_1, first_4, _S287);
-            some_2 = _S298;
+            thread Pools_0 _S298 = pools_0;
+            Positions_0 _S299 = Pools_read_0(&_S298, k_pages_0, v_pages_0, sequences_1, first_4, _S287);
+            some_2 = _S299;
         }
-        tile_0 = _S296;
+        tile_0 = _S297;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S299 = sums_5;
-    write_0(thread_2, &_S299, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S300 = sums_5;
+    write_0(thread_2, &_S300, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1303,36 +1304,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S300 = rows_0 * kv_heads_1;
-    uint _S301 = heads_2 / kv_heads_1;
-    return _S300 * ((_S301 + 4U - 1U) / 4U);
+    uint _S301 = rows_0 * kv_heads_1;
+    uint _S302 = heads_2 / kv_heads_1;
+    return _S301 * ((_S302 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S302 = heads_3 / kv_heads_2;
-    uint _S303 = (_S302 + 4U - 1U) / 4U;
-    uint _S304 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S305 = number_1 % _S304;
-    uint _S306 = _S305 % _S303;
+    uint _S303 = heads_3 / kv_heads_2;
+    uint _S304 = (_S303 + 4U - 1U) / 4U;
+    uint _S305 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S306 = number_1 % _S305;
+    uint _S307 = _S306 % _S304;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S305;
-    uint _S307 = number_1 / _S304;
-    (&part_5)->number_0 = _S307;
-    uint _S308 = _S305 / (kv_heads_2 * _S303);
-    (&part_5)->row_0 = _S308;
-    uint _S309 = _S305 / _S303;
-    uint _S310 = _S309 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S310;
-    uint _S311 = _S306 * 4U;
-    uint _S312 = _S310 * _S302 + _S311;
-    (&part_5)->head_0 = _S312;
-    (&part_5)->heads_0 = min(_S302 - _S311, 4U);
+    (&part_5)->unit_0 = _S306;
+    uint _S308 = number_1 / _S305;
+    (&part_5)->number_0 = _S308;
+    uint _S309 = _S306 / (kv_heads_2 * _S304);
+    (&part_5)->row_0 = _S309;
+    uint _S310 = _S306 / _S304;
+    uint _S311 = _S310 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S311;
+    uint _S312 = _S307 * 4U;
+    uint _S313 = _S311 * _S303 + _S312;
+    (&part_5)->head_0 = _S313;
+    (&part_5)->heads_0 = min(_S303 - _S312, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S313 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S313;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S312) * _S313 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S314 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S314;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S313) * _S314 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1343,94 +1344,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S314;
+    uint _S315;
     if(offset_4 == 4294967295U)
     {
-        _S314 = rows_2;
+        _S315 = rows_2;
     }
     else
     {
-        _S314 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
+        _S315 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S314;
+    return _S315;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_5, uint row_1)
 {
-    return batch_1[offset_5 + 3U + 2U * row_1];
+    return batch_1[offset_5 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_6, uint row_2)
+{
+    return batch_2[offset_6 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S315;
-    (&_S315)->begin_3 = begin_4;
-    (&_S315)->page_size_1 = page_size_2;
-    (&_S315)->pages_1 = pages_2;
-    (&_S315)->length_0 = length_1;
-    return _S315;
+    thread SequenceTable_0 _S316;
+    (&_S316)->begin_3 = begin_4;
+    (&_S316)->page_size_1 = page_size_2;
+    (&_S316)->pages_1 = pages_2;
+    (&_S316)->length_0 = length_1;
+    return _S316;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S316 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S316 + 1U, page_size_3, pages_3, min(sequences_2[_S316], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
-{
-    return batch_2[offset_7 + 2U + 2U * row_2];
+    uint _S317 = offset_7 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S317 + 1U, page_size_3, pages_3, min(sequences_2[_S317], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S317;
+    bool _S318;
     if(window_1 != 0U)
     {
-        _S317 = position_1 >= window_1;
+        _S318 = position_1 >= window_1;
     }
     else
     {
-        _S317 = false;
+        _S318 = false;
     }
-    uint _S318;
-    if(_S317)
-    {
-        _S318 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S318 = 0U;
-    }
-    return _S318;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S319;
-    if(first_6 < length_2)
+    if(_S318)
     {
-        _S319 = length_2 - first_6;
+        _S319 = position_1 - window_1 + 1U;
     }
     else
     {
         _S319 = 0U;
     }
-    uint _S320 = parts_2 * tiles_0 * 64U;
-    uint _S321 = (_S319 + _S320 - 1U) / _S320;
-    uint _S322 = _S321 * tiles_0 * 64U;
-    uint _S323 = min(first_6 + part_6->number_0 * _S322, length_2);
-    part_6->begin_0 = _S323;
-    part_6->end_0 = min(_S323 + _S322, length_2);
-    if(_S319 == 0U)
+    return _S319;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S320;
+    if(first_6 < length_2)
     {
-        _S319 = 1U;
+        _S320 = length_2 - first_6;
     }
     else
     {
-        uint _S324 = (_S319 + _S322 - 1U) / _S322;
-        _S319 = _S324;
+        _S320 = 0U;
     }
-    part_6->used_0 = _S319;
+    uint _S321 = parts_2 * least_0;
+    uint _S322 = (_S320 + _S321 - 1U) / _S321;
+    uint _S323 = _S322 * least_0;
+    uint _S324 = min(first_6 + part_6->number_0 * _S323, length_2);
+    part_6->begin_0 = _S324;
+    part_6->end_0 = min(_S324 + _S323, length_2);
+    if(_S320 == 0U)
+    {
+        _S320 = 1U;
+    }
+    else
+    {
+        uint _S325 = (_S320 + _S323 - 1U) / _S323;
+        _S320 = _S325;
+    }
+    part_6->used_0 = _S320;
     return;
 }
 
@@ -1445,11 +1446,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S325;
-    (&_S325)->angles_0 = angles_1;
-    (&_S325)->pairs_0 = pairs_2;
-    (&_S325)->interleaved_0 = interleaved_2;
-    return _S325;
+    thread Rotation_0 _S326;
+    (&_S326)->angles_0 = angles_1;
+    (&_S326)->pairs_0 = pairs_2;
+    (&_S326)->interleaved_0 = interleaved_2;
+    return _S326;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1482,73 +1483,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S326 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S326;
-    bool _S327;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S327 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S327;
+    bool _S328 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S329 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S330 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S329, entryPointParams_1->p_0.window_0), min(_S329, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 64U);
+    bool _S331 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S331 | (!_S328)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S327 = true;
-    }
-    else
-    {
-        _S327 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S327)
-    {
+        if((_S331 & _S328) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S332 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S332, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S328 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S329 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S330 = _S329 < (_S328.length_0);
-    share_out_0(&part_8, first_seen_0(_S329, entryPointParams_1->p_0.window_0), min(_S329, _S328.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S330)
+    bool _S333;
+    if(_S329 < (_S330.length_0))
     {
-        _S327 = ((&part_8)->number_0) == 0U;
+        _S333 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S327 = false;
-    }
-    bool _S331;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S331 = !_S327;
-    }
-    else
-    {
-        _S331 = false;
-    }
-    if(_S331)
-    {
-        thread Part_0 _S332 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S332, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S333 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S333 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S329, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S333;
+    Rotation_0 _S334 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S329, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S334;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S333;
+    (&keys_1)->rotation_0 = _S334;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S334 = _S328;
-    thread Part_0 _S335 = part_8;
-    thread Turned_0 _S336 = queries_1;
-    thread Turned_0 _S337 = keys_1;
-    thread Plain_0 _S338 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S334, &_S335, entryPointParams_1->p_0.scale_0, &_S336, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S327, &_S337, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S338, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S327)
+    thread SequenceTable_0 _S335 = _S330;
+    thread Part_0 _S336 = part_8;
+    thread Turned_0 _S337 = queries_1;
+    thread Turned_0 _S338 = keys_1;
+    thread Plain_0 _S339 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S335, &_S336, entryPointParams_1->p_0.scale_0, &_S337, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S333, &_S338, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S339, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S333)
     {
         return;
     }
-    thread SequenceTable_0 _S339 = _S328;
-    uint _S340 = SequenceTable_slot_0(&_S339, (&kernelContext_10)->entryPointParams_sequences_0, _S329);
+    thread SequenceTable_0 _S340 = _S330;
+    uint _S341 = SequenceTable_slot_0(&_S340, (&kernelContext_10)->entryPointParams_sequences_0, _S329);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1559,13 +1543,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S341 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S341 == ((&part_8)->kv_head_0))
+        uint _S342 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S342 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S342 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S340, (&part_8)->columns_0, i_6, &_S342, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S343 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S340, (&part_8)->columns_0, i_6, &_S343, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S343 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S341, (&part_8)->columns_0, i_6, &_S343, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S344 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S341, (&part_8)->columns_0, i_6, &_S344, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

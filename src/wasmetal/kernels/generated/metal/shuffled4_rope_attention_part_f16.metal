@@ -1108,22 +1108,23 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S330 = some_2;
-        add_0(&sums_5, &_S330, first_3, _S329, _S322, kernelContext_9);
+        uint _S330 = min(_S329, table_2->length_0);
+        thread Positions_0 _S331 = some_2;
+        add_0(&sums_5, &_S331, first_3, _S330, _S322, kernelContext_9);
         uint first_4 = first_3 + 32U;
-        uint _S331 = tile_0 + 32U;
-        if(_S331 < _S329)
+        uint _S332 = tile_0 + 32U;
+        if(_S332 < _S329)
         {
-            thread Pools_0 _S332 = pools_0;
-            Positions_0 _S333 = Pools_read_0(&_S332, k_pages_0, v_pages_0, sequences_1, first_4, _S322);
-            some_2 = _S333;
+            thread Pools_0 _S333 = pools_0;
+            Positions_0 _S334 = Pools_read_0(&_S333, k_pages_0, v_pages_0, sequences_1, first_4, _S322);
+            some_2 = _S334;
         }
-        tile_0 = _S331;
+        tile_0 = _S332;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S334 = sums_5;
-    write_0(thread_2, &_S334, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S335 = sums_5;
+    write_0(thread_2, &_S335, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1134,36 +1135,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S335 = rows_0 * kv_heads_1;
-    uint _S336 = heads_2 / kv_heads_1;
-    return _S335 * ((_S336 + 4U - 1U) / 4U);
+    uint _S336 = rows_0 * kv_heads_1;
+    uint _S337 = heads_2 / kv_heads_1;
+    return _S336 * ((_S337 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S337 = heads_3 / kv_heads_2;
-    uint _S338 = (_S337 + 4U - 1U) / 4U;
-    uint _S339 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S340 = number_1 % _S339;
-    uint _S341 = _S340 % _S338;
+    uint _S338 = heads_3 / kv_heads_2;
+    uint _S339 = (_S338 + 4U - 1U) / 4U;
+    uint _S340 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S341 = number_1 % _S340;
+    uint _S342 = _S341 % _S339;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S340;
-    uint _S342 = number_1 / _S339;
-    (&part_5)->number_0 = _S342;
-    uint _S343 = _S340 / (kv_heads_2 * _S338);
-    (&part_5)->row_0 = _S343;
-    uint _S344 = _S340 / _S338;
-    uint _S345 = _S344 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S345;
-    uint _S346 = _S341 * 4U;
-    uint _S347 = _S345 * _S337 + _S346;
-    (&part_5)->head_0 = _S347;
-    (&part_5)->heads_0 = min(_S337 - _S346, 4U);
+    (&part_5)->unit_0 = _S341;
+    uint _S343 = number_1 / _S340;
+    (&part_5)->number_0 = _S343;
+    uint _S344 = _S341 / (kv_heads_2 * _S339);
+    (&part_5)->row_0 = _S344;
+    uint _S345 = _S341 / _S339;
+    uint _S346 = _S345 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S346;
+    uint _S347 = _S342 * 4U;
+    uint _S348 = _S346 * _S338 + _S347;
+    (&part_5)->head_0 = _S348;
+    (&part_5)->heads_0 = min(_S338 - _S347, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S348 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S348;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S347) * _S348 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S349 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S349;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S348) * _S349 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1174,94 +1175,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S349;
+    uint _S350;
     if(offset_3 == 4294967295U)
     {
-        _S349 = rows_2;
+        _S350 = rows_2;
     }
     else
     {
-        _S349 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S350 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S349;
+    return _S350;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S350;
-    (&_S350)->begin_3 = begin_4;
-    (&_S350)->page_size_1 = page_size_2;
-    (&_S350)->pages_1 = pages_2;
-    (&_S350)->length_0 = length_1;
-    return _S350;
+    thread SequenceTable_0 _S351;
+    (&_S351)->begin_3 = begin_4;
+    (&_S351)->page_size_1 = page_size_2;
+    (&_S351)->pages_1 = pages_2;
+    (&_S351)->length_0 = length_1;
+    return _S351;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S351 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S351 + 1U, page_size_3, pages_3, min(sequences_2[_S351], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S352 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S352 + 1U, page_size_3, pages_3, min(sequences_2[_S352], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S352;
+    bool _S353;
     if(window_1 != 0U)
     {
-        _S352 = position_1 >= window_1;
+        _S353 = position_1 >= window_1;
     }
     else
     {
-        _S352 = false;
+        _S353 = false;
     }
-    uint _S353;
-    if(_S352)
-    {
-        _S353 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S353 = 0U;
-    }
-    return _S353;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S354;
-    if(first_6 < length_2)
+    if(_S353)
     {
-        _S354 = length_2 - first_6;
+        _S354 = position_1 - window_1 + 1U;
     }
     else
     {
         _S354 = 0U;
     }
-    uint _S355 = parts_2 * tiles_0 * 64U;
-    uint _S356 = (_S354 + _S355 - 1U) / _S355;
-    uint _S357 = _S356 * tiles_0 * 64U;
-    uint _S358 = min(first_6 + part_6->number_0 * _S357, length_2);
-    part_6->begin_0 = _S358;
-    part_6->end_0 = min(_S358 + _S357, length_2);
-    if(_S354 == 0U)
+    return _S354;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S355;
+    if(first_6 < length_2)
     {
-        _S354 = 1U;
+        _S355 = length_2 - first_6;
     }
     else
     {
-        uint _S359 = (_S354 + _S357 - 1U) / _S357;
-        _S354 = _S359;
+        _S355 = 0U;
     }
-    part_6->used_0 = _S354;
+    uint _S356 = parts_2 * least_0;
+    uint _S357 = (_S355 + _S356 - 1U) / _S356;
+    uint _S358 = _S357 * least_0;
+    uint _S359 = min(first_6 + part_6->number_0 * _S358, length_2);
+    part_6->begin_0 = _S359;
+    part_6->end_0 = min(_S359 + _S358, length_2);
+    if(_S355 == 0U)
+    {
+        _S355 = 1U;
+    }
+    else
+    {
+        uint _S360 = (_S355 + _S358 - 1U) / _S358;
+        _S355 = _S360;
+    }
+    part_6->used_0 = _S355;
     return;
 }
 
@@ -1276,11 +1277,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S360;
-    (&_S360)->angles_0 = angles_1;
-    (&_S360)->pairs_0 = pairs_2;
-    (&_S360)->interleaved_0 = interleaved_2;
-    return _S360;
+    thread Rotation_0 _S361;
+    (&_S361)->angles_0 = angles_1;
+    (&_S361)->pairs_0 = pairs_2;
+    (&_S361)->interleaved_0 = interleaved_2;
+    return _S361;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1313,73 +1314,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S361 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S361;
-    bool _S362;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S362 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S362;
+    bool _S363 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S364 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S365 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S364, entryPointParams_1->p_0.window_0), min(_S364, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 32U);
+    bool _S366 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S366 | (!_S363)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S362 = true;
-    }
-    else
-    {
-        _S362 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S362)
-    {
+        if((_S366 & _S363) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S367 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S367, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S363 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S364 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S365 = _S364 < (_S363.length_0);
-    share_out_0(&part_8, first_seen_0(_S364, entryPointParams_1->p_0.window_0), min(_S364, _S363.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S365)
+    bool _S368;
+    if(_S364 < (_S365.length_0))
     {
-        _S362 = ((&part_8)->number_0) == 0U;
+        _S368 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S362 = false;
-    }
-    bool _S366;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S366 = !_S362;
-    }
-    else
-    {
-        _S366 = false;
-    }
-    if(_S366)
-    {
-        thread Part_0 _S367 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S367, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S368 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S368 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S364, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S368;
+    Rotation_0 _S369 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S364, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S369;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S368;
+    (&keys_1)->rotation_0 = _S369;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S369 = _S363;
-    thread Part_0 _S370 = part_8;
-    thread Turned_0 _S371 = queries_1;
-    thread Turned_0 _S372 = keys_1;
-    thread Plain_0 _S373 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S369, &_S370, entryPointParams_1->p_0.scale_0, &_S371, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S362, &_S372, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S373, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S362)
+    thread SequenceTable_0 _S370 = _S365;
+    thread Part_0 _S371 = part_8;
+    thread Turned_0 _S372 = queries_1;
+    thread Turned_0 _S373 = keys_1;
+    thread Plain_0 _S374 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S370, &_S371, entryPointParams_1->p_0.scale_0, &_S372, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S368, &_S373, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S374, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S368)
     {
         return;
     }
-    thread SequenceTable_0 _S374 = _S363;
-    uint _S375 = SequenceTable_slot_0(&_S374, (&kernelContext_10)->entryPointParams_sequences_0, _S364);
+    thread SequenceTable_0 _S375 = _S365;
+    uint _S376 = SequenceTable_slot_0(&_S375, (&kernelContext_10)->entryPointParams_sequences_0, _S364);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1390,13 +1374,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S376 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S376 == ((&part_8)->kv_head_0))
+        uint _S377 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S377 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S377 = keys_1;
-            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S375, (&part_8)->columns_0, i_2, &_S377, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S378 = values_3;
-            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S375, (&part_8)->columns_0, i_2, &_S378, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S378 = keys_1;
+            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S376, (&part_8)->columns_0, i_2, &_S378, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S379 = values_3;
+            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S376, (&part_8)->columns_0, i_2, &_S379, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

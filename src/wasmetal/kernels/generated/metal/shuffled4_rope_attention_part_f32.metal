@@ -1100,22 +1100,23 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
         {
             break;
         }
-        thread Positions_0 _S332 = some_2;
-        add_0(&sums_5, &_S332, first_3, _S331, _S324, kernelContext_9);
+        uint _S332 = min(_S331, table_2->length_0);
+        thread Positions_0 _S333 = some_2;
+        add_0(&sums_5, &_S333, first_3, _S332, _S324, kernelContext_9);
         uint first_4 = first_3 + 32U;
-        uint _S333 = tile_0 + 32U;
-        if(_S333 < _S331)
+        uint _S334 = tile_0 + 32U;
+        if(_S334 < _S331)
         {
-            thread Pools_0 _S334 = pools_0;
-            Positions_0 _S335 = Pools_read_0(&_S334, k_pages_0, v_pages_0, sequences_1, first_4, _S324);
-            some_2 = _S335;
+            thread Pools_0 _S335 = pools_0;
+            Positions_0 _S336 = Pools_read_0(&_S335, k_pages_0, v_pages_0, sequences_1, first_4, _S324);
+            some_2 = _S336;
         }
-        tile_0 = _S333;
+        tile_0 = _S334;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S336 = sums_5;
-    write_0(thread_2, &_S336, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S337 = sums_5;
+    write_0(thread_2, &_S337, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1126,36 +1127,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S337 = rows_0 * kv_heads_1;
-    uint _S338 = heads_2 / kv_heads_1;
-    return _S337 * ((_S338 + 4U - 1U) / 4U);
+    uint _S338 = rows_0 * kv_heads_1;
+    uint _S339 = heads_2 / kv_heads_1;
+    return _S338 * ((_S339 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S339 = heads_3 / kv_heads_2;
-    uint _S340 = (_S339 + 4U - 1U) / 4U;
-    uint _S341 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S342 = number_1 % _S341;
-    uint _S343 = _S342 % _S340;
+    uint _S340 = heads_3 / kv_heads_2;
+    uint _S341 = (_S340 + 4U - 1U) / 4U;
+    uint _S342 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S343 = number_1 % _S342;
+    uint _S344 = _S343 % _S341;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S342;
-    uint _S344 = number_1 / _S341;
-    (&part_5)->number_0 = _S344;
-    uint _S345 = _S342 / (kv_heads_2 * _S340);
-    (&part_5)->row_0 = _S345;
-    uint _S346 = _S342 / _S340;
-    uint _S347 = _S346 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S347;
-    uint _S348 = _S343 * 4U;
-    uint _S349 = _S347 * _S339 + _S348;
-    (&part_5)->head_0 = _S349;
-    (&part_5)->heads_0 = min(_S339 - _S348, 4U);
+    (&part_5)->unit_0 = _S343;
+    uint _S345 = number_1 / _S342;
+    (&part_5)->number_0 = _S345;
+    uint _S346 = _S343 / (kv_heads_2 * _S341);
+    (&part_5)->row_0 = _S346;
+    uint _S347 = _S343 / _S341;
+    uint _S348 = _S347 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S348;
+    uint _S349 = _S344 * 4U;
+    uint _S350 = _S348 * _S340 + _S349;
+    (&part_5)->head_0 = _S350;
+    (&part_5)->heads_0 = min(_S340 - _S349, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S350 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S350;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S349) * _S350 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S351 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S351;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S350) * _S351 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1166,94 +1167,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S351;
+    uint _S352;
     if(offset_3 == 4294967295U)
     {
-        _S351 = rows_2;
+        _S352 = rows_2;
     }
     else
     {
-        _S351 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S352 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S351;
+    return _S352;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S352;
-    (&_S352)->begin_3 = begin_4;
-    (&_S352)->page_size_1 = page_size_2;
-    (&_S352)->pages_1 = pages_2;
-    (&_S352)->length_0 = length_1;
-    return _S352;
+    thread SequenceTable_0 _S353;
+    (&_S353)->begin_3 = begin_4;
+    (&_S353)->page_size_1 = page_size_2;
+    (&_S353)->pages_1 = pages_2;
+    (&_S353)->length_0 = length_1;
+    return _S353;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S353 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S353 + 1U, page_size_3, pages_3, min(sequences_2[_S353], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S354 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S354 + 1U, page_size_3, pages_3, min(sequences_2[_S354], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S354;
+    bool _S355;
     if(window_1 != 0U)
     {
-        _S354 = position_1 >= window_1;
+        _S355 = position_1 >= window_1;
     }
     else
     {
-        _S354 = false;
+        _S355 = false;
     }
-    uint _S355;
-    if(_S354)
-    {
-        _S355 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S355 = 0U;
-    }
-    return _S355;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S356;
-    if(first_6 < length_2)
+    if(_S355)
     {
-        _S356 = length_2 - first_6;
+        _S356 = position_1 - window_1 + 1U;
     }
     else
     {
         _S356 = 0U;
     }
-    uint _S357 = parts_2 * tiles_0 * 64U;
-    uint _S358 = (_S356 + _S357 - 1U) / _S357;
-    uint _S359 = _S358 * tiles_0 * 64U;
-    uint _S360 = min(first_6 + part_6->number_0 * _S359, length_2);
-    part_6->begin_0 = _S360;
-    part_6->end_0 = min(_S360 + _S359, length_2);
-    if(_S356 == 0U)
+    return _S356;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S357;
+    if(first_6 < length_2)
     {
-        _S356 = 1U;
+        _S357 = length_2 - first_6;
     }
     else
     {
-        uint _S361 = (_S356 + _S359 - 1U) / _S359;
-        _S356 = _S361;
+        _S357 = 0U;
     }
-    part_6->used_0 = _S356;
+    uint _S358 = parts_2 * least_0;
+    uint _S359 = (_S357 + _S358 - 1U) / _S358;
+    uint _S360 = _S359 * least_0;
+    uint _S361 = min(first_6 + part_6->number_0 * _S360, length_2);
+    part_6->begin_0 = _S361;
+    part_6->end_0 = min(_S361 + _S360, length_2);
+    if(_S357 == 0U)
+    {
+        _S357 = 1U;
+    }
+    else
+    {
+        uint _S362 = (_S357 + _S360 - 1U) / _S360;
+        _S357 = _S362;
+    }
+    part_6->used_0 = _S357;
     return;
 }
 
@@ -1268,11 +1269,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S362;
-    (&_S362)->angles_0 = angles_1;
-    (&_S362)->pairs_0 = pairs_2;
-    (&_S362)->interleaved_0 = interleaved_2;
-    return _S362;
+    thread Rotation_0 _S363;
+    (&_S363)->angles_0 = angles_1;
+    (&_S363)->pairs_0 = pairs_2;
+    (&_S363)->interleaved_0 = interleaved_2;
+    return _S363;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1305,73 +1306,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S363 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S363;
-    bool _S364;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S364 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S364;
+    bool _S365 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S366 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S367 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S366, entryPointParams_1->p_0.window_0), min(_S366, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 32U);
+    bool _S368 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S368 | (!_S365)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S364 = true;
-    }
-    else
-    {
-        _S364 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S364)
-    {
+        if((_S368 & _S365) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S369 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S369, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S365 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S366 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S367 = _S366 < (_S365.length_0);
-    share_out_0(&part_8, first_seen_0(_S366, entryPointParams_1->p_0.window_0), min(_S366, _S365.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S367)
+    bool _S370;
+    if(_S366 < (_S367.length_0))
     {
-        _S364 = ((&part_8)->number_0) == 0U;
+        _S370 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S364 = false;
-    }
-    bool _S368;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S368 = !_S364;
-    }
-    else
-    {
-        _S368 = false;
-    }
-    if(_S368)
-    {
-        thread Part_0 _S369 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S369, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S370 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S370 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S366, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S370;
+    Rotation_0 _S371 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S366, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S371;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S370;
+    (&keys_1)->rotation_0 = _S371;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S371 = _S365;
-    thread Part_0 _S372 = part_8;
-    thread Turned_0 _S373 = queries_1;
-    thread Turned_0 _S374 = keys_1;
-    thread Plain_0 _S375 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S371, &_S372, entryPointParams_1->p_0.scale_0, &_S373, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S364, &_S374, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S375, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S364)
+    thread SequenceTable_0 _S372 = _S367;
+    thread Part_0 _S373 = part_8;
+    thread Turned_0 _S374 = queries_1;
+    thread Turned_0 _S375 = keys_1;
+    thread Plain_0 _S376 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S372, &_S373, entryPointParams_1->p_0.scale_0, &_S374, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S370, &_S375, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S376, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S370)
     {
         return;
     }
-    thread SequenceTable_0 _S376 = _S365;
-    uint _S377 = SequenceTable_slot_0(&_S376, (&kernelContext_10)->entryPointParams_sequences_0, _S366);
+    thread SequenceTable_0 _S377 = _S367;
+    uint _S378 = SequenceTable_slot_0(&_S377, (&kernelContext_10)->entryPointParams_sequences_0, _S366);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1382,13 +1366,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S378 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S378 == ((&part_8)->kv_head_0))
+        uint _S379 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S379 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S379 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S377, (&part_8)->columns_0, i_2, &_S379, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S380 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S377, (&part_8)->columns_0, i_2, &_S380, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S380 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S378, (&part_8)->columns_0, i_2, &_S380, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S381 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S378, (&part_8)->columns_0, i_2, &_S381, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

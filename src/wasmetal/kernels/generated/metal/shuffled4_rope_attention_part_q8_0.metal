@@ -1367,22 +1367,23 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
         {
             break;
         }
-        thread Positions_0 _S355 = some_2;
-        add_0(&sums_5, &_S355, first_3, _S354, _S347, kernelContext_9);
+        uint _S355 = min(_S354, table_2->length_0);
+        thread Positions_0 _S356 = some_2;
+        add_0(&sums_5, &_S356, first_3, _S355, _S347, kernelContext_9);
         uint first_4 = first_3 + 32U;
-        uint _S356 = tile_0 + 32U;
-        if(_S356 < _S354)
+        uint _S357 = tile_0 + 32U;
+        if(_S357 < _S354)
         {
-            thread Pools_0 _S357 = pools_0;
-            Positions_0 _S358 = Pools_read_0(&_S357, k_pages_0, v_pages_0, sequences_1, first_4, _S347);
-            some_2 = _S358;
+            thread Pools_0 _S358 = pools_0;
+            Positions_0 _S359 = Pools_read_0(&_S358, k_pages_0, v_pages_0, sequences_1, first_4, _S347);
+            some_2 = _S359;
         }
-        tile_0 = _S356;
+        tile_0 = _S357;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S359 = sums_5;
-    write_0(thread_2, &_S359, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S360 = sums_5;
+    write_0(thread_2, &_S360, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1393,36 +1394,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S360 = rows_0 * kv_heads_1;
-    uint _S361 = heads_2 / kv_heads_1;
-    return _S360 * ((_S361 + 4U - 1U) / 4U);
+    uint _S361 = rows_0 * kv_heads_1;
+    uint _S362 = heads_2 / kv_heads_1;
+    return _S361 * ((_S362 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S362 = heads_3 / kv_heads_2;
-    uint _S363 = (_S362 + 4U - 1U) / 4U;
-    uint _S364 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S365 = number_1 % _S364;
-    uint _S366 = _S365 % _S363;
+    uint _S363 = heads_3 / kv_heads_2;
+    uint _S364 = (_S363 + 4U - 1U) / 4U;
+    uint _S365 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S366 = number_1 % _S365;
+    uint _S367 = _S366 % _S364;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S365;
-    uint _S367 = number_1 / _S364;
-    (&part_5)->number_0 = _S367;
-    uint _S368 = _S365 / (kv_heads_2 * _S363);
-    (&part_5)->row_0 = _S368;
-    uint _S369 = _S365 / _S363;
-    uint _S370 = _S369 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S370;
-    uint _S371 = _S366 * 4U;
-    uint _S372 = _S370 * _S362 + _S371;
-    (&part_5)->head_0 = _S372;
-    (&part_5)->heads_0 = min(_S362 - _S371, 4U);
+    (&part_5)->unit_0 = _S366;
+    uint _S368 = number_1 / _S365;
+    (&part_5)->number_0 = _S368;
+    uint _S369 = _S366 / (kv_heads_2 * _S364);
+    (&part_5)->row_0 = _S369;
+    uint _S370 = _S366 / _S364;
+    uint _S371 = _S370 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S371;
+    uint _S372 = _S367 * 4U;
+    uint _S373 = _S371 * _S363 + _S372;
+    (&part_5)->head_0 = _S373;
+    (&part_5)->heads_0 = min(_S363 - _S372, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S373 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S373;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S372) * _S373 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S374 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S374;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S373) * _S374 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1433,94 +1434,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S374;
+    uint _S375;
     if(offset_4 == 4294967295U)
     {
-        _S374 = rows_2;
+        _S375 = rows_2;
     }
     else
     {
-        _S374 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
+        _S375 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S374;
+    return _S375;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_5, uint row_1)
 {
-    return batch_1[offset_5 + 3U + 2U * row_1];
+    return batch_1[offset_5 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_6, uint row_2)
+{
+    return batch_2[offset_6 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S375;
-    (&_S375)->begin_3 = begin_4;
-    (&_S375)->page_size_1 = page_size_2;
-    (&_S375)->pages_1 = pages_2;
-    (&_S375)->length_0 = length_1;
-    return _S375;
+    thread SequenceTable_0 _S376;
+    (&_S376)->begin_3 = begin_4;
+    (&_S376)->page_size_1 = page_size_2;
+    (&_S376)->pages_1 = pages_2;
+    (&_S376)->length_0 = length_1;
+    return _S376;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S376 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S376 + 1U, page_size_3, pages_3, min(sequences_2[_S376], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
-{
-    return batch_2[offset_7 + 2U + 2U * row_2];
+    uint _S377 = offset_7 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S377 + 1U, page_size_3, pages_3, min(sequences_2[_S377], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S377;
+    bool _S378;
     if(window_1 != 0U)
     {
-        _S377 = position_1 >= window_1;
+        _S378 = position_1 >= window_1;
     }
     else
     {
-        _S377 = false;
+        _S378 = false;
     }
-    uint _S378;
-    if(_S377)
-    {
-        _S378 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S378 = 0U;
-    }
-    return _S378;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S379;
-    if(first_6 < length_2)
+    if(_S378)
     {
-        _S379 = length_2 - first_6;
+        _S379 = position_1 - window_1 + 1U;
     }
     else
     {
         _S379 = 0U;
     }
-    uint _S380 = parts_2 * tiles_0 * 64U;
-    uint _S381 = (_S379 + _S380 - 1U) / _S380;
-    uint _S382 = _S381 * tiles_0 * 64U;
-    uint _S383 = min(first_6 + part_6->number_0 * _S382, length_2);
-    part_6->begin_0 = _S383;
-    part_6->end_0 = min(_S383 + _S382, length_2);
-    if(_S379 == 0U)
+    return _S379;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S380;
+    if(first_6 < length_2)
     {
-        _S379 = 1U;
+        _S380 = length_2 - first_6;
     }
     else
     {
-        uint _S384 = (_S379 + _S382 - 1U) / _S382;
-        _S379 = _S384;
+        _S380 = 0U;
     }
-    part_6->used_0 = _S379;
+    uint _S381 = parts_2 * least_0;
+    uint _S382 = (_S380 + _S381 - 1U) / _S381;
+    uint _S383 = _S382 * least_0;
+    uint _S384 = min(first_6 + part_6->number_0 * _S383, length_2);
+    part_6->begin_0 = _S384;
+    part_6->end_0 = min(_S384 + _S383, length_2);
+    if(_S380 == 0U)
+    {
+        _S380 = 1U;
+    }
+    else
+    {
+        uint _S385 = (_S380 + _S383 - 1U) / _S383;
+        _S380 = _S385;
+    }
+    part_6->used_0 = _S380;
     return;
 }
 
@@ -1535,11 +1536,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S385;
-    (&_S385)->angles_0 = angles_1;
-    (&_S385)->pairs_0 = pairs_2;
-    (&_S385)->interleaved_0 = interleaved_2;
-    return _S385;
+    thread Rotation_0 _S386;
+    (&_S386)->angles_0 = angles_1;
+    (&_S386)->pairs_0 = pairs_2;
+    (&_S386)->interleaved_0 = interleaved_2;
+    return _S386;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1572,73 +1573,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S386 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S386;
-    bool _S387;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S387 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S387;
+    bool _S388 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S389 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S390 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S389, entryPointParams_1->p_0.window_0), min(_S389, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 32U);
+    bool _S391 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S391 | (!_S388)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S387 = true;
-    }
-    else
-    {
-        _S387 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S387)
-    {
+        if((_S391 & _S388) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S392 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S392, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S388 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S389 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S390 = _S389 < (_S388.length_0);
-    share_out_0(&part_8, first_seen_0(_S389, entryPointParams_1->p_0.window_0), min(_S389, _S388.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S390)
+    bool _S393;
+    if(_S389 < (_S390.length_0))
     {
-        _S387 = ((&part_8)->number_0) == 0U;
+        _S393 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S387 = false;
-    }
-    bool _S391;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S391 = !_S387;
-    }
-    else
-    {
-        _S391 = false;
-    }
-    if(_S391)
-    {
-        thread Part_0 _S392 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S392, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S393 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S393 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S389, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S393;
+    Rotation_0 _S394 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S389, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S394;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S393;
+    (&keys_1)->rotation_0 = _S394;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S394 = _S388;
-    thread Part_0 _S395 = part_8;
-    thread Turned_0 _S396 = queries_1;
-    thread Turned_0 _S397 = keys_1;
-    thread Plain_0 _S398 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S394, &_S395, entryPointParams_1->p_0.scale_0, &_S396, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S387, &_S397, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S398, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S387)
+    thread SequenceTable_0 _S395 = _S390;
+    thread Part_0 _S396 = part_8;
+    thread Turned_0 _S397 = queries_1;
+    thread Turned_0 _S398 = keys_1;
+    thread Plain_0 _S399 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S395, &_S396, entryPointParams_1->p_0.scale_0, &_S397, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S393, &_S398, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S399, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S393)
     {
         return;
     }
-    thread SequenceTable_0 _S399 = _S388;
-    uint _S400 = SequenceTable_slot_0(&_S399, (&kernelContext_10)->entryPointParams_sequences_0, _S389);
+    thread SequenceTable_0 _S400 = _S390;
+    uint _S401 = SequenceTable_slot_0(&_S400, (&kernelContext_10)->entryPointParams_sequences_0, _S389);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1649,13 +1633,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S401 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S401 == ((&part_8)->kv_head_0))
+        uint _S402 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S402 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S402 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S400, (&part_8)->columns_0, i_6, &_S402, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S403 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S400, (&part_8)->columns_0, i_6, &_S403, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S403 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S401, (&part_8)->columns_0, i_6, &_S403, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S404 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S401, (&part_8)->columns_0, i_6, &_S404, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

@@ -1382,22 +1382,23 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S455 = some_2;
-        add_0(&sums_5, &_S455, first_3, _S454, _S447, kernelContext_9);
+        uint _S455 = min(_S454, table_2->length_0);
+        thread Positions_0 _S456 = some_2;
+        add_0(&sums_5, &_S456, first_3, _S455, _S447, kernelContext_9);
         uint first_4 = first_3 + 16U;
-        uint _S456 = tile_0 + 16U;
-        if(_S456 < _S454)
+        uint _S457 = tile_0 + 16U;
+        if(_S457 < _S454)
         {
-            thread Pools_0 _S457 = pools_0;
-            Positions_0 _S458 = Pools_read_0(&_S457, k_pages_0, v_pages_0, sequences_1, first_4, _S447);
-            some_2 = _S458;
+            thread Pools_0 _S458 = pools_0;
+            Positions_0 _S459 = Pools_read_0(&_S458, k_pages_0, v_pages_0, sequences_1, first_4, _S447);
+            some_2 = _S459;
         }
-        tile_0 = _S456;
+        tile_0 = _S457;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S459 = sums_5;
-    write_0(thread_2, &_S459, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S460 = sums_5;
+    write_0(thread_2, &_S460, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1408,36 +1409,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S460 = rows_0 * kv_heads_1;
-    uint _S461 = heads_2 / kv_heads_1;
-    return _S460 * ((_S461 + 4U - 1U) / 4U);
+    uint _S461 = rows_0 * kv_heads_1;
+    uint _S462 = heads_2 / kv_heads_1;
+    return _S461 * ((_S462 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S462 = heads_3 / kv_heads_2;
-    uint _S463 = (_S462 + 4U - 1U) / 4U;
-    uint _S464 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S465 = number_1 % _S464;
-    uint _S466 = _S465 % _S463;
+    uint _S463 = heads_3 / kv_heads_2;
+    uint _S464 = (_S463 + 4U - 1U) / 4U;
+    uint _S465 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S466 = number_1 % _S465;
+    uint _S467 = _S466 % _S464;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S465;
-    uint _S467 = number_1 / _S464;
-    (&part_5)->number_0 = _S467;
-    uint _S468 = _S465 / (kv_heads_2 * _S463);
-    (&part_5)->row_0 = _S468;
-    uint _S469 = _S465 / _S463;
-    uint _S470 = _S469 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S470;
-    uint _S471 = _S466 * 4U;
-    uint _S472 = _S470 * _S462 + _S471;
-    (&part_5)->head_0 = _S472;
-    (&part_5)->heads_0 = min(_S462 - _S471, 4U);
+    (&part_5)->unit_0 = _S466;
+    uint _S468 = number_1 / _S465;
+    (&part_5)->number_0 = _S468;
+    uint _S469 = _S466 / (kv_heads_2 * _S464);
+    (&part_5)->row_0 = _S469;
+    uint _S470 = _S466 / _S464;
+    uint _S471 = _S470 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S471;
+    uint _S472 = _S467 * 4U;
+    uint _S473 = _S471 * _S463 + _S472;
+    (&part_5)->head_0 = _S473;
+    (&part_5)->heads_0 = min(_S463 - _S472, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S473 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S473;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S472) * _S473 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S474 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S474;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S473) * _S474 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1448,94 +1449,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S474;
+    uint _S475;
     if(offset_3 == 4294967295U)
     {
-        _S474 = rows_2;
+        _S475 = rows_2;
     }
     else
     {
-        _S474 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S475 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S474;
+    return _S475;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S475;
-    (&_S475)->begin_3 = begin_4;
-    (&_S475)->page_size_1 = page_size_2;
-    (&_S475)->pages_1 = pages_2;
-    (&_S475)->length_0 = length_1;
-    return _S475;
+    thread SequenceTable_0 _S476;
+    (&_S476)->begin_3 = begin_4;
+    (&_S476)->page_size_1 = page_size_2;
+    (&_S476)->pages_1 = pages_2;
+    (&_S476)->length_0 = length_1;
+    return _S476;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S476 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S476 + 1U, page_size_3, pages_3, min(sequences_2[_S476], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S477 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S477 + 1U, page_size_3, pages_3, min(sequences_2[_S477], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S477;
+    bool _S478;
     if(window_1 != 0U)
     {
-        _S477 = position_1 >= window_1;
+        _S478 = position_1 >= window_1;
     }
     else
     {
-        _S477 = false;
+        _S478 = false;
     }
-    uint _S478;
-    if(_S477)
-    {
-        _S478 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S478 = 0U;
-    }
-    return _S478;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S479;
-    if(first_6 < length_2)
+    if(_S478)
     {
-        _S479 = length_2 - first_6;
+        _S479 = position_1 - window_1 + 1U;
     }
     else
     {
         _S479 = 0U;
     }
-    uint _S480 = parts_2 * tiles_0 * 64U;
-    uint _S481 = (_S479 + _S480 - 1U) / _S480;
-    uint _S482 = _S481 * tiles_0 * 64U;
-    uint _S483 = min(first_6 + part_6->number_0 * _S482, length_2);
-    part_6->begin_0 = _S483;
-    part_6->end_0 = min(_S483 + _S482, length_2);
-    if(_S479 == 0U)
+    return _S479;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S480;
+    if(first_6 < length_2)
     {
-        _S479 = 1U;
+        _S480 = length_2 - first_6;
     }
     else
     {
-        uint _S484 = (_S479 + _S482 - 1U) / _S482;
-        _S479 = _S484;
+        _S480 = 0U;
     }
-    part_6->used_0 = _S479;
+    uint _S481 = parts_2 * least_0;
+    uint _S482 = (_S480 + _S481 - 1U) / _S481;
+    uint _S483 = _S482 * least_0;
+    uint _S484 = min(first_6 + part_6->number_0 * _S483, length_2);
+    part_6->begin_0 = _S484;
+    part_6->end_0 = min(_S484 + _S483, length_2);
+    if(_S480 == 0U)
+    {
+        _S480 = 1U;
+    }
+    else
+    {
+        uint _S485 = (_S480 + _S483 - 1U) / _S483;
+        _S480 = _S485;
+    }
+    part_6->used_0 = _S480;
     return;
 }
 
@@ -1550,11 +1551,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S485;
-    (&_S485)->angles_0 = angles_1;
-    (&_S485)->pairs_0 = pairs_2;
-    (&_S485)->interleaved_0 = interleaved_2;
-    return _S485;
+    thread Rotation_0 _S486;
+    (&_S486)->angles_0 = angles_1;
+    (&_S486)->pairs_0 = pairs_2;
+    (&_S486)->interleaved_0 = interleaved_2;
+    return _S486;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1587,73 +1588,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S486 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S486;
-    bool _S487;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S487 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S487;
+    bool _S488 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S489 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S490 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S489, entryPointParams_1->p_0.window_0), min(_S489, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 16U);
+    bool _S491 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S491 | (!_S488)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S487 = true;
-    }
-    else
-    {
-        _S487 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S487)
-    {
+        if((_S491 & _S488) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S492 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S492, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S488 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S489 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S490 = _S489 < (_S488.length_0);
-    share_out_0(&part_8, first_seen_0(_S489, entryPointParams_1->p_0.window_0), min(_S489, _S488.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S490)
+    bool _S493;
+    if(_S489 < (_S490.length_0))
     {
-        _S487 = ((&part_8)->number_0) == 0U;
+        _S493 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S487 = false;
-    }
-    bool _S491;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S491 = !_S487;
-    }
-    else
-    {
-        _S491 = false;
-    }
-    if(_S491)
-    {
-        thread Part_0 _S492 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S492, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S493 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S493 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S489, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S493;
+    Rotation_0 _S494 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S489, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S494;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S493;
+    (&keys_1)->rotation_0 = _S494;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S494 = _S488;
-    thread Part_0 _S495 = part_8;
-    thread Turned_0 _S496 = queries_1;
-    thread Turned_0 _S497 = keys_1;
-    thread Plain_0 _S498 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S494, &_S495, entryPointParams_1->p_0.scale_0, &_S496, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S487, &_S497, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S498, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S487)
+    thread SequenceTable_0 _S495 = _S490;
+    thread Part_0 _S496 = part_8;
+    thread Turned_0 _S497 = queries_1;
+    thread Turned_0 _S498 = keys_1;
+    thread Plain_0 _S499 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S495, &_S496, entryPointParams_1->p_0.scale_0, &_S497, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S493, &_S498, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S499, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S493)
     {
         return;
     }
-    thread SequenceTable_0 _S499 = _S488;
-    uint _S500 = SequenceTable_slot_0(&_S499, (&kernelContext_10)->entryPointParams_sequences_0, _S489);
+    thread SequenceTable_0 _S500 = _S490;
+    uint _S501 = SequenceTable_slot_0(&_S500, (&kernelContext_10)->entryPointParams_sequences_0, _S489);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1664,13 +1648,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S501 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S501 == ((&part_8)->kv_head_0))
+        uint _S502 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S502 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S502 = keys_1;
-            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S500, (&part_8)->columns_0, i_2, &_S502, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S503 = values_3;
-            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S500, (&part_8)->columns_0, i_2, &_S503, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S503 = keys_1;
+            Float16_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S501, (&part_8)->columns_0, i_2, &_S503, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S504 = values_3;
+            Float16_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S501, (&part_8)->columns_0, i_2, &_S504, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

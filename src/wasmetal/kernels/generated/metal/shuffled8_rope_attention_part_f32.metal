@@ -1374,22 +1374,23 @@ void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 devi
         {
             break;
         }
-        thread Positions_0 _S457 = some_2;
-        add_0(&sums_5, &_S457, first_3, _S456, _S449, kernelContext_9);
+        uint _S457 = min(_S456, table_2->length_0);
+        thread Positions_0 _S458 = some_2;
+        add_0(&sums_5, &_S458, first_3, _S457, _S449, kernelContext_9);
         uint first_4 = first_3 + 16U;
-        uint _S458 = tile_0 + 16U;
-        if(_S458 < _S456)
+        uint _S459 = tile_0 + 16U;
+        if(_S459 < _S456)
         {
-            thread Pools_0 _S459 = pools_0;
-            Positions_0 _S460 = Pools_read_0(&_S459, k_pages_0, v_pages_0, sequences_1, first_4, _S449);
-            some_2 = _S460;
+            thread Pools_0 _S460 = pools_0;
+            Positions_0 _S461 = Pools_read_0(&_S460, k_pages_0, v_pages_0, sequences_1, first_4, _S449);
+            some_2 = _S461;
         }
-        tile_0 = _S458;
+        tile_0 = _S459;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S461 = sums_5;
-    write_0(thread_2, &_S461, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S462 = sums_5;
+    write_0(thread_2, &_S462, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1400,36 +1401,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S462 = rows_0 * kv_heads_1;
-    uint _S463 = heads_2 / kv_heads_1;
-    return _S462 * ((_S463 + 4U - 1U) / 4U);
+    uint _S463 = rows_0 * kv_heads_1;
+    uint _S464 = heads_2 / kv_heads_1;
+    return _S463 * ((_S464 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S464 = heads_3 / kv_heads_2;
-    uint _S465 = (_S464 + 4U - 1U) / 4U;
-    uint _S466 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S467 = number_1 % _S466;
-    uint _S468 = _S467 % _S465;
+    uint _S465 = heads_3 / kv_heads_2;
+    uint _S466 = (_S465 + 4U - 1U) / 4U;
+    uint _S467 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S468 = number_1 % _S467;
+    uint _S469 = _S468 % _S466;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S467;
-    uint _S469 = number_1 / _S466;
-    (&part_5)->number_0 = _S469;
-    uint _S470 = _S467 / (kv_heads_2 * _S465);
-    (&part_5)->row_0 = _S470;
-    uint _S471 = _S467 / _S465;
-    uint _S472 = _S471 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S472;
-    uint _S473 = _S468 * 4U;
-    uint _S474 = _S472 * _S464 + _S473;
-    (&part_5)->head_0 = _S474;
-    (&part_5)->heads_0 = min(_S464 - _S473, 4U);
+    (&part_5)->unit_0 = _S468;
+    uint _S470 = number_1 / _S467;
+    (&part_5)->number_0 = _S470;
+    uint _S471 = _S468 / (kv_heads_2 * _S466);
+    (&part_5)->row_0 = _S471;
+    uint _S472 = _S468 / _S466;
+    uint _S473 = _S472 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S473;
+    uint _S474 = _S469 * 4U;
+    uint _S475 = _S473 * _S465 + _S474;
+    (&part_5)->head_0 = _S475;
+    (&part_5)->heads_0 = min(_S465 - _S474, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S475 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S475;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S474) * _S475 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S476 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S476;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S475) * _S476 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1440,94 +1441,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_5, uint rows_2)
 {
-    uint _S476;
+    uint _S477;
     if(offset_3 == 4294967295U)
     {
-        _S476 = rows_2;
+        _S477 = rows_2;
     }
     else
     {
-        _S476 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
+        _S477 = min(max(batch_0[offset_3], first_5) - first_5, rows_2);
     }
-    return _S476;
+    return _S477;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_4, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_4, uint row_1)
 {
-    return batch_1[offset_4 + 3U + 2U * row_1];
+    return batch_1[offset_4 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S477;
-    (&_S477)->begin_3 = begin_4;
-    (&_S477)->page_size_1 = page_size_2;
-    (&_S477)->pages_1 = pages_2;
-    (&_S477)->length_0 = length_1;
-    return _S477;
+    thread SequenceTable_0 _S478;
+    (&_S478)->begin_3 = begin_4;
+    (&_S478)->page_size_1 = page_size_2;
+    (&_S478)->pages_1 = pages_2;
+    (&_S478)->length_0 = length_1;
+    return _S478;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_5, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S478 = offset_5 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S478 + 1U, page_size_3, pages_3, min(sequences_2[_S478], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_6, uint row_2)
-{
-    return batch_2[offset_6 + 2U + 2U * row_2];
+    uint _S479 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S479 + 1U, page_size_3, pages_3, min(sequences_2[_S479], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S479;
+    bool _S480;
     if(window_1 != 0U)
     {
-        _S479 = position_1 >= window_1;
+        _S480 = position_1 >= window_1;
     }
     else
     {
-        _S479 = false;
+        _S480 = false;
     }
-    uint _S480;
-    if(_S479)
-    {
-        _S480 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S480 = 0U;
-    }
-    return _S480;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S481;
-    if(first_6 < length_2)
+    if(_S480)
     {
-        _S481 = length_2 - first_6;
+        _S481 = position_1 - window_1 + 1U;
     }
     else
     {
         _S481 = 0U;
     }
-    uint _S482 = parts_2 * tiles_0 * 64U;
-    uint _S483 = (_S481 + _S482 - 1U) / _S482;
-    uint _S484 = _S483 * tiles_0 * 64U;
-    uint _S485 = min(first_6 + part_6->number_0 * _S484, length_2);
-    part_6->begin_0 = _S485;
-    part_6->end_0 = min(_S485 + _S484, length_2);
-    if(_S481 == 0U)
+    return _S481;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S482;
+    if(first_6 < length_2)
     {
-        _S481 = 1U;
+        _S482 = length_2 - first_6;
     }
     else
     {
-        uint _S486 = (_S481 + _S484 - 1U) / _S484;
-        _S481 = _S486;
+        _S482 = 0U;
     }
-    part_6->used_0 = _S481;
+    uint _S483 = parts_2 * least_0;
+    uint _S484 = (_S482 + _S483 - 1U) / _S483;
+    uint _S485 = _S484 * least_0;
+    uint _S486 = min(first_6 + part_6->number_0 * _S485, length_2);
+    part_6->begin_0 = _S486;
+    part_6->end_0 = min(_S486 + _S485, length_2);
+    if(_S482 == 0U)
+    {
+        _S482 = 1U;
+    }
+    else
+    {
+        uint _S487 = (_S482 + _S485 - 1U) / _S485;
+        _S482 = _S487;
+    }
+    part_6->used_0 = _S482;
     return;
 }
 
@@ -1542,11 +1543,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S487;
-    (&_S487)->angles_0 = angles_1;
-    (&_S487)->pairs_0 = pairs_2;
-    (&_S487)->interleaved_0 = interleaved_2;
-    return _S487;
+    thread Rotation_0 _S488;
+    (&_S488)->angles_0 = angles_1;
+    (&_S488)->pairs_0 = pairs_2;
+    (&_S488)->interleaved_0 = interleaved_2;
+    return _S488;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1579,73 +1580,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S488 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S488;
-    bool _S489;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S489 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S489;
+    bool _S490 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S491 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S492 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S491, entryPointParams_1->p_0.window_0), min(_S491, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 16U);
+    bool _S493 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S493 | (!_S490)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S489 = true;
-    }
-    else
-    {
-        _S489 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S489)
-    {
+        if((_S493 & _S490) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S494 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S494, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S490 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S491 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S492 = _S491 < (_S490.length_0);
-    share_out_0(&part_8, first_seen_0(_S491, entryPointParams_1->p_0.window_0), min(_S491, _S490.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S492)
+    bool _S495;
+    if(_S491 < (_S492.length_0))
     {
-        _S489 = ((&part_8)->number_0) == 0U;
+        _S495 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S489 = false;
-    }
-    bool _S493;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S493 = !_S489;
-    }
-    else
-    {
-        _S493 = false;
-    }
-    if(_S493)
-    {
-        thread Part_0 _S494 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S494, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S495 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S495 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S491, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S495;
+    Rotation_0 _S496 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S491, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S496;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S495;
+    (&keys_1)->rotation_0 = _S496;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_2;
     (&values_2)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S496 = _S490;
-    thread Part_0 _S497 = part_8;
-    thread Turned_0 _S498 = queries_1;
-    thread Turned_0 _S499 = keys_1;
-    thread Plain_0 _S500 = values_2;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S496, &_S497, entryPointParams_1->p_0.scale_0, &_S498, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S489, &_S499, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S500, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S489)
+    thread SequenceTable_0 _S497 = _S492;
+    thread Part_0 _S498 = part_8;
+    thread Turned_0 _S499 = queries_1;
+    thread Turned_0 _S500 = keys_1;
+    thread Plain_0 _S501 = values_2;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S497, &_S498, entryPointParams_1->p_0.scale_0, &_S499, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S495, &_S500, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S501, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S495)
     {
         return;
     }
-    thread SequenceTable_0 _S501 = _S490;
-    uint _S502 = SequenceTable_slot_0(&_S501, (&kernelContext_10)->entryPointParams_sequences_0, _S491);
+    thread SequenceTable_0 _S502 = _S492;
+    uint _S503 = SequenceTable_slot_0(&_S502, (&kernelContext_10)->entryPointParams_sequences_0, _S491);
     uint i_2 = sv_groupindex_0 * 4U;
     for(;;)
     {
@@ -1656,13 +1640,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S503 = i_2 / entryPointParams_1->p_0.head_dim_2;
-        if(_S503 == ((&part_8)->kv_head_0))
+        uint _S504 = i_2 / entryPointParams_1->p_0.head_dim_2;
+        if(_S504 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S504 = keys_1;
-            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S502, (&part_8)->columns_0, i_2, &_S504, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S505 = values_2;
-            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S502, (&part_8)->columns_0, i_2, &_S505, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S505 = keys_1;
+            Float32_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S503, (&part_8)->columns_0, i_2, &_S505, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S506 = values_2;
+            Float32_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S503, (&part_8)->columns_0, i_2, &_S506, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_2 = i_2 + 512U;
     }

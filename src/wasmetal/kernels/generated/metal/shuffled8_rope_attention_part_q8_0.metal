@@ -1641,22 +1641,23 @@ void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uin
         {
             break;
         }
-        thread Positions_0 _S480 = some_2;
-        add_0(&sums_5, &_S480, first_3, _S479, _S472, kernelContext_9);
+        uint _S480 = min(_S479, table_2->length_0);
+        thread Positions_0 _S481 = some_2;
+        add_0(&sums_5, &_S481, first_3, _S480, _S472, kernelContext_9);
         uint first_4 = first_3 + 16U;
-        uint _S481 = tile_0 + 16U;
-        if(_S481 < _S479)
+        uint _S482 = tile_0 + 16U;
+        if(_S482 < _S479)
         {
-            thread Pools_0 _S482 = pools_0;
-            Positions_0 _S483 = Pools_read_0(&_S482, k_pages_0, v_pages_0, sequences_1, first_4, _S472);
-            some_2 = _S483;
+            thread Pools_0 _S483 = pools_0;
+            Positions_0 _S484 = Pools_read_0(&_S483, k_pages_0, v_pages_0, sequences_1, first_4, _S472);
+            some_2 = _S484;
         }
-        tile_0 = _S481;
+        tile_0 = _S482;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S484 = sums_5;
-    write_0(thread_2, &_S484, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S485 = sums_5;
+    write_0(thread_2, &_S485, part_4, scratch_1, kernelContext_9);
     return;
 }
 
@@ -1667,36 +1668,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_0, uint heads_2, uint kv_heads_1)
 {
-    uint _S485 = rows_0 * kv_heads_1;
-    uint _S486 = heads_2 / kv_heads_1;
-    return _S485 * ((_S486 + 4U - 1U) / 4U);
+    uint _S486 = rows_0 * kv_heads_1;
+    uint _S487 = heads_2 / kv_heads_1;
+    return _S486 * ((_S487 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint head_dim_3, uint parts_1, uint scratch_offset_1)
 {
-    uint _S487 = heads_3 / kv_heads_2;
-    uint _S488 = (_S487 + 4U - 1U) / 4U;
-    uint _S489 = units_of_0(rows_1, heads_3, kv_heads_2);
-    uint _S490 = number_1 % _S489;
-    uint _S491 = _S490 % _S488;
+    uint _S488 = heads_3 / kv_heads_2;
+    uint _S489 = (_S488 + 4U - 1U) / 4U;
+    uint _S490 = units_of_0(rows_1, heads_3, kv_heads_2);
+    uint _S491 = number_1 % _S490;
+    uint _S492 = _S491 % _S489;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S490;
-    uint _S492 = number_1 / _S489;
-    (&part_5)->number_0 = _S492;
-    uint _S493 = _S490 / (kv_heads_2 * _S488);
-    (&part_5)->row_0 = _S493;
-    uint _S494 = _S490 / _S488;
-    uint _S495 = _S494 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S495;
-    uint _S496 = _S491 * 4U;
-    uint _S497 = _S495 * _S487 + _S496;
-    (&part_5)->head_0 = _S497;
-    (&part_5)->heads_0 = min(_S487 - _S496, 4U);
+    (&part_5)->unit_0 = _S491;
+    uint _S493 = number_1 / _S490;
+    (&part_5)->number_0 = _S493;
+    uint _S494 = _S491 / (kv_heads_2 * _S489);
+    (&part_5)->row_0 = _S494;
+    uint _S495 = _S491 / _S489;
+    uint _S496 = _S495 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S496;
+    uint _S497 = _S492 * 4U;
+    uint _S498 = _S496 * _S488 + _S497;
+    (&part_5)->head_0 = _S498;
+    (&part_5)->heads_0 = min(_S488 - _S497, 4U);
     (&part_5)->head_dim_0 = head_dim_3;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_3;
-    uint _S498 = parts_1 * (head_dim_3 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S498;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S497) * _S498 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
+    uint _S499 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S499;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S498) * _S499 + (&part_5)->number_0 * (head_dim_3 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1707,94 +1708,94 @@ Part_0 part_of_0(uint number_1, uint rows_1, uint heads_3, uint kv_heads_2, uint
 
 uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_5, uint rows_2)
 {
-    uint _S499;
+    uint _S500;
     if(offset_4 == 4294967295U)
     {
-        _S499 = rows_2;
+        _S500 = rows_2;
     }
     else
     {
-        _S499 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
+        _S500 = min(max(batch_0[offset_4], first_5) - first_5, rows_2);
     }
-    return _S499;
+    return _S500;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_5, uint row_1)
+uint row_position_0(uint device* batch_1, uint offset_5, uint row_1)
 {
-    return batch_1[offset_5 + 3U + 2U * row_1];
+    return batch_1[offset_5 + 2U + 2U * row_1];
+}
+
+uint row_sequence_0(uint device* batch_2, uint offset_6, uint row_2)
+{
+    return batch_2[offset_6 + 3U + 2U * row_2];
 }
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_4, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S500;
-    (&_S500)->begin_3 = begin_4;
-    (&_S500)->page_size_1 = page_size_2;
-    (&_S500)->pages_1 = pages_2;
-    (&_S500)->length_0 = length_1;
-    return _S500;
+    thread SequenceTable_0 _S501;
+    (&_S501)->begin_3 = begin_4;
+    (&_S501)->page_size_1 = page_size_2;
+    (&_S501)->pages_1 = pages_2;
+    (&_S501)->length_0 = length_1;
+    return _S501;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_6, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_7, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S501 = offset_6 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S501 + 1U, page_size_3, pages_3, min(sequences_2[_S501], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_7, uint row_2)
-{
-    return batch_2[offset_7 + 2U + 2U * row_2];
+    uint _S502 = offset_7 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S502 + 1U, page_size_3, pages_3, min(sequences_2[_S502], min(entries_0, pages_3) * page_size_3));
 }
 
 uint first_seen_0(uint position_1, uint window_1)
 {
-    bool _S502;
+    bool _S503;
     if(window_1 != 0U)
     {
-        _S502 = position_1 >= window_1;
+        _S503 = position_1 >= window_1;
     }
     else
     {
-        _S502 = false;
+        _S503 = false;
     }
-    uint _S503;
-    if(_S502)
-    {
-        _S503 = position_1 - window_1 + 1U;
-    }
-    else
-    {
-        _S503 = 0U;
-    }
-    return _S503;
-}
-
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
-{
     uint _S504;
-    if(first_6 < length_2)
+    if(_S503)
     {
-        _S504 = length_2 - first_6;
+        _S504 = position_1 - window_1 + 1U;
     }
     else
     {
         _S504 = 0U;
     }
-    uint _S505 = parts_2 * tiles_0 * 64U;
-    uint _S506 = (_S504 + _S505 - 1U) / _S505;
-    uint _S507 = _S506 * tiles_0 * 64U;
-    uint _S508 = min(first_6 + part_6->number_0 * _S507, length_2);
-    part_6->begin_0 = _S508;
-    part_6->end_0 = min(_S508 + _S507, length_2);
-    if(_S504 == 0U)
+    return _S504;
+}
+
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
+{
+    uint _S505;
+    if(first_6 < length_2)
     {
-        _S504 = 1U;
+        _S505 = length_2 - first_6;
     }
     else
     {
-        uint _S509 = (_S504 + _S507 - 1U) / _S507;
-        _S504 = _S509;
+        _S505 = 0U;
     }
-    part_6->used_0 = _S504;
+    uint _S506 = parts_2 * least_0;
+    uint _S507 = (_S505 + _S506 - 1U) / _S506;
+    uint _S508 = _S507 * least_0;
+    uint _S509 = min(first_6 + part_6->number_0 * _S508, length_2);
+    part_6->begin_0 = _S509;
+    part_6->end_0 = min(_S509 + _S508, length_2);
+    if(_S505 == 0U)
+    {
+        _S505 = 1U;
+    }
+    else
+    {
+        uint _S510 = (_S505 + _S508 - 1U) / _S508;
+        _S505 = _S510;
+    }
+    part_6->used_0 = _S505;
     return;
 }
 
@@ -1809,11 +1810,11 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
 
 Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_2, bool interleaved_2)
 {
-    thread Rotation_0 _S510;
-    (&_S510)->angles_0 = angles_1;
-    (&_S510)->pairs_0 = pairs_2;
-    (&_S510)->interleaved_0 = interleaved_2;
-    return _S510;
+    thread Rotation_0 _S511;
+    (&_S511)->angles_0 = angles_1;
+    (&_S511)->pairs_0 = pairs_2;
+    (&_S511)->interleaved_0 = interleaved_2;
+    return _S511;
 }
 
 Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, uint pairs_3, uint interleaved_3)
@@ -1846,73 +1847,56 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    Part_0 _S511 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S511;
-    bool _S512;
-    if(((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    Part_0 _S512 = part_of_0(group_number_0(group_1), 1U, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_2, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S512;
+    bool _S513 = (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) != 0U;
+    uint _S514 = row_position_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U);
+    SequenceTable_0 _S515 = sequence_table_0(entryPointParams_sequences_1, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    share_out_0(&part_8, first_seen_0(_S514, entryPointParams_1->p_0.window_0), min(_S514, min(entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.pages_0) * entryPointParams_1->p_0.page_size_0), entryPointParams_1->p_0.parts_0, 16U);
+    bool _S516 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
+    if((_S516 | (!_S513)) | (((&part_8)->number_0) >= (entryPointParams_1->p_0.parts_0)))
     {
-        _S512 = true;
-    }
-    else
-    {
-        _S512 = (valid_rows_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U, 1U)) == 0U;
-    }
-    if(_S512)
-    {
+        if((_S516 & _S513) & (((&part_8)->number_0) < (entryPointParams_1->p_0.parts_0)))
+        {
+            thread Part_0 _S517 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S517, (&kernelContext_10)->entryPointParams_scratch_0);
+        }
         return;
     }
-    SequenceTable_0 _S513 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S514 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, 0U);
-    bool _S515 = _S514 < (_S513.length_0);
-    share_out_0(&part_8, first_seen_0(_S514, entryPointParams_1->p_0.window_0), min(_S514, _S513.length_0), entryPointParams_1->p_0.parts_0, 1U);
-    if(_S515)
+    bool _S518;
+    if(_S514 < (_S515.length_0))
     {
-        _S512 = ((&part_8)->number_0) == 0U;
+        _S518 = ((&part_8)->number_0) == 0U;
     }
     else
     {
-        _S512 = false;
-    }
-    bool _S516;
-    if(((&part_8)->begin_0) >= ((&part_8)->end_0))
-    {
-        _S516 = !_S512;
-    }
-    else
-    {
-        _S516 = false;
-    }
-    if(_S516)
-    {
-        thread Part_0 _S517 = part_8;
-        leave_empty_0(sv_groupindex_0, &_S517, (&kernelContext_10)->entryPointParams_scratch_0);
-        return;
+        _S518 = false;
     }
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Turned_0 queries_1;
-    Rotation_0 _S518 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S514, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
-    (&queries_1)->rotation_0 = _S518;
+    Rotation_0 _S519 = rotation_1(entryPointParams_1->p_0.table_offset_0, _S514, entryPointParams_1->p_0.positions_0, entryPointParams_1->p_0.pairs_1, entryPointParams_1->p_0.interleaved_1);
+    (&queries_1)->rotation_0 = _S519;
     (&queries_1)->begin_1 = entryPointParams_1->p_0.q_offset_0;
     (&queries_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Turned_0 keys_1;
-    (&keys_1)->rotation_0 = _S518;
+    (&keys_1)->rotation_0 = _S519;
     (&keys_1)->begin_1 = entryPointParams_1->p_0.k_offset_0;
     (&keys_1)->head_dim_1 = entryPointParams_1->p_0.head_dim_2;
     thread Plain_0 values_3;
     (&values_3)->begin_2 = entryPointParams_1->p_0.v_offset_0;
-    thread SequenceTable_0 _S519 = _S513;
-    thread Part_0 _S520 = part_8;
-    thread Turned_0 _S521 = queries_1;
-    thread Turned_0 _S522 = keys_1;
-    thread Plain_0 _S523 = values_3;
-    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S519, &_S520, entryPointParams_1->p_0.scale_0, &_S521, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S512, &_S522, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S523, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
-    if(!_S512)
+    thread SequenceTable_0 _S520 = _S515;
+    thread Part_0 _S521 = part_8;
+    thread Turned_0 _S522 = queries_1;
+    thread Turned_0 _S523 = keys_1;
+    thread Plain_0 _S524 = values_3;
+    attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S520, &_S521, entryPointParams_1->p_0.scale_0, &_S522, (&kernelContext_10)->entryPointParams_q_0, (&kernelContext_10)->entryPointParams_table_0, _S518, &_S523, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0, &_S524, (&kernelContext_10)->entryPointParams_v_0, &kernelContext_10);
+    if(!_S518)
     {
         return;
     }
-    thread SequenceTable_0 _S524 = _S513;
-    uint _S525 = SequenceTable_slot_0(&_S524, (&kernelContext_10)->entryPointParams_sequences_0, _S514);
+    thread SequenceTable_0 _S525 = _S515;
+    uint _S526 = SequenceTable_slot_0(&_S525, (&kernelContext_10)->entryPointParams_sequences_0, _S514);
     uint i_6 = sv_groupindex_0 * 64U;
     for(;;)
     {
@@ -1923,13 +1907,13 @@ Rotation_0 rotation_1(uint table_offset_1, uint position_2, uint positions_1, ui
         {
             break;
         }
-        uint _S526 = i_6 / entryPointParams_1->p_0.head_dim_2;
-        if(_S526 == ((&part_8)->kv_head_0))
+        uint _S527 = i_6 / entryPointParams_1->p_0.head_dim_2;
+        if(_S527 == ((&part_8)->kv_head_0))
         {
-            thread Turned_0 _S527 = keys_1;
-            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S525, (&part_8)->columns_0, i_6, &_S527, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
-            thread Plain_0 _S528 = values_3;
-            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S525, (&part_8)->columns_0, i_6, &_S528, (&kernelContext_10)->entryPointParams_v_0);
+            thread Turned_0 _S528 = keys_1;
+            Blocks8_append_1((&kernelContext_10)->entryPointParams_new_k_0, entryPointParams_1->p_0.new_k_offset_0, _S526, (&part_8)->columns_0, i_6, &_S528, (&kernelContext_10)->entryPointParams_k_0, (&kernelContext_10)->entryPointParams_table_0);
+            thread Plain_0 _S529 = values_3;
+            Blocks8_append_0((&kernelContext_10)->entryPointParams_new_v_0, entryPointParams_1->p_0.new_v_offset_0, _S526, (&part_8)->columns_0, i_6, &_S529, (&kernelContext_10)->entryPointParams_v_0);
         }
         i_6 = i_6 + 8192U;
     }

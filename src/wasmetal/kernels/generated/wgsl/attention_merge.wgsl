@@ -140,72 +140,213 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
     var _S19 : u32 = group_number_0(group_1);
     var _S20 : u32 = _S19 / entryPointParams_0.p_0.heads_0;
     var _S21 : u32 = _S19 % entryPointParams_0.p_0.heads_0;
-    if(_S20 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S22 : bool = _S20 < (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
+    var _S23 : bool;
+    if(_S20 >= (entryPointParams_0.p_0.rows_0))
+    {
+        _S23 = true;
+    }
+    else
+    {
+        if((entryPointParams_0.p_0.rows_0) > u32(1))
+        {
+            _S23 = !_S22;
+        }
+        else
+        {
+            _S23 = false;
+        }
+    }
+    if(_S23)
     {
         return;
     }
-    var _S22 : u32 = entryPointParams_0.p_0.head_dim_0 / u32(4);
-    var _S23 : u32 = _S22 + u32(1);
-    var _S24 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S19 * entryPointParams_0.p_0.parts_0 * _S23;
+    var _S24 : u32 = entryPointParams_0.p_0.head_dim_0 / u32(4);
+    var _S25 : u32 = _S24 + u32(1);
+    var _S26 : u32 = entryPointParams_0.p_0.scratch_offset_0 + _S19 * entryPointParams_0.p_0.parts_0 * _S25;
+    var _S27 : u32 = u32(128) / _S24;
+    var _S28 : u32 = thread_2 / _S24;
+    var ahead_0 : array<vec4<f32>, i32(8)>;
+    var _S29 : u32 = _S26 + min(_S28, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25;
+    var _S30 : u32 = thread_2 % _S24;
+    ahead_0[u32(0)] = entryPointParams_scratch_0[_S29 + _S30];
+    var _S31 : u32 = _S28 + _S27;
+    ahead_0[u32(1)] = entryPointParams_scratch_0[_S26 + min(_S31, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S32 : u32 = u32(2) * _S27;
+    var _S33 : u32 = _S28 + _S32;
+    ahead_0[u32(2)] = entryPointParams_scratch_0[_S26 + min(_S33, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S34 : u32 = u32(3) * _S27;
+    var _S35 : u32 = _S28 + _S34;
+    ahead_0[u32(3)] = entryPointParams_scratch_0[_S26 + min(_S35, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S36 : u32 = u32(4) * _S27;
+    var _S37 : u32 = _S28 + _S36;
+    ahead_0[u32(4)] = entryPointParams_scratch_0[_S26 + min(_S37, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S38 : u32 = u32(5) * _S27;
+    var _S39 : u32 = _S28 + _S38;
+    ahead_0[u32(5)] = entryPointParams_scratch_0[_S26 + min(_S39, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S40 : u32 = u32(6) * _S27;
+    var _S41 : u32 = _S28 + _S40;
+    ahead_0[u32(6)] = entryPointParams_scratch_0[_S26 + min(_S41, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
+    var _S42 : u32 = u32(7) * _S27;
+    var _S43 : u32 = _S28 + _S42;
+    ahead_0[u32(7)] = entryPointParams_scratch_0[_S26 + min(_S43, entryPointParams_0.p_0.parts_0 - u32(1)) * _S25 + _S30];
     var sum_0 : vec4<f32>;
     if(thread_2 < (entryPointParams_0.p_0.parts_0))
     {
-        sum_0 = entryPointParams_scratch_0[_S24 + thread_2 * _S23 + _S22];
+        sum_0 = entryPointParams_scratch_0[_S26 + thread_2 * _S25 + _S24];
     }
     else
     {
         sum_0 = vec4<f32>(vec4<i32>(i32(0)));
     }
-    var _S25 : bool = (sum_0.z) != 0.0f;
-    var _S26 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
-    var _S27 : f32;
-    if(_S26)
+    var _S44 : bool = (sum_0.z) != 0.0f;
+    var _S45 : bool = (entryPointParams_0.p_0.sinks_offset_0) != u32(4294967295);
+    var _S46 : f32;
+    if(_S45)
     {
-        _S27 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S21], -3.4028234663852886e+38f);
+        _S46 = max(entryPointParams_sinks_0[entryPointParams_0.p_0.sinks_offset_0 + _S21], -3.4028234663852886e+38f);
     }
     else
     {
-        _S27 = -3.4028234663852886e+38f;
+        _S46 = -3.4028234663852886e+38f;
     }
-    var _S28 : f32;
-    if(_S25)
+    var _S47 : f32;
+    if(_S44)
     {
-        _S28 = sum_0.x;
+        _S47 = sum_0.x;
     }
     else
     {
-        _S28 = -3.4028234663852886e+38f;
+        _S47 = -3.4028234663852886e+38f;
     }
-    var _S29 : f32 = group_max_0(_S28, thread_2);
-    var _S30 : f32 = max(_S27, _S29);
-    if(_S25)
+    var _S48 : f32 = group_max_0(_S47, thread_2);
+    var _S49 : f32 = max(_S46, _S48);
+    if(_S44)
     {
-        _S28 = exp(sum_0.x - _S30);
+        _S47 = exp(sum_0.x - _S49);
     }
     else
     {
-        _S28 = 0.0f;
+        _S47 = 0.0f;
     }
-    factors_0[thread_2] = _S28;
-    var _S31 : f32 = group_sum_0(_S28 * sum_0.y, thread_2);
-    if(_S26)
+    factors_0[thread_2] = _S47;
+    var _S50 : f32 = group_sum_0(_S47 * sum_0.y, thread_2);
+    if(_S45)
     {
-        _S27 = exp(_S27 - _S30);
+        _S46 = exp(_S46 - _S49);
     }
     else
     {
-        _S27 = 0.0f;
+        _S46 = 0.0f;
     }
-    var _S32 : f32 = _S31 + _S27;
-    var _S33 : u32 = u32(128) / _S22;
-    var _S34 : u32 = thread_2 / _S22;
-    var _S35 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S51 : f32 = _S50 + _S46;
+    var _S52 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var whole_0 : vec4<f32>;
     var i_0 : u32;
-    if(_S34 < _S33)
+    if(_S28 < _S27)
     {
-        i_0 = _S34;
-        sum_0 = _S35;
+        if(_S28 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S28];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = vec4<f32>(_S46) * ahead_0[u32(0)];
+        }
+        else
+        {
+            sum_0 = _S52;
+        }
+        if(_S31 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S31];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(1)];
+        }
+        if(_S33 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S33];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(2)];
+        }
+        if(_S35 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S35];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(3)];
+        }
+        if(_S37 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S37];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(4)];
+        }
+        if(_S39 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S39];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(5)];
+        }
+        if(_S41 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S41];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(6)];
+        }
+        if(_S43 < (entryPointParams_0.p_0.parts_0))
+        {
+            _S46 = factors_0[_S43];
+        }
+        else
+        {
+            _S46 = 0.0f;
+        }
+        if(_S46 != 0.0f)
+        {
+            sum_0 = sum_0 + vec4<f32>(_S46) * ahead_0[u32(7)];
+        }
+        var _S53 : u32 = u32(8) * _S27;
+        i_0 = _S28 + _S53;
         for(;;)
         {
             if(i_0 < (entryPointParams_0.p_0.parts_0))
@@ -217,127 +358,58 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             }
             if(i_0 < (entryPointParams_0.p_0.parts_0))
             {
-                _S27 = factors_0[i_0];
-            }
-            else
-            {
-                _S27 = 0.0f;
-            }
-            if(_S27 != 0.0f)
-            {
-                var _S36 : u32 = _S24 + i_0 * _S23;
-                var _S37 : u32 = thread_2 % _S22;
-                whole_0 = sum_0 + vec4<f32>(_S27) * entryPointParams_scratch_0[_S36 + _S37];
-            }
-            else
-            {
-                whole_0 = sum_0;
-            }
-            var _S38 : u32 = i_0 + _S33;
-            if(_S38 < (entryPointParams_0.p_0.parts_0))
-            {
-                _S28 = factors_0[_S38];
-            }
-            else
-            {
-                _S28 = 0.0f;
-            }
-            var sum_1 : vec4<f32>;
-            if(_S28 != 0.0f)
-            {
-                var _S39 : u32 = _S24 + _S38 * _S23;
-                var _S40 : u32 = thread_2 % _S22;
-                sum_1 = whole_0 + vec4<f32>(_S28) * entryPointParams_scratch_0[_S39 + _S40];
-            }
-            else
-            {
-                sum_1 = whole_0;
-            }
-            var _S41 : u32 = i_0 + u32(2) * _S33;
-            var _S42 : f32;
-            if(_S41 < (entryPointParams_0.p_0.parts_0))
-            {
-                _S42 = factors_0[_S41];
-            }
-            else
-            {
-                _S42 = 0.0f;
-            }
-            var sum_2 : vec4<f32>;
-            if(_S42 != 0.0f)
-            {
-                var _S43 : u32 = _S24 + _S41 * _S23;
-                var _S44 : u32 = thread_2 % _S22;
-                sum_2 = sum_1 + vec4<f32>(_S42) * entryPointParams_scratch_0[_S43 + _S44];
-            }
-            else
-            {
-                sum_2 = sum_1;
-            }
-            var _S45 : u32 = i_0 + u32(3) * _S33;
-            var _S46 : f32;
-            if(_S45 < (entryPointParams_0.p_0.parts_0))
-            {
-                _S46 = factors_0[_S45];
+                _S46 = factors_0[i_0];
             }
             else
             {
                 _S46 = 0.0f;
             }
-            var sum_3 : vec4<f32>;
             if(_S46 != 0.0f)
             {
-                var _S47 : u32 = _S24 + _S45 * _S23;
-                var _S48 : u32 = thread_2 % _S22;
-                sum_3 = sum_2 + vec4<f32>(_S46) * entryPointParams_scratch_0[_S47 + _S48];
+                whole_0 = sum_0 + vec4<f32>(_S46) * entryPointParams_scratch_0[_S26 + i_0 * _S25 + _S30];
             }
             else
             {
-                sum_3 = sum_2;
+                whole_0 = sum_0;
             }
-            var _S49 : u32 = i_0 + u32(4) * _S33;
-            var _S50 : f32;
-            if(_S49 < (entryPointParams_0.p_0.parts_0))
+            var _S54 : u32 = i_0 + _S27;
+            if(_S54 < (entryPointParams_0.p_0.parts_0))
             {
-                _S50 = factors_0[_S49];
+                _S47 = factors_0[_S54];
             }
             else
             {
-                _S50 = 0.0f;
+                _S47 = 0.0f;
             }
-            var sum_4 : vec4<f32>;
-            if(_S50 != 0.0f)
+            var sum_1 : vec4<f32>;
+            if(_S47 != 0.0f)
             {
-                var _S51 : u32 = _S24 + _S49 * _S23;
-                var _S52 : u32 = thread_2 % _S22;
-                sum_4 = sum_3 + vec4<f32>(_S50) * entryPointParams_scratch_0[_S51 + _S52];
+                sum_1 = whole_0 + vec4<f32>(_S47) * entryPointParams_scratch_0[_S26 + _S54 * _S25 + _S30];
             }
             else
             {
-                sum_4 = sum_3;
+                sum_1 = whole_0;
             }
-            var _S53 : u32 = i_0 + u32(5) * _S33;
-            var _S54 : f32;
-            if(_S53 < (entryPointParams_0.p_0.parts_0))
+            var _S55 : u32 = i_0 + _S32;
+            var _S56 : f32;
+            if(_S55 < (entryPointParams_0.p_0.parts_0))
             {
-                _S54 = factors_0[_S53];
+                _S56 = factors_0[_S55];
             }
             else
             {
-                _S54 = 0.0f;
+                _S56 = 0.0f;
             }
-            var sum_5 : vec4<f32>;
-            if(_S54 != 0.0f)
+            var sum_2 : vec4<f32>;
+            if(_S56 != 0.0f)
             {
-                var _S55 : u32 = _S24 + _S53 * _S23;
-                var _S56 : u32 = thread_2 % _S22;
-                sum_5 = sum_4 + vec4<f32>(_S54) * entryPointParams_scratch_0[_S55 + _S56];
+                sum_2 = sum_1 + vec4<f32>(_S56) * entryPointParams_scratch_0[_S26 + _S55 * _S25 + _S30];
             }
             else
             {
-                sum_5 = sum_4;
+                sum_2 = sum_1;
             }
-            var _S57 : u32 = i_0 + u32(6) * _S33;
+            var _S57 : u32 = i_0 + _S34;
             var _S58 : f32;
             if(_S57 < (entryPointParams_0.p_0.parts_0))
             {
@@ -347,18 +419,35 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             {
                 _S58 = 0.0f;
             }
-            var sum_6 : vec4<f32>;
+            var sum_3 : vec4<f32>;
             if(_S58 != 0.0f)
             {
-                var _S59 : u32 = _S24 + _S57 * _S23;
-                var _S60 : u32 = thread_2 % _S22;
-                sum_6 = sum_5 + vec4<f32>(_S58) * entryPointParams_scratch_0[_S59 + _S60];
+                sum_3 = sum_2 + vec4<f32>(_S58) * entryPointParams_scratch_0[_S26 + _S57 * _S25 + _S30];
             }
             else
             {
-                sum_6 = sum_5;
+                sum_3 = sum_2;
             }
-            var _S61 : u32 = i_0 + u32(7) * _S33;
+            var _S59 : u32 = i_0 + _S36;
+            var _S60 : f32;
+            if(_S59 < (entryPointParams_0.p_0.parts_0))
+            {
+                _S60 = factors_0[_S59];
+            }
+            else
+            {
+                _S60 = 0.0f;
+            }
+            var sum_4 : vec4<f32>;
+            if(_S60 != 0.0f)
+            {
+                sum_4 = sum_3 + vec4<f32>(_S60) * entryPointParams_scratch_0[_S26 + _S59 * _S25 + _S30];
+            }
+            else
+            {
+                sum_4 = sum_3;
+            }
+            var _S61 : u32 = i_0 + _S38;
             var _S62 : f32;
             if(_S61 < (entryPointParams_0.p_0.parts_0))
             {
@@ -368,51 +457,95 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             {
                 _S62 = 0.0f;
             }
+            var sum_5 : vec4<f32>;
             if(_S62 != 0.0f)
             {
-                var _S63 : u32 = _S24 + _S61 * _S23;
-                var _S64 : u32 = thread_2 % _S22;
-                sum_0 = sum_6 + vec4<f32>(_S62) * entryPointParams_scratch_0[_S63 + _S64];
+                sum_5 = sum_4 + vec4<f32>(_S62) * entryPointParams_scratch_0[_S26 + _S61 * _S25 + _S30];
+            }
+            else
+            {
+                sum_5 = sum_4;
+            }
+            var _S63 : u32 = i_0 + _S40;
+            var _S64 : f32;
+            if(_S63 < (entryPointParams_0.p_0.parts_0))
+            {
+                _S64 = factors_0[_S63];
+            }
+            else
+            {
+                _S64 = 0.0f;
+            }
+            var sum_6 : vec4<f32>;
+            if(_S64 != 0.0f)
+            {
+                sum_6 = sum_5 + vec4<f32>(_S64) * entryPointParams_scratch_0[_S26 + _S63 * _S25 + _S30];
+            }
+            else
+            {
+                sum_6 = sum_5;
+            }
+            var _S65 : u32 = i_0 + _S42;
+            var _S66 : f32;
+            if(_S65 < (entryPointParams_0.p_0.parts_0))
+            {
+                _S66 = factors_0[_S65];
+            }
+            else
+            {
+                _S66 = 0.0f;
+            }
+            if(_S66 != 0.0f)
+            {
+                sum_0 = sum_6 + vec4<f32>(_S66) * entryPointParams_scratch_0[_S26 + _S65 * _S25 + _S30];
             }
             else
             {
                 sum_0 = sum_6;
             }
-            i_0 = i_0 + u32(8) * _S33;
+            i_0 = i_0 + _S53;
         }
     }
     else
     {
-        sum_0 = _S35;
+        sum_0 = _S52;
     }
     sums_0[thread_2] = sum_0;
     workgroupBarrier();
-    if(thread_2 < _S22)
+    if(thread_2 < _S24)
+    {
+        _S23 = _S22;
+    }
+    else
+    {
+        _S23 = false;
+    }
+    if(_S23)
     {
         i_0 = u32(0);
-        whole_0 = _S35;
+        whole_0 = _S52;
         for(;;)
         {
-            if(i_0 < _S33)
+            if(i_0 < _S27)
             {
             }
             else
             {
                 break;
             }
-            var whole_1 : vec4<f32> = whole_0 + sums_0[i_0 * _S22 + thread_2];
+            var whole_1 : vec4<f32> = whole_0 + sums_0[i_0 * _S24 + thread_2];
             i_0 = i_0 + u32(1);
             whole_0 = whole_1;
         }
-        if(_S31 != 0.0f)
+        if(_S50 != 0.0f)
         {
-            sum_0 = whole_0 / vec4<f32>(_S32);
+            sum_0 = whole_0 / vec4<f32>(_S51);
         }
         else
         {
-            sum_0 = _S35;
+            sum_0 = _S52;
         }
-        var _S65 : u32 = entryPointParams_0.p_0.out_offset_0 + _S20 * entryPointParams_0.p_0.out_stride_0 + _S21 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
+        var _S67 : u32 = entryPointParams_0.p_0.out_offset_0 + _S20 * entryPointParams_0.p_0.out_stride_0 + _S21 * entryPointParams_0.p_0.head_dim_0 + u32(4) * thread_2;
         var j_0 : u32 = u32(0);
         for(;;)
         {
@@ -423,7 +556,7 @@ fn attention_merge(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
             {
                 break;
             }
-            entryPointParams_result_0[_S65 + j_0] = sum_0[j_0];
+            entryPointParams_result_0[_S67 + j_0] = sum_0[j_0];
             j_0 = j_0 + u32(1);
         }
     }

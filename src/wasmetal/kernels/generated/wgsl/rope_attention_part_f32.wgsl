@@ -161,7 +161,7 @@ fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
     return _S17;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  least_0 : u32)
 {
     var _S18 : u32;
     if(first_0 < length_2)
@@ -172,9 +172,9 @@ fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,
     {
         _S18 = u32(0);
     }
-    var _S19 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S19 : u32 = parts_2 * least_0;
     var _S20 : u32 = (_S18 + _S19 - u32(1)) / _S19;
-    var _S21 : u32 = _S20 * tiles_0 * u32(64);
+    var _S21 : u32 = _S20 * least_0;
     var _S22 : u32 = min(first_0 + (*part_1).number_0 * _S21, length_2);
     (*part_1).begin_0 = _S22;
     (*part_1).end_0 = min(_S22 + _S21, length_2);
@@ -348,20 +348,20 @@ fn valid_rows_0( _S41 : u32,  _S42 : u32,  _S43 : u32) -> u32
     return _S44;
 }
 
-fn row_sequence_0( _S45 : u32,  _S46 : u32) -> u32
+fn row_position_0( _S45 : u32,  _S46 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S45 + u32(3) + u32(2) * _S46];
+    return entryPointParams_batch_0[_S45 + u32(2) + u32(2) * _S46];
 }
 
-fn sequence_table_0( _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32) -> SequenceTable_0
+fn row_sequence_0( _S47 : u32,  _S48 : u32) -> u32
 {
-    var _S53 : u32 = _S47 + min(_S48, _S49 - u32(1)) * (_S50 + u32(1));
-    return SequenceTable_x24init_0(_S53 + u32(1), _S51, _S52, min(entryPointParams_sequences_0[_S53], min(_S50, _S52) * _S51));
+    return entryPointParams_batch_0[_S47 + u32(3) + u32(2) * _S48];
 }
 
-fn row_position_0( _S54 : u32,  _S55 : u32) -> u32
+fn sequence_table_0( _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32) -> SequenceTable_0
 {
-    return entryPointParams_batch_0[_S54 + u32(2) + u32(2) * _S55];
+    var _S55 : u32 = _S49 + min(_S50, _S51 - u32(1)) * (_S52 + u32(1));
+    return SequenceTable_x24init_0(_S55 + u32(1), _S53, _S54, min(entryPointParams_sequences_0[_S55], min(_S52, _S54) * _S53));
 }
 
 fn leave_empty_0( _S56 : u32,  _S57 : Part_0)
@@ -1001,7 +1001,7 @@ fn attend_0( _S147 : u32,  _S148 : SequenceTable_0,  _S149 : Part_0,  _S150 : f3
         var _S238 : bool;
         if(_S171)
         {
-            _S238 = (tile_0 + _S147) < (_S149.end_0);
+            _S238 = (tile_0 + _S147) < (min(_S149.end_0, _S148.length_0));
         }
         else
         {
@@ -1263,49 +1263,32 @@ fn rope_attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
     _S25 = _builtinWaveLaneCount_0;
     var _S293 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
     var part_3 : Part_0 = _S293;
-    var _S294 : bool;
-    if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
+    var _S294 : bool = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) != u32(0);
+    var _S295 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S296 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    share_out_0(&(part_3), first_seen_0(_S295, entryPointParams_0.p_0.window_0), min(_S295, min(entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.pages_0) * entryPointParams_0.p_0.page_size_0), entryPointParams_0.p_0.parts_0, u32(64));
+    var _S297 : bool = (((part_3.begin_0) >= (part_3.end_0)) & (((part_3.number_0) != u32(0))));
+    if((((_S297 | ((!_S294)))) | (((part_3.number_0) >= (entryPointParams_0.p_0.parts_0)))))
     {
-        _S294 = true;
-    }
-    else
-    {
-        _S294 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
-    }
-    if(_S294)
-    {
+        if((((_S297 & (_S294))) & (((part_3.number_0) < (entryPointParams_0.p_0.parts_0)))))
+        {
+            leave_empty_0(thread_3, part_3);
+        }
         return;
     }
-    var _S295 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S296 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S297 : bool = _S296 < (_S295.length_0);
-    share_out_0(&(part_3), first_seen_0(_S296, entryPointParams_0.p_0.window_0), min(_S296, _S295.length_0), entryPointParams_0.p_0.parts_0, u32(1));
-    if(_S297)
-    {
-        _S294 = (part_3.number_0) == u32(0);
-    }
-    else
-    {
-        _S294 = false;
-    }
     var _S298 : bool;
-    if((part_3.begin_0) >= (part_3.end_0))
+    if(_S295 < (_S296.length_0))
     {
-        _S298 = !_S294;
+        _S298 = (part_3.number_0) == u32(0);
     }
     else
     {
         _S298 = false;
     }
-    if(_S298)
-    {
-        leave_empty_0(thread_3, part_3);
-        return;
-    }
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S299 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S296, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    var _S299 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S295, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
     queries_0.rotation_1 = _S299;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
@@ -1315,12 +1298,12 @@ fn rope_attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_1 : Plain_0;
     values_1.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    attend_0(thread_3, _S295, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S294, keys_1, values_1);
-    if(!_S294)
+    attend_0(thread_3, _S296, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S298, keys_1, values_1);
+    if(!_S298)
     {
         return;
     }
-    var _S300 : u32 = SequenceTable_slot_0(_S295, _S296);
+    var _S300 : u32 = SequenceTable_slot_0(_S296, _S295);
     var i_4 : u32 = thread_3 * u32(4);
     for(;;)
     {

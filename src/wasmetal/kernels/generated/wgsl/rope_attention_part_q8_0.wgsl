@@ -177,7 +177,7 @@ fn first_seen_0( position_0 : u32,  window_1 : u32) -> u32
     return _S20;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  least_0 : u32)
 {
     var _S21 : u32;
     if(first_0 < length_2)
@@ -188,9 +188,9 @@ fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,
     {
         _S21 = u32(0);
     }
-    var _S22 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S22 : u32 = parts_2 * least_0;
     var _S23 : u32 = (_S21 + _S22 - u32(1)) / _S22;
-    var _S24 : u32 = _S23 * tiles_0 * u32(64);
+    var _S24 : u32 = _S23 * least_0;
     var _S25 : u32 = min(first_0 + (*part_1).number_0 * _S24, length_2);
     (*part_1).begin_0 = _S25;
     (*part_1).end_0 = min(_S25 + _S24, length_2);
@@ -370,20 +370,20 @@ fn valid_rows_0( _S45 : u32,  _S46 : u32,  _S47 : u32) -> u32
     return _S48;
 }
 
-fn row_sequence_0( _S49 : u32,  _S50 : u32) -> u32
+fn row_position_0( _S49 : u32,  _S50 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S49 + u32(3) + u32(2) * _S50];
+    return entryPointParams_batch_0[_S49 + u32(2) + u32(2) * _S50];
 }
 
-fn sequence_table_0( _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32) -> SequenceTable_0
+fn row_sequence_0( _S51 : u32,  _S52 : u32) -> u32
 {
-    var _S57 : u32 = _S51 + min(_S52, _S53 - u32(1)) * (_S54 + u32(1));
-    return SequenceTable_x24init_0(_S57 + u32(1), _S55, _S56, min(entryPointParams_sequences_0[_S57], min(_S54, _S56) * _S55));
+    return entryPointParams_batch_0[_S51 + u32(3) + u32(2) * _S52];
 }
 
-fn row_position_0( _S58 : u32,  _S59 : u32) -> u32
+fn sequence_table_0( _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32) -> SequenceTable_0
 {
-    return entryPointParams_batch_0[_S58 + u32(2) + u32(2) * _S59];
+    var _S59 : u32 = _S53 + min(_S54, _S55 - u32(1)) * (_S56 + u32(1));
+    return SequenceTable_x24init_0(_S59 + u32(1), _S57, _S58, min(entryPointParams_sequences_0[_S59], min(_S56, _S58) * _S57));
 }
 
 fn leave_empty_0( _S60 : u32,  _S61 : Part_0)
@@ -1043,7 +1043,7 @@ fn attend_0( _S155 : u32,  _S156 : SequenceTable_0,  _S157 : Part_0,  _S158 : f3
         var _S246 : bool;
         if(_S179)
         {
-            _S246 = (tile_0 + _S155) < (_S157.end_0);
+            _S246 = (tile_0 + _S155) < (min(_S157.end_0, _S156.length_0));
         }
         else
         {
@@ -1552,49 +1552,32 @@ fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin
     _S28 = _builtinWaveLaneCount_0;
     var _S324 : Part_0 = part_of_0(group_number_0(group_1), u32(1), entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
     var part_3 : Part_0 = _S324;
-    var _S325 : bool;
-    if((part_3.number_0) >= (entryPointParams_0.p_0.parts_0))
+    var _S325 : bool = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) != u32(0);
+    var _S326 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
+    var _S327 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    share_out_0(&(part_3), first_seen_0(_S326, entryPointParams_0.p_0.window_0), min(_S326, min(entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.pages_0) * entryPointParams_0.p_0.page_size_0), entryPointParams_0.p_0.parts_0, u32(64));
+    var _S328 : bool = (((part_3.begin_0) >= (part_3.end_0)) & (((part_3.number_0) != u32(0))));
+    if((((_S328 | ((!_S325)))) | (((part_3.number_0) >= (entryPointParams_0.p_0.parts_0)))))
     {
-        _S325 = true;
-    }
-    else
-    {
-        _S325 = (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, u32(0), u32(1))) == u32(0);
-    }
-    if(_S325)
-    {
+        if((((_S328 & (_S325))) & (((part_3.number_0) < (entryPointParams_0.p_0.parts_0)))))
+        {
+            leave_empty_0(thread_3, part_3);
+        }
         return;
     }
-    var _S326 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, u32(0)), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S327 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, u32(0));
-    var _S328 : bool = _S327 < (_S326.length_0);
-    share_out_0(&(part_3), first_seen_0(_S327, entryPointParams_0.p_0.window_0), min(_S327, _S326.length_0), entryPointParams_0.p_0.parts_0, u32(1));
-    if(_S328)
-    {
-        _S325 = (part_3.number_0) == u32(0);
-    }
-    else
-    {
-        _S325 = false;
-    }
     var _S329 : bool;
-    if((part_3.begin_0) >= (part_3.end_0))
+    if(_S326 < (_S327.length_0))
     {
-        _S329 = !_S325;
+        _S329 = (part_3.number_0) == u32(0);
     }
     else
     {
         _S329 = false;
     }
-    if(_S329)
-    {
-        leave_empty_0(thread_3, part_3);
-        return;
-    }
     part_3.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
     part_3.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
     var queries_0 : Turned_0;
-    var _S330 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S327, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    var _S330 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, _S326, entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
     queries_0.rotation_1 = _S330;
     queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0;
     queries_0.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
@@ -1604,12 +1587,12 @@ fn rope_attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin
     keys_1.head_dim_4 = entryPointParams_0.p_0.head_dim_0;
     var values_2 : Plain_0;
     values_2.begin_4 = entryPointParams_0.p_0.v_offset_0;
-    attend_0(thread_3, _S326, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S325, keys_1, values_2);
-    if(!_S325)
+    attend_0(thread_3, _S327, part_3, entryPointParams_0.p_0.scale_0, queries_0, _S329, keys_1, values_2);
+    if(!_S329)
     {
         return;
     }
-    var _S331 : u32 = SequenceTable_slot_0(_S326, _S327);
+    var _S331 : u32 = SequenceTable_slot_0(_S327, _S326);
     var i_8 : u32 = thread_3 * u32(64);
     for(;;)
     {

@@ -1,4 +1,4 @@
-"""Trials of the kernels that multiply a single row in integers, on small random matrices."""
+"""Trials of the kernels that multiply a single row by slices, on small random matrices."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from itertools import product
 
 from wasmetal.device.base import Bytes
 from wasmetal.device.gemm_trials import poisoned_matrix, random_matrix
-from wasmetal.device.integers import INTEGER_KERNELS
+from wasmetal.device.sliced import SLICED_KERNELS, in_integers
 from wasmetal.device.trial import QUANTIZED, Trial
-from wasmetal.kernels.catalog import ACTIVATIONS, INTEGER_SLICE, NO_BIAS, Kernel
+from wasmetal.kernels.catalog import ACTIVATIONS, NO_BIAS, SLICE, Kernel
 from wasmetal.kernels.dtypes import DType
 
 _GAP = 16
 """Bytes before each operand."""
 _EPS = 1e-5
-_SIZES = (71, 512), (19, INTEGER_SLICE + 256), (9, 3 * INTEGER_SLICE)
+_SIZES = (71, 512), (19, SLICE + 256), (9, 3 * SLICE)
 """Rows and columns of a weight: part of a slice; a slice and a part; as many slices as leave some subgroups over."""
 _GROUPS = 3
 """Fewer than the rows, so that each group goes on to others."""
 
 
-def quantized_rows(variant: Kernel) -> list[Trial]:
+def sliced_rows(variant: Kernel) -> list[Trial]:
     """Trials of the kernel that a variant takes the place of."""
-    kernel = INTEGER_KERNELS[variant]
-    return [quantized_row(kernel, n, k, bool(more)) for (n, k), more in product(_SIZES, (False, True))]
+    return [sliced_row(variant, n, k, bool(more)) for (n, k), more in product(_SIZES, (False, True))]
 
 
-def quantized_row(kernel: Kernel, n: int, k: int, more: bool, groups: int = _GROUPS) -> Trial:
+def sliced_row(variant: Kernel, n: int, k: int, more: bool, groups: int = _GROUPS) -> Trial:
     """A product with weights [n, k]; with ``more``, added to what is there or to a bias, or activated by GELU."""
+    kernel = SLICED_KERNELS[variant]
     kind = kernel.name[len(kernel.source) + 1 :]
     fields: dict[str, float] = {"n": n, "k": k, "groups": groups}
     if kernel.source == "gemv":
@@ -50,7 +50,7 @@ def quantized_row(kernel: Kernel, n: int, k: int, more: bool, groups: int = _GRO
             arrays.append(poisoned_matrix("f32", 1, n, _GAP))
     if kernel.source == "norm_gemv" and not more:
         fields["bias_offset"] = NO_BIAS
-    return Trial(kernel, arrays, "f32", groups, fields, QUANTIZED)
+    return Trial(kernel, arrays, "f32", groups, fields, QUANTIZED if in_integers(variant) else None)
 
 
 def _weights(kind: str, n: int, k: int, positive: bool) -> Bytes:

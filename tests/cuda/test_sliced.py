@@ -1,4 +1,4 @@
-"""Single rows multiplied in integers, against NumPy; and which dispatches are."""
+"""Single rows multiplied by slices, against NumPy; and which dispatches are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.device.test_matrix_units import backend as backend  # noqa: PLC0414 (
 from wasmetal.device import Device, open_device
 from wasmetal.device.backend import AnyBackend
 from wasmetal.device.cuda.matrices import MatrixInstructions
-from wasmetal.device.integer_trials import quantized_row, quantized_rows
-from wasmetal.device.integers import INTEGER_KERNELS
+from wasmetal.device.sliced import SLICED_KERNELS
+from wasmetal.device.sliced_trials import sliced_row, sliced_rows
 from wasmetal.device.trial import find_problem
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
-VARIANTS = [pytest.param(variant, id=variant.name) for variant in INTEGER_KERNELS]
+VARIANTS = [pytest.param(variant, id=variant.name) for variant in SLICED_KERNELS]
 
 
 def chosen(backend: AnyBackend, name: str, **fields: int) -> str:
@@ -25,23 +25,24 @@ def chosen(backend: AnyBackend, name: str, **fields: int) -> str:
     return MatrixInstructions(None).choose(backend, kernel, kernel.pack(**given)).name
 
 
-@pytest.mark.parametrize("name", ["gemv_q8_0", "norm_gemv_q4_0", "gated_gemv_q4_0"])
+@pytest.mark.parametrize("name", ["gemv_q8_0", "norm_gemv_q4_0", "gated_gemv_q4_0", "gemv_f16", "gated_gemv_bf16"])
 def test_which_dispatches(backend: AnyBackend, name: str) -> None:
-    assert chosen(backend, name) == f"integer_{name}"
+    assert chosen(backend, name) == f"sliced_{name}"
     assert chosen(backend, name, n=100) == name  # too few weights
     assert chosen(backend, name, k=2048 + 32) == name
-    assert chosen(backend, name, **{"gate_offset" if "gated" in name else "weight_offset": 2}) == name
+    if "q" in name:
+        assert chosen(backend, name, **{"gate_offset" if "gated" in name else "weight_offset": 2}) == name
     backend.precision = "exact"
     assert chosen(backend, name) == name
 
 
 def test_how_long_a_row_may_be(backend: AnyBackend) -> None:
-    assert chosen(backend, "norm_gemv_q8_0", k=16384) == "integer_norm_gemv_q8_0"
+    assert chosen(backend, "norm_gemv_q8_0", k=16384) == "sliced_norm_gemv_q8_0"
     assert chosen(backend, "norm_gemv_q8_0", k=16384 + 256) == "norm_gemv_q8_0"
-    assert chosen(backend, "gemv_q8_0", k=32768) == "integer_gemv_q8_0"
+    assert chosen(backend, "gemv_q8_0", k=32768) == "sliced_gemv_q8_0"
 
 
-@pytest.mark.parametrize("name", ["gemv_f16", "gemv_q4_k", "expert_gemv_q8_0"])
+@pytest.mark.parametrize("name", ["gemv_f32", "gemv_q4_k", "expert_gemv_q8_0"])
 def test_other_kernels(backend: AnyBackend, name: str) -> None:
     kernel = CATALOG[name]
     packed = kernel.pack(**dict.fromkeys((field for field, _ in kernel.params), 0) | {"n": 8192, "k": 2048})
@@ -52,7 +53,7 @@ def test_other_kernels(backend: AnyBackend, name: str) -> None:
 def test_trials_agree_with_numpy(variant: Kernel) -> None:
     """What the trials expect is what a device that rounds nothing computes."""
     with open_device("reference") as device:
-        assert find_problem(device, quantized_rows(variant)) is None
+        assert find_problem(device, sliced_rows(variant)) is None
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,6 @@ def device() -> Iterator[Device]:
 @pytest.mark.parametrize(("n", "k"), [(16387, 512), (3072, 3072), (2050, 8192), (600, 14336)])
 def test_products(device: Device, variant: Kernel, n: int, k: int) -> None:
     """More rows than groups take at once, and rows of several slices."""
-    kernel = INTEGER_KERNELS[variant]
-    trials = [quantized_row(kernel, n, k, more, groups) for more in (False, True) for groups in (100, 300)]
+    trials = [sliced_row(variant, n, k, more, groups) for more in (False, True) for groups in (100, 300)]
     assert find_problem(device, trials) is None
-    assert not [said for said in device.info.features if said.startswith("no integer_")]
+    assert not [said for said in device.info.features if said.startswith("no sliced_")]

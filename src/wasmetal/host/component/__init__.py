@@ -1,0 +1,1 @@
+"""Components: compiled, run on Wasmtime's own WASI, and given ``wasi:nn``."""
