@@ -27,8 +27,8 @@ MODEL = b64decode(
     "CAQQBzoEIAMHB0IBc1odCgF4EhgKFggBEhIKAggBCgIIAwoDCOABCgMI4AFiGwoBeRIWChQIARIQCgIIAQoCCCAKAggBCgIIAUIECgAQEQ=="
 )
 """ONNX, opset 17, float32: a convolution of 7 × 7 to 32 channels, as image models begin, and pooling of all pixels."""
-ROUNDS = 60
-REPEATS = 21
+ROUNDS = 150
+REPEATS = 9
 _INPUT, _OUTPUT = 64, 96
 _IMAGE = 65536
 _RESULT = 16 * 65536
