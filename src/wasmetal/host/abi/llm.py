@@ -228,8 +228,9 @@ LLM = Interface(
             """
             Appends n (at least 1) tokens, then chooses up to cap (at least 1) tokens, and appends each to choose the
             next: several tokens for one call. It ends early when it has chosen one of `stops`, when the context is
-            full, or after about 50 ms, so that their text can be shown. The last token that it gives is not appended:
-            pass it as the first of the next call. *len says how many there are, also after an error.
+            full, or after 0.1 s, 0.2 if others use the model too, so that their text can be shown. The last token that
+            it gives is not appended: pass it as the first of the next call. *len says how many there are, also after an
+            error.
             """,
             {
                 Errno.INVAL: "no tokens, no room, a token is not less than vocab_size, sampling is out of range",

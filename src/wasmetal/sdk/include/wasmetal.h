@@ -485,8 +485,8 @@ typedef struct wm_sampling {
 
 /* Appends n (at least 1) tokens, then chooses up to cap (at least 1) tokens, and appends each to choose the next:
  * several tokens for one call. It ends early when it has chosen one of `stops`, when the context is full, or after
- * about 50 ms, so that their text can be shown. The last token that it gives is not appended: pass it as the first
- * of the next call. *len says how many there are, also after an error.
+ * 0.1 s, 0.2 if others use the model too, so that their text can be shown. The last token that it gives is not
+ * appended: pass it as the first of the next call. *len says how many there are, also after an error.
  *
  * Errors: WM_BADF, WM_FAULT, WM_INVAL (no tokens, no room, a token is not less than vocab_size, sampling is out of
  * range), WM_OVERFLOW (the context has no room for all n; none was taken), WM_TOOBIG, WM_NOMEM. */

@@ -790,7 +790,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint2 > k_pages_0, Stru
         bool _S327;
         if(_S116)
         {
-            bool _S328 = (tile_0 + thread_4) < _S109;
+            bool _S328 = (tile_0 + thread_4) < (U32_min((_S109), (table_0->length_0)));
             uint _S329 = __ballot_sync(_S324, true);
             _S327 = _S328;
             _S326 = _S329;
@@ -1337,7 +1337,7 @@ __device__ void Part_take_0(Part_0 * this_3, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint least_0)
 {
     uint _S534;
     if(first_1 < length_2)
@@ -1348,9 +1348,9 @@ __device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint p
     {
         _S534 = 0U;
     }
-    uint _S535 = parts_1 * tiles_0 * 64U;
+    uint _S535 = parts_1 * least_0;
     uint _S536 = (_S534 + _S535 - 1U) / _S535;
-    uint _S537 = _S536 * tiles_0 * 64U;
+    uint _S537 = _S536 * least_0;
     uint _S538 = (U32_min((first_1 + part_4->number_0 * _S537), (length_2)));
     part_4->begin_0 = _S538;
     part_4->end_0 = (U32_min((_S538 + _S537), (length_2)));
@@ -1464,7 +1464,7 @@ extern "C" __global__ void attention_part_f16(StructuredBuffer<float> q_1, Struc
         }
         uint _S566 = 0U;
         Part_take_0(&part_6, number_3);
-        share_out_0(&part_6, _S560, _S559, p_0.parts_2, 2U);
+        share_out_0(&part_6, _S560, _S559, p_0.parts_2, 128U);
         bool _S567 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
         uint _S568 = __ballot_sync(_S562, _S567);
         if(_S567)

@@ -804,7 +804,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint> k_pages_0, Struct
         bool _S331;
         if(_S120)
         {
-            bool _S332 = (tile_0 + thread_4) < _S113;
+            bool _S332 = (tile_0 + thread_4) < (U32_min((_S113), (table_0->length_0)));
             uint _S333 = __ballot_sync(_S328, true);
             _S331 = _S332;
             _S330 = _S333;
@@ -1351,7 +1351,7 @@ __device__ void Part_take_0(Part_0 * this_3, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint parts_1, uint least_0)
 {
     uint _S538;
     if(first_1 < length_2)
@@ -1362,9 +1362,9 @@ __device__ void share_out_0(Part_0 * part_4, uint first_1, uint length_2, uint p
     {
         _S538 = 0U;
     }
-    uint _S539 = parts_1 * tiles_0 * 64U;
+    uint _S539 = parts_1 * least_0;
     uint _S540 = (_S538 + _S539 - 1U) / _S539;
-    uint _S541 = _S540 * tiles_0 * 64U;
+    uint _S541 = _S540 * least_0;
     uint _S542 = (U32_min((first_1 + part_4->number_0 * _S541), (length_2)));
     part_4->begin_0 = _S542;
     part_4->end_0 = (U32_min((_S542 + _S541), (length_2)));
@@ -1478,7 +1478,7 @@ extern "C" __global__ void attention_part_q8_0(StructuredBuffer<float> q_1, Stru
         }
         uint _S570 = 0U;
         Part_take_0(&part_6, number_3);
-        share_out_0(&part_6, _S564, _S563, p_0.parts_2, 2U);
+        share_out_0(&part_6, _S564, _S563, p_0.parts_2, 128U);
         bool _S571 = ((&part_6)->begin_0) >= ((&part_6)->end_0);
         uint _S572 = __ballot_sync(_S566, _S571);
         if(_S571)

@@ -664,38 +664,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S202 = some_2;
-        add_0(&sums_5, &_S202, first_3, _S201, _S194);
+        uint _S202 = (U32_min((_S201), (table_1->length_0)));
+        Positions_0 _S203 = some_2;
+        add_0(&sums_5, &_S203, first_3, _S202, _S194);
         uint first_4 = first_3 + 32U;
-        uint _S203 = tile_0 + 32U;
-        if(_S203 < _S201)
+        uint _S204 = tile_0 + 32U;
+        if(_S204 < _S201)
         {
-            Pools_0 _S204 = pools_0;
-            Positions_0 _S205 = Pools_read_0(&_S204, first_4, _S194);
-            some_2 = _S205;
+            Pools_0 _S205 = pools_0;
+            Positions_0 _S206 = Pools_read_0(&_S205, first_4, _S194);
+            some_2 = _S206;
         }
-        tile_0 = _S203;
+        tile_0 = _S204;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S206 = sums_5;
-    write_0(thread_2, &_S206, part_4, scratch_1);
+    Sums_0 _S207 = sums_5;
+    write_0(thread_2, &_S207, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S207;
+    uint _S208;
     if(offset_1 == 4294967295U)
     {
-        _S207 = rows_0;
+        _S208 = rows_0;
     }
     else
     {
-        uint _S208 = __ldg((&(batch_0)[offset_1]));
-        _S207 = (U32_min(((U32_max((_S208), (first_5))) - first_5), (rows_0)));
+        uint _S209 = __ldg((&(batch_0)[offset_1]));
+        _S208 = (U32_min(((U32_max((_S209), (first_5))) - first_5), (rows_0)));
     }
-    return _S207;
+    return _S208;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -705,36 +706,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S209 = rows_1 * kv_heads_0;
-    uint _S210 = heads_1 / kv_heads_0;
-    return _S209 * ((_S210 + 4U - 1U) / 4U);
+    uint _S210 = rows_1 * kv_heads_0;
+    uint _S211 = heads_1 / kv_heads_0;
+    return _S210 * ((_S211 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S211 = heads_2 / kv_heads_1;
-    uint _S212 = (_S211 + 4U - 1U) / 4U;
-    uint _S213 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S214 = number_1 % _S213;
-    uint _S215 = _S214 % _S212;
+    uint _S212 = heads_2 / kv_heads_1;
+    uint _S213 = (_S212 + 4U - 1U) / 4U;
+    uint _S214 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S215 = number_1 % _S214;
+    uint _S216 = _S215 % _S213;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S214;
-    uint _S216 = number_1 / _S213;
-    (&part_5)->number_0 = _S216;
-    uint _S217 = _S214 / (kv_heads_1 * _S212);
-    (&part_5)->row_0 = _S217;
-    uint _S218 = _S214 / _S212;
-    uint _S219 = _S218 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S219;
-    uint _S220 = _S215 * 4U;
-    uint _S221 = _S219 * _S211 + _S220;
-    (&part_5)->head_0 = _S221;
-    (&part_5)->heads_0 = (U32_min((_S211 - _S220), (4U)));
+    (&part_5)->unit_0 = _S215;
+    uint _S217 = number_1 / _S214;
+    (&part_5)->number_0 = _S217;
+    uint _S218 = _S215 / (kv_heads_1 * _S213);
+    (&part_5)->row_0 = _S218;
+    uint _S219 = _S215 / _S213;
+    uint _S220 = _S219 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S220;
+    uint _S221 = _S216 * 4U;
+    uint _S222 = _S220 * _S212 + _S221;
+    (&part_5)->head_0 = _S222;
+    (&part_5)->heads_0 = (U32_min((_S212 - _S221), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S222 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S222;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S221) * _S222 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S223 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S223;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S222) * _S223 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -745,70 +746,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S223 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S223;
+    uint _S224 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S224;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S224;
-    (&_S224)->begin_2 = begin_3;
-    (&_S224)->page_size_0 = page_size_1;
-    (&_S224)->pages_0 = pages_1;
-    (&_S224)->length_0 = length_1;
-    return _S224;
+    SequenceTable_0 _S225;
+    (&_S225)->begin_2 = begin_3;
+    (&_S225)->page_size_0 = page_size_1;
+    (&_S225)->pages_0 = pages_1;
+    (&_S225)->length_0 = length_1;
+    return _S225;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S225 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S226 = _S225 + 1U;
-    uint _S227 = __ldg((&(sequences_3)[_S225]));
-    return SequenceTable_x24init_0(_S226, page_size_2, pages_2, (U32_min((_S227), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S226 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S227 = _S226 + 1U;
+    uint _S228 = __ldg((&(sequences_3)[_S226]));
+    return SequenceTable_x24init_0(_S227, page_size_2, pages_2, (U32_min((_S228), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S228 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S228;
+    uint _S229 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S229;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S229 = this_3->length_0;
-    uint _S230;
+    uint _S230 = this_3->length_0;
+    uint _S231;
     if(position_1 < (this_3->length_0))
     {
-        _S230 = position_1 + 1U;
+        _S231 = position_1 + 1U;
     }
     else
     {
-        _S230 = _S229;
+        _S231 = _S230;
     }
-    return _S230;
+    return _S231;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S231;
+    bool _S232;
     if(window_0 != 0U)
     {
-        _S231 = position_2 >= window_0;
+        _S232 = position_2 >= window_0;
     }
     else
     {
-        _S231 = false;
+        _S232 = false;
     }
-    uint _S232;
-    if(_S231)
+    uint _S233;
+    if(_S232)
     {
-        _S232 = position_2 - window_0 + 1U;
+        _S233 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S232 = 0U;
+        _S233 = 0U;
     }
-    return _S232;
+    return _S233;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -818,33 +819,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S233;
+    uint _S234;
     if(first_6 < length_2)
     {
-        _S233 = length_2 - first_6;
+        _S234 = length_2 - first_6;
     }
     else
     {
-        _S233 = 0U;
+        _S234 = 0U;
     }
-    uint _S234 = parts_1 * tiles_0 * 64U;
-    uint _S235 = (_S233 + _S234 - 1U) / _S234;
-    uint _S236 = _S235 * tiles_0 * 64U;
-    uint _S237 = (U32_min((first_6 + part_6->number_0 * _S236), (length_2)));
-    part_6->begin_0 = _S237;
-    part_6->end_0 = (U32_min((_S237 + _S236), (length_2)));
-    if(_S233 == 0U)
+    uint _S235 = parts_1 * least_0;
+    uint _S236 = (_S234 + _S235 - 1U) / _S235;
+    uint _S237 = _S236 * least_0;
+    uint _S238 = (U32_min((first_6 + part_6->number_0 * _S237), (length_2)));
+    part_6->begin_0 = _S238;
+    part_6->end_0 = (U32_min((_S238 + _S237), (length_2)));
+    if(_S234 == 0U)
     {
-        _S233 = 1U;
+        _S234 = 1U;
     }
     else
     {
-        uint _S238 = (_S233 + _S236 - 1U) / _S236;
-        _S233 = _S238;
+        uint _S239 = (_S234 + _S237 - 1U) / _S237;
+        _S234 = _S239;
     }
-    part_6->used_0 = _S233;
+    part_6->used_0 = _S234;
     return;
 }
 
@@ -852,9 +853,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S239 = make_int4 (int(0));
-        float4  _S240 = make_float4 ((float)_S239.x, (float)_S239.y, (float)_S239.z, (float)_S239.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S240;
+        int4  _S240 = make_int4 (int(0));
+        float4  _S241 = make_float4 ((float)_S240.x, (float)_S240.y, (float)_S240.z, (float)_S240.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S241;
     }
     return;
 }
@@ -885,25 +886,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S241 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S242 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S242 == 0U)
+    uint _S242 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S243 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S243 == 0U)
     {
         return;
     }
-    Part_0 _S243 = part_of_0(group_number_0(blockIdx), _S242, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S243;
-    uint _S244 = units_of_0(_S242, p_0.heads_3, p_0.kv_heads_2);
-    uint _S245 = p_0.groups_0 / _S244;
-    if(((&part_8)->number_0) >= _S245)
+    Part_0 _S244 = part_of_0(group_number_0(blockIdx), _S243, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S244;
+    uint _S245 = units_of_0(_S243, p_0.heads_3, p_0.kv_heads_2);
+    uint _S246 = p_0.groups_0 / _S245;
+    if(((&part_8)->number_0) >= _S246)
     {
         return;
     }
-    SequenceTable_0 _S246 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S247 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S248 = _S246;
-    uint _S249 = SequenceTable_end_of_0(&_S248, _S247);
-    uint _S250 = first_seen_0(_S247, p_0.window_1);
+    SequenceTable_0 _S247 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S248 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S249 = _S247;
+    uint _S250 = SequenceTable_end_of_0(&_S249, _S248);
+    uint _S251 = first_seen_0(_S248, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -920,22 +921,22 @@ extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_f3
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S250, _S249, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S251, _S250, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S251 = part_8;
-            leave_empty_0(_S241, &_S251, scratch_3);
-            number_3 = number_3 + _S245;
+            Part_0 _S252 = part_8;
+            leave_empty_0(_S242, &_S252, scratch_3);
+            number_3 = number_3 + _S246;
             continue;
         }
-        SequenceTable_0 _S252 = _S246;
-        Part_0 _S253 = part_8;
-        Plain_0 _S254 = queries_1;
+        SequenceTable_0 _S253 = _S247;
+        Part_0 _S254 = part_8;
         Plain_0 _S255 = queries_1;
         Plain_0 _S256 = queries_1;
-        attend_0(_S241, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S252, &_S253, p_0.scale_4, &_S254, false, &_S255, &_S256);
+        Plain_0 _S257 = queries_1;
+        attend_0(_S242, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S253, &_S254, p_0.scale_4, &_S255, false, &_S256, &_S257);
         __syncthreads();
-        number_3 = number_3 + _S245;
+        number_3 = number_3 + _S246;
     }
     return;
 }

@@ -683,38 +683,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S206 = some_2;
-        add_0(&sums_5, &_S206, first_3, _S205, _S198);
+        uint _S206 = (U32_min((_S205), (table_1->length_0)));
+        Positions_0 _S207 = some_2;
+        add_0(&sums_5, &_S207, first_3, _S206, _S198);
         uint first_4 = first_3 + 32U;
-        uint _S207 = tile_0 + 32U;
-        if(_S207 < _S205)
+        uint _S208 = tile_0 + 32U;
+        if(_S208 < _S205)
         {
-            Pools_0 _S208 = pools_0;
-            Positions_0 _S209 = Pools_read_0(&_S208, first_4, _S198);
-            some_2 = _S209;
+            Pools_0 _S209 = pools_0;
+            Positions_0 _S210 = Pools_read_0(&_S209, first_4, _S198);
+            some_2 = _S210;
         }
-        tile_0 = _S207;
+        tile_0 = _S208;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S210 = sums_5;
-    write_0(thread_2, &_S210, part_4, scratch_1);
+    Sums_0 _S211 = sums_5;
+    write_0(thread_2, &_S211, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S211;
+    uint _S212;
     if(offset_2 == 4294967295U)
     {
-        _S211 = rows_0;
+        _S212 = rows_0;
     }
     else
     {
-        uint _S212 = __ldg((&(batch_0)[offset_2]));
-        _S211 = (U32_min(((U32_max((_S212), (first_5))) - first_5), (rows_0)));
+        uint _S213 = __ldg((&(batch_0)[offset_2]));
+        _S212 = (U32_min(((U32_max((_S213), (first_5))) - first_5), (rows_0)));
     }
-    return _S211;
+    return _S212;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -724,36 +725,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S213 = rows_1 * kv_heads_0;
-    uint _S214 = heads_1 / kv_heads_0;
-    return _S213 * ((_S214 + 4U - 1U) / 4U);
+    uint _S214 = rows_1 * kv_heads_0;
+    uint _S215 = heads_1 / kv_heads_0;
+    return _S214 * ((_S215 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S215 = heads_2 / kv_heads_1;
-    uint _S216 = (_S215 + 4U - 1U) / 4U;
-    uint _S217 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S218 = number_1 % _S217;
-    uint _S219 = _S218 % _S216;
+    uint _S216 = heads_2 / kv_heads_1;
+    uint _S217 = (_S216 + 4U - 1U) / 4U;
+    uint _S218 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S219 = number_1 % _S218;
+    uint _S220 = _S219 % _S217;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S218;
-    uint _S220 = number_1 / _S217;
-    (&part_5)->number_0 = _S220;
-    uint _S221 = _S218 / (kv_heads_1 * _S216);
-    (&part_5)->row_0 = _S221;
-    uint _S222 = _S218 / _S216;
-    uint _S223 = _S222 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S223;
-    uint _S224 = _S219 * 4U;
-    uint _S225 = _S223 * _S215 + _S224;
-    (&part_5)->head_0 = _S225;
-    (&part_5)->heads_0 = (U32_min((_S215 - _S224), (4U)));
+    (&part_5)->unit_0 = _S219;
+    uint _S221 = number_1 / _S218;
+    (&part_5)->number_0 = _S221;
+    uint _S222 = _S219 / (kv_heads_1 * _S217);
+    (&part_5)->row_0 = _S222;
+    uint _S223 = _S219 / _S217;
+    uint _S224 = _S223 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S224;
+    uint _S225 = _S220 * 4U;
+    uint _S226 = _S224 * _S216 + _S225;
+    (&part_5)->head_0 = _S226;
+    (&part_5)->heads_0 = (U32_min((_S216 - _S225), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S226 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S226;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S225) * _S226 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S227 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S227;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S226) * _S227 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -764,70 +765,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S227 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S227;
+    uint _S228 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S228;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S228;
-    (&_S228)->begin_2 = begin_3;
-    (&_S228)->page_size_0 = page_size_1;
-    (&_S228)->pages_0 = pages_1;
-    (&_S228)->length_0 = length_1;
-    return _S228;
+    SequenceTable_0 _S229;
+    (&_S229)->begin_2 = begin_3;
+    (&_S229)->page_size_0 = page_size_1;
+    (&_S229)->pages_0 = pages_1;
+    (&_S229)->length_0 = length_1;
+    return _S229;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S229 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S230 = _S229 + 1U;
-    uint _S231 = __ldg((&(sequences_3)[_S229]));
-    return SequenceTable_x24init_0(_S230, page_size_2, pages_2, (U32_min((_S231), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S230 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S231 = _S230 + 1U;
+    uint _S232 = __ldg((&(sequences_3)[_S230]));
+    return SequenceTable_x24init_0(_S231, page_size_2, pages_2, (U32_min((_S232), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S232 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S232;
+    uint _S233 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S233;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S233 = this_3->length_0;
-    uint _S234;
+    uint _S234 = this_3->length_0;
+    uint _S235;
     if(position_1 < (this_3->length_0))
     {
-        _S234 = position_1 + 1U;
+        _S235 = position_1 + 1U;
     }
     else
     {
-        _S234 = _S233;
+        _S235 = _S234;
     }
-    return _S234;
+    return _S235;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S235;
+    bool _S236;
     if(window_0 != 0U)
     {
-        _S235 = position_2 >= window_0;
+        _S236 = position_2 >= window_0;
     }
     else
     {
-        _S235 = false;
+        _S236 = false;
     }
-    uint _S236;
-    if(_S235)
+    uint _S237;
+    if(_S236)
     {
-        _S236 = position_2 - window_0 + 1U;
+        _S237 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S236 = 0U;
+        _S237 = 0U;
     }
-    return _S236;
+    return _S237;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -837,33 +838,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S237;
+    uint _S238;
     if(first_6 < length_2)
     {
-        _S237 = length_2 - first_6;
+        _S238 = length_2 - first_6;
     }
     else
     {
-        _S237 = 0U;
+        _S238 = 0U;
     }
-    uint _S238 = parts_1 * tiles_0 * 64U;
-    uint _S239 = (_S237 + _S238 - 1U) / _S238;
-    uint _S240 = _S239 * tiles_0 * 64U;
-    uint _S241 = (U32_min((first_6 + part_6->number_0 * _S240), (length_2)));
-    part_6->begin_0 = _S241;
-    part_6->end_0 = (U32_min((_S241 + _S240), (length_2)));
-    if(_S237 == 0U)
+    uint _S239 = parts_1 * least_0;
+    uint _S240 = (_S238 + _S239 - 1U) / _S239;
+    uint _S241 = _S240 * least_0;
+    uint _S242 = (U32_min((first_6 + part_6->number_0 * _S241), (length_2)));
+    part_6->begin_0 = _S242;
+    part_6->end_0 = (U32_min((_S242 + _S241), (length_2)));
+    if(_S238 == 0U)
     {
-        _S237 = 1U;
+        _S238 = 1U;
     }
     else
     {
-        uint _S242 = (_S237 + _S240 - 1U) / _S240;
-        _S237 = _S242;
+        uint _S243 = (_S238 + _S241 - 1U) / _S241;
+        _S238 = _S243;
     }
-    part_6->used_0 = _S237;
+    part_6->used_0 = _S238;
     return;
 }
 
@@ -871,9 +872,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S243 = make_int4 (int(0));
-        float4  _S244 = make_float4 ((float)_S243.x, (float)_S243.y, (float)_S243.z, (float)_S243.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S244;
+        int4  _S244 = make_int4 (int(0));
+        float4  _S245 = make_float4 ((float)_S244.x, (float)_S244.y, (float)_S244.z, (float)_S244.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S245;
     }
     return;
 }
@@ -904,25 +905,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S245 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S246 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S246 == 0U)
+    uint _S246 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S247 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S247 == 0U)
     {
         return;
     }
-    Part_0 _S247 = part_of_0(group_number_0(blockIdx), _S246, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S247;
-    uint _S248 = units_of_0(_S246, p_0.heads_3, p_0.kv_heads_2);
-    uint _S249 = p_0.groups_0 / _S248;
-    if(((&part_8)->number_0) >= _S249)
+    Part_0 _S248 = part_of_0(group_number_0(blockIdx), _S247, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S248;
+    uint _S249 = units_of_0(_S247, p_0.heads_3, p_0.kv_heads_2);
+    uint _S250 = p_0.groups_0 / _S249;
+    if(((&part_8)->number_0) >= _S250)
     {
         return;
     }
-    SequenceTable_0 _S250 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S251 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S252 = _S250;
-    uint _S253 = SequenceTable_end_of_0(&_S252, _S251);
-    uint _S254 = first_seen_0(_S251, p_0.window_1);
+    SequenceTable_0 _S251 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S252 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S253 = _S251;
+    uint _S254 = SequenceTable_end_of_0(&_S253, _S252);
+    uint _S255 = first_seen_0(_S252, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -939,22 +940,22 @@ extern "C" __global__ void __launch_bounds__(128, 5) shuffled2_attention_part_q8
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S254, _S253, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S255, _S254, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S255 = part_8;
-            leave_empty_0(_S245, &_S255, scratch_3);
-            number_3 = number_3 + _S249;
+            Part_0 _S256 = part_8;
+            leave_empty_0(_S246, &_S256, scratch_3);
+            number_3 = number_3 + _S250;
             continue;
         }
-        SequenceTable_0 _S256 = _S250;
-        Part_0 _S257 = part_8;
-        Plain_0 _S258 = queries_1;
+        SequenceTable_0 _S257 = _S251;
+        Part_0 _S258 = part_8;
         Plain_0 _S259 = queries_1;
         Plain_0 _S260 = queries_1;
-        attend_0(_S245, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S256, &_S257, p_0.scale_4, &_S258, false, &_S259, &_S260);
+        Plain_0 _S261 = queries_1;
+        attend_0(_S246, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S257, &_S258, p_0.scale_4, &_S259, false, &_S260, &_S261);
         __syncthreads();
-        number_3 = number_3 + _S249;
+        number_3 = number_3 + _S250;
     }
     return;
 }

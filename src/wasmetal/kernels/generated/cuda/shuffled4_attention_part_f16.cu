@@ -732,38 +732,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
         {
             break;
         }
-        Positions_0 _S242 = some_2;
-        add_0(&sums_5, &_S242, first_3, _S241, _S234);
+        uint _S242 = (U32_min((_S241), (table_1->length_0)));
+        Positions_0 _S243 = some_2;
+        add_0(&sums_5, &_S243, first_3, _S242, _S234);
         uint first_4 = first_3 + 16U;
-        uint _S243 = tile_0 + 16U;
-        if(_S243 < _S241)
+        uint _S244 = tile_0 + 16U;
+        if(_S244 < _S241)
         {
-            Pools_0 _S244 = pools_0;
-            Positions_0 _S245 = Pools_read_0(&_S244, first_4, _S234);
-            some_2 = _S245;
+            Pools_0 _S245 = pools_0;
+            Positions_0 _S246 = Pools_read_0(&_S245, first_4, _S234);
+            some_2 = _S246;
         }
-        tile_0 = _S243;
+        tile_0 = _S244;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S246 = sums_5;
-    write_0(thread_2, &_S246, part_4, scratch_1);
+    Sums_0 _S247 = sums_5;
+    write_0(thread_2, &_S247, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S247;
+    uint _S248;
     if(offset_1 == 4294967295U)
     {
-        _S247 = rows_0;
+        _S248 = rows_0;
     }
     else
     {
-        uint _S248 = __ldg((&(batch_0)[offset_1]));
-        _S247 = (U32_min(((U32_max((_S248), (first_5))) - first_5), (rows_0)));
+        uint _S249 = __ldg((&(batch_0)[offset_1]));
+        _S248 = (U32_min(((U32_max((_S249), (first_5))) - first_5), (rows_0)));
     }
-    return _S247;
+    return _S248;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -773,36 +774,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S249 = rows_1 * kv_heads_0;
-    uint _S250 = heads_1 / kv_heads_0;
-    return _S249 * ((_S250 + 4U - 1U) / 4U);
+    uint _S250 = rows_1 * kv_heads_0;
+    uint _S251 = heads_1 / kv_heads_0;
+    return _S250 * ((_S251 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S251 = heads_2 / kv_heads_1;
-    uint _S252 = (_S251 + 4U - 1U) / 4U;
-    uint _S253 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S254 = number_1 % _S253;
-    uint _S255 = _S254 % _S252;
+    uint _S252 = heads_2 / kv_heads_1;
+    uint _S253 = (_S252 + 4U - 1U) / 4U;
+    uint _S254 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S255 = number_1 % _S254;
+    uint _S256 = _S255 % _S253;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S254;
-    uint _S256 = number_1 / _S253;
-    (&part_5)->number_0 = _S256;
-    uint _S257 = _S254 / (kv_heads_1 * _S252);
-    (&part_5)->row_0 = _S257;
-    uint _S258 = _S254 / _S252;
-    uint _S259 = _S258 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S259;
-    uint _S260 = _S255 * 4U;
-    uint _S261 = _S259 * _S251 + _S260;
-    (&part_5)->head_0 = _S261;
-    (&part_5)->heads_0 = (U32_min((_S251 - _S260), (4U)));
+    (&part_5)->unit_0 = _S255;
+    uint _S257 = number_1 / _S254;
+    (&part_5)->number_0 = _S257;
+    uint _S258 = _S255 / (kv_heads_1 * _S253);
+    (&part_5)->row_0 = _S258;
+    uint _S259 = _S255 / _S253;
+    uint _S260 = _S259 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S260;
+    uint _S261 = _S256 * 4U;
+    uint _S262 = _S260 * _S252 + _S261;
+    (&part_5)->head_0 = _S262;
+    (&part_5)->heads_0 = (U32_min((_S252 - _S261), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S262 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S262;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S261) * _S262 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S263 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S263;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S262) * _S263 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -813,70 +814,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S263 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S263;
+    uint _S264 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S264;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S264;
-    (&_S264)->begin_2 = begin_3;
-    (&_S264)->page_size_0 = page_size_1;
-    (&_S264)->pages_0 = pages_1;
-    (&_S264)->length_0 = length_1;
-    return _S264;
+    SequenceTable_0 _S265;
+    (&_S265)->begin_2 = begin_3;
+    (&_S265)->page_size_0 = page_size_1;
+    (&_S265)->pages_0 = pages_1;
+    (&_S265)->length_0 = length_1;
+    return _S265;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S265 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S266 = _S265 + 1U;
-    uint _S267 = __ldg((&(sequences_3)[_S265]));
-    return SequenceTable_x24init_0(_S266, page_size_2, pages_2, (U32_min((_S267), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S266 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S267 = _S266 + 1U;
+    uint _S268 = __ldg((&(sequences_3)[_S266]));
+    return SequenceTable_x24init_0(_S267, page_size_2, pages_2, (U32_min((_S268), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S268 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S268;
+    uint _S269 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S269;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S269 = this_3->length_0;
-    uint _S270;
+    uint _S270 = this_3->length_0;
+    uint _S271;
     if(position_1 < (this_3->length_0))
     {
-        _S270 = position_1 + 1U;
+        _S271 = position_1 + 1U;
     }
     else
     {
-        _S270 = _S269;
+        _S271 = _S270;
     }
-    return _S270;
+    return _S271;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S271;
+    bool _S272;
     if(window_0 != 0U)
     {
-        _S271 = position_2 >= window_0;
+        _S272 = position_2 >= window_0;
     }
     else
     {
-        _S271 = false;
+        _S272 = false;
     }
-    uint _S272;
-    if(_S271)
+    uint _S273;
+    if(_S272)
     {
-        _S272 = position_2 - window_0 + 1U;
+        _S273 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S272 = 0U;
+        _S273 = 0U;
     }
-    return _S272;
+    return _S273;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -886,33 +887,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S273;
+    uint _S274;
     if(first_6 < length_2)
     {
-        _S273 = length_2 - first_6;
+        _S274 = length_2 - first_6;
     }
     else
     {
-        _S273 = 0U;
+        _S274 = 0U;
     }
-    uint _S274 = parts_1 * tiles_0 * 64U;
-    uint _S275 = (_S273 + _S274 - 1U) / _S274;
-    uint _S276 = _S275 * tiles_0 * 64U;
-    uint _S277 = (U32_min((first_6 + part_6->number_0 * _S276), (length_2)));
-    part_6->begin_0 = _S277;
-    part_6->end_0 = (U32_min((_S277 + _S276), (length_2)));
-    if(_S273 == 0U)
+    uint _S275 = parts_1 * least_0;
+    uint _S276 = (_S274 + _S275 - 1U) / _S275;
+    uint _S277 = _S276 * least_0;
+    uint _S278 = (U32_min((first_6 + part_6->number_0 * _S277), (length_2)));
+    part_6->begin_0 = _S278;
+    part_6->end_0 = (U32_min((_S278 + _S277), (length_2)));
+    if(_S274 == 0U)
     {
-        _S273 = 1U;
+        _S274 = 1U;
     }
     else
     {
-        uint _S278 = (_S273 + _S276 - 1U) / _S276;
-        _S273 = _S278;
+        uint _S279 = (_S274 + _S277 - 1U) / _S277;
+        _S274 = _S279;
     }
-    part_6->used_0 = _S273;
+    part_6->used_0 = _S274;
     return;
 }
 
@@ -920,9 +921,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S279 = make_int4 (int(0));
-        float4  _S280 = make_float4 ((float)_S279.x, (float)_S279.y, (float)_S279.z, (float)_S279.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S280;
+        int4  _S280 = make_int4 (int(0));
+        float4  _S281 = make_float4 ((float)_S280.x, (float)_S280.y, (float)_S280.z, (float)_S280.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S281;
     }
     return;
 }
@@ -953,25 +954,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled4_attention_part_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_2, StructuredBuffer<uint2 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S281 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S282 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S282 == 0U)
+    uint _S282 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S283 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S283 == 0U)
     {
         return;
     }
-    Part_0 _S283 = part_of_0(group_number_0(blockIdx), _S282, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S283;
-    uint _S284 = units_of_0(_S282, p_0.heads_3, p_0.kv_heads_2);
-    uint _S285 = p_0.groups_0 / _S284;
-    if(((&part_8)->number_0) >= _S285)
+    Part_0 _S284 = part_of_0(group_number_0(blockIdx), _S283, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S284;
+    uint _S285 = units_of_0(_S283, p_0.heads_3, p_0.kv_heads_2);
+    uint _S286 = p_0.groups_0 / _S285;
+    if(((&part_8)->number_0) >= _S286)
     {
         return;
     }
-    SequenceTable_0 _S286 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S287 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S288 = _S286;
-    uint _S289 = SequenceTable_end_of_0(&_S288, _S287);
-    uint _S290 = first_seen_0(_S287, p_0.window_1);
+    SequenceTable_0 _S287 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S288 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S289 = _S287;
+    uint _S290 = SequenceTable_end_of_0(&_S289, _S288);
+    uint _S291 = first_seen_0(_S288, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -988,22 +989,22 @@ extern "C" __global__ void shuffled4_attention_part_f16(StructuredBuffer<float> 
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S290, _S289, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S291, _S290, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S291 = part_8;
-            leave_empty_0(_S281, &_S291, scratch_3);
-            number_3 = number_3 + _S285;
+            Part_0 _S292 = part_8;
+            leave_empty_0(_S282, &_S292, scratch_3);
+            number_3 = number_3 + _S286;
             continue;
         }
-        SequenceTable_0 _S292 = _S286;
-        Part_0 _S293 = part_8;
-        Plain_0 _S294 = queries_1;
+        SequenceTable_0 _S293 = _S287;
+        Part_0 _S294 = part_8;
         Plain_0 _S295 = queries_1;
         Plain_0 _S296 = queries_1;
-        attend_0(_S281, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S292, &_S293, p_0.scale_4, &_S294, false, &_S295, &_S296);
+        Plain_0 _S297 = queries_1;
+        attend_0(_S282, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S293, &_S294, p_0.scale_4, &_S295, false, &_S296, &_S297);
         __syncthreads();
-        number_3 = number_3 + _S285;
+        number_3 = number_3 + _S286;
     }
     return;
 }

@@ -746,38 +746,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S246 = some_2;
-        add_0(&sums_5, &_S246, first_3, _S245, _S238);
+        uint _S246 = (U32_min((_S245), (table_1->length_0)));
+        Positions_0 _S247 = some_2;
+        add_0(&sums_5, &_S247, first_3, _S246, _S238);
         uint first_4 = first_3 + 16U;
-        uint _S247 = tile_0 + 16U;
-        if(_S247 < _S245)
+        uint _S248 = tile_0 + 16U;
+        if(_S248 < _S245)
         {
-            Pools_0 _S248 = pools_0;
-            Positions_0 _S249 = Pools_read_0(&_S248, first_4, _S238);
-            some_2 = _S249;
+            Pools_0 _S249 = pools_0;
+            Positions_0 _S250 = Pools_read_0(&_S249, first_4, _S238);
+            some_2 = _S250;
         }
-        tile_0 = _S247;
+        tile_0 = _S248;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S250 = sums_5;
-    write_0(thread_2, &_S250, part_4, scratch_1);
+    Sums_0 _S251 = sums_5;
+    write_0(thread_2, &_S251, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S251;
+    uint _S252;
     if(offset_2 == 4294967295U)
     {
-        _S251 = rows_0;
+        _S252 = rows_0;
     }
     else
     {
-        uint _S252 = __ldg((&(batch_0)[offset_2]));
-        _S251 = (U32_min(((U32_max((_S252), (first_5))) - first_5), (rows_0)));
+        uint _S253 = __ldg((&(batch_0)[offset_2]));
+        _S252 = (U32_min(((U32_max((_S253), (first_5))) - first_5), (rows_0)));
     }
-    return _S251;
+    return _S252;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -787,36 +788,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S253 = rows_1 * kv_heads_0;
-    uint _S254 = heads_1 / kv_heads_0;
-    return _S253 * ((_S254 + 4U - 1U) / 4U);
+    uint _S254 = rows_1 * kv_heads_0;
+    uint _S255 = heads_1 / kv_heads_0;
+    return _S254 * ((_S255 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S255 = heads_2 / kv_heads_1;
-    uint _S256 = (_S255 + 4U - 1U) / 4U;
-    uint _S257 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S258 = number_1 % _S257;
-    uint _S259 = _S258 % _S256;
+    uint _S256 = heads_2 / kv_heads_1;
+    uint _S257 = (_S256 + 4U - 1U) / 4U;
+    uint _S258 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S259 = number_1 % _S258;
+    uint _S260 = _S259 % _S257;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S258;
-    uint _S260 = number_1 / _S257;
-    (&part_5)->number_0 = _S260;
-    uint _S261 = _S258 / (kv_heads_1 * _S256);
-    (&part_5)->row_0 = _S261;
-    uint _S262 = _S258 / _S256;
-    uint _S263 = _S262 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S263;
-    uint _S264 = _S259 * 4U;
-    uint _S265 = _S263 * _S255 + _S264;
-    (&part_5)->head_0 = _S265;
-    (&part_5)->heads_0 = (U32_min((_S255 - _S264), (4U)));
+    (&part_5)->unit_0 = _S259;
+    uint _S261 = number_1 / _S258;
+    (&part_5)->number_0 = _S261;
+    uint _S262 = _S259 / (kv_heads_1 * _S257);
+    (&part_5)->row_0 = _S262;
+    uint _S263 = _S259 / _S257;
+    uint _S264 = _S263 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S264;
+    uint _S265 = _S260 * 4U;
+    uint _S266 = _S264 * _S256 + _S265;
+    (&part_5)->head_0 = _S266;
+    (&part_5)->heads_0 = (U32_min((_S256 - _S265), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S266 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S266;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S265) * _S266 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S267 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S267;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S266) * _S267 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -827,70 +828,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S267 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S267;
+    uint _S268 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S268;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S268;
-    (&_S268)->begin_2 = begin_3;
-    (&_S268)->page_size_0 = page_size_1;
-    (&_S268)->pages_0 = pages_1;
-    (&_S268)->length_0 = length_1;
-    return _S268;
+    SequenceTable_0 _S269;
+    (&_S269)->begin_2 = begin_3;
+    (&_S269)->page_size_0 = page_size_1;
+    (&_S269)->pages_0 = pages_1;
+    (&_S269)->length_0 = length_1;
+    return _S269;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S269 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S270 = _S269 + 1U;
-    uint _S271 = __ldg((&(sequences_3)[_S269]));
-    return SequenceTable_x24init_0(_S270, page_size_2, pages_2, (U32_min((_S271), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S270 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S271 = _S270 + 1U;
+    uint _S272 = __ldg((&(sequences_3)[_S270]));
+    return SequenceTable_x24init_0(_S271, page_size_2, pages_2, (U32_min((_S272), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S272 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S272;
+    uint _S273 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S273;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S273 = this_3->length_0;
-    uint _S274;
+    uint _S274 = this_3->length_0;
+    uint _S275;
     if(position_1 < (this_3->length_0))
     {
-        _S274 = position_1 + 1U;
+        _S275 = position_1 + 1U;
     }
     else
     {
-        _S274 = _S273;
+        _S275 = _S274;
     }
-    return _S274;
+    return _S275;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S275;
+    bool _S276;
     if(window_0 != 0U)
     {
-        _S275 = position_2 >= window_0;
+        _S276 = position_2 >= window_0;
     }
     else
     {
-        _S275 = false;
+        _S276 = false;
     }
-    uint _S276;
-    if(_S275)
+    uint _S277;
+    if(_S276)
     {
-        _S276 = position_2 - window_0 + 1U;
+        _S277 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S276 = 0U;
+        _S277 = 0U;
     }
-    return _S276;
+    return _S277;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -900,33 +901,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S277;
+    uint _S278;
     if(first_6 < length_2)
     {
-        _S277 = length_2 - first_6;
+        _S278 = length_2 - first_6;
     }
     else
     {
-        _S277 = 0U;
+        _S278 = 0U;
     }
-    uint _S278 = parts_1 * tiles_0 * 64U;
-    uint _S279 = (_S277 + _S278 - 1U) / _S278;
-    uint _S280 = _S279 * tiles_0 * 64U;
-    uint _S281 = (U32_min((first_6 + part_6->number_0 * _S280), (length_2)));
-    part_6->begin_0 = _S281;
-    part_6->end_0 = (U32_min((_S281 + _S280), (length_2)));
-    if(_S277 == 0U)
+    uint _S279 = parts_1 * least_0;
+    uint _S280 = (_S278 + _S279 - 1U) / _S279;
+    uint _S281 = _S280 * least_0;
+    uint _S282 = (U32_min((first_6 + part_6->number_0 * _S281), (length_2)));
+    part_6->begin_0 = _S282;
+    part_6->end_0 = (U32_min((_S282 + _S281), (length_2)));
+    if(_S278 == 0U)
     {
-        _S277 = 1U;
+        _S278 = 1U;
     }
     else
     {
-        uint _S282 = (_S277 + _S280 - 1U) / _S280;
-        _S277 = _S282;
+        uint _S283 = (_S278 + _S281 - 1U) / _S281;
+        _S278 = _S283;
     }
-    part_6->used_0 = _S277;
+    part_6->used_0 = _S278;
     return;
 }
 
@@ -934,9 +935,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S283 = make_int4 (int(0));
-        float4  _S284 = make_float4 ((float)_S283.x, (float)_S283.y, (float)_S283.z, (float)_S283.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S284;
+        int4  _S284 = make_int4 (int(0));
+        float4  _S285 = make_float4 ((float)_S284.x, (float)_S284.y, (float)_S284.z, (float)_S284.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S285;
     }
     return;
 }
@@ -967,25 +968,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled4_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S285 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S286 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S286 == 0U)
+    uint _S286 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S287 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S287 == 0U)
     {
         return;
     }
-    Part_0 _S287 = part_of_0(group_number_0(blockIdx), _S286, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S287;
-    uint _S288 = units_of_0(_S286, p_0.heads_3, p_0.kv_heads_2);
-    uint _S289 = p_0.groups_0 / _S288;
-    if(((&part_8)->number_0) >= _S289)
+    Part_0 _S288 = part_of_0(group_number_0(blockIdx), _S287, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S288;
+    uint _S289 = units_of_0(_S287, p_0.heads_3, p_0.kv_heads_2);
+    uint _S290 = p_0.groups_0 / _S289;
+    if(((&part_8)->number_0) >= _S290)
     {
         return;
     }
-    SequenceTable_0 _S290 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S291 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S292 = _S290;
-    uint _S293 = SequenceTable_end_of_0(&_S292, _S291);
-    uint _S294 = first_seen_0(_S291, p_0.window_1);
+    SequenceTable_0 _S291 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S292 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S293 = _S291;
+    uint _S294 = SequenceTable_end_of_0(&_S293, _S292);
+    uint _S295 = first_seen_0(_S292, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1002,22 +1003,22 @@ extern "C" __global__ void shuffled4_attention_part_q8_0(StructuredBuffer<float>
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S294, _S293, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S295, _S294, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S295 = part_8;
-            leave_empty_0(_S285, &_S295, scratch_3);
-            number_3 = number_3 + _S289;
+            Part_0 _S296 = part_8;
+            leave_empty_0(_S286, &_S296, scratch_3);
+            number_3 = number_3 + _S290;
             continue;
         }
-        SequenceTable_0 _S296 = _S290;
-        Part_0 _S297 = part_8;
-        Plain_0 _S298 = queries_1;
+        SequenceTable_0 _S297 = _S291;
+        Part_0 _S298 = part_8;
         Plain_0 _S299 = queries_1;
         Plain_0 _S300 = queries_1;
-        attend_0(_S285, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S296, &_S297, p_0.scale_4, &_S298, false, &_S299, &_S300);
+        Plain_0 _S301 = queries_1;
+        attend_0(_S286, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S297, &_S298, p_0.scale_4, &_S299, false, &_S300, &_S301);
         __syncthreads();
-        number_3 = number_3 + _S289;
+        number_3 = number_3 + _S290;
     }
     return;
 }

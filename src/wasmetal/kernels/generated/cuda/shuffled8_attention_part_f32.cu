@@ -1056,38 +1056,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
         {
             break;
         }
-        Positions_0 _S403 = some_2;
-        add_0(&sums_5, &_S403, first_3, _S402, _S395);
+        uint _S403 = (U32_min((_S402), (table_1->length_0)));
+        Positions_0 _S404 = some_2;
+        add_0(&sums_5, &_S404, first_3, _S403, _S395);
         uint first_4 = first_3 + 16U;
-        uint _S404 = tile_0 + 16U;
-        if(_S404 < _S402)
+        uint _S405 = tile_0 + 16U;
+        if(_S405 < _S402)
         {
-            Pools_0 _S405 = pools_0;
-            Positions_0 _S406 = Pools_read_0(&_S405, first_4, _S395);
-            some_2 = _S406;
+            Pools_0 _S406 = pools_0;
+            Positions_0 _S407 = Pools_read_0(&_S406, first_4, _S395);
+            some_2 = _S407;
         }
-        tile_0 = _S404;
+        tile_0 = _S405;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S407 = sums_5;
-    write_0(thread_2, &_S407, part_4, scratch_1);
+    Sums_0 _S408 = sums_5;
+    write_0(thread_2, &_S408, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_5, uint rows_0)
 {
-    uint _S408;
+    uint _S409;
     if(offset_1 == 4294967295U)
     {
-        _S408 = rows_0;
+        _S409 = rows_0;
     }
     else
     {
-        uint _S409 = __ldg((&(batch_0)[offset_1]));
-        _S408 = (U32_min(((U32_max((_S409), (first_5))) - first_5), (rows_0)));
+        uint _S410 = __ldg((&(batch_0)[offset_1]));
+        _S409 = (U32_min(((U32_max((_S410), (first_5))) - first_5), (rows_0)));
     }
-    return _S408;
+    return _S409;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1097,36 +1098,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S410 = rows_1 * kv_heads_0;
-    uint _S411 = heads_1 / kv_heads_0;
-    return _S410 * ((_S411 + 4U - 1U) / 4U);
+    uint _S411 = rows_1 * kv_heads_0;
+    uint _S412 = heads_1 / kv_heads_0;
+    return _S411 * ((_S412 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S412 = heads_2 / kv_heads_1;
-    uint _S413 = (_S412 + 4U - 1U) / 4U;
-    uint _S414 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S415 = number_1 % _S414;
-    uint _S416 = _S415 % _S413;
+    uint _S413 = heads_2 / kv_heads_1;
+    uint _S414 = (_S413 + 4U - 1U) / 4U;
+    uint _S415 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S416 = number_1 % _S415;
+    uint _S417 = _S416 % _S414;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S415;
-    uint _S417 = number_1 / _S414;
-    (&part_5)->number_0 = _S417;
-    uint _S418 = _S415 / (kv_heads_1 * _S413);
-    (&part_5)->row_0 = _S418;
-    uint _S419 = _S415 / _S413;
-    uint _S420 = _S419 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S420;
-    uint _S421 = _S416 * 4U;
-    uint _S422 = _S420 * _S412 + _S421;
-    (&part_5)->head_0 = _S422;
-    (&part_5)->heads_0 = (U32_min((_S412 - _S421), (4U)));
+    (&part_5)->unit_0 = _S416;
+    uint _S418 = number_1 / _S415;
+    (&part_5)->number_0 = _S418;
+    uint _S419 = _S416 / (kv_heads_1 * _S414);
+    (&part_5)->row_0 = _S419;
+    uint _S420 = _S416 / _S414;
+    uint _S421 = _S420 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S421;
+    uint _S422 = _S417 * 4U;
+    uint _S423 = _S421 * _S413 + _S422;
+    (&part_5)->head_0 = _S423;
+    (&part_5)->heads_0 = (U32_min((_S413 - _S422), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S423 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S423;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S422) * _S423 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S424 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S424;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S423) * _S424 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1137,70 +1138,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_2, uint row_1)
 {
-    uint _S424 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
-    return _S424;
+    uint _S425 = __ldg((&(batch_1)[offset_2 + 3U + 2U * row_1]));
+    return _S425;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S425;
-    (&_S425)->begin_2 = begin_3;
-    (&_S425)->page_size_0 = page_size_1;
-    (&_S425)->pages_0 = pages_1;
-    (&_S425)->length_0 = length_1;
-    return _S425;
+    SequenceTable_0 _S426;
+    (&_S426)->begin_2 = begin_3;
+    (&_S426)->page_size_0 = page_size_1;
+    (&_S426)->pages_0 = pages_1;
+    (&_S426)->length_0 = length_1;
+    return _S426;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S426 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S427 = _S426 + 1U;
-    uint _S428 = __ldg((&(sequences_3)[_S426]));
-    return SequenceTable_x24init_0(_S427, page_size_2, pages_2, (U32_min((_S428), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S427 = offset_3 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S428 = _S427 + 1U;
+    uint _S429 = __ldg((&(sequences_3)[_S427]));
+    return SequenceTable_x24init_0(_S428, page_size_2, pages_2, (U32_min((_S429), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_4, uint row_2)
 {
-    uint _S429 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
-    return _S429;
+    uint _S430 = __ldg((&(batch_2)[offset_4 + 2U + 2U * row_2]));
+    return _S430;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S430 = this_3->length_0;
-    uint _S431;
+    uint _S431 = this_3->length_0;
+    uint _S432;
     if(position_1 < (this_3->length_0))
     {
-        _S431 = position_1 + 1U;
+        _S432 = position_1 + 1U;
     }
     else
     {
-        _S431 = _S430;
+        _S432 = _S431;
     }
-    return _S431;
+    return _S432;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S432;
+    bool _S433;
     if(window_0 != 0U)
     {
-        _S432 = position_2 >= window_0;
+        _S433 = position_2 >= window_0;
     }
     else
     {
-        _S432 = false;
+        _S433 = false;
     }
-    uint _S433;
-    if(_S432)
+    uint _S434;
+    if(_S433)
     {
-        _S433 = position_2 - window_0 + 1U;
+        _S434 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S433 = 0U;
+        _S434 = 0U;
     }
-    return _S433;
+    return _S434;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -1210,33 +1211,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S434;
+    uint _S435;
     if(first_6 < length_2)
     {
-        _S434 = length_2 - first_6;
+        _S435 = length_2 - first_6;
     }
     else
     {
-        _S434 = 0U;
+        _S435 = 0U;
     }
-    uint _S435 = parts_1 * tiles_0 * 64U;
-    uint _S436 = (_S434 + _S435 - 1U) / _S435;
-    uint _S437 = _S436 * tiles_0 * 64U;
-    uint _S438 = (U32_min((first_6 + part_6->number_0 * _S437), (length_2)));
-    part_6->begin_0 = _S438;
-    part_6->end_0 = (U32_min((_S438 + _S437), (length_2)));
-    if(_S434 == 0U)
+    uint _S436 = parts_1 * least_0;
+    uint _S437 = (_S435 + _S436 - 1U) / _S436;
+    uint _S438 = _S437 * least_0;
+    uint _S439 = (U32_min((first_6 + part_6->number_0 * _S438), (length_2)));
+    part_6->begin_0 = _S439;
+    part_6->end_0 = (U32_min((_S439 + _S438), (length_2)));
+    if(_S435 == 0U)
     {
-        _S434 = 1U;
+        _S435 = 1U;
     }
     else
     {
-        uint _S439 = (_S434 + _S437 - 1U) / _S437;
-        _S434 = _S439;
+        uint _S440 = (_S435 + _S438 - 1U) / _S438;
+        _S435 = _S440;
     }
-    part_6->used_0 = _S434;
+    part_6->used_0 = _S435;
     return;
 }
 
@@ -1244,9 +1245,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S440 = make_int4 (int(0));
-        float4  _S441 = make_float4 ((float)_S440.x, (float)_S440.y, (float)_S440.z, (float)_S440.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S441;
+        int4  _S441 = make_int4 (int(0));
+        float4  _S442 = make_float4 ((float)_S441.x, (float)_S441.y, (float)_S441.z, (float)_S441.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S442;
     }
     return;
 }
@@ -1277,25 +1278,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled8_attention_part_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_2, StructuredBuffer<float4 > v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S442 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S443 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S443 == 0U)
+    uint _S443 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S444 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S444 == 0U)
     {
         return;
     }
-    Part_0 _S444 = part_of_0(group_number_0(blockIdx), _S443, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S444;
-    uint _S445 = units_of_0(_S443, p_0.heads_3, p_0.kv_heads_2);
-    uint _S446 = p_0.groups_0 / _S445;
-    if(((&part_8)->number_0) >= _S446)
+    Part_0 _S445 = part_of_0(group_number_0(blockIdx), _S444, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S445;
+    uint _S446 = units_of_0(_S444, p_0.heads_3, p_0.kv_heads_2);
+    uint _S447 = p_0.groups_0 / _S446;
+    if(((&part_8)->number_0) >= _S447)
     {
         return;
     }
-    SequenceTable_0 _S447 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S448 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S449 = _S447;
-    uint _S450 = SequenceTable_end_of_0(&_S449, _S448);
-    uint _S451 = first_seen_0(_S448, p_0.window_1);
+    SequenceTable_0 _S448 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S449 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S450 = _S448;
+    uint _S451 = SequenceTable_end_of_0(&_S450, _S449);
+    uint _S452 = first_seen_0(_S449, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1312,22 +1313,22 @@ extern "C" __global__ void shuffled8_attention_part_f32(StructuredBuffer<float> 
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S451, _S450, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S452, _S451, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S452 = part_8;
-            leave_empty_0(_S442, &_S452, scratch_3);
-            number_3 = number_3 + _S446;
+            Part_0 _S453 = part_8;
+            leave_empty_0(_S443, &_S453, scratch_3);
+            number_3 = number_3 + _S447;
             continue;
         }
-        SequenceTable_0 _S453 = _S447;
-        Part_0 _S454 = part_8;
-        Plain_0 _S455 = queries_1;
+        SequenceTable_0 _S454 = _S448;
+        Part_0 _S455 = part_8;
         Plain_0 _S456 = queries_1;
         Plain_0 _S457 = queries_1;
-        attend_0(_S442, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S453, &_S454, p_0.scale_4, &_S455, false, &_S456, &_S457);
+        Plain_0 _S458 = queries_1;
+        attend_0(_S443, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S454, &_S455, p_0.scale_4, &_S456, false, &_S457, &_S458);
         __syncthreads();
-        number_3 = number_3 + _S446;
+        number_3 = number_3 + _S447;
     }
     return;
 }

@@ -1075,38 +1075,39 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
         {
             break;
         }
-        Positions_0 _S407 = some_2;
-        add_0(&sums_5, &_S407, first_3, _S406, _S399);
+        uint _S407 = (U32_min((_S406), (table_1->length_0)));
+        Positions_0 _S408 = some_2;
+        add_0(&sums_5, &_S408, first_3, _S407, _S399);
         uint first_4 = first_3 + 16U;
-        uint _S408 = tile_0 + 16U;
-        if(_S408 < _S406)
+        uint _S409 = tile_0 + 16U;
+        if(_S409 < _S406)
         {
-            Pools_0 _S409 = pools_0;
-            Positions_0 _S410 = Pools_read_0(&_S409, first_4, _S399);
-            some_2 = _S410;
+            Pools_0 _S410 = pools_0;
+            Positions_0 _S411 = Pools_read_0(&_S410, first_4, _S399);
+            some_2 = _S411;
         }
-        tile_0 = _S408;
+        tile_0 = _S409;
         first_3 = first_4;
     }
     join_0(&sums_5);
-    Sums_0 _S411 = sums_5;
-    write_0(thread_2, &_S411, part_4, scratch_1);
+    Sums_0 _S412 = sums_5;
+    write_0(thread_2, &_S412, part_4, scratch_1);
     return;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_5, uint rows_0)
 {
-    uint _S412;
+    uint _S413;
     if(offset_2 == 4294967295U)
     {
-        _S412 = rows_0;
+        _S413 = rows_0;
     }
     else
     {
-        uint _S413 = __ldg((&(batch_0)[offset_2]));
-        _S412 = (U32_min(((U32_max((_S413), (first_5))) - first_5), (rows_0)));
+        uint _S414 = __ldg((&(batch_0)[offset_2]));
+        _S413 = (U32_min(((U32_max((_S414), (first_5))) - first_5), (rows_0)));
     }
-    return _S412;
+    return _S413;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -1116,36 +1117,36 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint units_of_0(uint rows_1, uint heads_1, uint kv_heads_0)
 {
-    uint _S414 = rows_1 * kv_heads_0;
-    uint _S415 = heads_1 / kv_heads_0;
-    return _S414 * ((_S415 + 4U - 1U) / 4U);
+    uint _S415 = rows_1 * kv_heads_0;
+    uint _S416 = heads_1 / kv_heads_0;
+    return _S415 * ((_S416 + 4U - 1U) / 4U);
 }
 
 __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_heads_1, uint head_dim_1, uint parts_0, uint scratch_offset_0)
 {
-    uint _S416 = heads_2 / kv_heads_1;
-    uint _S417 = (_S416 + 4U - 1U) / 4U;
-    uint _S418 = units_of_0(rows_2, heads_2, kv_heads_1);
-    uint _S419 = number_1 % _S418;
-    uint _S420 = _S419 % _S417;
+    uint _S417 = heads_2 / kv_heads_1;
+    uint _S418 = (_S417 + 4U - 1U) / 4U;
+    uint _S419 = units_of_0(rows_2, heads_2, kv_heads_1);
+    uint _S420 = number_1 % _S419;
+    uint _S421 = _S420 % _S418;
     Part_0 part_5;
-    (&part_5)->unit_0 = _S419;
-    uint _S421 = number_1 / _S418;
-    (&part_5)->number_0 = _S421;
-    uint _S422 = _S419 / (kv_heads_1 * _S417);
-    (&part_5)->row_0 = _S422;
-    uint _S423 = _S419 / _S417;
-    uint _S424 = _S423 % kv_heads_1;
-    (&part_5)->kv_head_0 = _S424;
-    uint _S425 = _S420 * 4U;
-    uint _S426 = _S424 * _S416 + _S425;
-    (&part_5)->head_0 = _S426;
-    (&part_5)->heads_0 = (U32_min((_S416 - _S425), (4U)));
+    (&part_5)->unit_0 = _S420;
+    uint _S422 = number_1 / _S419;
+    (&part_5)->number_0 = _S422;
+    uint _S423 = _S420 / (kv_heads_1 * _S418);
+    (&part_5)->row_0 = _S423;
+    uint _S424 = _S420 / _S418;
+    uint _S425 = _S424 % kv_heads_1;
+    (&part_5)->kv_head_0 = _S425;
+    uint _S426 = _S421 * 4U;
+    uint _S427 = _S425 * _S417 + _S426;
+    (&part_5)->head_0 = _S427;
+    (&part_5)->heads_0 = (U32_min((_S417 - _S426), (4U)));
     (&part_5)->head_dim_0 = head_dim_1;
     (&part_5)->columns_0 = kv_heads_1 * head_dim_1;
-    uint _S427 = parts_0 * (head_dim_1 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S427;
-    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S426) * _S427 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
+    uint _S428 = parts_0 * (head_dim_1 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S428;
+    (&part_5)->out_0 = scratch_offset_0 + ((&part_5)->row_0 * heads_2 + _S427) * _S428 + (&part_5)->number_0 * (head_dim_1 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1156,70 +1157,70 @@ __device__ Part_0 part_of_0(uint number_1, uint rows_2, uint heads_2, uint kv_he
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_1)
 {
-    uint _S428 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
-    return _S428;
+    uint _S429 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_1]));
+    return _S429;
 }
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S429;
-    (&_S429)->begin_2 = begin_3;
-    (&_S429)->page_size_0 = page_size_1;
-    (&_S429)->pages_0 = pages_1;
-    (&_S429)->length_0 = length_1;
-    return _S429;
+    SequenceTable_0 _S430;
+    (&_S430)->begin_2 = begin_3;
+    (&_S430)->page_size_0 = page_size_1;
+    (&_S430)->pages_0 = pages_1;
+    (&_S430)->length_0 = length_1;
+    return _S430;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_3, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S430 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S431 = _S430 + 1U;
-    uint _S432 = __ldg((&(sequences_3)[_S430]));
-    return SequenceTable_x24init_0(_S431, page_size_2, pages_2, (U32_min((_S432), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S431 = offset_4 + (U32_min((number_2), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S432 = _S431 + 1U;
+    uint _S433 = __ldg((&(sequences_3)[_S431]));
+    return SequenceTable_x24init_0(_S432, page_size_2, pages_2, (U32_min((_S433), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_2)
 {
-    uint _S433 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
-    return _S433;
+    uint _S434 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_2]));
+    return _S434;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_3, uint position_1)
 {
-    uint _S434 = this_3->length_0;
-    uint _S435;
+    uint _S435 = this_3->length_0;
+    uint _S436;
     if(position_1 < (this_3->length_0))
     {
-        _S435 = position_1 + 1U;
+        _S436 = position_1 + 1U;
     }
     else
     {
-        _S435 = _S434;
+        _S436 = _S435;
     }
-    return _S435;
+    return _S436;
 }
 
 __device__ uint first_seen_0(uint position_2, uint window_0)
 {
-    bool _S436;
+    bool _S437;
     if(window_0 != 0U)
     {
-        _S436 = position_2 >= window_0;
+        _S437 = position_2 >= window_0;
     }
     else
     {
-        _S436 = false;
+        _S437 = false;
     }
-    uint _S437;
-    if(_S436)
+    uint _S438;
+    if(_S437)
     {
-        _S437 = position_2 - window_0 + 1U;
+        _S438 = position_2 - window_0 + 1U;
     }
     else
     {
-        _S437 = 0U;
+        _S438 = 0U;
     }
-    return _S437;
+    return _S438;
 }
 
 __device__ void Part_take_0(Part_0 * this_4, uint other_0)
@@ -1229,33 +1230,33 @@ __device__ void Part_take_0(Part_0 * this_4, uint other_0)
     return;
 }
 
-__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint tiles_0)
+__device__ void share_out_0(Part_0 * part_6, uint first_6, uint length_2, uint parts_1, uint least_0)
 {
-    uint _S438;
+    uint _S439;
     if(first_6 < length_2)
     {
-        _S438 = length_2 - first_6;
+        _S439 = length_2 - first_6;
     }
     else
     {
-        _S438 = 0U;
+        _S439 = 0U;
     }
-    uint _S439 = parts_1 * tiles_0 * 64U;
-    uint _S440 = (_S438 + _S439 - 1U) / _S439;
-    uint _S441 = _S440 * tiles_0 * 64U;
-    uint _S442 = (U32_min((first_6 + part_6->number_0 * _S441), (length_2)));
-    part_6->begin_0 = _S442;
-    part_6->end_0 = (U32_min((_S442 + _S441), (length_2)));
-    if(_S438 == 0U)
+    uint _S440 = parts_1 * least_0;
+    uint _S441 = (_S439 + _S440 - 1U) / _S440;
+    uint _S442 = _S441 * least_0;
+    uint _S443 = (U32_min((first_6 + part_6->number_0 * _S442), (length_2)));
+    part_6->begin_0 = _S443;
+    part_6->end_0 = (U32_min((_S443 + _S442), (length_2)));
+    if(_S439 == 0U)
     {
-        _S438 = 1U;
+        _S439 = 1U;
     }
     else
     {
-        uint _S443 = (_S438 + _S441 - 1U) / _S441;
-        _S438 = _S443;
+        uint _S444 = (_S439 + _S442 - 1U) / _S442;
+        _S439 = _S444;
     }
-    part_6->used_0 = _S438;
+    part_6->used_0 = _S439;
     return;
 }
 
@@ -1263,9 +1264,9 @@ __device__ void leave_empty_0(uint thread_3, Part_0 * part_7, RWStructuredBuffer
 {
     if(thread_3 < (part_7->heads_0))
     {
-        int4  _S444 = make_int4 (int(0));
-        float4  _S445 = make_float4 ((float)_S444.x, (float)_S444.y, (float)_S444.z, (float)_S444.w);
-        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S445;
+        int4  _S445 = make_int4 (int(0));
+        float4  _S446 = make_float4 ((float)_S445.x, (float)_S445.y, (float)_S445.z, (float)_S445.w);
+        *(&(scratch_2)[part_7->out_0 + thread_3 * part_7->out_stride_0 + part_7->head_dim_0 / 4U]) = _S446;
     }
     return;
 }
@@ -1296,25 +1297,25 @@ struct AttentionPartParams_0
 
 extern "C" __global__ void shuffled8_attention_part_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_2, StructuredBuffer<uint> v_pages_2, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_4, RWStructuredBuffer<float4 > scratch_3, AttentionPartParams_0 p_0)
 {
-    uint _S446 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S447 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
-    if(_S447 == 0U)
+    uint _S447 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S448 = valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_3);
+    if(_S448 == 0U)
     {
         return;
     }
-    Part_0 _S448 = part_of_0(group_number_0(blockIdx), _S447, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
-    Part_0 part_8 = _S448;
-    uint _S449 = units_of_0(_S447, p_0.heads_3, p_0.kv_heads_2);
-    uint _S450 = p_0.groups_0 / _S449;
-    if(((&part_8)->number_0) >= _S450)
+    Part_0 _S449 = part_of_0(group_number_0(blockIdx), _S448, p_0.heads_3, p_0.kv_heads_2, p_0.head_dim_2, p_0.parts_2, p_0.scratch_offset_1);
+    Part_0 part_8 = _S449;
+    uint _S450 = units_of_0(_S448, p_0.heads_3, p_0.kv_heads_2);
+    uint _S451 = p_0.groups_0 / _S450;
+    if(((&part_8)->number_0) >= _S451)
     {
         return;
     }
-    SequenceTable_0 _S451 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S452 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
-    SequenceTable_0 _S453 = _S451;
-    uint _S454 = SequenceTable_end_of_0(&_S453, _S452);
-    uint _S455 = first_seen_0(_S452, p_0.window_1);
+    SequenceTable_0 _S452 = sequence_table_0(sequences_4, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S453 = row_position_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0 + (&part_8)->row_0);
+    SequenceTable_0 _S454 = _S452;
+    uint _S455 = SequenceTable_end_of_0(&_S454, _S453);
+    uint _S456 = first_seen_0(_S453, p_0.window_1);
     (&part_8)->k_pages_offset_0 = p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = p_0.v_pages_offset_1;
     Plain_0 queries_1;
@@ -1331,22 +1332,22 @@ extern "C" __global__ void shuffled8_attention_part_q8_0(StructuredBuffer<float>
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S455, _S454, p_0.parts_2, 2U);
+        share_out_0(&part_8, _S456, _S455, p_0.parts_2, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            Part_0 _S456 = part_8;
-            leave_empty_0(_S446, &_S456, scratch_3);
-            number_3 = number_3 + _S450;
+            Part_0 _S457 = part_8;
+            leave_empty_0(_S447, &_S457, scratch_3);
+            number_3 = number_3 + _S451;
             continue;
         }
-        SequenceTable_0 _S457 = _S451;
-        Part_0 _S458 = part_8;
-        Plain_0 _S459 = queries_1;
+        SequenceTable_0 _S458 = _S452;
+        Part_0 _S459 = part_8;
         Plain_0 _S460 = queries_1;
         Plain_0 _S461 = queries_1;
-        attend_0(_S446, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S457, &_S458, p_0.scale_4, &_S459, false, &_S460, &_S461);
+        Plain_0 _S462 = queries_1;
+        attend_0(_S447, k_pages_2, v_pages_2, sequences_4, scratch_3, &_S458, &_S459, p_0.scale_4, &_S460, false, &_S461, &_S462);
         __syncthreads();
-        number_3 = number_3 + _S450;
+        number_3 = number_3 + _S451;
     }
     return;
 }

@@ -517,7 +517,7 @@ void attend_0(uint thread_4, packed_float4 device* k_pages_0, packed_float4 devi
         bool _S121;
         if(_S52)
         {
-            _S121 = (tile_0 + thread_4) < _S51;
+            _S121 = (tile_0 + thread_4) < (min(_S51, table_0->length_0));
         }
         else
         {
@@ -890,7 +890,7 @@ void Part_take_0(Part_0 thread* this_3, uint other_0)
     return;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint least_0)
 {
     uint _S188;
     if(first_1 < length_2)
@@ -901,9 +901,9 @@ void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_
     {
         _S188 = 0U;
     }
-    uint _S189 = parts_2 * tiles_0 * 64U;
+    uint _S189 = parts_2 * least_0;
     uint _S190 = (_S188 + _S189 - 1U) / _S189;
-    uint _S191 = _S190 * tiles_0 * 64U;
+    uint _S191 = _S190 * least_0;
     uint _S192 = min(first_1 + part_4->number_0 * _S191, length_2);
     part_4->begin_0 = _S192;
     part_4->end_0 = min(_S192 + _S191, length_2);
@@ -984,7 +984,7 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
             break;
         }
         Part_take_0(&part_6, number_3);
-        share_out_0(&part_6, _S202, _S201, entryPointParams_1->p_0.parts_0, 2U);
+        share_out_0(&part_6, _S202, _S201, entryPointParams_1->p_0.parts_0, 128U);
         if(((&part_6)->begin_0) >= ((&part_6)->end_0))
         {
             thread Part_0 _S203 = part_6;

@@ -533,7 +533,7 @@ void attend_0(uint thread_4, uint device* k_pages_0, uint device* v_pages_0, uin
         bool _S122;
         if(_S53)
         {
-            _S122 = (tile_0 + thread_4) < _S52;
+            _S122 = (tile_0 + thread_4) < (min(_S52, table_0->length_0));
         }
         else
         {
@@ -906,7 +906,7 @@ void Part_take_0(Part_0 thread* this_3, uint other_0)
     return;
 }
 
-void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_2, uint least_0)
 {
     uint _S189;
     if(first_1 < length_2)
@@ -917,9 +917,9 @@ void share_out_0(Part_0 thread* part_4, uint first_1, uint length_2, uint parts_
     {
         _S189 = 0U;
     }
-    uint _S190 = parts_2 * tiles_0 * 64U;
+    uint _S190 = parts_2 * least_0;
     uint _S191 = (_S189 + _S190 - 1U) / _S190;
-    uint _S192 = _S191 * tiles_0 * 64U;
+    uint _S192 = _S191 * least_0;
     uint _S193 = min(first_1 + part_4->number_0 * _S192, length_2);
     part_4->begin_0 = _S193;
     part_4->end_0 = min(_S193 + _S192, length_2);
@@ -1000,7 +1000,7 @@ void leave_empty_0(uint thread_5, const Part_0 thread* part_5, packed_float4 dev
             break;
         }
         Part_take_0(&part_6, number_3);
-        share_out_0(&part_6, _S203, _S202, entryPointParams_1->p_0.parts_0, 2U);
+        share_out_0(&part_6, _S203, _S202, entryPointParams_1->p_0.parts_0, 128U);
         if(((&part_6)->begin_0) >= ((&part_6)->end_0))
         {
             thread Part_0 _S204 = part_6;

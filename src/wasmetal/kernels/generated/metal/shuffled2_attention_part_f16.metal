@@ -681,37 +681,38 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S186 = some_2;
-        add_0(&sums_5, &_S186, first_3, _S185, _S178, kernelContext_9);
+        uint _S186 = min(_S185, table_1->length_0);
+        thread Positions_0 _S187 = some_2;
+        add_0(&sums_5, &_S187, first_3, _S186, _S178, kernelContext_9);
         uint first_4 = first_3 + 32U;
-        uint _S187 = tile_0 + 32U;
-        if(_S187 < _S185)
+        uint _S188 = tile_0 + 32U;
+        if(_S188 < _S185)
         {
-            thread Pools_0 _S188 = pools_0;
-            Positions_0 _S189 = Pools_read_0(&_S188, k_pages_0, v_pages_0, sequences_1, first_4, _S178);
-            some_2 = _S189;
+            thread Pools_0 _S189 = pools_0;
+            Positions_0 _S190 = Pools_read_0(&_S189, k_pages_0, v_pages_0, sequences_1, first_4, _S178);
+            some_2 = _S190;
         }
-        tile_0 = _S187;
+        tile_0 = _S188;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S190 = sums_5;
-    write_0(thread_2, &_S190, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S191 = sums_5;
+    write_0(thread_2, &_S191, part_4, scratch_1, kernelContext_9);
     return;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_1)
 {
-    uint _S191;
+    uint _S192;
     if(offset_1 == 4294967295U)
     {
-        _S191 = rows_1;
+        _S192 = rows_1;
     }
     else
     {
-        _S191 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
+        _S192 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
     }
-    return _S191;
+    return _S192;
 }
 
 uint group_number_0(uint3 group_0)
@@ -721,36 +722,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S192 = rows_2 * kv_heads_1;
-    uint _S193 = heads_2 / kv_heads_1;
-    return _S192 * ((_S193 + 4U - 1U) / 4U);
+    uint _S193 = rows_2 * kv_heads_1;
+    uint _S194 = heads_2 / kv_heads_1;
+    return _S193 * ((_S194 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
 {
-    uint _S194 = heads_3 / kv_heads_2;
-    uint _S195 = (_S194 + 4U - 1U) / 4U;
-    uint _S196 = units_of_0(rows_3, heads_3, kv_heads_2);
-    uint _S197 = number_1 % _S196;
-    uint _S198 = _S197 % _S195;
+    uint _S195 = heads_3 / kv_heads_2;
+    uint _S196 = (_S195 + 4U - 1U) / 4U;
+    uint _S197 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S198 = number_1 % _S197;
+    uint _S199 = _S198 % _S196;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S197;
-    uint _S199 = number_1 / _S196;
-    (&part_5)->number_0 = _S199;
-    uint _S200 = _S197 / (kv_heads_2 * _S195);
-    (&part_5)->row_0 = _S200;
-    uint _S201 = _S197 / _S195;
-    uint _S202 = _S201 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S202;
-    uint _S203 = _S198 * 4U;
-    uint _S204 = _S202 * _S194 + _S203;
-    (&part_5)->head_0 = _S204;
-    (&part_5)->heads_0 = min(_S194 - _S203, 4U);
+    (&part_5)->unit_0 = _S198;
+    uint _S200 = number_1 / _S197;
+    (&part_5)->number_0 = _S200;
+    uint _S201 = _S198 / (kv_heads_2 * _S196);
+    (&part_5)->row_0 = _S201;
+    uint _S202 = _S198 / _S196;
+    uint _S203 = _S202 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S203;
+    uint _S204 = _S199 * 4U;
+    uint _S205 = _S203 * _S195 + _S204;
+    (&part_5)->head_0 = _S205;
+    (&part_5)->heads_0 = min(_S195 - _S204, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
-    uint _S205 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S205;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S204) * _S205 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S206 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S206;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S205) * _S206 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -766,18 +767,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S206;
-    (&_S206)->begin_2 = begin_3;
-    (&_S206)->page_size_1 = page_size_2;
-    (&_S206)->pages_1 = pages_2;
-    (&_S206)->length_0 = length_1;
-    return _S206;
+    thread SequenceTable_0 _S207;
+    (&_S207)->begin_2 = begin_3;
+    (&_S207)->page_size_1 = page_size_2;
+    (&_S207)->pages_1 = pages_2;
+    (&_S207)->length_0 = length_1;
+    return _S207;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S207 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S207 + 1U, page_size_3, pages_3, min(sequences_2[_S207], min(entries_0, pages_3) * page_size_3));
+    uint _S208 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S208 + 1U, page_size_3, pages_3, min(sequences_2[_S208], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -787,40 +788,40 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S208 = this_3->length_0;
-    uint _S209;
+    uint _S209 = this_3->length_0;
+    uint _S210;
     if(position_1 < (this_3->length_0))
     {
-        _S209 = position_1 + 1U;
+        _S210 = position_1 + 1U;
     }
     else
     {
-        _S209 = _S208;
+        _S210 = _S209;
     }
-    return _S209;
+    return _S210;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S210;
+    bool _S211;
     if(window_1 != 0U)
     {
-        _S210 = position_2 >= window_1;
+        _S211 = position_2 >= window_1;
     }
     else
     {
-        _S210 = false;
+        _S211 = false;
     }
-    uint _S211;
-    if(_S210)
+    uint _S212;
+    if(_S211)
     {
-        _S211 = position_2 - window_1 + 1U;
+        _S212 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S211 = 0U;
+        _S212 = 0U;
     }
-    return _S211;
+    return _S212;
 }
 
 void Part_take_0(Part_0 thread* this_4, uint other_0)
@@ -830,33 +831,33 @@ void Part_take_0(Part_0 thread* this_4, uint other_0)
     return;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
 {
-    uint _S212;
+    uint _S213;
     if(first_6 < length_2)
     {
-        _S212 = length_2 - first_6;
+        _S213 = length_2 - first_6;
     }
     else
     {
-        _S212 = 0U;
+        _S213 = 0U;
     }
-    uint _S213 = parts_2 * tiles_0 * 64U;
-    uint _S214 = (_S212 + _S213 - 1U) / _S213;
-    uint _S215 = _S214 * tiles_0 * 64U;
-    uint _S216 = min(first_6 + part_6->number_0 * _S215, length_2);
-    part_6->begin_0 = _S216;
-    part_6->end_0 = min(_S216 + _S215, length_2);
-    if(_S212 == 0U)
+    uint _S214 = parts_2 * least_0;
+    uint _S215 = (_S213 + _S214 - 1U) / _S214;
+    uint _S216 = _S215 * least_0;
+    uint _S217 = min(first_6 + part_6->number_0 * _S216, length_2);
+    part_6->begin_0 = _S217;
+    part_6->end_0 = min(_S217 + _S216, length_2);
+    if(_S213 == 0U)
     {
-        _S212 = 1U;
+        _S213 = 1U;
     }
     else
     {
-        uint _S217 = (_S212 + _S215 - 1U) / _S215;
-        _S212 = _S217;
+        uint _S218 = (_S213 + _S216 - 1U) / _S216;
+        _S213 = _S218;
     }
-    part_6->used_0 = _S212;
+    part_6->used_0 = _S213;
     return;
 }
 
@@ -889,24 +890,24 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    uint _S218 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
-    if(_S218 == 0U)
+    uint _S219 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S219 == 0U)
     {
         return;
     }
-    Part_0 _S219 = part_of_0(group_number_0(group_1), _S218, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S219;
-    uint _S220 = units_of_0(_S218, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
-    uint _S221 = entryPointParams_1->p_0.groups_0 / _S220;
-    if(((&part_8)->number_0) >= _S221)
+    Part_0 _S220 = part_of_0(group_number_0(group_1), _S219, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S220;
+    uint _S221 = units_of_0(_S219, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S222 = entryPointParams_1->p_0.groups_0 / _S221;
+    if(((&part_8)->number_0) >= _S222)
     {
         return;
     }
-    SequenceTable_0 _S222 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S223 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S224 = _S222;
-    uint _S225 = SequenceTable_end_of_0(&_S224, _S223);
-    uint _S226 = first_seen_0(_S223, entryPointParams_1->p_0.window_0);
+    SequenceTable_0 _S223 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S224 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S225 = _S223;
+    uint _S226 = SequenceTable_end_of_0(&_S225, _S224);
+    uint _S227 = first_seen_0(_S224, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
@@ -922,22 +923,22 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S226, _S225, entryPointParams_1->p_0.parts_0, 2U);
+        share_out_0(&part_8, _S227, _S226, entryPointParams_1->p_0.parts_0, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            thread Part_0 _S227 = part_8;
-            leave_empty_0(sv_groupindex_0, &_S227, (&kernelContext_10)->entryPointParams_scratch_0);
-            number_3 = number_3 + _S221;
+            thread Part_0 _S228 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S228, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S222;
             continue;
         }
-        thread SequenceTable_0 _S228 = _S222;
-        thread Part_0 _S229 = part_8;
-        thread Plain_0 _S230 = queries_1;
+        thread SequenceTable_0 _S229 = _S223;
+        thread Part_0 _S230 = part_8;
         thread Plain_0 _S231 = queries_1;
         thread Plain_0 _S232 = queries_1;
-        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S228, &_S229, entryPointParams_1->p_0.scale_0, &_S230, (&kernelContext_10)->entryPointParams_q_0, false, &_S231, (&kernelContext_10)->entryPointParams_q_0, &_S232, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        thread Plain_0 _S233 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S229, &_S230, entryPointParams_1->p_0.scale_0, &_S231, (&kernelContext_10)->entryPointParams_q_0, false, &_S232, (&kernelContext_10)->entryPointParams_q_0, &_S233, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        number_3 = number_3 + _S221;
+        number_3 = number_3 + _S222;
     }
     return;
 }

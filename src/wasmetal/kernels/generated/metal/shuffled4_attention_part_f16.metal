@@ -784,37 +784,38 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S244 = some_2;
-        add_0(&sums_5, &_S244, first_3, _S243, _S236, kernelContext_9);
+        uint _S244 = min(_S243, table_1->length_0);
+        thread Positions_0 _S245 = some_2;
+        add_0(&sums_5, &_S245, first_3, _S244, _S236, kernelContext_9);
         uint first_4 = first_3 + 16U;
-        uint _S245 = tile_0 + 16U;
-        if(_S245 < _S243)
+        uint _S246 = tile_0 + 16U;
+        if(_S246 < _S243)
         {
-            thread Pools_0 _S246 = pools_0;
-            Positions_0 _S247 = Pools_read_0(&_S246, k_pages_0, v_pages_0, sequences_1, first_4, _S236);
-            some_2 = _S247;
+            thread Pools_0 _S247 = pools_0;
+            Positions_0 _S248 = Pools_read_0(&_S247, k_pages_0, v_pages_0, sequences_1, first_4, _S236);
+            some_2 = _S248;
         }
-        tile_0 = _S245;
+        tile_0 = _S246;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S248 = sums_5;
-    write_0(thread_2, &_S248, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S249 = sums_5;
+    write_0(thread_2, &_S249, part_4, scratch_1, kernelContext_9);
     return;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_1)
 {
-    uint _S249;
+    uint _S250;
     if(offset_1 == 4294967295U)
     {
-        _S249 = rows_1;
+        _S250 = rows_1;
     }
     else
     {
-        _S249 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
+        _S250 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
     }
-    return _S249;
+    return _S250;
 }
 
 uint group_number_0(uint3 group_0)
@@ -824,36 +825,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S250 = rows_2 * kv_heads_1;
-    uint _S251 = heads_2 / kv_heads_1;
-    return _S250 * ((_S251 + 4U - 1U) / 4U);
+    uint _S251 = rows_2 * kv_heads_1;
+    uint _S252 = heads_2 / kv_heads_1;
+    return _S251 * ((_S252 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
 {
-    uint _S252 = heads_3 / kv_heads_2;
-    uint _S253 = (_S252 + 4U - 1U) / 4U;
-    uint _S254 = units_of_0(rows_3, heads_3, kv_heads_2);
-    uint _S255 = number_1 % _S254;
-    uint _S256 = _S255 % _S253;
+    uint _S253 = heads_3 / kv_heads_2;
+    uint _S254 = (_S253 + 4U - 1U) / 4U;
+    uint _S255 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S256 = number_1 % _S255;
+    uint _S257 = _S256 % _S254;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S255;
-    uint _S257 = number_1 / _S254;
-    (&part_5)->number_0 = _S257;
-    uint _S258 = _S255 / (kv_heads_2 * _S253);
-    (&part_5)->row_0 = _S258;
-    uint _S259 = _S255 / _S253;
-    uint _S260 = _S259 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S260;
-    uint _S261 = _S256 * 4U;
-    uint _S262 = _S260 * _S252 + _S261;
-    (&part_5)->head_0 = _S262;
-    (&part_5)->heads_0 = min(_S252 - _S261, 4U);
+    (&part_5)->unit_0 = _S256;
+    uint _S258 = number_1 / _S255;
+    (&part_5)->number_0 = _S258;
+    uint _S259 = _S256 / (kv_heads_2 * _S254);
+    (&part_5)->row_0 = _S259;
+    uint _S260 = _S256 / _S254;
+    uint _S261 = _S260 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S261;
+    uint _S262 = _S257 * 4U;
+    uint _S263 = _S261 * _S253 + _S262;
+    (&part_5)->head_0 = _S263;
+    (&part_5)->heads_0 = min(_S253 - _S262, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
-    uint _S263 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S263;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S262) * _S263 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S264 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S264;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S263) * _S264 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -869,18 +870,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S264;
-    (&_S264)->begin_2 = begin_3;
-    (&_S264)->page_size_1 = page_size_2;
-    (&_S264)->pages_1 = pages_2;
-    (&_S264)->length_0 = length_1;
-    return _S264;
+    thread SequenceTable_0 _S265;
+    (&_S265)->begin_2 = begin_3;
+    (&_S265)->page_size_1 = page_size_2;
+    (&_S265)->pages_1 = pages_2;
+    (&_S265)->length_0 = length_1;
+    return _S265;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S265 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S265 + 1U, page_size_3, pages_3, min(sequences_2[_S265], min(entries_0, pages_3) * page_size_3));
+    uint _S266 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S266 + 1U, page_size_3, pages_3, min(sequences_2[_S266], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -890,40 +891,40 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S266 = this_3->length_0;
-    uint _S267;
+    uint _S267 = this_3->length_0;
+    uint _S268;
     if(position_1 < (this_3->length_0))
     {
-        _S267 = position_1 + 1U;
+        _S268 = position_1 + 1U;
     }
     else
     {
-        _S267 = _S266;
+        _S268 = _S267;
     }
-    return _S267;
+    return _S268;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S268;
+    bool _S269;
     if(window_1 != 0U)
     {
-        _S268 = position_2 >= window_1;
+        _S269 = position_2 >= window_1;
     }
     else
     {
-        _S268 = false;
+        _S269 = false;
     }
-    uint _S269;
-    if(_S268)
+    uint _S270;
+    if(_S269)
     {
-        _S269 = position_2 - window_1 + 1U;
+        _S270 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S269 = 0U;
+        _S270 = 0U;
     }
-    return _S269;
+    return _S270;
 }
 
 void Part_take_0(Part_0 thread* this_4, uint other_0)
@@ -933,33 +934,33 @@ void Part_take_0(Part_0 thread* this_4, uint other_0)
     return;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
 {
-    uint _S270;
+    uint _S271;
     if(first_6 < length_2)
     {
-        _S270 = length_2 - first_6;
+        _S271 = length_2 - first_6;
     }
     else
     {
-        _S270 = 0U;
+        _S271 = 0U;
     }
-    uint _S271 = parts_2 * tiles_0 * 64U;
-    uint _S272 = (_S270 + _S271 - 1U) / _S271;
-    uint _S273 = _S272 * tiles_0 * 64U;
-    uint _S274 = min(first_6 + part_6->number_0 * _S273, length_2);
-    part_6->begin_0 = _S274;
-    part_6->end_0 = min(_S274 + _S273, length_2);
-    if(_S270 == 0U)
+    uint _S272 = parts_2 * least_0;
+    uint _S273 = (_S271 + _S272 - 1U) / _S272;
+    uint _S274 = _S273 * least_0;
+    uint _S275 = min(first_6 + part_6->number_0 * _S274, length_2);
+    part_6->begin_0 = _S275;
+    part_6->end_0 = min(_S275 + _S274, length_2);
+    if(_S271 == 0U)
     {
-        _S270 = 1U;
+        _S271 = 1U;
     }
     else
     {
-        uint _S275 = (_S270 + _S273 - 1U) / _S273;
-        _S270 = _S275;
+        uint _S276 = (_S271 + _S274 - 1U) / _S274;
+        _S271 = _S276;
     }
-    part_6->used_0 = _S270;
+    part_6->used_0 = _S271;
     return;
 }
 
@@ -992,24 +993,24 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    uint _S276 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
-    if(_S276 == 0U)
+    uint _S277 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S277 == 0U)
     {
         return;
     }
-    Part_0 _S277 = part_of_0(group_number_0(group_1), _S276, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S277;
-    uint _S278 = units_of_0(_S276, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
-    uint _S279 = entryPointParams_1->p_0.groups_0 / _S278;
-    if(((&part_8)->number_0) >= _S279)
+    Part_0 _S278 = part_of_0(group_number_0(group_1), _S277, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S278;
+    uint _S279 = units_of_0(_S277, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S280 = entryPointParams_1->p_0.groups_0 / _S279;
+    if(((&part_8)->number_0) >= _S280)
     {
         return;
     }
-    SequenceTable_0 _S280 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S281 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S282 = _S280;
-    uint _S283 = SequenceTable_end_of_0(&_S282, _S281);
-    uint _S284 = first_seen_0(_S281, entryPointParams_1->p_0.window_0);
+    SequenceTable_0 _S281 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S282 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S283 = _S281;
+    uint _S284 = SequenceTable_end_of_0(&_S283, _S282);
+    uint _S285 = first_seen_0(_S282, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
@@ -1025,22 +1026,22 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S284, _S283, entryPointParams_1->p_0.parts_0, 2U);
+        share_out_0(&part_8, _S285, _S284, entryPointParams_1->p_0.parts_0, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            thread Part_0 _S285 = part_8;
-            leave_empty_0(sv_groupindex_0, &_S285, (&kernelContext_10)->entryPointParams_scratch_0);
-            number_3 = number_3 + _S279;
+            thread Part_0 _S286 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S286, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S280;
             continue;
         }
-        thread SequenceTable_0 _S286 = _S280;
-        thread Part_0 _S287 = part_8;
-        thread Plain_0 _S288 = queries_1;
+        thread SequenceTable_0 _S287 = _S281;
+        thread Part_0 _S288 = part_8;
         thread Plain_0 _S289 = queries_1;
         thread Plain_0 _S290 = queries_1;
-        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S286, &_S287, entryPointParams_1->p_0.scale_0, &_S288, (&kernelContext_10)->entryPointParams_q_0, false, &_S289, (&kernelContext_10)->entryPointParams_q_0, &_S290, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        thread Plain_0 _S291 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S287, &_S288, entryPointParams_1->p_0.scale_0, &_S289, (&kernelContext_10)->entryPointParams_q_0, false, &_S290, (&kernelContext_10)->entryPointParams_q_0, &_S291, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        number_3 = number_3 + _S279;
+        number_3 = number_3 + _S280;
     }
     return;
 }

@@ -1173,37 +1173,38 @@ void attend_0(uint thread_2, packed_uint2 device* k_pages_0, packed_uint2 device
         {
             break;
         }
-        thread Positions_0 _S417 = some_2;
-        add_0(&sums_5, &_S417, first_3, _S416, _S409, kernelContext_9);
+        uint _S417 = min(_S416, table_1->length_0);
+        thread Positions_0 _S418 = some_2;
+        add_0(&sums_5, &_S418, first_3, _S417, _S409, kernelContext_9);
         uint first_4 = first_3 + 16U;
-        uint _S418 = tile_0 + 16U;
-        if(_S418 < _S416)
+        uint _S419 = tile_0 + 16U;
+        if(_S419 < _S416)
         {
-            thread Pools_0 _S419 = pools_0;
-            Positions_0 _S420 = Pools_read_0(&_S419, k_pages_0, v_pages_0, sequences_1, first_4, _S409);
-            some_2 = _S420;
+            thread Pools_0 _S420 = pools_0;
+            Positions_0 _S421 = Pools_read_0(&_S420, k_pages_0, v_pages_0, sequences_1, first_4, _S409);
+            some_2 = _S421;
         }
-        tile_0 = _S418;
+        tile_0 = _S419;
         first_3 = first_4;
     }
     join_0(&sums_5, kernelContext_9);
-    thread Sums_0 _S421 = sums_5;
-    write_0(thread_2, &_S421, part_4, scratch_1, kernelContext_9);
+    thread Sums_0 _S422 = sums_5;
+    write_0(thread_2, &_S422, part_4, scratch_1, kernelContext_9);
     return;
 }
 
 uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_5, uint rows_1)
 {
-    uint _S422;
+    uint _S423;
     if(offset_1 == 4294967295U)
     {
-        _S422 = rows_1;
+        _S423 = rows_1;
     }
     else
     {
-        _S422 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
+        _S423 = min(max(batch_0[offset_1], first_5) - first_5, rows_1);
     }
-    return _S422;
+    return _S423;
 }
 
 uint group_number_0(uint3 group_0)
@@ -1213,36 +1214,36 @@ uint group_number_0(uint3 group_0)
 
 uint units_of_0(uint rows_2, uint heads_2, uint kv_heads_1)
 {
-    uint _S423 = rows_2 * kv_heads_1;
-    uint _S424 = heads_2 / kv_heads_1;
-    return _S423 * ((_S424 + 4U - 1U) / 4U);
+    uint _S424 = rows_2 * kv_heads_1;
+    uint _S425 = heads_2 / kv_heads_1;
+    return _S424 * ((_S425 + 4U - 1U) / 4U);
 }
 
 Part_0 part_of_0(uint number_1, uint rows_3, uint heads_3, uint kv_heads_2, uint head_dim_2, uint parts_1, uint scratch_offset_1)
 {
-    uint _S425 = heads_3 / kv_heads_2;
-    uint _S426 = (_S425 + 4U - 1U) / 4U;
-    uint _S427 = units_of_0(rows_3, heads_3, kv_heads_2);
-    uint _S428 = number_1 % _S427;
-    uint _S429 = _S428 % _S426;
+    uint _S426 = heads_3 / kv_heads_2;
+    uint _S427 = (_S426 + 4U - 1U) / 4U;
+    uint _S428 = units_of_0(rows_3, heads_3, kv_heads_2);
+    uint _S429 = number_1 % _S428;
+    uint _S430 = _S429 % _S427;
     thread Part_0 part_5;
-    (&part_5)->unit_0 = _S428;
-    uint _S430 = number_1 / _S427;
-    (&part_5)->number_0 = _S430;
-    uint _S431 = _S428 / (kv_heads_2 * _S426);
-    (&part_5)->row_0 = _S431;
-    uint _S432 = _S428 / _S426;
-    uint _S433 = _S432 % kv_heads_2;
-    (&part_5)->kv_head_0 = _S433;
-    uint _S434 = _S429 * 4U;
-    uint _S435 = _S433 * _S425 + _S434;
-    (&part_5)->head_0 = _S435;
-    (&part_5)->heads_0 = min(_S425 - _S434, 4U);
+    (&part_5)->unit_0 = _S429;
+    uint _S431 = number_1 / _S428;
+    (&part_5)->number_0 = _S431;
+    uint _S432 = _S429 / (kv_heads_2 * _S427);
+    (&part_5)->row_0 = _S432;
+    uint _S433 = _S429 / _S427;
+    uint _S434 = _S433 % kv_heads_2;
+    (&part_5)->kv_head_0 = _S434;
+    uint _S435 = _S430 * 4U;
+    uint _S436 = _S434 * _S426 + _S435;
+    (&part_5)->head_0 = _S436;
+    (&part_5)->heads_0 = min(_S426 - _S435, 4U);
     (&part_5)->head_dim_0 = head_dim_2;
     (&part_5)->columns_0 = kv_heads_2 * head_dim_2;
-    uint _S436 = parts_1 * (head_dim_2 / 4U + 1U);
-    (&part_5)->out_stride_0 = _S436;
-    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S435) * _S436 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
+    uint _S437 = parts_1 * (head_dim_2 / 4U + 1U);
+    (&part_5)->out_stride_0 = _S437;
+    (&part_5)->out_0 = scratch_offset_1 + ((&part_5)->row_0 * heads_3 + _S436) * _S437 + (&part_5)->number_0 * (head_dim_2 / 4U + 1U);
     (&part_5)->used_0 = 0U;
     (&part_5)->end_0 = 0U;
     (&part_5)->begin_0 = 0U;
@@ -1258,18 +1259,18 @@ uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S437;
-    (&_S437)->begin_2 = begin_3;
-    (&_S437)->page_size_1 = page_size_2;
-    (&_S437)->pages_1 = pages_2;
-    (&_S437)->length_0 = length_1;
-    return _S437;
+    thread SequenceTable_0 _S438;
+    (&_S438)->begin_2 = begin_3;
+    (&_S438)->page_size_1 = page_size_2;
+    (&_S438)->pages_1 = pages_2;
+    (&_S438)->length_0 = length_1;
+    return _S438;
 }
 
 SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S438 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S438 + 1U, page_size_3, pages_3, min(sequences_2[_S438], min(entries_0, pages_3) * page_size_3));
+    uint _S439 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S439 + 1U, page_size_3, pages_3, min(sequences_2[_S439], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
@@ -1279,40 +1280,40 @@ uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
 
 uint SequenceTable_end_of_0(const SequenceTable_0 thread* this_3, uint position_1)
 {
-    uint _S439 = this_3->length_0;
-    uint _S440;
+    uint _S440 = this_3->length_0;
+    uint _S441;
     if(position_1 < (this_3->length_0))
     {
-        _S440 = position_1 + 1U;
+        _S441 = position_1 + 1U;
     }
     else
     {
-        _S440 = _S439;
+        _S441 = _S440;
     }
-    return _S440;
+    return _S441;
 }
 
 uint first_seen_0(uint position_2, uint window_1)
 {
-    bool _S441;
+    bool _S442;
     if(window_1 != 0U)
     {
-        _S441 = position_2 >= window_1;
+        _S442 = position_2 >= window_1;
     }
     else
     {
-        _S441 = false;
+        _S442 = false;
     }
-    uint _S442;
-    if(_S441)
+    uint _S443;
+    if(_S442)
     {
-        _S442 = position_2 - window_1 + 1U;
+        _S443 = position_2 - window_1 + 1U;
     }
     else
     {
-        _S442 = 0U;
+        _S443 = 0U;
     }
-    return _S442;
+    return _S443;
 }
 
 void Part_take_0(Part_0 thread* this_4, uint other_0)
@@ -1322,33 +1323,33 @@ void Part_take_0(Part_0 thread* this_4, uint other_0)
     return;
 }
 
-void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint tiles_0)
+void share_out_0(Part_0 thread* part_6, uint first_6, uint length_2, uint parts_2, uint least_0)
 {
-    uint _S443;
+    uint _S444;
     if(first_6 < length_2)
     {
-        _S443 = length_2 - first_6;
+        _S444 = length_2 - first_6;
     }
     else
     {
-        _S443 = 0U;
+        _S444 = 0U;
     }
-    uint _S444 = parts_2 * tiles_0 * 64U;
-    uint _S445 = (_S443 + _S444 - 1U) / _S444;
-    uint _S446 = _S445 * tiles_0 * 64U;
-    uint _S447 = min(first_6 + part_6->number_0 * _S446, length_2);
-    part_6->begin_0 = _S447;
-    part_6->end_0 = min(_S447 + _S446, length_2);
-    if(_S443 == 0U)
+    uint _S445 = parts_2 * least_0;
+    uint _S446 = (_S444 + _S445 - 1U) / _S445;
+    uint _S447 = _S446 * least_0;
+    uint _S448 = min(first_6 + part_6->number_0 * _S447, length_2);
+    part_6->begin_0 = _S448;
+    part_6->end_0 = min(_S448 + _S447, length_2);
+    if(_S444 == 0U)
     {
-        _S443 = 1U;
+        _S444 = 1U;
     }
     else
     {
-        uint _S448 = (_S443 + _S446 - 1U) / _S446;
-        _S443 = _S448;
+        uint _S449 = (_S444 + _S447 - 1U) / _S447;
+        _S444 = _S449;
     }
-    part_6->used_0 = _S443;
+    part_6->used_0 = _S444;
     return;
 }
 
@@ -1381,24 +1382,24 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
     (&kernelContext_10)->exchange_0 = &exchange_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_10)->_S1 = _builtinWaveLaneIndex_0;
-    uint _S449 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
-    if(_S449 == 0U)
+    uint _S450 = valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0);
+    if(_S450 == 0U)
     {
         return;
     }
-    Part_0 _S450 = part_of_0(group_number_0(group_1), _S449, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
-    thread Part_0 part_8 = _S450;
-    uint _S451 = units_of_0(_S449, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
-    uint _S452 = entryPointParams_1->p_0.groups_0 / _S451;
-    if(((&part_8)->number_0) >= _S452)
+    Part_0 _S451 = part_of_0(group_number_0(group_1), _S450, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_8 = _S451;
+    uint _S452 = units_of_0(_S450, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0);
+    uint _S453 = entryPointParams_1->p_0.groups_0 / _S452;
+    if(((&part_8)->number_0) >= _S453)
     {
         return;
     }
-    SequenceTable_0 _S453 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
-    uint _S454 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
-    thread SequenceTable_0 _S455 = _S453;
-    uint _S456 = SequenceTable_end_of_0(&_S455, _S454);
-    uint _S457 = first_seen_0(_S454, entryPointParams_1->p_0.window_0);
+    SequenceTable_0 _S454 = sequence_table_0((&kernelContext_10)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_0, entryPointParams_1->p_0.pages_0);
+    uint _S455 = row_position_0((&kernelContext_10)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_8)->row_0);
+    thread SequenceTable_0 _S456 = _S454;
+    uint _S457 = SequenceTable_end_of_0(&_S456, _S455);
+    uint _S458 = first_seen_0(_S455, entryPointParams_1->p_0.window_0);
     (&part_8)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
     (&part_8)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
     thread Plain_0 queries_1;
@@ -1414,22 +1415,22 @@ void leave_empty_0(uint thread_3, const Part_0 thread* part_7, packed_float4 dev
             break;
         }
         Part_take_0(&part_8, number_3);
-        share_out_0(&part_8, _S457, _S456, entryPointParams_1->p_0.parts_0, 2U);
+        share_out_0(&part_8, _S458, _S457, entryPointParams_1->p_0.parts_0, 128U);
         if(((&part_8)->begin_0) >= ((&part_8)->end_0))
         {
-            thread Part_0 _S458 = part_8;
-            leave_empty_0(sv_groupindex_0, &_S458, (&kernelContext_10)->entryPointParams_scratch_0);
-            number_3 = number_3 + _S452;
+            thread Part_0 _S459 = part_8;
+            leave_empty_0(sv_groupindex_0, &_S459, (&kernelContext_10)->entryPointParams_scratch_0);
+            number_3 = number_3 + _S453;
             continue;
         }
-        thread SequenceTable_0 _S459 = _S453;
-        thread Part_0 _S460 = part_8;
-        thread Plain_0 _S461 = queries_1;
+        thread SequenceTable_0 _S460 = _S454;
+        thread Part_0 _S461 = part_8;
         thread Plain_0 _S462 = queries_1;
         thread Plain_0 _S463 = queries_1;
-        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S459, &_S460, entryPointParams_1->p_0.scale_0, &_S461, (&kernelContext_10)->entryPointParams_q_0, false, &_S462, (&kernelContext_10)->entryPointParams_q_0, &_S463, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
+        thread Plain_0 _S464 = queries_1;
+        attend_0(sv_groupindex_0, (&kernelContext_10)->entryPointParams_k_pages_0, (&kernelContext_10)->entryPointParams_v_pages_0, (&kernelContext_10)->entryPointParams_sequences_0, (&kernelContext_10)->entryPointParams_scratch_0, &_S460, &_S461, entryPointParams_1->p_0.scale_0, &_S462, (&kernelContext_10)->entryPointParams_q_0, false, &_S463, (&kernelContext_10)->entryPointParams_q_0, &_S464, (&kernelContext_10)->entryPointParams_q_0, &kernelContext_10);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        number_3 = number_3 + _S452;
+        number_3 = number_3 + _S453;
     }
     return;
 }

@@ -168,7 +168,7 @@ fn Part_take_0( this_1 : ptr<function, Part_0>,  other_0 : u32)
     return;
 }
 
-fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  tiles_0 : u32)
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32,  least_0 : u32)
 {
     var _S19 : u32;
     if(first_0 < length_2)
@@ -179,9 +179,9 @@ fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,
     {
         _S19 = u32(0);
     }
-    var _S20 : u32 = parts_2 * tiles_0 * u32(64);
+    var _S20 : u32 = parts_2 * least_0;
     var _S21 : u32 = (_S19 + _S20 - u32(1)) / _S20;
-    var _S22 : u32 = _S21 * tiles_0 * u32(64);
+    var _S22 : u32 = _S21 * least_0;
     var _S23 : u32 = min(first_0 + (*part_1).number_0 * _S22, length_2);
     (*part_1).begin_0 = _S23;
     (*part_1).end_0 = min(_S23 + _S22, length_2);
@@ -704,7 +704,7 @@ fn attend_0( _S82 : u32,  _S83 : SequenceTable_0,  _S84 : Part_0,  _S85 : f32,  
         var _S172 : bool;
         if(_S105)
         {
-            _S172 = (tile_0 + _S82) < (_S84.end_0);
+            _S172 = (tile_0 + _S82) < (min(_S84.end_0, _S83.length_0));
         }
         else
         {
@@ -984,7 +984,7 @@ fn attention_part_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(loca
             break;
         }
         Part_take_0(&(part_3), number_2);
-        share_out_0(&(part_3), _S224, _S223, entryPointParams_0.p_0.parts_0, u32(2));
+        share_out_0(&(part_3), _S224, _S223, entryPointParams_0.p_0.parts_0, u32(128));
         if((part_3.begin_0) >= (part_3.end_0))
         {
             leave_empty_0(thread_3, part_3);
