@@ -29,8 +29,8 @@ from wasmetal.device.cpu.work import CpuRecording
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.waiting import poll
 from wasmetal.models import Model
+from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.passes import Pass
-from wasmetal.models.lm.scheduler import Job
 
 _H200_US = "1000,1900,27"
 _CALLS = 10

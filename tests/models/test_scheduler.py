@@ -22,8 +22,8 @@ from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError, DeviceLostError, ModelError, OutOfDeviceMemoryError
 from wasmetal.models import Model, Session, TopLogits, load_model
 from wasmetal.models.lm import heads, scheduler
+from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.passes import ROWS, SEQUENCES, Pass
-from wasmetal.models.lm.scheduler import Job
 
 PATIENCE = 60.0
 """Seconds that a thread gets, on a busy machine."""
@@ -178,7 +178,7 @@ def test_one_that_would_come_back_late_is_not_waited_for(on_cpu: Model, monkeypa
 def test_those_of_a_batch_wake_one_after_the_other(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if one of them gives up instead of waking the next. None of them looks by itself."""
     gate = Gate(on_cpu, monkeypatch)
-    monkeypatch.setattr(scheduler, "_LOOK", 2 * PATIENCE)
+    monkeypatch.setattr(scheduler, "LOOK", 2 * PATIENCE)
 
     def give_up(session: Session) -> None:
         with contextlib.closing(session.steps([5], None)) as steps:

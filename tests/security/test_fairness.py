@@ -23,9 +23,9 @@ from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
 from wasmetal.models.lm import pacing
+from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.pacing import ALONE, RECENT, SHARED, Pacing
 from wasmetal.models.lm.passes import ROWS, Pass
-from wasmetal.models.lm.scheduler import Job
 
 ADD, SOFTMAX = 9, 11
 LONG = 60.0

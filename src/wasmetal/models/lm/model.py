@@ -24,13 +24,14 @@ from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head, TopLogits, Wanted
+from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import PASSES, ROWS, SEQUENCES, Pass, Segment
 from wasmetal.models.lm.prefix_cache import PrefixCache
 from wasmetal.models.lm.quota import Holder
-from wasmetal.models.lm.scheduler import Batches, Job, Scheduler
+from wasmetal.models.lm.scheduler import Batches, Scheduler
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.states import State
 from wasmetal.models.lm.tokenizer import Tokenizer
