@@ -14,21 +14,28 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 SDK = "../src/wasmetal/sdk"
-LIBRARY = ("text", "sampler", "speculate")
+LIBRARY = tuple(f"{SDK}/lib/{name}.c" for name in ("text", "sampler", "speculate"))
+CHAT = ("chat/chat.c", "chat/drafting.c", *LIBRARY)
+ENDPOINT = ("endpoint/endpoint.c", f"{SDK}/lib/json.c", *CHAT)
+REACTOR = ("-mexec-model=reactor",)
+"""Flags of guests that are actors alone."""
 
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
-    "chat": ("chat/main.c", "chat/chat.c", "chat/drafting.c", *(f"{SDK}/lib/{name}.c" for name in LIBRARY)),
+    "chat": ("chat/main.c", *CHAT),
     "complete": (
         *(f"complete/{name}.c" for name in ("main", "request", "reply")),
         *(f"{SDK}/lib/{name}.c" for name in ("text", "sampler")),
     ),
+    "converse": (*REACTOR, "converse/converse.c", *ENDPOINT),
+    "retrieve": (*REACTOR, "retrieve/retrieve.c", "retrieve/passages.c", *ENDPOINT),
+    "vote": (*REACTOR, "vote/vote.c", *ENDPOINT),
     "tree": ("tree/tree.c", f"{SDK}/lib/text.c"),
     "nn_chat": ("nn_chat/nn_chat.c",),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c", f"{SDK}/lib/speculate.c"),
 }
-"""Sources of each guest; ``<name>.wasm`` lies beside this file."""
+"""Sources of each guest, and flags; ``<name>.wasm`` lies beside this file."""
 
 FLAGS = (
     "-target", "wasm32-wasi", "-mcpu=generic+simd128+bulk_memory", "-std=gnu17", "-O3", "-s",

@@ -12,15 +12,18 @@
 
 static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 
+static char reason[256];
+
 __attribute__((format(printf, 1, 2))) static bool refuse(const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  fputs("chat: ", stderr);
-  vfprintf(stderr, format, arguments);
-  fputs("\n", stderr);
+  vsnprintf(reason, sizeof reason, format, arguments);
   va_end(arguments);
+  fprintf(stderr, "chat: %s\n", reason);
   return false;
 }
+
+const char *chat_reason(void) { return reason; }
 
 static void check(wm_errno error, const char *what) {
   if (error == WM_SUCCESS) return;
@@ -202,6 +205,11 @@ void chat_forget(Chat *chat, bool all) {
   truncate_to(chat, 0);
 }
 
+void chat_restart(Chat *chat) {
+  chat_end(chat);
+  drop(chat, 0, chat->message_count);
+}
+
 static void add_messages(const Chat *chat, Text *json, bool placeholders) {
   text_add_string(json, "[");
   for (size_t i = 0; i < chat->message_count; i++) {
@@ -340,7 +348,7 @@ static void say(Chat *chat, wm_token token) {
 static void flush(Chat *chat) {
   Text *held = &chat->held;
   size_t ready = held->len;
-  while (ready && held->data[ready - 1] == '\n') ready--;
+  while (!chat->options.exact && ready && held->data[ready - 1] == '\n') ready--;
   if (!ready) return;
   chat->write(held->data, ready);
   memmove(held->data, held->data + ready, held->len - ready);
@@ -356,6 +364,7 @@ bool chat_ask(Chat *chat, const char *text, size_t len) {
   else if (!chat->options.raw) drop(chat, chat->message_count - 1, chat->message_count);
   free(prompt.data);
   chat->reply_tokens = 0;
+  chat->cut = false;
   return chat->answering = fits;
 }
 
@@ -427,7 +436,8 @@ static bool decode(Chat *chat) {
   if (is_end(chat, token)) return false;
   say(chat, token);
   flush(chat);
-  if (chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length) return false;
+  chat->cut = chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length;
+  if (chat->cut) return false;
   uint32_t n = burst(chat);
   if (n) generate(chat, token, n);
   else step(chat, token);
@@ -449,9 +459,34 @@ bool chat_continue(Chat *chat, double seconds) {
 void chat_end(Chat *chat) {
   if (!chat->answering) return;
   chat->answering = false;
-  chat->write("\n", 1);
+  if (!chat->options.exact) chat->write("\n", 1);
   if (!chat->options.raw) chat_add(chat, ASSISTANT, chat->reply.data, chat->reply.len);
   chat->reply.len = chat->held.len = 0;
+}
+
+void chat_fork(const Chat *chat, uint64_t seed, Chat *fork) {
+  *fork = *chat;
+  check(wm_session_fork(chat->session, &fork->session), "session_fork");
+  fork->tokens = allocate(chat->info.context_length, sizeof *fork->tokens);
+  memcpy(fork->tokens, chat->tokens, chat->length * sizeof *fork->tokens);
+  fork->messages = NULL;
+  fork->message_count = 0;
+  fork->reply = fork->held = (Text){0};
+  fork->options.sampler.seed = seed;
+  /* What the first token was drawn from is gone: the prompt's last token gives it again. */
+  wm_token last = chat->tokens[chat->length - 1];
+  truncate_to(fork, chat->length - 1);
+  forward(fork, &last, 1, 1);
+  draw(fork, 0);
+}
+
+void chat_close_fork(Chat *fork) {
+  check(wm_session_close(fork->session), "session_close");
+  drop(fork, 0, fork->message_count);
+  free(fork->messages);
+  free(fork->tokens);
+  free(fork->reply.data);
+  free(fork->held.data);
 }
 
 void chat_stats(const Chat *chat, Text *json) {

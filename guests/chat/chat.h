@@ -16,6 +16,7 @@ typedef struct Options {
   const char *prompt, *system, *model;
   const char *draft_model; /* NULL: drafts are looked up */
   bool raw, greedy, stats;
+  bool exact; /* answers are written as they are; otherwise with one line end at their end */
   uint32_t max_tokens;   /* 0: as many as fit */
   uint32_t draft_tokens; /* tokens of a draft, at most MAX_DRAFT; 0: no drafts */
   Sampler sampler;
@@ -48,6 +49,7 @@ typedef struct Chat {
   size_t message_count;
   Drafting drafting;
   bool answering;
+  bool cut; /* the last answer ended for want of room, or at max_tokens */
   wm_token next; /* of the answer: drawn, and not said yet */
   Text reply, held; /* the answer so far, and its line ends that are not written yet */
   uint32_t reply_tokens;
@@ -57,6 +59,9 @@ typedef struct Chat {
 
 /* Functions that return bool say on standard error why they return false; the conversation is then as it was. A failure
  * after which it cannot go on ends the program. */
+
+/* The last of those lines. */
+const char *chat_reason(void);
 
 /* Opens the model that the options name. */
 bool chat_open(Chat *chat);
@@ -70,6 +75,9 @@ bool chat_add(Chat *chat, Role role, const char *text, size_t len);
 /* Forgets all messages, but not the system message unless `all`. */
 void chat_forget(Chat *chat, bool all);
 
+/* Forgets all messages. The session keeps its tokens, for a conversation that begins with the same. */
+void chat_restart(Chat *chat);
+
 /* Runs the conversation with this question, or for --raw this text alone: then chat_continue writes the answer. */
 bool chat_ask(Chat *chat, const char *text, size_t len);
 
@@ -78,6 +86,13 @@ bool chat_continue(Chat *chat, double seconds);
 
 /* Ends the answer now. */
 void chat_end(Chat *chat);
+
+/* Another answer to the question that was asked last and to which nothing has been said yet, drawn with another seed. Of
+ * the conversation the fork has the session's tokens alone, which the two hold once. There may be no drafts. */
+void chat_fork(const Chat *chat, uint64_t seed, Chat *fork);
+
+/* Releases what a fork holds. */
+void chat_close_fork(Chat *fork);
 
 /* Adds the messages as a JSON array of objects with "role" and "content". */
 void chat_messages(const Chat *chat, Text *json);

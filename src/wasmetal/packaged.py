@@ -1,4 +1,4 @@
-"""The guests that come with wasmetal: ``chat``, ``complete``."""
+"""The guests that come with wasmetal: ``chat``, ``complete``, ``converse``."""
 
 from __future__ import annotations
 

@@ -535,3 +535,20 @@ def test_an_actor_whose_lease_was_lost_goes_on_elsewhere(tmp_path: Path) -> None
             host.send("a", b"i").read()
         other.freeze("a")
         assert count(host, "a") == 4
+
+
+def test_messages_can_be_cancelled(tmp_path: Path) -> None:
+    with host_on(tmp_path, workers=2) as host:
+        assert count(host, "a") == 1
+        running, waiting = host.send("a", b"l"), host.send("a", b"i")
+        until(lambda: bool(host.stats().busy))
+        waiting.cancel()
+        running.cancel()
+        for reply in (running, waiting):
+            with pytest.raises(GuestError):
+                reply.read(60)
+        assert count(host, "a") == 2  # neither of them was
+        done = host.send("a", b"i")
+        assert number(done) == 3
+        done.cancel()
+        assert (number(done), count(host, "a")) == (3, 4)

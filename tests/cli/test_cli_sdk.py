@@ -100,4 +100,4 @@ def test_the_wheel_carries_the_sdk(tmp_path: Path) -> None:
     source = ROOT / "src"
     sdk = [path for path in (source / "wasmetal" / "sdk").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {str(path.relative_to(source)) for path in sdk} <= set(carried)
-    assert {"wasmetal/guests/chat.wasm", "wasmetal/guests/complete.wasm"} <= set(carried)
+    assert {f"wasmetal/guests/{name}.wasm" for name in ("chat", "complete", "converse")} <= set(carried)

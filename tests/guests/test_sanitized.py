@@ -21,11 +21,11 @@ SDK = ROOT / "src/wasmetal/sdk"
 HERE = Path(__file__).parent / "sanitized"
 SOURCES = (
     HERE / "harness.c",
-    *(SDK / f"lib/{name}.c" for name in ("sampler", "speculate", "text")),
+    *(SDK / f"lib/{name}.c" for name in ("json", "sampler", "speculate", "text")),
     *(ROOT / f"guests/chat/{name}.c" for name in ("chat", "drafting")),
     ROOT / "guests/complete/reply.c",
 )
-KINDS = ("sampler", "text", "chat", "speculate", "reply")
+KINDS = ("sampler", "text", "chat", "speculate", "reply", "json")
 FLAGS = (
     *("-std=gnu17", "-g", "-O1", "-D_GNU_SOURCE", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
     *("-Wno-unknown-attributes", "-Wno-attributes", f"-I{HERE}", f"-I{SDK / 'include'}", f"-I{ROOT / 'guests'}"),

@@ -12,22 +12,29 @@ from pathlib import Path
 import pytest
 
 from tests.serve.serving import Serving, serving
-from wasmetal import load_model
+from wasmetal import ActorProgram, Dir, load_model
+from wasmetal.cli.serve_guests import guest_spec
 from wasmetal.device import Device
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.limits import ServerLimits
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serve.md").read_text()
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, cpu: Device) -> Iterator[Serving]:
-    with (
-        load_model("smollm2:135m", cpu, context=512, contexts=3) as model,
-        serving(Engine([model], ServerLimits(running=2))) as server,
-    ):
-        yield server
+def server(smollm2: Path, cpu: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with load_model("smollm2:135m", cpu, context=1536, contexts=5) as model:
+        (line,) = re.findall(r"^  --guest (library\S+)", PAGE, re.M)
+        spec = guest_spec(line)
+        assert spec.models == {"default": model.name}
+        dirs = {name: Dir(ROOT / given.path, given.read_only) for name, given in spec.dirs.items()}
+        guests = [GuestModel(spec.name, ActorProgram(ROOT / spec.file), {"default": model}, dirs)]
+        actors = tmp_path_factory.mktemp("actors")
+        with serving(Engine([model], ServerLimits(running=2, resident=2), guests=guests, actors=actors)) as server:
+            yield server
 
 
 def blocks(language: str, server: Serving) -> list[str]:
@@ -41,6 +48,9 @@ def blocks(language: str, server: Serving) -> list[str]:
         ("stream = client.chat", r"\w+ \w+"),
         ("response_format", "Paris"),
         ("get_weather", r'get_weather {"city": "Paris"}\n.*\S'),
+        ('model="library"', r"From: [\w-]+\.md"),
+        ("X-Wasmetal-Actor", r"(?m)^[1-9]\d+$"),
+        ("client.responses", r"(?m)[1-9]\d+\n.*\S"),
     ],
 )
 def test_the_client(server: Serving, about: str, said: str) -> None:
@@ -51,7 +61,7 @@ def test_the_client(server: Serving, about: str, said: str) -> None:
 
 
 def test_all_examples_are_tested() -> None:
-    assert len(re.findall("```python", PAGE)) == 3
+    assert len(re.findall("```python", PAGE)) == 6
 
 
 def test_curl(server: Serving) -> None:

@@ -30,6 +30,7 @@ from wasmetal.host.grants import Dir
 from wasmetal.host.limits import Limits
 from wasmetal.host.program import Program
 from wasmetal.host.randomness import RandomStream
+from wasmetal.host.tokens import TokenCounts
 
 if TYPE_CHECKING:
     from wasmetal.models.loaded import LoadedModel
@@ -248,6 +249,11 @@ class Actor(Closing):
     def counters(self) -> Counters:
         """What it has caused, before it was frozen too."""
         return self._guest.counters
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """What it has had its language models read and choose since it was made or thawed."""
+        return self._guest.token_counts
 
     @property
     def memory_bytes(self) -> int:

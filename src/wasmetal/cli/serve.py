@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
+from wasmetal.cli.serve_guests import Actors, Guests, guest_spec
 
 if TYPE_CHECKING:
     from wasmetal.serve.recipe import Recipe
@@ -51,6 +52,8 @@ def serve(
     prefix_contexts: Annotated[
         int, typer.Option(help="Contexts of the KV cache for what prompts have in common; 0: none.", min=0, max=256)
     ] = 1,
+    guest: Guests = None,
+    actors: Actors = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
@@ -110,13 +113,16 @@ def serve(
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
     if replicas is not None and not ray:
         raise OptionError("--replicas is for --ray: give both")
+    if ray and (guest or actors):
+        raise OptionError("--guest and --actors are not for --ray: replicas share no folders, and no conversations")
     recipe = Recipe(
         models=models or [DEFAULT_MODEL],
-        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens),
+        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens, resident=parallel),
         keys=keys,
         loading={
             "context": context,
-            "contexts": parallel + max(prefix_contexts, 1),  # one is guaranteed to whoever loads the model
+            # One is guaranteed to whoever loads the model, and as many conversations are awake as completions run.
+            "contexts": parallel * (2 if actors else 1) + max(prefix_contexts, 1),
             "prefixes": prefix_contexts,
             "kv_type": kv_type,
             "quantize": quantize,
@@ -127,6 +133,8 @@ def serve(
         resident=resident,
         memory_bytes=None if memory is None else size(memory),
         idle_seconds=idle_seconds,
+        guests=tuple(map(guest_spec, guest or [])),
+        actors=actors,
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts=frozenset({*LOCAL, host}) if is_loopback(host) and not keys else None,
         origins=tuple(cors or ()),

@@ -42,6 +42,7 @@ from wasmetal.host.program import Program
 from wasmetal.host.randomness import Randomness
 from wasmetal.host.runtime import runtime
 from wasmetal.host.streams import Output, Pipe
+from wasmetal.host.tokens import TokenCounts
 from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
 from wasmetal.host.wasm import exited
@@ -189,6 +190,11 @@ class Guest(Closing):
         """
         memory = self._context.memory
         return None if memory is None or self._released else memory_map(memory, self._handles)
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """What it has had its language models read and choose."""
+        return self._llm.counts if self._llm else TokenCounts()
 
     def run(self) -> int:
         """Run the module's ``_start``, as a command; return its exit code.

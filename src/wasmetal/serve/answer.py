@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import JSONResponse
@@ -16,8 +16,10 @@ from wasmetal.serve.choice import Choice
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import Request, Token
 from wasmetal.serve.record import Record
+from wasmetal.serve.turn import Turn
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -51,8 +53,8 @@ class Answer:
     def __init__(
         self,
         engine: Engine,
-        model: Model,
-        requests: Sequence[Request],
+        model: Model | GuestModel,
+        requests: Sequence[Request | Turn],
         shape: Shape,
         *,
         prompts: int,
@@ -75,9 +77,9 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the completions, and send them. Raises ApiError if there is no place for them, or a guest fails."""
         state = scope["state"]
-        self._tell(state["record"])
+        tell(state["record"], self._engine, self._model, self._requests, self._first)
         async with Generation(self._engine, self._model, self._requests, state["owner"], state["record"]) as generation:
-            watcher = asyncio.create_task(_watch(receive, generation))
+            watcher = asyncio.create_task(watch(receive, generation))
             try:
                 if self._streams:
                     await self._stream(generation, send)
@@ -85,14 +87,6 @@ class Answer:
                     await self._send_whole(generation, scope, receive, send)
             finally:
                 watcher.cancel()
-
-    def _tell(self, record: Record) -> None:
-        """Say what is asked for."""
-        record.model = self._model.name
-        record.prompt_tokens = sum(len(request.prompt) for request in self._requests)
-        if self._engine.log_prompts:
-            texts = (self._model.tokenizer.decode(self._requests[index].prompt) for index in self._first)
-            record.prompt = "\n".join(texts)
 
     async def _send_whole(self, generation: Generation, scope: Scope, receive: Receive, send: Send) -> None:
         async for number, event in generation.events():
@@ -141,7 +135,7 @@ class Answer:
 
     def _usage(self) -> dict[str, Any]:
         drawn = sum(choice.drawn for choice in self._choices)
-        given = sum(len(self._requests[index].prompt) for index in self._first)
+        given = sum(len(self._requests[index].prompt) + self._choices[index].prompt for index in self._first)
         cached = sum(self._choices[index].cached for index in self._first)
         return {
             "prompt_tokens": given,
@@ -151,7 +145,28 @@ class Answer:
         }
 
 
-async def _watch(receive: Receive, generation: Generation) -> None:
+def tell(
+    record: Record,
+    engine: Engine,
+    model: Model | GuestModel,
+    requests: Sequence[Request | Turn],
+    first: Iterable[int] = (0,),
+) -> None:
+    """Say what is asked for. ``first``: the first request of each prompt."""
+    record.model = model.name
+    record.prompt_tokens = sum(len(request.prompt) for request in requests)
+    if engine.log_prompts:
+        record.prompt = "\n".join(_text(model, requests[index]) for index in first)
+
+
+def _text(model: Model | GuestModel, request: Request | Turn) -> str:
+    if isinstance(request, Turn):
+        return request.text
+    assert not isinstance(model, GuestModel)
+    return model.tokenizer.decode(request.prompt)
+
+
+async def watch(receive: Receive, generation: Generation) -> None:
     """Give the generation up when the client goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -16,7 +16,7 @@ from wasmetal.serve.gate import Gate
 from wasmetal.serve.keys import Keys
 from wasmetal.serve.openapi import openapi
 from wasmetal.serve.record import Record
-from wasmetal.serve.routes import about, chat, completions, embeddings, page, stats, tokens
+from wasmetal.serve.routes import about, chat, completions, embeddings, page, responses, stats, tokens
 
 
 def application(
@@ -41,6 +41,12 @@ def application(
         Route("/v1/models/{name:path}", about.model),
         Route("/v1/chat/completions", chat.chat, methods=["POST"]),
         Route("/v1/completions", completions.completions, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{id}", responses.retrieve),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/conversations", responses.create_conversation, methods=["POST"]),
+        Route("/v1/conversations/{id}", responses.retrieve_conversation),
+        Route("/v1/conversations/{id}", responses.delete_conversation, methods=["DELETE"]),
         Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
@@ -52,8 +58,8 @@ def application(
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Wasmetal-Actor"],
         expose_headers=["X-Request-Id"],
     )
 

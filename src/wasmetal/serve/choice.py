@@ -24,6 +24,8 @@ class Choice:
     drawn: int = 0
     cached: int = 0
     """Tokens of the prompt that were not run."""
+    prompt: int = 0
+    """Tokens of prompts that a guest has made itself."""
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -34,7 +36,8 @@ class Choice:
             self.tokens.append(event)
             piece = self._decoder.decode(event.text)
         else:
-            self.reason, self.drawn, self.cached = event.reason, event.drawn, event.cached
+            self.reason, self.drawn = event.reason, event.drawn
+            self.cached, self.prompt = event.cached, event.prompt
             piece = self._decoder.decode(b"", final=True)
         self.text += piece
         return piece

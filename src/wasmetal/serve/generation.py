@@ -13,8 +13,10 @@ from wasmetal.errors import WasmetalError
 from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import End, Request, Token
 from wasmetal.serve.record import Record
+from wasmetal.serve.turn import Turn
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -26,7 +28,12 @@ class Generation:
     """Completions side by side. Use it as an asynchronous context manager: leaving it stops them."""
 
     def __init__(
-        self, engine: Engine, model: Model, requests: Sequence[Request], owner: str = "", record: Record | None = None
+        self,
+        engine: Engine,
+        model: Model | GuestModel,
+        requests: Sequence[Request | Turn],
+        owner: str = "",
+        record: Record | None = None,
     ) -> None:
         """They begin when there is a place to run in. ``owner``: whose request it is. ``record``: what is to be told of
         it. Raises ApiError if not even a place to wait in is left."""
@@ -39,9 +46,9 @@ class Generation:
         self._model = model
         self._begin = time.monotonic()
         self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
-        self._completions = [Completion(engine.program, model, each, engine.limits, owner) for each in requests]
+        self._completions = [self._work(each) for each in requests]
         engine.admission.reserve(len(requests))
-        self._started: set[Completion] = set()
+        self._started: set[Completion | Turn] = set()
         engine.unfinished[self] = self.give_up
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
         for request, completion, task in zip(requests, self._completions, self._tasks, strict=True):
@@ -77,14 +84,22 @@ class Generation:
                     record.first = now - record.came
                 if number not in last:
                     metrics.began(name, completion.begun - self._begin)
-                metrics.token(name, key, now - last.get(number, self._begin), first=number not in last)
-                record.completion_tokens += 1
+                metrics.piece(name, now - last.get(number, self._begin), first=number not in last)
+                if not isinstance(completion, Turn):  # whose pieces are not tokens
+                    metrics.drew(name, key, 1)
+                    record.completion_tokens += 1
                 last[number] = now
             else:
                 left -= 1
+                metrics.prompt(name, key, event.prompt)
                 metrics.cached(name, key, event.cached)
                 record.finish = event.reason
-                record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
+                record.prompt_tokens += event.prompt
+                if isinstance(completion, Turn):
+                    metrics.drew(name, key, event.drawn)
+                    record.completion_tokens += event.drawn
+                else:
+                    record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
                 record.cached_tokens += event.cached
                 record.device_seconds += completion.counters.device_seconds
             yield number, event
@@ -110,7 +125,7 @@ class Generation:
             else:
                 task.cancel()
 
-    def _leave(self, completion: Completion, task: asyncio.Task[None]) -> None:
+    def _leave(self, completion: Completion | Turn, task: asyncio.Task[None]) -> None:
         self._engine.roster.remove(completion)
 
     async def __aenter__(self) -> Generation:
@@ -119,7 +134,13 @@ class Generation:
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
 
-    async def _run(self, number: int, completion: Completion) -> None:
+    def _work(self, request: Request | Turn) -> Completion | Turn:
+        if isinstance(request, Turn):
+            return request
+        assert not isinstance(self._model, GuestModel)
+        return Completion(self._engine.program, self._model, request, self._engine.limits, self._owner)
+
+    async def _run(self, number: int, completion: Completion | Turn) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
 
         def tell(event: Token | End) -> None:

@@ -27,6 +27,16 @@ class ServerLimits:
     """Tokens of a completion; those who ask for more get so many."""
     memory_bytes: int = 256 << 20
     """Linear memory of a completion's guest."""
+    resident: int = 8
+    """Conversations that are awake; others are frozen."""
+    idle_seconds: float = 300.0
+    """Time after which a conversation is frozen that has no request."""
+    stored: int = 1000
+    """Responses and conversations that are stored; the oldest go."""
+    reply_bytes: int = 16 << 20
+    """Bytes of a guest's reply, where a guest is the model."""
+    disk_bytes: int = 64 << 20
+    """Bytes that such a guest may add to files of folders that it was granted for writing."""
     seconds: float = 600.0
     """Time that a completion may take."""
     header_seconds: float = 10.0

@@ -85,10 +85,14 @@ class Metrics:
         """So many tokens of a prompt were not run."""
         self._cached.labels(model, key).inc(tokens)
 
-    def token(self, model: str, key: str, seconds: float, *, first: bool) -> None:
-        """A token came, so long after the one before it, or after the request if it is the first."""
-        self._drawn.labels(model, key).inc()
-        self.drawn += 1
+    def drew(self, model: str, key: str, tokens: int) -> None:
+        """So many tokens were drawn."""
+        self._drawn.labels(model, key).inc(tokens)
+        self.drawn += tokens
+
+    def piece(self, model: str, seconds: float, *, first: bool) -> None:
+        """A token, or a piece of a guest's text, came so long after the one before it, or after the request if it is
+        the first."""
         (self._first if first else self._between).labels(model).observe(seconds)
 
     def ended(self, model: str, key: str, counters: Counters) -> None:

@@ -120,6 +120,8 @@ class End:
     """Tokens that were drawn, with those that ended the text and those that a stop string cut off."""
     cached: int = 0
     """Tokens of the prompt that were not run, since another completion had. The guest does not say; the host knows."""
+    prompt: int = 0
+    """Tokens of the prompts that a guest has made itself, where the request has no tokens."""
 
 
 class ReplyReader:

@@ -12,6 +12,7 @@
 
 #include "chat/chat.h"
 #include "complete/reply.h"
+#include "wasmetal/json.h"
 
 /* ---- The bytes of an input, as numbers ------------------------------------------------------------------------------ */
 
@@ -199,6 +200,16 @@ wm_errno wm_session_open(wm_model model, wm_session *session) {
   return WM_SUCCESS;
 }
 
+wm_errno wm_session_fork(wm_session session, wm_session *copy) {
+  (void)session, (void)copy;
+  return WM_NOTSUP; /* the conversations here are not forked */
+}
+
+wm_errno wm_session_close(wm_session session) {
+  (void)session;
+  return WM_SUCCESS;
+}
+
 wm_errno wm_session_truncate(wm_session session, uint32_t length) {
   assert((session == 2 || session == 4) && length <= session_lengths[session]);
   session_lengths[session] = length;
@@ -274,6 +285,32 @@ static void run_chat(void) {
   free(chat.reply.data), free(chat.held.data), free(out.data);
 }
 
+/* ---- json.c --------------------------------------------------------------------------------------------------------- */
+
+static void run_json(void) {
+  const char *characters = "{{}}[[]],,::\"\"\\u0d8e1-.ntfabr \n";
+  Text text = {0};
+  while (next < end) {
+    char c = (char)byte();
+    if (byte() % 8) c = characters[(uint8_t)c % strlen(characters)];
+    text_add(&text, &c, 1);
+  }
+  for (int kind = 0; kind < 4; kind++) {
+    Json json = json_of(text.data, text.len);
+    Text out = {0};
+    switch (kind) {
+      case 0: json_skip(&json); break;
+      case 1: json_string(&json, &out); break;
+      case 2: for (json_enter(&json, '{'); json_next(&json); json_skip(&json)) json_key(&json, &out); break;
+      case 3: for (json_enter(&json, '['); json_next(&json);) json_null(&json) || json_true(&json) || json_number(&json); break;
+    }
+    json_ended(&json);
+    assert(json.at <= json.end);
+    free(out.data);
+  }
+  free(text.data);
+}
+
 /* ---- reply.c of the guest for completions ---------------------------------------------------------------------------- */
 
 static void run_reply(void) {
@@ -299,14 +336,14 @@ static void run_reply(void) {
 }
 
 int main(void) {
-  static void (*const runs[])(void) = {run_sampler, run_text, run_chat, run_speculate, run_reply};
+  static void (*const runs[])(void) = {run_sampler, run_text, run_chat, run_speculate, run_reply, run_json};
   uint32_t len;
   size_t count = 0;
   while (fread(&len, sizeof len, 1, stdin) == 1) {
     uint8_t *input = block(len, 1);
     assert(fread(input, 1, len, stdin) == len);
     next = input, end = input + len;
-    runs[byte() % 5]();
+    runs[byte() % 6]();
     free(input);
     count++;
   }

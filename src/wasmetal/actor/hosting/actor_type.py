@@ -24,6 +24,10 @@ LIMITS = Limits(wall_seconds=300.0)
 """Of actors, unless their type says otherwise. Without a limit on its time, a message could keep a worker for ever."""
 
 
+class WrongTypeError(GuestError):
+    """The actor is of another type than its sender asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorType:
     """A program, and what its actors are granted. All is as for :class:`Actor`."""
@@ -155,9 +159,9 @@ class Made:
 
 
 def check_same(kind: str, asked: str | None) -> None:
-    """Raise GuestError if an actor of this type was asked for as another's."""
+    """Raise WrongTypeError if an actor of this type was asked for as another's."""
     if asked not in (None, kind):
-        raise GuestError(f"the actor is of the type {kind!r}, not {printable(repr(asked))}")
+        raise WrongTypeError(f"the actor is of the type {kind!r}, not {printable(repr(asked))}")
 
 
 def _key(model: str | Path | LoadedModel) -> str:

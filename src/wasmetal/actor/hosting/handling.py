@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import Lock
 from typing import Final, Literal
 
@@ -17,7 +18,7 @@ from wasmetal.actor.hosting.residents import Residents
 from wasmetal.actor.hosting.tasks import Message
 from wasmetal.actor.hosting.turns import Turns
 from wasmetal.actor.store import Store
-from wasmetal.errors import LimitError, SnapshotError
+from wasmetal.errors import GuestError, LimitError, SnapshotError
 
 Durability = Literal["message", "freeze"]
 
@@ -130,6 +131,8 @@ class Handling:
 
     def _handle_once(self, message: Message) -> None:
         actor_id = message.actor_id
+        if message.reply.cancelled:
+            raise GuestError("the message was cancelled before it was handled")
         resident = self._residents.get(actor_id) or self._residents.activate(actor_id, message.kind, message.create)
         check_same(resident.kind, message.kind)
         if message.name is not None:
@@ -145,6 +148,7 @@ class Handling:
 
     def _run(self, resident: Resident, begin: Callable[[], Iterator[bytes]], to: PendingReply) -> bytes:
         """Have an actor handle a message to its end; return the reply. If that fails, the actor is dropped."""
+        counters, counts = replace(resident.actor.counters), resident.actor.token_counts
         try:
             pieces = begin()
         except BaseException:
@@ -152,12 +156,17 @@ class Handling:
                 self._residents.drop(resident.id)
             raise
         try:
+            to.stopped_by(resident.stop_busy)
             reply, total = read_within(pieces, to, self._reply_bytes)
             if total > self._reply_bytes:
                 raise LimitError(f"limit reached: a reply of {self._reply_bytes} bytes")
         except BaseException:
             self._residents.drop(resident.id)
             raise
+        finally:
+            to.stopped_by(None)
+            to.counters = resident.actor.counters - counters
+            to.token_counts = resident.actor.token_counts - counts
         resident.dirty = True
         return reply
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from wasmetal.counters import Counters
 from wasmetal.errors import GuestError
+from wasmetal.host.tokens import TokenCounts
 
 
 class PendingReply:
@@ -17,6 +19,10 @@ class PendingReply:
     """
 
     def __init__(self) -> None:
+        self.counters, self.token_counts = Counters(), TokenCounts()
+        """What the message has cost, once it has been handled; nothing if it was handled before (see its key)."""
+        self.cancelled = False
+        self._stop: Callable[[], object] | None = None
         self._pieces: list[bytes] = []
         self._error: BaseException | None = None
         self._done = False
@@ -63,7 +69,25 @@ class PendingReply:
             raise self._error
         return b"".join(self._pieces)
 
+    def cancel(self) -> None:
+        """Nobody wants the message handled any more: it fails, unless it counts as handled. From any thread.
+
+        An actor in the middle of it is stopped, and goes back to its last snapshot.
+        """
+        with self._changed:
+            self.cancelled = True
+            stop = self._stop
+        if stop:
+            stop()
+
     # ---- For the host
+
+    def stopped_by(self, stop: Callable[[], object] | None) -> None:
+        """What stops the actor that handles the message; None: none does."""
+        with self._changed:
+            self._stop = stop
+        if stop and self.cancelled:
+            stop()
 
     def add(self, piece: bytes) -> None:
         """A piece was made."""

@@ -19,6 +19,7 @@ from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.functions.output import Output
 from wasmetal.host.handles import Handles
 from wasmetal.host.metering import MeteredDevice
+from wasmetal.host.tokens import TokenCounts
 from wasmetal.host.view import GuestMemory
 from wasmetal.memory import page_size
 from wasmetal.ops import ALIGNMENT, DType, Tensor
@@ -59,6 +60,8 @@ class OpenSession:
     """Address of ``logits`` in the guest's memory."""
     logits: Tensor | None = None
     """The array in the guest's memory that last received logits, shared with the device."""
+    decoded: int | None = -1
+    """The length at which it is expected to go on with an answer, by one token; None: at any."""
 
     @property
     def model(self) -> Model:
@@ -104,6 +107,7 @@ class Llm:
         self._device = device
         self._models = models
         self._page_size = max(page_size(), device.info.page_alignment)
+        self._counts = TokenCounts()
         self._language_models: dict[str, OpenModel] = {}
         try:
             for name, model in models.items():
@@ -215,7 +219,9 @@ class Llm:
         held = self._session(handle)
         tokens = _next_tokens(memory, ptr, count, held)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
+        before = held.session.length
         self._device.drive(held.session.steps(tokens, logits), _joins(held, tokens))
+        self._count(held, before, count, 1 if logits_ptr else 0)
 
     def session_forward_top(
         self, memory: GuestMemory, handle: int, ptr: int, count: int, rows: int, k: int, out: int, totals: int
@@ -229,7 +235,9 @@ class Llm:
         sums = memory.raw(totals, rows, abi.LOGIT_TOTALS).view(np.float32).reshape(rows, 2)
         tokens = _next_tokens(memory, ptr, count, held)
         tops = [self._top_logits(k) for _ in range(rows)]
+        before = held.session.length
         self._device.drive(held.session.steps(tokens, tops), _joins(held, tokens))
+        self._count(held, before, count, 1, is_draft=rows > 1)
         for row, top in enumerate(tops):
             candidates[row], sums[row] = top.found, top.sums
 
@@ -257,17 +265,19 @@ class Llm:
         ends = frozenset(_tokens(memory, stops, stop_count, held.model))
         tokens = _next_tokens(memory, ptr, count, held)
         chosen: list[int] = []
+        before = held.session.length
         try:
             steps = generate(held.session, tokens, sampler, cap, ends, chosen, held.model.turn_seconds)
             self._device.drive(steps, _joins(held, tokens))
         finally:
             room[: len(chosen)], length[0], record["seed"] = chosen, len(chosen), sampler.seed
+        self._count(held, before, count, len(chosen))
 
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        new_handle[0] = self._handles.add(OpenSession(held.session.fork(), held.opened))
+        new_handle[0] = self._handles.add(OpenSession(held.session.fork(), held.opened, decoded=held.decoded))
 
     def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)
@@ -306,6 +316,11 @@ class Llm:
         """Tokens that the guest's sessions did not have to run, since other guests had."""
         return sum(opened.holder.reused for opened in self._language_models.values())
 
+    @property
+    def counts(self) -> TokenCounts:
+        """What the guest's models have read and chosen."""
+        return self._counts + TokenCounts(cached=self.reused)
+
     def opened(self, name: str) -> OpenModel:
         """A granted model. Raises KeyError."""
         return self._language_models[name]
@@ -315,6 +330,12 @@ class Llm:
 
     def _session(self, handle: int) -> OpenSession:
         return self._handles.get(handle, OpenSession)
+
+    def _count(self, held: OpenSession, before: int, tokens: int, chosen: int, *, is_draft: bool = False) -> None:
+        """Count a pass. One that goes on with an answer has the token that was chosen last, and drafts after it."""
+        goes_on = is_draft or (tokens == 1 and held.decoded in (None, before))
+        self._counts.count(before, tokens, chosen, is_prompt=not goes_on)
+        held.decoded = None if is_draft else held.session.length
 
     def _logits(self, memory: GuestMemory, held: OpenSession, ptr: int) -> Tensor:
         """The guest's array of logits as a tensor. Guests use the same array in every call, so it is wrapped once."""

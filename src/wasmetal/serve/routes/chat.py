@@ -15,6 +15,7 @@ from wasmetal.serve.errors import bad_request
 from wasmetal.serve.generating import chat_tokens, requests_for
 from wasmetal.serve.grammars import chat_grammar
 from wasmetal.serve.protocol import Token
+from wasmetal.serve.routes.guest_chat import guest_chat
 from wasmetal.serve.schema import ChatBody
 from wasmetal.serve.tools.calling import Calling, calling
 from wasmetal.serve.tools.formats import format_of
@@ -26,6 +27,8 @@ async def chat(request: Request) -> Answer:
     engine = engine_of(request)
     engine.admission.check()  # before the body is read, and again after
     body = await read(request, ChatBody)
+    if turn := await guest_chat(request, body):
+        return turn
     model = engine.model(body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
