@@ -14,6 +14,7 @@ import pytest
 
 from tests.serve.serving import Serving, serving, wait_for
 from tests.serve.test_going_away import close
+from tests.serve.test_tools import CALL, WEATHER
 from wasmetal import Actor, ActorProgram, Dir
 from wasmetal.cli.options import OptionError
 from wasmetal.cli.serve_guests import guest_spec
@@ -209,6 +210,12 @@ def test_a_guest_stops_when_its_client_goes_away(server: Serving) -> None:
         ({"logit_bias": {"3": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"extra_body": {"top_k": 3}}, "top_k"),
+        ({"extra_body": {"grammar": 'root ::= "a"'}}, "grammar"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [WEATHER]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": CALL[:2]}, "messages.1.tool_calls"),
+        ({"messages": [HELLO[1], {"role": "tool", "tool_call_id": "1", "content": "sunny"}]}, "messages.1.role"),
         ({"messages": [{"role": "assistant", "content": "no question"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "hello " * 5000}]}, "messages"),
     ],

@@ -45,8 +45,8 @@ def conversation_turn(
     if model not in conversations.models:
         engine.model(model)  # raises what is wrong with it, or it is one that may be unloaded
         raise bad_request(
-            f"{model} is loaded when it is asked for, and conversations and stored responses are with models that are "
-            "loaded when the server starts",
+            f'{model} is loaded when it is asked for: conversations, and responses without "store": false, are with '
+            "models that are loaded when the server starts",
             "model",
         )
     return ConversationTurn(
