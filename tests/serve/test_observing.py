@@ -233,6 +233,9 @@ def test_guests_that_are_models(tiny: Model, tmp_path: Path) -> None:
         assert all(record.device_seconds > 0 and record.finish for record in records)
         ended = server.ask("/stats")[1]["ended"]
         assert [(each["model"], each["state"]) for each in ended] == [("tiny", "ended"), ("voting", "ended")]
+        awake = server.ask("/stats")[1]["conversations"]
+        assert (awake["awake"], awake["places"], awake["thawed"]) == (1, 2, 0)
+        assert min(awake["memory_bytes"], awake["device_bytes"]) > 0
         assert [each["tokens"] for each in ended] == [each["completion_tokens"] for each in reversed(used)]
         plain = {"model": "tiny", "input": SECRET, "store": False, "max_output_tokens": 5, "temperature": 0}
         assert server.ask("/v1/responses", plain)[0] == 200

@@ -34,12 +34,17 @@ function showFigures(stats) {
   const line = ["0,30", `${x(speeds[0][0])},30`, ...speeds.map(([time, each]) => `${x(time)},${30 - (27 * each) / most}`)];
   byId("spark").querySelector(".line").setAttribute("d", `M${line.join("L")}`);
   byId("spark").querySelector(".area").setAttribute("d", `M0,30L${line.join("L")}L120,30Z`);
-  const { totals, device } = stats;
+  const { totals, device, conversations } = stats;
   byId("copied").textContent = whole(totals.bytes_copied);
   byId("copied").classList.toggle("good", totals.bytes_copied === 0);
   byId("running").textContent = `${stats.running} of ${stats.places}`;
   byId("waiting").textContent = String(stats.waiting);
   byId("seconds").textContent = seconds(totals.device_seconds);
+  for (const each of document.querySelectorAll(".conversations")) each.hidden = !conversations;
+  if (conversations) {
+    byId("awake").textContent = `${conversations.awake} of ${conversations.places}`;
+    byId("awake-bytes").textContent = bytes(conversations.device_bytes);
+  }
   byId("memory-of-device").hidden = !device;
   if (!device) return;
   const share = Math.min((100 * device.used_bytes) / device.memory_bytes, 100);

@@ -11,7 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from wasmetal.models import Embedder, Model
 from wasmetal.serve.body import engine_of
+from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.limits import ServerLimits
 
 
 async def stats(request: Request) -> Response:
@@ -26,6 +28,7 @@ async def stats(request: Request) -> Response:
         "places": engine.limits.running,
         "totals": _totals(engine),
         "device": _device(engine),
+        "conversations": engine.conversations and _conversations(engine.conversations, engine.limits),
         "models": [_model(name, model) for name, model in engine.models.items()] + _unloaded(engine),
         "guests": engine.roster.here(owner),
         "ended": engine.roster.ended(owner),
@@ -56,6 +59,18 @@ def _device(engine: Engine) -> dict[str, Any] | None:
         "unified": info.unified,
         "memory_bytes": info.memory_bytes,
         "used_bytes": used,
+    }
+
+
+def _conversations(conversations: Conversations, limits: ServerLimits) -> dict[str, int]:
+    """Of all keys: how many are awake, and what they hold; the others are frozen."""
+    stats = conversations.host.stats()
+    return {
+        "awake": stats.resident,
+        "places": limits.resident,
+        "thawed": stats.thawed,
+        "memory_bytes": stats.memory_bytes,
+        "device_bytes": stats.device_bytes,
     }
 
 
