@@ -14,9 +14,10 @@ import pytest
 
 from tests.serve.serving import Serving, serving, wait_for
 from tests.serve.test_going_away import close
+from tests.serve.test_tools import CALL, WEATHER
 from wasmetal import Actor, ActorProgram, Dir
 from wasmetal.cli.options import OptionError
-from wasmetal.cli.serve_guests import GuestSpec
+from wasmetal.cli.serve_guests import guest_spec
 from wasmetal.models import Model
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.guest_model import GuestModel, message
@@ -209,6 +210,12 @@ def test_a_guest_stops_when_its_client_goes_away(server: Serving) -> None:
         ({"logit_bias": {"3": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"extra_body": {"top_k": 3}}, "top_k"),
+        ({"extra_body": {"grammar": 'root ::= "a"'}}, "grammar"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [WEATHER]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": CALL[:2]}, "messages.1.tool_calls"),
+        ({"messages": [HELLO[1], {"role": "tool", "tool_call_id": "1", "content": "sunny"}]}, "messages.1.role"),
         ({"messages": [{"role": "assistant", "content": "no question"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "hello " * 5000}]}, "messages"),
     ],
@@ -220,12 +227,12 @@ def test_what_guests_are_not_told_of_is_refused(client: openai.OpenAI, options: 
 
 
 def test_what_the_option_says() -> None:
-    spec = GuestSpec.parse("a b=x/y.wasm,model=default=smollm2:135m,dir=/tmp::/docs:ro,dir=out::out")
+    spec = guest_spec("a b=x/y.wasm,model=default=smollm2:135m,dir=/tmp::/docs:ro,dir=out::out")
     assert (spec.name, spec.file, spec.models) == ("a b", Path("x/y.wasm"), {"default": "smollm2:135m"})
     assert spec.dirs == {"/docs": Dir("/tmp", read_only=True), "out": Dir("out")}
     for text in ("x.wasm", "=x.wasm", "a=", "a=x.wasm,", "a=x.wasm,nn=b=c", "a=x.wasm,model=b", "a=x.wasm,dir=b"):
         with pytest.raises(OptionError):
-            GuestSpec.parse(text)
+            guest_spec(text)
 
 
 def test_guests_answer_chats_alone(client: openai.OpenAI) -> None:

@@ -22,8 +22,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.cli.command import SCRIPT, wasmetal
 from tests.serve.serving import PATIENCE, Serving, serving, wait_for
+from wasmetal import ActorProgram
 from wasmetal.models import Model
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.keys import read_keys
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.record import Record
@@ -208,3 +210,35 @@ def test_prompts_are_logged_with_other_things_alone() -> None:
     done = wasmetal("serve", "--log-prompts")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--log-json" in done.stderr
+
+
+def test_guests_that_are_models(tiny: Model, tmp_path: Path) -> None:
+    program = ActorProgram(Path(__file__).parents[2] / "guests" / "vote.wasm")
+    guests, records = [GuestModel("voting", program, {"default": tiny})], list[Record]()
+    engine = Engine([tiny], ServerLimits(running=2, resident=2), guests=guests, actors=tmp_path / "actors")
+    engine.log_prompts = True
+    with serving(engine, observers=[records.append]) as server:
+        said = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 5, "temperature": 0}
+        kept = {"X-Wasmetal-Actor": "ann"}
+        used = [
+            server.ask("/v1/chat/completions", said | {"model": "voting"})[1]["usage"],
+            server.ask("/v1/chat/completions", said | {"model": "tiny"}, headers=kept)[1]["usage"],
+        ]
+        wait_for(lambda: len(records) == 2 and not engine.tasks)
+        for name in ("prompt_tokens", "completion_tokens"):
+            assert [getattr(record, name) for record in records] == [each[name] for each in used]
+            assert server.metric(f"wasmetal_{name}_total") == sum(each[name] for each in used)
+        assert [record.model for record in records] == ["voting", "tiny"]
+        assert all(SECRET in (record.prompt or "") for record in records)
+        assert all(record.device_seconds > 0 and record.finish for record in records)
+        ended = server.ask("/stats")[1]["ended"]
+        assert [(each["model"], each["state"]) for each in ended] == [("tiny", "ended"), ("voting", "ended")]
+        awake = server.ask("/stats")[1]["conversations"]
+        assert (awake["awake"], awake["places"], awake["thawed"]) == (1, 2, 0)
+        assert min(awake["memory_bytes"], awake["device_bytes"]) > 0
+        assert [each["tokens"] for each in ended] == [each["completion_tokens"] for each in reversed(used)]
+        plain = {"model": "tiny", "input": SECRET, "store": False, "max_output_tokens": 5, "temperature": 0}
+        assert server.ask("/v1/responses", plain)[0] == 200
+        wait_for(lambda: len(records) == 3)
+        assert (records[2].model, records[2].route) == ("tiny", "/v1/responses")
+        assert SECRET in (records[2].prompt or "")

@@ -53,6 +53,10 @@ def test_the_description_is_what_is_served(served: Serving) -> None:
         ("/v1/chat/completions", CHAT | {"unknown": 3}, False),
         ("/v1/completions", {"model": "tiny", "prompt": [[1, 2], [3]], "max_tokens": 2}, True),
         ("/v1/completions", {"model": "tiny", "prompt": 1}, False),
+        ("/v1/responses", {"model": "tiny", "input": "x", "max_output_tokens": 2}, True),
+        ("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": "x"}], "max_output_tokens": 2}, True),
+        ("/v1/responses", {"model": "tiny", "input": []}, False),
+        ("/v1/conversations", {"items": [1]}, False),
         ("/tokenize", {"model": "tiny", "prompt": "x"}, True),
         ("/detokenize", {"model": "tiny"}, False),
     ],
@@ -64,10 +68,10 @@ def test_the_description_says_what_the_server_takes(served: Serving, path: str, 
 
 def small(path: str, body: Any) -> Any:
     """The same, for a model that there is, and so that it does not take long."""
-    if isinstance(body, dict) and path != "/v1/embeddings":
-        body = body | {"model": "tiny"}
-    elif isinstance(body, dict):
-        body = body | {"model": "vectors"}
+    if isinstance(body, dict) and path != "/v1/conversations":
+        body = body | {"model": "vectors" if path == "/v1/embeddings" else "tiny"}
+    if isinstance(body, dict) and path == "/v1/responses":
+        body = body | {"max_output_tokens": MOST_TOKENS}
     if isinstance(body, dict) and "completions" in path:
         body = body | {"max_tokens": MOST_TOKENS} | ({"max_completion_tokens": 2} if "chat" in path else {})
     return body

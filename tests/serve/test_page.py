@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,17 @@ def test_stop_and_a_long_answer(served: Serving, open_page: Opener, monkeypatch:
     written(page, 50)
     page.keyboard.press("Escape")
     expect(page.get_by_role("status")).to_have_text("Stopped.")
+
+
+def test_conversations_that_are_awake(tiny: Model, tmp_path: Path, open_page: Opener) -> None:
+    with serving(Engine([tiny], ServerLimits(running=2, resident=2), actors=tmp_path / "actors")) as server:
+        page = open_page(server, "phone")
+        expect(page.locator("#awake")).to_have_text("0 of 2")
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        assert server.ask("/v1/chat/completions", body, headers={"X-Wasmetal-Actor": "ann"})[0] == 200
+        page.get_by_role("button", name="Live").click()
+        expect(page.locator("#awake")).to_have_text("1 of 2")
+        expect(page.get_by_text("Conversations awake")).to_be_visible()
 
 
 def test_an_error_and_another_try(tiny: Model, open_page: Opener) -> None:

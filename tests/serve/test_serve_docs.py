@@ -13,7 +13,7 @@ import pytest
 
 from tests.serve.serving import Serving, serving
 from wasmetal import ActorProgram, Dir, load_model
-from wasmetal.cli.serve_guests import GuestSpec
+from wasmetal.cli.serve_guests import guest_spec
 from wasmetal.device import Device
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.guest_model import GuestModel
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.model
 def server(smollm2: Path, cpu: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with load_model("smollm2:135m", cpu, context=1536, contexts=5) as model:
         (line,) = re.findall(r"^  --guest (library\S+)", PAGE, re.M)
-        spec = GuestSpec.parse(line)
+        spec = guest_spec(line)
         assert spec.models == {"default": model.name}
         dirs = {name: Dir(ROOT / given.path, given.read_only) for name, given in spec.dirs.items()}
         guests = [GuestModel(spec.name, ActorProgram(ROOT / spec.file), {"default": model}, dirs)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, OptionError, Precision, Quantize, size
-from wasmetal.cli.serve_guests import Actors, Guests, GuestSpec
+from wasmetal.cli.serve_guests import Actors, Guests, guest_spec
 
 if TYPE_CHECKING:
     from wasmetal.serve.recipe import Recipe
@@ -113,8 +113,8 @@ def serve(
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
     if replicas is not None and not ray:
         raise OptionError("--replicas is for --ray: give both")
-    if ray and actors:
-        raise OptionError("--actors keeps conversations with one server, and --ray has many: give one of them")
+    if ray and (guest or actors):
+        raise OptionError("--guest and --actors are not for --ray: replicas share no folders, and no conversations")
     recipe = Recipe(
         models=models or [DEFAULT_MODEL],
         limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens, resident=parallel),
@@ -128,13 +128,13 @@ def serve(
             "quantize": quantize,
             "deterministic": deterministic,
         },
-        guests=[GuestSpec.parse(each) for each in guest or []],
-        actors=actors,
         device=device,
         precision=precision,
         resident=resident,
         memory_bytes=None if memory is None else size(memory),
         idle_seconds=idle_seconds,
+        guests=tuple(map(guest_spec, guest or [])),
+        actors=actors,
         # Without keys, the name under which it is asked for is all that keeps other sites' pages away.
         hosts=frozenset({*LOCAL, host}) if is_loopback(host) and not keys else None,
         origins=tuple(cors or ()),

@@ -1,9 +1,7 @@
-"""``wasmetal serve --guest``: what the option says, and what the guest is granted."""
+"""``wasmetal serve --guest``: what the option says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +10,7 @@ import typer
 from wasmetal.cli.options import OptionError, directories_of, pairs
 
 if TYPE_CHECKING:
-    from wasmetal import Dir
-    from wasmetal.models import Model
-    from wasmetal.serve.guest_model import GuestModel
+    from wasmetal.serve.guest_spec import GuestSpec
 
 FORM = "NAME=FILE.wasm[,model=NAME=MODEL][,dir=HOST::GUEST[:ro]]..."
 
@@ -35,33 +31,15 @@ Actors = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class GuestSpec:
-    """What one ``--guest`` says."""
+def guest_spec(text: str) -> GuestSpec:
+    """What one ``--guest`` asks for. Raises OptionError."""
+    from wasmetal.serve.guest_spec import GuestSpec
 
-    name: str
-    file: Path
-    models: Mapping[str, str]
-    dirs: Mapping[str, Dir]
-
-    @classmethod
-    def parse(cls, text: str) -> GuestSpec:
-        """From the option's value. Raises OptionError."""
-        first, *grants = text.split(",")
-        ((name, file),) = pairs([first], "=", FORM)
-        given: dict[str, list[str]] = {"model": [], "dir": []}
-        for kind, value in pairs(grants, "=", FORM):
-            if kind not in given:
-                raise OptionError(f"{kind!r} in {text!r} cannot be granted; write {FORM}")
-            given[kind].append(value)
-        return cls(name, Path(file), dict(pairs(given["model"], "=", "NAME=MODEL")), directories_of(given["dir"]))
-
-    def load(self, default: Model | None, model_of: Callable[[str], Model]) -> GuestModel:
-        """The guest. ``default``: the model that it gets if it names none. Raises what ActorProgram does."""
-        from wasmetal.actor.program import ActorProgram
-        from wasmetal.serve.guest_model import GuestModel
-
-        models = {name: model_of(model) for name, model in self.models.items()}
-        if not models and default:
-            models = {"default": default}
-        return GuestModel(self.name, ActorProgram(self.file), models, self.dirs)
+    first, *grants = text.split(",")
+    ((name, file),) = pairs([first], "=", FORM)
+    given: dict[str, list[str]] = {"model": [], "dir": []}
+    for kind, value in pairs(grants, "=", FORM):
+        if kind not in given:
+            raise OptionError(f"{kind!r} in {text!r} cannot be granted; write {FORM}")
+        given[kind].append(value)
+    return GuestSpec(name, Path(file), dict(pairs(given["model"], "=", "NAME=MODEL")), directories_of(given["dir"]))

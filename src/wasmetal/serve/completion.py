@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.counters import Counters
 from wasmetal.errors import GuestError
@@ -15,23 +16,34 @@ from wasmetal.host.program import Program
 from wasmetal.serve.constraint import Constraint
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.protocol import End, ReplyReader, Request, Token
-from wasmetal.serve.watched import Watched
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
 
 _MOST_ERRORS = 500
 """Bytes that are kept of what a guest writes to standard error."""
+_CELLS = 512
+"""Cells of a picture of a guest's memory."""
 _OVERHEAD = 64 << 20
 """Device memory of a guest, beside its context."""
 
 
-class Completion(Watched):
+class Completion:
     """It can be run once, and stopped at any time."""
 
     def __init__(self, program: Program, model: Model, request: Request, limits: ServerLimits, owner: str = "") -> None:
         """``owner``: whose request it is. Those of one owner share what their prompts begin with."""
-        super().__init__(model.name, owner, len(request.prompt))
+        self.counters = Counters()
+        """What the guest has cost, once it has ended."""
+        self.owner = owner
+        self.model_name = model.name
+        self.tokens = 0
+        """That have been made."""
+        self.begun = 0.0
+        """When it began to run, by ``time.monotonic``."""
+        self._prompt = len(request.prompt)
+        self._phase = "waiting"
+        self._first = self._ended = 0.0
         self._map: MemoryMap | None = None
         self._program = program
         self._model = model
@@ -65,7 +77,7 @@ class Completion(Watched):
                     self._made()
                     emit(record)
 
-        self._begins()
+        self.begun, self._phase = time.monotonic(), "prompt"
         with Guest(
             self._program,
             models={"default": self._model},
@@ -83,7 +95,7 @@ class Completion(Watched):
             finally:
                 self.counters, cached = guest.counters, guest.reused_tokens
                 self._map, self._guest = guest.memory_map(), None
-                self._ends(stopped=self._stopped)
+                self._ended, self._phase = time.monotonic(), "stopped" if self._stopped else "ended"
         if code or not end:
             lines = self._errors.decode(errors="replace").splitlines()
             raise GuestError(lines[-1] if lines else f"the guest ended with exit code {code}, and no end of its text")
@@ -95,22 +107,44 @@ class Completion(Watched):
         if guest := self._guest:
             guest.stop()
 
-    def cost(self) -> Counters:
-        """See Watched."""
-        guest = self._guest
-        return guest.counters if guest else self.counters
-
-    def memory_map(self) -> MemoryMap | None:
-        """See Watched."""
-        guest = self._guest
-        return guest.memory_map() if guest else self._map
-
     def _read(self, most: int) -> bytes:
         """What the guest reads: the request, and then masks."""
         if not self._unread and self._constraint:
             self._unread = self._constraint.mask()
         data, self._unread = self._unread[:most], self._unread[most:]
         return data
+
+    def cost(self) -> Counters:
+        """What the guest has cost so far. From any thread, as :meth:`state`."""
+        guest = self._guest
+        return guest.counters if guest else self.counters
+
+    def state(self) -> dict[str, Any]:
+        """What it is doing, and what it has used, for JSON."""
+        guest, now = self._guest, self._ended or time.monotonic()
+        memory = guest.memory_map() if guest else self._map
+        cost = self.cost()
+        return {
+            "model": self.model_name,
+            "state": self._phase,
+            "prompt_tokens": self._prompt,
+            "tokens": self.tokens,
+            "seconds": round(now - self.begun, 3) if self.begun else 0.0,
+            "tokens_per_second": round((self.tokens - 1) / (now - self._first), 2) if self.tokens > 1 else None,
+            "device_seconds": round(cost.device_seconds, 4),
+            "bytes_copied": cost.bytes_copied,
+            "bytes_shared": cost.bytes_shared,
+            "memory": memory and {
+                "bytes": memory.nbytes,
+                "apertures": memory.apertures,
+                "cells": memory.cells(_CELLS),
+            },
+        }  # fmt: skip
+
+    def _made(self) -> None:
+        self.tokens += 1
+        if self.tokens == 1:
+            self._first, self._phase = time.monotonic(), "decoding"
 
     def _add_error(self, data: bytes) -> None:
         self._errors = (self._errors + data)[-_MOST_ERRORS:]

@@ -45,8 +45,7 @@ class Engine:
     ) -> None:
         """The models stay the caller's. ``guest``: another program than wasmetal's own that makes completions.
         ``stored``: models that are loaded when they are asked for, as far as there is ``room``. ``guests``: those that
-        are models themselves. ``actors``: the folder for conversations, which are with the models that are loaded now,
-        and with guests; None: none are kept.
+        are models themselves. ``actors``: the folder for conversations; None: none are kept.
 
         Raises WasmetalError if two models have the same name, GuestError if the program cannot be loaded, and
         SnapshotError if the folder cannot be used.
@@ -56,12 +55,13 @@ class Engine:
         """Those that are loaded."""
         self.guests = {each.name: each for each in guests}
         """Guests that clients see as models."""
-        self.names = [*(each.name for each in models), *(each.plan.name for each in stored), *self.guests]
+        planned = [each.plan for each in stored]
+        self.names = [each.name for each in (*models, *planned, *guests)]
         """All of them."""
-        devices = [*(model.device.info for model in models), *(each.plan.device for each in stored)]
+        devices = [*(model.device.info for model in models), *(each.device for each in planned)]
         self.device = devices[0] if devices else None
         """The device that they are on, if there are any."""
-        if len(set(self.names)) < len(models) + len(stored) + len(guests):
+        if len(set(self.names)) < len(self.names):
             raise WasmetalError(f"two models have the same name: {', '.join(sorted(self.names))}")
         self.started = int(time.time())
         self.program = Program(guest or packaged.guest("complete"), trusted=guest is None)
@@ -76,7 +76,7 @@ class Engine:
         self.unfinished: dict[object, Callable[[ApiError], object]] = {}
         """What gives up each request whose completions they are."""
         self.shelf = Shelf(self.models, stored, room or Room(), self.roster.has)
-        language = {name: model for name, model in self.models.items() if isinstance(model, Model)}
+        language = {model.name: model for model in models if isinstance(model, Model)}
         self.conversations = Conversations(actors, self._with_conversations(language), limits) if actors else None
         self.metrics.watch(lambda: self.admission.running, lambda: self.admission.waiting, self.models)
 

@@ -50,7 +50,6 @@ class Generation:
         engine.admission.reserve(len(requests))
         self._started: set[Completion | Turn] = set()
         engine.unfinished[self] = self.give_up
-        self._describe(requests)
         self._tasks = [asyncio.create_task(self._run(*each)) for each in enumerate(self._completions)]
         for request, completion, task in zip(requests, self._completions, self._tasks, strict=True):
             engine.metrics.prompt(model.name, owner, len(request.prompt))
@@ -67,7 +66,6 @@ class Generation:
         """
         metrics, name, key, record = self._engine.metrics, self._model.name, self._owner, self._record
         last: dict[int, float] = {}
-        seen: dict[int, int] = {}
         left = len(self._completions)
         while left:
             number, event = await self._news.get()
@@ -86,19 +84,22 @@ class Generation:
                     record.first = now - record.came
                 if number not in last:
                     metrics.began(name, completion.begun - self._begin)
-                metrics.token(name, key, now - last.get(number, self._begin), first=number not in last)
-                record.completion_tokens += 1
-                seen[number] = seen.get(number, 0) + 1
+                metrics.piece(name, now - last.get(number, self._begin), first=number not in last)
+                if not isinstance(completion, Turn):  # whose pieces are not tokens
+                    metrics.drew(name, key, 1)
+                    record.completion_tokens += 1
                 last[number] = now
             else:
                 left -= 1
                 metrics.prompt(name, key, event.prompt)
                 metrics.cached(name, key, event.cached)
-                if isinstance(completion, Turn):
-                    metrics.more(name, key, event.drawn - seen.get(number, 0))
                 record.finish = event.reason
                 record.prompt_tokens += event.prompt
-                record.completion_tokens += event.drawn - seen.get(number, 0)  # those without text of their own, too
+                if isinstance(completion, Turn):
+                    metrics.drew(name, key, event.drawn)
+                    record.completion_tokens += event.drawn
+                else:
+                    record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
                 record.cached_tokens += event.cached
                 record.device_seconds += completion.counters.device_seconds
             yield number, event
@@ -132,14 +133,6 @@ class Generation:
 
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
-
-    def _describe(self, requests: Sequence[Request | Turn]) -> None:
-        """Say in the record what is asked for."""
-        record = self._record
-        record.model, record.prompt_tokens = self._model.name, sum(len(request.prompt) for request in requests)
-        if self._engine.log_prompts and not isinstance(self._model, GuestModel):
-            prompts = {tuple(request.prompt) for request in requests}
-            record.prompt = "\n".join(map(self._model.tokenizer.decode, prompts))
 
     def _work(self, request: Request | Turn) -> Completion | Turn:
         if isinstance(request, Turn):

@@ -30,12 +30,11 @@ class Loading:
 
         Raises ModelError if one cannot be used, OutOfDeviceMemoryError if one is too large for the device.
         """
-        stored = [self.stored(source) for source in sources]
+        stored = [self._stored(source) for source in sources]
         fits = len(stored) <= room.count and sum(each.plan.nbytes for each in stored) <= room.nbytes
         return (stored, []) if fits and math.isinf(room.idle_seconds) else ([], stored)
 
-    def stored(self, source: str | Path) -> Stored:
-        """A model that can be loaded. Raises what :func:`plan` does."""
+    def _stored(self, source: str | Path) -> Stored:
         planned = plan(source, self._device.info, **{name: self._options[name] for name in _PLANNED})
         return Stored(planned, partial(self._load, source, planned))
 

@@ -85,16 +85,15 @@ class Metrics:
         """So many tokens of a prompt were not run."""
         self._cached.labels(model, key).inc(tokens)
 
-    def token(self, model: str, key: str, seconds: float, *, first: bool) -> None:
-        """A token came, so long after the one before it, or after the request if it is the first."""
-        self._drawn.labels(model, key).inc()
-        self.drawn += 1
-        (self._first if first else self._between).labels(model).observe(seconds)
+    def drew(self, model: str, key: str, tokens: int) -> None:
+        """So many tokens were drawn."""
+        self._drawn.labels(model, key).inc(tokens)
+        self.drawn += tokens
 
-    def more(self, model: str, key: str, tokens: int) -> None:
-        """So many tokens came beside those that were told of one by one."""
-        self._drawn.labels(model, key).inc(max(tokens, 0))
-        self.drawn += max(tokens, 0)
+    def piece(self, model: str, seconds: float, *, first: bool) -> None:
+        """A token, or a piece of a guest's text, came so long after the one before it, or after the request if it is
+        the first."""
+        (self._first if first else self._between).labels(model).observe(seconds)
 
     def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""

@@ -12,12 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from wasmetal.serve.response_schema import ConversationBody, ResponseBody
 from wasmetal.serve.schema import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from wasmetal.serve.strict import Body
 
 BODIES: Mapping[str, type[Body]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
+    "/v1/responses": ResponseBody,
+    "/v1/conversations": ConversationBody,
     "/v1/embeddings": EmbeddingBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 
@@ -18,19 +18,13 @@ from wasmetal.serve import log
 from wasmetal.serve.app import application
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.guest_model import GuestModel
+from wasmetal.serve.guest_spec import GuestSpec
 from wasmetal.serve.keys import Keys
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.loading import Loading
 from wasmetal.serve.record import Record
-from wasmetal.serve.shelf import Room, Stored
+from wasmetal.serve.shelf import Room
 from wasmetal.serve.tracing import traces
-
-
-class GuestRecipe(Protocol):
-    """A guest that is to be a model."""
-
-    def load(self, default: Model | None, model_of: Callable[[str], Model]) -> GuestModel:
-        """The guest. ``default``: the model that it gets if it names none; ``model_of``: one that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +36,16 @@ class Recipe:
     keys: Keys
     loading: Mapping[str, Any]
     """Options of :func:`load_model`."""
-    guests: Sequence[GuestRecipe] = ()
-    actors: Path | None = None
     device: str | None = None
     precision: Literal["exact", "standard", "fast"] | None = None
     resident: int | None = None
     memory_bytes: int | None = None
     """That models may take; None: what the device has."""
     idle_seconds: float | None = None
+    guests: tuple[GuestSpec, ...] = ()
+    """Guests that are models themselves."""
+    actors: Path | None = None
+    """The folder for conversations; None: none are kept."""
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
     log_json: bool = False
@@ -61,36 +57,40 @@ class Recipe:
         opened = stack.enter_context(open_device(self.device, self.precision))
         most = opened.info.memory_bytes if self.memory_bytes is None else self.memory_bytes
         room = Room(self.resident or math.inf, most, self.idle_seconds or math.inf)
-        loading = Loading(opened, **self.loading)
-        now, stored = loading.share_out(self.models, room)
-        if stored and (self.guests or self.actors):
-            raise WasmetalError(
-                "guests and conversations use models that are loaded at the start, and these are to be loaded when "
-                "they are asked for, or do not all fit: name fewer, without --resident and --idle-seconds"
-            )
-        loaded: dict[str, Model | Embedder] = {}
-
-        def load(each: Stored) -> Model | Embedder:
-            name = each.plan.name
-            if name not in loaded:
-                loaded[name] = each.load()
-                stack.enter_context(loaded[name])
-            return loaded[name]
-
-        def granted(source: str) -> Model:
-            """A model for a guest: one that is served, or another."""
-            if not isinstance(model := load(loading.stored(source)), Model):
-                raise WasmetalError(f"{source} makes embeddings, and cannot be granted to a guest")
-            return model
-
-        served = [load(each) for each in now]
-        first = next((model for model in served if isinstance(model, Model)), None)
-        guests = [each.load(first, granted) for each in self.guests]
-        engine = Engine(served, self.limits, stored=stored, room=room, guests=guests, actors=self.actors)
+        engine = self._engine(Loading(opened, **self.loading), room, stack)
         engine.log_prompts = self.log_prompts
         return application(
             engine, keys=self.keys, hosts=self.hosts, origins=self.origins, observers=self._observers(stack)
         )
+
+    def _engine(self, loading: Loading, room: Room, stack: ExitStack) -> Engine:
+        """With what is loaded at the start. What a guest was granted always is, and stays."""
+        given = (source for spec in self.guests for source in spec.models.values())
+        sources = [*self.models, *dict.fromkeys(source for source in given if source not in self.models)]
+        now, later = loading.share_out(sources, room)
+        plans = dict(zip(sources, [*now, *later], strict=True))
+        first = next((source for source in self.models if not plans[source].plan.embeds), None)
+        default = {} if first is None else {"default": first}
+        grants = [spec.models or default for spec in self.guests]
+        kept = {source for grant in grants for source in grant.values()}
+        if embedding := [source for source in kept if plans[source].plan.embeds]:
+            raise WasmetalError(f"{embedding[0]} makes embeddings, and cannot be granted to a guest")
+        stored = [plans[source] for source in self.models if later and source not in kept]
+        if later:
+            taken = sum(plans[source].plan.nbytes for source in kept)
+            room = replace(room, count=room.count - len(kept), nbytes=room.nbytes - taken)
+            if stored and room.count < 1:
+                raise WasmetalError(
+                    f"guests keep {len(kept)} models loaded, which leaves no place for {stored[0].plan.name}"
+                )
+        loaded: dict[str, Model | Embedder] = {}
+        for source, each in plans.items():
+            if now or source in kept:
+                loaded[source] = each.load()
+                stack.enter_context(loaded[source])
+        models = [loaded[source] for source in self.models if source in loaded]
+        guests = [_guest(spec, grant, loaded) for spec, grant in zip(self.guests, grants, strict=True)]
+        return Engine(models, self.limits, stored=stored, room=room, guests=guests, actors=self.actors)
 
     def _observers(self, stack: ExitStack) -> list[Callable[[Record], object]]:
         observers: list[Callable[[Record], object]] = [log.write] if self.log_json else []
@@ -98,3 +98,8 @@ class Recipe:
             stack.callback(tracing.close)
             observers.append(tracing.write)
         return observers
+
+
+def _guest(spec: GuestSpec, grant: Mapping[str, str], loaded: Mapping[str, Model | Embedder]) -> GuestModel:
+    models = {name: loaded[source] for name, source in grant.items()}
+    return spec.make({name: model for name, model in models.items() if isinstance(model, Model)})

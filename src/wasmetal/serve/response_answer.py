@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from wasmetal.serve.answer import watch
+from wasmetal.serve.answer import tell, watch
 from wasmetal.serve.choice import Choice
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
@@ -39,10 +39,9 @@ class ResponseAnswer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make it, and send it. Raises ApiError if there is no place for it, or a guest fails or refuses."""
-        state = scope["state"]
-        async with Generation(
-            self._engine, self._model, [self._request], state["owner"], state["record"]
-        ) as generation:
+        state, requests = scope["state"], [self._request]
+        tell(state["record"], self._engine, self._model, requests)
+        async with Generation(self._engine, self._model, requests, state["owner"], state["record"]) as generation:
             watcher = asyncio.create_task(watch(receive, generation))
             try:
                 if self._streams:

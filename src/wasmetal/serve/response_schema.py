@@ -28,7 +28,7 @@ class InputMessage(Body):
     status: str | None = None
     phase: str | None = None
 
-    @field_validator("content", mode="before")
+    @field_validator("content", mode="before", json_schema_input_type=str | list[Part])
     @classmethod
     def _from_text(cls, content: Any) -> Any:
         return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
@@ -92,12 +92,14 @@ class ResponseBody(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    @field_validator("input", mode="before")
+    @field_validator(
+        "input", mode="before", json_schema_input_type=str | Annotated[list[InputMessage], Field(min_length=1)]
+    )
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
-    @field_validator("conversation", mode="before")
+    @field_validator("conversation", mode="before", json_schema_input_type=str | ConversationId | None)
     @classmethod
     def _from_id(cls, given: Any) -> Any:
         return {"id": given} if isinstance(given, str) else given

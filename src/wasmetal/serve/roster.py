@@ -7,7 +7,8 @@ from collections import deque
 from typing import Any
 
 from wasmetal.counters import Counters
-from wasmetal.serve.watched import Watched
+from wasmetal.serve.completion import Completion
+from wasmetal.serve.turn import Turn
 
 _ENDED = 12
 """How many that have ended are remembered, for each owner."""
@@ -17,16 +18,16 @@ class Roster:
     """For one event loop."""
 
     def __init__(self) -> None:
-        self._here: dict[Watched, int] = {}
+        self._here: dict[Completion | Turn, int] = {}
         self._ended: dict[str, deque[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
         self._total = Counters()
 
-    def add(self, completion: Watched) -> None:
+    def add(self, completion: Completion | Turn) -> None:
         """It waits for its turn."""
         self._here[completion] = next(self._numbers)
 
-    def remove(self, completion: Watched) -> None:
+    def remove(self, completion: Completion | Turn) -> None:
         """It has ended, or will never begin."""
         number = self._here.pop(completion)
         self._total.add(completion.counters)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.actor.actor import Actor
 from wasmetal.actor.hosting.actor_type import WrongTypeError
 from wasmetal.actor.store import ActorHeldError
 from wasmetal.counters import Counters
 from wasmetal.errors import GuestError, SnapshotError, WasmetalError
-from wasmetal.host.memory_map import MemoryMap
 from wasmetal.host.tokens import TokenCounts
 from wasmetal.serve.conversations import Conversations, busy, unusable
 from wasmetal.serve.errors import bad_request
@@ -21,7 +21,6 @@ from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.guest_reply import GuestReply
 from wasmetal.serve.limits import ServerLimits
 from wasmetal.serve.protocol import End, Token
-from wasmetal.serve.watched import Watched
 
 if TYPE_CHECKING:
     from wasmetal.actor.hosting.reply import PendingReply
@@ -33,7 +32,7 @@ Remember = Callable[[str, End], object]
 """Called with an answer's text and its end, before anybody is told that it has ended."""
 
 
-class Turn(Watched, ABC):
+class Turn(ABC):
     """It can be run once, and stopped at any time, as a Completion can."""
 
     prompt: tuple[int, ...] = ()
@@ -42,10 +41,14 @@ class Turn(Watched, ABC):
 
     def __init__(self, message: bytes, model: GuestModel, limits: ServerLimits, owner: str, param: str) -> None:
         """``owner``: whose request it is. ``param``: the field of the request that has the messages."""
-        super().__init__(model.name, owner, 0)
-        self.model = model
-        self.token_counts = TokenCounts()
-        self._message, self._owner = message, owner
+        self.model, self.model_name = model, model.name
+        self.owner = owner
+        self.begun = 0.0
+        """When it began to run, by ``time.monotonic``."""
+        self.counters, self.token_counts = Counters(), TokenCounts()
+        """What it has cost, once it has ended."""
+        self._message = message
+        self._phase, self._ended = "waiting", 0.0
         self._reply_bytes = self._left = limits.reply_bytes
         self._reader = GuestReply(param)
         self._stopped = False
@@ -53,22 +56,45 @@ class Turn(Watched, ABC):
     def run(self, emit: Callable[[Token | End], object]) -> None:
         """Run it to its end; ``emit`` gets pieces of the text. Raises ApiError if the guest refuses, WasmetalError if
         it fails, or is stopped."""
+        self.begun, self._phase = time.monotonic(), "prompt"
 
-        def emit_piece(piece: Token) -> None:
-            self._made()
-            emit(piece)
+        def piece(event: Token) -> None:
+            self._phase = "decoding"
+            emit(event)
 
-        self._begins()
         try:
-            end = self._run(emit_piece)
+            end = self._run(piece)
         except WasmetalError:
             self._reader.refuse()
             raise
         finally:
-            self.tokens, self.prompt_tokens = self.token_counts.chosen, self.token_counts.prompt
-            self._first = self.begun  # a piece of text may have any number of tokens
-            self._ends(stopped=self._stopped)
+            self._ended, self._phase = time.monotonic(), "stopped" if self._stopped else "ended"
         emit(end)
+
+    @property
+    def text(self) -> str:
+        """What it is asked, as the guest gets it."""
+        return self._message.decode()
+
+    def cost(self) -> Counters:
+        """What it has cost, as far as that is known. From any thread, as :meth:`state`."""
+        return self.counters
+
+    def state(self) -> dict[str, Any]:
+        """What it is doing, and what it has used, for JSON: see Completion. Tokens are known once it has ended."""
+        cost, counts = self.cost(), self.token_counts
+        return {
+            "model": self.model_name,
+            "state": self._phase,
+            "prompt_tokens": counts.prompt,
+            "tokens": counts.chosen,
+            "seconds": round((self._ended or time.monotonic()) - self.begun, 3) if self.begun else 0.0,
+            "tokens_per_second": None,
+            "device_seconds": round(cost.device_seconds, 4),
+            "bytes_copied": cost.bytes_copied,
+            "bytes_shared": cost.bytes_shared,
+            "memory": None,
+        }
 
     @abstractmethod
     def stop(self) -> None:
@@ -97,7 +123,6 @@ class FreshTurn(Turn):
         super().__init__(message, model, limits, owner, param)
         self._limits = model.limits(limits)
         self._actor: Actor | None = None
-        self._map: MemoryMap | None = None
         self._errors = b""
 
     def stop(self) -> None:
@@ -105,16 +130,6 @@ class FreshTurn(Turn):
         self._stopped = True
         if actor := self._actor:
             actor.stop()
-
-    def cost(self) -> Counters:
-        """See Watched."""
-        actor = self._actor
-        return actor.counters if actor else self.counters
-
-    def memory_map(self) -> MemoryMap | None:
-        """See Watched."""
-        actor = self._actor
-        return actor.memory_map() if actor else self._map
 
     def _run(self, emit: Callable[[Token], object]) -> End:
         model = self.model
@@ -132,11 +147,11 @@ class FreshTurn(Turn):
                 if self._stopped:  # when there was no actor yet
                     actor.stop()
                 try:
-                    for piece in actor.send(self._message, self._owner):
+                    for piece in actor.send(self._message, self.owner):
                         if text := self._text(piece):
                             emit(Token(0, text, 0.0))
                 finally:
-                    self._map, self._actor = actor.memory_map(), None
+                    self._actor = None
                     self.counters, self.token_counts = actor.counters, actor.token_counts
         except GuestError as error:
             lines = self._errors.decode(errors="replace").splitlines()
@@ -212,7 +227,7 @@ class ConversationTurn(Turn):
         """Send the message; return the whole text."""
         said = bytearray()
         host = self._conversations.host
-        reply = self._reply = host.send(self._actor_id, self._message, sender=self._owner, type=self.model.name)
+        reply = self._reply = host.send(self._actor_id, self._message, sender=self.owner, type=self.model.name)
         if self._stopped:  # before it was sent
             reply.cancel()
         try:

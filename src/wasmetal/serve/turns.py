@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
-from wasmetal.serve.errors import ApiError
+from wasmetal.serve.errors import ApiError, bad_request
 from wasmetal.serve.turn import ConversationTurn, FreshTurn, Own, Remember
 
 ACTOR = "X-Wasmetal-Actor"
@@ -43,7 +43,12 @@ def conversation_turn(
     """A turn of the conversation that an owner calls so; the rest as for ConversationTurn. Raises ApiError."""
     conversations = kept(engine)
     if model not in conversations.models:
-        engine.model(model)  # raises what is wrong with it
+        engine.model(model)  # raises what is wrong with it, or it is one that may be unloaded
+        raise bad_request(
+            f'{model} is loaded when it is asked for: conversations, and responses without "store": false, are with '
+            "models that are loaded when the server starts",
+            "model",
+        )
     return ConversationTurn(
         message,
         conversations.models[model],

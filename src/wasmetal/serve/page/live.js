@@ -34,12 +34,17 @@ function showFigures(stats) {
   const line = ["0,30", `${x(speeds[0][0])},30`, ...speeds.map(([time, each]) => `${x(time)},${30 - (27 * each) / most}`)];
   byId("spark").querySelector(".line").setAttribute("d", `M${line.join("L")}`);
   byId("spark").querySelector(".area").setAttribute("d", `M0,30L${line.join("L")}L120,30Z`);
-  const { totals, device } = stats;
+  const { totals, device, conversations } = stats;
   byId("copied").textContent = whole(totals.bytes_copied);
   byId("copied").classList.toggle("good", totals.bytes_copied === 0);
   byId("running").textContent = `${stats.running} of ${stats.places}`;
   byId("waiting").textContent = String(stats.waiting);
   byId("seconds").textContent = seconds(totals.device_seconds);
+  for (const each of document.querySelectorAll(".conversations")) each.hidden = !conversations;
+  if (conversations) {
+    byId("awake").textContent = `${conversations.awake} of ${conversations.places}`;
+    byId("awake-bytes").textContent = bytes(conversations.device_bytes);
+  }
   byId("memory-of-device").hidden = !device;
   if (!device) return;
   const share = Math.min((100 * device.used_bytes) / device.memory_bytes, 100);
@@ -106,8 +111,6 @@ function showGuests({ guests, ended }) {
   );
 }
 
-const definition = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)));
-
 // ---- Models
 
 function showModels({ models }) {
@@ -125,21 +128,10 @@ function showModels({ models }) {
       } else if (model.kind === "embeddings") {
         about.push(["Makes", "embeddings"]);
       }
-      return element("li", { class: "card" }, element("h3", {}, model.id), element("dl", {}, ...about.map(definition)));
+      const figures = about.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+      return element("li", { class: "card" }, element("h3", {}, model.id), element("dl", {}, ...figures));
     }),
   );
-}
-
-/** Conversations that the server keeps: each is an actor. */
-function showConversations({ conversations }) {
-  byId("conversations-section").hidden = !conversations;
-  if (!conversations) return;
-  const { awake, busy, frozen, thawed, memory_bytes: linear, device_bytes: device } = conversations;
-  const about = [
-    ["Awake", busy ? `${awake}, ${busy} busy` : awake], ["Linear, device memory", `${memory(linear)}, ${bytes(device)}`],
-    ["Times frozen", frozen], ["Times thawed", thawed],
-  ];
-  byId("conversations").replaceChildren(...about.map(definition));
 }
 
 // ---- Looking again
@@ -153,7 +145,6 @@ async function look(told) {
     if (stats.running) wait = BUSY;
     showFigures(stats);
     showGuests(stats);
-    showConversations(stats);
     showModels(stats);
     told(stats, null);
   } catch (error) {

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from wasmetal.serve.answer import Answer
 from wasmetal.serve.body import engine_of
 from wasmetal.serve.choice import Choice
-from wasmetal.serve.errors import bad_request
+from wasmetal.serve.errors import ApiError, bad_request
 from wasmetal.serve.guest_model import message
 from wasmetal.serve.protocol import Token
 from wasmetal.serve.schema import ChatBody
@@ -20,10 +20,12 @@ from wasmetal.serve.turns import conversation_turn, fresh_turn, named_conversati
 _TAKEN = {
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens",
     "max_completion_tokens", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "modalities", "parallel_tool_calls", "tool_choice",
+    "modalities", "parallel_tool_calls",
 }  # fmt: skip
 """Fields that guests get, or that change nothing."""
-_PLAIN: dict[str, Any] = {"n": 1, "logprobs": False, "response_format": {"type": "text"}}
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "logprobs": (False,), "response_format": ({"type": "text"},), "tool_choice": ("none", "auto"),
+}  # fmt: skip
 """Values of others that ask for nothing."""
 
 
@@ -64,8 +66,17 @@ async def guest_chat(request: Request, body: ChatBody) -> Answer | None:
 def _check(body: ChatBody) -> None:
     """Raise ApiError for what guests are not told of."""
     for field, value in body.model_dump(mode="json", exclude_none=True).items():
-        if field not in _TAKEN and value not in ([], {}) and value != _PLAIN.get(field):
-            raise bad_request(f"{field} is not supported with guests and conversations", field, "unsupported_value")
+        if field not in _TAKEN and value not in ([], {}) and value not in _PLAIN.get(field, ()):
+            raise _unsupported(field)
+    for number, each in enumerate(body.messages):
+        if each.role == "tool":
+            raise _unsupported(f"messages.{number}.role")
+        if each.tool_calls:
+            raise _unsupported(f"messages.{number}.tool_calls")
+
+
+def _unsupported(field: str) -> ApiError:
+    return bad_request(f"{field} is not supported with guests and conversations", field, "unsupported_value")
 
 
 class GuestShape:

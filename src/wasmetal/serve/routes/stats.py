@@ -11,7 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from wasmetal.models import Embedder, Model
 from wasmetal.serve.body import engine_of
+from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.limits import ServerLimits
 
 
 async def stats(request: Request) -> Response:
@@ -26,9 +28,8 @@ async def stats(request: Request) -> Response:
         "places": engine.limits.running,
         "totals": _totals(engine),
         "device": _device(engine),
+        "conversations": engine.conversations and _conversations(engine.conversations, engine.limits),
         "models": [_model(name, model) for name, model in engine.models.items()] + _unloaded(engine),
-        "guest_models": list(engine.guests),
-        "conversations": _conversations(engine),
         "guests": engine.roster.here(owner),
         "ended": engine.roster.ended(owner),
     }
@@ -61,6 +62,18 @@ def _device(engine: Engine) -> dict[str, Any] | None:
     }
 
 
+def _conversations(conversations: Conversations, limits: ServerLimits) -> dict[str, int]:
+    """Of all keys: how many are awake, and what they hold; the others are frozen."""
+    stats = conversations.host.stats()
+    return {
+        "awake": stats.resident,
+        "places": limits.resident,
+        "thawed": stats.thawed,
+        "memory_bytes": stats.memory_bytes,
+        "device_bytes": stats.device_bytes,
+    }
+
+
 def _model(name: str, model: Model | Embedder) -> dict[str, Any]:
     about: dict[str, Any] = {
         "id": name,
@@ -87,21 +100,6 @@ def _unloaded(engine: Engine) -> list[dict[str, Any]]:
         for plan in engine.shelf.plans()
         if plan.name not in engine.models
     ]
-
-
-def _conversations(engine: Engine) -> dict[str, int] | None:
-    """How many of them are awake, and what those use; None if none are kept."""
-    if engine.conversations is None:
-        return None
-    host = engine.conversations.host.stats()
-    return {
-        "awake": host.resident,
-        "busy": host.busy,
-        "frozen": host.frozen,
-        "thawed": host.thawed,
-        "memory_bytes": host.memory_bytes,
-        "device_bytes": host.device_bytes,
-    }
 
 
 def _weights(model: Model | Embedder) -> int:
