@@ -104,6 +104,14 @@ def test_rows_of_arrays_go_to_several_buffers(device: Device, kind: MemoryKind, 
     for row, buffer in enumerate(buffers):
         expected = b"".join([bytes(offset), *(each[row].tobytes() for each in arrays), bytes(9)])
         assert bytes_of(device, buffer, 0, buffer.nbytes).tobytes() == expected
+    before = device.counters.bytes_copied
+    out = np.zeros((rows, total + 20), np.uint8)
+    device.read_rows(buffers, offset, out[:, 7 : 7 + total])
+    assert device.counters.bytes_copied - before == rows * total
+    assert np.array_equal(out[:, 7 : 7 + total], np.concatenate([out[:, :0], *arrays], axis=1))
+    assert not out[:, :7].any()
+    assert not out[:, 7 + total :].any()
+    for buffer in buffers:
         buffer.close()
 
 
@@ -114,6 +122,8 @@ def test_rows_must_fit(device: Device) -> None:
     for offset, rows in ((-1, (2, 4)), (77, (2, 4)), (1 << 40, (2, 1)), (0, (2, 81)), (0, (1, 4)), (0, (4,))):
         with pytest.raises(DeviceError):
             device.write_rows(buffers, offset, np.zeros(rows, np.uint8))
+        with pytest.raises(DeviceError):
+            device.read_rows(buffers, offset, np.zeros(rows, np.uint8))
     with pytest.raises(DeviceError, match="float32"):
         device.write_rows(buffers, 0, np.zeros((2, 4), np.float32))
     assert device.counters.bytes_copied == copied

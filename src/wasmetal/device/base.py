@@ -235,7 +235,7 @@ class Device(Protocol):
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
         """Copy ``data``, one-dimensional uint8 arrays, into a buffer, one after the other; counted in ``bytes_copied``.
 
-        ``write``, :meth:`write_rows`, :meth:`read` and :meth:`load` do not wait for submissions that use the bytes:
+        No copy of these, from ``write`` to :meth:`load`, waits for submissions that use the bytes:
         wait for them first. All raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
         """
 
@@ -247,6 +247,9 @@ class Device(Protocol):
 
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
         """Copy a buffer's bytes into ``out``; counted in ``bytes_copied``."""
+
+    def read_rows(self, buffers: Sequence[Buffer], offset: int, out: Bytes) -> None:
+        """Like :meth:`read`, from several buffers: ``out`` is an array [len(buffers), n], row i from buffer i."""
 
     def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""

@@ -66,6 +66,22 @@ class Copier:
             out[begin : begin + staged.nbytes] = staged.allocation.view()[: staged.nbytes]
             begin += staged.nbytes
 
+    def copy_rows_out(self, backend: AnyBackend, allocations: Sequence[Allocation], offset: int, out: Bytes) -> None:
+        """Copy the bytes at ``offset`` of allocation i into row i of a host array [len(allocations), n]."""
+        nbytes = out.shape[1]
+        if not 0 < nbytes <= CHUNK or all(each.address is not None for each in allocations):
+            for allocation, row in zip(allocations, out, strict=True):
+                self.copy_out(backend, allocation, offset, row)
+            return
+        at_once = CHUNK // nbytes
+        with self._taken(backend) as staging:
+            for first in range(0, len(allocations), at_once):
+                sources = [Range(each, offset, nbytes) for each in allocations[first : first + at_once]]
+                targets = [Range(staging, row * nbytes, nbytes) for row in range(len(sources))]
+                backend.begin_copies(list(zip(sources, targets, strict=True)))()
+                staged = staging.view()[: len(sources) * nbytes]
+                out[first : first + len(sources)] = staged.reshape(-1, nbytes)
+
     def close(self) -> None:
         """Free the staging buffer."""
         self._staging = None

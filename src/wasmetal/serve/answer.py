@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import JSONResponse
@@ -18,8 +18,8 @@ from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import Request, Token
-from wasmetal.serve.record import Record
 from wasmetal.serve.turn import Turn
+from wasmetal.serve.watched import watched
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -76,17 +76,11 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the completions, and send them. Raises ApiError if there is no place for them, or a guest fails."""
-        state = scope["state"]
-        tell(state["record"], self._engine, self._model, self._requests, self._first)
-        async with Generation(self._engine, self._model, self._requests, state["owner"], state["record"]) as generation:
-            watcher = asyncio.create_task(watch(receive, generation))
-            try:
-                if self._streams:
-                    await self._stream(generation, send)
-                else:
-                    await self._send_whole(generation, scope, receive, send)
-            finally:
-                watcher.cancel()
+        async with watched(scope, receive, self._engine, self._model, self._requests, self._first) as generation:
+            if self._streams:
+                await self._stream(generation, send)
+            else:
+                await self._send_whole(generation, scope, receive, send)
 
     async def _send_whole(self, generation: Generation, scope: Scope, receive: Receive, send: Send) -> None:
         async for number, event in generation.events():
@@ -143,34 +137,6 @@ class Answer:
             "total_tokens": given + drawn,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def tell(
-    record: Record,
-    engine: Engine,
-    model: Model | GuestModel,
-    requests: Sequence[Request | Turn],
-    first: Iterable[int] = (0,),
-) -> None:
-    """Say what is asked for. ``first``: the first request of each prompt."""
-    record.model = model.name
-    record.prompt_tokens = sum(len(request.prompt) for request in requests)
-    if engine.log_prompts:
-        record.prompt = "\n".join(_text(model, requests[index]) for index in first)
-
-
-def _text(model: Model | GuestModel, request: Request | Turn) -> str:
-    if isinstance(request, Turn):
-        return request.text
-    assert not isinstance(model, GuestModel)
-    return model.tokenizer.decode(request.prompt)
-
-
-async def watch(receive: Receive, generation: Generation) -> None:
-    """Give the generation up when the client goes away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    generation.cancel()
 
 
 def _event(data: Any) -> bytes:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from wasmetal.serve.answer import tell, watch
 from wasmetal.serve.choice import Choice
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
@@ -20,6 +19,7 @@ from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.protocol import End, Request, Token
 from wasmetal.serve.response import ResponseShape
 from wasmetal.serve.turn import Turn
+from wasmetal.serve.watched import watched
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -39,17 +39,11 @@ class ResponseAnswer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make it, and send it. Raises ApiError if there is no place for it, or a guest fails or refuses."""
-        state, requests = scope["state"], [self._request]
-        tell(state["record"], self._engine, self._model, requests)
-        async with Generation(self._engine, self._model, requests, state["owner"], state["record"]) as generation:
-            watcher = asyncio.create_task(watch(receive, generation))
-            try:
-                if self._streams:
-                    await self._stream(generation, send)
-                else:
-                    await self._send_whole(generation, scope, receive, send)
-            finally:
-                watcher.cancel()
+        async with watched(scope, receive, self._engine, self._model, [self._request]) as generation:
+            if self._streams:
+                await self._stream(generation, send)
+            else:
+                await self._send_whole(generation, scope, receive, send)
 
     async def _send_whole(self, generation: Generation, scope: Scope, receive: Receive, send: Send) -> None:
         async for _, event in generation.events():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from wasmetal.device.backend import Backend, Dispatch, Range, Work
 from wasmetal.device.base import HostPages, MemoryKind
@@ -65,9 +66,21 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def copy(self, source: Range[VulkanAllocation], target: Range[VulkanAllocation]) -> None:
         """Copy between two buffers after all earlier submissions, and wait for the copy."""
-        region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
-        buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
-        commands.run(self.logical, lambda handle: lib.vkCmdCopyBuffer(handle, *buffers, 1, region), [source, target])
+        self.begin_copies([(source, target)])()
+
+    def begin_copies(
+        self, pairs: Sequence[tuple[Range[VulkanAllocation], Range[VulkanAllocation]]]
+    ) -> Callable[[], None]:
+        """Copy in one submission, and wait for it at once."""
+
+        def record(handle: Any) -> None:
+            for source, target in pairs:
+                region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
+                buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
+                lib.vkCmdCopyBuffer(handle, *buffers, 1, region)
+
+        commands.run(self.logical, record, pairs)
+        return lambda: None
 
     def close(self) -> None:
         """Save the pipeline cache."""

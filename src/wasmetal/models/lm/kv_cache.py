@@ -256,14 +256,12 @@ class KVCache:
 
         A row is [kv_heads, head_dim] in the type of the cache: those of keys, then those of values.
         """
-        out = np.empty((len(self.layers), 2, length - first, self._row), np.uint8)
-        runs = list(_runs(pages, length, first))
-        for layer, pools in enumerate(self.layers):
-            for which, pool in enumerate(pools):
-                for begin, end, slot in runs:
-                    rows = out[layer, which, begin - first : end - first]
-                    self._device.read(pool.buffer, slot * self._row, rows.reshape(-1))
-        return out
+        row = self._row
+        out = np.empty((2 * len(self.layers), (length - first) * row), np.uint8)
+        pools = [pool.buffer for pools in self.layers for pool in pools]
+        for begin, end, slot in _runs(pages, length, first):
+            self._device.read_rows(pools, slot * row, out[:, (begin - first) * row : (end - first) * row])
+        return out.reshape(len(self.layers), 2, length - first, row)
 
     def write(self, pages: Sequence[int], length: int, blocks: Sequence[Bytes], dtype: DType, first: int = 0) -> None:
         """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be.
