@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from tests.kernels.spirv import parse
-from wasmetal.device import integers
+from wasmetal.device import sliced
 from wasmetal.device.matrix_units import SUBGROUP
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import (
     ACTIVATIONS,
     CATALOG,
     GRID_WIDTH,
-    INTEGER_SLICE,
     NO_BATCH,
     NO_BIAS,
     NO_SINKS,
+    SLICE,
     TARGETS,
     THREADS,
     Access,
@@ -162,14 +162,14 @@ def test_text_says_that_it_is_generated():
 def test_constants_are_the_same_in_python_and_slang():
     found = {}
     for path in compiling.SOURCES.glob("*.slang"):
-        for name, value in re.findall(r"static const uint (\w+) = (\w+);", path.read_text()):
+        for name, value in re.findall(r"static const uint (\w+) = (\d\w*);", path.read_text()):
             found[path.stem, name] = int(value, 0)
     assert found["common", "THREADS"] == THREADS
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["fragments", "LANES"] == SUBGROUP
-    assert found["integers", "LANES"] == integers.SUBGROUP
-    assert 2 * found["integers", "LANES"] * found["integers", "BLOCK"] == INTEGER_SLICE
+    assert found["slices", "LANES"] == sliced.SUBGROUP
+    assert 2 * found["slices", "LANES"] * found["integers", "BLOCK"] == found["slices", "SLICE"] == SLICE
     assert found["gemv_params", "NO_BIAS"] == NO_BIAS
     assert found["gemv_params", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
