@@ -158,7 +158,7 @@ def test_an_error_and_another_try(tiny: Model, open_page: Opener) -> None:
     with serving(Engine([tiny], ServerLimits(running=1, waiting=0))) as server:
         page = open_page(server, errors="Failed to load resource.*429")
         server.engine.admission.reserve()
-        say(page, "hello", Most_tokens="5")
+        say(page, "hello", Most_tokens="5", Temperature="0")
         expect(page.get_by_role("alert")).to_contain_text("the server is busy")
         server.engine.admission.give_back()
         page.get_by_role("button", name="Try again").click()
@@ -173,7 +173,7 @@ def test_a_key(tiny: Model, open_page: Opener) -> None:
         expect(page.get_by_label("API key")).to_be_focused()
         page.keyboard.type(KEY)
         page.keyboard.press("Enter")
-        say(page, "hello", Most_tokens="5")
+        say(page, "hello", Most_tokens="5", Temperature="0")
         ended(page, 5)
         assert KEY not in str(page.context.storage_state())  # which has what outlives the tab
 
