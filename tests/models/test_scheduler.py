@@ -54,6 +54,22 @@ def replace_start(model: Model, make: Callable[[Starter], Starter], monkeypatch:
     monkeypatch.setattr(model._scheduler, "_start", make(model._scheduler._start))
 
 
+def failing(start: Starter, fails: Callable[[Job], bool], when: str) -> Starter:
+    """Batches with such a job fail: when they are "started", or when they have "ended"."""
+
+    def started(taken: Pass, jobs: Sequence[Job]) -> Submission:
+        bad = any(map(fails, jobs))
+        if bad and when == "started":
+            raise DeviceError("a submission that fails")
+        submission = start(taken, jobs)
+        if bad:
+            submission.wait()
+            submission.error = DeviceError("work that fails")  # type: ignore[attr-defined]
+        return submission
+
+    return started
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
@@ -266,20 +282,7 @@ class TestFailures:
         free = on_cpu.cache.free
         bad = 3  # the rows of the call that fails
 
-        def failing(start: Starter) -> Starter:
-            def started(taken: Pass, jobs: Sequence[Job]) -> Submission:
-                fails = any(job.rows == bad for job in jobs)
-                if fails and when == "started":
-                    raise DeviceError("a submission that fails")
-                submission = start(taken, jobs)
-                if fails:
-                    submission.wait()
-                    submission.error = DeviceError("work that fails")  # type: ignore[attr-defined]
-                return submission
-
-            return started
-
-        replace_start(on_cpu, failing, monkeypatch)
+        replace_start(on_cpu, lambda start: failing(start, lambda job: job.rows == bad, when), monkeypatch)
 
         def expect_failure() -> bool:
             with pytest.raises(DeviceError, match="that fails"):

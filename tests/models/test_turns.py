@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.test_sampling import drive
+from tests.models.test_scheduler import PATIENCE, Starter, failing, replace_start
 from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.device.base import Submission
@@ -21,7 +22,6 @@ from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import Pass
 from wasmetal.models.lm.sampling import Sampler, generate
 
-PATIENCE = 60.0
 STEPS = 3
 """Tokens of a batch, here."""
 
@@ -40,21 +40,19 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Batches:
-    """Notes the jobs of each batch; and ``before``, called with their number, may do something before it starts."""
+    """Notes the jobs of each batch."""
 
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.jobs: list[list[Job]] = []
-        real = model._scheduler._start
 
-        def start(taken: Pass, jobs: Sequence[Job]) -> Submission:
-            self.jobs.append(list(jobs))
-            self.before(len(self.jobs))
-            return real(taken, jobs)
+        def noting(start: Starter) -> Starter:
+            def noted(taken: Pass, jobs: Sequence[Job]) -> Submission:
+                self.jobs.append(list(jobs))
+                return start(taken, jobs)
 
-        monkeypatch.setattr(model._scheduler, "_start", start)
+            return noted
 
-    def before(self, number: int) -> None:
-        """Of the batch with this number, from 1 on."""
+        replace_start(model, noting, monkeypatch)
 
 
 @pytest.fixture
@@ -143,20 +141,12 @@ def test_a_batch_fails_in_the_middle(
     """Those that are not to blame go on where they were; of the other, nothing is left."""
     expected = [alone(model, number, 20) for number in (1, 2)]
     free = model.cache.free
-    real = model._scheduler._start
     bad: list[int] = []
 
-    def start(taken: Pass, jobs: Sequence[Job]) -> Submission:
-        fails = any(job.sequence in bad and job.draws and len(job.draws.tokens) >= 6 for job in jobs)
-        if fails and when == "started":
-            raise DeviceError("a submission that fails")
-        submission = real(taken, jobs)
-        if fails:
-            submission.wait()
-            submission.error = DeviceError("work that fails")  # type: ignore[attr-defined]
-        return submission
+    def fails(job: Job) -> bool:
+        return job.sequence in bad and job.draws is not None and len(job.draws.tokens) >= 6
 
-    monkeypatch.setattr(model._scheduler, "_start", start)
+    replace_start(model, lambda start: failing(start, fails, when), monkeypatch)
 
     def fail() -> int:
         with model.session() as session:

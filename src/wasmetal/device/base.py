@@ -235,8 +235,8 @@ class Device(Protocol):
     def write(self, buffer: Buffer, offset: int, *data: Bytes) -> None:
         """Copy ``data``, one-dimensional uint8 arrays, into a buffer, one after the other; counted in ``bytes_copied``.
 
-        No copy of these, from ``write`` to :meth:`load`, waits for submissions that use the bytes:
-        wait for them first. All raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
+        Neither ``write`` nor the other copies, down to :meth:`load`, wait for submissions that use the bytes: wait for
+        them first. All raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
         """
 
     def write_rows(self, buffers: Sequence[Buffer], offset: int, *data: Bytes) -> None:

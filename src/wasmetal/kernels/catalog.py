@@ -274,7 +274,7 @@ class _Slices:
     """Rows that a subgroup reads at a time."""
     most: int
     """The most groups, each of which reads the vector: one or two for a multiprocessor."""
-    resident: int = 0
+    resident: int
     """As in :class:`Kernel`."""
 
 

@@ -19,7 +19,6 @@ in no batch: less of the time if its turns are long."""
 _MOMENT = 0.1
 """Seconds within which somebody who has used the model is likely to come back."""
 _STEP = ROWS[1]
-_FEW = 16
 
 
 class Pacing:
@@ -56,13 +55,9 @@ class Pacing:
     def users(self) -> int:
         """How many have used the model a moment ago."""
         now = time.monotonic()
-        seen = list(self._seen.items())  # at once: others may add to it
-        here = sum([now - when < _MOMENT for _, when in seen])
-        if len(seen) > 2 * here + _FEW:
-            for user, when in seen:
-                if now - when >= _MOMENT:
-                    self._seen.pop(user, None)
-        return here
+        # Taken at once, as others may add to it; whoever does so just now may be missing next time.
+        self._seen = {user: when for user, when in list(self._seen.items()) if now - when < _MOMENT}
+        return len(self._seen)
 
     def turn(self) -> float:
         """For how many seconds a guest should have tokens chosen at a time."""

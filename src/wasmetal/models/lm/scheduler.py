@@ -29,7 +29,6 @@ _SAMPLING = 0.5, 12e-3
 """How long a batch waits for sequences of the last one, whose callers choose their next token: at most this part of the
 last batch's time, and at most so many seconds; not at all if at least as many others are here, and those that are
 missing take longer to come back. Then the others take turns with them."""
-
 _FEW_STEPS = 4
 """Tokens that a batch chooses if it has few of those who use the model just now: others are about to come back from
 their guests, and are then to join."""
@@ -95,27 +94,8 @@ class Scheduler:
         with self._lock:
             self._advance(job)
 
-    def _wait_for(self, batch: Batch, job: Job, seconds: float) -> None:
-        """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
-        if not batch.waiting.acquire(blocking=False):
-            job.listen(min(seconds, LOOK))
-            return
-        error = None
-        try:
-            batch.submission.wait(seconds)
-        except DeviceTimeoutError:
-            return
-        except Exception as failure:  # every job of the batch learns of it
-            error = failure
-        finally:
-            batch.waiting.release()
-            if batch.submission.pending:
-                batch.wake()  # another thread may have to wait in its place
-        with self._lock:
-            self._end(batch, error, job)
-
     def leave(self, batch: Batch, job: Job) -> None:
-        """A job's part of the batch has been abandoned."""
+        """See :class:`Waits`."""
         with self._lock:
             batch.users -= 1
             if job in self._queue:
@@ -134,6 +114,25 @@ class Scheduler:
         """Release the passes. Idempotent."""
         for each in self._passes:
             each.close()
+
+    def _wait_for(self, batch: Batch, job: Job, seconds: float) -> None:
+        """Wait for a batch to end or, if another thread waits for the device already, for news for the job."""
+        if not batch.waiting.acquire(blocking=False):
+            job.listen(min(seconds, LOOK))
+            return
+        error = None
+        try:
+            batch.submission.wait(seconds)
+        except DeviceTimeoutError:
+            return
+        except Exception as failure:  # every job of the batch learns of it
+            error = failure
+        finally:
+            batch.waiting.release()
+            if batch.submission.pending:
+                batch.wake()  # another thread may have to wait in its place
+        with self._lock:
+            self._end(batch, error, job)
 
     def _once(self, job: Job) -> Generator[Submission | None, None, Part]:
         job.part = None

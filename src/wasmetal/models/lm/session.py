@@ -67,9 +67,8 @@ class Session(Closing):
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
         ``logits`` is f32 [vocab_size] in a buffer of the model's device; or a :class:`TopLogits`, to be given only the
-        largest; or several of those, for the logits after each of the last tokens, or several
-        :class:`State`, for the states; or None if they are not wanted. The
-        cost is added to ``counters``. Raises ModelError if there are no
+        largest; or several of those, for the logits after each of the last tokens, or several :class:`State`, for the
+        states; or None if they are not wanted. The cost is added to ``counters``. Raises ModelError if there are no
         tokens, an unknown one, or more than the context holds; OutOfDeviceMemoryError if the cache is full; OpError if
         ``logits`` is of another shape or type. The session is then unchanged.
         """
