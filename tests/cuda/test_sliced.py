@@ -37,9 +37,10 @@ def test_which_dispatches(backend: AnyBackend, name: str) -> None:
 
 
 def test_how_long_a_row_may_be(backend: AnyBackend) -> None:
-    assert chosen(backend, "norm_gemv_q8_0", k=16384) == "sliced_norm_gemv_q8_0"
-    assert chosen(backend, "norm_gemv_q8_0", k=16384 + 256) == "norm_gemv_q8_0"
-    assert chosen(backend, "gemv_q8_0", k=32768) == "sliced_gemv_q8_0"
+    assert chosen(backend, "norm_gemv_q8_0", k=32768) == "sliced_norm_gemv_q8_0"
+    assert chosen(backend, "norm_gemv_q8_0", k=32768 + 256) == "norm_gemv_q8_0"
+    assert chosen(backend, "gemv_f16", k=16384) == "sliced_gemv_f16"
+    assert chosen(backend, "gemv_f16", k=16384 + 256) == "gemv_f16"
 
 
 @pytest.mark.parametrize("name", ["gemv_f32", "gemv_q4_k", "expert_gemv_q8_0"])
@@ -67,6 +68,6 @@ def device() -> Iterator[Device]:
 @pytest.mark.parametrize(("n", "k"), [(16387, 512), (3072, 3072), (2050, 8192), (600, 14336)])
 def test_products(device: Device, variant: Kernel, n: int, k: int) -> None:
     """More rows than groups take at once, and rows of several slices."""
-    trials = [sliced_row(variant, n, k, more, groups) for more in (False, True) for groups in (100, 300)]
+    trials = [sliced_row(variant, n, k, more, groups) for more in (False, True) for groups in (5, 100, 300)]
     assert find_problem(device, trials) is None
     assert not [said for said in device.info.features if said.startswith("no sliced_")]

@@ -14,8 +14,9 @@ from wasmetal.kernels.dtypes import DType
 _GAP = 16
 """Bytes before each operand."""
 _EPS = 1e-5
-_SIZES = (71, 512), (19, SLICE + 256), (9, 3 * SLICE)
-"""Rows and columns of a weight: part of a slice; a slice and a part; as many slices as leave some subgroups over."""
+_SIZES = (1601, 256), (71, 512), (19, SLICE + 256), (9, 3 * SLICE)
+"""Rows and columns of a weight: more rows than a group keeps the sums of, and part of a slice; fewer rows; a slice and
+a part; as many slices as leave some subgroups over."""
 _GROUPS = 3
 """Fewer than the rows, so that each group goes on to others."""
 

@@ -134,8 +134,10 @@ class Kernel:
     ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA;
     ``mma``, CUDA's matrix instructions; ``slices``, vectors in the registers of its subgroups; ``integer_dot``, its
     products of four bytes; ``shuffles``, subgroups of at least 32 threads, which read each other's values; ``joins``,
-    groups that read what others of the same dispatch have written; ``early``, which may begin before the kernel before
-    it has ended, and waits for that itself."""
+    groups that read what others of the same dispatch have written."""
+    ahead: tuple[str, ...] | None = None
+    """If not None, the kernel itself waits until the one before it has ended, and may begin earlier (programmatic
+    dependent launch of CUDA). These are the buffers that it reads before it waits."""
     size: int = THREADS
     """Threads of a group."""
     spread: int = 1
@@ -278,7 +280,7 @@ class _Slices:
     """As in :class:`Kernel`."""
 
 
-_INTEGERS = {"gemv": _Slices(512, 1, 264, 2)} | dict.fromkeys(("norm_gemv", "gated_gemv"), _Slices(256, 2, 264, 2))
+_INTEGERS = dict.fromkeys(("gemv", "norm_gemv", "gated_gemv"), _Slices(512, 2, 132, 1))
 _FLOATS = dict.fromkeys(("gemv", "norm_gemv", "gated_gemv"), _Slices(256, 2, 132, 1))
 _SLICED = {
     DType.Q8_0: ("Q8_0Integers", _INTEGERS),
@@ -299,7 +301,8 @@ def _sliced(kernel: Kernel, dtype: DType) -> Kernel:
         name=f"sliced_{kernel.name}",
         source=f"sliced_{kernel.source}",
         defines=tuple((name, str(value)) for name, value in (given | ({"INTEGERS": 1} if integers else {})).items()),
-        features=("slices", "early", *(("integer_dot",) if integers else ())),
+        features=("slices", *(("integer_dot",) if integers else ())),
+        ahead=tuple(name for name in ("weight", "gate", "up") if name in [buffer.name for buffer in kernel.buffers]),
         size=how.size,
         resident=how.resident,
         most=how.most,
@@ -376,12 +379,14 @@ _KERNELS = (
         source="top_logits",
         buffers=(_read("logits"), _write("scratch", 8)),
         fields=(*_u32("rows columns logits_stride k parts"), ("inverse_temperature", "f32")),
+        ahead=(),
     ),
     Kernel(
         name="top_logits_merge",
         source="top_logits",
         buffers=(_read("scratch", 8), _write("ids"), _write("values"), _write("totals")),
         fields=(*_u32("rows k parts"), ("inverse_temperature", "f32")),
+        ahead=(),
     ),
     Kernel(
         name="next_token",
@@ -391,6 +396,7 @@ _KERNELS = (
             *(_update("tokens"), _update("batch"), _update("sequences"), _write("chosen")),
         ),
         fields=_u32("rows k steps sequence_count table_length"),
+        ahead=(),
     ),
     Kernel(
         name="rope",
@@ -505,6 +511,7 @@ _KERNELS = (
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]), *more, ("READS", str(_READS))),
             features=features,
+            ahead=("k_pages", "v_pages", "batch", "sequences"),
         )
         for variant, (more, features) in _EXCHANGES.items()
         for dtype, vector in _POOLS
@@ -514,6 +521,7 @@ _KERNELS = (
         source="attention_merge",
         buffers=(_read("scratch", 16), _BATCH, _read("sinks"), _write("out")),
         fields=_u32("batch_row rows heads head_dim out_stride parts"),
+        ahead=(),
     ),
     *(
         Kernel(

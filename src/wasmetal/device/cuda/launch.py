@@ -15,8 +15,13 @@ from wasmetal.device.cuda.pipeline import Pipeline
 class Launch:
     """The arguments of a launch, ready to be passed."""
 
-    def __init__(self, code: Pipeline, ranges: Sequence[Range[CudaAllocation]], params: bytes, groups: Grid) -> None:
-        """A kernel takes the address of each binding, then its struct of parameters."""
+    def __init__(
+        self, code: Pipeline, ranges: Sequence[Range[CudaAllocation]], params: bytes, groups: Grid, early: bool = False
+    ) -> None:
+        """A kernel takes the address of each binding, then its struct of parameters.
+
+        ``early``: it may begin before the kernel before it on the stream has ended.
+        """
         addresses = [address_of(bound) for bound in ranges]
         places = (ctypes.c_uint64 * len(addresses))(*addresses)
         struct = ctypes.create_string_buffer(params, max(1, len(params)))
@@ -29,7 +34,7 @@ class Launch:
             across, down = min(across * down, code.most), 1
         self._shape = across, down, deep * code.spread, *code.threads, 0
         self._arguments = ctypes.addressof(arguments)
-        self._early = _early(self._shape) if code.early else None
+        self._early = _early(self._shape) if early else None
 
     def start(self, stream: Any) -> None:
         """Start the kernel on a stream. Raises DeviceLostError."""
@@ -41,7 +46,7 @@ class Launch:
 
 
 def _early(shape: Sequence[int]) -> Any:
-    """How a kernel is launched that may begin before the one before it on the stream has ended."""
+    """How a kernel is launched that may begin early."""
     config, attribute = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
     config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ = shape[:6]
     attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION

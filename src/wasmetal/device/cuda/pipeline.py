@@ -38,7 +38,7 @@ class Pipeline:
         self.threads = kernel.threads
         self.spread = kernel.spread
         self.most = kernel.most
-        self.early = "early" in kernel.features and context.physical.begins_early
+        self.ahead = kernel.ahead if context.physical.begins_early else None
 
     def share(self) -> None:
         """Have the same share of group memory as all other kernels that do this."""

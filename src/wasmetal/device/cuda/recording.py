@@ -12,6 +12,7 @@ from wasmetal.device.cuda.cublas import CublasGemm
 from wasmetal.device.cuda.launch import Launch
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import Pipeline
+from wasmetal.device.hazards import Footprint
 
 Code = Pipeline | CublasGemm
 """What computes a dispatch."""
@@ -28,7 +29,7 @@ class CudaRecording(Recording):
         self.dispatches = len(dispatches)
         self._context = context
         self._keeps = [(each.code, each.ranges) for each in dispatches]
-        self._launches = [_launch(each) for each in dispatches]
+        self._launches = [_launch(each, before) for before, each in zip((None, *dispatches), dispatches, strict=False)]
         self._started = False
         self._graph: int | None = None
 
@@ -54,8 +55,23 @@ class CudaRecording(Recording):
         return int(made)
 
 
-def _launch(dispatch: CudaDispatch) -> Launch | CublasGemm:
+def _launch(dispatch: CudaDispatch, before: CudaDispatch | None) -> Launch | CublasGemm:
     code = dispatch.code
     if isinstance(code, CublasGemm):
         return code
-    return Launch(code, dispatch.ranges, dispatch.params, dispatch.groups)
+    return Launch(code, dispatch.ranges, dispatch.params, dispatch.groups, begins_early(code.ahead, dispatch, before))
+
+
+def begins_early(ahead: Sequence[str] | None, dispatch: CudaDispatch, before: CudaDispatch | None) -> bool:
+    """Whether a kernel may begin before the one before it has ended: if that writes nothing that is read at once.
+
+    ``ahead``: the buffers that the kernel reads before it waits; None if it does not wait itself.
+    What kernels before that one write has been written by then, since it has waited for them. What comes before the
+    first kernel of a list is not known.
+    """
+    if ahead is None or before is None:
+        return False
+    earlier = Footprint()
+    earlier.add(before.touches())
+    buffers = zip(dispatch.kernel.buffers, dispatch.touches(), strict=True)
+    return not earlier.conflicts(touch for buffer, touch in buffers if buffer.name in ahead)

@@ -90,6 +90,12 @@ __device__ uint padded_vectors_0(uint head_dim_1)
     return (head_dim_1 / 4U + 16U - 1U) / 16U * 16U;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float4  query_at_0(uint vector_0)
 {
     return (*&query_0)[vector_0];
@@ -332,6 +338,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<float4 > k_pages_0, Str
     uint _S65 = part_2->head_dim_0;
     uint _S66 = part_2->head_dim_0 / 4U;
     uint _S67 = padded_vectors_0(part_2->head_dim_0);
+    wait_for_inputs_0();
     load_queries_0(thread_4, part_2, _S67, scale_3, queries_0);
     uint _S68 = 128U / _S66;
     uint _S69 = thread_4 / _S66;

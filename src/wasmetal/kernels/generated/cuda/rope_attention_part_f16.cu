@@ -338,6 +338,12 @@ __device__ uint padded_vectors_0(uint head_dim_2)
     return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float4  query_at_0(uint vector_2)
 {
     return (*&query_0)[vector_2];
@@ -566,6 +572,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint2 > k_pages_0, Stru
     uint _S130 = part_2->head_dim_0;
     uint _S131 = part_2->head_dim_0 / 4U;
     uint _S132 = padded_vectors_0(part_2->head_dim_0);
+    wait_for_inputs_0();
     load_queries_0(thread_4, part_2, _S132, scale_3, queries_0);
     uint _S133 = 128U / _S131;
     uint _S134 = thread_4 / _S131;
@@ -1643,6 +1650,7 @@ extern "C" __global__ void rope_attention_part_f16(StructuredBuffer<float> q_1, 
     uint _S615 = __ballot_sync(_S608, _S614);
     if(_S614)
     {
+        wait_for_inputs_0();
         if((_S613 & _S610) & (((&part_6)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S616 = part_6;

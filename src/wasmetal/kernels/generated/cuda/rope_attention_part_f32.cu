@@ -335,6 +335,12 @@ __device__ uint padded_vectors_0(uint head_dim_2)
     return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float4  query_at_0(uint vector_2)
 {
     return (*&query_0)[vector_2];
@@ -558,6 +564,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<float4 > k_pages_0, Str
     uint _S132 = part_2->head_dim_0;
     uint _S133 = part_2->head_dim_0 / 4U;
     uint _S134 = padded_vectors_0(part_2->head_dim_0);
+    wait_for_inputs_0();
     load_queries_0(thread_4, part_2, _S134, scale_3, queries_0);
     uint _S135 = 128U / _S133;
     uint _S136 = thread_4 / _S133;
@@ -1635,6 +1642,7 @@ extern "C" __global__ void rope_attention_part_f32(StructuredBuffer<float> q_1, 
     uint _S617 = __ballot_sync(_S610, _S616);
     if(_S616)
     {
+        wait_for_inputs_0();
         if((_S615 & _S612) & (((&part_6)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S618 = part_6;

@@ -663,6 +663,12 @@ __device__ uint padded_vectors_0(uint head_dim_2)
     return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float4  query_at_0(uint vector_2)
 {
     return (*&query_0)[vector_2];
@@ -885,6 +891,7 @@ __device__ void attend_0(uint thread_4, StructuredBuffer<uint> k_pages_0, Struct
     uint _S172 = part_2->head_dim_0;
     uint _S173 = part_2->head_dim_0 / 4U;
     uint _S174 = padded_vectors_0(part_2->head_dim_0);
+    wait_for_inputs_0();
     load_queries_0(thread_4, part_2, _S174, scale_3, queries_0);
     uint _S175 = 128U / _S173;
     uint _S176 = thread_4 / _S173;
@@ -1962,6 +1969,7 @@ extern "C" __global__ void rope_attention_part_q8_0(StructuredBuffer<float> q_1,
     uint _S657 = __ballot_sync(_S650, _S656);
     if(_S656)
     {
+        wait_for_inputs_0();
         if((_S655 & _S652) & (((&part_6)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S658 = part_6;

@@ -450,6 +450,12 @@ __device__ Positions_0 Pools_read_0(Pools_0 * this_2, uint first_1, uint lane_2)
     return some_1;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -636,6 +642,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     uint first_2 = part_4->begin_0 + _S195;
     Pools_0 _S197 = pools_0;
     Positions_0 _S198 = Pools_read_0(&_S197, first_2, _S194);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();

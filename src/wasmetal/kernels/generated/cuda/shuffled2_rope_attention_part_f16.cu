@@ -813,6 +813,12 @@ __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -999,6 +1005,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     uint first_2 = part_4->begin_0 + _S312;
     Pools_0 _S314 = pools_0;
     Positions_0 _S315 = Pools_read_0(&_S314, first_2, _S311);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1260,6 +1267,7 @@ extern "C" __global__ void shuffled2_rope_attention_part_f16(StructuredBuffer<fl
     bool _S363 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S363 | (!_S360)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S363 & _S360) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S364 = part_8;

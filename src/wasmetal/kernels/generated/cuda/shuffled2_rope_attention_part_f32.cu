@@ -805,6 +805,12 @@ __device__ void Float32_append_1(RWStructuredBuffer<float4 > pool_2, uint offset
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -991,6 +997,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
     uint first_2 = part_4->begin_0 + _S314;
     Pools_0 _S316 = pools_0;
     Positions_0 _S317 = Pools_read_0(&_S316, first_2, _S313);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 16U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1252,6 +1259,7 @@ extern "C" __global__ void shuffled2_rope_attention_part_f32(StructuredBuffer<fl
     bool _S365 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S365 | (!_S362)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S365 & _S362) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S366 = part_8;

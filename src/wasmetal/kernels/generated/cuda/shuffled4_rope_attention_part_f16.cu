@@ -813,6 +813,12 @@ __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -1063,6 +1069,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     uint first_2 = part_4->begin_0 + _S370;
     Pools_0 _S372 = pools_0;
     Positions_0 _S373 = Pools_read_0(&_S372, first_2, _S369);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1324,6 +1331,7 @@ extern "C" __global__ void shuffled4_rope_attention_part_f16(StructuredBuffer<fl
     bool _S421 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S421 | (!_S418)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S421 & _S418) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S422 = part_8;

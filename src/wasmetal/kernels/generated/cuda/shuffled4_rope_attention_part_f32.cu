@@ -805,6 +805,12 @@ __device__ void Float32_append_1(RWStructuredBuffer<float4 > pool_2, uint offset
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -1055,6 +1061,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<float4 > k_pages_1, Str
     uint first_2 = part_4->begin_0 + _S372;
     Pools_0 _S374 = pools_0;
     Positions_0 _S375 = Pools_read_0(&_S374, first_2, _S371);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 32U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1316,6 +1323,7 @@ extern "C" __global__ void shuffled4_rope_attention_part_f32(StructuredBuffer<fl
     bool _S423 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S423 | (!_S420)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S423 & _S420) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S424 = part_8;

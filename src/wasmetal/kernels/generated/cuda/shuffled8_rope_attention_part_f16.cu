@@ -834,6 +834,12 @@ __device__ void Float16_append_1(RWStructuredBuffer<uint2 > pool_2, uint offset_
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -1257,6 +1263,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint2 > k_pages_1, Stru
     uint first_2 = part_4->begin_0 + _S461;
     Pools_0 _S463 = pools_0;
     Positions_0 _S464 = Pools_read_0(&_S463, first_2, _S460);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1518,6 +1525,7 @@ extern "C" __global__ void shuffled8_rope_attention_part_f16(StructuredBuffer<fl
     bool _S512 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S512 | (!_S509)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S512 & _S509) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S513 = part_8;

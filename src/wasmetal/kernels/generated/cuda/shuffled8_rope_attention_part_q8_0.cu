@@ -1153,6 +1153,12 @@ __device__ void Blocks8_append_1(RWStructuredBuffer<uint> pool_2, uint offset_3,
     return;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ Sums_0 of_none_0()
 {
     Sums_0 sums_2;
@@ -1576,6 +1582,7 @@ __device__ void attend_0(uint thread_2, StructuredBuffer<uint> k_pages_1, Struct
     uint first_2 = part_4->begin_0 + _S503;
     Pools_0 _S505 = pools_0;
     Positions_0 _S506 = Pools_read_0(&_S505, first_2, _S502);
+    wait_for_inputs_0();
     load_queries_0(thread_2, part_4, 64U, scale_3, queries_0);
     __syncthreads();
     Sums_0 sums_5 = of_none_0();
@@ -1837,6 +1844,7 @@ extern "C" __global__ void shuffled8_rope_attention_part_q8_0(StructuredBuffer<f
     bool _S554 = (((&part_8)->begin_0) >= ((&part_8)->end_0)) & (((&part_8)->number_0) != 0U);
     if((_S554 | (!_S551)) | (((&part_8)->number_0) >= (p_0.parts_2)))
     {
+        wait_for_inputs_0();
         if((_S554 & _S551) & (((&part_8)->number_0) < (p_0.parts_2)))
         {
             Part_0 _S555 = part_8;

@@ -555,6 +555,12 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
     return fetched_0;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
@@ -570,110 +576,57 @@ __device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
     return sum_0(make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].x).x, Half_pair_0(fetched_1->eights_1[int(0)].x).y, Half_pair_0(fetched_1->eights_1[int(0)].y).x, Half_pair_0(fetched_1->eights_1[int(0)].y).y) * this_5->low_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].z).x, Half_pair_0(fetched_1->eights_1[int(0)].z).y, Half_pair_0(fetched_1->eights_1[int(0)].w).x, Half_pair_0(fetched_1->eights_1[int(0)].w).y) * this_5->high_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].x).x, Half_pair_0(fetched_1->eights_1[int(1)].x).y, Half_pair_0(fetched_1->eights_1[int(1)].y).x, Half_pair_0(fetched_1->eights_1[int(1)].y).y) * this_5->low_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].z).x, Half_pair_0(fetched_1->eights_1[int(1)].z).y, Half_pair_0(fetched_1->eights_1[int(1)].w).x, Half_pair_0(fetched_1->eights_1[int(1)].w).y) * this_5->high_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].x).x, Half_pair_0(fetched_1->eights_1[int(2)].x).y, Half_pair_0(fetched_1->eights_1[int(2)].y).x, Half_pair_0(fetched_1->eights_1[int(2)].y).y) * this_5->low_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].z).x, Half_pair_0(fetched_1->eights_1[int(2)].z).y, Half_pair_0(fetched_1->eights_1[int(2)].w).x, Half_pair_0(fetched_1->eights_1[int(2)].w).y) * this_5->high_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].x).x, Half_pair_0(fetched_1->eights_1[int(3)].x).y, Half_pair_0(fetched_1->eights_1[int(3)].y).x, Half_pair_0(fetched_1->eights_1[int(3)].y).y) * this_5->low_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].z).x, Half_pair_0(fetched_1->eights_1[int(3)].z).y, Half_pair_0(fetched_1->eights_1[int(3)].w).x, Half_pair_0(fetched_1->eights_1[int(3)].w).y) * this_5->high_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].x).x, Half_pair_0(fetched_1->eights_1[int(4)].x).y, Half_pair_0(fetched_1->eights_1[int(4)].y).x, Half_pair_0(fetched_1->eights_1[int(4)].y).y) * this_5->low_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].z).x, Half_pair_0(fetched_1->eights_1[int(4)].z).y, Half_pair_0(fetched_1->eights_1[int(4)].w).x, Half_pair_0(fetched_1->eights_1[int(4)].w).y) * this_5->high_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].x).x, Half_pair_0(fetched_1->eights_1[int(5)].x).y, Half_pair_0(fetched_1->eights_1[int(5)].y).x, Half_pair_0(fetched_1->eights_1[int(5)].y).y) * this_5->low_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].z).x, Half_pair_0(fetched_1->eights_1[int(5)].z).y, Half_pair_0(fetched_1->eights_1[int(5)].w).x, Half_pair_0(fetched_1->eights_1[int(5)].w).y) * this_5->high_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].x).x, Half_pair_0(fetched_1->eights_1[int(6)].x).y, Half_pair_0(fetched_1->eights_1[int(6)].y).x, Half_pair_0(fetched_1->eights_1[int(6)].y).y) * this_5->low_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].z).x, Half_pair_0(fetched_1->eights_1[int(6)].z).y, Half_pair_0(fetched_1->eights_1[int(6)].w).x, Half_pair_0(fetched_1->eights_1[int(6)].w).y) * this_5->high_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].x).x, Half_pair_0(fetched_1->eights_1[int(7)].x).y, Half_pair_0(fetched_1->eights_1[int(7)].y).x, Half_pair_0(fetched_1->eights_1[int(7)].y).y) * this_5->low_0[int(7)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].z).x, Half_pair_0(fetched_1->eights_1[int(7)].z).y, Half_pair_0(fetched_1->eights_1[int(7)].w).x, Half_pair_0(fetched_1->eights_1[int(7)].w).y) * this_5->high_0[int(7)]);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 256>  parts_0;
 
-__device__ bool Place_has_sums_0(Place_0 * this_6)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    bool _S141;
-    if((this_6->number_1) == 0U)
+    FixedArray<float, 2>  _S141;
+    subgroup_sums_0(of_thread_0, &_S141);
+    FixedArray<float, 2>  _S142 = _S141;
+    uint _S143 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S142 = Place_index_0(this_6);
-        uint _S143 = Place_alike_0(this_6);
-        _S141 = _S142 < _S143;
+        FixedArray<float, 2>  _S144 = _S142;
+        float _S145 = chosen_0(&_S144, _S143);
+        (*&parts_0)[(turn_0 * 8U + this_6->wave_0) * 2U + _S143] = _S145;
     }
-    else
-    {
-        _S141 = false;
-    }
-    return _S141;
+    return;
 }
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S144)
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_0, uint of_its_0)
 {
-    uint slice_1;
-    FixedArray<float, 2>  _S145;
-    subgroup_sums_0(of_thread_0, &_S145);
-    FixedArray<float, 2>  _S146 = _S145;
-    FixedArray<float, 2>  result_2 = _S145;
-    uint _S147 = this_7->count_0;
-    if((this_7->count_0) > 1U)
+    uint _S146 = this_7->count_0;
+    uint _S147 = (turn_1 * 8U + i_0 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_1 = (*&parts_0)[_S147];
+    for(;;)
     {
-        uint _S148 = turn_0 % 2U * 16U;
-        uint _S149 = this_7->lane_0;
-        if((this_7->lane_0) < 2U)
+        if(slice_1 < _S146)
         {
-            FixedArray<float, 2>  _S150 = _S146;
-            float _S151 = chosen_0(&_S150, _S149);
-            (*&parts_0)[_S148 + this_7->wave_0 * 2U + _S149] = _S151;
         }
-        __syncthreads();
-        bool _S152 = Place_has_sums_0(this_7);
-        if(_S152)
+        else
         {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S147)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_2[int(0)] = result_2[int(0)] + (*&parts_0)[_S148 + (this_7->wave_0 + slice_1) * 2U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S147)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_2[int(1)] = result_2[int(1)] + (*&parts_0)[_S148 + (this_7->wave_0 + slice_1) * 2U + 1U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
+            break;
         }
+        float sum_2 = sum_1 + (*&parts_0)[_S147 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_1 = sum_2;
     }
-    *_S144 = result_2;
-    return;
+    return sum_1;
 }
 
 __device__ float activated_0(float z_0, uint activation_0)
 {
-    float _S153;
+    float _S148;
     if(activation_0 == 1U)
     {
-        _S153 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S148 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S153 = z_0;
+        _S148 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S153))));
+    return z_0 / (1.0f + (F32_exp((- _S148))));
 }
 
 struct GatedGemvParams_0
@@ -691,34 +644,33 @@ struct GatedGemvParams_0
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) sliced_gated_gemv_f16(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_1, StructuredBuffer<float4 > norm_1, RWStructuredBuffer<float> result_3, GatedGemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(256, 1) sliced_gated_gemv_f16(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_1, StructuredBuffer<float4 > norm_1, RWStructuredBuffer<float> result_2, GatedGemvParams_0 p_0)
 {
-    uint _S154 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S155 = slice_of_0(p_0.k_3, _S154);
-    Slice_0 slice_2 = _S155;
-    Place_0 _S156 = (&slice_2)->place_0;
-    uint _S157 = Place_alike_0(&_S156);
-    uint first_0 = group_number_0(blockIdx) * _S157;
+    uint _S149 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S150 = slice_of_0(p_0.k_3, _S149);
+    Slice_0 slice_2 = _S150;
+    Place_0 _S151 = (&slice_2)->place_0;
+    uint _S152 = Place_alike_0(&_S151);
+    uint first_0 = group_number_0(blockIdx) * _S152;
     if(first_0 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S158 = (&slice_2)->place_0;
-    uint _S159 = Place_index_0(&_S158);
+    Place_0 _S153 = (&slice_2)->place_0;
+    uint _S154 = Place_index_0(&_S153);
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S160 = first_0 + _S159;
-    Slice_0 _S161 = slice_2;
-    Fetched_0 _S162 = Slice_fetch_0(&_S161, gate_0, p_0.gate_offset_0, _S160, p_0.n_2);
-    ahead_0[int(0)] = _S162;
-    Slice_0 _S163 = slice_2;
-    Fetched_0 _S164 = Slice_fetch_0(&_S163, up_0, p_0.up_offset_0, _S160, p_0.n_2);
-    ahead_0[int(1)] = _S164;
-    wait_for_kernel_before();
-    float _S165 = Slice_take_0(&slice_2, x_1, p_0.x_offset_1, norm_1, p_0.norm_offset_1, p_0.k_3, _S154);
-    float _S166 = 1.0f / (F32_sqrt((_S165 / float(p_0.k_3) + p_0.eps_0)));
-    uint _S167 = (U32_min((p_0.groups_0), (132U))) * _S157;
+    uint _S155 = first_0 + _S154;
+    Slice_0 _S156 = slice_2;
+    Fetched_0 _S157 = Slice_fetch_0(&_S156, gate_0, p_0.gate_offset_0, _S155, p_0.n_2);
+    ahead_0[int(0)] = _S157;
+    Slice_0 _S158 = slice_2;
+    Fetched_0 _S159 = Slice_fetch_0(&_S158, up_0, p_0.up_offset_0, _S155, p_0.n_2);
+    ahead_0[int(1)] = _S159;
+    wait_for_inputs_0();
+    float _S160 = Slice_take_0(&slice_2, x_1, p_0.x_offset_1, norm_1, p_0.norm_offset_1, p_0.k_3, _S149);
+    float _S161 = 1.0f / (F32_sqrt((_S160 / float(p_0.k_3) + p_0.eps_0)));
+    uint _S162 = (U32_min((p_0.groups_0), (132U))) * _S152;
     uint first_1 = first_0;
-    uint turn_1 = 0U;
     for(;;)
     {
         if(first_1 < (p_0.n_2))
@@ -728,63 +680,85 @@ extern "C" __global__ void __launch_bounds__(256, 1) sliced_gated_gemv_f16(Struc
         {
             break;
         }
-        FixedArray<float, 2>  sums_0;
-        uint _S168 = first_1 + _S167;
-        uint _S169 = _S168 + _S159;
-        Slice_0 _S170 = slice_2;
-        Fetched_0 _S171 = ahead_0[int(0)];
-        float _S172 = Slice_product_0(&_S170, &_S171);
-        sums_0[int(0)] = _S172;
-        bool _S173 = _S168 < (p_0.n_2);
-        if(_S173)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            Slice_0 _S174 = slice_2;
-            Fetched_0 _S175 = Slice_fetch_0(&_S174, gate_0, p_0.gate_offset_0, _S169, p_0.n_2);
-            ahead_0[int(0)] = _S175;
+            bool _S163;
+            if(turn_2 < 16U)
+            {
+                _S163 = (first_1 + turn_2 * _S162) < (p_0.n_2);
+            }
+            else
+            {
+                _S163 = false;
+            }
+            if(_S163)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S164 = turn_2 + 1U;
+            uint _S165 = first_1 + _S164 * _S162;
+            FixedArray<float, 2>  sums_0;
+            Slice_0 _S166 = slice_2;
+            Fetched_0 _S167 = ahead_0[int(0)];
+            float _S168 = Slice_product_0(&_S166, &_S167);
+            sums_0[int(0)] = _S168;
+            bool _S169 = _S165 < (p_0.n_2);
+            if(_S169)
+            {
+                uint _S170 = _S165 + _S154;
+                Slice_0 _S171 = slice_2;
+                Fetched_0 _S172 = Slice_fetch_0(&_S171, gate_0, p_0.gate_offset_0, _S170, p_0.n_2);
+                ahead_0[int(0)] = _S172;
+            }
+            Slice_0 _S173 = slice_2;
+            Fetched_0 _S174 = ahead_0[int(1)];
+            float _S175 = Slice_product_0(&_S173, &_S174);
+            sums_0[int(1)] = _S175;
+            if(_S169)
+            {
+                uint _S176 = _S165 + _S154;
+                Slice_0 _S177 = slice_2;
+                Fetched_0 _S178 = Slice_fetch_0(&_S177, up_0, p_0.up_offset_0, _S176, p_0.n_2);
+                ahead_0[int(1)] = _S178;
+            }
+            Place_0 _S179 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S180 = sums_0;
+            Place_keep_0(&_S179, &_S180, turn_2);
+            turn_2 = _S164;
         }
-        Slice_0 _S176 = slice_2;
-        Fetched_0 _S177 = ahead_0[int(1)];
-        float _S178 = Slice_product_0(&_S176, &_S177);
-        sums_0[int(1)] = _S178;
-        if(_S173)
+        __syncthreads();
+        uint _S181 = _S149 / _S152;
+        uint _S182 = first_1 + _S181 * _S162;
+        uint _S183 = _S149 % _S152;
+        uint _S184 = _S182 + _S183;
+        bool _S185;
+        if(_S149 < (16U * _S152))
         {
-            Slice_0 _S179 = slice_2;
-            Fetched_0 _S180 = Slice_fetch_0(&_S179, up_0, p_0.up_offset_0, _S169, p_0.n_2);
-            ahead_0[int(1)] = _S180;
-        }
-        Place_0 _S181 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S182 = sums_0;
-        FixedArray<float, 2>  _S183;
-        Place_added_0(&_S181, &_S182, turn_1, &_S183);
-        FixedArray<float, 2>  _S184 = _S183;
-        uint _S185 = first_1 + _S159;
-        Place_0 _S186 = (&slice_2)->place_0;
-        bool _S187 = Place_has_sums_0(&_S186);
-        bool _S188;
-        if(_S187)
-        {
-            _S188 = ((&(&slice_2)->place_0)->lane_0) == 0U;
+            _S185 = _S184 < (p_0.n_2);
         }
         else
         {
-            _S188 = false;
+            _S185 = false;
         }
-        bool _S189;
-        if(_S188)
+        if(_S185)
         {
-            _S189 = _S185 < (p_0.n_2);
+            uint _S186 = _S149 / _S152;
+            uint _S187 = 2U * (_S149 % 1U);
+            Place_0 _S188 = (&slice_2)->place_0;
+            float _S189 = Place_kept_0(&_S188, _S186, _S183, _S187);
+            float * _S190 = (&(result_2)[p_0.out_offset_0 + _S184]);
+            float _S191 = activated_0(_S189 * _S161, p_0.activation_1);
+            uint _S192 = _S187 + 1U;
+            Place_0 _S193 = (&slice_2)->place_0;
+            float _S194 = Place_kept_0(&_S193, _S186, _S183, _S192);
+            *_S190 = _S191 * (_S194 * _S161);
         }
-        else
-        {
-            _S189 = false;
-        }
-        if(_S189)
-        {
-            *(&(result_3)[p_0.out_offset_0 + _S185]) = activated_0(_S184[int(0)] * _S166, p_0.activation_1) * (_S184[int(1)] * _S166);
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_1 = _S168;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_1 = first_1 + 16U * _S162;
     }
     return;
 }

@@ -65,9 +65,9 @@ __device__ uint rounded_0(float4  v_0, float factor_0)
     return ((((_S1.x) & 255U) | (((_S1.y) & 255U) << int(8))) | (((_S1.z) & 255U) << int(16))) | ((_S1.w) << int(24));
 }
 
-__device__ __shared__ FixedArray<float, 512>  scales_0;
+__device__ __shared__ FixedArray<float, 1024>  scales_0;
 
-__device__ __shared__ FixedArray<uint4 , 1152>  memory_0;
+__device__ __shared__ FixedArray<uint4 , 2304>  memory_0;
 
 __device__ void put_0(uint word_0, uint value_0)
 {
@@ -75,97 +75,169 @@ __device__ void put_0(uint word_0, uint value_0)
     return;
 }
 
-__device__ __shared__ FixedArray<float, 8>  squares_of_waves_0;
+__device__ void quantize_four_0(float4  v_1, uint i_3, uint k_0)
+{
+    uint _S2 = k_0 / 64U * 9U;
+    uint4  _S3 = asuint_0(abs_0(v_1));
+    uint _S4 = (U32_max(((U32_max((_S3.x), (_S3.y)))), ((U32_max((_S3.z), (_S3.w))))));
+    uint _S5 = (__shfl_xor_sync(0xffffffffu, (_S4), (1U)));
+    uint _S6 = (U32_max((_S4), (_S5)));
+    uint _S7 = (__shfl_xor_sync(0xffffffffu, (_S6), (2U)));
+    uint _S8 = (U32_max((_S6), (_S7)));
+    uint _S9 = (__shfl_xor_sync(0xffffffffu, (_S8), (4U)));
+    float _S10 = (U32_asfloat(((U32_max((_S8), (_S9))))));
+    float _S11;
+    if(_S10 > 0.0f)
+    {
+        _S11 = 127.0f / _S10;
+    }
+    else
+    {
+        _S11 = 0.0f;
+    }
+    uint _S12 = rounded_0(v_1, _S11);
+    uint _S13 = (__shfl_up_sync(0xffffffffu, (_S12), 1));
+    uint _S14 = i_3 / 8U;
+    uint _S15 = i_3 % 4U;
+    uint _S16 = i_3 % 8U;
+    uint _S17 = _S16 / 4U * _S2 + _S14 / 2U * 9U;
+    if(_S16 == 0U)
+    {
+        (*&scales_0)[_S14] = _S10 / 2032.0f;
+    }
+    if((_S14 % 2U) != 0U)
+    {
+        put_0(_S17 + 4U + 1U + _S15, _S12);
+    }
+    else
+    {
+        uint _S18 = _S17 + _S15;
+        uint _S19;
+        if(_S15 == 0U)
+        {
+            _S19 = 0U;
+        }
+        else
+        {
+            _S19 = _S13 >> int(16);
+        }
+        put_0(_S18, _S19 | (_S12 << int(16)));
+        if(_S15 == 3U)
+        {
+            put_0(_S17 + 4U, _S12 >> int(16));
+        }
+    }
+    return;
+}
+
+__device__ __shared__ FixedArray<float, 16>  squares_of_waves_0;
 
 __device__ float sum_of_squares_0(float squares_0, uint thread_0)
 {
-    float _S2 = (_waveSum(0xffffffffu, (squares_0)));
-    (*&squares_of_waves_0)[thread_0 / 32U] = _S2;
+    float _S20 = (_waveSum(0xffffffffu, (squares_0)));
+    (*&squares_of_waves_0)[thread_0 / 32U] = _S20;
     __syncthreads();
-    return (*&squares_of_waves_0)[0U] + (*&squares_of_waves_0)[1U] + (*&squares_of_waves_0)[2U] + (*&squares_of_waves_0)[3U] + (*&squares_of_waves_0)[4U] + (*&squares_of_waves_0)[5U] + (*&squares_of_waves_0)[6U] + (*&squares_of_waves_0)[7U];
+    return (*&squares_of_waves_0)[0U] + (*&squares_of_waves_0)[1U] + (*&squares_of_waves_0)[2U] + (*&squares_of_waves_0)[3U] + (*&squares_of_waves_0)[4U] + (*&squares_of_waves_0)[5U] + (*&squares_of_waves_0)[6U] + (*&squares_of_waves_0)[7U] + (*&squares_of_waves_0)[8U] + (*&squares_of_waves_0)[9U] + (*&squares_of_waves_0)[10U] + (*&squares_of_waves_0)[11U] + (*&squares_of_waves_0)[12U] + (*&squares_of_waves_0)[13U] + (*&squares_of_waves_0)[14U] + (*&squares_of_waves_0)[15U];
 }
 
-__device__ float quantize_0(StructuredBuffer<float4 > x_3, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_0, uint thread_1)
+__device__ float quantize_0(StructuredBuffer<float4 > x_3, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_1, uint thread_1)
 {
-    uint _S3 = k_0 / 64U * 9U;
-    float4  _S4 = (load_written(&((x_3))[(x_offset_0 + (U32_min((thread_1), (k_0 / 4U - 1U))))]));
-    float4  next_0 = _S4;
-    uint i_3 = thread_1;
+    uint first_0 = thread_1;
     float squares_1 = 0.0f;
     for(;;)
     {
-        if(i_3 < (k_0 / 4U))
+        if(first_0 < (k_1 / 4U))
         {
         }
         else
         {
             break;
         }
-        uint _S5 = i_3 + 256U;
-        float4  _S6 = (load_written(&((x_3))[(x_offset_0 + (U32_min((_S5), (k_0 / 4U - 1U))))]));
-        float squares_2 = squares_1 + dot_0(next_0, next_0);
-        float4  _S7 = __ldg((&(norm_0)[norm_offset_0 + i_3]));
-        float4  v_1 = next_0 * _S7;
-        uint4  _S8 = asuint_0(abs_0(v_1));
-        uint _S9 = (U32_max(((U32_max((_S8.x), (_S8.y)))), ((U32_max((_S8.z), (_S8.w))))));
-        uint _S10 = (__shfl_xor_sync(0xffffffffu, (_S9), (1U)));
-        uint _S11 = (U32_max((_S9), (_S10)));
-        uint _S12 = (__shfl_xor_sync(0xffffffffu, (_S11), (2U)));
-        uint _S13 = (U32_max((_S11), (_S12)));
-        uint _S14 = (__shfl_xor_sync(0xffffffffu, (_S13), (4U)));
-        float _S15 = (U32_asfloat(((U32_max((_S13), (_S14))))));
-        float _S16;
-        if(_S15 > 0.0f)
+        FixedArray<float4 , 4>  read_0;
+        FixedArray<float4 , 4>  norms_0;
+        uint _S21 = (U32_min((first_0), (k_1 / 4U - 1U)));
+        float4  _S22 = (load_written(&((x_3))[(x_offset_0 + _S21)]));
+        read_0[int(0)] = _S22;
+        float4  _S23 = __ldg((&(norm_0)[norm_offset_0 + _S21]));
+        norms_0[int(0)] = _S23;
+        uint _S24 = first_0 + 512U;
+        uint _S25 = (U32_min((_S24), (k_1 / 4U - 1U)));
+        float4  _S26 = (load_written(&((x_3))[(x_offset_0 + _S25)]));
+        read_0[int(1)] = _S26;
+        float4  _S27 = __ldg((&(norm_0)[norm_offset_0 + _S25]));
+        norms_0[int(1)] = _S27;
+        uint _S28 = first_0 + 1024U;
+        uint _S29 = (U32_min((_S28), (k_1 / 4U - 1U)));
+        float4  _S30 = (load_written(&((x_3))[(x_offset_0 + _S29)]));
+        read_0[int(2)] = _S30;
+        float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S29]));
+        norms_0[int(2)] = _S31;
+        uint _S32 = first_0 + 1536U;
+        uint _S33 = (U32_min((_S32), (k_1 / 4U - 1U)));
+        float4  _S34 = (load_written(&((x_3))[(x_offset_0 + _S33)]));
+        read_0[int(3)] = _S34;
+        float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
+        norms_0[int(3)] = _S35;
+        float squares_2;
+        if(first_0 < (k_1 / 4U))
         {
-            _S16 = 127.0f / _S15;
+            float squares_3 = squares_1 + dot_0(read_0[int(0)], read_0[int(0)]);
+            float4  _S36 = read_0[int(0)] * norms_0[int(0)];
+            read_0[int(0)] = _S36;
+            quantize_four_0(_S36, first_0, k_1);
+            squares_2 = squares_3;
         }
         else
         {
-            _S16 = 0.0f;
+            squares_2 = squares_1;
         }
-        uint _S17 = rounded_0(v_1, _S16);
-        uint _S18 = (__shfl_up_sync(0xffffffffu, (_S17), 1));
-        uint _S19 = i_3 / 8U;
-        uint _S20 = i_3 % 4U;
-        uint _S21 = i_3 % 8U;
-        uint _S22 = _S21 / 4U * _S3 + _S19 / 2U * 9U;
-        if(_S21 == 0U)
+        float squares_4;
+        if(_S24 < (k_1 / 4U))
         {
-            (*&scales_0)[_S19] = _S15 / 2032.0f;
-        }
-        if((_S19 % 2U) != 0U)
-        {
-            put_0(_S22 + 4U + 1U + _S20, _S17);
+            float squares_5 = squares_2 + dot_0(read_0[int(1)], read_0[int(1)]);
+            float4  _S37 = read_0[int(1)] * norms_0[int(1)];
+            read_0[int(1)] = _S37;
+            quantize_four_0(_S37, _S24, k_1);
+            squares_4 = squares_5;
         }
         else
         {
-            uint _S23 = _S22 + _S20;
-            uint _S24;
-            if(_S20 == 0U)
-            {
-                _S24 = 0U;
-            }
-            else
-            {
-                _S24 = _S18 >> int(16);
-            }
-            put_0(_S23, _S24 | (_S17 << int(16)));
-            if(_S20 == 3U)
-            {
-                put_0(_S22 + 4U, _S17 >> int(16));
-            }
+            squares_4 = squares_2;
         }
-        next_0 = _S6;
-        i_3 = _S5;
-        squares_1 = squares_2;
+        float squares_6;
+        if(_S28 < (k_1 / 4U))
+        {
+            float squares_7 = squares_4 + dot_0(read_0[int(2)], read_0[int(2)]);
+            float4  _S38 = read_0[int(2)] * norms_0[int(2)];
+            read_0[int(2)] = _S38;
+            quantize_four_0(_S38, _S28, k_1);
+            squares_6 = squares_7;
+        }
+        else
+        {
+            squares_6 = squares_4;
+        }
+        if(_S32 < (k_1 / 4U))
+        {
+            float squares_8 = squares_6 + dot_0(read_0[int(3)], read_0[int(3)]);
+            float4  _S39 = read_0[int(3)] * norms_0[int(3)];
+            read_0[int(3)] = _S39;
+            quantize_four_0(_S39, _S32, k_1);
+            squares_1 = squares_8;
+        }
+        else
+        {
+            squares_1 = squares_6;
+        }
+        first_0 = first_0 + 2048U;
     }
-    float _S25 = sum_of_squares_0(squares_1, thread_1);
-    return _S25;
+    float _S40 = sum_of_squares_0(squares_1, thread_1);
+    return _S40;
 }
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
 {
-    float _S26 = (*values_0)[int(0)];
+    float _S41 = (*values_0)[int(0)];
     float result_4;
     if(number_0 == 1U)
     {
@@ -173,19 +245,19 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
     }
     else
     {
-        result_4 = _S26;
+        result_4 = _S41;
     }
     return result_4;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S27)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S42)
 {
     FixedArray<float, 2>  result_5;
-    float _S28 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_5[int(0)] = _S28;
-    float _S29 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_5[int(1)] = _S29;
-    *_S27 = result_5;
+    float _S43 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_5[int(0)] = _S43;
+    float _S44 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_5[int(1)] = _S44;
+    *_S42 = result_5;
     return;
 }
 
@@ -203,248 +275,248 @@ struct Slice_0
     uint row_pieces_0;
     uint pieces_0;
     FixedArray<uint, 18>  words_0;
-    float first_0;
+    float first_1;
     float second_0;
 };
 
-__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_4, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_1, uint thread_2)
+__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_4, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_2, uint thread_2)
 {
-    float _S30 = quantize_0(x_4, x_offset_1, norm_1, norm_offset_1, k_1, thread_2);
-    uint _S31 = k_1 / 64U;
-    uint _S32 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
-    bool _S33 = _S32 < _S31;
-    float _S34;
-    if(_S33)
+    float _S45 = quantize_0(x_4, x_offset_1, norm_1, norm_offset_1, k_2, thread_2);
+    uint _S46 = k_2 / 64U;
+    uint _S47 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
+    bool _S48 = _S47 < _S46;
+    float _S49;
+    if(_S48)
     {
-        _S34 = (*&scales_0)[2U * _S32];
+        _S49 = (*&scales_0)[2U * _S47];
     }
     else
     {
-        _S34 = 0.0f;
+        _S49 = 0.0f;
     }
-    this_0->first_0 = _S34;
-    if(_S33)
+    this_0->first_1 = _S49;
+    if(_S48)
     {
-        _S34 = (*&scales_0)[2U * _S32 + 1U];
+        _S49 = (*&scales_0)[2U * _S47 + 1U];
     }
     else
     {
-        _S34 = 0.0f;
+        _S49 = 0.0f;
     }
-    this_0->second_0 = _S34;
-    uint _S35;
-    if(_S33)
+    this_0->second_0 = _S49;
+    uint _S50;
+    if(_S48)
     {
-        uint _S36 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U)]);
-        _S35 = _S36;
+        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U)]);
+        _S50 = _S51;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(0)] = _S35;
-    if(_S33)
+    this_0->words_0[int(0)] = _S50;
+    if(_S48)
     {
-        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 1U)]);
-        _S35 = _S37;
+        uint _S52 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 1U)]);
+        _S50 = _S52;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(1)] = _S35;
-    if(_S33)
+    this_0->words_0[int(1)] = _S50;
+    if(_S48)
     {
-        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 2U)]);
-        _S35 = _S38;
+        uint _S53 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 2U)]);
+        _S50 = _S53;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(2)] = _S35;
-    if(_S33)
+    this_0->words_0[int(2)] = _S50;
+    if(_S48)
     {
-        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 3U)]);
-        _S35 = _S39;
+        uint _S54 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 3U)]);
+        _S50 = _S54;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(3)] = _S35;
-    if(_S33)
+    this_0->words_0[int(3)] = _S50;
+    if(_S48)
     {
-        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 4U)]);
-        _S35 = _S40;
+        uint _S55 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 4U)]);
+        _S50 = _S55;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(4)] = _S35;
-    if(_S33)
+    this_0->words_0[int(4)] = _S50;
+    if(_S48)
     {
-        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 5U)]);
-        _S35 = _S41;
+        uint _S56 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 5U)]);
+        _S50 = _S56;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(5)] = _S35;
-    if(_S33)
+    this_0->words_0[int(5)] = _S50;
+    if(_S48)
     {
-        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 6U)]);
-        _S35 = _S42;
+        uint _S57 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 6U)]);
+        _S50 = _S57;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(6)] = _S35;
-    if(_S33)
+    this_0->words_0[int(6)] = _S50;
+    if(_S48)
     {
-        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 7U)]);
-        _S35 = _S43;
+        uint _S58 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 7U)]);
+        _S50 = _S58;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(7)] = _S35;
-    if(_S33)
+    this_0->words_0[int(7)] = _S50;
+    if(_S48)
     {
-        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 9U + 8U)]);
-        _S35 = _S44;
+        uint _S59 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S47 * 9U + 8U)]);
+        _S50 = _S59;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(8)] = _S35;
-    if(_S33)
+    this_0->words_0[int(8)] = _S50;
+    if(_S48)
     {
-        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U)]);
-        _S35 = _S45;
+        uint _S60 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U)]);
+        _S50 = _S60;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(9)] = _S35;
-    if(_S33)
+    this_0->words_0[int(9)] = _S50;
+    if(_S48)
     {
-        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 1U)]);
-        _S35 = _S46;
+        uint _S61 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 1U)]);
+        _S50 = _S61;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(10)] = _S35;
-    if(_S33)
+    this_0->words_0[int(10)] = _S50;
+    if(_S48)
     {
-        uint _S47 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 2U)]);
-        _S35 = _S47;
+        uint _S62 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 2U)]);
+        _S50 = _S62;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(11)] = _S35;
-    if(_S33)
+    this_0->words_0[int(11)] = _S50;
+    if(_S48)
     {
-        uint _S48 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 3U)]);
-        _S35 = _S48;
+        uint _S63 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 3U)]);
+        _S50 = _S63;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(12)] = _S35;
-    if(_S33)
+    this_0->words_0[int(12)] = _S50;
+    if(_S48)
     {
-        uint _S49 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 4U)]);
-        _S35 = _S49;
+        uint _S64 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 4U)]);
+        _S50 = _S64;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(13)] = _S35;
-    if(_S33)
+    this_0->words_0[int(13)] = _S50;
+    if(_S48)
     {
-        uint _S50 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 5U)]);
-        _S35 = _S50;
+        uint _S65 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 5U)]);
+        _S50 = _S65;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(14)] = _S35;
-    if(_S33)
+    this_0->words_0[int(14)] = _S50;
+    if(_S48)
     {
-        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 6U)]);
-        _S35 = _S51;
+        uint _S66 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 6U)]);
+        _S50 = _S66;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(15)] = _S35;
-    if(_S33)
+    this_0->words_0[int(15)] = _S50;
+    if(_S48)
     {
-        uint _S52 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 7U)]);
-        _S35 = _S52;
+        uint _S67 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 7U)]);
+        _S50 = _S67;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(16)] = _S35;
-    if(_S33)
+    this_0->words_0[int(16)] = _S50;
+    if(_S48)
     {
-        uint _S53 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S31 + _S32) * 9U + 8U)]);
-        _S35 = _S53;
+        uint _S68 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S46 + _S47) * 9U + 8U)]);
+        _S50 = _S68;
     }
     else
     {
-        _S35 = 0U;
+        _S50 = 0U;
     }
-    this_0->words_0[int(17)] = _S35;
+    this_0->words_0[int(17)] = _S50;
     __syncthreads();
-    return _S30;
+    return _S45;
 }
 
-__device__ Place_0 place_of_0(uint k_2, uint thread_3)
+__device__ Place_0 place_of_0(uint k_3, uint thread_3)
 {
     Place_0 place_1;
     (&place_1)->lane_0 = thread_3 % 32U;
-    uint _S54 = thread_3 / 32U;
-    (&place_1)->wave_0 = _S54;
-    uint _S55 = (k_2 + 2048U - 1U) / 2048U;
-    (&place_1)->count_0 = _S55;
-    uint _S56 = _S54 % _S55;
-    (&place_1)->number_1 = _S56;
+    uint _S69 = thread_3 / 32U;
+    (&place_1)->wave_0 = _S69;
+    uint _S70 = (k_3 + 2048U - 1U) / 2048U;
+    (&place_1)->count_0 = _S70;
+    uint _S71 = _S69 % _S70;
+    (&place_1)->number_1 = _S71;
     return place_1;
 }
 
-__device__ Slice_0 slice_of_0(uint k_3, uint thread_4)
+__device__ Slice_0 slice_of_0(uint k_4, uint thread_4)
 {
     Slice_0 slice_0;
-    Place_0 _S57 = place_of_0(k_3, thread_4);
-    (&slice_0)->place_0 = _S57;
-    uint _S58 = k_3 / 32U * 9U / 8U;
-    (&slice_0)->row_pieces_0 = _S58;
-    (&slice_0)->pieces_0 = (U32_min((_S58 - (&(&slice_0)->place_0)->number_1 * 72U), (72U)));
+    Place_0 _S72 = place_of_0(k_4, thread_4);
+    (&slice_0)->place_0 = _S72;
+    uint _S73 = k_4 / 32U * 9U / 8U;
+    (&slice_0)->row_pieces_0 = _S73;
+    (&slice_0)->pieces_0 = (U32_min((_S73 - (&(&slice_0)->place_0)->number_1 * 72U), (72U)));
     return slice_0;
 }
 
 __device__ uint Place_alike_0(Place_0 * this_1)
 {
-    uint _S59 = 8U / this_1->count_0;
-    return _S59;
+    uint _S74 = 16U / this_1->count_0;
+    return _S74;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -454,24 +526,24 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint Place_index_0(Place_0 * this_2)
 {
-    uint _S60 = this_2->wave_0 / this_2->count_0;
-    return _S60;
+    uint _S75 = this_2->wave_0 / this_2->count_0;
+    return _S75;
 }
 
 __device__ uint Place_row_0(Place_0 * this_3, uint row_0, uint n_0)
 {
-    uint _S61 = Place_index_0(this_3);
-    uint _S62 = Place_alike_0(this_3);
-    uint _S63;
-    if(_S61 < _S62)
+    uint _S76 = Place_index_0(this_3);
+    uint _S77 = Place_alike_0(this_3);
+    uint _S78;
+    if(_S76 < _S77)
     {
-        _S63 = (U32_min((row_0), (n_0 - 1U)));
+        _S78 = (U32_min((row_0), (n_0 - 1U)));
     }
     else
     {
-        _S63 = n_0 - 1U;
+        _S78 = n_0 - 1U;
     }
-    return _S63;
+    return _S78;
 }
 
 struct Fetched_0
@@ -482,53 +554,59 @@ struct Fetched_0
 __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > weight_0, uint offset_0, uint row_1, uint n_1)
 {
     Fetched_0 fetched_0;
-    uint _S64 = offset_0 / 4U;
-    uint _S65 = Place_row_0(&this_4->place_0, row_1, n_1);
-    uint _S66 = _S64 + _S65 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 72U;
-    uint _S67 = this_4->pieces_0;
+    uint _S79 = offset_0 / 4U;
+    uint _S80 = Place_row_0(&this_4->place_0, row_1, n_1);
+    uint _S81 = _S79 + _S80 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 72U;
+    uint _S82 = this_4->pieces_0;
     if((this_4->pieces_0) == 72U)
     {
-        uint _S68 = (&this_4->place_0)->lane_0;
-        uint _S69 = _S66 + (&this_4->place_0)->lane_0;
-        uint4  _S70 = (load_weights(&((weight_0))[(_S69)] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S70;
-        uint4  _S71 = (load_weights(&((weight_0))[(_S69)] + (int(32))));
-        (&fetched_0)->pieces_1[int(1)] = _S71;
-        int4  _S72 = make_int4 (int(0));
-        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
-        (&fetched_0)->pieces_1[int(2)] = _S73;
-        if((64U + _S68) < 72U)
+        uint _S83 = (&this_4->place_0)->lane_0;
+        uint _S84 = _S81 + (&this_4->place_0)->lane_0;
+        uint4  _S85 = (load_weights(&((weight_0))[(_S84)] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S85;
+        uint4  _S86 = (load_weights(&((weight_0))[(_S84)] + (int(32))));
+        (&fetched_0)->pieces_1[int(1)] = _S86;
+        int4  _S87 = make_int4 (int(0));
+        uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
+        (&fetched_0)->pieces_1[int(2)] = _S88;
+        if((64U + _S83) < 72U)
         {
-            uint4  _S74 = (load_weights(&((weight_0))[(_S69)] + (int(64))));
-            (&fetched_0)->pieces_1[int(2)] = _S74;
+            uint4  _S89 = (load_weights(&((weight_0))[(_S84)] + (int(64))));
+            (&fetched_0)->pieces_1[int(2)] = _S89;
         }
     }
     else
     {
-        uint _S75 = (&this_4->place_0)->lane_0;
-        uint _S76 = _S67 - 1U;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S66 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S77;
-        uint4  _S78 = (load_weights(&((weight_0))[(_S66 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S78;
-        uint4  _S79 = (load_weights(&((weight_0))[(_S66 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S79;
+        uint _S90 = (&this_4->place_0)->lane_0;
+        uint _S91 = _S82 - 1U;
+        uint4  _S92 = (load_weights(&((weight_0))[(_S81 + (U32_min(((&this_4->place_0)->lane_0), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S92;
+        uint4  _S93 = (load_weights(&((weight_0))[(_S81 + (U32_min((32U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S93;
+        uint4  _S94 = (load_weights(&((weight_0))[(_S81 + (U32_min((64U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S94;
     }
     return fetched_0;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ uint Q4_0Integers_unpacked_0(uint word_1, int list_0)
 {
-    uint _S80;
+    uint _S95;
     if(list_0 == int(0))
     {
-        _S80 = word_1 << int(4);
+        _S95 = word_1 << int(4);
     }
     else
     {
-        _S80 = word_1;
+        _S95 = word_1;
     }
-    return (_S80 ^ 2290649224U) & 4042322160U;
+    return (_S95 ^ 2290649224U) & 4042322160U;
 }
 
 __device__ float2  halves_0(uint word_2)
@@ -538,205 +616,152 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S81 = (&this_5->place_0)->wave_0 * 72U;
-    uint _S82 = (&this_5->place_0)->lane_0;
-    uint4  _S83;
+    uint _S96 = (&this_5->place_0)->wave_0 * 72U;
+    uint _S97 = (&this_5->place_0)->lane_0;
+    uint4  _S98;
     if(((&this_5->place_0)->lane_0) < 72U)
     {
-        if(_S82 < (this_5->pieces_0))
+        if(_S97 < (this_5->pieces_0))
         {
-            _S83 = fetched_1->pieces_1[int(0)];
+            _S98 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S84 = make_int4 (int(0));
-            uint4  _S85 = make_uint4 ((uint)_S84.x, (uint)_S84.y, (uint)_S84.z, (uint)_S84.w);
-            _S83 = _S85;
+            int4  _S99 = make_int4 (int(0));
+            uint4  _S100 = make_uint4 ((uint)_S99.x, (uint)_S99.y, (uint)_S99.z, (uint)_S99.w);
+            _S98 = _S100;
         }
-        (*&memory_0)[_S81 + _S82] = _S83;
+        (*&memory_0)[_S96 + _S97] = _S98;
     }
-    uint _S86 = 32U + _S82;
-    if(_S86 < 72U)
+    uint _S101 = 32U + _S97;
+    if(_S101 < 72U)
     {
-        if(_S86 < (this_5->pieces_0))
+        if(_S101 < (this_5->pieces_0))
         {
-            _S83 = fetched_1->pieces_1[int(1)];
+            _S98 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S87 = make_int4 (int(0));
-            uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
-            _S83 = _S88;
+            int4  _S102 = make_int4 (int(0));
+            uint4  _S103 = make_uint4 ((uint)_S102.x, (uint)_S102.y, (uint)_S102.z, (uint)_S102.w);
+            _S98 = _S103;
         }
-        (*&memory_0)[_S81 + 32U + _S82] = _S83;
+        (*&memory_0)[_S96 + 32U + _S97] = _S98;
     }
-    uint _S89 = 64U + _S82;
-    if(_S89 < 72U)
+    uint _S104 = 64U + _S97;
+    if(_S104 < 72U)
     {
-        if(_S89 < (this_5->pieces_0))
+        if(_S104 < (this_5->pieces_0))
         {
-            _S83 = fetched_1->pieces_1[int(2)];
+            _S98 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S90 = make_int4 (int(0));
-            uint4  _S91 = make_uint4 ((uint)_S90.x, (uint)_S90.y, (uint)_S90.z, (uint)_S90.w);
-            _S83 = _S91;
+            int4  _S105 = make_int4 (int(0));
+            uint4  _S106 = make_uint4 ((uint)_S105.x, (uint)_S105.y, (uint)_S105.z, (uint)_S105.w);
+            _S98 = _S106;
         }
-        (*&memory_0)[_S81 + 64U + _S82] = _S83;
+        (*&memory_0)[_S96 + 64U + _S97] = _S98;
     }
     __syncwarp();
     FixedArray<uint, 9>  weights_0;
-    uint _S92 = _S82 * 9U;
-    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92)]);
-    weights_0[int(0)] = _S93;
-    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 1U)]);
-    weights_0[int(1)] = _S94;
-    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 2U)]);
-    weights_0[int(2)] = _S95;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 3U)]);
-    weights_0[int(3)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 4U)]);
-    weights_0[int(4)] = _S97;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 5U)]);
-    weights_0[int(5)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 6U)]);
-    weights_0[int(6)] = _S99;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 7U)]);
-    weights_0[int(7)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S81])))[(_S92 + 8U)]);
-    weights_0[int(8)] = _S101;
+    uint _S107 = _S97 * 9U;
+    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107)]);
+    weights_0[int(0)] = _S108;
+    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 1U)]);
+    weights_0[int(1)] = _S109;
+    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 2U)]);
+    weights_0[int(2)] = _S110;
+    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 3U)]);
+    weights_0[int(3)] = _S111;
+    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 4U)]);
+    weights_0[int(4)] = _S112;
+    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 5U)]);
+    weights_0[int(5)] = _S113;
+    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 6U)]);
+    weights_0[int(6)] = _S114;
+    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 7U)]);
+    weights_0[int(7)] = _S115;
+    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S96])))[(_S107 + 8U)]);
+    weights_0[int(8)] = _S116;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
-    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_5->words_0[int(9)])), (_S102)));
-    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_5->words_0[int(1)])), (_S103)));
-    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_5->words_0[int(10)])), (_S104)));
-    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_5->words_0[int(2)])), (_S105)));
-    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_5->words_0[int(11)])), (_S106)));
-    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_5->words_0[int(3)])), (_S107)));
-    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_5->words_0[int(12)])), (_S108)));
-    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_5->words_0[int(4)])), (_S109)));
-    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_5->words_0[int(13)])), (_S110)));
-    sums_0[int(0)] = _S111;
-    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_5->words_0[int(5)])), (sums_0[int(1)])));
-    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_5->words_0[int(14)])), (_S112)));
-    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_5->words_0[int(6)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_5->words_0[int(15)])), (_S114)));
-    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(7)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(1)))), (int)((this_5->words_0[int(16)])), (_S116)));
-    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(8)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(1)))), (int)((this_5->words_0[int(17)])), (_S118)));
-    sums_0[int(1)] = _S119;
-    return halves_0(_S93).x * this_5->first_0 * ((I32_asfloat((_S111))) - 1.2582912e+07f) + halves_0(_S97).y * this_5->second_0 * ((I32_asfloat((_S119))) - 1.2582912e+07f);
+    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S108, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S108, int(1)))), (int)((this_5->words_0[int(9)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S109, int(0)))), (int)((this_5->words_0[int(1)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S109, int(1)))), (int)((this_5->words_0[int(10)])), (_S119)));
+    int _S121 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S110, int(0)))), (int)((this_5->words_0[int(2)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S110, int(1)))), (int)((this_5->words_0[int(11)])), (_S121)));
+    int _S123 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S111, int(0)))), (int)((this_5->words_0[int(3)])), (_S122)));
+    int _S124 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S111, int(1)))), (int)((this_5->words_0[int(12)])), (_S123)));
+    int _S125 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S112, int(0)))), (int)((this_5->words_0[int(4)])), (_S124)));
+    int _S126 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S112, int(1)))), (int)((this_5->words_0[int(13)])), (_S125)));
+    sums_0[int(0)] = _S126;
+    int _S127 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S113, int(0)))), (int)((this_5->words_0[int(5)])), (sums_0[int(1)])));
+    int _S128 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S113, int(1)))), (int)((this_5->words_0[int(14)])), (_S127)));
+    int _S129 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S114, int(0)))), (int)((this_5->words_0[int(6)])), (_S128)));
+    int _S130 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S114, int(1)))), (int)((this_5->words_0[int(15)])), (_S129)));
+    int _S131 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S115, int(0)))), (int)((this_5->words_0[int(7)])), (_S130)));
+    int _S132 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S115, int(1)))), (int)((this_5->words_0[int(16)])), (_S131)));
+    int _S133 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S116, int(0)))), (int)((this_5->words_0[int(8)])), (_S132)));
+    int _S134 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S116, int(1)))), (int)((this_5->words_0[int(17)])), (_S133)));
+    sums_0[int(1)] = _S134;
+    return halves_0(_S108).x * this_5->first_1 * ((I32_asfloat((_S126))) - 1.2582912e+07f) + halves_0(_S112).y * this_5->second_0 * ((I32_asfloat((_S134))) - 1.2582912e+07f);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 512>  parts_0;
 
-__device__ bool Place_has_sums_0(Place_0 * this_6)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    bool _S120;
-    if((this_6->number_1) == 0U)
+    FixedArray<float, 2>  _S135;
+    subgroup_sums_0(of_thread_0, &_S135);
+    FixedArray<float, 2>  _S136 = _S135;
+    uint _S137 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S121 = Place_index_0(this_6);
-        uint _S122 = Place_alike_0(this_6);
-        _S120 = _S121 < _S122;
+        FixedArray<float, 2>  _S138 = _S136;
+        float _S139 = chosen_0(&_S138, _S137);
+        (*&parts_0)[(turn_0 * 16U + this_6->wave_0) * 2U + _S137] = _S139;
     }
-    else
-    {
-        _S120 = false;
-    }
-    return _S120;
-}
-
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S123)
-{
-    uint slice_1;
-    FixedArray<float, 2>  _S124;
-    subgroup_sums_0(of_thread_0, &_S124);
-    FixedArray<float, 2>  _S125 = _S124;
-    FixedArray<float, 2>  result_6 = _S124;
-    uint _S126 = this_7->count_0;
-    if((this_7->count_0) > 1U)
-    {
-        uint _S127 = turn_0 % 2U * 16U;
-        uint _S128 = this_7->lane_0;
-        if((this_7->lane_0) < 2U)
-        {
-            FixedArray<float, 2>  _S129 = _S125;
-            float _S130 = chosen_0(&_S129, _S128);
-            (*&parts_0)[_S127 + this_7->wave_0 * 2U + _S128] = _S130;
-        }
-        __syncthreads();
-        bool _S131 = Place_has_sums_0(this_7);
-        if(_S131)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S126)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S126)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S127 + (this_7->wave_0 + slice_1) * 2U + 1U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
-    }
-    *_S123 = result_6;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_4, uint of_its_0)
+{
+    uint _S140 = this_7->count_0;
+    uint _S141 = (turn_1 * 16U + i_4 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_0 = (*&parts_0)[_S141];
+    for(;;)
+    {
+        if(slice_1 < _S140)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_1 = sum_0 + (*&parts_0)[_S141 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
 }
 
 __device__ float activated_0(float z_0, uint activation_0)
 {
-    float _S132;
+    float _S142;
     if(activation_0 == 1U)
     {
-        _S132 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S142 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S132 = z_0;
+        _S142 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S132))));
+    return z_0 / (1.0f + (F32_exp((- _S142))));
 }
 
 struct GatedGemvParams_0
@@ -747,107 +772,128 @@ struct GatedGemvParams_0
     uint norm_offset_2;
     uint out_offset_0;
     uint n_2;
-    uint k_4;
+    uint k_5;
     float eps_0;
     uint activation_1;
     uint wide_0;
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q4_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(512, 1) sliced_gated_gemv_q4_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_6, GatedGemvParams_0 p_0)
 {
-    uint _S133 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S134 = slice_of_0(p_0.k_4, _S133);
-    Slice_0 slice_2 = _S134;
-    Place_0 _S135 = (&slice_2)->place_0;
-    uint _S136 = Place_alike_0(&_S135);
-    uint first_1 = group_number_0(blockIdx) * _S136;
-    if(first_1 >= (p_0.n_2))
+    uint _S143 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S144 = slice_of_0(p_0.k_5, _S143);
+    Slice_0 slice_2 = _S144;
+    Place_0 _S145 = (&slice_2)->place_0;
+    uint _S146 = Place_alike_0(&_S145);
+    uint first_2 = group_number_0(blockIdx) * _S146;
+    if(first_2 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S137 = (&slice_2)->place_0;
-    uint _S138 = Place_index_0(&_S137);
+    Place_0 _S147 = (&slice_2)->place_0;
+    uint _S148 = Place_index_0(&_S147);
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S139 = first_1 + _S138;
-    Slice_0 _S140 = slice_2;
-    Fetched_0 _S141 = Slice_fetch_0(&_S140, gate_0, p_0.gate_offset_0, _S139, p_0.n_2);
-    ahead_0[int(0)] = _S141;
-    Slice_0 _S142 = slice_2;
-    Fetched_0 _S143 = Slice_fetch_0(&_S142, up_0, p_0.up_offset_0, _S139, p_0.n_2);
-    ahead_0[int(1)] = _S143;
-    wait_for_kernel_before();
-    float _S144 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S133);
-    float _S145 = 1.0f / (F32_sqrt((_S144 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S146 = (U32_min((p_0.groups_0), (264U))) * _S136;
-    uint first_2 = first_1;
-    uint turn_1 = 0U;
+    uint _S149 = first_2 + _S148;
+    Slice_0 _S150 = slice_2;
+    Fetched_0 _S151 = Slice_fetch_0(&_S150, gate_0, p_0.gate_offset_0, _S149, p_0.n_2);
+    ahead_0[int(0)] = _S151;
+    Slice_0 _S152 = slice_2;
+    Fetched_0 _S153 = Slice_fetch_0(&_S152, up_0, p_0.up_offset_0, _S149, p_0.n_2);
+    ahead_0[int(1)] = _S153;
+    wait_for_inputs_0();
+    float _S154 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_5, _S143);
+    float _S155 = 1.0f / (F32_sqrt((_S154 / float(p_0.k_5) + p_0.eps_0)));
+    uint _S156 = (U32_min((p_0.groups_0), (132U))) * _S146;
+    uint first_3 = first_2;
     for(;;)
     {
-        if(first_2 < (p_0.n_2))
+        if(first_3 < (p_0.n_2))
         {
         }
         else
         {
             break;
         }
-        FixedArray<float, 2>  sums_1;
-        uint _S147 = first_2 + _S146;
-        uint _S148 = _S147 + _S138;
-        Slice_0 _S149 = slice_2;
-        Fetched_0 _S150 = ahead_0[int(0)];
-        float _S151 = Slice_product_0(&_S149, &_S150);
-        sums_1[int(0)] = _S151;
-        bool _S152 = _S147 < (p_0.n_2);
-        if(_S152)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            Slice_0 _S153 = slice_2;
-            Fetched_0 _S154 = Slice_fetch_0(&_S153, gate_0, p_0.gate_offset_0, _S148, p_0.n_2);
-            ahead_0[int(0)] = _S154;
+            bool _S157;
+            if(turn_2 < 16U)
+            {
+                _S157 = (first_3 + turn_2 * _S156) < (p_0.n_2);
+            }
+            else
+            {
+                _S157 = false;
+            }
+            if(_S157)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S158 = turn_2 + 1U;
+            uint _S159 = first_3 + _S158 * _S156;
+            FixedArray<float, 2>  sums_1;
+            Slice_0 _S160 = slice_2;
+            Fetched_0 _S161 = ahead_0[int(0)];
+            float _S162 = Slice_product_0(&_S160, &_S161);
+            sums_1[int(0)] = _S162;
+            bool _S163 = _S159 < (p_0.n_2);
+            if(_S163)
+            {
+                uint _S164 = _S159 + _S148;
+                Slice_0 _S165 = slice_2;
+                Fetched_0 _S166 = Slice_fetch_0(&_S165, gate_0, p_0.gate_offset_0, _S164, p_0.n_2);
+                ahead_0[int(0)] = _S166;
+            }
+            Slice_0 _S167 = slice_2;
+            Fetched_0 _S168 = ahead_0[int(1)];
+            float _S169 = Slice_product_0(&_S167, &_S168);
+            sums_1[int(1)] = _S169;
+            if(_S163)
+            {
+                uint _S170 = _S159 + _S148;
+                Slice_0 _S171 = slice_2;
+                Fetched_0 _S172 = Slice_fetch_0(&_S171, up_0, p_0.up_offset_0, _S170, p_0.n_2);
+                ahead_0[int(1)] = _S172;
+            }
+            Place_0 _S173 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S174 = sums_1;
+            Place_keep_0(&_S173, &_S174, turn_2);
+            turn_2 = _S158;
         }
-        Slice_0 _S155 = slice_2;
-        Fetched_0 _S156 = ahead_0[int(1)];
-        float _S157 = Slice_product_0(&_S155, &_S156);
-        sums_1[int(1)] = _S157;
-        if(_S152)
+        __syncthreads();
+        uint _S175 = _S143 / _S146;
+        uint _S176 = first_3 + _S175 * _S156;
+        uint _S177 = _S143 % _S146;
+        uint _S178 = _S176 + _S177;
+        bool _S179;
+        if(_S143 < (16U * _S146))
         {
-            Slice_0 _S158 = slice_2;
-            Fetched_0 _S159 = Slice_fetch_0(&_S158, up_0, p_0.up_offset_0, _S148, p_0.n_2);
-            ahead_0[int(1)] = _S159;
-        }
-        Place_0 _S160 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S161 = sums_1;
-        FixedArray<float, 2>  _S162;
-        Place_added_0(&_S160, &_S161, turn_1, &_S162);
-        FixedArray<float, 2>  _S163 = _S162;
-        uint _S164 = first_2 + _S138;
-        Place_0 _S165 = (&slice_2)->place_0;
-        bool _S166 = Place_has_sums_0(&_S165);
-        bool _S167;
-        if(_S166)
-        {
-            _S167 = ((&(&slice_2)->place_0)->lane_0) == 0U;
+            _S179 = _S178 < (p_0.n_2);
         }
         else
         {
-            _S167 = false;
+            _S179 = false;
         }
-        bool _S168;
-        if(_S167)
+        if(_S179)
         {
-            _S168 = _S164 < (p_0.n_2);
+            uint _S180 = _S143 / _S146;
+            uint _S181 = 2U * (_S143 % 1U);
+            Place_0 _S182 = (&slice_2)->place_0;
+            float _S183 = Place_kept_0(&_S182, _S180, _S177, _S181);
+            float * _S184 = (&(result_6)[p_0.out_offset_0 + _S178]);
+            float _S185 = activated_0(_S183 * _S155, p_0.activation_1);
+            uint _S186 = _S181 + 1U;
+            Place_0 _S187 = (&slice_2)->place_0;
+            float _S188 = Place_kept_0(&_S187, _S180, _S177, _S186);
+            *_S184 = _S185 * (_S188 * _S155);
         }
-        else
-        {
-            _S168 = false;
-        }
-        if(_S168)
-        {
-            *(&(result_7)[p_0.out_offset_0 + _S164]) = activated_0(_S163[int(0)] * _S145, p_0.activation_1) * (_S163[int(1)] * _S145);
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_2 = _S147;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_3 = first_3 + 16U * _S156;
     }
     return;
 }

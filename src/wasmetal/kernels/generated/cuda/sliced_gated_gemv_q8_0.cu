@@ -65,9 +65,9 @@ __device__ uint rounded_0(float4  v_0, float factor_0)
     return ((((_S1.x) & 255U) | (((_S1.y) & 255U) << int(8))) | (((_S1.z) & 255U) << int(16))) | ((_S1.w) << int(24));
 }
 
-__device__ __shared__ FixedArray<float, 512>  scales_0;
+__device__ __shared__ FixedArray<float, 1024>  scales_0;
 
-__device__ __shared__ FixedArray<uint4 , 1088>  memory_0;
+__device__ __shared__ FixedArray<uint4 , 2176>  memory_0;
 
 __device__ void put_0(uint word_0, uint value_0)
 {
@@ -75,97 +75,169 @@ __device__ void put_0(uint word_0, uint value_0)
     return;
 }
 
-__device__ __shared__ FixedArray<float, 8>  squares_of_waves_0;
+__device__ void quantize_four_0(float4  v_1, uint i_3, uint k_0)
+{
+    uint _S2 = k_0 / 64U * 17U;
+    uint4  _S3 = asuint_0(abs_0(v_1));
+    uint _S4 = (U32_max(((U32_max((_S3.x), (_S3.y)))), ((U32_max((_S3.z), (_S3.w))))));
+    uint _S5 = (__shfl_xor_sync(0xffffffffu, (_S4), (1U)));
+    uint _S6 = (U32_max((_S4), (_S5)));
+    uint _S7 = (__shfl_xor_sync(0xffffffffu, (_S6), (2U)));
+    uint _S8 = (U32_max((_S6), (_S7)));
+    uint _S9 = (__shfl_xor_sync(0xffffffffu, (_S8), (4U)));
+    float _S10 = (U32_asfloat(((U32_max((_S8), (_S9))))));
+    float _S11;
+    if(_S10 > 0.0f)
+    {
+        _S11 = 127.0f / _S10;
+    }
+    else
+    {
+        _S11 = 0.0f;
+    }
+    uint _S12 = rounded_0(v_1, _S11);
+    uint _S13 = (__shfl_up_sync(0xffffffffu, (_S12), 1));
+    uint _S14 = i_3 / 8U;
+    uint _S15 = i_3 % 8U;
+    uint _S16 = _S15 / 8U * _S2 + _S14 / 2U * 17U;
+    bool _S17 = _S15 == 0U;
+    if(_S17)
+    {
+        (*&scales_0)[_S14] = _S10 / 127.0f;
+    }
+    if((_S14 % 2U) != 0U)
+    {
+        put_0(_S16 + 8U + 1U + _S15, _S12);
+    }
+    else
+    {
+        uint _S18 = _S16 + _S15;
+        uint _S19;
+        if(_S17)
+        {
+            _S19 = 0U;
+        }
+        else
+        {
+            _S19 = _S13 >> int(16);
+        }
+        put_0(_S18, _S19 | (_S12 << int(16)));
+        if(_S15 == 7U)
+        {
+            put_0(_S16 + 8U, _S12 >> int(16));
+        }
+    }
+    return;
+}
+
+__device__ __shared__ FixedArray<float, 16>  squares_of_waves_0;
 
 __device__ float sum_of_squares_0(float squares_0, uint thread_0)
 {
-    float _S2 = (_waveSum(0xffffffffu, (squares_0)));
-    (*&squares_of_waves_0)[thread_0 / 32U] = _S2;
+    float _S20 = (_waveSum(0xffffffffu, (squares_0)));
+    (*&squares_of_waves_0)[thread_0 / 32U] = _S20;
     __syncthreads();
-    return (*&squares_of_waves_0)[0U] + (*&squares_of_waves_0)[1U] + (*&squares_of_waves_0)[2U] + (*&squares_of_waves_0)[3U] + (*&squares_of_waves_0)[4U] + (*&squares_of_waves_0)[5U] + (*&squares_of_waves_0)[6U] + (*&squares_of_waves_0)[7U];
+    return (*&squares_of_waves_0)[0U] + (*&squares_of_waves_0)[1U] + (*&squares_of_waves_0)[2U] + (*&squares_of_waves_0)[3U] + (*&squares_of_waves_0)[4U] + (*&squares_of_waves_0)[5U] + (*&squares_of_waves_0)[6U] + (*&squares_of_waves_0)[7U] + (*&squares_of_waves_0)[8U] + (*&squares_of_waves_0)[9U] + (*&squares_of_waves_0)[10U] + (*&squares_of_waves_0)[11U] + (*&squares_of_waves_0)[12U] + (*&squares_of_waves_0)[13U] + (*&squares_of_waves_0)[14U] + (*&squares_of_waves_0)[15U];
 }
 
-__device__ float quantize_0(StructuredBuffer<float4 > x_3, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_0, uint thread_1)
+__device__ float quantize_0(StructuredBuffer<float4 > x_3, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_1, uint thread_1)
 {
-    uint _S3 = k_0 / 64U * 17U;
-    float4  _S4 = (load_written(&((x_3))[(x_offset_0 + (U32_min((thread_1), (k_0 / 4U - 1U))))]));
-    float4  next_0 = _S4;
-    uint i_3 = thread_1;
+    uint first_0 = thread_1;
     float squares_1 = 0.0f;
     for(;;)
     {
-        if(i_3 < (k_0 / 4U))
+        if(first_0 < (k_1 / 4U))
         {
         }
         else
         {
             break;
         }
-        uint _S5 = i_3 + 256U;
-        float4  _S6 = (load_written(&((x_3))[(x_offset_0 + (U32_min((_S5), (k_0 / 4U - 1U))))]));
-        float squares_2 = squares_1 + dot_0(next_0, next_0);
-        float4  _S7 = __ldg((&(norm_0)[norm_offset_0 + i_3]));
-        float4  v_1 = next_0 * _S7;
-        uint4  _S8 = asuint_0(abs_0(v_1));
-        uint _S9 = (U32_max(((U32_max((_S8.x), (_S8.y)))), ((U32_max((_S8.z), (_S8.w))))));
-        uint _S10 = (__shfl_xor_sync(0xffffffffu, (_S9), (1U)));
-        uint _S11 = (U32_max((_S9), (_S10)));
-        uint _S12 = (__shfl_xor_sync(0xffffffffu, (_S11), (2U)));
-        uint _S13 = (U32_max((_S11), (_S12)));
-        uint _S14 = (__shfl_xor_sync(0xffffffffu, (_S13), (4U)));
-        float _S15 = (U32_asfloat(((U32_max((_S13), (_S14))))));
-        float _S16;
-        if(_S15 > 0.0f)
+        FixedArray<float4 , 4>  read_0;
+        FixedArray<float4 , 4>  norms_0;
+        uint _S21 = (U32_min((first_0), (k_1 / 4U - 1U)));
+        float4  _S22 = (load_written(&((x_3))[(x_offset_0 + _S21)]));
+        read_0[int(0)] = _S22;
+        float4  _S23 = __ldg((&(norm_0)[norm_offset_0 + _S21]));
+        norms_0[int(0)] = _S23;
+        uint _S24 = first_0 + 512U;
+        uint _S25 = (U32_min((_S24), (k_1 / 4U - 1U)));
+        float4  _S26 = (load_written(&((x_3))[(x_offset_0 + _S25)]));
+        read_0[int(1)] = _S26;
+        float4  _S27 = __ldg((&(norm_0)[norm_offset_0 + _S25]));
+        norms_0[int(1)] = _S27;
+        uint _S28 = first_0 + 1024U;
+        uint _S29 = (U32_min((_S28), (k_1 / 4U - 1U)));
+        float4  _S30 = (load_written(&((x_3))[(x_offset_0 + _S29)]));
+        read_0[int(2)] = _S30;
+        float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S29]));
+        norms_0[int(2)] = _S31;
+        uint _S32 = first_0 + 1536U;
+        uint _S33 = (U32_min((_S32), (k_1 / 4U - 1U)));
+        float4  _S34 = (load_written(&((x_3))[(x_offset_0 + _S33)]));
+        read_0[int(3)] = _S34;
+        float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
+        norms_0[int(3)] = _S35;
+        float squares_2;
+        if(first_0 < (k_1 / 4U))
         {
-            _S16 = 127.0f / _S15;
+            float squares_3 = squares_1 + dot_0(read_0[int(0)], read_0[int(0)]);
+            float4  _S36 = read_0[int(0)] * norms_0[int(0)];
+            read_0[int(0)] = _S36;
+            quantize_four_0(_S36, first_0, k_1);
+            squares_2 = squares_3;
         }
         else
         {
-            _S16 = 0.0f;
+            squares_2 = squares_1;
         }
-        uint _S17 = rounded_0(v_1, _S16);
-        uint _S18 = (__shfl_up_sync(0xffffffffu, (_S17), 1));
-        uint _S19 = i_3 / 8U;
-        uint _S20 = i_3 % 8U;
-        uint _S21 = _S20 / 8U * _S3 + _S19 / 2U * 17U;
-        bool _S22 = _S20 == 0U;
-        if(_S22)
+        float squares_4;
+        if(_S24 < (k_1 / 4U))
         {
-            (*&scales_0)[_S19] = _S15 / 127.0f;
-        }
-        if((_S19 % 2U) != 0U)
-        {
-            put_0(_S21 + 8U + 1U + _S20, _S17);
+            float squares_5 = squares_2 + dot_0(read_0[int(1)], read_0[int(1)]);
+            float4  _S37 = read_0[int(1)] * norms_0[int(1)];
+            read_0[int(1)] = _S37;
+            quantize_four_0(_S37, _S24, k_1);
+            squares_4 = squares_5;
         }
         else
         {
-            uint _S23 = _S21 + _S20;
-            uint _S24;
-            if(_S22)
-            {
-                _S24 = 0U;
-            }
-            else
-            {
-                _S24 = _S18 >> int(16);
-            }
-            put_0(_S23, _S24 | (_S17 << int(16)));
-            if(_S20 == 7U)
-            {
-                put_0(_S21 + 8U, _S17 >> int(16));
-            }
+            squares_4 = squares_2;
         }
-        next_0 = _S6;
-        i_3 = _S5;
-        squares_1 = squares_2;
+        float squares_6;
+        if(_S28 < (k_1 / 4U))
+        {
+            float squares_7 = squares_4 + dot_0(read_0[int(2)], read_0[int(2)]);
+            float4  _S38 = read_0[int(2)] * norms_0[int(2)];
+            read_0[int(2)] = _S38;
+            quantize_four_0(_S38, _S28, k_1);
+            squares_6 = squares_7;
+        }
+        else
+        {
+            squares_6 = squares_4;
+        }
+        if(_S32 < (k_1 / 4U))
+        {
+            float squares_8 = squares_6 + dot_0(read_0[int(3)], read_0[int(3)]);
+            float4  _S39 = read_0[int(3)] * norms_0[int(3)];
+            read_0[int(3)] = _S39;
+            quantize_four_0(_S39, _S32, k_1);
+            squares_1 = squares_8;
+        }
+        else
+        {
+            squares_1 = squares_6;
+        }
+        first_0 = first_0 + 2048U;
     }
-    float _S25 = sum_of_squares_0(squares_1, thread_1);
-    return _S25;
+    float _S40 = sum_of_squares_0(squares_1, thread_1);
+    return _S40;
 }
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
 {
-    float _S26 = (*values_0)[int(0)];
+    float _S41 = (*values_0)[int(0)];
     float result_4;
     if(number_0 == 1U)
     {
@@ -173,19 +245,19 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
     }
     else
     {
-        result_4 = _S26;
+        result_4 = _S41;
     }
     return result_4;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S27)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S42)
 {
     FixedArray<float, 2>  result_5;
-    float _S28 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_5[int(0)] = _S28;
-    float _S29 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_5[int(1)] = _S29;
-    *_S27 = result_5;
+    float _S43 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_5[int(0)] = _S43;
+    float _S44 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_5[int(1)] = _S44;
+    *_S42 = result_5;
     return;
 }
 
@@ -203,237 +275,237 @@ struct Slice_0
     uint row_pieces_0;
     uint pieces_0;
     FixedArray<uint, 17>  words_0;
-    float first_0;
+    float first_1;
     float second_0;
 };
 
-__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_4, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_1, uint thread_2)
+__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_4, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_2, uint thread_2)
 {
-    float _S30 = quantize_0(x_4, x_offset_1, norm_1, norm_offset_1, k_1, thread_2);
-    uint _S31 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
-    bool _S32 = _S31 < (k_1 / 64U);
-    float _S33;
-    if(_S32)
+    float _S45 = quantize_0(x_4, x_offset_1, norm_1, norm_offset_1, k_2, thread_2);
+    uint _S46 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
+    bool _S47 = _S46 < (k_2 / 64U);
+    float _S48;
+    if(_S47)
     {
-        _S33 = (*&scales_0)[2U * _S31];
+        _S48 = (*&scales_0)[2U * _S46];
     }
     else
     {
-        _S33 = 0.0f;
+        _S48 = 0.0f;
     }
-    this_0->first_0 = _S33;
-    if(_S32)
+    this_0->first_1 = _S48;
+    if(_S47)
     {
-        _S33 = (*&scales_0)[2U * _S31 + 1U];
+        _S48 = (*&scales_0)[2U * _S46 + 1U];
     }
     else
     {
-        _S33 = 0.0f;
+        _S48 = 0.0f;
     }
-    this_0->second_0 = _S33;
-    uint _S34;
-    if(_S32)
+    this_0->second_0 = _S48;
+    uint _S49;
+    if(_S47)
     {
-        uint _S35 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U)]);
-        _S34 = _S35;
+        uint _S50 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U)]);
+        _S49 = _S50;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(0)] = _S34;
-    if(_S32)
+    this_0->words_0[int(0)] = _S49;
+    if(_S47)
     {
-        uint _S36 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 1U)]);
-        _S34 = _S36;
+        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 1U)]);
+        _S49 = _S51;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(1)] = _S34;
-    if(_S32)
+    this_0->words_0[int(1)] = _S49;
+    if(_S47)
     {
-        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 2U)]);
-        _S34 = _S37;
+        uint _S52 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 2U)]);
+        _S49 = _S52;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(2)] = _S34;
-    if(_S32)
+    this_0->words_0[int(2)] = _S49;
+    if(_S47)
     {
-        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 3U)]);
-        _S34 = _S38;
+        uint _S53 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 3U)]);
+        _S49 = _S53;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(3)] = _S34;
-    if(_S32)
+    this_0->words_0[int(3)] = _S49;
+    if(_S47)
     {
-        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 4U)]);
-        _S34 = _S39;
+        uint _S54 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 4U)]);
+        _S49 = _S54;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(4)] = _S34;
-    if(_S32)
+    this_0->words_0[int(4)] = _S49;
+    if(_S47)
     {
-        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 5U)]);
-        _S34 = _S40;
+        uint _S55 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 5U)]);
+        _S49 = _S55;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(5)] = _S34;
-    if(_S32)
+    this_0->words_0[int(5)] = _S49;
+    if(_S47)
     {
-        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 6U)]);
-        _S34 = _S41;
+        uint _S56 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 6U)]);
+        _S49 = _S56;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(6)] = _S34;
-    if(_S32)
+    this_0->words_0[int(6)] = _S49;
+    if(_S47)
     {
-        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 7U)]);
-        _S34 = _S42;
+        uint _S57 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 7U)]);
+        _S49 = _S57;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(7)] = _S34;
-    if(_S32)
+    this_0->words_0[int(7)] = _S49;
+    if(_S47)
     {
-        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 8U)]);
-        _S34 = _S43;
+        uint _S58 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 8U)]);
+        _S49 = _S58;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(8)] = _S34;
-    if(_S32)
+    this_0->words_0[int(8)] = _S49;
+    if(_S47)
     {
-        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 9U)]);
-        _S34 = _S44;
+        uint _S59 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 9U)]);
+        _S49 = _S59;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(9)] = _S34;
-    if(_S32)
+    this_0->words_0[int(9)] = _S49;
+    if(_S47)
     {
-        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 10U)]);
-        _S34 = _S45;
+        uint _S60 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 10U)]);
+        _S49 = _S60;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(10)] = _S34;
-    if(_S32)
+    this_0->words_0[int(10)] = _S49;
+    if(_S47)
     {
-        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 11U)]);
-        _S34 = _S46;
+        uint _S61 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 11U)]);
+        _S49 = _S61;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(11)] = _S34;
-    if(_S32)
+    this_0->words_0[int(11)] = _S49;
+    if(_S47)
     {
-        uint _S47 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 12U)]);
-        _S34 = _S47;
+        uint _S62 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 12U)]);
+        _S49 = _S62;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(12)] = _S34;
-    if(_S32)
+    this_0->words_0[int(12)] = _S49;
+    if(_S47)
     {
-        uint _S48 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 13U)]);
-        _S34 = _S48;
+        uint _S63 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 13U)]);
+        _S49 = _S63;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(13)] = _S34;
-    if(_S32)
+    this_0->words_0[int(13)] = _S49;
+    if(_S47)
     {
-        uint _S49 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 14U)]);
-        _S34 = _S49;
+        uint _S64 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 14U)]);
+        _S49 = _S64;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(14)] = _S34;
-    if(_S32)
+    this_0->words_0[int(14)] = _S49;
+    if(_S47)
     {
-        uint _S50 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 15U)]);
-        _S34 = _S50;
+        uint _S65 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 15U)]);
+        _S49 = _S65;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(15)] = _S34;
-    if(_S32)
+    this_0->words_0[int(15)] = _S49;
+    if(_S47)
     {
-        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S31 * 17U + 16U)]);
-        _S34 = _S51;
+        uint _S66 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S46 * 17U + 16U)]);
+        _S49 = _S66;
     }
     else
     {
-        _S34 = 0U;
+        _S49 = 0U;
     }
-    this_0->words_0[int(16)] = _S34;
+    this_0->words_0[int(16)] = _S49;
     __syncthreads();
-    return _S30;
+    return _S45;
 }
 
-__device__ Place_0 place_of_0(uint k_2, uint thread_3)
+__device__ Place_0 place_of_0(uint k_3, uint thread_3)
 {
     Place_0 place_1;
     (&place_1)->lane_0 = thread_3 % 32U;
-    uint _S52 = thread_3 / 32U;
-    (&place_1)->wave_0 = _S52;
-    uint _S53 = (k_2 + 2048U - 1U) / 2048U;
-    (&place_1)->count_0 = _S53;
-    uint _S54 = _S52 % _S53;
-    (&place_1)->number_1 = _S54;
+    uint _S67 = thread_3 / 32U;
+    (&place_1)->wave_0 = _S67;
+    uint _S68 = (k_3 + 2048U - 1U) / 2048U;
+    (&place_1)->count_0 = _S68;
+    uint _S69 = _S67 % _S68;
+    (&place_1)->number_1 = _S69;
     return place_1;
 }
 
-__device__ Slice_0 slice_of_0(uint k_3, uint thread_4)
+__device__ Slice_0 slice_of_0(uint k_4, uint thread_4)
 {
     Slice_0 slice_0;
-    Place_0 _S55 = place_of_0(k_3, thread_4);
-    (&slice_0)->place_0 = _S55;
-    uint _S56 = k_3 / 32U * 17U / 8U;
-    (&slice_0)->row_pieces_0 = _S56;
-    (&slice_0)->pieces_0 = (U32_min((_S56 - (&(&slice_0)->place_0)->number_1 * 136U), (136U)));
+    Place_0 _S70 = place_of_0(k_4, thread_4);
+    (&slice_0)->place_0 = _S70;
+    uint _S71 = k_4 / 32U * 17U / 8U;
+    (&slice_0)->row_pieces_0 = _S71;
+    (&slice_0)->pieces_0 = (U32_min((_S71 - (&(&slice_0)->place_0)->number_1 * 136U), (136U)));
     return slice_0;
 }
 
 __device__ uint Place_alike_0(Place_0 * this_1)
 {
-    uint _S57 = 8U / this_1->count_0;
-    return _S57;
+    uint _S72 = 16U / this_1->count_0;
+    return _S72;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -443,24 +515,24 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint Place_index_0(Place_0 * this_2)
 {
-    uint _S58 = this_2->wave_0 / this_2->count_0;
-    return _S58;
+    uint _S73 = this_2->wave_0 / this_2->count_0;
+    return _S73;
 }
 
 __device__ uint Place_row_0(Place_0 * this_3, uint row_0, uint n_0)
 {
-    uint _S59 = Place_index_0(this_3);
-    uint _S60 = Place_alike_0(this_3);
-    uint _S61;
-    if(_S59 < _S60)
+    uint _S74 = Place_index_0(this_3);
+    uint _S75 = Place_alike_0(this_3);
+    uint _S76;
+    if(_S74 < _S75)
     {
-        _S61 = (U32_min((row_0), (n_0 - 1U)));
+        _S76 = (U32_min((row_0), (n_0 - 1U)));
     }
     else
     {
-        _S61 = n_0 - 1U;
+        _S76 = n_0 - 1U;
     }
-    return _S61;
+    return _S76;
 }
 
 struct Fetched_0
@@ -471,47 +543,53 @@ struct Fetched_0
 __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > weight_0, uint offset_0, uint row_1, uint n_1)
 {
     Fetched_0 fetched_0;
-    uint _S62 = offset_0 / 4U;
-    uint _S63 = Place_row_0(&this_4->place_0, row_1, n_1);
-    uint _S64 = _S62 + _S63 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 136U;
-    uint _S65 = this_4->pieces_0;
+    uint _S77 = offset_0 / 4U;
+    uint _S78 = Place_row_0(&this_4->place_0, row_1, n_1);
+    uint _S79 = _S77 + _S78 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 136U;
+    uint _S80 = this_4->pieces_0;
     if((this_4->pieces_0) == 136U)
     {
-        uint _S66 = (&this_4->place_0)->lane_0;
-        uint _S67 = _S64 + (&this_4->place_0)->lane_0;
-        uint4  _S68 = (load_weights(&((weight_0))[(_S67)] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S68;
-        uint4  _S69 = (load_weights(&((weight_0))[(_S67)] + (int(32))));
-        (&fetched_0)->pieces_1[int(1)] = _S69;
-        uint4  _S70 = (load_weights(&((weight_0))[(_S67)] + (int(64))));
-        (&fetched_0)->pieces_1[int(2)] = _S70;
-        uint4  _S71 = (load_weights(&((weight_0))[(_S67)] + (int(96))));
-        (&fetched_0)->pieces_1[int(3)] = _S71;
-        int4  _S72 = make_int4 (int(0));
-        uint4  _S73 = make_uint4 ((uint)_S72.x, (uint)_S72.y, (uint)_S72.z, (uint)_S72.w);
-        (&fetched_0)->pieces_1[int(4)] = _S73;
-        if((128U + _S66) < 136U)
+        uint _S81 = (&this_4->place_0)->lane_0;
+        uint _S82 = _S79 + (&this_4->place_0)->lane_0;
+        uint4  _S83 = (load_weights(&((weight_0))[(_S82)] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S83;
+        uint4  _S84 = (load_weights(&((weight_0))[(_S82)] + (int(32))));
+        (&fetched_0)->pieces_1[int(1)] = _S84;
+        uint4  _S85 = (load_weights(&((weight_0))[(_S82)] + (int(64))));
+        (&fetched_0)->pieces_1[int(2)] = _S85;
+        uint4  _S86 = (load_weights(&((weight_0))[(_S82)] + (int(96))));
+        (&fetched_0)->pieces_1[int(3)] = _S86;
+        int4  _S87 = make_int4 (int(0));
+        uint4  _S88 = make_uint4 ((uint)_S87.x, (uint)_S87.y, (uint)_S87.z, (uint)_S87.w);
+        (&fetched_0)->pieces_1[int(4)] = _S88;
+        if((128U + _S81) < 136U)
         {
-            uint4  _S74 = (load_weights(&((weight_0))[(_S67)] + (int(128))));
-            (&fetched_0)->pieces_1[int(4)] = _S74;
+            uint4  _S89 = (load_weights(&((weight_0))[(_S82)] + (int(128))));
+            (&fetched_0)->pieces_1[int(4)] = _S89;
         }
     }
     else
     {
-        uint _S75 = (&this_4->place_0)->lane_0;
-        uint _S76 = _S65 - 1U;
-        uint4  _S77 = (load_weights(&((weight_0))[(_S64 + (U32_min(((&this_4->place_0)->lane_0), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S77;
-        uint4  _S78 = (load_weights(&((weight_0))[(_S64 + (U32_min((32U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S78;
-        uint4  _S79 = (load_weights(&((weight_0))[(_S64 + (U32_min((64U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S79;
-        uint4  _S80 = (load_weights(&((weight_0))[(_S64 + (U32_min((96U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(3)] = _S80;
-        uint4  _S81 = (load_weights(&((weight_0))[(_S64 + (U32_min((128U + _S75), (_S76))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S81;
+        uint _S90 = (&this_4->place_0)->lane_0;
+        uint _S91 = _S80 - 1U;
+        uint4  _S92 = (load_weights(&((weight_0))[(_S79 + (U32_min(((&this_4->place_0)->lane_0), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S92;
+        uint4  _S93 = (load_weights(&((weight_0))[(_S79 + (U32_min((32U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S93;
+        uint4  _S94 = (load_weights(&((weight_0))[(_S79 + (U32_min((64U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S94;
+        uint4  _S95 = (load_weights(&((weight_0))[(_S79 + (U32_min((96U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(3)] = _S95;
+        uint4  _S96 = (load_weights(&((weight_0))[(_S79 + (U32_min((128U + _S90), (_S91))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(4)] = _S96;
     }
     return fetched_0;
+}
+
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
 }
 
 __device__ uint Q8_0Integers_unpacked_0(uint word_1, int list_0)
@@ -526,250 +604,197 @@ __device__ float2  halves_0(uint word_2)
 
 __device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S82 = (&this_5->place_0)->wave_0 * 136U;
-    uint _S83 = (&this_5->place_0)->lane_0;
-    uint4  _S84;
+    uint _S97 = (&this_5->place_0)->wave_0 * 136U;
+    uint _S98 = (&this_5->place_0)->lane_0;
+    uint4  _S99;
     if(((&this_5->place_0)->lane_0) < 136U)
     {
-        if(_S83 < (this_5->pieces_0))
+        if(_S98 < (this_5->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(0)];
+            _S99 = fetched_1->pieces_1[int(0)];
         }
         else
         {
-            int4  _S85 = make_int4 (int(0));
-            uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
-            _S84 = _S86;
+            int4  _S100 = make_int4 (int(0));
+            uint4  _S101 = make_uint4 ((uint)_S100.x, (uint)_S100.y, (uint)_S100.z, (uint)_S100.w);
+            _S99 = _S101;
         }
-        (*&memory_0)[_S82 + _S83] = _S84;
+        (*&memory_0)[_S97 + _S98] = _S99;
     }
-    uint _S87 = 32U + _S83;
-    if(_S87 < 136U)
+    uint _S102 = 32U + _S98;
+    if(_S102 < 136U)
     {
-        if(_S87 < (this_5->pieces_0))
+        if(_S102 < (this_5->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(1)];
+            _S99 = fetched_1->pieces_1[int(1)];
         }
         else
         {
-            int4  _S88 = make_int4 (int(0));
-            uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
-            _S84 = _S89;
+            int4  _S103 = make_int4 (int(0));
+            uint4  _S104 = make_uint4 ((uint)_S103.x, (uint)_S103.y, (uint)_S103.z, (uint)_S103.w);
+            _S99 = _S104;
         }
-        (*&memory_0)[_S82 + 32U + _S83] = _S84;
+        (*&memory_0)[_S97 + 32U + _S98] = _S99;
     }
-    uint _S90 = 64U + _S83;
-    if(_S90 < 136U)
+    uint _S105 = 64U + _S98;
+    if(_S105 < 136U)
     {
-        if(_S90 < (this_5->pieces_0))
+        if(_S105 < (this_5->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(2)];
+            _S99 = fetched_1->pieces_1[int(2)];
         }
         else
         {
-            int4  _S91 = make_int4 (int(0));
-            uint4  _S92 = make_uint4 ((uint)_S91.x, (uint)_S91.y, (uint)_S91.z, (uint)_S91.w);
-            _S84 = _S92;
+            int4  _S106 = make_int4 (int(0));
+            uint4  _S107 = make_uint4 ((uint)_S106.x, (uint)_S106.y, (uint)_S106.z, (uint)_S106.w);
+            _S99 = _S107;
         }
-        (*&memory_0)[_S82 + 64U + _S83] = _S84;
+        (*&memory_0)[_S97 + 64U + _S98] = _S99;
     }
-    uint _S93 = 96U + _S83;
-    if(_S93 < 136U)
+    uint _S108 = 96U + _S98;
+    if(_S108 < 136U)
     {
-        if(_S93 < (this_5->pieces_0))
+        if(_S108 < (this_5->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(3)];
+            _S99 = fetched_1->pieces_1[int(3)];
         }
         else
         {
-            int4  _S94 = make_int4 (int(0));
-            uint4  _S95 = make_uint4 ((uint)_S94.x, (uint)_S94.y, (uint)_S94.z, (uint)_S94.w);
-            _S84 = _S95;
+            int4  _S109 = make_int4 (int(0));
+            uint4  _S110 = make_uint4 ((uint)_S109.x, (uint)_S109.y, (uint)_S109.z, (uint)_S109.w);
+            _S99 = _S110;
         }
-        (*&memory_0)[_S82 + 96U + _S83] = _S84;
+        (*&memory_0)[_S97 + 96U + _S98] = _S99;
     }
-    uint _S96 = 128U + _S83;
-    if(_S96 < 136U)
+    uint _S111 = 128U + _S98;
+    if(_S111 < 136U)
     {
-        if(_S96 < (this_5->pieces_0))
+        if(_S111 < (this_5->pieces_0))
         {
-            _S84 = fetched_1->pieces_1[int(4)];
+            _S99 = fetched_1->pieces_1[int(4)];
         }
         else
         {
-            int4  _S97 = make_int4 (int(0));
-            uint4  _S98 = make_uint4 ((uint)_S97.x, (uint)_S97.y, (uint)_S97.z, (uint)_S97.w);
-            _S84 = _S98;
+            int4  _S112 = make_int4 (int(0));
+            uint4  _S113 = make_uint4 ((uint)_S112.x, (uint)_S112.y, (uint)_S112.z, (uint)_S112.w);
+            _S99 = _S113;
         }
-        (*&memory_0)[_S82 + 128U + _S83] = _S84;
+        (*&memory_0)[_S97 + 128U + _S98] = _S99;
     }
     __syncwarp();
     FixedArray<uint, 17>  weights_0;
-    uint _S99 = _S83 * 17U;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99)]);
-    weights_0[int(0)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 1U)]);
-    weights_0[int(1)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 2U)]);
-    weights_0[int(2)] = _S102;
-    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 3U)]);
-    weights_0[int(3)] = _S103;
-    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 4U)]);
-    weights_0[int(4)] = _S104;
-    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 5U)]);
-    weights_0[int(5)] = _S105;
-    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 6U)]);
-    weights_0[int(6)] = _S106;
-    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 7U)]);
-    weights_0[int(7)] = _S107;
-    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 8U)]);
-    weights_0[int(8)] = _S108;
-    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 9U)]);
-    weights_0[int(9)] = _S109;
-    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 10U)]);
-    weights_0[int(10)] = _S110;
-    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 11U)]);
-    weights_0[int(11)] = _S111;
-    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 12U)]);
-    weights_0[int(12)] = _S112;
-    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 13U)]);
-    weights_0[int(13)] = _S113;
-    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 14U)]);
-    weights_0[int(14)] = _S114;
-    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 15U)]);
-    weights_0[int(15)] = _S115;
-    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S99 + 16U)]);
-    weights_0[int(16)] = _S116;
+    uint _S114 = _S98 * 17U;
+    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114)]);
+    weights_0[int(0)] = _S115;
+    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 1U)]);
+    weights_0[int(1)] = _S116;
+    uint _S117 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 2U)]);
+    weights_0[int(2)] = _S117;
+    uint _S118 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 3U)]);
+    weights_0[int(3)] = _S118;
+    uint _S119 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 4U)]);
+    weights_0[int(4)] = _S119;
+    uint _S120 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 5U)]);
+    weights_0[int(5)] = _S120;
+    uint _S121 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 6U)]);
+    weights_0[int(6)] = _S121;
+    uint _S122 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 7U)]);
+    weights_0[int(7)] = _S122;
+    uint _S123 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 8U)]);
+    weights_0[int(8)] = _S123;
+    uint _S124 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 9U)]);
+    weights_0[int(9)] = _S124;
+    uint _S125 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 10U)]);
+    weights_0[int(10)] = _S125;
+    uint _S126 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 11U)]);
+    weights_0[int(11)] = _S126;
+    uint _S127 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 12U)]);
+    weights_0[int(12)] = _S127;
+    uint _S128 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 13U)]);
+    weights_0[int(13)] = _S128;
+    uint _S129 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 14U)]);
+    weights_0[int(14)] = _S129;
+    uint _S130 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 15U)]);
+    weights_0[int(15)] = _S130;
+    uint _S131 = (((const unsigned*)((&(*&memory_0)[_S97])))[(_S114 + 16U)]);
+    weights_0[int(16)] = _S131;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
-    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(1)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_5->words_0[int(2)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_5->words_0[int(3)])), (_S119)));
-    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_5->words_0[int(4)])), (_S120)));
-    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_5->words_0[int(5)])), (_S121)));
-    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_5->words_0[int(6)])), (_S122)));
-    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_5->words_0[int(7)])), (_S123)));
-    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_5->words_0[int(8)])), (_S124)));
-    sums_0[int(0)] = _S125;
-    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_5->words_0[int(9)])), (sums_0[int(1)])));
-    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_5->words_0[int(10)])), (_S126)));
-    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_5->words_0[int(11)])), (_S127)));
-    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_5->words_0[int(12)])), (_S128)));
-    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_5->words_0[int(13)])), (_S129)));
-    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_5->words_0[int(14)])), (_S130)));
-    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_5->words_0[int(15)])), (_S131)));
-    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_5->words_0[int(16)])), (_S132)));
-    sums_0[int(1)] = _S133;
-    return halves_0(_S100).x * this_5->first_0 * ((I32_asfloat((_S125))) - 1.2582912e+07f) + halves_0(_S108).y * this_5->second_0 * ((I32_asfloat((_S133))) - 1.2582912e+07f);
+    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_5->words_0[int(1)])), (_S132)));
+    int _S134 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S117, int(0)))), (int)((this_5->words_0[int(2)])), (_S133)));
+    int _S135 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S118, int(0)))), (int)((this_5->words_0[int(3)])), (_S134)));
+    int _S136 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S119, int(0)))), (int)((this_5->words_0[int(4)])), (_S135)));
+    int _S137 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S120, int(0)))), (int)((this_5->words_0[int(5)])), (_S136)));
+    int _S138 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S121, int(0)))), (int)((this_5->words_0[int(6)])), (_S137)));
+    int _S139 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S122, int(0)))), (int)((this_5->words_0[int(7)])), (_S138)));
+    int _S140 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S123, int(0)))), (int)((this_5->words_0[int(8)])), (_S139)));
+    sums_0[int(0)] = _S140;
+    int _S141 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S124, int(0)))), (int)((this_5->words_0[int(9)])), (sums_0[int(1)])));
+    int _S142 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S125, int(0)))), (int)((this_5->words_0[int(10)])), (_S141)));
+    int _S143 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S126, int(0)))), (int)((this_5->words_0[int(11)])), (_S142)));
+    int _S144 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S127, int(0)))), (int)((this_5->words_0[int(12)])), (_S143)));
+    int _S145 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S128, int(0)))), (int)((this_5->words_0[int(13)])), (_S144)));
+    int _S146 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S129, int(0)))), (int)((this_5->words_0[int(14)])), (_S145)));
+    int _S147 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S130, int(0)))), (int)((this_5->words_0[int(15)])), (_S146)));
+    int _S148 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S131, int(0)))), (int)((this_5->words_0[int(16)])), (_S147)));
+    sums_0[int(1)] = _S148;
+    return halves_0(_S115).x * this_5->first_1 * ((I32_asfloat((_S140))) - 1.2582912e+07f) + halves_0(_S123).y * this_5->second_0 * ((I32_asfloat((_S148))) - 1.2582912e+07f);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 512>  parts_0;
 
-__device__ bool Place_has_sums_0(Place_0 * this_6)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    bool _S134;
-    if((this_6->number_1) == 0U)
+    FixedArray<float, 2>  _S149;
+    subgroup_sums_0(of_thread_0, &_S149);
+    FixedArray<float, 2>  _S150 = _S149;
+    uint _S151 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S135 = Place_index_0(this_6);
-        uint _S136 = Place_alike_0(this_6);
-        _S134 = _S135 < _S136;
+        FixedArray<float, 2>  _S152 = _S150;
+        float _S153 = chosen_0(&_S152, _S151);
+        (*&parts_0)[(turn_0 * 16U + this_6->wave_0) * 2U + _S151] = _S153;
     }
-    else
-    {
-        _S134 = false;
-    }
-    return _S134;
-}
-
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S137)
-{
-    uint slice_1;
-    FixedArray<float, 2>  _S138;
-    subgroup_sums_0(of_thread_0, &_S138);
-    FixedArray<float, 2>  _S139 = _S138;
-    FixedArray<float, 2>  result_6 = _S138;
-    uint _S140 = this_7->count_0;
-    if((this_7->count_0) > 1U)
-    {
-        uint _S141 = turn_0 % 2U * 16U;
-        uint _S142 = this_7->lane_0;
-        if((this_7->lane_0) < 2U)
-        {
-            FixedArray<float, 2>  _S143 = _S139;
-            float _S144 = chosen_0(&_S143, _S142);
-            (*&parts_0)[_S141 + this_7->wave_0 * 2U + _S142] = _S144;
-        }
-        __syncthreads();
-        bool _S145 = Place_has_sums_0(this_7);
-        if(_S145)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S140)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_6[int(0)] = result_6[int(0)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S140)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_6[int(1)] = result_6[int(1)] + (*&parts_0)[_S141 + (this_7->wave_0 + slice_1) * 2U + 1U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
-    }
-    *_S137 = result_6;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_4, uint of_its_0)
+{
+    uint _S154 = this_7->count_0;
+    uint _S155 = (turn_1 * 16U + i_4 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_0 = (*&parts_0)[_S155];
+    for(;;)
+    {
+        if(slice_1 < _S154)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_1 = sum_0 + (*&parts_0)[_S155 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
 }
 
 __device__ float activated_0(float z_0, uint activation_0)
 {
-    float _S146;
+    float _S156;
     if(activation_0 == 1U)
     {
-        _S146 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S156 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S146 = z_0;
+        _S156 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S146))));
+    return z_0 / (1.0f + (F32_exp((- _S156))));
 }
 
 struct GatedGemvParams_0
@@ -780,107 +805,128 @@ struct GatedGemvParams_0
     uint norm_offset_2;
     uint out_offset_0;
     uint n_2;
-    uint k_4;
+    uint k_5;
     float eps_0;
     uint activation_1;
     uint wide_0;
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 2) sliced_gated_gemv_q8_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(512, 1) sliced_gated_gemv_q8_0(StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_2, RWStructuredBuffer<float> result_6, GatedGemvParams_0 p_0)
 {
-    uint _S147 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S148 = slice_of_0(p_0.k_4, _S147);
-    Slice_0 slice_2 = _S148;
-    Place_0 _S149 = (&slice_2)->place_0;
-    uint _S150 = Place_alike_0(&_S149);
-    uint first_1 = group_number_0(blockIdx) * _S150;
-    if(first_1 >= (p_0.n_2))
+    uint _S157 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S158 = slice_of_0(p_0.k_5, _S157);
+    Slice_0 slice_2 = _S158;
+    Place_0 _S159 = (&slice_2)->place_0;
+    uint _S160 = Place_alike_0(&_S159);
+    uint first_2 = group_number_0(blockIdx) * _S160;
+    if(first_2 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S151 = (&slice_2)->place_0;
-    uint _S152 = Place_index_0(&_S151);
+    Place_0 _S161 = (&slice_2)->place_0;
+    uint _S162 = Place_index_0(&_S161);
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S153 = first_1 + _S152;
-    Slice_0 _S154 = slice_2;
-    Fetched_0 _S155 = Slice_fetch_0(&_S154, gate_0, p_0.gate_offset_0, _S153, p_0.n_2);
-    ahead_0[int(0)] = _S155;
-    Slice_0 _S156 = slice_2;
-    Fetched_0 _S157 = Slice_fetch_0(&_S156, up_0, p_0.up_offset_0, _S153, p_0.n_2);
-    ahead_0[int(1)] = _S157;
-    wait_for_kernel_before();
-    float _S158 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_4, _S147);
-    float _S159 = 1.0f / (F32_sqrt((_S158 / float(p_0.k_4) + p_0.eps_0)));
-    uint _S160 = (U32_min((p_0.groups_0), (264U))) * _S150;
-    uint first_2 = first_1;
-    uint turn_1 = 0U;
+    uint _S163 = first_2 + _S162;
+    Slice_0 _S164 = slice_2;
+    Fetched_0 _S165 = Slice_fetch_0(&_S164, gate_0, p_0.gate_offset_0, _S163, p_0.n_2);
+    ahead_0[int(0)] = _S165;
+    Slice_0 _S166 = slice_2;
+    Fetched_0 _S167 = Slice_fetch_0(&_S166, up_0, p_0.up_offset_0, _S163, p_0.n_2);
+    ahead_0[int(1)] = _S167;
+    wait_for_inputs_0();
+    float _S168 = Slice_take_0(&slice_2, x_5, p_0.x_offset_2, norm_2, p_0.norm_offset_2, p_0.k_5, _S157);
+    float _S169 = 1.0f / (F32_sqrt((_S168 / float(p_0.k_5) + p_0.eps_0)));
+    uint _S170 = (U32_min((p_0.groups_0), (132U))) * _S160;
+    uint first_3 = first_2;
     for(;;)
     {
-        if(first_2 < (p_0.n_2))
+        if(first_3 < (p_0.n_2))
         {
         }
         else
         {
             break;
         }
-        FixedArray<float, 2>  sums_1;
-        uint _S161 = first_2 + _S160;
-        uint _S162 = _S161 + _S152;
-        Slice_0 _S163 = slice_2;
-        Fetched_0 _S164 = ahead_0[int(0)];
-        float _S165 = Slice_product_0(&_S163, &_S164);
-        sums_1[int(0)] = _S165;
-        bool _S166 = _S161 < (p_0.n_2);
-        if(_S166)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            Slice_0 _S167 = slice_2;
-            Fetched_0 _S168 = Slice_fetch_0(&_S167, gate_0, p_0.gate_offset_0, _S162, p_0.n_2);
-            ahead_0[int(0)] = _S168;
+            bool _S171;
+            if(turn_2 < 16U)
+            {
+                _S171 = (first_3 + turn_2 * _S170) < (p_0.n_2);
+            }
+            else
+            {
+                _S171 = false;
+            }
+            if(_S171)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S172 = turn_2 + 1U;
+            uint _S173 = first_3 + _S172 * _S170;
+            FixedArray<float, 2>  sums_1;
+            Slice_0 _S174 = slice_2;
+            Fetched_0 _S175 = ahead_0[int(0)];
+            float _S176 = Slice_product_0(&_S174, &_S175);
+            sums_1[int(0)] = _S176;
+            bool _S177 = _S173 < (p_0.n_2);
+            if(_S177)
+            {
+                uint _S178 = _S173 + _S162;
+                Slice_0 _S179 = slice_2;
+                Fetched_0 _S180 = Slice_fetch_0(&_S179, gate_0, p_0.gate_offset_0, _S178, p_0.n_2);
+                ahead_0[int(0)] = _S180;
+            }
+            Slice_0 _S181 = slice_2;
+            Fetched_0 _S182 = ahead_0[int(1)];
+            float _S183 = Slice_product_0(&_S181, &_S182);
+            sums_1[int(1)] = _S183;
+            if(_S177)
+            {
+                uint _S184 = _S173 + _S162;
+                Slice_0 _S185 = slice_2;
+                Fetched_0 _S186 = Slice_fetch_0(&_S185, up_0, p_0.up_offset_0, _S184, p_0.n_2);
+                ahead_0[int(1)] = _S186;
+            }
+            Place_0 _S187 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S188 = sums_1;
+            Place_keep_0(&_S187, &_S188, turn_2);
+            turn_2 = _S172;
         }
-        Slice_0 _S169 = slice_2;
-        Fetched_0 _S170 = ahead_0[int(1)];
-        float _S171 = Slice_product_0(&_S169, &_S170);
-        sums_1[int(1)] = _S171;
-        if(_S166)
+        __syncthreads();
+        uint _S189 = _S157 / _S160;
+        uint _S190 = first_3 + _S189 * _S170;
+        uint _S191 = _S157 % _S160;
+        uint _S192 = _S190 + _S191;
+        bool _S193;
+        if(_S157 < (16U * _S160))
         {
-            Slice_0 _S172 = slice_2;
-            Fetched_0 _S173 = Slice_fetch_0(&_S172, up_0, p_0.up_offset_0, _S162, p_0.n_2);
-            ahead_0[int(1)] = _S173;
-        }
-        Place_0 _S174 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S175 = sums_1;
-        FixedArray<float, 2>  _S176;
-        Place_added_0(&_S174, &_S175, turn_1, &_S176);
-        FixedArray<float, 2>  _S177 = _S176;
-        uint _S178 = first_2 + _S152;
-        Place_0 _S179 = (&slice_2)->place_0;
-        bool _S180 = Place_has_sums_0(&_S179);
-        bool _S181;
-        if(_S180)
-        {
-            _S181 = ((&(&slice_2)->place_0)->lane_0) == 0U;
+            _S193 = _S192 < (p_0.n_2);
         }
         else
         {
-            _S181 = false;
+            _S193 = false;
         }
-        bool _S182;
-        if(_S181)
+        if(_S193)
         {
-            _S182 = _S178 < (p_0.n_2);
+            uint _S194 = _S157 / _S160;
+            uint _S195 = 2U * (_S157 % 1U);
+            Place_0 _S196 = (&slice_2)->place_0;
+            float _S197 = Place_kept_0(&_S196, _S194, _S191, _S195);
+            float * _S198 = (&(result_6)[p_0.out_offset_0 + _S192]);
+            float _S199 = activated_0(_S197 * _S169, p_0.activation_1);
+            uint _S200 = _S195 + 1U;
+            Place_0 _S201 = (&slice_2)->place_0;
+            float _S202 = Place_kept_0(&_S201, _S194, _S191, _S200);
+            *_S198 = _S199 * (_S202 * _S169);
         }
-        else
-        {
-            _S182 = false;
-        }
-        if(_S182)
-        {
-            *(&(result_7)[p_0.out_offset_0 + _S178]) = activated_0(_S177[int(0)] * _S159, p_0.activation_1) * (_S177[int(1)] * _S159);
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_2 = _S161;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_3 = first_3 + 16U * _S170;
     }
     return;
 }

@@ -451,25 +451,15 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
     return fetched_0;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ float sum_0(float4  v_0)
 {
     return v_0.x + v_0.y + v_0.z + v_0.w;
-}
-
-__device__ bool Place_has_sums_0(Place_0 * this_5)
-{
-    bool _S103;
-    if((this_5->number_1) == 0U)
-    {
-        uint _S104 = Place_index_0(this_5);
-        uint _S105 = Place_alike_0(this_5);
-        _S103 = _S104 < _S105;
-    }
-    else
-    {
-        _S103 = false;
-    }
-    return _S103;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -482,85 +472,48 @@ __device__ float2  Half_pair_0(uint word_1)
     return halves_0(word_1);
 }
 
-__device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
+__device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    return sum_0(make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].x).x, Half_pair_0(fetched_1->eights_1[int(0)].x).y, Half_pair_0(fetched_1->eights_1[int(0)].y).x, Half_pair_0(fetched_1->eights_1[int(0)].y).y) * this_6->low_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].z).x, Half_pair_0(fetched_1->eights_1[int(0)].z).y, Half_pair_0(fetched_1->eights_1[int(0)].w).x, Half_pair_0(fetched_1->eights_1[int(0)].w).y) * this_6->high_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].x).x, Half_pair_0(fetched_1->eights_1[int(1)].x).y, Half_pair_0(fetched_1->eights_1[int(1)].y).x, Half_pair_0(fetched_1->eights_1[int(1)].y).y) * this_6->low_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].z).x, Half_pair_0(fetched_1->eights_1[int(1)].z).y, Half_pair_0(fetched_1->eights_1[int(1)].w).x, Half_pair_0(fetched_1->eights_1[int(1)].w).y) * this_6->high_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].x).x, Half_pair_0(fetched_1->eights_1[int(2)].x).y, Half_pair_0(fetched_1->eights_1[int(2)].y).x, Half_pair_0(fetched_1->eights_1[int(2)].y).y) * this_6->low_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].z).x, Half_pair_0(fetched_1->eights_1[int(2)].z).y, Half_pair_0(fetched_1->eights_1[int(2)].w).x, Half_pair_0(fetched_1->eights_1[int(2)].w).y) * this_6->high_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].x).x, Half_pair_0(fetched_1->eights_1[int(3)].x).y, Half_pair_0(fetched_1->eights_1[int(3)].y).x, Half_pair_0(fetched_1->eights_1[int(3)].y).y) * this_6->low_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].z).x, Half_pair_0(fetched_1->eights_1[int(3)].z).y, Half_pair_0(fetched_1->eights_1[int(3)].w).x, Half_pair_0(fetched_1->eights_1[int(3)].w).y) * this_6->high_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].x).x, Half_pair_0(fetched_1->eights_1[int(4)].x).y, Half_pair_0(fetched_1->eights_1[int(4)].y).x, Half_pair_0(fetched_1->eights_1[int(4)].y).y) * this_6->low_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].z).x, Half_pair_0(fetched_1->eights_1[int(4)].z).y, Half_pair_0(fetched_1->eights_1[int(4)].w).x, Half_pair_0(fetched_1->eights_1[int(4)].w).y) * this_6->high_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].x).x, Half_pair_0(fetched_1->eights_1[int(5)].x).y, Half_pair_0(fetched_1->eights_1[int(5)].y).x, Half_pair_0(fetched_1->eights_1[int(5)].y).y) * this_6->low_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].z).x, Half_pair_0(fetched_1->eights_1[int(5)].z).y, Half_pair_0(fetched_1->eights_1[int(5)].w).x, Half_pair_0(fetched_1->eights_1[int(5)].w).y) * this_6->high_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].x).x, Half_pair_0(fetched_1->eights_1[int(6)].x).y, Half_pair_0(fetched_1->eights_1[int(6)].y).x, Half_pair_0(fetched_1->eights_1[int(6)].y).y) * this_6->low_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].z).x, Half_pair_0(fetched_1->eights_1[int(6)].z).y, Half_pair_0(fetched_1->eights_1[int(6)].w).x, Half_pair_0(fetched_1->eights_1[int(6)].w).y) * this_6->high_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].x).x, Half_pair_0(fetched_1->eights_1[int(7)].x).y, Half_pair_0(fetched_1->eights_1[int(7)].y).x, Half_pair_0(fetched_1->eights_1[int(7)].y).y) * this_6->low_0[int(7)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].z).x, Half_pair_0(fetched_1->eights_1[int(7)].z).y, Half_pair_0(fetched_1->eights_1[int(7)].w).x, Half_pair_0(fetched_1->eights_1[int(7)].w).y) * this_6->high_0[int(7)]);
+    return sum_0(make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].x).x, Half_pair_0(fetched_1->eights_1[int(0)].x).y, Half_pair_0(fetched_1->eights_1[int(0)].y).x, Half_pair_0(fetched_1->eights_1[int(0)].y).y) * this_5->low_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(0)].z).x, Half_pair_0(fetched_1->eights_1[int(0)].z).y, Half_pair_0(fetched_1->eights_1[int(0)].w).x, Half_pair_0(fetched_1->eights_1[int(0)].w).y) * this_5->high_0[int(0)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].x).x, Half_pair_0(fetched_1->eights_1[int(1)].x).y, Half_pair_0(fetched_1->eights_1[int(1)].y).x, Half_pair_0(fetched_1->eights_1[int(1)].y).y) * this_5->low_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(1)].z).x, Half_pair_0(fetched_1->eights_1[int(1)].z).y, Half_pair_0(fetched_1->eights_1[int(1)].w).x, Half_pair_0(fetched_1->eights_1[int(1)].w).y) * this_5->high_0[int(1)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].x).x, Half_pair_0(fetched_1->eights_1[int(2)].x).y, Half_pair_0(fetched_1->eights_1[int(2)].y).x, Half_pair_0(fetched_1->eights_1[int(2)].y).y) * this_5->low_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(2)].z).x, Half_pair_0(fetched_1->eights_1[int(2)].z).y, Half_pair_0(fetched_1->eights_1[int(2)].w).x, Half_pair_0(fetched_1->eights_1[int(2)].w).y) * this_5->high_0[int(2)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].x).x, Half_pair_0(fetched_1->eights_1[int(3)].x).y, Half_pair_0(fetched_1->eights_1[int(3)].y).x, Half_pair_0(fetched_1->eights_1[int(3)].y).y) * this_5->low_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(3)].z).x, Half_pair_0(fetched_1->eights_1[int(3)].z).y, Half_pair_0(fetched_1->eights_1[int(3)].w).x, Half_pair_0(fetched_1->eights_1[int(3)].w).y) * this_5->high_0[int(3)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].x).x, Half_pair_0(fetched_1->eights_1[int(4)].x).y, Half_pair_0(fetched_1->eights_1[int(4)].y).x, Half_pair_0(fetched_1->eights_1[int(4)].y).y) * this_5->low_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(4)].z).x, Half_pair_0(fetched_1->eights_1[int(4)].z).y, Half_pair_0(fetched_1->eights_1[int(4)].w).x, Half_pair_0(fetched_1->eights_1[int(4)].w).y) * this_5->high_0[int(4)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].x).x, Half_pair_0(fetched_1->eights_1[int(5)].x).y, Half_pair_0(fetched_1->eights_1[int(5)].y).x, Half_pair_0(fetched_1->eights_1[int(5)].y).y) * this_5->low_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(5)].z).x, Half_pair_0(fetched_1->eights_1[int(5)].z).y, Half_pair_0(fetched_1->eights_1[int(5)].w).x, Half_pair_0(fetched_1->eights_1[int(5)].w).y) * this_5->high_0[int(5)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].x).x, Half_pair_0(fetched_1->eights_1[int(6)].x).y, Half_pair_0(fetched_1->eights_1[int(6)].y).x, Half_pair_0(fetched_1->eights_1[int(6)].y).y) * this_5->low_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(6)].z).x, Half_pair_0(fetched_1->eights_1[int(6)].z).y, Half_pair_0(fetched_1->eights_1[int(6)].w).x, Half_pair_0(fetched_1->eights_1[int(6)].w).y) * this_5->high_0[int(6)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].x).x, Half_pair_0(fetched_1->eights_1[int(7)].x).y, Half_pair_0(fetched_1->eights_1[int(7)].y).x, Half_pair_0(fetched_1->eights_1[int(7)].y).y) * this_5->low_0[int(7)] + make_float4 (Half_pair_0(fetched_1->eights_1[int(7)].z).x, Half_pair_0(fetched_1->eights_1[int(7)].z).y, Half_pair_0(fetched_1->eights_1[int(7)].w).x, Half_pair_0(fetched_1->eights_1[int(7)].w).y) * this_5->high_0[int(7)]);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 256>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S106)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    uint slice_1;
-    FixedArray<float, 2>  _S107;
-    subgroup_sums_0(of_thread_0, &_S107);
-    FixedArray<float, 2>  _S108 = _S107;
-    FixedArray<float, 2>  result_2 = _S107;
-    uint _S109 = this_7->count_0;
-    if((this_7->count_0) > 1U)
+    FixedArray<float, 2>  _S103;
+    subgroup_sums_0(of_thread_0, &_S103);
+    FixedArray<float, 2>  _S104 = _S103;
+    uint _S105 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S110 = turn_0 % 2U * 16U;
-        uint _S111 = this_7->lane_0;
-        if((this_7->lane_0) < 2U)
-        {
-            FixedArray<float, 2>  _S112 = _S108;
-            float _S113 = chosen_0(&_S112, _S111);
-            (*&parts_0)[_S110 + this_7->wave_0 * 2U + _S111] = _S113;
-        }
-        __syncthreads();
-        bool _S114 = Place_has_sums_0(this_7);
-        if(_S114)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S109)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_2[int(0)] = result_2[int(0)] + (*&parts_0)[_S110 + (this_7->wave_0 + slice_1) * 2U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S109)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_2[int(1)] = result_2[int(1)] + (*&parts_0)[_S110 + (this_7->wave_0 + slice_1) * 2U + 1U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
+        FixedArray<float, 2>  _S106 = _S104;
+        float _S107 = chosen_0(&_S106, _S105);
+        (*&parts_0)[(turn_0 * 8U + this_6->wave_0) * 2U + _S105] = _S107;
     }
-    *_S106 = result_2;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_0, uint of_its_0)
+{
+    uint _S108 = this_7->count_0;
+    uint _S109 = (turn_1 * 8U + i_0 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_1 = (*&parts_0)[_S109];
+    for(;;)
+    {
+        if(slice_1 < _S108)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_2 = sum_1 + (*&parts_0)[_S109 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_1 = sum_2;
+    }
+    return sum_1;
 }
 
 struct GemvParams_0
@@ -574,36 +527,35 @@ struct GemvParams_0
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) sliced_gemv_f16(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_3, GemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(256, 1) sliced_gemv_f16(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_2, GemvParams_0 p_0)
 {
-    uint _S115 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S116 = slice_of_0(p_0.k_3, _S115);
-    Slice_0 slice_2 = _S116;
-    Place_0 _S117 = (&slice_2)->place_0;
-    uint _S118 = Place_alike_0(&_S117);
-    uint _S119 = _S118 * 2U;
-    uint first_0 = group_number_0(blockIdx) * _S119;
+    uint _S110 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S111 = slice_of_0(p_0.k_3, _S110);
+    Slice_0 slice_2 = _S111;
+    Place_0 _S112 = (&slice_2)->place_0;
+    uint _S113 = Place_alike_0(&_S112);
+    uint _S114 = _S113 * 2U;
+    uint first_0 = group_number_0(blockIdx) * _S114;
     if(first_0 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S120 = (&slice_2)->place_0;
-    uint _S121 = Place_index_0(&_S120);
-    uint _S122 = _S121 * 2U;
+    Place_0 _S115 = (&slice_2)->place_0;
+    uint _S116 = Place_index_0(&_S115);
+    uint _S117 = _S116 * 2U;
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S123 = first_0 + _S122;
-    Slice_0 _S124 = slice_2;
-    Fetched_0 _S125 = Slice_fetch_0(&_S124, weight_1, p_0.weight_offset_0, _S123, p_0.n_2);
-    ahead_0[int(0)] = _S125;
-    uint _S126 = _S123 + 1U;
-    Slice_0 _S127 = slice_2;
-    Fetched_0 _S128 = Slice_fetch_0(&_S127, weight_1, p_0.weight_offset_0, _S126, p_0.n_2);
-    ahead_0[int(1)] = _S128;
-    wait_for_kernel_before();
-    float _S129 = Slice_take_0(&slice_2, x_1, p_0.x_offset_1, x_1, 0U, p_0.k_3, _S115);
-    uint _S130 = (U32_min((p_0.groups_0), (132U))) * _S119;
+    uint _S118 = first_0 + _S117;
+    Slice_0 _S119 = slice_2;
+    Fetched_0 _S120 = Slice_fetch_0(&_S119, weight_1, p_0.weight_offset_0, _S118, p_0.n_2);
+    ahead_0[int(0)] = _S120;
+    uint _S121 = _S118 + 1U;
+    Slice_0 _S122 = slice_2;
+    Fetched_0 _S123 = Slice_fetch_0(&_S122, weight_1, p_0.weight_offset_0, _S121, p_0.n_2);
+    ahead_0[int(1)] = _S123;
+    wait_for_inputs_0();
+    float _S124 = Slice_take_0(&slice_2, x_1, p_0.x_offset_1, x_1, 0U, p_0.k_3, _S110);
+    uint _S125 = (U32_min((p_0.groups_0), (132U))) * _S114;
     uint first_1 = first_0;
-    uint turn_1 = 0U;
     for(;;)
     {
         if(first_1 < (p_0.n_2))
@@ -613,84 +565,101 @@ extern "C" __global__ void __launch_bounds__(256, 1) sliced_gemv_f16(StructuredB
         {
             break;
         }
-        uint _S131 = first_1 + _S122 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S132 = (&slice_2)->place_0;
-        bool _S133 = Place_has_sums_0(&_S132);
-        bool _S134;
-        if(_S133)
+        uint _S126 = _S110 / _S114;
+        uint _S127 = first_1 + _S126 * _S125;
+        uint _S128 = _S110 % _S114;
+        uint _S129 = _S127 + _S128;
+        bool _S130;
+        if(_S110 < (16U * _S114))
         {
-            _S134 = ((&(&slice_2)->place_0)->lane_0) < 2U;
+            _S130 = _S129 < (p_0.n_2);
         }
         else
         {
-            _S134 = false;
+            _S130 = false;
         }
-        bool _S135;
-        if(_S134)
+        bool _S131;
+        if(_S130)
         {
-            _S135 = _S131 < (p_0.n_2);
+            _S131 = (p_0.accumulate_0) != 0U;
         }
         else
         {
-            _S135 = false;
+            _S131 = false;
         }
-        bool _S136;
-        if(_S135)
+        float sum_3;
+        if(_S131)
         {
-            _S136 = (p_0.accumulate_0) != 0U;
+            sum_3 = *(&(result_2)[p_0.out_offset_0 + _S129]);
         }
         else
         {
-            _S136 = false;
+            sum_3 = 0.0f;
         }
-        float sum_1;
-        if(_S136)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            sum_1 = *(&(result_3)[p_0.out_offset_0 + _S131]);
+            bool _S132;
+            if(turn_2 < 16U)
+            {
+                _S132 = (first_1 + turn_2 * _S125) < (p_0.n_2);
+            }
+            else
+            {
+                _S132 = false;
+            }
+            if(_S132)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S133 = turn_2 + 1U;
+            uint _S134 = first_1 + _S133 * _S125;
+            FixedArray<float, 2>  sums_0;
+            Slice_0 _S135 = slice_2;
+            Fetched_0 _S136 = ahead_0[int(0)];
+            float _S137 = Slice_product_0(&_S135, &_S136);
+            sums_0[int(0)] = _S137;
+            bool _S138 = _S134 < (p_0.n_2);
+            if(_S138)
+            {
+                uint _S139 = _S134 + _S117;
+                Slice_0 _S140 = slice_2;
+                Fetched_0 _S141 = Slice_fetch_0(&_S140, weight_1, p_0.weight_offset_0, _S139, p_0.n_2);
+                ahead_0[int(0)] = _S141;
+            }
+            Slice_0 _S142 = slice_2;
+            Fetched_0 _S143 = ahead_0[int(1)];
+            float _S144 = Slice_product_0(&_S142, &_S143);
+            sums_0[int(1)] = _S144;
+            if(_S138)
+            {
+                uint _S145 = _S134 + _S117 + 1U;
+                Slice_0 _S146 = slice_2;
+                Fetched_0 _S147 = Slice_fetch_0(&_S146, weight_1, p_0.weight_offset_0, _S145, p_0.n_2);
+                ahead_0[int(1)] = _S147;
+            }
+            Place_0 _S148 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S149 = sums_0;
+            Place_keep_0(&_S148, &_S149, turn_2);
+            turn_2 = _S133;
         }
-        else
+        __syncthreads();
+        if(_S130)
         {
-            sum_1 = 0.0f;
+            float * _S150 = (&(result_2)[p_0.out_offset_0 + _S129]);
+            Place_0 _S151 = (&slice_2)->place_0;
+            uint _S152 = _S110 / _S114;
+            uint _S153 = _S128 / 2U;
+            uint _S154 = _S110 % 2U;
+            Place_0 _S155 = _S151;
+            float _S156 = Place_kept_0(&_S155, _S152, _S153, _S154);
+            *_S150 = sum_3 + _S156;
         }
-        FixedArray<float, 2>  sums_0;
-        Slice_0 _S137 = slice_2;
-        Fetched_0 _S138 = ahead_0[int(0)];
-        float _S139 = Slice_product_0(&_S137, &_S138);
-        sums_0[int(0)] = _S139;
-        uint _S140 = first_1 + _S130;
-        bool _S141 = _S140 < (p_0.n_2);
-        if(_S141)
-        {
-            uint _S142 = _S140 + _S122;
-            Slice_0 _S143 = slice_2;
-            Fetched_0 _S144 = Slice_fetch_0(&_S143, weight_1, p_0.weight_offset_0, _S142, p_0.n_2);
-            ahead_0[int(0)] = _S144;
-        }
-        Slice_0 _S145 = slice_2;
-        Fetched_0 _S146 = ahead_0[int(1)];
-        float _S147 = Slice_product_0(&_S145, &_S146);
-        sums_0[int(1)] = _S147;
-        if(_S141)
-        {
-            uint _S148 = _S140 + _S122 + 1U;
-            Slice_0 _S149 = slice_2;
-            Fetched_0 _S150 = Slice_fetch_0(&_S149, weight_1, p_0.weight_offset_0, _S148, p_0.n_2);
-            ahead_0[int(1)] = _S150;
-        }
-        Place_0 _S151 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S152 = sums_0;
-        FixedArray<float, 2>  _S153;
-        Place_added_0(&_S151, &_S152, turn_1, &_S153);
-        FixedArray<float, 2>  _S154 = _S153;
-        float _S155 = chosen_0(&_S154, (&(&slice_2)->place_0)->lane_0);
-        float sum_2 = sum_1 + _S155;
-        if(_S135)
-        {
-            *(&(result_3)[p_0.out_offset_0 + _S131]) = sum_2;
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_1 = _S140;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_1 = first_1 + 16U * _S125;
     }
     return;
 }

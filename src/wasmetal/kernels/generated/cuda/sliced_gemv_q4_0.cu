@@ -55,90 +55,130 @@ __device__ void put_0(uint word_0, uint value_0)
     return;
 }
 
-__device__ float quantize_0(StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_0, uint thread_0)
+__device__ void quantize_four_0(float4  v_1, uint i_2, uint k_0)
 {
     uint _S2 = k_0 / 64U * 9U;
-    float4  _S3 = (load_written(&((x_2))[(x_offset_0 + (U32_min((thread_0), (k_0 / 4U - 1U))))]));
-    float4  next_0 = _S3;
-    uint i_2 = thread_0;
+    uint4  _S3 = asuint_0(abs_0(v_1));
+    uint _S4 = (U32_max(((U32_max((_S3.x), (_S3.y)))), ((U32_max((_S3.z), (_S3.w))))));
+    uint _S5 = (__shfl_xor_sync(0xffffffffu, (_S4), (1U)));
+    uint _S6 = (U32_max((_S4), (_S5)));
+    uint _S7 = (__shfl_xor_sync(0xffffffffu, (_S6), (2U)));
+    uint _S8 = (U32_max((_S6), (_S7)));
+    uint _S9 = (__shfl_xor_sync(0xffffffffu, (_S8), (4U)));
+    float _S10 = (U32_asfloat(((U32_max((_S8), (_S9))))));
+    float _S11;
+    if(_S10 > 0.0f)
+    {
+        _S11 = 127.0f / _S10;
+    }
+    else
+    {
+        _S11 = 0.0f;
+    }
+    uint _S12 = rounded_0(v_1, _S11);
+    uint _S13 = (__shfl_up_sync(0xffffffffu, (_S12), 1));
+    uint _S14 = i_2 / 8U;
+    uint _S15 = i_2 % 4U;
+    uint _S16 = i_2 % 8U;
+    uint _S17 = _S16 / 4U * _S2 + _S14 / 2U * 9U;
+    if(_S16 == 0U)
+    {
+        (*&scales_0)[_S14] = _S10 / 2032.0f;
+    }
+    if((_S14 % 2U) != 0U)
+    {
+        put_0(_S17 + 4U + 1U + _S15, _S12);
+    }
+    else
+    {
+        uint _S18 = _S17 + _S15;
+        uint _S19;
+        if(_S15 == 0U)
+        {
+            _S19 = 0U;
+        }
+        else
+        {
+            _S19 = _S13 >> int(16);
+        }
+        put_0(_S18, _S19 | (_S12 << int(16)));
+        if(_S15 == 3U)
+        {
+            put_0(_S17 + 4U, _S12 >> int(16));
+        }
+    }
+    return;
+}
+
+__device__ float quantize_0(StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_1, uint thread_0)
+{
+    uint first_0 = thread_0;
     for(;;)
     {
-        if(i_2 < (k_0 / 4U))
+        if(first_0 < (k_1 / 4U))
         {
         }
         else
         {
             break;
         }
-        uint _S4 = i_2 + 512U;
-        float4  _S5 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S4), (k_0 / 4U - 1U))))]));
-        uint4  _S6 = asuint_0(abs_0(next_0));
-        uint _S7 = (U32_max(((U32_max((_S6.x), (_S6.y)))), ((U32_max((_S6.z), (_S6.w))))));
-        uint _S8 = (__shfl_xor_sync(0xffffffffu, (_S7), (1U)));
-        uint _S9 = (U32_max((_S7), (_S8)));
-        uint _S10 = (__shfl_xor_sync(0xffffffffu, (_S9), (2U)));
-        uint _S11 = (U32_max((_S9), (_S10)));
-        uint _S12 = (__shfl_xor_sync(0xffffffffu, (_S11), (4U)));
-        float _S13 = (U32_asfloat(((U32_max((_S11), (_S12))))));
-        float _S14;
-        if(_S13 > 0.0f)
+        FixedArray<float4 , 4>  read_0;
+        float4  _S20 = (load_written(&((x_2))[(x_offset_0 + (U32_min((first_0), (k_1 / 4U - 1U))))]));
+        read_0[int(0)] = _S20;
+        uint _S21 = first_0 + 512U;
+        float4  _S22 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S21), (k_1 / 4U - 1U))))]));
+        read_0[int(1)] = _S22;
+        uint _S23 = first_0 + 1024U;
+        float4  _S24 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S23), (k_1 / 4U - 1U))))]));
+        read_0[int(2)] = _S24;
+        uint _S25 = first_0 + 1536U;
+        float4  _S26 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S25), (k_1 / 4U - 1U))))]));
+        read_0[int(3)] = _S26;
+        if(first_0 < (k_1 / 4U))
         {
-            _S14 = 127.0f / _S13;
+            quantize_four_0(read_0[int(0)], first_0, k_1);
         }
-        else
+        if(_S21 < (k_1 / 4U))
         {
-            _S14 = 0.0f;
+            quantize_four_0(read_0[int(1)], _S21, k_1);
         }
-        uint _S15 = rounded_0(next_0, _S14);
-        uint _S16 = (__shfl_up_sync(0xffffffffu, (_S15), 1));
-        uint _S17 = i_2 / 8U;
-        uint _S18 = i_2 % 4U;
-        uint _S19 = i_2 % 8U;
-        uint _S20 = _S19 / 4U * _S2 + _S17 / 2U * 9U;
-        if(_S19 == 0U)
+        if(_S23 < (k_1 / 4U))
         {
-            (*&scales_0)[_S17] = _S13 / 2032.0f;
+            quantize_four_0(read_0[int(2)], _S23, k_1);
         }
-        if((_S17 % 2U) != 0U)
+        if(_S25 < (k_1 / 4U))
         {
-            put_0(_S20 + 4U + 1U + _S18, _S15);
+            quantize_four_0(read_0[int(3)], _S25, k_1);
         }
-        else
-        {
-            uint _S21 = _S20 + _S18;
-            uint _S22;
-            if(_S18 == 0U)
-            {
-                _S22 = 0U;
-            }
-            else
-            {
-                _S22 = _S16 >> int(16);
-            }
-            put_0(_S21, _S22 | (_S15 << int(16)));
-            if(_S18 == 3U)
-            {
-                put_0(_S20 + 4U, _S15 >> int(16));
-            }
-        }
-        next_0 = _S5;
-        i_2 = _S4;
+        first_0 = first_0 + 2048U;
     }
     __syncthreads();
     return 0.0f;
 }
 
-__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+__device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
 {
-    return (*values_0)[int(0)];
+    float _S27 = (*values_0)[int(0)];
+    float result_2;
+    if(number_0 == 1U)
+    {
+        result_2 = (*values_0)[int(1)];
+    }
+    else
+    {
+        result_2 = _S27;
+    }
+    return result_2;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 1>  * values_1, FixedArray<float, 1>  * _S23)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S28)
 {
-    FixedArray<float, 1>  result_2;
-    float _S24 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_2[int(0)] = _S24;
-    *_S23 = result_2;
+    FixedArray<float, 2>  result_3;
+    float _S29 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_3[int(0)] = _S29;
+    float _S30 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_3[int(1)] = _S30;
+    *_S28 = result_3;
     return;
 }
 
@@ -156,248 +196,248 @@ struct Slice_0
     uint row_pieces_0;
     uint pieces_0;
     FixedArray<uint, 18>  words_0;
-    float first_0;
+    float first_1;
     float second_0;
 };
 
-__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_1, uint thread_1)
+__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_2, uint thread_1)
 {
-    float _S25 = quantize_0(x_3, x_offset_1, norm_1, norm_offset_1, k_1, thread_1);
-    uint _S26 = k_1 / 64U;
-    uint _S27 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
-    bool _S28 = _S27 < _S26;
-    float _S29;
-    if(_S28)
+    float _S31 = quantize_0(x_3, x_offset_1, norm_1, norm_offset_1, k_2, thread_1);
+    uint _S32 = k_2 / 64U;
+    uint _S33 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
+    bool _S34 = _S33 < _S32;
+    float _S35;
+    if(_S34)
     {
-        _S29 = (*&scales_0)[2U * _S27];
+        _S35 = (*&scales_0)[2U * _S33];
     }
     else
     {
-        _S29 = 0.0f;
+        _S35 = 0.0f;
     }
-    this_0->first_0 = _S29;
-    if(_S28)
+    this_0->first_1 = _S35;
+    if(_S34)
     {
-        _S29 = (*&scales_0)[2U * _S27 + 1U];
+        _S35 = (*&scales_0)[2U * _S33 + 1U];
     }
     else
     {
-        _S29 = 0.0f;
+        _S35 = 0.0f;
     }
-    this_0->second_0 = _S29;
-    uint _S30;
-    if(_S28)
+    this_0->second_0 = _S35;
+    uint _S36;
+    if(_S34)
     {
-        uint _S31 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U)]);
-        _S30 = _S31;
+        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U)]);
+        _S36 = _S37;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(0)] = _S30;
-    if(_S28)
+    this_0->words_0[int(0)] = _S36;
+    if(_S34)
     {
-        uint _S32 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 1U)]);
-        _S30 = _S32;
+        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 1U)]);
+        _S36 = _S38;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(1)] = _S30;
-    if(_S28)
+    this_0->words_0[int(1)] = _S36;
+    if(_S34)
     {
-        uint _S33 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 2U)]);
-        _S30 = _S33;
+        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 2U)]);
+        _S36 = _S39;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(2)] = _S30;
-    if(_S28)
+    this_0->words_0[int(2)] = _S36;
+    if(_S34)
     {
-        uint _S34 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 3U)]);
-        _S30 = _S34;
+        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 3U)]);
+        _S36 = _S40;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(3)] = _S30;
-    if(_S28)
+    this_0->words_0[int(3)] = _S36;
+    if(_S34)
     {
-        uint _S35 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 4U)]);
-        _S30 = _S35;
+        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 4U)]);
+        _S36 = _S41;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(4)] = _S30;
-    if(_S28)
+    this_0->words_0[int(4)] = _S36;
+    if(_S34)
     {
-        uint _S36 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 5U)]);
-        _S30 = _S36;
+        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 5U)]);
+        _S36 = _S42;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(5)] = _S30;
-    if(_S28)
+    this_0->words_0[int(5)] = _S36;
+    if(_S34)
     {
-        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 6U)]);
-        _S30 = _S37;
+        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 6U)]);
+        _S36 = _S43;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(6)] = _S30;
-    if(_S28)
+    this_0->words_0[int(6)] = _S36;
+    if(_S34)
     {
-        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 7U)]);
-        _S30 = _S38;
+        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 7U)]);
+        _S36 = _S44;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(7)] = _S30;
-    if(_S28)
+    this_0->words_0[int(7)] = _S36;
+    if(_S34)
     {
-        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S27 * 9U + 8U)]);
-        _S30 = _S39;
+        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S33 * 9U + 8U)]);
+        _S36 = _S45;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(8)] = _S30;
-    if(_S28)
+    this_0->words_0[int(8)] = _S36;
+    if(_S34)
     {
-        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U)]);
-        _S30 = _S40;
+        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U)]);
+        _S36 = _S46;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(9)] = _S30;
-    if(_S28)
+    this_0->words_0[int(9)] = _S36;
+    if(_S34)
     {
-        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 1U)]);
-        _S30 = _S41;
+        uint _S47 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 1U)]);
+        _S36 = _S47;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(10)] = _S30;
-    if(_S28)
+    this_0->words_0[int(10)] = _S36;
+    if(_S34)
     {
-        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 2U)]);
-        _S30 = _S42;
+        uint _S48 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 2U)]);
+        _S36 = _S48;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(11)] = _S30;
-    if(_S28)
+    this_0->words_0[int(11)] = _S36;
+    if(_S34)
     {
-        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 3U)]);
-        _S30 = _S43;
+        uint _S49 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 3U)]);
+        _S36 = _S49;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(12)] = _S30;
-    if(_S28)
+    this_0->words_0[int(12)] = _S36;
+    if(_S34)
     {
-        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 4U)]);
-        _S30 = _S44;
+        uint _S50 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 4U)]);
+        _S36 = _S50;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(13)] = _S30;
-    if(_S28)
+    this_0->words_0[int(13)] = _S36;
+    if(_S34)
     {
-        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 5U)]);
-        _S30 = _S45;
+        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 5U)]);
+        _S36 = _S51;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(14)] = _S30;
-    if(_S28)
+    this_0->words_0[int(14)] = _S36;
+    if(_S34)
     {
-        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 6U)]);
-        _S30 = _S46;
+        uint _S52 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 6U)]);
+        _S36 = _S52;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(15)] = _S30;
-    if(_S28)
+    this_0->words_0[int(15)] = _S36;
+    if(_S34)
     {
-        uint _S47 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 7U)]);
-        _S30 = _S47;
+        uint _S53 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 7U)]);
+        _S36 = _S53;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(16)] = _S30;
-    if(_S28)
+    this_0->words_0[int(16)] = _S36;
+    if(_S34)
     {
-        uint _S48 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S26 + _S27) * 9U + 8U)]);
-        _S30 = _S48;
+        uint _S54 = (((const unsigned*)((&(*&memory_0)[int(0)])))[((_S32 + _S33) * 9U + 8U)]);
+        _S36 = _S54;
     }
     else
     {
-        _S30 = 0U;
+        _S36 = 0U;
     }
-    this_0->words_0[int(17)] = _S30;
+    this_0->words_0[int(17)] = _S36;
     __syncthreads();
-    return _S25;
+    return _S31;
 }
 
-__device__ Place_0 place_of_0(uint k_2, uint thread_2)
+__device__ Place_0 place_of_0(uint k_3, uint thread_2)
 {
     Place_0 place_1;
     (&place_1)->lane_0 = thread_2 % 32U;
-    uint _S49 = thread_2 / 32U;
-    (&place_1)->wave_0 = _S49;
-    uint _S50 = (k_2 + 2048U - 1U) / 2048U;
-    (&place_1)->count_0 = _S50;
-    uint _S51 = _S49 % _S50;
-    (&place_1)->number_1 = _S51;
+    uint _S55 = thread_2 / 32U;
+    (&place_1)->wave_0 = _S55;
+    uint _S56 = (k_3 + 2048U - 1U) / 2048U;
+    (&place_1)->count_0 = _S56;
+    uint _S57 = _S55 % _S56;
+    (&place_1)->number_1 = _S57;
     return place_1;
 }
 
-__device__ Slice_0 slice_of_0(uint k_3, uint thread_3)
+__device__ Slice_0 slice_of_0(uint k_4, uint thread_3)
 {
     Slice_0 slice_0;
-    Place_0 _S52 = place_of_0(k_3, thread_3);
-    (&slice_0)->place_0 = _S52;
-    uint _S53 = k_3 / 32U * 9U / 8U;
-    (&slice_0)->row_pieces_0 = _S53;
-    (&slice_0)->pieces_0 = (U32_min((_S53 - (&(&slice_0)->place_0)->number_1 * 72U), (72U)));
+    Place_0 _S58 = place_of_0(k_4, thread_3);
+    (&slice_0)->place_0 = _S58;
+    uint _S59 = k_4 / 32U * 9U / 8U;
+    (&slice_0)->row_pieces_0 = _S59;
+    (&slice_0)->pieces_0 = (U32_min((_S59 - (&(&slice_0)->place_0)->number_1 * 72U), (72U)));
     return slice_0;
 }
 
 __device__ uint Place_alike_0(Place_0 * this_1)
 {
-    uint _S54 = 16U / this_1->count_0;
-    return _S54;
+    uint _S60 = 16U / this_1->count_0;
+    return _S60;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -407,24 +447,24 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint Place_index_0(Place_0 * this_2)
 {
-    uint _S55 = this_2->wave_0 / this_2->count_0;
-    return _S55;
+    uint _S61 = this_2->wave_0 / this_2->count_0;
+    return _S61;
 }
 
 __device__ uint Place_row_0(Place_0 * this_3, uint row_0, uint n_0)
 {
-    uint _S56 = Place_index_0(this_3);
-    uint _S57 = Place_alike_0(this_3);
-    uint _S58;
-    if(_S56 < _S57)
+    uint _S62 = Place_index_0(this_3);
+    uint _S63 = Place_alike_0(this_3);
+    uint _S64;
+    if(_S62 < _S63)
     {
-        _S58 = (U32_min((row_0), (n_0 - 1U)));
+        _S64 = (U32_min((row_0), (n_0 - 1U)));
     }
     else
     {
-        _S58 = n_0 - 1U;
+        _S64 = n_0 - 1U;
     }
-    return _S58;
+    return _S64;
 }
 
 struct Fetched_0
@@ -435,69 +475,59 @@ struct Fetched_0
 __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > weight_0, uint offset_0, uint row_1, uint n_1)
 {
     Fetched_0 fetched_0;
-    uint _S59 = offset_0 / 4U;
-    uint _S60 = Place_row_0(&this_4->place_0, row_1, n_1);
-    uint _S61 = _S59 + _S60 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 72U;
-    uint _S62 = this_4->pieces_0;
+    uint _S65 = offset_0 / 4U;
+    uint _S66 = Place_row_0(&this_4->place_0, row_1, n_1);
+    uint _S67 = _S65 + _S66 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 72U;
+    uint _S68 = this_4->pieces_0;
     if((this_4->pieces_0) == 72U)
     {
-        uint _S63 = (&this_4->place_0)->lane_0;
-        uint _S64 = _S61 + (&this_4->place_0)->lane_0;
-        uint4  _S65 = (load_weights(&((weight_0))[(_S64)] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S65;
-        uint4  _S66 = (load_weights(&((weight_0))[(_S64)] + (int(32))));
-        (&fetched_0)->pieces_1[int(1)] = _S66;
-        int4  _S67 = make_int4 (int(0));
-        uint4  _S68 = make_uint4 ((uint)_S67.x, (uint)_S67.y, (uint)_S67.z, (uint)_S67.w);
-        (&fetched_0)->pieces_1[int(2)] = _S68;
-        if((64U + _S63) < 72U)
+        uint _S69 = (&this_4->place_0)->lane_0;
+        uint _S70 = _S67 + (&this_4->place_0)->lane_0;
+        uint4  _S71 = (load_weights(&((weight_0))[(_S70)] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S71;
+        uint4  _S72 = (load_weights(&((weight_0))[(_S70)] + (int(32))));
+        (&fetched_0)->pieces_1[int(1)] = _S72;
+        int4  _S73 = make_int4 (int(0));
+        uint4  _S74 = make_uint4 ((uint)_S73.x, (uint)_S73.y, (uint)_S73.z, (uint)_S73.w);
+        (&fetched_0)->pieces_1[int(2)] = _S74;
+        if((64U + _S69) < 72U)
         {
-            uint4  _S69 = (load_weights(&((weight_0))[(_S64)] + (int(64))));
-            (&fetched_0)->pieces_1[int(2)] = _S69;
+            uint4  _S75 = (load_weights(&((weight_0))[(_S70)] + (int(64))));
+            (&fetched_0)->pieces_1[int(2)] = _S75;
         }
     }
     else
     {
-        uint _S70 = (&this_4->place_0)->lane_0;
-        uint _S71 = _S62 - 1U;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S61 + (U32_min(((&this_4->place_0)->lane_0), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S72;
-        uint4  _S73 = (load_weights(&((weight_0))[(_S61 + (U32_min((32U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S73;
-        uint4  _S74 = (load_weights(&((weight_0))[(_S61 + (U32_min((64U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S74;
+        uint _S76 = (&this_4->place_0)->lane_0;
+        uint _S77 = _S68 - 1U;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S67 + (U32_min(((&this_4->place_0)->lane_0), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S67 + (U32_min((32U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S79;
+        uint4  _S80 = (load_weights(&((weight_0))[(_S67 + (U32_min((64U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S80;
     }
     return fetched_0;
 }
 
-__device__ bool Place_has_sums_0(Place_0 * this_5)
+__device__ void wait_for_inputs_0()
 {
-    bool _S75;
-    if((this_5->number_1) == 0U)
-    {
-        uint _S76 = Place_index_0(this_5);
-        uint _S77 = Place_alike_0(this_5);
-        _S75 = _S76 < _S77;
-    }
-    else
-    {
-        _S75 = false;
-    }
-    return _S75;
+    wait_for_kernel_before();
+    return;
 }
 
 __device__ uint Q4_0Integers_unpacked_0(uint word_1, int list_0)
 {
-    uint _S78;
+    uint _S81;
     if(list_0 == int(0))
     {
-        _S78 = word_1 << int(4);
+        _S81 = word_1 << int(4);
     }
     else
     {
-        _S78 = word_1;
+        _S81 = word_1;
     }
-    return (_S78 ^ 2290649224U) & 4042322160U;
+    return (_S81 ^ 2290649224U) & 4042322160U;
 }
 
 __device__ float2  halves_0(uint word_2)
@@ -505,155 +535,140 @@ __device__ float2  halves_0(uint word_2)
     return make_float2 ((__half2float(__ushort_as_half((word_2 & 65535U)))), (__half2float(__ushort_as_half((word_2 >> int(16))))));
 }
 
-__device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
+__device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S79 = (&this_6->place_0)->wave_0 * 72U;
-    uint _S80 = (&this_6->place_0)->lane_0;
-    uint4  _S81;
-    if(((&this_6->place_0)->lane_0) < 72U)
+    uint _S82 = (&this_5->place_0)->wave_0 * 72U;
+    uint _S83 = (&this_5->place_0)->lane_0;
+    uint4  _S84;
+    if(((&this_5->place_0)->lane_0) < 72U)
     {
-        if(_S80 < (this_6->pieces_0))
+        if(_S83 < (this_5->pieces_0))
         {
-            _S81 = fetched_1->pieces_1[int(0)];
-        }
-        else
-        {
-            int4  _S82 = make_int4 (int(0));
-            uint4  _S83 = make_uint4 ((uint)_S82.x, (uint)_S82.y, (uint)_S82.z, (uint)_S82.w);
-            _S81 = _S83;
-        }
-        (*&memory_0)[_S79 + _S80] = _S81;
-    }
-    uint _S84 = 32U + _S80;
-    if(_S84 < 72U)
-    {
-        if(_S84 < (this_6->pieces_0))
-        {
-            _S81 = fetched_1->pieces_1[int(1)];
+            _S84 = fetched_1->pieces_1[int(0)];
         }
         else
         {
             int4  _S85 = make_int4 (int(0));
             uint4  _S86 = make_uint4 ((uint)_S85.x, (uint)_S85.y, (uint)_S85.z, (uint)_S85.w);
-            _S81 = _S86;
+            _S84 = _S86;
         }
-        (*&memory_0)[_S79 + 32U + _S80] = _S81;
+        (*&memory_0)[_S82 + _S83] = _S84;
     }
-    uint _S87 = 64U + _S80;
+    uint _S87 = 32U + _S83;
     if(_S87 < 72U)
     {
-        if(_S87 < (this_6->pieces_0))
+        if(_S87 < (this_5->pieces_0))
         {
-            _S81 = fetched_1->pieces_1[int(2)];
+            _S84 = fetched_1->pieces_1[int(1)];
         }
         else
         {
             int4  _S88 = make_int4 (int(0));
             uint4  _S89 = make_uint4 ((uint)_S88.x, (uint)_S88.y, (uint)_S88.z, (uint)_S88.w);
-            _S81 = _S89;
+            _S84 = _S89;
         }
-        (*&memory_0)[_S79 + 64U + _S80] = _S81;
+        (*&memory_0)[_S82 + 32U + _S83] = _S84;
+    }
+    uint _S90 = 64U + _S83;
+    if(_S90 < 72U)
+    {
+        if(_S90 < (this_5->pieces_0))
+        {
+            _S84 = fetched_1->pieces_1[int(2)];
+        }
+        else
+        {
+            int4  _S91 = make_int4 (int(0));
+            uint4  _S92 = make_uint4 ((uint)_S91.x, (uint)_S91.y, (uint)_S91.z, (uint)_S91.w);
+            _S84 = _S92;
+        }
+        (*&memory_0)[_S82 + 64U + _S83] = _S84;
     }
     __syncwarp();
     FixedArray<uint, 9>  weights_0;
-    uint _S90 = _S80 * 9U;
-    uint _S91 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90)]);
-    weights_0[int(0)] = _S91;
-    uint _S92 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 1U)]);
-    weights_0[int(1)] = _S92;
-    uint _S93 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 2U)]);
-    weights_0[int(2)] = _S93;
-    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 3U)]);
-    weights_0[int(3)] = _S94;
-    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 4U)]);
-    weights_0[int(4)] = _S95;
-    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 5U)]);
-    weights_0[int(5)] = _S96;
-    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 6U)]);
-    weights_0[int(6)] = _S97;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 7U)]);
-    weights_0[int(7)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S79])))[(_S90 + 8U)]);
-    weights_0[int(8)] = _S99;
+    uint _S93 = _S83 * 9U;
+    uint _S94 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93)]);
+    weights_0[int(0)] = _S94;
+    uint _S95 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 1U)]);
+    weights_0[int(1)] = _S95;
+    uint _S96 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 2U)]);
+    weights_0[int(2)] = _S96;
+    uint _S97 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 3U)]);
+    weights_0[int(3)] = _S97;
+    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 4U)]);
+    weights_0[int(4)] = _S98;
+    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 5U)]);
+    weights_0[int(5)] = _S99;
+    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 6U)]);
+    weights_0[int(6)] = _S100;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 7U)]);
+    weights_0[int(7)] = _S101;
+    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S82])))[(_S93 + 8U)]);
+    weights_0[int(8)] = _S102;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S100 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S101 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S91, int(1)))), (int)((this_6->words_0[int(9)])), (_S100)));
-    int _S102 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(0)))), (int)((this_6->words_0[int(1)])), (_S101)));
-    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S92, int(1)))), (int)((this_6->words_0[int(10)])), (_S102)));
-    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(0)))), (int)((this_6->words_0[int(2)])), (_S103)));
-    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S93, int(1)))), (int)((this_6->words_0[int(11)])), (_S104)));
-    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_6->words_0[int(3)])), (_S105)));
-    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_6->words_0[int(12)])), (_S106)));
-    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_6->words_0[int(4)])), (_S107)));
-    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_6->words_0[int(13)])), (_S108)));
-    sums_0[int(0)] = _S109;
-    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_6->words_0[int(5)])), (sums_0[int(1)])));
-    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_6->words_0[int(14)])), (_S110)));
-    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_6->words_0[int(6)])), (_S111)));
-    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_6->words_0[int(15)])), (_S112)));
-    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(7)])), (_S113)));
-    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_6->words_0[int(16)])), (_S114)));
-    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(8)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_6->words_0[int(17)])), (_S116)));
-    sums_0[int(1)] = _S117;
-    return halves_0(_S91).x * this_6->first_0 * ((I32_asfloat((_S109))) - 1.2582912e+07f) + halves_0(_S95).y * this_6->second_0 * ((I32_asfloat((_S117))) - 1.2582912e+07f);
+    int _S103 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S104 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S94, int(1)))), (int)((this_5->words_0[int(9)])), (_S103)));
+    int _S105 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(0)))), (int)((this_5->words_0[int(1)])), (_S104)));
+    int _S106 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S95, int(1)))), (int)((this_5->words_0[int(10)])), (_S105)));
+    int _S107 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(0)))), (int)((this_5->words_0[int(2)])), (_S106)));
+    int _S108 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S96, int(1)))), (int)((this_5->words_0[int(11)])), (_S107)));
+    int _S109 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(0)))), (int)((this_5->words_0[int(3)])), (_S108)));
+    int _S110 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S97, int(1)))), (int)((this_5->words_0[int(12)])), (_S109)));
+    int _S111 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(0)))), (int)((this_5->words_0[int(4)])), (_S110)));
+    int _S112 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S98, int(1)))), (int)((this_5->words_0[int(13)])), (_S111)));
+    sums_0[int(0)] = _S112;
+    int _S113 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(0)))), (int)((this_5->words_0[int(5)])), (sums_0[int(1)])));
+    int _S114 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S99, int(1)))), (int)((this_5->words_0[int(14)])), (_S113)));
+    int _S115 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(0)))), (int)((this_5->words_0[int(6)])), (_S114)));
+    int _S116 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S100, int(1)))), (int)((this_5->words_0[int(15)])), (_S115)));
+    int _S117 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(7)])), (_S116)));
+    int _S118 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S101, int(1)))), (int)((this_5->words_0[int(16)])), (_S117)));
+    int _S119 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(0)))), (int)((this_5->words_0[int(8)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q4_0Integers_unpacked_0(_S102, int(1)))), (int)((this_5->words_0[int(17)])), (_S119)));
+    sums_0[int(1)] = _S120;
+    return halves_0(_S94).x * this_5->first_1 * ((I32_asfloat((_S112))) - 1.2582912e+07f) + halves_0(_S98).y * this_5->second_0 * ((I32_asfloat((_S120))) - 1.2582912e+07f);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 512>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S118)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    FixedArray<float, 1>  _S119;
-    subgroup_sums_0(of_thread_0, &_S119);
-    FixedArray<float, 1>  _S120 = _S119;
-    FixedArray<float, 1>  result_3 = _S119;
-    uint _S121 = this_7->count_0;
-    if((this_7->count_0) > 1U)
+    FixedArray<float, 2>  _S121;
+    subgroup_sums_0(of_thread_0, &_S121);
+    FixedArray<float, 2>  _S122 = _S121;
+    uint _S123 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S122 = turn_0 % 2U * 16U;
-        uint _S123 = this_7->lane_0;
-        if((this_7->lane_0) < 1U)
-        {
-            FixedArray<float, 1>  _S124 = _S120;
-            float _S125 = chosen_0(&_S124, _S123);
-            (*&parts_0)[_S122 + this_7->wave_0 + _S123] = _S125;
-        }
-        __syncthreads();
-        bool _S126 = Place_has_sums_0(this_7);
-        if(_S126)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        uint slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S121)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S122 + (this_7->wave_0 + slice_1)];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
+        FixedArray<float, 2>  _S124 = _S122;
+        float _S125 = chosen_0(&_S124, _S123);
+        (*&parts_0)[(turn_0 * 16U + this_6->wave_0) * 2U + _S123] = _S125;
     }
-    *_S118 = result_3;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_3, uint of_its_0)
+{
+    uint _S126 = this_7->count_0;
+    uint _S127 = (turn_1 * 16U + i_3 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_0 = (*&parts_0)[_S127];
+    for(;;)
+    {
+        if(slice_1 < _S126)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_1 = sum_0 + (*&parts_0)[_S127 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
 }
 
 struct GemvParams_0
@@ -662,110 +677,144 @@ struct GemvParams_0
     uint x_offset_2;
     uint out_offset_0;
     uint n_2;
-    uint k_4;
+    uint k_5;
     uint accumulate_0;
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q4_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(512, 1) sliced_gemv_q4_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
 {
-    uint _S127 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S128 = slice_of_0(p_0.k_4, _S127);
-    Slice_0 slice_2 = _S128;
-    Place_0 _S129 = (&slice_2)->place_0;
-    uint _S130 = Place_alike_0(&_S129);
-    uint first_1 = group_number_0(blockIdx) * _S130;
-    if(first_1 >= (p_0.n_2))
+    uint _S128 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S129 = slice_of_0(p_0.k_5, _S128);
+    Slice_0 slice_2 = _S129;
+    Place_0 _S130 = (&slice_2)->place_0;
+    uint _S131 = Place_alike_0(&_S130);
+    uint _S132 = _S131 * 2U;
+    uint first_2 = group_number_0(blockIdx) * _S132;
+    if(first_2 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S131 = (&slice_2)->place_0;
-    uint _S132 = Place_index_0(&_S131);
-    FixedArray<Fetched_0, 1>  ahead_0;
-    uint _S133 = first_1 + _S132;
-    Slice_0 _S134 = slice_2;
-    Fetched_0 _S135 = Slice_fetch_0(&_S134, weight_1, p_0.weight_offset_0, _S133, p_0.n_2);
-    ahead_0[int(0)] = _S135;
-    wait_for_kernel_before();
-    float _S136 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S127);
-    uint _S137 = (U32_min((p_0.groups_0), (264U))) * _S130;
-    uint first_2 = first_1;
-    uint turn_1 = 0U;
+    Place_0 _S133 = (&slice_2)->place_0;
+    uint _S134 = Place_index_0(&_S133);
+    uint _S135 = _S134 * 2U;
+    FixedArray<Fetched_0, 2>  ahead_0;
+    uint _S136 = first_2 + _S135;
+    Slice_0 _S137 = slice_2;
+    Fetched_0 _S138 = Slice_fetch_0(&_S137, weight_1, p_0.weight_offset_0, _S136, p_0.n_2);
+    ahead_0[int(0)] = _S138;
+    uint _S139 = _S136 + 1U;
+    Slice_0 _S140 = slice_2;
+    Fetched_0 _S141 = Slice_fetch_0(&_S140, weight_1, p_0.weight_offset_0, _S139, p_0.n_2);
+    ahead_0[int(1)] = _S141;
+    wait_for_inputs_0();
+    float _S142 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_5, _S128);
+    uint _S143 = (U32_min((p_0.groups_0), (132U))) * _S132;
+    uint first_3 = first_2;
     for(;;)
     {
-        if(first_2 < (p_0.n_2))
+        if(first_3 < (p_0.n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S138 = first_2 + _S132 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S139 = (&slice_2)->place_0;
-        bool _S140 = Place_has_sums_0(&_S139);
-        bool _S141;
-        if(_S140)
+        uint _S144 = _S128 / _S132;
+        uint _S145 = first_3 + _S144 * _S143;
+        uint _S146 = _S128 % _S132;
+        uint _S147 = _S145 + _S146;
+        bool _S148;
+        if(_S128 < (16U * _S132))
         {
-            _S141 = ((&(&slice_2)->place_0)->lane_0) < 1U;
+            _S148 = _S147 < (p_0.n_2);
         }
         else
         {
-            _S141 = false;
+            _S148 = false;
         }
-        bool _S142;
-        if(_S141)
+        bool _S149;
+        if(_S148)
         {
-            _S142 = _S138 < (p_0.n_2);
+            _S149 = (p_0.accumulate_0) != 0U;
         }
         else
         {
-            _S142 = false;
+            _S149 = false;
         }
-        bool _S143;
-        if(_S142)
+        float sum_2;
+        if(_S149)
         {
-            _S143 = (p_0.accumulate_0) != 0U;
+            sum_2 = *(&(result_4)[p_0.out_offset_0 + _S147]);
         }
         else
         {
-            _S143 = false;
+            sum_2 = 0.0f;
         }
-        float sum_0;
-        if(_S143)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S138]);
+            bool _S150;
+            if(turn_2 < 16U)
+            {
+                _S150 = (first_3 + turn_2 * _S143) < (p_0.n_2);
+            }
+            else
+            {
+                _S150 = false;
+            }
+            if(_S150)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S151 = turn_2 + 1U;
+            uint _S152 = first_3 + _S151 * _S143;
+            FixedArray<float, 2>  sums_1;
+            Slice_0 _S153 = slice_2;
+            Fetched_0 _S154 = ahead_0[int(0)];
+            float _S155 = Slice_product_0(&_S153, &_S154);
+            sums_1[int(0)] = _S155;
+            bool _S156 = _S152 < (p_0.n_2);
+            if(_S156)
+            {
+                uint _S157 = _S152 + _S135;
+                Slice_0 _S158 = slice_2;
+                Fetched_0 _S159 = Slice_fetch_0(&_S158, weight_1, p_0.weight_offset_0, _S157, p_0.n_2);
+                ahead_0[int(0)] = _S159;
+            }
+            Slice_0 _S160 = slice_2;
+            Fetched_0 _S161 = ahead_0[int(1)];
+            float _S162 = Slice_product_0(&_S160, &_S161);
+            sums_1[int(1)] = _S162;
+            if(_S156)
+            {
+                uint _S163 = _S152 + _S135 + 1U;
+                Slice_0 _S164 = slice_2;
+                Fetched_0 _S165 = Slice_fetch_0(&_S164, weight_1, p_0.weight_offset_0, _S163, p_0.n_2);
+                ahead_0[int(1)] = _S165;
+            }
+            Place_0 _S166 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S167 = sums_1;
+            Place_keep_0(&_S166, &_S167, turn_2);
+            turn_2 = _S151;
         }
-        else
+        __syncthreads();
+        if(_S148)
         {
-            sum_0 = 0.0f;
+            float * _S168 = (&(result_4)[p_0.out_offset_0 + _S147]);
+            Place_0 _S169 = (&slice_2)->place_0;
+            uint _S170 = _S128 / _S132;
+            uint _S171 = _S146 / 2U;
+            uint _S172 = _S128 % 2U;
+            Place_0 _S173 = _S169;
+            float _S174 = Place_kept_0(&_S173, _S170, _S171, _S172);
+            *_S168 = sum_2 + _S174;
         }
-        FixedArray<float, 1>  sums_1;
-        Slice_0 _S144 = slice_2;
-        Fetched_0 _S145 = ahead_0[int(0)];
-        float _S146 = Slice_product_0(&_S144, &_S145);
-        sums_1[int(0)] = _S146;
-        uint _S147 = first_2 + _S137;
-        if(_S147 < (p_0.n_2))
-        {
-            uint _S148 = _S147 + _S132;
-            Slice_0 _S149 = slice_2;
-            Fetched_0 _S150 = Slice_fetch_0(&_S149, weight_1, p_0.weight_offset_0, _S148, p_0.n_2);
-            ahead_0[int(0)] = _S150;
-        }
-        Place_0 _S151 = (&slice_2)->place_0;
-        FixedArray<float, 1>  _S152 = sums_1;
-        FixedArray<float, 1>  _S153;
-        Place_added_0(&_S151, &_S152, turn_1, &_S153);
-        FixedArray<float, 1>  _S154 = _S153;
-        float _S155 = chosen_0(&_S154, (&(&slice_2)->place_0)->lane_0);
-        float sum_1 = sum_0 + _S155;
-        if(_S142)
-        {
-            *(&(result_4)[p_0.out_offset_0 + _S138]) = sum_1;
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_2 = _S147;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_3 = first_3 + 16U * _S143;
     }
     return;
 }

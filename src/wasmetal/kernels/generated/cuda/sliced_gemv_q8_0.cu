@@ -55,90 +55,130 @@ __device__ void put_0(uint word_0, uint value_0)
     return;
 }
 
-__device__ float quantize_0(StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_0, uint thread_0)
+__device__ void quantize_four_0(float4  v_1, uint i_2, uint k_0)
 {
     uint _S2 = k_0 / 64U * 17U;
-    float4  _S3 = (load_written(&((x_2))[(x_offset_0 + (U32_min((thread_0), (k_0 / 4U - 1U))))]));
-    float4  next_0 = _S3;
-    uint i_2 = thread_0;
+    uint4  _S3 = asuint_0(abs_0(v_1));
+    uint _S4 = (U32_max(((U32_max((_S3.x), (_S3.y)))), ((U32_max((_S3.z), (_S3.w))))));
+    uint _S5 = (__shfl_xor_sync(0xffffffffu, (_S4), (1U)));
+    uint _S6 = (U32_max((_S4), (_S5)));
+    uint _S7 = (__shfl_xor_sync(0xffffffffu, (_S6), (2U)));
+    uint _S8 = (U32_max((_S6), (_S7)));
+    uint _S9 = (__shfl_xor_sync(0xffffffffu, (_S8), (4U)));
+    float _S10 = (U32_asfloat(((U32_max((_S8), (_S9))))));
+    float _S11;
+    if(_S10 > 0.0f)
+    {
+        _S11 = 127.0f / _S10;
+    }
+    else
+    {
+        _S11 = 0.0f;
+    }
+    uint _S12 = rounded_0(v_1, _S11);
+    uint _S13 = (__shfl_up_sync(0xffffffffu, (_S12), 1));
+    uint _S14 = i_2 / 8U;
+    uint _S15 = i_2 % 8U;
+    uint _S16 = _S15 / 8U * _S2 + _S14 / 2U * 17U;
+    bool _S17 = _S15 == 0U;
+    if(_S17)
+    {
+        (*&scales_0)[_S14] = _S10 / 127.0f;
+    }
+    if((_S14 % 2U) != 0U)
+    {
+        put_0(_S16 + 8U + 1U + _S15, _S12);
+    }
+    else
+    {
+        uint _S18 = _S16 + _S15;
+        uint _S19;
+        if(_S17)
+        {
+            _S19 = 0U;
+        }
+        else
+        {
+            _S19 = _S13 >> int(16);
+        }
+        put_0(_S18, _S19 | (_S12 << int(16)));
+        if(_S15 == 7U)
+        {
+            put_0(_S16 + 8U, _S12 >> int(16));
+        }
+    }
+    return;
+}
+
+__device__ float quantize_0(StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint k_1, uint thread_0)
+{
+    uint first_0 = thread_0;
     for(;;)
     {
-        if(i_2 < (k_0 / 4U))
+        if(first_0 < (k_1 / 4U))
         {
         }
         else
         {
             break;
         }
-        uint _S4 = i_2 + 512U;
-        float4  _S5 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S4), (k_0 / 4U - 1U))))]));
-        uint4  _S6 = asuint_0(abs_0(next_0));
-        uint _S7 = (U32_max(((U32_max((_S6.x), (_S6.y)))), ((U32_max((_S6.z), (_S6.w))))));
-        uint _S8 = (__shfl_xor_sync(0xffffffffu, (_S7), (1U)));
-        uint _S9 = (U32_max((_S7), (_S8)));
-        uint _S10 = (__shfl_xor_sync(0xffffffffu, (_S9), (2U)));
-        uint _S11 = (U32_max((_S9), (_S10)));
-        uint _S12 = (__shfl_xor_sync(0xffffffffu, (_S11), (4U)));
-        float _S13 = (U32_asfloat(((U32_max((_S11), (_S12))))));
-        float _S14;
-        if(_S13 > 0.0f)
+        FixedArray<float4 , 4>  read_0;
+        float4  _S20 = (load_written(&((x_2))[(x_offset_0 + (U32_min((first_0), (k_1 / 4U - 1U))))]));
+        read_0[int(0)] = _S20;
+        uint _S21 = first_0 + 512U;
+        float4  _S22 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S21), (k_1 / 4U - 1U))))]));
+        read_0[int(1)] = _S22;
+        uint _S23 = first_0 + 1024U;
+        float4  _S24 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S23), (k_1 / 4U - 1U))))]));
+        read_0[int(2)] = _S24;
+        uint _S25 = first_0 + 1536U;
+        float4  _S26 = (load_written(&((x_2))[(x_offset_0 + (U32_min((_S25), (k_1 / 4U - 1U))))]));
+        read_0[int(3)] = _S26;
+        if(first_0 < (k_1 / 4U))
         {
-            _S14 = 127.0f / _S13;
+            quantize_four_0(read_0[int(0)], first_0, k_1);
         }
-        else
+        if(_S21 < (k_1 / 4U))
         {
-            _S14 = 0.0f;
+            quantize_four_0(read_0[int(1)], _S21, k_1);
         }
-        uint _S15 = rounded_0(next_0, _S14);
-        uint _S16 = (__shfl_up_sync(0xffffffffu, (_S15), 1));
-        uint _S17 = i_2 / 8U;
-        uint _S18 = i_2 % 8U;
-        uint _S19 = _S18 / 8U * _S2 + _S17 / 2U * 17U;
-        bool _S20 = _S18 == 0U;
-        if(_S20)
+        if(_S23 < (k_1 / 4U))
         {
-            (*&scales_0)[_S17] = _S13 / 127.0f;
+            quantize_four_0(read_0[int(2)], _S23, k_1);
         }
-        if((_S17 % 2U) != 0U)
+        if(_S25 < (k_1 / 4U))
         {
-            put_0(_S19 + 8U + 1U + _S18, _S15);
+            quantize_four_0(read_0[int(3)], _S25, k_1);
         }
-        else
-        {
-            uint _S21 = _S19 + _S18;
-            uint _S22;
-            if(_S20)
-            {
-                _S22 = 0U;
-            }
-            else
-            {
-                _S22 = _S16 >> int(16);
-            }
-            put_0(_S21, _S22 | (_S15 << int(16)));
-            if(_S18 == 7U)
-            {
-                put_0(_S19 + 8U, _S15 >> int(16));
-            }
-        }
-        next_0 = _S5;
-        i_2 = _S4;
+        first_0 = first_0 + 2048U;
     }
     __syncthreads();
     return 0.0f;
 }
 
-__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+__device__ float chosen_0(FixedArray<float, 2>  * values_0, uint number_0)
 {
-    return (*values_0)[int(0)];
+    float _S27 = (*values_0)[int(0)];
+    float result_2;
+    if(number_0 == 1U)
+    {
+        result_2 = (*values_0)[int(1)];
+    }
+    else
+    {
+        result_2 = _S27;
+    }
+    return result_2;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 1>  * values_1, FixedArray<float, 1>  * _S23)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S28)
 {
-    FixedArray<float, 1>  result_2;
-    float _S24 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_2[int(0)] = _S24;
-    *_S23 = result_2;
+    FixedArray<float, 2>  result_3;
+    float _S29 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_3[int(0)] = _S29;
+    float _S30 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_3[int(1)] = _S30;
+    *_S28 = result_3;
     return;
 }
 
@@ -156,237 +196,237 @@ struct Slice_0
     uint row_pieces_0;
     uint pieces_0;
     FixedArray<uint, 17>  words_0;
-    float first_0;
+    float first_1;
     float second_0;
 };
 
-__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_1, uint thread_1)
+__device__ float Slice_take_0(Slice_0 * this_0, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint k_2, uint thread_1)
 {
-    float _S25 = quantize_0(x_3, x_offset_1, norm_1, norm_offset_1, k_1, thread_1);
-    uint _S26 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
-    bool _S27 = _S26 < (k_1 / 64U);
-    float _S28;
-    if(_S27)
+    float _S31 = quantize_0(x_3, x_offset_1, norm_1, norm_offset_1, k_2, thread_1);
+    uint _S32 = (&this_0->place_0)->number_1 * 32U + (&this_0->place_0)->lane_0;
+    bool _S33 = _S32 < (k_2 / 64U);
+    float _S34;
+    if(_S33)
     {
-        _S28 = (*&scales_0)[2U * _S26];
+        _S34 = (*&scales_0)[2U * _S32];
     }
     else
     {
-        _S28 = 0.0f;
+        _S34 = 0.0f;
     }
-    this_0->first_0 = _S28;
-    if(_S27)
+    this_0->first_1 = _S34;
+    if(_S33)
     {
-        _S28 = (*&scales_0)[2U * _S26 + 1U];
+        _S34 = (*&scales_0)[2U * _S32 + 1U];
     }
     else
     {
-        _S28 = 0.0f;
+        _S34 = 0.0f;
     }
-    this_0->second_0 = _S28;
-    uint _S29;
-    if(_S27)
+    this_0->second_0 = _S34;
+    uint _S35;
+    if(_S33)
     {
-        uint _S30 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U)]);
-        _S29 = _S30;
+        uint _S36 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U)]);
+        _S35 = _S36;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(0)] = _S29;
-    if(_S27)
+    this_0->words_0[int(0)] = _S35;
+    if(_S33)
     {
-        uint _S31 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 1U)]);
-        _S29 = _S31;
+        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 1U)]);
+        _S35 = _S37;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(1)] = _S29;
-    if(_S27)
+    this_0->words_0[int(1)] = _S35;
+    if(_S33)
     {
-        uint _S32 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 2U)]);
-        _S29 = _S32;
+        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 2U)]);
+        _S35 = _S38;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(2)] = _S29;
-    if(_S27)
+    this_0->words_0[int(2)] = _S35;
+    if(_S33)
     {
-        uint _S33 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 3U)]);
-        _S29 = _S33;
+        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 3U)]);
+        _S35 = _S39;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(3)] = _S29;
-    if(_S27)
+    this_0->words_0[int(3)] = _S35;
+    if(_S33)
     {
-        uint _S34 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 4U)]);
-        _S29 = _S34;
+        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 4U)]);
+        _S35 = _S40;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(4)] = _S29;
-    if(_S27)
+    this_0->words_0[int(4)] = _S35;
+    if(_S33)
     {
-        uint _S35 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 5U)]);
-        _S29 = _S35;
+        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 5U)]);
+        _S35 = _S41;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(5)] = _S29;
-    if(_S27)
+    this_0->words_0[int(5)] = _S35;
+    if(_S33)
     {
-        uint _S36 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 6U)]);
-        _S29 = _S36;
+        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 6U)]);
+        _S35 = _S42;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(6)] = _S29;
-    if(_S27)
+    this_0->words_0[int(6)] = _S35;
+    if(_S33)
     {
-        uint _S37 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 7U)]);
-        _S29 = _S37;
+        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 7U)]);
+        _S35 = _S43;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(7)] = _S29;
-    if(_S27)
+    this_0->words_0[int(7)] = _S35;
+    if(_S33)
     {
-        uint _S38 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 8U)]);
-        _S29 = _S38;
+        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 8U)]);
+        _S35 = _S44;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(8)] = _S29;
-    if(_S27)
+    this_0->words_0[int(8)] = _S35;
+    if(_S33)
     {
-        uint _S39 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 9U)]);
-        _S29 = _S39;
+        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 9U)]);
+        _S35 = _S45;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(9)] = _S29;
-    if(_S27)
+    this_0->words_0[int(9)] = _S35;
+    if(_S33)
     {
-        uint _S40 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 10U)]);
-        _S29 = _S40;
+        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 10U)]);
+        _S35 = _S46;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(10)] = _S29;
-    if(_S27)
+    this_0->words_0[int(10)] = _S35;
+    if(_S33)
     {
-        uint _S41 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 11U)]);
-        _S29 = _S41;
+        uint _S47 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 11U)]);
+        _S35 = _S47;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(11)] = _S29;
-    if(_S27)
+    this_0->words_0[int(11)] = _S35;
+    if(_S33)
     {
-        uint _S42 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 12U)]);
-        _S29 = _S42;
+        uint _S48 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 12U)]);
+        _S35 = _S48;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(12)] = _S29;
-    if(_S27)
+    this_0->words_0[int(12)] = _S35;
+    if(_S33)
     {
-        uint _S43 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 13U)]);
-        _S29 = _S43;
+        uint _S49 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 13U)]);
+        _S35 = _S49;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(13)] = _S29;
-    if(_S27)
+    this_0->words_0[int(13)] = _S35;
+    if(_S33)
     {
-        uint _S44 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 14U)]);
-        _S29 = _S44;
+        uint _S50 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 14U)]);
+        _S35 = _S50;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(14)] = _S29;
-    if(_S27)
+    this_0->words_0[int(14)] = _S35;
+    if(_S33)
     {
-        uint _S45 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 15U)]);
-        _S29 = _S45;
+        uint _S51 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 15U)]);
+        _S35 = _S51;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(15)] = _S29;
-    if(_S27)
+    this_0->words_0[int(15)] = _S35;
+    if(_S33)
     {
-        uint _S46 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S26 * 17U + 16U)]);
-        _S29 = _S46;
+        uint _S52 = (((const unsigned*)((&(*&memory_0)[int(0)])))[(_S32 * 17U + 16U)]);
+        _S35 = _S52;
     }
     else
     {
-        _S29 = 0U;
+        _S35 = 0U;
     }
-    this_0->words_0[int(16)] = _S29;
+    this_0->words_0[int(16)] = _S35;
     __syncthreads();
-    return _S25;
+    return _S31;
 }
 
-__device__ Place_0 place_of_0(uint k_2, uint thread_2)
+__device__ Place_0 place_of_0(uint k_3, uint thread_2)
 {
     Place_0 place_1;
     (&place_1)->lane_0 = thread_2 % 32U;
-    uint _S47 = thread_2 / 32U;
-    (&place_1)->wave_0 = _S47;
-    uint _S48 = (k_2 + 2048U - 1U) / 2048U;
-    (&place_1)->count_0 = _S48;
-    uint _S49 = _S47 % _S48;
-    (&place_1)->number_1 = _S49;
+    uint _S53 = thread_2 / 32U;
+    (&place_1)->wave_0 = _S53;
+    uint _S54 = (k_3 + 2048U - 1U) / 2048U;
+    (&place_1)->count_0 = _S54;
+    uint _S55 = _S53 % _S54;
+    (&place_1)->number_1 = _S55;
     return place_1;
 }
 
-__device__ Slice_0 slice_of_0(uint k_3, uint thread_3)
+__device__ Slice_0 slice_of_0(uint k_4, uint thread_3)
 {
     Slice_0 slice_0;
-    Place_0 _S50 = place_of_0(k_3, thread_3);
-    (&slice_0)->place_0 = _S50;
-    uint _S51 = k_3 / 32U * 17U / 8U;
-    (&slice_0)->row_pieces_0 = _S51;
-    (&slice_0)->pieces_0 = (U32_min((_S51 - (&(&slice_0)->place_0)->number_1 * 136U), (136U)));
+    Place_0 _S56 = place_of_0(k_4, thread_3);
+    (&slice_0)->place_0 = _S56;
+    uint _S57 = k_4 / 32U * 17U / 8U;
+    (&slice_0)->row_pieces_0 = _S57;
+    (&slice_0)->pieces_0 = (U32_min((_S57 - (&(&slice_0)->place_0)->number_1 * 136U), (136U)));
     return slice_0;
 }
 
 __device__ uint Place_alike_0(Place_0 * this_1)
 {
-    uint _S52 = 16U / this_1->count_0;
-    return _S52;
+    uint _S58 = 16U / this_1->count_0;
+    return _S58;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -396,24 +436,24 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint Place_index_0(Place_0 * this_2)
 {
-    uint _S53 = this_2->wave_0 / this_2->count_0;
-    return _S53;
+    uint _S59 = this_2->wave_0 / this_2->count_0;
+    return _S59;
 }
 
 __device__ uint Place_row_0(Place_0 * this_3, uint row_0, uint n_0)
 {
-    uint _S54 = Place_index_0(this_3);
-    uint _S55 = Place_alike_0(this_3);
-    uint _S56;
-    if(_S54 < _S55)
+    uint _S60 = Place_index_0(this_3);
+    uint _S61 = Place_alike_0(this_3);
+    uint _S62;
+    if(_S60 < _S61)
     {
-        _S56 = (U32_min((row_0), (n_0 - 1U)));
+        _S62 = (U32_min((row_0), (n_0 - 1U)));
     }
     else
     {
-        _S56 = n_0 - 1U;
+        _S62 = n_0 - 1U;
     }
-    return _S56;
+    return _S62;
 }
 
 struct Fetched_0
@@ -424,63 +464,53 @@ struct Fetched_0
 __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > weight_0, uint offset_0, uint row_1, uint n_1)
 {
     Fetched_0 fetched_0;
-    uint _S57 = offset_0 / 4U;
-    uint _S58 = Place_row_0(&this_4->place_0, row_1, n_1);
-    uint _S59 = _S57 + _S58 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 136U;
-    uint _S60 = this_4->pieces_0;
+    uint _S63 = offset_0 / 4U;
+    uint _S64 = Place_row_0(&this_4->place_0, row_1, n_1);
+    uint _S65 = _S63 + _S64 * this_4->row_pieces_0 + (&this_4->place_0)->number_1 * 136U;
+    uint _S66 = this_4->pieces_0;
     if((this_4->pieces_0) == 136U)
     {
-        uint _S61 = (&this_4->place_0)->lane_0;
-        uint _S62 = _S59 + (&this_4->place_0)->lane_0;
-        uint4  _S63 = (load_weights(&((weight_0))[(_S62)] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S63;
-        uint4  _S64 = (load_weights(&((weight_0))[(_S62)] + (int(32))));
-        (&fetched_0)->pieces_1[int(1)] = _S64;
-        uint4  _S65 = (load_weights(&((weight_0))[(_S62)] + (int(64))));
-        (&fetched_0)->pieces_1[int(2)] = _S65;
-        uint4  _S66 = (load_weights(&((weight_0))[(_S62)] + (int(96))));
-        (&fetched_0)->pieces_1[int(3)] = _S66;
-        int4  _S67 = make_int4 (int(0));
-        uint4  _S68 = make_uint4 ((uint)_S67.x, (uint)_S67.y, (uint)_S67.z, (uint)_S67.w);
-        (&fetched_0)->pieces_1[int(4)] = _S68;
-        if((128U + _S61) < 136U)
+        uint _S67 = (&this_4->place_0)->lane_0;
+        uint _S68 = _S65 + (&this_4->place_0)->lane_0;
+        uint4  _S69 = (load_weights(&((weight_0))[(_S68)] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S69;
+        uint4  _S70 = (load_weights(&((weight_0))[(_S68)] + (int(32))));
+        (&fetched_0)->pieces_1[int(1)] = _S70;
+        uint4  _S71 = (load_weights(&((weight_0))[(_S68)] + (int(64))));
+        (&fetched_0)->pieces_1[int(2)] = _S71;
+        uint4  _S72 = (load_weights(&((weight_0))[(_S68)] + (int(96))));
+        (&fetched_0)->pieces_1[int(3)] = _S72;
+        int4  _S73 = make_int4 (int(0));
+        uint4  _S74 = make_uint4 ((uint)_S73.x, (uint)_S73.y, (uint)_S73.z, (uint)_S73.w);
+        (&fetched_0)->pieces_1[int(4)] = _S74;
+        if((128U + _S67) < 136U)
         {
-            uint4  _S69 = (load_weights(&((weight_0))[(_S62)] + (int(128))));
-            (&fetched_0)->pieces_1[int(4)] = _S69;
+            uint4  _S75 = (load_weights(&((weight_0))[(_S68)] + (int(128))));
+            (&fetched_0)->pieces_1[int(4)] = _S75;
         }
     }
     else
     {
-        uint _S70 = (&this_4->place_0)->lane_0;
-        uint _S71 = _S60 - 1U;
-        uint4  _S72 = (load_weights(&((weight_0))[(_S59 + (U32_min(((&this_4->place_0)->lane_0), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(0)] = _S72;
-        uint4  _S73 = (load_weights(&((weight_0))[(_S59 + (U32_min((32U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(1)] = _S73;
-        uint4  _S74 = (load_weights(&((weight_0))[(_S59 + (U32_min((64U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(2)] = _S74;
-        uint4  _S75 = (load_weights(&((weight_0))[(_S59 + (U32_min((96U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(3)] = _S75;
-        uint4  _S76 = (load_weights(&((weight_0))[(_S59 + (U32_min((128U + _S70), (_S71))))] + (int(0))));
-        (&fetched_0)->pieces_1[int(4)] = _S76;
+        uint _S76 = (&this_4->place_0)->lane_0;
+        uint _S77 = _S66 - 1U;
+        uint4  _S78 = (load_weights(&((weight_0))[(_S65 + (U32_min(((&this_4->place_0)->lane_0), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(0)] = _S78;
+        uint4  _S79 = (load_weights(&((weight_0))[(_S65 + (U32_min((32U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(1)] = _S79;
+        uint4  _S80 = (load_weights(&((weight_0))[(_S65 + (U32_min((64U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(2)] = _S80;
+        uint4  _S81 = (load_weights(&((weight_0))[(_S65 + (U32_min((96U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(3)] = _S81;
+        uint4  _S82 = (load_weights(&((weight_0))[(_S65 + (U32_min((128U + _S76), (_S77))))] + (int(0))));
+        (&fetched_0)->pieces_1[int(4)] = _S82;
     }
     return fetched_0;
 }
 
-__device__ bool Place_has_sums_0(Place_0 * this_5)
+__device__ void wait_for_inputs_0()
 {
-    bool _S77;
-    if((this_5->number_1) == 0U)
-    {
-        uint _S78 = Place_index_0(this_5);
-        uint _S79 = Place_alike_0(this_5);
-        _S77 = _S78 < _S79;
-    }
-    else
-    {
-        _S77 = false;
-    }
-    return _S77;
+    wait_for_kernel_before();
+    return;
 }
 
 __device__ uint Q8_0Integers_unpacked_0(uint word_1, int list_0)
@@ -493,200 +523,185 @@ __device__ float2  halves_0(uint word_2)
     return make_float2 ((__half2float(__ushort_as_half((word_2 & 65535U)))), (__half2float(__ushort_as_half((word_2 >> int(16))))));
 }
 
-__device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
+__device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    uint _S80 = (&this_6->place_0)->wave_0 * 136U;
-    uint _S81 = (&this_6->place_0)->lane_0;
-    uint4  _S82;
-    if(((&this_6->place_0)->lane_0) < 136U)
+    uint _S83 = (&this_5->place_0)->wave_0 * 136U;
+    uint _S84 = (&this_5->place_0)->lane_0;
+    uint4  _S85;
+    if(((&this_5->place_0)->lane_0) < 136U)
     {
-        if(_S81 < (this_6->pieces_0))
+        if(_S84 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(0)];
-        }
-        else
-        {
-            int4  _S83 = make_int4 (int(0));
-            uint4  _S84 = make_uint4 ((uint)_S83.x, (uint)_S83.y, (uint)_S83.z, (uint)_S83.w);
-            _S82 = _S84;
-        }
-        (*&memory_0)[_S80 + _S81] = _S82;
-    }
-    uint _S85 = 32U + _S81;
-    if(_S85 < 136U)
-    {
-        if(_S85 < (this_6->pieces_0))
-        {
-            _S82 = fetched_1->pieces_1[int(1)];
+            _S85 = fetched_1->pieces_1[int(0)];
         }
         else
         {
             int4  _S86 = make_int4 (int(0));
             uint4  _S87 = make_uint4 ((uint)_S86.x, (uint)_S86.y, (uint)_S86.z, (uint)_S86.w);
-            _S82 = _S87;
+            _S85 = _S87;
         }
-        (*&memory_0)[_S80 + 32U + _S81] = _S82;
+        (*&memory_0)[_S83 + _S84] = _S85;
     }
-    uint _S88 = 64U + _S81;
+    uint _S88 = 32U + _S84;
     if(_S88 < 136U)
     {
-        if(_S88 < (this_6->pieces_0))
+        if(_S88 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(2)];
+            _S85 = fetched_1->pieces_1[int(1)];
         }
         else
         {
             int4  _S89 = make_int4 (int(0));
             uint4  _S90 = make_uint4 ((uint)_S89.x, (uint)_S89.y, (uint)_S89.z, (uint)_S89.w);
-            _S82 = _S90;
+            _S85 = _S90;
         }
-        (*&memory_0)[_S80 + 64U + _S81] = _S82;
+        (*&memory_0)[_S83 + 32U + _S84] = _S85;
     }
-    uint _S91 = 96U + _S81;
+    uint _S91 = 64U + _S84;
     if(_S91 < 136U)
     {
-        if(_S91 < (this_6->pieces_0))
+        if(_S91 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(3)];
+            _S85 = fetched_1->pieces_1[int(2)];
         }
         else
         {
             int4  _S92 = make_int4 (int(0));
             uint4  _S93 = make_uint4 ((uint)_S92.x, (uint)_S92.y, (uint)_S92.z, (uint)_S92.w);
-            _S82 = _S93;
+            _S85 = _S93;
         }
-        (*&memory_0)[_S80 + 96U + _S81] = _S82;
+        (*&memory_0)[_S83 + 64U + _S84] = _S85;
     }
-    uint _S94 = 128U + _S81;
+    uint _S94 = 96U + _S84;
     if(_S94 < 136U)
     {
-        if(_S94 < (this_6->pieces_0))
+        if(_S94 < (this_5->pieces_0))
         {
-            _S82 = fetched_1->pieces_1[int(4)];
+            _S85 = fetched_1->pieces_1[int(3)];
         }
         else
         {
             int4  _S95 = make_int4 (int(0));
             uint4  _S96 = make_uint4 ((uint)_S95.x, (uint)_S95.y, (uint)_S95.z, (uint)_S95.w);
-            _S82 = _S96;
+            _S85 = _S96;
         }
-        (*&memory_0)[_S80 + 128U + _S81] = _S82;
+        (*&memory_0)[_S83 + 96U + _S84] = _S85;
+    }
+    uint _S97 = 128U + _S84;
+    if(_S97 < 136U)
+    {
+        if(_S97 < (this_5->pieces_0))
+        {
+            _S85 = fetched_1->pieces_1[int(4)];
+        }
+        else
+        {
+            int4  _S98 = make_int4 (int(0));
+            uint4  _S99 = make_uint4 ((uint)_S98.x, (uint)_S98.y, (uint)_S98.z, (uint)_S98.w);
+            _S85 = _S99;
+        }
+        (*&memory_0)[_S83 + 128U + _S84] = _S85;
     }
     __syncwarp();
     FixedArray<uint, 17>  weights_0;
-    uint _S97 = _S81 * 17U;
-    uint _S98 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97)]);
-    weights_0[int(0)] = _S98;
-    uint _S99 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 1U)]);
-    weights_0[int(1)] = _S99;
-    uint _S100 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 2U)]);
-    weights_0[int(2)] = _S100;
-    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 3U)]);
-    weights_0[int(3)] = _S101;
-    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 4U)]);
-    weights_0[int(4)] = _S102;
-    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 5U)]);
-    weights_0[int(5)] = _S103;
-    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 6U)]);
-    weights_0[int(6)] = _S104;
-    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 7U)]);
-    weights_0[int(7)] = _S105;
-    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 8U)]);
-    weights_0[int(8)] = _S106;
-    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 9U)]);
-    weights_0[int(9)] = _S107;
-    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 10U)]);
-    weights_0[int(10)] = _S108;
-    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 11U)]);
-    weights_0[int(11)] = _S109;
-    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 12U)]);
-    weights_0[int(12)] = _S110;
-    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 13U)]);
-    weights_0[int(13)] = _S111;
-    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 14U)]);
-    weights_0[int(14)] = _S112;
-    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 15U)]);
-    weights_0[int(15)] = _S113;
-    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S80])))[(_S97 + 16U)]);
-    weights_0[int(16)] = _S114;
+    uint _S100 = _S84 * 17U;
+    uint _S101 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100)]);
+    weights_0[int(0)] = _S101;
+    uint _S102 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 1U)]);
+    weights_0[int(1)] = _S102;
+    uint _S103 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 2U)]);
+    weights_0[int(2)] = _S103;
+    uint _S104 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 3U)]);
+    weights_0[int(3)] = _S104;
+    uint _S105 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 4U)]);
+    weights_0[int(4)] = _S105;
+    uint _S106 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 5U)]);
+    weights_0[int(5)] = _S106;
+    uint _S107 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 6U)]);
+    weights_0[int(6)] = _S107;
+    uint _S108 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 7U)]);
+    weights_0[int(7)] = _S108;
+    uint _S109 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 8U)]);
+    weights_0[int(8)] = _S109;
+    uint _S110 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 9U)]);
+    weights_0[int(9)] = _S110;
+    uint _S111 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 10U)]);
+    weights_0[int(10)] = _S111;
+    uint _S112 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 11U)]);
+    weights_0[int(11)] = _S112;
+    uint _S113 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 12U)]);
+    weights_0[int(12)] = _S113;
+    uint _S114 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 13U)]);
+    weights_0[int(13)] = _S114;
+    uint _S115 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 14U)]);
+    weights_0[int(14)] = _S115;
+    uint _S116 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 15U)]);
+    weights_0[int(15)] = _S116;
+    uint _S117 = (((const unsigned*)((&(*&memory_0)[_S83])))[(_S100 + 16U)]);
+    weights_0[int(16)] = _S117;
     __syncwarp();
     FixedArray<int, 2>  sums_0;
     sums_0[int(0)] = int(1262485504);
     sums_0[int(1)] = int(1262485504);
-    int _S115 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S98, int(0)))), (int)((this_6->words_0[int(0)])), (sums_0[int(0)])));
-    int _S116 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S99, int(0)))), (int)((this_6->words_0[int(1)])), (_S115)));
-    int _S117 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S100, int(0)))), (int)((this_6->words_0[int(2)])), (_S116)));
-    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_6->words_0[int(3)])), (_S117)));
-    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_6->words_0[int(4)])), (_S118)));
-    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_6->words_0[int(5)])), (_S119)));
-    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_6->words_0[int(6)])), (_S120)));
-    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_6->words_0[int(7)])), (_S121)));
-    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_6->words_0[int(8)])), (_S122)));
-    sums_0[int(0)] = _S123;
-    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_6->words_0[int(9)])), (sums_0[int(1)])));
-    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_6->words_0[int(10)])), (_S124)));
-    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_6->words_0[int(11)])), (_S125)));
-    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_6->words_0[int(12)])), (_S126)));
-    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_6->words_0[int(13)])), (_S127)));
-    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_6->words_0[int(14)])), (_S128)));
-    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_6->words_0[int(15)])), (_S129)));
-    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_6->words_0[int(16)])), (_S130)));
-    sums_0[int(1)] = _S131;
-    return halves_0(_S98).x * this_6->first_0 * ((I32_asfloat((_S123))) - 1.2582912e+07f) + halves_0(_S106).y * this_6->second_0 * ((I32_asfloat((_S131))) - 1.2582912e+07f);
+    int _S118 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S101, int(0)))), (int)((this_5->words_0[int(0)])), (sums_0[int(0)])));
+    int _S119 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S102, int(0)))), (int)((this_5->words_0[int(1)])), (_S118)));
+    int _S120 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S103, int(0)))), (int)((this_5->words_0[int(2)])), (_S119)));
+    int _S121 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S104, int(0)))), (int)((this_5->words_0[int(3)])), (_S120)));
+    int _S122 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S105, int(0)))), (int)((this_5->words_0[int(4)])), (_S121)));
+    int _S123 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S106, int(0)))), (int)((this_5->words_0[int(5)])), (_S122)));
+    int _S124 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S107, int(0)))), (int)((this_5->words_0[int(6)])), (_S123)));
+    int _S125 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S108, int(0)))), (int)((this_5->words_0[int(7)])), (_S124)));
+    int _S126 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S109, int(0)))), (int)((this_5->words_0[int(8)])), (_S125)));
+    sums_0[int(0)] = _S126;
+    int _S127 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S110, int(0)))), (int)((this_5->words_0[int(9)])), (sums_0[int(1)])));
+    int _S128 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S111, int(0)))), (int)((this_5->words_0[int(10)])), (_S127)));
+    int _S129 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S112, int(0)))), (int)((this_5->words_0[int(11)])), (_S128)));
+    int _S130 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S113, int(0)))), (int)((this_5->words_0[int(12)])), (_S129)));
+    int _S131 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S114, int(0)))), (int)((this_5->words_0[int(13)])), (_S130)));
+    int _S132 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S115, int(0)))), (int)((this_5->words_0[int(14)])), (_S131)));
+    int _S133 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S116, int(0)))), (int)((this_5->words_0[int(15)])), (_S132)));
+    int _S134 = (__dp4a((int)((Q8_0Integers_unpacked_0(_S117, int(0)))), (int)((this_5->words_0[int(16)])), (_S133)));
+    sums_0[int(1)] = _S134;
+    return halves_0(_S101).x * this_5->first_1 * ((I32_asfloat((_S126))) - 1.2582912e+07f) + halves_0(_S109).y * this_5->second_0 * ((I32_asfloat((_S134))) - 1.2582912e+07f);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 512>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 1>  * of_thread_0, uint turn_0, FixedArray<float, 1>  * _S132)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    FixedArray<float, 1>  _S133;
-    subgroup_sums_0(of_thread_0, &_S133);
-    FixedArray<float, 1>  _S134 = _S133;
-    FixedArray<float, 1>  result_3 = _S133;
-    uint _S135 = this_7->count_0;
-    if((this_7->count_0) > 1U)
+    FixedArray<float, 2>  _S135;
+    subgroup_sums_0(of_thread_0, &_S135);
+    FixedArray<float, 2>  _S136 = _S135;
+    uint _S137 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S136 = turn_0 % 2U * 16U;
-        uint _S137 = this_7->lane_0;
-        if((this_7->lane_0) < 1U)
-        {
-            FixedArray<float, 1>  _S138 = _S134;
-            float _S139 = chosen_0(&_S138, _S137);
-            (*&parts_0)[_S136 + this_7->wave_0 + _S137] = _S139;
-        }
-        __syncthreads();
-        bool _S140 = Place_has_sums_0(this_7);
-        if(_S140)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        uint slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S135)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S136 + (this_7->wave_0 + slice_1)];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
+        FixedArray<float, 2>  _S138 = _S136;
+        float _S139 = chosen_0(&_S138, _S137);
+        (*&parts_0)[(turn_0 * 16U + this_6->wave_0) * 2U + _S137] = _S139;
     }
-    *_S132 = result_3;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_3, uint of_its_0)
+{
+    uint _S140 = this_7->count_0;
+    uint _S141 = (turn_1 * 16U + i_3 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_0 = (*&parts_0)[_S141];
+    for(;;)
+    {
+        if(slice_1 < _S140)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_1 = sum_0 + (*&parts_0)[_S141 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
 }
 
 struct GemvParams_0
@@ -695,110 +710,144 @@ struct GemvParams_0
     uint x_offset_2;
     uint out_offset_0;
     uint n_2;
-    uint k_4;
+    uint k_5;
     uint accumulate_0;
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(512, 2) sliced_gemv_q8_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(512, 1) sliced_gemv_q8_0(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_0)
 {
-    uint _S141 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S142 = slice_of_0(p_0.k_4, _S141);
-    Slice_0 slice_2 = _S142;
-    Place_0 _S143 = (&slice_2)->place_0;
-    uint _S144 = Place_alike_0(&_S143);
-    uint first_1 = group_number_0(blockIdx) * _S144;
-    if(first_1 >= (p_0.n_2))
+    uint _S142 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S143 = slice_of_0(p_0.k_5, _S142);
+    Slice_0 slice_2 = _S143;
+    Place_0 _S144 = (&slice_2)->place_0;
+    uint _S145 = Place_alike_0(&_S144);
+    uint _S146 = _S145 * 2U;
+    uint first_2 = group_number_0(blockIdx) * _S146;
+    if(first_2 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S145 = (&slice_2)->place_0;
-    uint _S146 = Place_index_0(&_S145);
-    FixedArray<Fetched_0, 1>  ahead_0;
-    uint _S147 = first_1 + _S146;
-    Slice_0 _S148 = slice_2;
-    Fetched_0 _S149 = Slice_fetch_0(&_S148, weight_1, p_0.weight_offset_0, _S147, p_0.n_2);
-    ahead_0[int(0)] = _S149;
-    wait_for_kernel_before();
-    float _S150 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_4, _S141);
-    uint _S151 = (U32_min((p_0.groups_0), (264U))) * _S144;
-    uint first_2 = first_1;
-    uint turn_1 = 0U;
+    Place_0 _S147 = (&slice_2)->place_0;
+    uint _S148 = Place_index_0(&_S147);
+    uint _S149 = _S148 * 2U;
+    FixedArray<Fetched_0, 2>  ahead_0;
+    uint _S150 = first_2 + _S149;
+    Slice_0 _S151 = slice_2;
+    Fetched_0 _S152 = Slice_fetch_0(&_S151, weight_1, p_0.weight_offset_0, _S150, p_0.n_2);
+    ahead_0[int(0)] = _S152;
+    uint _S153 = _S150 + 1U;
+    Slice_0 _S154 = slice_2;
+    Fetched_0 _S155 = Slice_fetch_0(&_S154, weight_1, p_0.weight_offset_0, _S153, p_0.n_2);
+    ahead_0[int(1)] = _S155;
+    wait_for_inputs_0();
+    float _S156 = Slice_take_0(&slice_2, x_4, p_0.x_offset_2, x_4, 0U, p_0.k_5, _S142);
+    uint _S157 = (U32_min((p_0.groups_0), (132U))) * _S146;
+    uint first_3 = first_2;
     for(;;)
     {
-        if(first_2 < (p_0.n_2))
+        if(first_3 < (p_0.n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S152 = first_2 + _S146 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S153 = (&slice_2)->place_0;
-        bool _S154 = Place_has_sums_0(&_S153);
-        bool _S155;
-        if(_S154)
+        uint _S158 = _S142 / _S146;
+        uint _S159 = first_3 + _S158 * _S157;
+        uint _S160 = _S142 % _S146;
+        uint _S161 = _S159 + _S160;
+        bool _S162;
+        if(_S142 < (16U * _S146))
         {
-            _S155 = ((&(&slice_2)->place_0)->lane_0) < 1U;
+            _S162 = _S161 < (p_0.n_2);
         }
         else
         {
-            _S155 = false;
+            _S162 = false;
         }
-        bool _S156;
-        if(_S155)
+        bool _S163;
+        if(_S162)
         {
-            _S156 = _S152 < (p_0.n_2);
+            _S163 = (p_0.accumulate_0) != 0U;
         }
         else
         {
-            _S156 = false;
+            _S163 = false;
         }
-        bool _S157;
-        if(_S156)
+        float sum_2;
+        if(_S163)
         {
-            _S157 = (p_0.accumulate_0) != 0U;
+            sum_2 = *(&(result_4)[p_0.out_offset_0 + _S161]);
         }
         else
         {
-            _S157 = false;
+            sum_2 = 0.0f;
         }
-        float sum_0;
-        if(_S157)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            sum_0 = *(&(result_4)[p_0.out_offset_0 + _S152]);
+            bool _S164;
+            if(turn_2 < 16U)
+            {
+                _S164 = (first_3 + turn_2 * _S157) < (p_0.n_2);
+            }
+            else
+            {
+                _S164 = false;
+            }
+            if(_S164)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S165 = turn_2 + 1U;
+            uint _S166 = first_3 + _S165 * _S157;
+            FixedArray<float, 2>  sums_1;
+            Slice_0 _S167 = slice_2;
+            Fetched_0 _S168 = ahead_0[int(0)];
+            float _S169 = Slice_product_0(&_S167, &_S168);
+            sums_1[int(0)] = _S169;
+            bool _S170 = _S166 < (p_0.n_2);
+            if(_S170)
+            {
+                uint _S171 = _S166 + _S149;
+                Slice_0 _S172 = slice_2;
+                Fetched_0 _S173 = Slice_fetch_0(&_S172, weight_1, p_0.weight_offset_0, _S171, p_0.n_2);
+                ahead_0[int(0)] = _S173;
+            }
+            Slice_0 _S174 = slice_2;
+            Fetched_0 _S175 = ahead_0[int(1)];
+            float _S176 = Slice_product_0(&_S174, &_S175);
+            sums_1[int(1)] = _S176;
+            if(_S170)
+            {
+                uint _S177 = _S166 + _S149 + 1U;
+                Slice_0 _S178 = slice_2;
+                Fetched_0 _S179 = Slice_fetch_0(&_S178, weight_1, p_0.weight_offset_0, _S177, p_0.n_2);
+                ahead_0[int(1)] = _S179;
+            }
+            Place_0 _S180 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S181 = sums_1;
+            Place_keep_0(&_S180, &_S181, turn_2);
+            turn_2 = _S165;
         }
-        else
+        __syncthreads();
+        if(_S162)
         {
-            sum_0 = 0.0f;
+            float * _S182 = (&(result_4)[p_0.out_offset_0 + _S161]);
+            Place_0 _S183 = (&slice_2)->place_0;
+            uint _S184 = _S142 / _S146;
+            uint _S185 = _S160 / 2U;
+            uint _S186 = _S142 % 2U;
+            Place_0 _S187 = _S183;
+            float _S188 = Place_kept_0(&_S187, _S184, _S185, _S186);
+            *_S182 = sum_2 + _S188;
         }
-        FixedArray<float, 1>  sums_1;
-        Slice_0 _S158 = slice_2;
-        Fetched_0 _S159 = ahead_0[int(0)];
-        float _S160 = Slice_product_0(&_S158, &_S159);
-        sums_1[int(0)] = _S160;
-        uint _S161 = first_2 + _S151;
-        if(_S161 < (p_0.n_2))
-        {
-            uint _S162 = _S161 + _S146;
-            Slice_0 _S163 = slice_2;
-            Fetched_0 _S164 = Slice_fetch_0(&_S163, weight_1, p_0.weight_offset_0, _S162, p_0.n_2);
-            ahead_0[int(0)] = _S164;
-        }
-        Place_0 _S165 = (&slice_2)->place_0;
-        FixedArray<float, 1>  _S166 = sums_1;
-        FixedArray<float, 1>  _S167;
-        Place_added_0(&_S165, &_S166, turn_1, &_S167);
-        FixedArray<float, 1>  _S168 = _S167;
-        float _S169 = chosen_0(&_S168, (&(&slice_2)->place_0)->lane_0);
-        float sum_1 = sum_0 + _S169;
-        if(_S156)
-        {
-            *(&(result_4)[p_0.out_offset_0 + _S152]) = sum_1;
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_2 = _S161;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_3 = first_3 + 16U * _S157;
     }
     return;
 }

@@ -574,20 +574,10 @@ __device__ Fetched_0 Slice_fetch_0(Slice_0 * this_4, StructuredBuffer<uint4 > we
     return fetched_0;
 }
 
-__device__ bool Place_has_sums_0(Place_0 * this_5)
+__device__ void wait_for_inputs_0()
 {
-    bool _S141;
-    if((this_5->number_1) == 0U)
-    {
-        uint _S142 = Place_index_0(this_5);
-        uint _S143 = Place_alike_0(this_5);
-        _S141 = _S142 < _S143;
-    }
-    else
-    {
-        _S141 = false;
-    }
-    return _S141;
+    wait_for_kernel_before();
+    return;
 }
 
 __device__ float2  BFloat_pair_0(uint word_0)
@@ -595,85 +585,48 @@ __device__ float2  BFloat_pair_0(uint word_0)
     return asfloat_0(make_uint2 (word_0 << int(16), word_0 & 4294901760U));
 }
 
-__device__ float Slice_product_0(Slice_0 * this_6, Fetched_0 * fetched_1)
+__device__ float Slice_product_0(Slice_0 * this_5, Fetched_0 * fetched_1)
 {
-    return sum_0(make_float4 (BFloat_pair_0(fetched_1->eights_1[int(0)].x).x, BFloat_pair_0(fetched_1->eights_1[int(0)].x).y, BFloat_pair_0(fetched_1->eights_1[int(0)].y).x, BFloat_pair_0(fetched_1->eights_1[int(0)].y).y) * this_6->low_0[int(0)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(0)].z).x, BFloat_pair_0(fetched_1->eights_1[int(0)].z).y, BFloat_pair_0(fetched_1->eights_1[int(0)].w).x, BFloat_pair_0(fetched_1->eights_1[int(0)].w).y) * this_6->high_0[int(0)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(1)].x).x, BFloat_pair_0(fetched_1->eights_1[int(1)].x).y, BFloat_pair_0(fetched_1->eights_1[int(1)].y).x, BFloat_pair_0(fetched_1->eights_1[int(1)].y).y) * this_6->low_0[int(1)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(1)].z).x, BFloat_pair_0(fetched_1->eights_1[int(1)].z).y, BFloat_pair_0(fetched_1->eights_1[int(1)].w).x, BFloat_pair_0(fetched_1->eights_1[int(1)].w).y) * this_6->high_0[int(1)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(2)].x).x, BFloat_pair_0(fetched_1->eights_1[int(2)].x).y, BFloat_pair_0(fetched_1->eights_1[int(2)].y).x, BFloat_pair_0(fetched_1->eights_1[int(2)].y).y) * this_6->low_0[int(2)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(2)].z).x, BFloat_pair_0(fetched_1->eights_1[int(2)].z).y, BFloat_pair_0(fetched_1->eights_1[int(2)].w).x, BFloat_pair_0(fetched_1->eights_1[int(2)].w).y) * this_6->high_0[int(2)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(3)].x).x, BFloat_pair_0(fetched_1->eights_1[int(3)].x).y, BFloat_pair_0(fetched_1->eights_1[int(3)].y).x, BFloat_pair_0(fetched_1->eights_1[int(3)].y).y) * this_6->low_0[int(3)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(3)].z).x, BFloat_pair_0(fetched_1->eights_1[int(3)].z).y, BFloat_pair_0(fetched_1->eights_1[int(3)].w).x, BFloat_pair_0(fetched_1->eights_1[int(3)].w).y) * this_6->high_0[int(3)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(4)].x).x, BFloat_pair_0(fetched_1->eights_1[int(4)].x).y, BFloat_pair_0(fetched_1->eights_1[int(4)].y).x, BFloat_pair_0(fetched_1->eights_1[int(4)].y).y) * this_6->low_0[int(4)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(4)].z).x, BFloat_pair_0(fetched_1->eights_1[int(4)].z).y, BFloat_pair_0(fetched_1->eights_1[int(4)].w).x, BFloat_pair_0(fetched_1->eights_1[int(4)].w).y) * this_6->high_0[int(4)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(5)].x).x, BFloat_pair_0(fetched_1->eights_1[int(5)].x).y, BFloat_pair_0(fetched_1->eights_1[int(5)].y).x, BFloat_pair_0(fetched_1->eights_1[int(5)].y).y) * this_6->low_0[int(5)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(5)].z).x, BFloat_pair_0(fetched_1->eights_1[int(5)].z).y, BFloat_pair_0(fetched_1->eights_1[int(5)].w).x, BFloat_pair_0(fetched_1->eights_1[int(5)].w).y) * this_6->high_0[int(5)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(6)].x).x, BFloat_pair_0(fetched_1->eights_1[int(6)].x).y, BFloat_pair_0(fetched_1->eights_1[int(6)].y).x, BFloat_pair_0(fetched_1->eights_1[int(6)].y).y) * this_6->low_0[int(6)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(6)].z).x, BFloat_pair_0(fetched_1->eights_1[int(6)].z).y, BFloat_pair_0(fetched_1->eights_1[int(6)].w).x, BFloat_pair_0(fetched_1->eights_1[int(6)].w).y) * this_6->high_0[int(6)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(7)].x).x, BFloat_pair_0(fetched_1->eights_1[int(7)].x).y, BFloat_pair_0(fetched_1->eights_1[int(7)].y).x, BFloat_pair_0(fetched_1->eights_1[int(7)].y).y) * this_6->low_0[int(7)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(7)].z).x, BFloat_pair_0(fetched_1->eights_1[int(7)].z).y, BFloat_pair_0(fetched_1->eights_1[int(7)].w).x, BFloat_pair_0(fetched_1->eights_1[int(7)].w).y) * this_6->high_0[int(7)]);
+    return sum_0(make_float4 (BFloat_pair_0(fetched_1->eights_1[int(0)].x).x, BFloat_pair_0(fetched_1->eights_1[int(0)].x).y, BFloat_pair_0(fetched_1->eights_1[int(0)].y).x, BFloat_pair_0(fetched_1->eights_1[int(0)].y).y) * this_5->low_0[int(0)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(0)].z).x, BFloat_pair_0(fetched_1->eights_1[int(0)].z).y, BFloat_pair_0(fetched_1->eights_1[int(0)].w).x, BFloat_pair_0(fetched_1->eights_1[int(0)].w).y) * this_5->high_0[int(0)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(1)].x).x, BFloat_pair_0(fetched_1->eights_1[int(1)].x).y, BFloat_pair_0(fetched_1->eights_1[int(1)].y).x, BFloat_pair_0(fetched_1->eights_1[int(1)].y).y) * this_5->low_0[int(1)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(1)].z).x, BFloat_pair_0(fetched_1->eights_1[int(1)].z).y, BFloat_pair_0(fetched_1->eights_1[int(1)].w).x, BFloat_pair_0(fetched_1->eights_1[int(1)].w).y) * this_5->high_0[int(1)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(2)].x).x, BFloat_pair_0(fetched_1->eights_1[int(2)].x).y, BFloat_pair_0(fetched_1->eights_1[int(2)].y).x, BFloat_pair_0(fetched_1->eights_1[int(2)].y).y) * this_5->low_0[int(2)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(2)].z).x, BFloat_pair_0(fetched_1->eights_1[int(2)].z).y, BFloat_pair_0(fetched_1->eights_1[int(2)].w).x, BFloat_pair_0(fetched_1->eights_1[int(2)].w).y) * this_5->high_0[int(2)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(3)].x).x, BFloat_pair_0(fetched_1->eights_1[int(3)].x).y, BFloat_pair_0(fetched_1->eights_1[int(3)].y).x, BFloat_pair_0(fetched_1->eights_1[int(3)].y).y) * this_5->low_0[int(3)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(3)].z).x, BFloat_pair_0(fetched_1->eights_1[int(3)].z).y, BFloat_pair_0(fetched_1->eights_1[int(3)].w).x, BFloat_pair_0(fetched_1->eights_1[int(3)].w).y) * this_5->high_0[int(3)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(4)].x).x, BFloat_pair_0(fetched_1->eights_1[int(4)].x).y, BFloat_pair_0(fetched_1->eights_1[int(4)].y).x, BFloat_pair_0(fetched_1->eights_1[int(4)].y).y) * this_5->low_0[int(4)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(4)].z).x, BFloat_pair_0(fetched_1->eights_1[int(4)].z).y, BFloat_pair_0(fetched_1->eights_1[int(4)].w).x, BFloat_pair_0(fetched_1->eights_1[int(4)].w).y) * this_5->high_0[int(4)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(5)].x).x, BFloat_pair_0(fetched_1->eights_1[int(5)].x).y, BFloat_pair_0(fetched_1->eights_1[int(5)].y).x, BFloat_pair_0(fetched_1->eights_1[int(5)].y).y) * this_5->low_0[int(5)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(5)].z).x, BFloat_pair_0(fetched_1->eights_1[int(5)].z).y, BFloat_pair_0(fetched_1->eights_1[int(5)].w).x, BFloat_pair_0(fetched_1->eights_1[int(5)].w).y) * this_5->high_0[int(5)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(6)].x).x, BFloat_pair_0(fetched_1->eights_1[int(6)].x).y, BFloat_pair_0(fetched_1->eights_1[int(6)].y).x, BFloat_pair_0(fetched_1->eights_1[int(6)].y).y) * this_5->low_0[int(6)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(6)].z).x, BFloat_pair_0(fetched_1->eights_1[int(6)].z).y, BFloat_pair_0(fetched_1->eights_1[int(6)].w).x, BFloat_pair_0(fetched_1->eights_1[int(6)].w).y) * this_5->high_0[int(6)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(7)].x).x, BFloat_pair_0(fetched_1->eights_1[int(7)].x).y, BFloat_pair_0(fetched_1->eights_1[int(7)].y).x, BFloat_pair_0(fetched_1->eights_1[int(7)].y).y) * this_5->low_0[int(7)] + make_float4 (BFloat_pair_0(fetched_1->eights_1[int(7)].z).x, BFloat_pair_0(fetched_1->eights_1[int(7)].z).y, BFloat_pair_0(fetched_1->eights_1[int(7)].w).x, BFloat_pair_0(fetched_1->eights_1[int(7)].w).y) * this_5->high_0[int(7)]);
 }
 
-__device__ __shared__ FixedArray<float, 32>  parts_0;
+__device__ __shared__ FixedArray<float, 256>  parts_0;
 
-__device__ void Place_added_0(Place_0 * this_7, FixedArray<float, 2>  * of_thread_0, uint turn_0, FixedArray<float, 2>  * _S144)
+__device__ void Place_keep_0(Place_0 * this_6, FixedArray<float, 2>  * of_thread_0, uint turn_0)
 {
-    uint slice_1;
-    FixedArray<float, 2>  _S145;
-    subgroup_sums_0(of_thread_0, &_S145);
-    FixedArray<float, 2>  _S146 = _S145;
-    FixedArray<float, 2>  result_3 = _S145;
-    uint _S147 = this_7->count_0;
-    if((this_7->count_0) > 1U)
+    FixedArray<float, 2>  _S141;
+    subgroup_sums_0(of_thread_0, &_S141);
+    FixedArray<float, 2>  _S142 = _S141;
+    uint _S143 = this_6->lane_0;
+    if((this_6->lane_0) < 2U)
     {
-        uint _S148 = turn_0 % 2U * 16U;
-        uint _S149 = this_7->lane_0;
-        if((this_7->lane_0) < 2U)
-        {
-            FixedArray<float, 2>  _S150 = _S146;
-            float _S151 = chosen_0(&_S150, _S149);
-            (*&parts_0)[_S148 + this_7->wave_0 * 2U + _S149] = _S151;
-        }
-        __syncthreads();
-        bool _S152 = Place_has_sums_0(this_7);
-        if(_S152)
-        {
-            for(;;)
-            {
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S147)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_3[int(0)] = result_3[int(0)] + (*&parts_0)[_S148 + (this_7->wave_0 + slice_1) * 2U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                for(;;)
-                {
-                    for(;;)
-                    {
-                        slice_1 = 1U;
-                        for(;;)
-                        {
-                            if(slice_1 < _S147)
-                            {
-                            }
-                            else
-                            {
-                                break;
-                            }
-                            result_3[int(1)] = result_3[int(1)] + (*&parts_0)[_S148 + (this_7->wave_0 + slice_1) * 2U + 1U];
-                            slice_1 = slice_1 + 1U;
-                        }
-                        break;
-                    }
-                    break;
-                }
-                break;
-            }
-        }
+        FixedArray<float, 2>  _S144 = _S142;
+        float _S145 = chosen_0(&_S144, _S143);
+        (*&parts_0)[(turn_0 * 8U + this_6->wave_0) * 2U + _S143] = _S145;
     }
-    *_S144 = result_3;
     return;
+}
+
+__device__ float Place_kept_0(Place_0 * this_7, uint turn_1, uint i_1, uint of_its_0)
+{
+    uint _S146 = this_7->count_0;
+    uint _S147 = (turn_1 * 8U + i_1 * this_7->count_0) * 2U + of_its_0;
+    uint slice_1 = 1U;
+    float sum_1 = (*&parts_0)[_S147];
+    for(;;)
+    {
+        if(slice_1 < _S146)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float sum_2 = sum_1 + (*&parts_0)[_S147 + slice_1 * 2U];
+        slice_1 = slice_1 + 1U;
+        sum_1 = sum_2;
+    }
+    return sum_1;
 }
 
 struct NormGemvParams_0
@@ -690,37 +643,36 @@ struct NormGemvParams_0
     uint groups_0;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) sliced_norm_gemv_bf16(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_2, StructuredBuffer<float4 > norm_1, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 p_0)
+extern "C" __global__ void __launch_bounds__(256, 1) sliced_norm_gemv_bf16(StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_2, StructuredBuffer<float4 > norm_1, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_3, NormGemvParams_0 p_0)
 {
-    uint _S153 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    Slice_0 _S154 = slice_of_0(p_0.k_3, _S153);
-    Slice_0 slice_2 = _S154;
-    Place_0 _S155 = (&slice_2)->place_0;
-    uint _S156 = Place_alike_0(&_S155);
-    uint _S157 = _S156 * 2U;
-    uint first_0 = group_number_0(blockIdx) * _S157;
+    uint _S148 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    Slice_0 _S149 = slice_of_0(p_0.k_3, _S148);
+    Slice_0 slice_2 = _S149;
+    Place_0 _S150 = (&slice_2)->place_0;
+    uint _S151 = Place_alike_0(&_S150);
+    uint _S152 = _S151 * 2U;
+    uint first_0 = group_number_0(blockIdx) * _S152;
     if(first_0 >= (p_0.n_2))
     {
         return;
     }
-    Place_0 _S158 = (&slice_2)->place_0;
-    uint _S159 = Place_index_0(&_S158);
-    uint _S160 = _S159 * 2U;
+    Place_0 _S153 = (&slice_2)->place_0;
+    uint _S154 = Place_index_0(&_S153);
+    uint _S155 = _S154 * 2U;
     FixedArray<Fetched_0, 2>  ahead_0;
-    uint _S161 = first_0 + _S160;
-    Slice_0 _S162 = slice_2;
-    Fetched_0 _S163 = Slice_fetch_0(&_S162, weight_1, p_0.weight_offset_0, _S161, p_0.n_2);
-    ahead_0[int(0)] = _S163;
-    uint _S164 = _S161 + 1U;
-    Slice_0 _S165 = slice_2;
-    Fetched_0 _S166 = Slice_fetch_0(&_S165, weight_1, p_0.weight_offset_0, _S164, p_0.n_2);
-    ahead_0[int(1)] = _S166;
-    wait_for_kernel_before();
-    float _S167 = Slice_take_0(&slice_2, x_2, p_0.x_offset_1, norm_1, p_0.norm_offset_1, p_0.k_3, _S153);
-    float _S168 = 1.0f / (F32_sqrt((_S167 / float(p_0.k_3) + p_0.eps_0)));
-    uint _S169 = (U32_min((p_0.groups_0), (132U))) * _S157;
+    uint _S156 = first_0 + _S155;
+    Slice_0 _S157 = slice_2;
+    Fetched_0 _S158 = Slice_fetch_0(&_S157, weight_1, p_0.weight_offset_0, _S156, p_0.n_2);
+    ahead_0[int(0)] = _S158;
+    uint _S159 = _S156 + 1U;
+    Slice_0 _S160 = slice_2;
+    Fetched_0 _S161 = Slice_fetch_0(&_S160, weight_1, p_0.weight_offset_0, _S159, p_0.n_2);
+    ahead_0[int(1)] = _S161;
+    wait_for_inputs_0();
+    float _S162 = Slice_take_0(&slice_2, x_2, p_0.x_offset_1, norm_1, p_0.norm_offset_1, p_0.k_3, _S148);
+    float _S163 = 1.0f / (F32_sqrt((_S162 / float(p_0.k_3) + p_0.eps_0)));
+    uint _S164 = (U32_min((p_0.groups_0), (132U))) * _S152;
     uint first_1 = first_0;
-    uint turn_1 = 0U;
     for(;;)
     {
         if(first_1 < (p_0.n_2))
@@ -730,84 +682,102 @@ extern "C" __global__ void __launch_bounds__(256, 1) sliced_norm_gemv_bf16(Struc
         {
             break;
         }
-        uint _S170 = first_1 + _S160 + (&(&slice_2)->place_0)->lane_0;
-        Place_0 _S171 = (&slice_2)->place_0;
-        bool _S172 = Place_has_sums_0(&_S171);
-        bool _S173;
-        if(_S172)
+        uint _S165 = _S148 / _S152;
+        uint _S166 = first_1 + _S165 * _S164;
+        uint _S167 = _S148 % _S152;
+        uint _S168 = _S166 + _S167;
+        bool _S169;
+        if(_S148 < (16U * _S152))
         {
-            _S173 = ((&(&slice_2)->place_0)->lane_0) < 2U;
+            _S169 = _S168 < (p_0.n_2);
         }
         else
         {
-            _S173 = false;
+            _S169 = false;
         }
-        bool _S174;
-        if(_S173)
+        bool _S170;
+        if(_S169)
         {
-            _S174 = _S170 < (p_0.n_2);
-        }
-        else
-        {
-            _S174 = false;
-        }
-        bool _S175;
-        if(_S174)
-        {
-            _S175 = (p_0.bias_offset_0) != 4294967295U;
+            _S170 = (p_0.bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S175 = false;
+            _S170 = false;
         }
         float added_0;
-        if(_S175)
+        if(_S170)
         {
-            float _S176 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S170]));
-            added_0 = _S176;
+            float _S171 = __ldg((&(bias_0)[p_0.bias_offset_0 + _S168]));
+            added_0 = _S171;
         }
         else
         {
             added_0 = 0.0f;
         }
-        FixedArray<float, 2>  sums_0;
-        Slice_0 _S177 = slice_2;
-        Fetched_0 _S178 = ahead_0[int(0)];
-        float _S179 = Slice_product_0(&_S177, &_S178);
-        sums_0[int(0)] = _S179;
-        uint _S180 = first_1 + _S169;
-        bool _S181 = _S180 < (p_0.n_2);
-        if(_S181)
+        uint turn_2 = 0U;
+        for(;;)
         {
-            uint _S182 = _S180 + _S160;
-            Slice_0 _S183 = slice_2;
-            Fetched_0 _S184 = Slice_fetch_0(&_S183, weight_1, p_0.weight_offset_0, _S182, p_0.n_2);
-            ahead_0[int(0)] = _S184;
+            bool _S172;
+            if(turn_2 < 16U)
+            {
+                _S172 = (first_1 + turn_2 * _S164) < (p_0.n_2);
+            }
+            else
+            {
+                _S172 = false;
+            }
+            if(_S172)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S173 = turn_2 + 1U;
+            uint _S174 = first_1 + _S173 * _S164;
+            FixedArray<float, 2>  sums_0;
+            Slice_0 _S175 = slice_2;
+            Fetched_0 _S176 = ahead_0[int(0)];
+            float _S177 = Slice_product_0(&_S175, &_S176);
+            sums_0[int(0)] = _S177;
+            bool _S178 = _S174 < (p_0.n_2);
+            if(_S178)
+            {
+                uint _S179 = _S174 + _S155;
+                Slice_0 _S180 = slice_2;
+                Fetched_0 _S181 = Slice_fetch_0(&_S180, weight_1, p_0.weight_offset_0, _S179, p_0.n_2);
+                ahead_0[int(0)] = _S181;
+            }
+            Slice_0 _S182 = slice_2;
+            Fetched_0 _S183 = ahead_0[int(1)];
+            float _S184 = Slice_product_0(&_S182, &_S183);
+            sums_0[int(1)] = _S184;
+            if(_S178)
+            {
+                uint _S185 = _S174 + _S155 + 1U;
+                Slice_0 _S186 = slice_2;
+                Fetched_0 _S187 = Slice_fetch_0(&_S186, weight_1, p_0.weight_offset_0, _S185, p_0.n_2);
+                ahead_0[int(1)] = _S187;
+            }
+            Place_0 _S188 = (&slice_2)->place_0;
+            FixedArray<float, 2>  _S189 = sums_0;
+            Place_keep_0(&_S188, &_S189, turn_2);
+            turn_2 = _S173;
         }
-        Slice_0 _S185 = slice_2;
-        Fetched_0 _S186 = ahead_0[int(1)];
-        float _S187 = Slice_product_0(&_S185, &_S186);
-        sums_0[int(1)] = _S187;
-        if(_S181)
+        __syncthreads();
+        if(_S169)
         {
-            uint _S188 = _S180 + _S160 + 1U;
-            Slice_0 _S189 = slice_2;
-            Fetched_0 _S190 = Slice_fetch_0(&_S189, weight_1, p_0.weight_offset_0, _S188, p_0.n_2);
-            ahead_0[int(1)] = _S190;
+            float * _S190 = (&(result_3)[p_0.out_offset_0 + _S168]);
+            Place_0 _S191 = (&slice_2)->place_0;
+            uint _S192 = _S148 / _S152;
+            uint _S193 = _S167 / 2U;
+            uint _S194 = _S148 % 2U;
+            Place_0 _S195 = _S191;
+            float _S196 = Place_kept_0(&_S195, _S192, _S193, _S194);
+            *_S190 = _S196 * _S163 + added_0;
         }
-        Place_0 _S191 = (&slice_2)->place_0;
-        FixedArray<float, 2>  _S192 = sums_0;
-        FixedArray<float, 2>  _S193;
-        Place_added_0(&_S191, &_S192, turn_1, &_S193);
-        FixedArray<float, 2>  _S194 = _S193;
-        float _S195 = chosen_0(&_S194, (&(&slice_2)->place_0)->lane_0);
-        if(_S174)
-        {
-            *(&(result_4)[p_0.out_offset_0 + _S170]) = _S195 * _S168 + added_0;
-        }
-        uint turn_2 = turn_1 + 1U;
-        first_1 = _S180;
-        turn_1 = turn_2;
+        __syncthreads();
+        first_1 = first_1 + 16U * _S164;
     }
     return;
 }

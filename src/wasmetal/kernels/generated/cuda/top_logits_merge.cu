@@ -37,6 +37,12 @@ __device__ uint WaveActiveSum_0(uint expr_1, uint _S4)
     return _S5;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -869,6 +875,7 @@ extern "C" __global__ void top_logits_merge(StructuredBuffer<uint2 > scratch_2, 
     uint _S98 = 0U;
     uint _S99 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     uint _S100 = __ballot_sync(4294967295U, true);
+    wait_for_inputs_0();
     uint _S101 = group_number_0(blockIdx);
     bool _S102 = _S101 >= (p_0.rows_0);
     uint _S103 = __ballot_sync(_S100, _S102);

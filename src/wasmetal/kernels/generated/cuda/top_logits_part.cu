@@ -18,6 +18,12 @@ __device__ uint WaveActiveSum_0(uint expr_1, uint _S4)
     return _S5;
 }
 
+__device__ void wait_for_inputs_0()
+{
+    wait_for_kernel_before();
+    return;
+}
+
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -669,6 +675,7 @@ extern "C" __global__ void top_logits_part(StructuredBuffer<uint> logits_1, RWSt
     uint _S100 = 0U;
     uint _S101 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     uint _S102 = __ballot_sync(4294967295U, true);
+    wait_for_inputs_0();
     uint _S103 = group_number_0(blockIdx);
     uint _S104 = _S103 / p_0.parts_0;
     uint _S105 = _S103 % p_0.parts_0;
