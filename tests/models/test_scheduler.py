@@ -162,7 +162,7 @@ def test_more_sequences_than_a_batch_has(on_cpu: Model, monkeypatch: pytest.Monk
 
 
 def test_a_sequence_that_chooses_its_next_token_is_waited_for(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for long, and not once it is closed."""
+    """Not for long."""
     gate = Gate(on_cpu, monkeypatch)
     monkeypatch.setattr(scheduler, "_SAMPLING", (1e9, 1.0))
     one, two = on_cpu.session(), on_cpu.session()
@@ -178,6 +178,17 @@ def test_a_sequence_that_chooses_its_next_token_is_waited_for(on_cpu: Model, mon
     one.forward([7], None)  # after a second at most, as the last batch ended under the old rule
     one.forward([7], None)
     assert gate.batches[1:] == [[1], [1]]
+
+
+def test_one_that_is_closed_is_not_waited_for(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(on_cpu, monkeypatch)
+    monkeypatch.setattr(scheduler, "_SAMPLING", (1e9, 1e3))
+    with on_cpu.session() as one:
+        one.forward([5], None)
+        assert on_cpu._scheduler._pause()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(on_cpu.session().forward, [5], None).result(PATIENCE)
+    assert gate.batches == [[1], [1]]
 
 
 def test_one_that_would_come_back_late_is_not_waited_for(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from wasmetal.device import Device
 from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError
 from wasmetal.models import Model, Session, load_model
+from wasmetal.models.lm import scheduler
 from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import Pass
@@ -120,6 +121,14 @@ def test_a_stop_ends_it_after_its_batch(model: Model, batches: Batches) -> None:
         assert turn(session, 2, 40, frozenset([stop])) == free_running[:end]
         assert session.length == end
     assert len(batches.jobs) == -(-end // STEPS)
+
+
+def test_one_that_has_met_a_stop_is_not_waited_for(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = alone(model, 2, 1)[0]
+    monkeypatch.setattr(scheduler, "_SAMPLING", (1e9, 1e3))
+    with model.session() as session, ThreadPoolExecutor(1) as threads:
+        assert turn(session, 2, 40, frozenset([stop])) == [stop]
+        threads.submit(alone, model, 1, 4).result(PATIENCE)
 
 
 def test_a_turn_ends_in_time(model: Model, batches: Batches) -> None:

@@ -55,6 +55,11 @@ class Job:
     def __post_init__(self) -> None:
         self.rows = sum([len(segment.tokens) for segment in self.segments])
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether the sequence, which decodes, is likely to want its next token soon."""
+        return not (self.draws and self.draws.stopped)
+
     def goes_on(self) -> bool:
         """Whether more tokens are to be chosen, now that a batch has ended. The job is then what is left to do."""
         if not self.draws or self.draws.ended:

@@ -298,6 +298,10 @@ class Model(Closing):
         session.check((token,), 0)
         yield from self._decode(session, (token,), (), draws)
 
+    def forget(self, session: Session) -> None:
+        """No batch waits for a session that is being closed. Takes no lock."""
+        self._scheduler.forget(id(session))
+
     def _decode(
         self, session: Session, tokens: Sequence[int], heads: Wanted, draws: Draws | None = None
     ) -> Generator[Submission | None]:

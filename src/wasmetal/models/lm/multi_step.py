@@ -55,10 +55,14 @@ class Draws:
         return len(self.randoms) - len(self.tokens)
 
     @property
+    def stopped(self) -> bool:
+        """Whether a stop is among the tokens of the latest submission, which has ended."""
+        return not self.stops.isdisjoint(self.tokens[len(self.tokens) - self.steps :])
+
+    @property
     def ended(self) -> bool:
         """Whether no submission is to follow the latest one, which has ended."""
-        latest = self.tokens[len(self.tokens) - self.steps :]
-        return not self.left or not self.stops.isdisjoint(latest) or time.monotonic() >= self.until
+        return not self.left or self.stopped or time.monotonic() >= self.until
 
 
 class MultiStep:

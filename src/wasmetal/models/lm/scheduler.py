@@ -110,6 +110,10 @@ class Scheduler:
                 batch.asleep.remove(job)
                 batch.wake()  # it may have been the one that was to wait for the device
 
+    def forget(self, sequence: int) -> None:
+        """A sequence will not be back, so that nobody waits for it. Takes no lock."""
+        self._expected.discard(sequence)
+
     def close(self) -> None:
         """Release the passes. Idempotent."""
         for each in self._passes:
@@ -281,7 +285,7 @@ class Scheduler:
             if self._current is batch:
                 self._current = None
                 part, most = _SAMPLING
-                self._expected = {job.sequence for job in ended if job.sequence is not None}
+                self._expected = {job.sequence for job in ended if job.sequence is not None and job.comes_back}
                 self._ended, self._returned = now, 0
                 # Those that go on do not wait for those that have ended.
                 self._until = now if goes_on else now + min(part * batch.submission.seconds, most)

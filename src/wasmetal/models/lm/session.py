@@ -233,6 +233,7 @@ class Session(Closing):
 
     def close(self) -> None:
         """Release the session's pages. Idempotent. Takes no lock, so that finalizers may call it."""
+        self.model.forget(self)
         self._give_back()
         self._drop_head()
 
