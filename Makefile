@@ -6,12 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore
 MODEL := smollm2:135m
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
-COVERAGE := --cov --cov-report term:skip-covered
 
 MINUTES := 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all model lint kernels abi guests bench reference onnx-models fuzz soak clean
+.PHONY: help demo test test-all coverage model lint kernels abi guests bench reference onnx-models fuzz soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,8 +22,11 @@ demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model, an
 test: $(VENV)/.test lint model ## lint, types, the tests on all cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.test lint model ## the same, with the slow tests (generated files are current), more examples for each property, coverage
-	$(PYTEST) $(COVERAGE) --hypothesis-profile all
+test-all: $(VENV)/.test lint model ## the same, with the slow tests (generated files are current), more examples for each property
+	$(PYTEST) --hypothesis-profile all
+
+coverage: $(VENV)/.test model ## which lines and branches the tests of `make test` run
+	$(PYTEST) --cov --cov-report term:skip-covered -m "not slow"
 
 model: $(VENV)/.run
 	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"
