@@ -195,14 +195,14 @@ def test_a_draft_model_leaves_the_distribution_as_it_is(draft: int) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", context=64)
+    path = write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", context=48)
     with load_model(path, device, contexts=4) as model:  # for it has two names here, and each a share
         yield model
 
 
 @pytest.fixture(scope="module")
 def other(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = write_tiny_llama(tmp_path_factory.mktemp("model") / "other.gguf", seed=1, blocks=1, context=40)
+    path = write_tiny_llama(tmp_path_factory.mktemp("model") / "other.gguf", seed=1, blocks=1, context=30)
     with load_model(path, device) as model:
         yield model
 

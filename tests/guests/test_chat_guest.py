@@ -244,11 +244,10 @@ def test_the_seed_decides(tiny: Any) -> None:
     assert said("1") == said("1") != said("2")
 
 
-@pytest.mark.slow  # the command asks the same, through the same guest: tests/cli/test_cli_chat.py
+@pytest.mark.slow  # the command asks the same, through the same guest, on Vulkan too: tests/cli/test_cli_chat.py
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
-def test_the_capital_of_france(name: str, smollm2: Path, request: pytest.FixtureRequest) -> None:
-    with load_model(smollm2, request.getfixturevalue(name)) as model:
+def test_the_capital_of_france(cpu: Device, smollm2: Path) -> None:
+    with load_model(smollm2, cpu) as model:
         ran = Ran(model, "--raw", "--greedy", "--max-tokens", "24", "-p", "The capital of France is", "--stats")
     assert ran.out.startswith(b" Paris.")
     assert stats(ran.err)["prefill_tokens"] == 5

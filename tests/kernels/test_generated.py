@@ -193,6 +193,7 @@ def test_grid(groups):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # all kernels, for all targets
 def test_generated_files_are_current():
     assert compiling.differences(compiling.generate(compiling.Compiler())) == []
 

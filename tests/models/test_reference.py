@@ -27,6 +27,8 @@ def test_logits(device: Device, smollm2: Path, reference: dict[str, Any], count:
     """After the prompt, and after each of ``count`` tokens: 400 logits of each vector, and the length of the whole."""
     if device.info.name.startswith("emulated") and os.environ.get("WASMETAL_EMULATE_SMOLLM2") != "1":
         pytest.skip("on an emulated GPU it takes minutes: set WASMETAL_EMULATE_SMOLLM2=1")
+    if "llvmpipe" in device.info.name and count > 6:
+        pytest.skip("on lavapipe it takes a minute, and says no more than after 6 tokens")
     tolerance = 1e-4 if device.info.backend == "cpu" else 1e-3
     with load_model(smollm2, device, kv_type="f32") as model, model.session() as session:
         assert model.tokenizer.encode(reference["prompt"]) == reference["prompt_ids"]

@@ -97,7 +97,8 @@ def test_a_sequence_stays_until_it_has_its_tokens(model: Model, batches: Batches
 
 
 def test_those_that_come_later_join_and_all_get_their_own_tokens(model: Model, batches: Batches) -> None:
-    counts = [64, 5, 30, 1, 128, 17]
+    # On the CPU device, enough for the last to come before the first has ended.
+    counts = [64, 5, 30, 1, 128, 17] if model.device.info.backend == "cpu" else [16, 5, 8, 1, 32, 5]
     expected = [alone(model, number, count) for number, count in enumerate(counts, 1)]
     batches.jobs.clear()
 
