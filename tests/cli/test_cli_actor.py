@@ -66,6 +66,13 @@ def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> Non
     other = tmp_path / "other"
     assert wasmetal("actor", "import", file, "--store", other).stdout == "chat\n"
     assert wasmetal("actor", "import", file, "--as", "again", "--store", other).stdout == "again\n"
+    copy = tmp_path / "copy"
+    done = wasmetal("actor", "export", "again", copy, "--store", other, "--json")
+    expected = {"actor": "again", "file": str(copy), "nbytes": copy.stat().st_size, "program": False}
+    assert json.loads(done.stdout) == expected
+    done = wasmetal("actor", "import", copy, "--as", "third", "--store", other, "--json")
+    assert json.loads(done.stdout) == {"actor": "third"}
+    assert "name a file" in wasmetal("actor", "export", "again", "-", "--store", other, "--json").stderr
     assert "there is a snapshot of actor chat already" in wasmetal("actor", "import", file, "--store", other).stderr
     assert wasmetal("actor", "import", file, "--replace", "--store", other).exit_code == 0
     refused = wasmetal("actor", "import", file, "--as", "signed", "--store", other, *key)
