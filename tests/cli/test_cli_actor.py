@@ -78,7 +78,7 @@ def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> Non
     refused = wasmetal("actor", "import", file, "--as", "signed", "--store", other, *key)
     assert (refused.exit_code, "authenticated" in refused.stderr) == (2, True)
     assert load(DirectoryStore(other), "again") == load(store, "chat")
-    assert sorted(os.listdir(tmp_path)) == ["chat.actor", "key", "other", "store"]
+    assert sorted(os.listdir(tmp_path)) == ["chat.actor", "copy", "key", "other", "store"]
 
 
 def test_through_a_pipe(store: DirectoryStore, tmp_path: Path) -> None:

@@ -150,3 +150,26 @@ def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
     copier.copy_in(backend, memory, 0, [np.ones(50, np.uint8)])
     (first, _), (second, _) = backend.copies
     assert first is not second
+
+
+def test_rows_that_the_device_still_writes_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the staging buffer could be freed while the device writes it."""
+    backend, copier = Late(), copying.Copier()
+    memories = [backend.allocate(50, MemoryKind.DEVICE) for _ in range(9)]
+    begun = 0
+    begin_copies, copied = Late.begin_copies, []
+
+    def counted(self: Late, pairs: Sequence[tuple[Range[Memory], Range[Memory]]]) -> Callable[[], None]:
+        nonlocal begun
+        begun += 1
+        wait = begin_copies(self, pairs)
+        return lambda: copied.append(wait())
+
+    def interrupted(rows: copying.Rows, first: int, sources: Sequence[int]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Late, "begin_copies", counted)
+    monkeypatch.setattr(copying.Rows, "fill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copier.copy_rows_out(backend, memories, 0, [np.ones((9, 50), np.uint8)])
+    assert len(copied) == begun == 2
