@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import TypeVar
 
 from wasmetal.actor.actor import Actor, Snapshot
@@ -156,4 +156,5 @@ def _timed(action: Callable[[], T]) -> tuple[float, T]:
 
 
 def _median(rows: Sequence[Row]) -> Row:
-    return Row(*(median(getattr(row, each.name) for row in rows) for each in fields(Row)))
+    columns = [[getattr(row, each.name) for row in rows] for each in fields(Row)]
+    return Row(*((median_low if isinstance(values[0], int) else median)(values) for values in columns))
