@@ -38,8 +38,9 @@ LINES = (
     ("freeze to the disk", "save"),
     ("freeze to the disk, one message later", "save_later"),
     ("thaw", "thaw"),
-    ("thaw from a store", "load"),
     ("thaw to the first token", "thaw_first_token"),
+    ("thaw from a store", "load"),
+    ("thaw from a store to the first token", "load_first_token"),
     ("the same message, awake", "awake_first_token"),
     ("fork", "fork"),
 )

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +23,11 @@ from tests.actor.guests import probe, probe_program
 from tests.actor.snapshots import chunk_files
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, Snapshot, load_model
-from wasmetal.actor import frozen, restore
+from wasmetal.actor import capture, chunks, frozen, restore
 from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.manifest import Chunk, Manifest, Session
-from wasmetal.actor.store import DirectoryStore, Lease, UrlStore
+from wasmetal.actor.store import DirectoryStore, Lease, UrlStore, container, envelope
 from wasmetal.device import Device
 from wasmetal.errors import SnapshotError
 from wasmetal.host.errno import Errno
@@ -244,6 +245,10 @@ class Counting(MemoryChunks):
         self.sizes.append(memoryview(data).nbytes)
         return super().put(data)
 
+    def put_several(self, several: Sequence[Any]) -> list[str]:
+        self.sizes += [memoryview(data).nbytes for data in several]
+        return super().put_several(several)
+
 
 def test_only_what_changed_is_put(model: Model, tmp_path: Path) -> None:
     scene, sink = Scene(model, tmp_path), Counting()
@@ -318,7 +323,7 @@ def test_a_changed_bit_anywhere_in_a_page_is_seen(model: Model, tmp_path: Path) 
                 scene.flip(2, at, bit)
                 pieces = dict(scene.actor.freeze_into(sink).memories[0].content.named)
                 data = probe(scene.actor).bytes[2 * PAGE : 3 * PAGE]
-                assert pieces[2].digest == hashlib.sha256(data).hexdigest()  # type: ignore[union-attr]
+                assert pieces[2].digest == blake3(data).hexdigest()  # type: ignore[union-attr]
                 scene.flip(2, at, bit)
                 assert 2 not in dict(scene.actor.freeze_into(sink).memories[0].content.named)
     finally:
@@ -396,15 +401,16 @@ def test_a_damaged_chunk_of_another_actor_is_written_anew(model: Model, tmp_path
         path.write_bytes(bytes(path.stat().st_size))
         with scene.actor.fork("y") as fork, store.saving("y") as saving:
             saving.commit(fork.freeze_into(saving).to_json())
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        assert blake3(path.read_bytes()).hexdigest() == digest
     finally:
         scene.close()
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 100])
-def test_sessions_are_thawed_in_groups_of_chunks(
+def test_sessions_are_frozen_and_thawed_in_groups_of_chunks(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
+    monkeypatch.setattr(capture, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
     monkeypatch.setattr(restore, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
     scene = Scene(model, tmp_path)
     try:
@@ -414,9 +420,9 @@ def test_sessions_are_thawed_in_groups_of_chunks(
         scene.truncate(1, 0.5)
         scene.forward(1, 90, 3)
         scene.freeze("a")
-        rows = [each.rows(0, each.length).tobytes() for each in sessions(scene.actor).values()]
+        rows = [each.rows(0, [each.length])[0].tobytes() for each in sessions(scene.actor).values()]
         scene.thaw("a")
-        assert [each.rows(0, each.length).tobytes() for each in sessions(scene.actor).values()] == rows
+        assert [each.rows(0, [each.length])[0].tobytes() for each in sessions(scene.actor).values()] == rows
         scene.freeze("b")
     finally:
         scene.close()
@@ -500,3 +506,57 @@ def test_what_is_kept_is_not_in_the_heaps_of_the_c_library() -> None:
     assert len(kept.pieces) == 400
     assert all((data == index % 256).all() for (_, _, index), (data, _) in kept.pieces.items())
     assert after.uordblks + after.hblkhd - before.uordblks - before.hblkhd < 8 << 20  # and not 25 MiB
+
+
+def bytes_of(store: Any) -> dict[str, bytes]:
+    with store.load("x") as stored:
+        return {digest: bytes(stored.get(digest, size)) for digest, size in stored.chunks.items()}
+
+
+def test_snapshots_of_version_1_are_thawed_and_go_on(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their chunks are named by SHA-256. What has not changed keeps its name where it is; all else has the new one."""
+    scene = Scene(model, tmp_path)
+    try:
+        with monkeypatch.context() as before:
+            before.setattr(chunks, "digest_of", lambda data: sha256(data).hexdigest())
+            before.setattr(envelope, "VERSION", 1)
+            scene.forward(0, 100, 1)
+            scene.forward(1, 70, 2)
+            scene.flip(1, 9000, 3)
+            scene.write(70_000, 5)
+            for name in ("a", "b", "url"):
+                scene.freeze(name)
+        header = Path(scene.folder[0].layout.snapshot("x")).read_bytes()[:12]
+        assert header == b"wmactor\0\1\0\0\0"
+        old = bytes_of(scene.stores["a"])
+        assert all(digest == sha256(data).hexdigest() for digest, data in old.items())
+        held = [each.rows(0, [each.length])[0].tobytes() for each in sessions(scene.actor).values()]
+        exported = tmp_path / "exported"
+        with scene.stores["a"].load("x") as stored, exported.open("wb") as out:
+            container.write(out, stored)
+        for name in ("a", "url"):
+            scene.thaw(name)
+            assert [each.rows(0, [each.length])[0].tobytes() for each in sessions(scene.actor).values()] == held
+            scene.forward(0, 1, 3)  # the same for both
+            with scene.stores[name].saving("x", scene.leases[name]) as saving:
+                saving.commit(scene.actor.freeze_into(saving).to_json())
+            found = bytes_of(scene.stores[name])
+            assert set(old) & set(found)
+            assert {blake3(data).hexdigest() for digest, data in found.items() if digest not in old} == set(
+                found
+            ) - set(old)
+            expected, memory = full(scene.actor)
+            assert set(found.values()) == {bytes(memory.get(each.digest, each.size)) for each in expected.chunks()}
+            scene.freeze("memory")  # knows none of the old names: all are new
+        third = DirectoryStore(tmp_path / "c")
+        with exported.open("rb") as file:
+            container.read_into(third, file)
+        assert bytes_of(third) == old
+        path = Path(third.layout.chunk(max(old, key=lambda digest: len(old[digest]))))
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+        with pytest.raises(SnapshotError, match="is damaged: its digest differs"):
+            bytes_of(third)
+    finally:
+        scene.close()

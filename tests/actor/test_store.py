@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
+from tests.actor.snapshots import chunk_files, load, manifest_of, name_of, save
 from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.store import DirectoryStore, Ed25519Key, HmacKey, Key, chunk_bytes
 from wasmetal.errors import SnapshotError
@@ -49,7 +49,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory: Any, contents: list[bytes], m
     assert load(store, "a") == (manifest, set(contents))
     with store.load("a") as snapshot:
         assert (snapshot.actor_id, snapshot.algorithm) == ("a", name)
-    assert chunk_files(store.layout.root) == {sha256(content) for content in contents}
+    assert chunk_files(store.layout.root) == {name_of(content) for content in contents}
 
 
 @given(saves=st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), CONTENTS), max_size=8))
@@ -62,7 +62,7 @@ def test_actors_share_chunks_and_keep_their_own(tmp_path_factory: Any, saves: li
         stores[(i + 1) % 2].gc()
         assert stores[0].actors() == sorted(expected)
         assert all(load(stores[1], each) == expected[each] for each in expected)
-    assert chunk_files(folder) == {sha256(data) for _, contents in expected.values() for data in contents}
+    assert chunk_files(folder) == {name_of(data) for _, contents in expected.values() for data in contents}
 
 
 def test_compressed_chunks_take_less_and_are_the_same(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_compressed_chunks_take_less_and_are_the_same(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path, compress=True)
     manifest = save(store, "a", contents)
     assert load(store, "a") == (manifest, set(contents))
-    suffixes = {sha256(data): (tmp_path / "chunks" / sha256(data)[:2] / f"{sha256(data)}.zst") for data in contents}
-    compressed = {data[:5] for data in contents if suffixes[sha256(data)].exists()}
+    suffixes = {name_of(data): (tmp_path / "chunks" / name_of(data)[:2] / f"{name_of(data)}.zst") for data in contents}
+    compressed = {data[:5] for data in contents if suffixes[name_of(data)].exists()}
     assert compressed == {b"word "}  # not what is random, too short, or mapped
-    assert suffixes[sha256(contents[0])].stat().st_size < 1000
+    assert suffixes[name_of(contents[0])].stat().st_size < 1000
     assert load(DirectoryStore(tmp_path), "a") == (manifest, set(contents))  # who reads needs no option
     assert save(DirectoryStore(tmp_path), "b", contents)["chunks"] == manifest["chunks"]
 
@@ -83,14 +83,14 @@ def test_large_chunks_are_the_mapped_file(store: DirectoryStore) -> None:
     """Of this process's memory only the pages that are touched: here, by the check of the digest, all from the file."""
     content = os.urandom(300_000)
     save(store, "a", [content, b"small"])
-    path = Path(store.layout.chunk(sha256(content)))
+    path = Path(store.layout.chunk(name_of(content)))
     with store.load("a") as snapshot:
-        view = snapshot.get(sha256(content), len(content))
+        view = snapshot.get(name_of(content), len(content))
         assert view.readonly
         assert str(path) in Path("/proc/self/maps").read_text()
         array = np.frombuffer(view, np.uint8, count=256)
         opened = os.listdir("/proc/self/fd")
-        views = [snapshot.get(sha256(content), len(content)) for _ in range(20)]
+        views = [snapshot.get(name_of(content), len(content)) for _ in range(20)]
         assert len(os.listdir("/proc/self/fd")) == len(opened)  # a mapping holds no descriptor
     store.delete("a")
     assert store.gc().removed == 2
@@ -146,17 +146,17 @@ def test_what_has_not_changed_need_not_be_put_again(store: DirectoryStore) -> No
 
 def test_only_what_the_manifest_lists_can_be_had(store: DirectoryStore) -> None:
     save(store, "a", [b"secret of a"])
-    save(store, "b", [b"of b"], pages=[sha256(b"secret of a")])
+    save(store, "b", [b"of b"], pages=[name_of(b"secret of a")])
     with store.load("b") as snapshot, pytest.raises(SnapshotError, match=r"no [0-9a-f]{64} of 11 bytes"):
-        snapshot.get(sha256(b"secret of a"), 11)
+        snapshot.get(name_of(b"secret of a"), 11)
 
 
 def test_verifying_once(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     content = os.urandom(100_000)
     save(store, "a", [content, b"small"])
-    path, digest, computed = Path(store.layout.chunk(sha256(content))), sha256(content), []
-    digest_of = chunk_bytes.digest_of
-    monkeypatch.setattr(chunk_bytes, "digest_of", lambda data: computed.append(len(data)) or digest_of(data))
+    path, digest, computed = Path(store.layout.chunk(name_of(content))), name_of(content), []
+    is_named = chunk_bytes.is_named
+    monkeypatch.setattr(chunk_bytes, "is_named", lambda data, name: computed.append(len(data)) or is_named(data, name))
 
     def digests(store: DirectoryStore, now: float) -> list[int]:
         """Of how many bytes digests are computed when everything is loaded at that time."""
@@ -187,14 +187,14 @@ def test_a_damaged_chunk_is_refused_and_mended_by_the_next_put(
     store: DirectoryStore, content: bytes, damage: str
 ) -> None:
     manifest = save(store, "a", [content, b"other"])
-    path = Path(store.layout.chunk(sha256(content)))
+    path = Path(store.layout.chunk(name_of(content)))
     path.unlink() if damage == "removed" else path.write_bytes(
         {"cut off": content[:-1], "longer": content + b"x", "a bit": bytes([content[0] ^ 1]) + content[1:]}[damage]
     )
     with store.load("a") as snapshot:
-        assert bytes(snapshot.get(sha256(b"other"), 5)) == b"other"
-        with pytest.raises(SnapshotError, match=sha256(content)):
-            snapshot.get(sha256(content), len(content))
+        assert bytes(snapshot.get(name_of(b"other"), 5)) == b"other"
+        with pytest.raises(SnapshotError, match=name_of(content)):
+            snapshot.get(name_of(content), len(content))
     save(store, "b", [content])
     assert load(store, "a") == (manifest, {content, b"other"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.actor.snapshots import chunk_files, load, manifest_of, read, save, sha256
+from tests.actor.snapshots import chunk_files, load, manifest_of, name_of, read, save
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, HmacKey, SnapshotFile, container
 from wasmetal.actor.store.envelope import seal
 from wasmetal.errors import SnapshotError
@@ -56,7 +57,7 @@ def test_a_program_is_one_more_chunk(store: DirectoryStore, tmp_path: Path) -> N
         assert container.write(out, snapshot, KEY, program) == out.tell()
     with SnapshotFile(path, KEY) as opened:
         assert read(opened)[1] == contents | {program}
-        assert bytes(opened.get(sha256(program), len(program))) == program
+        assert bytes(opened.get(hashlib.sha256(program).hexdigest(), len(program))) == program
     case = tmp_path / "case"
     for at in (-1, -len(program)):
         data = bytearray(path.read_bytes())
@@ -70,13 +71,13 @@ def test_chunks_lie_where_the_documentation_says(store: DirectoryStore, tmp_path
     contents = [os.urandom(size) for size in (1, 100, 16383, 16384, 50_000)]
     manifest = save(store, "a", contents)
     data = exported(store, "a", tmp_path / "a").read_bytes()
-    assert struct.unpack_from("<8sIIQ", data) == (b"wmactor\0", 1, 0, data.index(b'"version":1}') + 12 - 256)
+    assert struct.unpack_from("<8sIIQ", data) == (b"wmactor\0", 2, 0, data.index(b'"version":1}') + 12 - 256)
     assert data[56:160] == b"a".ljust(104, b"\0")
     at = 256 + struct.unpack_from("<Q", data, 16)[0]
     for digest, size in manifest["chunks"]:
         multiple = 64 if size < 16384 else 16384
         at = (at + multiple - 1) // multiple * multiple
-        assert sha256(data[at : at + size]) == digest
+        assert name_of(data[at : at + size]) == digest
         at += size
     assert at == len(data)
 
@@ -111,7 +112,7 @@ def test_an_imported_snapshot_gets_nothing_from_the_store(store: DirectoryStore)
     save(store, "victim", [b"secret"])
     forged = seal("thief", manifest_of([b"secret"]), None)
     for filling in (b"", bytes(-len(forged) % 64) + b"guess!"):
-        with pytest.raises(SnapshotError, match=sha256(b"secret")):
+        with pytest.raises(SnapshotError, match=name_of(b"secret")):
             container.read_into(store, io.BytesIO(forged + filling))
     assert store.actors() == ["victim"]
 
@@ -132,7 +133,7 @@ def test_every_flipped_bit_and_every_cut_is_found(store: DirectoryStore, tmp_pat
     case.write_bytes(data + b"\0")
     check_refused(store, case, key)
     assert store.actors() == ["a"]
-    assert chunk_files(store.layout.root) == {sha256(b"x" * 100), sha256(b"y" * 30)}
+    assert chunk_files(store.layout.root) == {name_of(b"x" * 100), name_of(b"y" * 30)}
 
 
 def check_refused(store: DirectoryStore, path: Path, key: HmacKey | None) -> None:
@@ -182,7 +183,7 @@ def test_forged_manifests(store: DirectoryStore, tmp_path: Path, what: str) -> N
 
 
 def forged(manifest: bytes, actor_id: bytes = b"forged", nbytes: int | None = None) -> bytes:
-    fields = (b"wmactor\0", 1, 0, len(manifest) if nbytes is None else nbytes, bytes.fromhex(sha256(manifest)))
+    fields = (b"wmactor\0", 2, 0, len(manifest) if nbytes is None else nbytes, hashlib.sha256(manifest).digest())
     return struct.pack("<8sIIQ32s104s32s64s", *fields, actor_id, b"", b"") + manifest
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.actor.snapshots import chunk_files, load, manifest_of, read, save, sha256
+from tests.actor.snapshots import chunk_files, load, manifest_of, name_of, read, save
 from wasmetal.actor.store import DirectoryStore, HmacKey
 from wasmetal.errors import SnapshotError
 
@@ -28,10 +28,10 @@ def test_what_nothing_names_goes(store: DirectoryStore) -> None:
     save(store, "b", [b"two", b"three"])
     save(store, "a", [b"four!"])
     (store.layout.chunks / ".DS_Store").write_bytes(b"of a file manager")
-    (store.layout.chunks / sha256(b"one")[:2] / "note").write_bytes(b"of somebody")
+    (store.layout.chunks / name_of(b"one")[:2] / "note").write_bytes(b"of somebody")
     found = store.gc()
     assert (found.removed, found.removed_bytes, found.kept) == (1, 3, 3)
-    left = {sha256(data) for data in (b"two", b"three", b"four!")}
+    left = {name_of(data) for data in (b"two", b"three", b"four!")}
     assert chunk_files(store.layout.root) == left | {".DS_Store", "note"}
     assert store.gc().removed == 0
 

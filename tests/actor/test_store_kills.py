@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.actor.dying import CONTENTS, prepare
-from tests.actor.snapshots import chunk_files, load, manifest_of, save, sha256
+from tests.actor.snapshots import chunk_files, load, manifest_of, name_of, save
 from wasmetal.actor.store import DirectoryStore
 from wasmetal.actor.store.system import Files
 from wasmetal.errors import SnapshotError
@@ -72,7 +72,7 @@ def check_goes_on(store: DirectoryStore, contents: set[bytes]) -> None:
     assert load(store, "b")[1] == {b"of b"}
     assert store.holder("a") is None
     store.gc()
-    assert chunk_files(store.layout.root) == {sha256(data) for data in contents | {b"of b"}}
+    assert chunk_files(store.layout.root) == {name_of(data) for data in contents | {b"of b"}}
     assert os.listdir(store.layout.saving) == []
     save(store, "a", [b"later"])
     assert load(store, "a")[1] == {b"later"}

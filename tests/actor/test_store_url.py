@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.actor.snapshots import load, manifest_of, read, save, sha256
+from tests.actor.snapshots import load, manifest_of, name_of, read, save
 from wasmetal.actor.store import ActorHeldError, DirectoryStore, HmacKey, UrlStore, open_store
 from wasmetal.errors import SnapshotError
 
@@ -108,10 +108,10 @@ def test_what_is_old_is_written_again(url: str) -> None:
 def test_damage_is_found(url: str) -> None:
     store = UrlStore(url)
     save(store, "a", [b"content"])
-    name = f"chunks/{sha256(b'content')[:2]}/{sha256(b'content')}"
+    name = f"chunks/{name_of(b'content')[:2]}/{name_of(b'content')}"
     for damaged in (b"conten", b"Content", b"contents"):
         store.objects.write(name, damaged)
-        with store.load("a") as snapshot, pytest.raises(SnapshotError, match=sha256(b"content")):
+        with store.load("a") as snapshot, pytest.raises(SnapshotError, match=name_of(b"content")):
             read(snapshot)
     store.objects.remove(name)
     with store.load("a") as snapshot, pytest.raises(SnapshotError, match="missing"):

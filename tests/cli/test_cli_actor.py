@@ -66,12 +66,19 @@ def test_from_one_store_to_another(store: DirectoryStore, tmp_path: Path) -> Non
     other = tmp_path / "other"
     assert wasmetal("actor", "import", file, "--store", other).stdout == "chat\n"
     assert wasmetal("actor", "import", file, "--as", "again", "--store", other).stdout == "again\n"
+    copy = tmp_path / "copy"
+    done = wasmetal("actor", "export", "again", copy, "--store", other, "--json")
+    expected = {"actor": "again", "file": str(copy), "nbytes": copy.stat().st_size, "program": False}
+    assert json.loads(done.stdout) == expected
+    done = wasmetal("actor", "import", copy, "--as", "third", "--store", other, "--json")
+    assert json.loads(done.stdout) == {"actor": "third"}
+    assert "name a file" in wasmetal("actor", "export", "again", "-", "--store", other, "--json").stderr
     assert "there is a snapshot of actor chat already" in wasmetal("actor", "import", file, "--store", other).stderr
     assert wasmetal("actor", "import", file, "--replace", "--store", other).exit_code == 0
     refused = wasmetal("actor", "import", file, "--as", "signed", "--store", other, *key)
     assert (refused.exit_code, "authenticated" in refused.stderr) == (2, True)
     assert load(DirectoryStore(other), "again") == load(store, "chat")
-    assert sorted(os.listdir(tmp_path)) == ["chat.actor", "key", "other", "store"]
+    assert sorted(os.listdir(tmp_path)) == ["chat.actor", "copy", "key", "other", "store"]
 
 
 def test_through_a_pipe(store: DirectoryStore, tmp_path: Path) -> None:

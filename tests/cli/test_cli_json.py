@@ -140,13 +140,13 @@ def test_actor_measures_each_length(tmp_path: Path) -> None:
     result = read("bench", "actor", model, *arguments)
     assert (result["device"], result["repeats"]) == ("cpu:0", 2)
     short, long = result["rows"]
-    assert (short["tokens"], long["tokens"]) == (24, 100)
+    assert (repr(short["tokens"]), repr(long["tokens"])) == ("24", "100")
     assert short["nbytes"] < long["nbytes"]
     for row in result["rows"]:
         assert 0 < row["later_nbytes"] < row["nbytes"]
         assert min(row[step] for step in ("prefill", "fork", "freeze", "freeze_later", "save", "save_later")) > 0
         assert 0 < row["thaw"] < row["thaw_first_token"]
-        assert row["load"] > 0
+        assert 0 < row["load"] < row["load_first_token"]
         assert row["thaw_of_prefill"] == pytest.approx(row["thaw"] / row["prefill"])
         assert row["thaw_first_token_of_prefill"] == pytest.approx(row["thaw_first_token"] / row["prefill"])
         assert row["freeze_bytes_per_second"] == pytest.approx(row["nbytes"] / row["freeze"])

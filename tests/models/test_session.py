@@ -425,24 +425,24 @@ def test_rows_are_appended_where_others_ended(model: Model, begin: int) -> None:
         if begin:
             short.forward(tokens[:begin], None)
         shared = short.fork()
-        before = shared.rows(0, begin).tobytes()
+        before = [rows.tobytes() for rows in shared.rows(0, [begin])]
         cuts = [begin, 66, 67, 70] if begin < 66 else [begin, 70]
-        blocks = [whole.rows(some, end).reshape(-1) for some, end in pairwise(cuts)]
+        blocks = [rows.reshape(-1) for rows in whole.rows(begin, [end - some for some, end in pairwise(cuts)])]
         short.append_rows([blocks[:2], blocks[2:]] if len(blocks) > 2 else [blocks], 70 - begin, model.cache.dtype)
         assert short.length == 70
-        assert (short.rows(begin, 70) == whole.rows(begin, 70)).all()
-        assert shared.rows(0, begin).tobytes() == before
+        assert (short.rows(begin, [70 - begin])[0] == whole.rows(begin, [70 - begin])[0]).all()
+        assert [rows.tobytes() for rows in shared.rows(0, [begin])] == before
         logits = [model.logits() for _ in range(2)]
         for session, out in zip((short, whole), logits, strict=True):
             session.forward([5], out)
         if begin == 0:  # bit for bit the same session; else its beginning was computed in other batches
             assert (logits[0].buffer.view() == logits[1].buffer.view()).all()
         with pytest.raises(ModelError, match="are not the keys and values of 2 tokens"):
-            short.append_rows([[whole.rows(0, 3).reshape(-1)]], 2, model.cache.dtype)
+            short.append_rows([[rows.reshape(-1) for rows in whole.rows(0, [3])]], 2, model.cache.dtype)
         with pytest.raises(ModelError, match="of 1 tokens are missing"):
-            short.append_rows([[whole.rows(0, 1).reshape(-1)]], 2, model.cache.dtype)
+            short.append_rows([[rows.reshape(-1) for rows in whole.rows(0, [1])]], 2, model.cache.dtype)
         assert short.length == 71
         with pytest.raises(ModelError, match="more than the context"):
             short.append_rows([[np.zeros(300 * model.cache.position_bytes, np.uint8)]], 300, model.cache.dtype)
         with pytest.raises(ModelError, match="of a session of"):
-            whole.rows(0, 1000)
+            whole.rows(0, [1000])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wasmetal.actor import manifest
-from wasmetal.actor.chunks import ChunkSink
+from wasmetal.actor.chunks import AT_ONCE, ChunkSink
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import BLOCK_BYTES, BLOCK_TOKENS, NULL, Chunk, Manifest, Pieces
@@ -162,14 +162,34 @@ def pieces_of(guest: ActorGuest, held: GuestBuffer) -> Iterator[Bytes]:
         yield piece
 
 
-def _session_blocks(session: ModelSession, sink: ChunkSink) -> Iterator[Chunk]:
+def _session_blocks(session: ModelSession, sink: ChunkSink) -> list[Chunk]:
     """The chunks of a session. Blocks whose digests it knows are read only if the sink does not have them."""
-    position_bytes = session.model.cache.position_bytes
-    for begin in range(0, session.length, BLOCK_TOKENS):
-        end = min(begin + BLOCK_TOKENS, session.length)
-        digest, nbytes = session.digests.get(end), (end - begin) * position_bytes
-        if digest is None or not sink.has(digest, nbytes):
-            digest = sink.put(session.rows(begin, end).data)
-            if end == begin + BLOCK_TOKENS:
-                session.digests[end] = digest
-        yield Chunk(digest, nbytes)
+    token_bytes = session.model.cache.position_bytes
+    counts = [min(BLOCK_TOKENS, session.length - begin) for begin in range(0, session.length, BLOCK_TOKENS)]
+    blocks: dict[int, Chunk] = {}
+    for number, count in enumerate(counts):
+        digest = session.digests.get(number * BLOCK_TOKENS + count)
+        if digest is not None and sink.has(digest, count * token_bytes):
+            blocks[number] = Chunk(digest, count * token_bytes)
+    missing = [number for number in range(len(counts)) if number not in blocks]
+    for begin, end in _stretches(missing, max(1, AT_ONCE // (BLOCK_TOKENS * token_bytes))):
+        rows = session.rows(begin * BLOCK_TOKENS, counts[begin:end])
+        for number, digest in enumerate(sink.put_several([each.data for each in rows]), begin):
+            blocks[number] = Chunk(digest, counts[number] * token_bytes)
+            if counts[number] == BLOCK_TOKENS:
+                session.digests[(number + 1) * BLOCK_TOKENS] = digest
+    return [blocks[number] for number in range(len(counts))]
+
+
+def _stretches(numbers: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as stretches of consecutive ones, at most so many: the first, and the one after the last."""
+    begin = end = 0
+    for number in numbers:
+        if begin < end and (number != end or end - begin == most):
+            yield begin, end
+            begin = number
+        elif begin == end:
+            begin = number
+        end = number + 1
+    if begin < end:
+        yield begin, end

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
+from blake3 import blake3
+
+from wasmetal.actor.threads import each
 from wasmetal.errors import SnapshotError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+AT_ONCE: Final = 64 << 20
+"""Bytes of a session's chunks that are copied together: few copies are made, and the rest is read meanwhile."""
+THREADS: Final = min(8, os.cpu_count() or 1)
+"""That read chunks and compute digests, which takes most of the time and releases the interpreter's lock."""
+
+
+def digest_of(data: Buffer) -> str:
+    """The digest by which a chunk is named: BLAKE3, 32 bytes in lower-case hexadecimal."""
+    return blake3(data).hexdigest()
+
+
+def digests_of(several: Sequence[Buffer]) -> list[str]:
+    """The digests of several chunks, computed on several threads."""
+    return each(digest_of, several, THREADS)
+
+
+def is_named(data: Buffer, digest: str) -> bool:
+    """Whether a chunk has this name: its BLAKE3; or its SHA-256, as in snapshots of version 1 and those made of them.
+
+    A name does not say which of the two it is: nobody can make bytes that have a given one.
+    """
+    return digest_of(data) == digest or hashlib.sha256(data).hexdigest() == digest
 
 
 class ChunkSink(Protocol):
     """Takes the chunks of a snapshot that is being made."""
 
     def put(self, data: Buffer) -> str:
-        """Keep the bytes; return the SHA-256 of them, in hexadecimal. The same bytes twice are one chunk.
+        """Keep the bytes; return their digest. The same bytes twice are one chunk.
 
         The bytes are read before the call returns: the caller may change them afterwards.
         """
 
+    def put_several(self, several: Sequence[Buffer]) -> list[str]:
+        """What :meth:`put` returns for each, whose digests are computed at the same time. Nobody changes them again."""
+
     def has(self, digest: str, size: int) -> bool:
-        """Whether the ``size`` bytes with this SHA-256 are there, and are kept as if they had been put now.
+        """Whether the ``size`` bytes with this digest are there, and are kept as if they had been put now.
 
         False only means that they must be put.
         """
@@ -33,7 +63,7 @@ class ChunkSource(Protocol):
     """Gives the chunks of a snapshot that is being thawed."""
 
     def get(self, digest: str, size: int) -> memoryview:
-        """The ``size`` bytes with this SHA-256, read-only. Raises SnapshotError if missing, or not of that digest."""
+        """The ``size`` bytes with this digest, read-only. Raises SnapshotError if missing, or not of that digest."""
 
     def get_several(self, chunks: Sequence[tuple[str, int]]) -> list[memoryview]:
         """What :meth:`get` gives for each (digest, size). They may be read, and verified, at the same time."""
@@ -44,32 +74,40 @@ class MemoryChunks:
 
     def __init__(self, earlier: MemoryChunks | None = None) -> None:
         """``earlier``: whose chunks are shared, those that :meth:`has` is asked for while they exist."""
-        self._chunks: dict[str, bytes] = {}
+        self._chunks: dict[str, memoryview] = {}
         self._earlier = ref(earlier) if earlier else None
 
     def put(self, data: Buffer) -> str:
         """A copy of the bytes is kept."""
         view = memoryview(data).cast("B")
-        digest = hashlib.sha256(view).hexdigest()
+        digest = digest_of(view)
         if digest not in self._chunks:
-            self._chunks[digest] = bytes(view)
+            self._chunks[digest] = memoryview(bytes(view))
         return digest
+
+    def put_several(self, several: Sequence[Buffer]) -> list[str]:
+        """See :class:`ChunkSink`. The bytes are kept as they are, without a copy."""
+        digests = digests_of(several)
+        for digest, data in zip(digests, several, strict=True):
+            self._chunks.setdefault(digest, memoryview(data).cast("B").toreadonly())
+        return digests
 
     def has(self, digest: str, size: int) -> bool:
         """See :class:`ChunkSink`."""
         earlier = self._earlier and self._earlier()
         if digest not in self._chunks and earlier and digest in earlier._chunks:
             self._chunks[digest] = earlier._chunks[digest]
-        return len(self._chunks.get(digest, b"")) == size
+        found = self._chunks.get(digest)
+        return found is not None and found.nbytes == size
 
     def get(self, digest: str, size: int) -> memoryview:
         """See :class:`ChunkSource`. What :meth:`put` has kept needs no check of its digest."""
         chunk = self._chunks.get(digest)
         if chunk is None:
             raise SnapshotError(f"the snapshot's chunk {digest} is missing")
-        if len(chunk) != size:
-            raise SnapshotError(f"the snapshot's chunk {digest} has {len(chunk)} bytes; its manifest says {size}")
-        return memoryview(chunk)
+        if chunk.nbytes != size:
+            raise SnapshotError(f"the snapshot's chunk {digest} has {chunk.nbytes} bytes; its manifest says {size}")
+        return chunk
 
     def get_several(self, chunks: Sequence[tuple[str, int]]) -> list[memoryview]:
         """See :class:`ChunkSource`."""
@@ -78,4 +116,4 @@ class MemoryChunks:
     @property
     def nbytes(self) -> int:
         """Bytes of all chunks."""
-        return sum(map(len, self._chunks.values()))
+        return sum(chunk.nbytes for chunk in self._chunks.values())

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.chunks import AT_ONCE, ChunkSource
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest
@@ -43,10 +43,6 @@ from wasmetal.memory import Region, page_size
 
 if TYPE_CHECKING:
     from wasmetal.models import Session as ModelSession
-
-
-AT_ONCE: Final = 64 << 20
-"""Bytes of chunks that are copied together: so few copies are made, and most of a long session is read meanwhile."""
 
 
 class Contents(Protocol):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import TypeVar
 
 from wasmetal.actor.actor import Actor, Snapshot
@@ -56,7 +56,9 @@ class Row:
     awake_first_token: float
     """The same message, to the same end, in an actor that was not frozen: mostly a decode step."""
     load: float
-    """As ``thaw``, from the store, whose files the system has in memory."""
+    """As ``thaw``, from the store, whose files the system has in memory and whose chunks are verified."""
+    load_first_token: float
+    """As ``thaw_first_token``, from the store."""
 
 
 def measure(
@@ -118,7 +120,7 @@ def _round(program: ActorProgram, model: Model, prompt: str, folder: Path | None
             first_token, _ = _timed(lambda: send(again, later))
         load, (stored, again) = _timed(lambda: _loaded(store, thawed))
         with stored, again:
-            pass
+            stored_token, _ = _timed(lambda: send(again, later))
     [session] = (held for held in manifest.handles.held.values() if isinstance(held, Session))
     return Row(
         session.tokens,
@@ -134,6 +136,7 @@ def _round(program: ActorProgram, model: Model, prompt: str, folder: Path | None
         thaw + first_token,
         awake,
         load,
+        load + stored_token,
     )
 
 
@@ -153,4 +156,5 @@ def _timed(action: Callable[[], T]) -> tuple[float, T]:
 
 
 def _median(rows: Sequence[Row]) -> Row:
-    return Row(*(median(getattr(row, each.name) for row in rows) for each in fields(Row)))
+    columns = [[getattr(row, each.name) for row in rows] for each in fields(Row)]
+    return Row(*((median_low if isinstance(values[0], int) else median)(values) for values in columns))

@@ -54,6 +54,7 @@ def export(
     ] = None,
     store: Where = None,
     key: KeyFile = None,
+    as_json: Json = False,
 ) -> None:
     """Write an actor's snapshot, its chunks and its program to one file, and print its path. Models are not in it."""
     from wasmetal.actor.kept_programs import named_by
@@ -62,6 +63,8 @@ def export(
 
     opened, secret = opened_store(store, key), read_key(key)
     path = file or Path(f"{actor_id}.actor")
+    if as_json and str(path) == "-":
+        raise WasmetalError("the snapshot goes to standard output, and so would --json: name a file")
     with opened.load(actor_id) as snapshot:
         digest = named_by(snapshot)
         program = kept_binary(opened, digest) if digest else None
@@ -76,10 +79,13 @@ def export(
         with setting_up(f"write {path}"):
             try:
                 with part.open("xb") as out:
-                    container.write(out, snapshot, secret, program)
+                    nbytes = container.write(out, snapshot, secret, program)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
+    if as_json:
+        print_json({"actor": actor_id, "file": str(path), "nbytes": nbytes, "program": program is not None})
+        return
     print(path)
 
 
@@ -90,6 +96,7 @@ def import_(
     replace: Annotated[bool, typer.Option("--replace", help="Even if there is a snapshot of that actor.")] = False,
     store: Where = None,
     key: KeyFile = None,
+    as_json: Json = False,
 ) -> None:
     """Put an exported snapshot and its program into the store, and print the actor's id."""
     from wasmetal.actor.kept_programs import Programs
@@ -103,6 +110,9 @@ def import_(
                 source = stack.enter_context(file.open("rb"))
         actor_id = container.read_into(opened, source, actor_id=name, key=secret, replace=replace)
     Programs(opened).keep_carried(actor_id)
+    if as_json:
+        print_json({"actor": actor_id})
+        return
     print(actor_id)
 
 

@@ -220,6 +220,7 @@ def actor(
                 "thaw_of_prefill": row.thaw / row.prefill,
                 "thaw_first_token_of_prefill": row.thaw_first_token / row.prefill,
                 "thaw_first_token_beyond_awake": row.thaw_first_token - row.awake_first_token,
+                "load_first_token_beyond_awake": row.load_first_token - row.awake_first_token,
                 "freeze_bytes_per_second": row.nbytes / row.freeze,
                 "thaw_bytes_per_second": row.nbytes / row.thaw,
             }
@@ -241,10 +242,12 @@ def actor(
         ("freeze to the disk", lambda row: moved(row, row.save)),
         ("freeze to the disk, one message later", lambda row: f"{1e3 * row.save_later:.2f}"),
         ("thaw", lambda row: moved(row, row.thaw)),
-        ("thaw from a store", lambda row: moved(row, row.load)),
         ("thaw to the first token", lambda row: f"{1e3 * row.thaw_first_token:.2f}"),
         ("  beyond that of an actor awake", lambda row: f"{1e3 * (row.thaw_first_token - row.awake_first_token):.2f}"),
         ("  of the time of prefill", lambda row: f"{row.thaw_first_token / row.prefill:.4f}"),
+        ("thaw from a store", lambda row: moved(row, row.load)),
+        ("thaw from a store to the first token", lambda row: f"{1e3 * row.load_first_token:.2f}"),
+        ("  beyond that of an actor awake", lambda row: f"{1e3 * (row.load_first_token - row.awake_first_token):.2f}"),
         ("fork", lambda row: f"{1e3 * row.fork:.2f}"),
     ]
     print_table(("", *(f"{row.tokens} tokens" for row in rows)), [(name, *map(of, rows)) for name, of in lines])

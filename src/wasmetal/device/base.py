@@ -248,8 +248,8 @@ class Device(Protocol):
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
         """Copy a buffer's bytes into ``out``; counted in ``bytes_copied``."""
 
-    def read_rows(self, buffers: Sequence[Buffer], offset: int, out: Bytes) -> None:
-        """Like :meth:`read`, from several buffers: ``out`` is an array [len(buffers), n], row i from buffer i."""
+    def read_rows(self, buffers: Sequence[Buffer], offset: int, *out: Bytes) -> None:
+        """The reverse of :meth:`write_rows`: row i of each array, one after the other, from buffer i."""
 
     def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""

@@ -66,21 +66,24 @@ class Copier:
             out[begin : begin + staged.nbytes] = staged.allocation.view()[: staged.nbytes]
             begin += staged.nbytes
 
-    def copy_rows_out(self, backend: AnyBackend, allocations: Sequence[Allocation], offset: int, out: Bytes) -> None:
-        """Copy the bytes at ``offset`` of allocation i into row i of a host array [len(allocations), n]."""
-        nbytes = out.shape[1]
-        if not 0 < nbytes <= CHUNK or all(each.address is not None for each in allocations):
-            for allocation, row in zip(allocations, out, strict=True):
-                self.copy_out(backend, allocation, offset, row)
-            return
-        at_once = CHUNK // nbytes
-        with self._taken(backend) as staging:
-            for first in range(0, len(allocations), at_once):
-                sources = [Range(each, offset, nbytes) for each in allocations[first : first + at_once]]
-                targets = [Range(staging, row * nbytes, nbytes) for row in range(len(sources))]
-                backend.begin_copies(list(zip(sources, targets, strict=True)))()
-                staged = staging.view()[: len(sources) * nbytes]
-                out[first : first + len(sources)] = staged.reshape(-1, nbytes)
+    def copy_rows_out(
+        self, backend: AnyBackend, allocations: Sequence[Allocation], offset: int, out: Sequence[Bytes]
+    ) -> int:
+        """The reverse of :meth:`copy_rows_in`: fill host arrays. Returns how many bytes these have."""
+        rows = Rows(out)
+        nbytes = rows.nbytes
+        addresses = [each.address + offset for each in allocations if each.address is not None]
+        if len(addresses) == len(allocations):
+            rows.fill(0, addresses)
+        elif 0 < nbytes <= CHUNK // 2:
+            self._unstage_rows(backend, [Range(allocation, offset, nbytes) for allocation in allocations], rows)
+        else:
+            for row, allocation in enumerate(allocations):
+                begin = offset
+                for each in out:
+                    self.copy_out(backend, allocation, begin, each[row])
+                    begin += each.shape[1]
+        return len(allocations) * nbytes
 
     def close(self) -> None:
         """Free the staging buffer."""
@@ -105,6 +108,34 @@ class Copier:
             finally:
                 while begun:
                     begun.popleft()()
+
+    def _unstage_rows(self, backend: AnyBackend, sources: Sequence[Range[Allocation]], rows: Rows) -> None:
+        """The device copies rows to one half of the staging buffer while those in the other are taken from there."""
+        nbytes = rows.nbytes
+        at_once = CHUNK // 2 // nbytes
+        begun: deque[tuple[Callable[[], None], int, list[int]]] = deque()
+
+        def take() -> None:
+            wait, first, addresses = begun.popleft()
+            wait()
+            rows.fill(first, addresses)
+
+        with self._taken(backend) as staging:
+            assert staging.address is not None
+            try:
+                for number, first in enumerate(range(0, len(sources), at_once)):
+                    some = sources[first : first + at_once]
+                    begin = number % 2 * (CHUNK // 2)
+                    staged = [Range(staging, begin + row * nbytes, nbytes) for row in range(len(some))]
+                    wait = backend.begin_copies(list(zip(some, staged, strict=True)))
+                    begun.append((wait, first, [staging.address + each.offset for each in staged]))
+                    if len(begun) == 2:
+                        take()
+                while begun:
+                    take()
+            finally:
+                for wait, _, _ in begun:
+                    wait()
 
     def _chunks(
         self, backend: AnyBackend, allocation: Allocation, offset: int, nbytes: int

@@ -126,13 +126,14 @@ class OpenDevice(Closing):
         with self._queue.lock:
             self._counters.bytes_copied += out.size
 
-    def read_rows(self, buffers: Sequence[Buffer], offset: int, out: Bytes) -> None:
-        """Copy bytes of several buffers into rows of ``out``: see :meth:`Device.read_rows`."""
+    def read_rows(self, buffers: Sequence[Buffer], offset: int, *out: Bytes) -> None:
+        """Copy bytes of several buffers into rows of uint8 arrays: see :meth:`Device.read_rows`."""
         backend = self.backend
-        check_rows(buffers, offset, out)
-        self._copier.copy_rows_out(backend, [allocation_of(buffer, backend) for buffer in buffers], offset, out)
+        check_rows(buffers, offset, *out)
+        allocations = [allocation_of(buffer, backend) for buffer in buffers]
+        nbytes = self._copier.copy_rows_out(backend, allocations, offset, out)
         with self._queue.lock:
-            self._counters.bytes_copied += out.size
+            self._counters.bytes_copied += nbytes
 
     def close(self) -> None:
         """Close every list and buffer. Idempotent. Views stay valid.

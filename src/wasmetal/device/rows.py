@@ -1,10 +1,10 @@
-"""Rows of arrays copied to many places in host memory at once: keys and values of a thawed session."""
+"""Rows of arrays copied to and from many places in host memory at once: keys and values of a session."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Rows:
         """Of a row."""
         addresses = [each.__array_interface__["data"][0] for each in data]
         strides = [each.strides[0] for each in data]
-        self._described = np.array([addresses, strides, sizes, begins], np.uint64)
+        self._described = np.array([addresses, strides, sizes, begins], np.uint64).reshape(4, -1)
         self._contiguous = all(each.strides[1] == 1 for each in data)
 
     def copy(self, first: int, targets: Sequence[int]) -> None:
@@ -38,3 +38,22 @@ class Rows:
         for row, target in enumerate(targets, first):
             joined = np.concatenate([each[row] for each in self._data])
             ctypes.memmove(target, joined.ctypes.data, joined.size)
+
+    def fill(self, first: int, sources: Sequence[int]) -> None:
+        """The reverse of :meth:`copy`: copy what is at these addresses to row ``first`` and those that follow."""
+        compiled = library()
+        if compiled and self._contiguous:
+            numbers, places = np.arange(len(sources), dtype=np.uint64), np.array(sources, np.uint64)
+            # Arrays of the same shape are for C as many targets, to each of which it copies a piece of every source.
+            for (stride, size), group in groupby(self._described.T.tolist(), lambda described: described[1:3]):
+                some = list(group)
+                targets = [address + first * stride for address, *_ in some]
+                sizes = np.full(len(sources), size, np.uint64)
+                compiled.copy_rows(targets, places + np.uint64(some[0][3]), sizes, sizes, numbers * np.uint64(stride))
+            return
+        for row, source in enumerate(sources, first):
+            joined = np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(source))
+            begin = 0
+            for each in self._data:
+                each[row] = joined[begin : begin + each.shape[1]]
+                begin += each.shape[1]

@@ -25,6 +25,7 @@ from typing import Any
 from tests.actor.snapshots import load, manifest_of, read, save
 from tests.fuzz import noise
 from tests.fuzz.target import Run, refusal
+from wasmetal.actor.chunks import digest_of
 from wasmetal.actor.store import DirectoryStore, HmacKey, Key, SnapshotFile, StoredSnapshot, container
 from wasmetal.actor.store.system import Files
 from wasmetal.errors import SnapshotError
@@ -104,7 +105,7 @@ def _changed(random: Random, manifest: Any) -> Any:
             [
                 [digest, noise.number(random)],
                 [digest, -1 if random.random() < 0.5 else float(noise.number(random))],
-                [hashlib.sha256(random.choice(CONTENTS["b"])).hexdigest(), size],
+                [digest_of(random.choice(CONTENTS["b"])), size],
                 [f"../{digest}"[: random.randrange(64)], size],
                 [digest],
                 digest,
@@ -168,7 +169,7 @@ def opened(device: str) -> Iterator[Run]:
         save(stores[KEY], "b", CONTENTS["b"])
         save(stores[KEY], "every", [data for each in CONTENTS.values() for data in each])
         save(stores[None], "z", [ZIPPED])
-        zipped = Path(stores[None].layout.compressed(hashlib.sha256(ZIPPED).hexdigest()))
+        zipped = Path(stores[None].layout.compressed(digest_of(ZIPPED)))
         Path(stores[None].layout.chunk(zipped.name.removesuffix(".zst"))).unlink()
         before = load(stores[KEY], "b")
         tracemalloc.start()

@@ -18,7 +18,7 @@ class Chunk:
     """Bytes elsewhere. In JSON, ``[digest, size]``."""
 
     digest: str
-    """SHA-256, in hexadecimal."""
+    """See :func:`wasmetal.actor.chunks.digest_of`."""
     size: int
 
     def to_json(self) -> list[Any]:

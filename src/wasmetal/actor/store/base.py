@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.chunks import THREADS, ChunkSource, digests_of
 from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-_READERS: Final = min(8, os.cpu_count() or 1)
-"""Threads that read chunks: computing digests takes most of the time, and releases the interpreter's lock."""
-
-
 class Save(Closing, ABC):
     """A snapshot that is being stored; a :class:`ChunkSink`. Closing it without ``commit`` leaves the old one."""
 
@@ -35,14 +30,23 @@ class Save(Closing, ABC):
         """Of the chunks that were put, or found in the store."""
 
     def put(self, data: Buffer) -> str:
-        """Store a chunk, unless it is there; return its SHA-256. Raises SnapshotError if it cannot be stored."""
-        view = chunk_bytes.as_bytes(data)
-        digest = chunk_bytes.digest_of(view)
+        """Store a chunk, unless it is there; return its digest. Raises SnapshotError if it cannot be stored."""
+        return self.put_several([data])[0]
+
+    def put_several(self, several: Sequence[Buffer]) -> list[str]:
+        """See :class:`ChunkSink`. Raises what :meth:`put` does."""
+        views = [chunk_bytes.as_bytes(data) for data in several]
+        digests = digests_of(views)
+        for digest, view in zip(digests, views, strict=True):
+            self.keep(digest, view)
+        return digests
+
+    def keep(self, digest: str, view: memoryview) -> None:
+        """Store a chunk by a digest that it was found to have, unless it is there. Raises what :meth:`put` does."""
         if not self.has(digest, view.nbytes):
             with self._setting_up():
                 self._write(digest, view)
             self._sizes[digest] = view.nbytes
-        return digest
 
     def has(self, digest: str, size: int) -> bool:
         """See :class:`ChunkSink`. True for what the lease's last snapshot names, which is not looked at again.
@@ -105,7 +109,7 @@ class StoredSnapshot(Closing, ABC):
 
     def get_several(self, chunks: Sequence[tuple[str, int]]) -> list[memoryview]:
         """What :meth:`get` gives for each (digest, size): read and verified on several threads."""
-        return each(lambda chunk: self.get(*chunk), chunks, _READERS)
+        return each(lambda chunk: self.get(*chunk), chunks, THREADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Store(ABC):
         named = chunks_of(manifest)
         with self.saving(actor_id, lease) as save:
             for digest, size in named.items():
-                save.put(chunks.get(digest, size))
+                save.keep(digest, chunks.get(digest, size))
             save.commit(manifest)
 
     @abstractmethod

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
+from wasmetal.actor.chunks import is_named
 from wasmetal.actor.store import compression
 from wasmetal.actor.store.verified import Verified
 from wasmetal.errors import SnapshotError
@@ -23,15 +23,10 @@ def as_bytes(data: Buffer) -> memoryview:
     return memoryview(data).cast("B")
 
 
-def digest_of(data: memoryview | bytes | bytearray) -> str:
-    """The SHA-256, in lower-case hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def check(data: memoryview | bytes | bytearray, digest: str) -> memoryview:
     """The chunk, read-only. Raises SnapshotError if it has another digest."""
-    if digest_of(data) != digest:
-        raise SnapshotError(f"the snapshot's chunk {digest} is damaged: its SHA-256 differs")
+    if not is_named(data, digest):
+        raise SnapshotError(f"the snapshot's chunk {digest} is damaged: its digest differs")
     return memoryview(data).toreadonly()
 
 

@@ -7,6 +7,7 @@ beforehand.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def write(out: BinaryIO, snapshot: StoredSnapshot, key: Key | None = None, progr
     Raises SnapshotError if a chunk is missing or damaged, or the file cannot be written.
     """
     chunks, manifest = snapshot.chunks, snapshot.manifest
-    added = {} if program is None else {chunk_bytes.digest_of(program): program}
+    added = {} if program is None else {hashlib.sha256(program).hexdigest(): program}
     if added:
         chunks = dict(sorted((chunks | {digest: len(data) for digest, data in added.items()}).items()))
         manifest = {**manifest, "chunks": [list(each) for each in chunks.items()]}
@@ -95,7 +96,7 @@ def read_into(
             for (digest, size), start in zip(chunks.items(), positions(at, chunks.values()), strict=False):
                 if _exactly(file, start - at, digest).strip(b"\0"):
                     raise _filled()
-                save.put(chunk_bytes.check(_exactly(file, size, digest), digest))
+                save.keep(digest, chunk_bytes.check(_exactly(file, size, digest), digest))
                 at = start + size
             if file.read(1):
                 raise SnapshotError("the snapshot is damaged: something follows its last chunk")

@@ -17,7 +17,9 @@ from wasmetal.actor.store.names import is_id
 from wasmetal.errors import SnapshotError, printable
 
 MAGIC: Final = b"wmactor\0"
-VERSION: Final = 1
+VERSION: Final = 2
+"""In version 1 chunks are named by their SHA-256."""
+_READ: Final = range(1, VERSION + 1)
 HEADER_BYTES: Final = 256
 _FIELDS: Final = struct.Struct("<8sIIQ32s104s32s")
 """Magic, format version, algorithm, bytes of the manifest, its SHA-256, the actor's id, reserved."""
@@ -68,9 +70,9 @@ def unseal(
     signed, tag = header[: _FIELDS.size], header[_FIELDS.size :]
     if magic != MAGIC:
         raise SnapshotError("this is not a snapshot of an actor")
-    if version != VERSION:
+    if version not in _READ:
         raise SnapshotError(
-            f"the snapshot has format version {version}; this version of wasmetal reads {VERSION}: "
+            f"the snapshot has format version {version}; this version of wasmetal reads up to {VERSION}: "
             "use the one that wrote it"
         )
     _authenticate(signed, tag, algorithm, key)

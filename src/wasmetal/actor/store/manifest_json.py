@@ -58,7 +58,7 @@ def chunks_of(manifest: Manifest) -> Chunks:
             raise SnapshotError("the manifest's chunks are not pairs of digest and size")
         digest, size = entry
         if not is_digest(digest):
-            raise SnapshotError(f"the manifest names a chunk {printable(repr(digest)[:80])}, which is no SHA-256")
+            raise SnapshotError(f"the manifest names a chunk {printable(repr(digest)[:80])}, which is no digest")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= CHUNK_MOST:
             raise SnapshotError(f"the manifest gives chunk {digest} no size from 0 to {CHUNK_MOST} bytes")
         if digest <= last:

@@ -33,5 +33,5 @@ def is_id(text: str) -> bool:
 
 
 def is_digest(text: object) -> bool:
-    """Whether this is a SHA-256 in lower-case hexadecimal."""
+    """Whether this is a digest of 32 bytes in lower-case hexadecimal."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None

@@ -181,7 +181,7 @@ class UrlSave(Save):
             for digest, size in named.items():
                 known = self._known(digest)
                 if known is None:  # it is in the store, or this says that it is not; written again if it is old
-                    self.put(read_chunk(self._objects, digest, size))
+                    self.keep(digest, read_chunk(self._objects, digest, size))
                 elif known != size:
                     raise SnapshotError(f"the manifest gives chunk {digest} {size} bytes; it has {known}")
             if isinstance(self._lease, UrlLease):

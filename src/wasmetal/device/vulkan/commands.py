@@ -1,4 +1,4 @@
-"""Command buffers, and running one at once."""
+"""Command buffers, and running one that is recorded for once."""
 
 from __future__ import annotations
 
@@ -47,9 +47,14 @@ class Commands:
 
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
+    begin(device, record, keeps)()
+
+
+def begin(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> Callable[[], None]:
+    """Record commands and submit them; return what waits for them, which must be called. Both raise DeviceLostError."""
     commands = Commands(device, record, keeps)
     wait = partial(device.wait_for, device.submit([commands.handle]))
-    abandoned.finish(wait, commands, device.physical.name)
+    return partial(abandoned.finish, wait, commands, device.physical.name)
 
 
 def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:

@@ -71,7 +71,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
     def begin_copies(
         self, pairs: Sequence[tuple[Range[VulkanAllocation], Range[VulkanAllocation]]]
     ) -> Callable[[], None]:
-        """Copy in one submission, and wait for it at once."""
+        """Copy in one submission."""
 
         def record(handle: Any) -> None:
             for source, target in pairs:
@@ -79,8 +79,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
                 buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
                 lib.vkCmdCopyBuffer(handle, *buffers, 1, region)
 
-        commands.run(self.logical, record, pairs)
-        return lambda: None
+        return commands.begin(self.logical, record, pairs)
 
     def close(self) -> None:
         """Save the pipeline cache."""

@@ -251,17 +251,18 @@ class KVCache:
             growth.copy = self._copies(parts)
         return growth.copy
 
-    def read(self, pages: Sequence[int], length: int, first: int = 0) -> Bytes:
-        """Positions ``first`` to ``length``, as bytes [layers, 2, positions, bytes of a row]; counted as copied.
+    def read(self, pages: Sequence[int], counts: Sequence[int], first: int = 0) -> list[Bytes]:
+        """So many positions from ``first`` on, and so on: bytes [layers, 2, count, bytes of a row]; counted as copied.
 
         A row is [kv_heads, head_dim] in the type of the cache: those of keys, then those of values.
         """
-        row = self._row
-        out = np.empty((2 * len(self.layers), (length - first) * row), np.uint8)
+        row, pieces = self._row, 2 * len(self.layers)
+        blocks = [np.empty((pieces, count * row), np.uint8) for count in counts]
         pools = [pool.buffer for pools in self.layers for pool in pools]
-        for begin, end, slot in _runs(pages, length, first):
-            self._device.read_rows(pools, slot * row, out[:, (begin - first) * row : (end - first) * row])
-        return out.reshape(len(self.layers), 2, length - first, row)
+        for slot, parts in _blocks_of_runs(_runs(pages, first + sum(counts), first), counts, first):
+            out = [blocks[block][:, begin * row : end * row] for block, begin, end in parts]
+            self._device.read_rows(pools, slot * row, *out)
+        return [block.reshape(len(self.layers), 2, -1, row) for block in blocks]
 
     def write(self, pages: Sequence[int], length: int, blocks: Sequence[Bytes], dtype: DType, first: int = 0) -> None:
         """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be.

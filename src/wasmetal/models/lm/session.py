@@ -140,7 +140,7 @@ class Session(Closing):
         """
         model = self._open()
         with model.lock:
-            state = model.cache.read(self.pages, self.length).reshape(-1)
+            state = model.cache.read(self.pages, [self.length])[0].reshape(-1)
         self.counters.bytes_copied += state.size
         described = (_MAGIC, _VERSION, model.cache.dtype.value, self.length, model.digest, state.size)
         header = _SNAPSHOT.pack(*described, 0)
@@ -179,19 +179,19 @@ class Session(Closing):
         self.counters.bytes_copied += data.size
         self.length = length
 
-    def rows(self, begin: int, end: int) -> Bytes:
-        """Keys and values of the tokens from ``begin`` up to ``end``: bytes [layers, 2, tokens, bytes of a row].
+    def rows(self, begin: int, counts: Sequence[int]) -> list[Bytes]:
+        """Keys and values of so many tokens from ``begin`` on, of so many after these, and so on.
 
-        They depend on neither device nor pages, only on the type of the cache. Counted in ``bytes_copied``. Raises
-        ModelError if the session has fewer tokens.
+        Each is bytes [layers, 2, tokens, bytes of a row], which depend on neither device nor pages, only on the type of
+        the cache. Counted in ``bytes_copied``. Raises ModelError if the session has fewer tokens.
         """
         model = self._open()
-        if not 0 <= begin <= end <= self.length:
-            raise ModelError(f"tokens {begin} to {end} of a session of {self.length}")
+        if begin < 0 or min(counts, default=0) < 0 or begin + sum(counts) > self.length:
+            raise ModelError(f"{[*counts]} tokens from {begin} on of a session of {self.length}")
         with model.lock:
-            rows = model.cache.read(self.pages, end, begin)
-        self.counters.bytes_copied += rows.size
-        return rows
+            blocks = model.cache.read(self.pages, counts, begin)
+        self.counters.bytes_copied += sum(block.size for block in blocks)
+        return blocks
 
     def append_rows(self, groups: Iterable[Sequence[Bytes]], count: int, dtype: DType) -> None:
         """Append ``count`` tokens by the keys and values that :meth:`rows` gave of them, from a cache of this type.
