@@ -102,6 +102,12 @@ static void pointers(void) {
   EXPECT(WM_INVAL, wm_commands_submit(list, 0, &submission));
   EXPECT(WM_INVAL, wm_commands_submit(list, sizeof list - 1, &submission));
   EXPECT(WM_INVAL, wm_commands_submit(list, 0xffffffffu, &submission));
+  EXPECT(WM_FAULT, wm_commands_run(AT(END - 8), sizeof list));
+  EXPECT(WM_FAULT, wm_commands_run(AT(0xfffffff8u), sizeof list));
+  EXPECT(WM_INVAL, wm_commands_run(AT((uintptr_t)list + 4), sizeof list[0]));
+  EXPECT(WM_INVAL, wm_commands_run(list, 0));
+  EXPECT(WM_INVAL, wm_commands_run(list, sizeof list - 1));
+  EXPECT(WM_INVAL, wm_commands_run(list, 0xffffffffu));
 }
 
 static void handles(uint32_t stolen) {

@@ -307,9 +307,23 @@ def set_owner(store: wasmtime.Store, owner: StoreOwner) -> None:
     store.set_epoch_deadline(1)
 
 
+class _Thread(threading.local):
+    """The calling thread."""
+
+    owner: Any = None
+
+
+_this = _Thread()
+
+
+def run_only(owner: StoreOwner) -> None:
+    """From now on, the calling thread runs code of this owner's store only. :func:`owner_of` is quicker then."""
+    _this.owner = owner
+
+
 def owner_of(caller: int) -> Any:
     """The owner of the store that calls a host function; ``caller`` is its callback's argument of that name."""
-    return _owners[_context_data(_caller_context(caller))]()
+    return _this.owner or _owners[_context_data(_caller_context(caller))]()
 
 
 def exported_memory(caller: int, name: str) -> int | None:

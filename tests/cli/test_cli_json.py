@@ -63,7 +63,7 @@ def test_zerocopy_counts_what_it_copies(spec: str) -> None:
     for row in result["rows"]:
         assert row["bytes_copied_shared"] == 0
         assert row["bytes_copied_copied"] == 2 * row["nbytes"]
-        assert min(row["shared_ms"], row["copied_ms"], row["wrap_ms"]) > 0
+        assert min(row["shared_ms"], row["copied_ms"], row["wrap_ms"], row["read_gbs"]) > 0
 
 
 def test_zerocopy_says_what_it_skips() -> None:
@@ -81,10 +81,8 @@ def test_dispatch_splits_the_round_trip(spec: str) -> None:
     assert result["device"] == spec
     assert result["new"]["encode_us"] > 0
     assert result["same"]["encode_us"] == 0  # recorded once, replayed since
-    for split in (result["new"], result["same"]):
-        parts = [split[part] for part in ("host_call_us", "encode_us", "submit_us", "wait_us")]
-        assert sum(parts) == pytest.approx(split["total_us"])
-        assert min(split["host_call_us"], split["submit_us"]) > 0
+    for split in (result["new"], result["same"], result["same, one call"]):
+        assert min(split[f"{part}_us"] for part in ("total", "host_call", "submit", "wait")) > 0
 
 
 def test_nn_compares_three_ways() -> None:

@@ -49,7 +49,7 @@ def test_a_list_becomes_a_graph(cuda: Device) -> None:
     for times in range(1, 5):
         cuda.submit([commands]).wait(10)
         assert (vectors.read(0) == 2.0 ** (3 * times)).all()
-        assert (commands.recording._graph is None) == (times == 1)
+        assert (commands.recording._replay is None) == (times == 1)
 
 
 def test_compiled_kernels_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from wasmetal.device.cpu.device import CpuDevice
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
+from wasmetal.host.recording import SEGMENT
 
 MATMUL, EMBED, RMS_NORM, SILU_MUL, ADD, SCALE = 1, 3, 4, 8, 9, 10
 I32 = 26
@@ -205,6 +206,66 @@ def test_the_same_bytes_are_recorded_once() -> None:
         assert device.records == 3
         assert probe.buffer_destroy(buffer) == Errno.SUCCESS
         assert probe.try_submit(add(buffer)) == Errno.BADF  # and not the list from before
+
+
+def test_a_list_is_run_in_one_call(probe: Probe) -> None:
+    """The same as to submit it and to wait for it: when it is new, replayed, and after lists that are still pending."""
+    shared, own = probe.share(), probe.allocate(128)
+    probe.put(4096, add(shared).tobytes())
+    for value in (1, 2, 3):
+        probe.put(PAGE, np.full(16, value, np.float32))
+        before = probe.guest.counters.submits
+        assert probe.commands_run(4096, abi.COMMAND.itemsize) == Errno.SUCCESS
+        assert (probe.floats(PAGE + 64, 16) == 2 * value).all()
+        assert probe.guest.counters.submits == before + 1
+    counters = probe.guest.counters
+    assert (counters.submits, counters.dispatches, counters.host_calls) == (3, 3, 5)
+    assert counters.device_seconds > 0
+    pending = [probe.start(add(own)), probe.start(add(shared, 64))]
+    assert probe.commands_run(4096, probe.put(4096, add(shared, 128).tobytes())) == Errno.SUCCESS
+    assert (probe.floats(PAGE + 192, 16) == 24).all()
+    assert [probe.submission_wait(each, 0) for each in pending] == [Errno.SUCCESS] * 2
+    assert probe.buffer_destroy(shared) == probe.buffer_destroy(own) == Errno.SUCCESS
+    assert probe.commands_run(4096, abi.COMMAND.itemsize) == Errno.BADF
+
+
+def test_a_list_that_is_run_in_one_call_may_have_many_segments(probe: Probe) -> None:
+    buffer = probe.share()
+    doublings = [command(ADD, x, x, x) for x in [tensor(buffer, (16,))]] * 3 * SEGMENT
+    size = probe.put(4096, b"".join(each.tobytes() for each in doublings))
+    for _ in range(2):
+        probe.put(PAGE, np.ones(16, np.float32))
+        assert probe.commands_run(4096, size) == Errno.SUCCESS
+        assert (probe.floats(PAGE, 16) == 2.0 ** len(doublings)).all()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_failure_of_the_device_ends_a_list_that_is_run_in_one_call(times: int) -> None:
+    device = LaggingDevice()
+    with Probe(device) as probe:
+        shared = probe.share()
+        size = probe.put(4096, add(shared).tobytes())
+        for _ in range(times):
+            assert probe.commands_run(4096, size) == Errno.SUCCESS
+        device.error = DeviceLostError("gone")
+        assert probe.commands_run(4096, size) == Errno.NODEV
+        device.error, device.submit_error = None, DeviceError("no")
+        assert probe.commands_run(4096, size) == Errno.IO
+        device.submit_error = None
+        assert probe.commands_run(4096, size) == Errno.SUCCESS
+        assert probe.buffer_destroy(shared) == Errno.SUCCESS
+
+
+@pytest.mark.parametrize("looks", [0, None])
+def test_limits_hold_for_lists_that_are_run_in_one_call(looks: int | None) -> None:
+    device = LaggingDevice(looks=0)
+    with Probe(device, limits=Limits(device_seconds=0.3)) as probe:
+        size = probe.put(4096, add(probe.share()).tobytes())
+        for _ in range(2):
+            assert probe.commands_run(4096, size) == Errno.SUCCESS
+        device.looks = looks
+        with pytest.raises(LimitError, match=r"0\.3 seconds of device time"):
+            probe.commands_run(4096, size)
 
 
 def test_growing_keeps_buffers_valid(probe: Probe) -> None:

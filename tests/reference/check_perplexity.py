@@ -6,6 +6,9 @@ SmolLM2 (``wasmetal pull smollm2:135m``) is quantized to each type by llama.cpp;
 documentation. Both engines read it in windows of 512 tokens, and are judged by the second half of each, as
 ``llama-perplexity`` does. Ours runs the first half as a prompt and the second token by token, so that the kernels for
 both take part. 1 if a perplexity is more than 1.002 times llama.cpp's.
+
+On a machine without llama.cpp: ``--files FOLDER --known FILE --text FILE``, with the files, the JSON and the text of a
+run on another machine, where ``--files`` keeps the files.
 """
 
 from __future__ import annotations
@@ -68,8 +71,11 @@ def theirs(program: Path, path: Path, some: Path, windows: int) -> float:
 def main() -> int:
     """Print a line for each type."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--llama-perplexity", type=Path, required=True, metavar="PROGRAM")
-    parser.add_argument("--llama-quantize", type=Path, required=True, metavar="PROGRAM")
+    parser.add_argument("--llama-perplexity", type=Path, metavar="PROGRAM")
+    parser.add_argument("--llama-quantize", type=Path, metavar="PROGRAM")
+    parser.add_argument("--files", type=Path, metavar="FOLDER", help="of TYPE.gguf, which are made if they are missing")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="JSON of another run, with llama.cpp's perplexities")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="what is read; default: this project's documentation")
     parser.add_argument("--model", default="smollm2:135m", help="a language model; default: %(default)s")
     parser.add_argument("--types", default=",".join(TYPES), help="default: %(default)s")
     parser.add_argument("--device", default="cpu")
@@ -77,17 +83,23 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=24, help=f"of {WINDOW} tokens; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args()
+    known = json.loads(options.known.read_text()) if options.known else {}
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         some = Path(temporary, "text")
-        some.write_text(text())
+        some.write_text(options.text.read_text() if options.text else text())
         for kind in options.types.split(","):
-            path = Path(temporary, f"{kind}.gguf")
-            quantize = [options.llama_quantize, "--allow-requantize", "--pure", store.resolve(options.model), path]
-            subprocess.run([*quantize, kind, "2"], check=True, capture_output=True)
+            path = Path(options.files or temporary, f"{kind}.gguf")
+            if not path.exists():
+                quantize = [options.llama_quantize, "--allow-requantize", "--pure", store.resolve(options.model), path]
+                subprocess.run([*quantize, kind, "2"], check=True, capture_output=True)
             mine = ours(path, options.device, options.precision, some.read_text(), options.windows)
-            other = theirs(options.llama_perplexity, path, some, options.windows)
-            path.unlink()
+            if kind in known:
+                other = known[kind]["llama.cpp"]
+            else:
+                other = theirs(options.llama_perplexity, path, some, options.windows)
+            if not options.files:
+                path.unlink()
             results[kind] = {"ours": mine, "llama.cpp": other, "ratio": mine / other}
             if not options.json:
                 print(f"{kind:6} {mine:9.4f}  llama.cpp {other:9.4f}  ratio {mine / other:.5f}", flush=True)

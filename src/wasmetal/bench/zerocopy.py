@@ -1,21 +1,27 @@
-"""Shared against copied: the device scales an array in the host's pages, or a copy of it that is copied back."""
+"""Shared against copied: the device scales an array in the host's pages, or a copy of it that is copied back.
+
+And how fast it reads those pages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import median
 
 from wasmetal import ops
 from wasmetal.bench.timing import median_seconds
 from wasmetal.device.base import Buffer, CommandList, Device, MemoryKind
 from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.memory.region import Region
-from wasmetal.ops import DType, Recorder, Tensor
+from wasmetal.ops import DType, Recorder, Tensor, linear
 
 SIZES = tuple(4096 * 4**i for i in range(10))
 """4 KiB to 1 GiB."""
 REPEATS = 50
+_COLUMNS, _READS = 1024, 10
+"""Of the matrix that is read: 4 KiB for each row. How often it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,8 @@ class Row:
     """The array is copied to the device's memory, scaled there and copied back."""
     wrap_ms: float
     """Wrapping the pages, once per buffer."""
+    read_gbs: float
+    """GB/s at which the device reads the pages in place, on its own clock."""
     bytes_copied_shared: int
     """Bytes that the device copied in one run."""
     bytes_copied_copied: int
@@ -73,6 +81,7 @@ def _row(device: Device, nbytes: int) -> Row:
         device.submit([in_place]).wait()
         bytes_copied_shared = device.counters.bytes_copied - before
         shared_ms = 1e3 * median_seconds(lambda: device.submit([in_place]).wait(), REPEATS)
+        read_gbs = 1e-9 * nbytes / _seconds_to_read(device, shared, nbytes)
 
         copy = device.allocate(nbytes, MemoryKind.DEVICE)
         stack.callback(copy.close)
@@ -87,7 +96,31 @@ def _row(device: Device, nbytes: int) -> Row:
         there_and_back()
         bytes_copied_copied = device.counters.bytes_copied - before
         copied_ms = 1e3 * median_seconds(there_and_back, REPEATS)
-    return Row(nbytes, shared_ms, copied_ms, wrap_ms, bytes_copied_shared, bytes_copied_copied)
+    return Row(nbytes, shared_ms, copied_ms, wrap_ms, read_gbs, bytes_copied_shared, bytes_copied_copied)
+
+
+def _seconds_to_read(device: Device, buffer: Buffer, nbytes: int) -> float:
+    """Device time of a GEMV whose weights, float32, are the buffer's bytes: it reads each once, and writes little."""
+    rows = nbytes // (4 * _COLUMNS)
+    with ExitStack() as stack:
+        vectors = device.allocate(4 * (_COLUMNS + rows), MemoryKind.DEVICE)
+        stack.callback(vectors.close)
+        commands = device.record()
+        stack.callback(commands.close)
+        recorder = Recorder(device.info, commands)
+        x = Tensor(vectors, 0, DType.F32, (1, _COLUMNS))
+        most = recorder.max_tensor_bytes // (4 * _COLUMNS)
+        for first in range(0, rows, most):
+            some = min(most, rows - first)
+            matrix = Tensor(buffer, 4 * _COLUMNS * first, DType.F32, (some, _COLUMNS))
+            linear(recorder, x, matrix, Tensor(vectors, 4 * (_COLUMNS + first), DType.F32, (1, some)))
+        commands.finish()
+        submissions = [device.submit([commands])]
+        for _ in range(_READS):
+            submissions[-1].wait()
+            submissions.append(device.submit([commands]))
+        submissions[-1].wait()
+    return median(submission.seconds for submission in submissions[1:])  # the first warms up
 
 
 @contextmanager

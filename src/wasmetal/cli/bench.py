@@ -42,7 +42,7 @@ def zerocopy(
         return
     print(f"{info.spec}  {info.name}")
     print_table(
-        ("size", "shared ms", "copied ms", "copied / shared", "bytes copied", "wrap ms, once"),
+        ("size", "shared ms", "copied ms", "copied / shared", "bytes copied", "wrap ms, once", "read GB/s"),
         [
             (
                 in_bytes(row.nbytes),
@@ -51,6 +51,7 @@ def zerocopy(
                 f"{row.copied_ms / row.shared_ms:.2f}",
                 f"{row.bytes_copied_shared} against {row.bytes_copied_copied}",
                 f"{row.wrap_ms:.3f}",
+                f"{row.read_gbs:.1f}",
             )
             for row in rows
         ],

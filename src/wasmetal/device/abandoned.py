@@ -48,6 +48,8 @@ def release_ended() -> None:
 
     In a forked process, the devices of its parent are not asked.
     """
+    if not _kept:
+        return
     for number, (origin, ended, _) in tuple(_kept.items()):
         if origin.here and _over(ended):
             _kept.pop(number, None)

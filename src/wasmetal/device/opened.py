@@ -94,7 +94,7 @@ class OpenDevice(Closing):
         """
         backend = self.backend
         for commands in lists:
-            if not isinstance(commands, RecordedList) or commands.backend not in (backend, None):
+            if not isinstance(commands, RecordedList) or (commands.backend is not backend and commands.backend):
                 raise DeviceError(f"a command list of another device cannot be submitted to {backend.info.name}")
         return self._queue.submit(cast(Sequence[RecordedList], lists), patient, expected)
 

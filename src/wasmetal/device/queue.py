@@ -95,17 +95,20 @@ class Queue:
             backend = self._backend
             if backend is None:
                 raise DeviceError("the device is closed; open it again")
-            self._settle()
+            if self._pending:
+                self._settle()
             if self._lost:
                 raise DeviceLostError("the device was lost: open it again")
             if self._pending:
                 self._check_answers()
             recordings: list[Recording] = []
+            dispatches = 0
             for commands in lists:
-                recordings.append(commands.recording)
+                recording = commands.recording
                 if commands.pending:
                     raise DeviceError("a command list is still pending; wait for its submission before the next")
-            dispatches = sum([recording.dispatches for recording in recordings])
+                recordings.append(recording)
+                dispatches += recording.dispatches
             try:
                 work = backend.start(recordings)
             except DeviceLostError:

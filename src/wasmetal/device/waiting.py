@@ -30,9 +30,12 @@ def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) 
             pass
         return
     deadline = time.monotonic() + timeout
-    while not wait(min(SLICE, max(0.0, deadline - time.monotonic()))):
-        if time.monotonic() >= deadline:
-            raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
+    if wait(SLICE if timeout > SLICE else max(0.0, timeout)):
+        return
+    while (left := deadline - time.monotonic()) > 0:
+        if wait(min(SLICE, left)):
+            return
+    raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")
 
 
 def poll(ended: Callable[[], bool], seconds: float, patient: bool = False, due: float = 0.0) -> bool:
@@ -43,7 +46,7 @@ def poll(ended: Callable[[], bool], seconds: float, patient: bool = False, due: 
     to end (``time.perf_counter()``), and so is asked for the first time.
     """
     begin = time.perf_counter()
-    if (left := min(due - begin, seconds)) > 0:
+    if due > begin and (left := min(due - begin, seconds)) > 0:
         time.sleep(left)
         begin, seconds = begin + left, seconds - left
     done = ended() if patient else spin(ended, seconds)

@@ -118,6 +118,12 @@ class Share:
         with self._queue.lock:
             self._queue.submissions.append((self, submission))
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other guest uses the device, or has left work on it."""
+        queue = self._queue
+        return len(queue.shares) == 1 and not queue.submissions
+
     def settle(self) -> None:
         """Charge every guest for its submissions that have ended, whether it waits for them or not."""
         if self._queue.submissions:
@@ -134,9 +140,9 @@ class Share:
 
     def _return(self) -> None:
         """After a pause, start at the others' virtual time."""
-        if not self._wants():
+        if not self._waits and (now := time.monotonic()) - self._left >= PAUSE:
             self._used = max(self._used, self._queue.time)
-            self._left = time.monotonic()
+            self._left = now
 
     def _forgo(self) -> None:
         """Go level with the next guest. Otherwise one that asks for turns and never uses them would hold up all."""
@@ -181,6 +187,9 @@ class _Queue:
         """Charge guests for what has ended, often that of many at once. Called with the lock."""
         if not self.submissions:
             return
+        if len(self.submissions) == len(self.shares) == 1:
+            self._settle_only()
+            return
         ended: list[tuple[Share, Submission]] = []
         pending: list[tuple[Share, Submission]] = []
         for each in self.submissions:
@@ -210,6 +219,19 @@ class _Queue:
         self.time = max(self.time, min(wanting, default=0.0))
         if len(self.shares) > 1:
             self.changed.notify_all()
+
+    def _settle_only(self) -> None:
+        """Settle the only submission, while there is only one guest: the same, for round trips that are to be short."""
+        share, submission = self.submissions[0]
+        if submission.pending:
+            return
+        self.submissions.clear()
+        share._count(submission)
+        share._used += submission.seconds
+        self.charged = time.monotonic()
+        self._uncounted, share._holds_up = 0.0, None
+        (only,) = self.shares
+        self.time = max(self.time, only._used)
 
     def left_behind(self) -> bool:
         """Whether the device is still at work for a guest that was closed a moment ago."""

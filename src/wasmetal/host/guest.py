@@ -134,8 +134,8 @@ class Guest(Closing):
         self._released = False
         self._account = Account(limits or Limits())
         self._interrupt = Interrupt(self._account)
-        self._calls = GuestCalls(self._account, self._interrupt)
         self._context = GuestContext(program.memory64, self._account.counters, self._interrupt, self._account.host_time)
+        self._calls = GuestCalls(self._account, self._interrupt, self._context)
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
         self._device: MeteredDevice | None = None

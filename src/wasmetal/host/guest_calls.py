@@ -18,6 +18,7 @@ from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.runtime import runtime
 from wasmetal.host.ticker import TICK_SECONDS
 from wasmetal.host.wasm import describe_trap, exited, one_line
+from wasmetal.wasmtime_c import StoreOwner, run_only
 
 T = TypeVar("T")
 
@@ -30,12 +31,13 @@ _PATIENCE: Final = 1.0
 class GuestCalls:
     """The calls into one guest."""
 
-    def __init__(self, account: Account, interrupt: Interrupt) -> None:
+    def __init__(self, account: Account, interrupt: Interrupt, owner: StoreOwner) -> None:
+        """``owner``: that of the guest's store."""
         self.origin: Final = Origin("the guest")
         self.current: GuestThread[Any] | None = None
         """The latest call, which may have ended."""
         self.closed = False
-        self._account, self._interrupt = account, interrupt
+        self._account, self._interrupt, self._owner = account, interrupt, owner
         self._lock = threading.Lock()
         """Held while a call begins and while the guest is closed."""
 
@@ -58,6 +60,7 @@ class GuestCalls:
         """Begin a call. Raises GuestError if another one is being made or the guest cannot go on, and ForkedError."""
 
         def run() -> T:
+            run_only(self._owner)
             with self._account.host_time:
                 return function()
 

@@ -116,6 +116,7 @@ def _adapt(
     count = interface in abi.INTERFACES or interface == nn.NN.name  # WASI's calls are not counted
 
     def call(_env: int, caller: int, raw: int, _count: int) -> int:
+        errno: int
         begin = perf_counter()
         values = values_type.from_address(raw)
         context: GuestContext = wasmtime_c.owner_of(caller)
@@ -126,7 +127,7 @@ def _adapt(
             memory = context.memory or _find_memory(context, caller)
             method = getattr(context.interfaces[interface], name)
             method(memory, *unpack(values))
-            errno: int = Errno.SUCCESS
+            errno = 0
         except (Refusal, NnRefusal) as refusal:
             errno = errno_for(refusal)
             log.debug("%s.%s: %s: %s", interface, name, refusal.errno.name, refusal)

@@ -81,7 +81,7 @@ class MeteredDevice:
         error: Exception | None = None
         while True:
             try:
-                submission.wait(min(LOOK, max(end - now, 0.0)))
+                submission.wait(LOOK if end - now > LOOK else max(end - now, 0.0))
                 break
             except DeviceTimeoutError:
                 now = time.monotonic()

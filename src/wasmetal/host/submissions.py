@@ -31,16 +31,13 @@ class Recorded:
     """In operations."""
     dispatches: int
     """How many dispatches the commands were recorded as."""
+    shared: bool
+    """Whether the list touches pages of the guest's memory."""
 
     @property
     def count(self) -> int:
         """How many commands."""
         return len(self.source) // abi.COMMAND.itemsize
-
-    @property
-    def shared(self) -> bool:
-        """Whether the list touches pages of the guest's memory."""
-        return any(held.shared for held in self.buffers)
 
     def close(self) -> None:
         """Release what was recorded."""
@@ -116,10 +113,36 @@ class Submissions:
         self._queue.append(submitted)
         for held in recorded.buffers:
             held.pending += 1
-        self._send(None)
+        if not self._queue[0].suspends:
+            self._send(None)
         if submitted.error:
             raise submitted.error
         return submitted
+
+    def run(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> None:
+        """Submit a list, and wait for it, and every one before it. Raises what :meth:`submit` and :meth:`wait` do.
+
+        A short list that is replayed while nobody else uses the device takes little more than the device takes.
+        """
+        share = self._device.share
+        recorded = self._replayable.find(source) if share.alone and not self._queue else None
+        if recorded is None or len(recorded.segments) > 1:
+            self.wait(self.submit(source, buffer_of), None)
+            return
+        # The device begins first; all else is done while it is at work. The guest, which is suspended, has nothing
+        # pending before or after.
+        submission = None
+        try:
+            submission = self._device.submit([recorded.segments[0].commands])
+            with share:
+                if error := self._device.wait(submission, self._interrupt.check):
+                    raise error
+        except BaseException:
+            if submission:
+                submission.abandon()  # if it is still pending
+            self._replayable.drop(source)
+            raise
+        self._account.check_device_time()
 
     def wait(self, submitted: Submitted, timeout: float | None) -> None:
         """Wait for a list, and every one before it.
@@ -161,7 +184,9 @@ class Submissions:
         try:
             buffers = encode(source, buffer_of, recorder)
             segments = recorder.finish()
-            return Recorded(source, segments, buffers, recorder.work, sum(each.dispatches for each in segments))
+            dispatches = sum(each.dispatches for each in segments)
+            shared = any(held.shared for held in buffers)
+            return Recorded(source, segments, buffers, recorder.work, dispatches, shared)
         except BaseException as error:
             recorder.close()
             if type(error) is DeviceError:  # an error about the list, not about the device's state
@@ -172,14 +197,14 @@ class Submissions:
         """Give the device the work that it may start now. ``last``: the list that the guest waits for."""
         while (segments := self._next(last)) and self._device.share.has_turn():
             lists = [submitted for submitted, _ in segments]
+            chosen = [submitted.recorded.segments[i] for submitted, i in segments]
             try:
-                chosen = [submitted.recorded.segments[i] for submitted, i in segments]
                 submission = self._device.submit([segment.commands for segment in chosen])
             except Exception as error:
                 for submitted in dict.fromkeys(lists):
                     self._end(submitted, error)
                 continue
-            self._flights.append(_Flight(submission, lists, sum(segment.work for segment in chosen)))
+            self._flights.append(_Flight(submission, lists, sum([segment.work for segment in chosen])))
             for submitted in lists:
                 submitted.sent += 1
 
@@ -250,6 +275,12 @@ class _Replayable:
         self._room = commands
         self._kept: OrderedDict[bytes, Recorded] = OrderedDict()
 
+    def find(self, source: bytes) -> Recorded | None:
+        recorded = self._kept.get(source)
+        if recorded:
+            self._kept.move_to_end(source)
+        return recorded
+
     def take(self, source: bytes) -> Recorded | None:
         recorded = self._kept.pop(source, None)
         if recorded:
@@ -263,17 +294,17 @@ class _Replayable:
         self._kept[recorded.source] = recorded
         self._room -= recorded.dispatches
         while self._room < 0 or len(self._kept) > 64:
-            self._drop(next(iter(self._kept)))
+            self.drop(next(iter(self._kept)))
 
     def forget(self, held: GuestBuffer) -> None:
         for source in [source for source, recorded in self._kept.items() if held in recorded.buffers]:
-            self._drop(source)
+            self.drop(source)
 
     def close(self) -> None:
         for source in list(self._kept):
-            self._drop(source)
+            self.drop(source)
 
-    def _drop(self, source: bytes) -> None:
+    def drop(self, source: bytes) -> None:
         recorded = self._kept.pop(source)
         self._room += recorded.dispatches
         recorded.close()

@@ -40,10 +40,14 @@ class GuestMemory:
 
     def raw(self, ptr: int, count: int, element: np.dtype[Any]) -> NDArray[np.uint8]:
         """The bytes of what :meth:`array` returns. Viewing them as records would take longer than to get them."""
-        nbytes = count * element.itemsize
-        if ptr % element.alignment or ptr + nbytes > self._region.size:
-            self._check(ptr, nbytes, element.alignment)
-        return self._region.part(ptr, ptr + nbytes)
+        return self.part(ptr, count * element.itemsize, element.alignment)
+
+    def part(self, ptr: int, nbytes: int, align: int) -> NDArray[np.uint8]:
+        """The bytes at ``ptr``, a multiple of ``align``. INVAL if it is none, FAULT if they leave the memory."""
+        region = self._region
+        if ptr % align or ptr + nbytes > region.size:
+            self._check(ptr, nbytes, align)
+        return region.part(ptr, ptr + nbytes)
 
     def size(self, ptr: int) -> NDArray[Any]:
         """One ``size_t`` to write: an element as wide as the guest's addresses."""

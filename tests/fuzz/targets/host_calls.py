@@ -35,7 +35,7 @@ MEMORY = 1 << 30
 
 LIMITS = Limits(device_bytes=1 << 20, handles=48, commands=64, wall_seconds=60)
 
-OFTEN = ["commands_submit", "submission_wait"] * 6 + [
+OFTEN = ["commands_submit", "commands_run", "submission_wait"] * 6 + [
     f"session_{name}" for name in ("forward", "restore", "save", "fork", "truncate") for _ in range(2)
 ]
 MESSAGES = (
@@ -53,12 +53,14 @@ def generate(random: Random) -> bytes:
 def _call(random: Random, name: str) -> Iterator[list[Any]]:
     """A call and what is written to memory before it."""
     values: list[Any] = [_argument(random, name, i, kind) for i, kind in enumerate(FUNCTIONS[name].kinds)]
-    if name == "commands_submit" and random.random() < 0.9:
+    if name in ("commands_submit", "commands_run") and random.random() < 0.9:
         records = [commands.generate(random) for _ in range(random.choice([1, 1, 2, 4]))]
         if random.random() < 0.3:
             yield ["noise", random.getrandbits(32)]
         yield ["commands", records]
         values[:2] = COMMANDS, len(records) * abi.COMMAND.itemsize
+        if name == "commands_run":
+            yield [name, values]  # and once more, below
     elif name == "model_open" and random.random() < 0.5:
         values[:2] = 128, 1
     elif name in ("model_tokenize", "model_apply_template") and random.random() < 0.6:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError, WrapRefusedError
@@ -51,19 +51,32 @@ def call(function: str, *args: Any) -> Any:
     return written[0] if written else None
 
 
-def quick_call(function: str, *handles: int) -> None:
-    """Call a function of the driver that takes handles, and returns at once. Raises DeviceError.
+class QuickCall(partial[int]):
+    """A call of a function of the driver that returns at once, made over and over with the same arguments.
 
-    It does not let go of Python's lock. While other threads compute, a thread that does gets it back after 5 ms.
+    Called, it returns the function's result. It does not let go of Python's lock: while other threads compute, a thread
+    that does gets it back after 5 ms.
     """
-    if result := quick_result(function, *handles):
-        raise failure(cu.CUresult(result), function)
+
+    name: str
+    """The function's."""
+
+    def __new__(cls, function: str, *args: Any) -> QuickCall:
+        """``args``: addresses and handles, or instances of ctypes' types."""
+        made = super().__new__(
+            cls,
+            getattr(_quick_driver(), function),
+            *[ctypes.c_void_p(arg) if isinstance(arg, int) else arg for arg in args],
+        )
+        made.name = function
+        return made
 
 
-def quick_result(function: str, *handles: int) -> int:
-    """The same, but return the result."""
-    result: int = getattr(_quick_driver(), function)(*map(ctypes.c_void_p, handles))
-    return result
+def make(*calls: QuickCall) -> None:
+    """Make calls one after the other. Raises DeviceError if one fails."""
+    for each in calls:
+        if result := each():
+            raise failure(cu.CUresult(result), each.name)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from wasmetal.device.cuda.api import call, quick_call
+from wasmetal.device.cuda.api import QuickCall, call, make
 from wasmetal.device.cuda.physical import PhysicalDevice
 from wasmetal.device.release import on_release
 from wasmetal.errors import DeviceError
@@ -18,12 +18,13 @@ class Context:
         """Raises DeviceError, such as OutOfDeviceMemoryError: a context takes some hundred MB of the GPU's memory."""
         self.physical = physical
         handle = call("cuDevicePrimaryCtxRetain", physical.handle)
-        self._address = int(handle)
+        self.making_current = QuickCall("cuCtxSetCurrent", int(handle))
+        """In the calling thread, as the driver's functions expect."""
         on_release(self, call, "cuDevicePrimaryCtxRelease", physical.handle)
 
     def use(self) -> None:
         """Make the context current in the calling thread, as the driver's functions expect. Raises DeviceLostError."""
-        quick_call("cuCtxSetCurrent", self._address)
+        make(self.making_current)
 
     def release_with(self, owner: object, function: str, *args: Any, keeps: object = None) -> None:
         """Call a function of the driver's in this context once nothing refers to ``owner``; then let ``keeps`` go."""

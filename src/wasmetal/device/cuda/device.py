@@ -8,14 +8,14 @@ from wasmetal.device import abandoned
 from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.cuda import memory
-from wasmetal.device.cuda.api import call, cu, quick_call
+from wasmetal.device.cuda.api import call, cu, make
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.cuda.cublas import Cublas
 from wasmetal.device.cuda.launch import address_of
 from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import CudaPipelines
 from wasmetal.device.cuda.recording import Code, CudaDispatch, CudaRecording
-from wasmetal.device.cuda.work import CudaWork, Events
+from wasmetal.device.cuda.work import CudaWork, Timers
 from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.kernels.catalog import Kernel
 
@@ -37,7 +37,7 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
         self.cublas = cublas
         self._matrices = matrices
         self._stream, self._capturing = (Owned(self.context, "Stream", _OWN_ORDER) for _ in range(2))
-        self._events = Events(self.context)
+        self._timers = Timers(self.context, self._stream)
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> CudaAllocation:
         """Memory of the GPU, or host pages."""
@@ -63,12 +63,12 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
 
     def start(self, recordings: Sequence[CudaRecording]) -> CudaWork:
         """Start the launches on the stream."""
-
-        def launch() -> None:
-            for recording in recordings:
-                recording.start(self._stream.handle, self._capturing.handle)
-
-        return self._start(launch)
+        timer = self._timers.take()
+        make(self.context.making_current, timer.begin)
+        for recording in recordings:
+            recording.start(self._stream.handle, self._capturing.handle)
+        make(timer.end)
+        return CudaWork(self.context, self._timers, timer)
 
     def copy(self, source: Range[CudaAllocation], target: Range[CudaAllocation]) -> None:
         """Copy on the stream, and wait for the copy."""
@@ -76,24 +76,15 @@ class CudaBackend(Backend[CudaAllocation, Code, CudaRecording]):
 
     def begin_copies(self, pairs: Sequence[tuple[Range[CudaAllocation], Range[CudaAllocation]]]) -> Callable[[], None]:
         """Copy on the stream."""
-
-        def launch() -> None:
-            for source, target in pairs:
-                call("cuMemcpyAsync", address_of(target), address_of(source), source.nbytes, self._stream.handle)
-
-        work = self._start(launch)
+        timer = self._timers.take()
+        make(self.context.making_current, timer.begin)
+        for source, target in pairs:
+            call("cuMemcpyAsync", address_of(target), address_of(source), source.nbytes, self._stream.handle)
+        make(timer.end)
+        work = CudaWork(self.context, self._timers, timer)
 
         def wait() -> None:
             abandoned.finish(work.wait, (work, pairs), self.info.name)
             work.result()
 
         return wait
-
-    def _start(self, launch: Callable[[], object]) -> CudaWork:
-        self.context.use()
-        begin, end = self._events.take(), self._events.take()
-        stream = int(self._stream.handle)
-        quick_call("cuEventRecord", int(begin.handle), stream)
-        launch()
-        quick_call("cuEventRecord", int(end.handle), stream)
-        return CudaWork(self.context, self._events, begin, end)

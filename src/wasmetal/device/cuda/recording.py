@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Dispatch, Recording
-from wasmetal.device.cuda.api import call, cu, quick_call
+from wasmetal.device.cuda.api import QuickCall, call, cu, make
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.cublas import CublasGemm
 from wasmetal.device.cuda.launch import Launch
@@ -31,18 +31,22 @@ class CudaRecording(Recording):
         self._keeps = [(each.code, each.ranges) for each in dispatches]
         self._launches = [_launch(each, before) for before, each in zip((None, *dispatches), dispatches, strict=False)]
         self._started = False
-        self._graph: int | None = None
+        self._replay: QuickCall | None = None
+        """Launches the graph."""
 
     def start(self, stream: Any, capturing: Any) -> None:
-        """Start the kernels on a stream. ``capturing`` is another, for making the graph. One call at a time."""
-        if self._graph is None and self._started:
-            self._graph = self._capture(capturing)
+        """Start the kernels on a stream. ``capturing`` is another, for making the graph. One call at a time.
+
+        The stream is the same each time.
+        """
+        if self._replay is None and self._started:
+            self._replay = QuickCall("cuGraphLaunch", self._capture(capturing), int(stream))
         self._started = True
-        if self._graph is None:
+        if self._replay is None:
             for launch in self._launches:
                 launch.start(stream)
         else:
-            quick_call("cuGraphLaunch", self._graph, int(stream))
+            make(self._replay)
 
     def _capture(self, stream: Any) -> int:
         call("cuStreamBeginCapture", stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

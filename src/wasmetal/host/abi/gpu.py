@@ -132,7 +132,7 @@ GPU = Interface(
             host. usage is a set of WM_USAGE_*, not empty.
 
             The guest may read and write the range at any time, because the device touches it only inside
-            wm_submission_wait. The buffer stays valid when the memory grows.
+            wm_submission_wait and wm_commands_run. The buffer stays valid when the memory grows.
             """,
             {
                 Errno.INVAL: "ptr or len is not a multiple of the page size, len is 0, bad usage",
@@ -191,6 +191,23 @@ GPU = Interface(
                 Errno.TOOBIG: "",
                 Errno.AGAIN: "",
                 Errno.MFILE: "",
+                Errno.NOMEM: "",
+                Errno.BADF: "a command names no live buffer",
+                Errno.INVAL: "bad len, or a wrong command",
+                Errno.NOTSUP: "an unknown op or dtype, or more than the device can do",
+                Errno.PERM: "",
+            },
+        ),
+        Function(
+            "commands_run",
+            (reads("commands", COMMAND), Param("len", SIZE_T)),
+            """
+            Submits a list of commands and waits until it, and every earlier submission, is complete: like
+            wm_commands_submit and wm_submission_wait with WM_FOREVER, in a single call and without a handle.
+            """,
+            {
+                Errno.TOOBIG: "",
+                Errno.AGAIN: "",
                 Errno.NOMEM: "",
                 Errno.BADF: "a command names no live buffer",
                 Errno.INVAL: "bad len, or a wrong command",

@@ -18,6 +18,8 @@ from wasmetal.host.view import GuestMemory
 from wasmetal.memory import page_size
 from wasmetal.ops import ALIGNMENT
 
+_COMMAND_BYTES, _COMMAND_ALIGNMENT = abi.COMMAND.itemsize, abi.COMMAND.alignment
+
 
 class Gpu:
     """One guest's buffers and submissions. Each method that ``wasmetal.h`` names is a host function."""
@@ -65,15 +67,12 @@ class Gpu:
 
     def commands_submit(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
-        count, rest = divmod(nbytes, abi.COMMAND.itemsize)
-        if rest or not count:
-            raise Refusal(Errno.INVAL, f"{nbytes} bytes are not one or more commands of {abi.COMMAND.itemsize}")
-        records = memory.raw(ptr, count, abi.COMMAND)
-        if count > self._account.limits.commands:
-            raise Refusal(Errno.TOOBIG, f"limit reached: {self._account.limits.commands} commands in a list")
+        commands = self._commands(memory, ptr, nbytes)
         self._handles.check_room()
-        submitted = self._submissions.submit(records.tobytes(), self._buffer)
-        handle[0] = self._handles.add(submitted)
+        handle[0] = self._handles.add(self._submissions.submit(commands, self._buffer))
+
+    def commands_run(self, memory: GuestMemory, ptr: int, nbytes: int) -> None:
+        self._submissions.run(self._commands(memory, ptr, nbytes), self._buffer)
 
     def submission_wait(self, memory: GuestMemory, handle: int, timeout_ns: int) -> None:
         submitted = self._handles.get(handle, Submitted)
@@ -121,6 +120,15 @@ class Gpu:
         for held in self._handles:
             if isinstance(held, GuestBuffer):
                 held.buffer.close()
+
+    def _commands(self, memory: GuestMemory, ptr: int, nbytes: int) -> bytes:
+        """A copy of the commands of a list. Raises Refusal."""
+        if nbytes % _COMMAND_BYTES or not nbytes:
+            raise Refusal(Errno.INVAL, f"{nbytes} bytes are not one or more commands of {_COMMAND_BYTES}")
+        commands = memory.part(ptr, nbytes, _COMMAND_ALIGNMENT)
+        if nbytes // _COMMAND_BYTES > self._account.limits.commands:
+            raise Refusal(Errno.TOOBIG, f"limit reached: {self._account.limits.commands} commands in a list")
+        return commands.tobytes()
 
     def _buffer(self, handle: int) -> GuestBuffer:
         return self._handles.get(handle, GuestBuffer)

@@ -80,8 +80,8 @@ typedef uint32_t wm_submission;
  * bytes. ptr and len must be multiples of wm_device_info.page_size; multiples of 65536 are right on every host.
  * usage is a set of WM_USAGE_*, not empty.
  *
- * The guest may read and write the range at any time, because the device touches it only inside wm_submission_wait.
- * The buffer stays valid when the memory grows.
+ * The guest may read and write the range at any time, because the device touches it only inside wm_submission_wait
+ * and wm_commands_run. The buffer stays valid when the memory grows.
  *
  * Errors: WM_FAULT, WM_INVAL (ptr or len is not a multiple of the page size, len is 0, bad usage), WM_MFILE,
  * WM_NOMEM, WM_NOTSUP (the driver refuses these pages). */
@@ -279,6 +279,14 @@ typedef struct wm_command {
  * command names no live buffer), WM_NOTSUP (an unknown op or dtype, or more than the device can do), WM_PERM. */
 WM_GPU(commands_submit)
 wm_errno wm_commands_submit(const wm_command *commands, size_t len, wm_submission *submission);
+
+/* Submits a list of commands and waits until it, and every earlier submission, is complete: like wm_commands_submit
+ * and wm_submission_wait with WM_FOREVER, in a single call and without a handle.
+ *
+ * Errors: WM_FAULT, WM_INVAL (bad len, or a wrong command), WM_TOOBIG, WM_AGAIN, WM_NOMEM, WM_BADF (a command names
+ * no live buffer), WM_NOTSUP (an unknown op or dtype, or more than the device can do), WM_PERM. */
+WM_GPU(commands_run)
+wm_errno wm_commands_run(const wm_command *commands, size_t len);
 
 /* For wm_submission_wait: no timeout. */
 #define WM_FOREVER UINT64_MAX
