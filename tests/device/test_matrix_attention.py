@@ -1,4 +1,4 @@
-"""Attention on matrix units: which dispatches it takes, its trials, and on GPUs that have some its results against NumPy.
+"""Attention on matrix units: which dispatches it takes, its trials, and on GPUs its results against NumPy.
 
 Queries, keys, values and weights are rounded to float16, so the tolerance is not that of other attention: 1e-3 of the
 largest value there is to average.

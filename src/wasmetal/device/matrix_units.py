@@ -1,4 +1,4 @@
-"""GEMMs and attention on a GPU's matrix units: kernels whose operands are rounded to float16, each tried before it is used."""
+"""GEMMs and attention on a GPU's matrix units: kernels that round operands to float16, each tried before it is used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MatrixUnits:
         self._only = only
 
     def choose(self, backend: AnyBackend, kernel: Kernel, params: bytes) -> Kernel:
-        """The variant of a GEMM, or of attention, that suits its sizes, if its results are right; else the kernel itself.
+        """The variant of a GEMM or of attention that suits its sizes, if its results are right; else the kernel itself.
 
         Updates ``backend.info.features`` if this tries a kernel that fails.
         """
@@ -63,7 +63,7 @@ class MatrixUnits:
         return found if self._works(backend, found) else kernel
 
     def suited(self, kernel: Kernel, params: bytes) -> Kernel | None:
-        """The variant of a GEMM, or of attention, that suits its sizes; None if there is none."""
+        """The variant of a GEMM or of attention that suits its sizes; None if there is none."""
         return matrix_attention(kernel, params) or self._suited_gemm(kernel, params)
 
     def trials(self, kernel: Kernel) -> list[Trial]:

@@ -47,9 +47,8 @@ FEW_ACROSS = {1: 4, 4: 2}
 """The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
 GEMM becomes."""
 
-MATRIX_HEADS = {64: 1, 128: 1, 256: 1}
-"""The kernels of attention on matrix units, by the elements of the largest head that they are for: how many matrices of 16
-queries each subgroup has."""
+MATRIX_HEADS = (64, 128, 256)
+"""The kernels of attention on matrix units, by the elements of the largest head that they are for."""
 
 SLICE = 2048
 """Elements of the vector that a subgroup of the ``sliced`` kernels has: a group has a slice for each at most."""
@@ -471,7 +470,7 @@ _KERNELS = (
         )
         for dtype, vector in _POOLS
     ),
-    # The same on matrix units: only where heads are of a multiple of eight elements, and q and the pools begin at 16 bytes.
+    # The same on matrix units: where heads have a multiple of eight elements, and q and the pools begin at 16 bytes.
     *(
         Kernel(
             name=f"matrix{head}_prefill_attention_{dtype.suffix}",
@@ -487,10 +486,10 @@ _KERNELS = (
                 ("scale", "f32"),
                 ("window", "u32"),
             ),
-            defines=(("HALVES", f"{_ELEMENTS[dtype]}Halves"), ("HEAD", str(head)), ("BLOCKS", str(blocks))),
+            defines=(("HALVES", f"{_ELEMENTS[dtype]}Halves"), ("HEAD", str(head))),
             features=("cooperative_matrix", "shuffles"),
         )
-        for head, blocks in MATRIX_HEADS.items()
+        for head in MATRIX_HEADS
         for dtype, unit in zip(KV, (16, 16, 4), strict=True)
     ),
     # Scratch memory has, for each row, head and part, the sums of its values, and a vector of four: the largest score,

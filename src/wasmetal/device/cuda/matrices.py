@@ -1,4 +1,4 @@
-"""GEMMs and attention on matrix units, with kernels for few rows besides those that other GPUs have; single rows by slices."""
+"""GEMMs and attention on matrix units, with GEMMs of few rows that other GPUs do not have; single rows by slices."""
 
 from __future__ import annotations
 

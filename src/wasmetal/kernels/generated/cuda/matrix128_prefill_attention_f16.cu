@@ -54,7 +54,7 @@ __device__ uint4  Float16Halves_decode_0(uint4  fetched_0)
     return fetched_0;
 }
 
-__device__ __shared__ FixedArray<uint4 , 1088>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2176>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_0)
 {
@@ -216,6 +216,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
     FixedArray<uint4 , 8>  queries_0;
     FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -223,47 +227,53 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S7 = (own_0 + lane_0 % 16U) * 17U;
-    uint4  _S8 = (wasmetal_load_four((&(*&tiles_0)[_S7 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S8;
-    uint4  _S9 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S9;
-    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S10;
-    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S11;
-    uint4  _S12 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S12;
-    uint4  _S13 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S13;
-    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S14;
-    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S15;
+    uint _S7 = thread_0 % 32U;
+    this_1->lane_0 = _S7;
+    uint _S8 = thread_0 / 32U;
+    this_1->subgroup_0 = _S8;
+    uint _S9 = _S8 % 4U * 16U;
+    this_1->own_0 = _S9;
+    this_1->part_0 = 0U;
+    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[(_S9 + _S7 % 16U) * 17U + _S7 / 16U])));
+    this_1->queries_0[0U] = _S10;
+    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S11;
+    uint4  _S12 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S12;
+    uint4  _S13 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S13;
+    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S14;
+    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S15;
+    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S17;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S16 = make_int2 (int(0));
-    float2  _S17 = make_float2 ((float)_S16.x, (float)_S16.y);
-    this_1->totals_0[0U] = _S17;
-    int4  _S18 = make_int4 (int(0));
-    float4  _S19 = make_float4 ((float)_S18.x, (float)_S18.y, (float)_S18.z, (float)_S18.w);
-    this_1->sums_0[0U] = _S19;
-    this_1->sums_0[1U] = _S19;
-    this_1->sums_0[2U] = _S19;
-    this_1->sums_0[3U] = _S19;
-    this_1->sums_0[4U] = _S19;
-    this_1->sums_0[5U] = _S19;
-    this_1->sums_0[6U] = _S19;
-    this_1->sums_0[7U] = _S19;
-    this_1->sums_0[8U] = _S19;
-    this_1->sums_0[9U] = _S19;
-    this_1->sums_0[10U] = _S19;
-    this_1->sums_0[11U] = _S19;
-    this_1->sums_0[12U] = _S19;
-    this_1->sums_0[13U] = _S19;
-    this_1->sums_0[14U] = _S19;
-    this_1->sums_0[15U] = _S19;
+    int2  _S18 = make_int2 (int(0));
+    float2  _S19 = make_float2 ((float)_S18.x, (float)_S18.y);
+    this_1->totals_0[0U] = _S19;
+    int4  _S20 = make_int4 (int(0));
+    float4  _S21 = make_float4 ((float)_S20.x, (float)_S20.y, (float)_S20.z, (float)_S20.w);
+    this_1->sums_0[0U] = _S21;
+    this_1->sums_0[1U] = _S21;
+    this_1->sums_0[2U] = _S21;
+    this_1->sums_0[3U] = _S21;
+    this_1->sums_0[4U] = _S21;
+    this_1->sums_0[5U] = _S21;
+    this_1->sums_0[6U] = _S21;
+    this_1->sums_0[7U] = _S21;
+    this_1->sums_0[8U] = _S21;
+    this_1->sums_0[9U] = _S21;
+    this_1->sums_0[10U] = _S21;
+    this_1->sums_0[11U] = _S21;
+    this_1->sums_0[12U] = _S21;
+    this_1->sums_0[13U] = _S21;
+    this_1->sums_0[14U] = _S21;
+    this_1->sums_0[15U] = _S21;
     return;
 }
 
@@ -277,64 +287,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S20;
-    (&_S20)->begin_0 = begin_1;
-    (&_S20)->page_size_1 = page_size_2;
-    (&_S20)->pages_1 = pages_2;
-    (&_S20)->length_0 = length_1;
-    return _S20;
+    SequenceTable_0 _S22;
+    (&_S22)->begin_0 = begin_1;
+    (&_S22)->page_size_1 = page_size_2;
+    (&_S22)->pages_1 = pages_2;
+    (&_S22)->length_0 = length_1;
+    return _S22;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S21 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S22 = _S21 + 1U;
-    uint _S23 = __ldg((&(sequences_0)[_S21]));
-    return SequenceTable_x24init_0(_S22, page_size_3, pages_3, (U32_min((_S23), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S23 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S24 = _S23 + 1U;
+    uint _S25 = __ldg((&(sequences_0)[_S23]));
+    return SequenceTable_x24init_0(_S24, page_size_3, pages_3, (U32_min((_S25), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S24 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S24;
+    uint _S26 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S26;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S25;
+    bool _S27;
     if(window_1 != 0U)
     {
-        _S25 = position_0 >= window_1;
+        _S27 = position_0 >= window_1;
     }
     else
     {
-        _S25 = false;
+        _S27 = false;
     }
-    uint _S26;
-    if(_S25)
+    uint _S28;
+    if(_S27)
     {
-        _S26 = position_0 - window_1 + 1U;
+        _S28 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S26 = 0U;
+        _S28 = 0U;
     }
-    return _S26;
+    return _S28;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S27 = this_2->length_0;
-    uint _S28;
+    uint _S29 = this_2->length_0;
+    uint _S30;
     if(position_1 < (this_2->length_0))
     {
-        _S28 = position_1 + 1U;
+        _S30 = position_1 + 1U;
     }
     else
     {
-        _S28 = _S27;
+        _S30 = _S29;
     }
-    return _S28;
+    return _S30;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -352,558 +362,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S29 = this_3->begin_0;
-    uint _S30 = this_3->page_size_1;
-    uint _S31 = position_2 / this_3->page_size_1;
-    uint _S32 = __ldg((&(sequences_1)[_S29 + _S31]));
-    uint _S33 = (U32_min((_S32), (this_3->pages_1 - 1U))) * _S30;
-    uint _S34 = position_2 % _S30;
-    return _S33 + _S34;
+    uint _S31 = this_3->begin_0;
+    uint _S32 = this_3->page_size_1;
+    uint _S33 = position_2 / this_3->page_size_1;
+    uint _S34 = __ldg((&(sequences_1)[_S31 + _S33]));
+    uint _S35 = (U32_min((_S34), (this_3->pages_1 - 1U))) * _S32;
+    uint _S36 = position_2 % _S32;
+    return _S35 + _S36;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S35 = make_int4 (int(0));
-    float4  _S36 = make_float4 ((float)_S35.x, (float)_S35.y, (float)_S35.z, (float)_S35.w);
-    this_4->scores_0[0U] = _S36;
-    this_4->scores_0[1U] = _S36;
-    this_4->scores_0[2U] = _S36;
-    this_4->scores_0[3U] = _S36;
-    uint _S37 = lane_1 % 8U;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + lane_1 / 8U % 2U])));
-    float4  _S39 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S38.x, _S38.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S39;
-    float4  _S40 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S38.z, _S38.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S40;
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + lane_1 / 8U % 2U])));
-    float4  _S42 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S41.x, _S41.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S42;
-    float4  _S43 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S41.z, _S41.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S45 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S44.x, _S44.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S45;
-    float4  _S46 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S44.z, _S44.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S46;
-    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S47.x, _S47.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S48;
-    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S47.z, _S47.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S49;
-    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S50.x, _S50.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S51;
-    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S50.z, _S50.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S52;
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S53.x, _S53.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S54;
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S53.z, _S53.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S55;
-    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S56.x, _S56.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S57;
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S56.z, _S56.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S58;
-    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S60;
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S61;
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S66;
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S67;
-    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S70;
-    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S72;
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S73;
-    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S75;
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S76;
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S78;
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S79;
-    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S37) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S81;
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S82;
-    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S37) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S85;
+    int4  _S37 = make_int4 (int(0));
+    float4  _S38 = make_float4 ((float)_S37.x, (float)_S37.y, (float)_S37.z, (float)_S37.w);
+    this_4->scores_0[0U] = _S38;
+    this_4->scores_0[1U] = _S38;
+    this_4->scores_0[2U] = _S38;
+    this_4->scores_0[3U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S40 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S39.x, _S39.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S40;
+    float4  _S41 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S39.z, _S39.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S43 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S42.x, _S42.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S43;
+    float4  _S44 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S42.z, _S42.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S46 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S45.x, _S45.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S46;
+    float4  _S47 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S45.z, _S45.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S47;
+    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S48.x, _S48.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S49;
+    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S48.z, _S48.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S50;
+    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S51.x, _S51.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S52;
+    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S51.z, _S51.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S54.x, _S54.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S55;
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S54.z, _S54.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S56;
+    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S57.x, _S57.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S58;
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S57.z, _S57.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S59;
+    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S61;
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S62;
+    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S64;
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S67;
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S68;
+    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S70;
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S71;
+    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S74;
+    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S76;
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S77;
+    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S80;
+    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S82;
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S83;
+    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S85;
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S86;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S86;
+    bool _S87;
     if(partly_0)
     {
-        uint2  _S87 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S88 = lane_2 % 4U * 2U;
-        uint _S89 = at_1 + _S88;
-        uint _S90 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S88 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S89 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S90 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S89 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S89 >= (_S87.y);
+            _S87 = _S89 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S91 = _S89 + 1U;
+        uint _S91 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S91 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S91 >= (_S87.y);
+            _S87 = _S91 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S92 = at_1 + 8U + _S88;
-        if(_S92 < _S90)
+        uint _S92 = at_1 + 8U;
+        uint _S93 = _S92 + this_5->lane_0 % 4U * 2U;
+        if(_S93 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S92 >= (_S87.y);
+            _S87 = _S93 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S93 = _S92 + 1U;
-        if(_S93 < _S90)
+        uint _S94 = _S92 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S94 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S93 >= (_S87.y);
+            _S87 = _S94 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S94 = at_1 + 16U + _S88;
-        if(_S94 < _S90)
+        uint _S95 = at_1 + 16U;
+        uint _S96 = _S95 + this_5->lane_0 % 4U * 2U;
+        if(_S96 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S94 >= (_S87.y);
+            _S87 = _S96 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S95 = _S94 + 1U;
-        if(_S95 < _S90)
+        uint _S97 = _S95 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S97 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S95 >= (_S87.y);
+            _S87 = _S97 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S96 = at_1 + 24U + _S88;
-        if(_S96 < _S90)
+        uint _S98 = at_1 + 24U;
+        uint _S99 = _S98 + this_5->lane_0 % 4U * 2U;
+        if(_S99 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S96 >= (_S87.y);
+            _S87 = _S99 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S97 = _S96 + 1U;
-        if(_S97 < _S90)
+        uint _S100 = _S98 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S100 < _S90)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S97 >= (_S87.y);
+            _S87 = _S100 >= (_S88.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S98 = *&((&this_5->peaks_0[0U])->x);
-    float _S99 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S98), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S100 = (__shfl_xor_sync(0xffffffffu, (_S99), (1U)));
-    float _S101 = (F32_max((_S99), (_S100)));
-    float _S102 = (__shfl_xor_sync(0xffffffffu, (_S101), (2U)));
-    float _S103 = (F32_max((_S101), (_S102)));
-    float _S104 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S103)));
-    *&((&this_5->peaks_0[0U])->x) = _S103;
-    float _S105 = _S104 * *&((&this_5->totals_0[0U])->x);
-    float _S106 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S103)));
-    *&((&this_5->scores_0[0U])->x) = _S106;
-    float total_0 = _S105 + _S106;
-    float _S107 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S103)));
-    *&((&this_5->scores_0[0U])->y) = _S107;
-    float total_1 = total_0 + _S107;
-    float _S108 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S103)));
-    *&((&this_5->scores_0[1U])->x) = _S108;
-    float total_2 = total_1 + _S108;
-    float _S109 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S103)));
-    *&((&this_5->scores_0[1U])->y) = _S109;
-    float total_3 = total_2 + _S109;
-    float _S110 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S103)));
-    *&((&this_5->scores_0[2U])->x) = _S110;
-    float total_4 = total_3 + _S110;
-    float _S111 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S103)));
-    *&((&this_5->scores_0[2U])->y) = _S111;
-    float total_5 = total_4 + _S111;
-    float _S112 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S103)));
-    *&((&this_5->scores_0[3U])->x) = _S112;
-    float total_6 = total_5 + _S112;
-    float _S113 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S103)));
-    *&((&this_5->scores_0[3U])->y) = _S113;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S113;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S104;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S104;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S104;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S104;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S104;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S104;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S104;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S104;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S104;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S104;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S104;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S104;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S104;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S104;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S104;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S104;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S104;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S104;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S104;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S104;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S104;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S104;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S104;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S104;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S104;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S104;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S104;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S104;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S104;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S104;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S104;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S104;
+    float _S101 = *&((&this_5->peaks_0[0U])->x);
+    float _S102 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S101), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S103 = (__shfl_xor_sync(0xffffffffu, (_S102), (1U)));
+    float _S104 = (F32_max((_S102), (_S103)));
+    float _S105 = (__shfl_xor_sync(0xffffffffu, (_S104), (2U)));
+    float _S106 = (F32_max((_S104), (_S105)));
+    float _S107 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S106)));
+    *&((&this_5->peaks_0[0U])->x) = _S106;
+    float _S108 = _S107 * *&((&this_5->totals_0[0U])->x);
+    float _S109 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S106)));
+    *&((&this_5->scores_0[0U])->x) = _S109;
+    float total_0 = _S108 + _S109;
+    float _S110 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S106)));
+    *&((&this_5->scores_0[0U])->y) = _S110;
+    float total_1 = total_0 + _S110;
+    float _S111 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S106)));
+    *&((&this_5->scores_0[1U])->x) = _S111;
+    float total_2 = total_1 + _S111;
+    float _S112 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S106)));
+    *&((&this_5->scores_0[1U])->y) = _S112;
+    float total_3 = total_2 + _S112;
+    float _S113 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S106)));
+    *&((&this_5->scores_0[2U])->x) = _S113;
+    float total_4 = total_3 + _S113;
+    float _S114 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S106)));
+    *&((&this_5->scores_0[2U])->y) = _S114;
+    float total_5 = total_4 + _S114;
+    float _S115 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S106)));
+    *&((&this_5->scores_0[3U])->x) = _S115;
+    float total_6 = total_5 + _S115;
+    float _S116 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S106)));
+    *&((&this_5->scores_0[3U])->y) = _S116;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S116;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S107;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S107;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S107;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S107;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S107;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S107;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S107;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S107;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S107;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S107;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S107;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S107;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S107;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S107;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S107;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S107;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S107;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S107;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S107;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S107;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S107;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S107;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S107;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S107;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S107;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S107;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S107;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S107;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S107;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S107;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S107;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S107;
     if(partly_0)
     {
-        uint2  _S114 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S115 = lane_2 % 4U * 2U;
-        uint _S116 = at_1 + _S115;
-        uint _S117 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S116 < _S117)
+        uint2  _S117 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S118 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S119 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S118 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S116 >= (_S114.y);
+            _S87 = _S118 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S118 = _S116 + 1U;
-        if(_S118 < _S117)
+        uint _S120 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S120 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S118 >= (_S114.y);
+            _S87 = _S120 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S119 = at_1 + 8U + _S115;
-        if(_S119 < _S117)
+        uint _S121 = at_1 + 8U;
+        uint _S122 = _S121 + this_5->lane_0 % 4U * 2U;
+        if(_S122 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S119 >= (_S114.y);
+            _S87 = _S122 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S120 = _S119 + 1U;
-        if(_S120 < _S117)
+        uint _S123 = _S121 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S123 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S120 >= (_S114.y);
+            _S87 = _S123 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S121 = at_1 + 16U + _S115;
-        if(_S121 < _S117)
+        uint _S124 = at_1 + 16U;
+        uint _S125 = _S124 + this_5->lane_0 % 4U * 2U;
+        if(_S125 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S121 >= (_S114.y);
+            _S87 = _S125 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S122 = _S121 + 1U;
-        if(_S122 < _S117)
+        uint _S126 = _S124 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S126 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S122 >= (_S114.y);
+            _S87 = _S126 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S123 = at_1 + 24U + _S115;
-        if(_S123 < _S117)
+        uint _S127 = at_1 + 24U;
+        uint _S128 = _S127 + this_5->lane_0 % 4U * 2U;
+        if(_S128 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S123 >= (_S114.y);
+            _S87 = _S128 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S124 = _S123 + 1U;
-        if(_S124 < _S117)
+        uint _S129 = _S127 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S129 < _S119)
         {
-            _S86 = true;
+            _S87 = true;
         }
         else
         {
-            _S86 = _S124 >= (_S114.y);
+            _S87 = _S129 >= (_S117.y);
         }
-        if(_S86)
+        if(_S87)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S125 = *&((&this_5->peaks_0[0U])->y);
-    float _S126 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S125), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S127 = (__shfl_xor_sync(0xffffffffu, (_S126), (1U)));
-    float _S128 = (F32_max((_S126), (_S127)));
-    float _S129 = (__shfl_xor_sync(0xffffffffu, (_S128), (2U)));
-    float _S130 = (F32_max((_S128), (_S129)));
-    float _S131 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S130)));
-    *&((&this_5->peaks_0[0U])->y) = _S130;
-    float _S132 = _S131 * *&((&this_5->totals_0[0U])->y);
-    float _S133 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S130)));
-    *&((&this_5->scores_0[0U])->z) = _S133;
-    float total_7 = _S132 + _S133;
-    float _S134 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S130)));
-    *&((&this_5->scores_0[0U])->w) = _S134;
-    float total_8 = total_7 + _S134;
-    float _S135 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S130)));
-    *&((&this_5->scores_0[1U])->z) = _S135;
-    float total_9 = total_8 + _S135;
-    float _S136 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S130)));
-    *&((&this_5->scores_0[1U])->w) = _S136;
-    float total_10 = total_9 + _S136;
-    float _S137 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S130)));
-    *&((&this_5->scores_0[2U])->z) = _S137;
-    float total_11 = total_10 + _S137;
-    float _S138 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S130)));
-    *&((&this_5->scores_0[2U])->w) = _S138;
-    float total_12 = total_11 + _S138;
-    float _S139 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S130)));
-    *&((&this_5->scores_0[3U])->z) = _S139;
-    float total_13 = total_12 + _S139;
-    float _S140 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S130)));
-    *&((&this_5->scores_0[3U])->w) = _S140;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S140;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S131;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S131;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S131;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S131;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S131;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S131;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S131;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S131;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S131;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S131;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S131;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S131;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S131;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S131;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S131;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S131;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S131;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S131;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S131;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S131;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S131;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S131;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S131;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S131;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S131;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S131;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S131;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S131;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S131;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S131;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S131;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S131;
+    float _S130 = *&((&this_5->peaks_0[0U])->y);
+    float _S131 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S130), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S132 = (__shfl_xor_sync(0xffffffffu, (_S131), (1U)));
+    float _S133 = (F32_max((_S131), (_S132)));
+    float _S134 = (__shfl_xor_sync(0xffffffffu, (_S133), (2U)));
+    float _S135 = (F32_max((_S133), (_S134)));
+    float _S136 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S135)));
+    *&((&this_5->peaks_0[0U])->y) = _S135;
+    float _S137 = _S136 * *&((&this_5->totals_0[0U])->y);
+    float _S138 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S135)));
+    *&((&this_5->scores_0[0U])->z) = _S138;
+    float total_7 = _S137 + _S138;
+    float _S139 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S135)));
+    *&((&this_5->scores_0[0U])->w) = _S139;
+    float total_8 = total_7 + _S139;
+    float _S140 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S135)));
+    *&((&this_5->scores_0[1U])->z) = _S140;
+    float total_9 = total_8 + _S140;
+    float _S141 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S135)));
+    *&((&this_5->scores_0[1U])->w) = _S141;
+    float total_10 = total_9 + _S141;
+    float _S142 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S135)));
+    *&((&this_5->scores_0[2U])->z) = _S142;
+    float total_11 = total_10 + _S142;
+    float _S143 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S135)));
+    *&((&this_5->scores_0[2U])->w) = _S143;
+    float total_12 = total_11 + _S143;
+    float _S144 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S135)));
+    *&((&this_5->scores_0[3U])->z) = _S144;
+    float total_13 = total_12 + _S144;
+    float _S145 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S135)));
+    *&((&this_5->scores_0[3U])->w) = _S145;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S145;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S136;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S136;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S136;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S136;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S136;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S136;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S136;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S136;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S136;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S136;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S136;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S136;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S136;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S136;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S136;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S136;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S136;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S136;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S136;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S136;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S136;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S136;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S136;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S136;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S136;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S136;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S136;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S136;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S136;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S136;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S136;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S136;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S141 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S142 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S143 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S144 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S145 = make_uint4 (_S141, _S142, _S143, _S144);
-    uint _S146 = lane_3 % 16U;
-    uint _S147 = 544U + _S146 * 17U;
-    uint4  _S148 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + lane_3 / 16U])));
-    float4  _S149 = (wasmetal_multiply_half((_S145), (uint2 {_S148.x, _S148.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S149;
-    float4  _S150 = (wasmetal_multiply_half((_S145), (uint2 {_S148.z, _S148.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S150;
-    uint4  _S151 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 2U + lane_3 / 16U])));
-    float4  _S152 = (wasmetal_multiply_half((_S145), (uint2 {_S151.x, _S151.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S152;
-    float4  _S153 = (wasmetal_multiply_half((_S145), (uint2 {_S151.z, _S151.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S153;
-    uint4  _S154 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 4U + lane_3 / 16U])));
-    float4  _S155 = (wasmetal_multiply_half((_S145), (uint2 {_S154.x, _S154.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S155;
-    float4  _S156 = (wasmetal_multiply_half((_S145), (uint2 {_S154.z, _S154.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S156;
-    uint4  _S157 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 6U + lane_3 / 16U])));
-    float4  _S158 = (wasmetal_multiply_half((_S145), (uint2 {_S157.x, _S157.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S158;
-    float4  _S159 = (wasmetal_multiply_half((_S145), (uint2 {_S157.z, _S157.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S159;
-    uint4  _S160 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 8U + lane_3 / 16U])));
-    float4  _S161 = (wasmetal_multiply_half((_S145), (uint2 {_S160.x, _S160.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S161;
-    float4  _S162 = (wasmetal_multiply_half((_S145), (uint2 {_S160.z, _S160.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S162;
-    uint4  _S163 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 10U + lane_3 / 16U])));
-    float4  _S164 = (wasmetal_multiply_half((_S145), (uint2 {_S163.x, _S163.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S164;
-    float4  _S165 = (wasmetal_multiply_half((_S145), (uint2 {_S163.z, _S163.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S165;
-    uint4  _S166 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 12U + lane_3 / 16U])));
-    float4  _S167 = (wasmetal_multiply_half((_S145), (uint2 {_S166.x, _S166.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S167;
-    float4  _S168 = (wasmetal_multiply_half((_S145), (uint2 {_S166.z, _S166.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S168;
-    uint4  _S169 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S147 + 14U + lane_3 / 16U])));
-    float4  _S170 = (wasmetal_multiply_half((_S145), (uint2 {_S169.x, _S169.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S170;
-    float4  _S171 = (wasmetal_multiply_half((_S145), (uint2 {_S169.z, _S169.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S171;
-    uint _S172 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S173 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S174 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S175 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S176 = make_uint4 (_S172, _S173, _S174, _S175);
-    uint _S177 = 544U + (16U + _S146) * 17U;
-    uint4  _S178 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + lane_3 / 16U])));
-    float4  _S179 = (wasmetal_multiply_half((_S176), (uint2 {_S178.x, _S178.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S179;
-    float4  _S180 = (wasmetal_multiply_half((_S176), (uint2 {_S178.z, _S178.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S180;
-    uint4  _S181 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 2U + lane_3 / 16U])));
-    float4  _S182 = (wasmetal_multiply_half((_S176), (uint2 {_S181.x, _S181.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S182;
-    float4  _S183 = (wasmetal_multiply_half((_S176), (uint2 {_S181.z, _S181.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S183;
-    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 4U + lane_3 / 16U])));
-    float4  _S185 = (wasmetal_multiply_half((_S176), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S185;
-    float4  _S186 = (wasmetal_multiply_half((_S176), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S186;
-    uint4  _S187 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 6U + lane_3 / 16U])));
-    float4  _S188 = (wasmetal_multiply_half((_S176), (uint2 {_S187.x, _S187.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S188;
-    float4  _S189 = (wasmetal_multiply_half((_S176), (uint2 {_S187.z, _S187.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S189;
-    uint4  _S190 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 8U + lane_3 / 16U])));
-    float4  _S191 = (wasmetal_multiply_half((_S176), (uint2 {_S190.x, _S190.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S191;
-    float4  _S192 = (wasmetal_multiply_half((_S176), (uint2 {_S190.z, _S190.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S192;
-    uint4  _S193 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 10U + lane_3 / 16U])));
-    float4  _S194 = (wasmetal_multiply_half((_S176), (uint2 {_S193.x, _S193.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S194;
-    float4  _S195 = (wasmetal_multiply_half((_S176), (uint2 {_S193.z, _S193.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S195;
-    uint4  _S196 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 12U + lane_3 / 16U])));
-    float4  _S197 = (wasmetal_multiply_half((_S176), (uint2 {_S196.x, _S196.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S197;
-    float4  _S198 = (wasmetal_multiply_half((_S176), (uint2 {_S196.z, _S196.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S198;
-    uint4  _S199 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S177 + 14U + lane_3 / 16U])));
-    float4  _S200 = (wasmetal_multiply_half((_S176), (uint2 {_S199.x, _S199.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S200;
-    float4  _S201 = (wasmetal_multiply_half((_S176), (uint2 {_S199.z, _S199.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S201;
+    uint _S146 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S147 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S148 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S149 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S150 = make_uint4 (_S146, _S147, _S148, _S149);
+    uint4  _S151 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S152 = (wasmetal_multiply_half((_S150), (uint2 {_S151.x, _S151.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S152;
+    float4  _S153 = (wasmetal_multiply_half((_S150), (uint2 {_S151.z, _S151.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S153;
+    uint4  _S154 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S155 = (wasmetal_multiply_half((_S150), (uint2 {_S154.x, _S154.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S155;
+    float4  _S156 = (wasmetal_multiply_half((_S150), (uint2 {_S154.z, _S154.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S156;
+    uint4  _S157 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S158 = (wasmetal_multiply_half((_S150), (uint2 {_S157.x, _S157.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S158;
+    float4  _S159 = (wasmetal_multiply_half((_S150), (uint2 {_S157.z, _S157.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S159;
+    uint4  _S160 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S161 = (wasmetal_multiply_half((_S150), (uint2 {_S160.x, _S160.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S161;
+    float4  _S162 = (wasmetal_multiply_half((_S150), (uint2 {_S160.z, _S160.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S162;
+    uint4  _S163 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S164 = (wasmetal_multiply_half((_S150), (uint2 {_S163.x, _S163.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S164;
+    float4  _S165 = (wasmetal_multiply_half((_S150), (uint2 {_S163.z, _S163.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S165;
+    uint4  _S166 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S167 = (wasmetal_multiply_half((_S150), (uint2 {_S166.x, _S166.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S167;
+    float4  _S168 = (wasmetal_multiply_half((_S150), (uint2 {_S166.z, _S166.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S168;
+    uint4  _S169 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S170 = (wasmetal_multiply_half((_S150), (uint2 {_S169.x, _S169.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S170;
+    float4  _S171 = (wasmetal_multiply_half((_S150), (uint2 {_S169.z, _S169.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S171;
+    uint4  _S172 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S173 = (wasmetal_multiply_half((_S150), (uint2 {_S172.x, _S172.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S173;
+    float4  _S174 = (wasmetal_multiply_half((_S150), (uint2 {_S172.z, _S172.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S174;
+    uint _S175 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S176 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S177 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S178 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S179 = make_uint4 (_S175, _S176, _S177, _S178);
+    uint4  _S180 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S181 = (wasmetal_multiply_half((_S179), (uint2 {_S180.x, _S180.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S181;
+    float4  _S182 = (wasmetal_multiply_half((_S179), (uint2 {_S180.z, _S180.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S182;
+    uint4  _S183 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S184 = (wasmetal_multiply_half((_S179), (uint2 {_S183.x, _S183.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S184;
+    float4  _S185 = (wasmetal_multiply_half((_S179), (uint2 {_S183.z, _S183.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S185;
+    uint4  _S186 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S187 = (wasmetal_multiply_half((_S179), (uint2 {_S186.x, _S186.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S187;
+    float4  _S188 = (wasmetal_multiply_half((_S179), (uint2 {_S186.z, _S186.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S188;
+    uint4  _S189 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S190 = (wasmetal_multiply_half((_S179), (uint2 {_S189.x, _S189.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S190;
+    float4  _S191 = (wasmetal_multiply_half((_S179), (uint2 {_S189.z, _S189.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S191;
+    uint4  _S192 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S193 = (wasmetal_multiply_half((_S179), (uint2 {_S192.x, _S192.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S193;
+    float4  _S194 = (wasmetal_multiply_half((_S179), (uint2 {_S192.z, _S192.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S194;
+    uint4  _S195 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S196 = (wasmetal_multiply_half((_S179), (uint2 {_S195.x, _S195.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S196;
+    float4  _S197 = (wasmetal_multiply_half((_S179), (uint2 {_S195.z, _S195.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S197;
+    uint4  _S198 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S199 = (wasmetal_multiply_half((_S179), (uint2 {_S198.x, _S198.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S199;
+    float4  _S200 = (wasmetal_multiply_half((_S179), (uint2 {_S198.z, _S198.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S200;
+    uint4  _S201 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S202 = (wasmetal_multiply_half((_S179), (uint2 {_S201.x, _S201.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S202;
+    float4  _S203 = (wasmetal_multiply_half((_S179), (uint2 {_S201.z, _S201.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S203;
     return;
 }
 
@@ -920,448 +930,455 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S202 = this_7->heads_1;
-    uint _S203 = query_2 / this_7->heads_1;
-    bool _S204;
-    if(_S203 < (this_7->rows_3))
-    {
-        uint _S205 = query_2 % _S202;
-        _S204 = _S205 < (this_7->last_0);
-    }
-    else
-    {
-        _S204 = false;
-    }
-    return _S204;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S206 = this_8->sinks_at_0;
-    bool _S207;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S204 = this_8->heads_1;
+    uint _S205 = query_2 / this_8->heads_1;
+    bool _S206;
+    if(_S205 < (this_8->rows_3))
     {
-        bool _S208 = Target_has_0(this_8, query_3);
-        _S207 = _S208;
+        uint _S207 = query_2 % _S204;
+        _S206 = _S207 < (this_8->last_0);
     }
     else
     {
-        _S207 = false;
+        _S206 = false;
     }
-    float _S209;
-    if(_S207)
-    {
-        uint _S210 = query_3 % this_8->heads_1;
-        float _S211 = __ldg((&(this_8->sinks_0)[_S206 + _S210]));
-        _S209 = total_14 + (F32_exp2((1.4426950216293335f * _S211 - peak_0)));
-    }
-    else
-    {
-        _S209 = total_14;
-    }
-    if(_S209 != 0.0f)
-    {
-        _S209 = 1.0f / _S209;
-    }
-    else
-    {
-        _S209 = 0.0f;
-    }
-    return _S209;
+    return _S206;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S212 = this_9->at_2;
-    uint _S213 = this_9->heads_1;
-    uint _S214 = query_4 / this_9->heads_1;
-    uint _S215 = _S212 + _S214 * this_9->stride_0;
-    uint _S216 = query_4 % _S213;
-    return _S215 + _S216 * this_9->head_dim_1;
+    uint _S208 = this_9->sinks_at_0;
+    bool _S209;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S210 = Target_has_0(this_9, query_3);
+        _S209 = _S210;
+    }
+    else
+    {
+        _S209 = false;
+    }
+    float _S211;
+    if(_S209)
+    {
+        uint _S212 = query_3 % this_9->heads_1;
+        float _S213 = __ldg((&(this_9->sinks_0)[_S208 + _S212]));
+        _S211 = total_14 + (F32_exp2((1.4426950216293335f * _S213 - peak_0)));
+    }
+    else
+    {
+        _S211 = total_14;
+    }
+    if(_S211 != 0.0f)
+    {
+        _S211 = 1.0f / _S211;
+    }
+    else
+    {
+        _S211 = 0.0f;
+    }
+    return _S211;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S217 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S217;
-    float _S218 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S219 = own_4 + lane_4 / 4U;
-    float _S220 = Target_factor_0(target_0, _S219, *&((&this_10->peaks_0[0U])->x), total_15 + _S218);
-    bool _S221 = Target_has_0(target_0, _S219);
-    if(_S221)
+    uint _S214 = this_10->at_2;
+    uint _S215 = this_10->heads_1;
+    uint _S216 = query_4 / this_10->heads_1;
+    uint _S217 = _S214 + _S216 * this_10->stride_0;
+    uint _S218 = query_4 % _S215;
+    return _S217 + _S218 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S219 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S219;
+    float _S220 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S221 = this_11->own_0;
+    uint _S222 = this_11->lane_0;
+    uint _S223 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S224 = Target_factor_0(target_0, _S223, *&((&this_11->peaks_0[0U])->x), total_15 + _S220);
+    bool _S225 = Target_has_0(target_0, _S223);
+    if(_S225)
     {
-        uint _S222 = Target_place_0(target_0, _S219);
-        uint _S223 = lane_4 % 4U * 2U;
-        uint _S224 = target_0->head_dim_1;
-        if(_S223 < (target_0->head_dim_1))
+        uint _S226 = Target_place_0(target_0, _S223);
+        uint _S227 = _S222 % 4U * 2U;
+        uint _S228 = target_0->head_dim_1;
+        if(_S227 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S222 + _S223]) = _S220 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S226 + _S227]) = _S224 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S225 = _S223 + 1U;
-        if(_S225 < _S224)
+        uint _S229 = _S227 + 1U;
+        if(_S229 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S225]) = _S220 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S226 + _S229]) = _S224 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S226 = 8U + _S223;
-        if(_S226 < _S224)
+        uint _S230 = 8U + _S227;
+        if(_S230 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S226]) = _S220 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S227 = _S226 + 1U;
-        if(_S227 < _S224)
-        {
-            *(&(target_0->result_2)[_S222 + _S227]) = _S220 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S228 = 16U + _S223;
-        if(_S228 < _S224)
-        {
-            *(&(target_0->result_2)[_S222 + _S228]) = _S220 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S229 = _S228 + 1U;
-        if(_S229 < _S224)
-        {
-            *(&(target_0->result_2)[_S222 + _S229]) = _S220 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S230 = 24U + _S223;
-        if(_S230 < _S224)
-        {
-            *(&(target_0->result_2)[_S222 + _S230]) = _S220 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S226 + _S230]) = _S224 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S231 = _S230 + 1U;
-        if(_S231 < _S224)
+        if(_S231 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S231]) = _S220 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S226 + _S231]) = _S224 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S232 = 32U + _S223;
-        if(_S232 < _S224)
+        uint _S232 = 16U + _S227;
+        if(_S232 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S232]) = _S220 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S226 + _S232]) = _S224 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S233 = _S232 + 1U;
-        if(_S233 < _S224)
+        if(_S233 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S233]) = _S220 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S226 + _S233]) = _S224 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S234 = 40U + _S223;
-        if(_S234 < _S224)
+        uint _S234 = 24U + _S227;
+        if(_S234 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S234]) = _S220 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S226 + _S234]) = _S224 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S235 = _S234 + 1U;
-        if(_S235 < _S224)
+        if(_S235 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S235]) = _S220 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S226 + _S235]) = _S224 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S236 = 48U + _S223;
-        if(_S236 < _S224)
+        uint _S236 = 32U + _S227;
+        if(_S236 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S236]) = _S220 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S226 + _S236]) = _S224 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S237 = _S236 + 1U;
-        if(_S237 < _S224)
+        if(_S237 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S237]) = _S220 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S226 + _S237]) = _S224 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S238 = 56U + _S223;
-        if(_S238 < _S224)
+        uint _S238 = 40U + _S227;
+        if(_S238 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S238]) = _S220 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S226 + _S238]) = _S224 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S239 = _S238 + 1U;
-        if(_S239 < _S224)
+        if(_S239 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S239]) = _S220 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S226 + _S239]) = _S224 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S240 = 64U + _S223;
-        if(_S240 < _S224)
+        uint _S240 = 48U + _S227;
+        if(_S240 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S240]) = _S220 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S226 + _S240]) = _S224 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S241 = _S240 + 1U;
-        if(_S241 < _S224)
+        if(_S241 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S241]) = _S220 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S226 + _S241]) = _S224 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S242 = 72U + _S223;
-        if(_S242 < _S224)
+        uint _S242 = 56U + _S227;
+        if(_S242 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S242]) = _S220 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S226 + _S242]) = _S224 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S243 = _S242 + 1U;
-        if(_S243 < _S224)
+        if(_S243 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S243]) = _S220 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S226 + _S243]) = _S224 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S244 = 80U + _S223;
-        if(_S244 < _S224)
+        uint _S244 = 64U + _S227;
+        if(_S244 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S244]) = _S220 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S226 + _S244]) = _S224 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S245 = _S244 + 1U;
-        if(_S245 < _S224)
+        if(_S245 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S245]) = _S220 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S226 + _S245]) = _S224 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S246 = 88U + _S223;
-        if(_S246 < _S224)
+        uint _S246 = 72U + _S227;
+        if(_S246 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S246]) = _S220 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S226 + _S246]) = _S224 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S247 = _S246 + 1U;
-        if(_S247 < _S224)
+        if(_S247 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S247]) = _S220 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S226 + _S247]) = _S224 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S248 = 96U + _S223;
-        if(_S248 < _S224)
+        uint _S248 = 80U + _S227;
+        if(_S248 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S248]) = _S220 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S226 + _S248]) = _S224 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S249 = _S248 + 1U;
-        if(_S249 < _S224)
+        if(_S249 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S249]) = _S220 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S226 + _S249]) = _S224 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S250 = 104U + _S223;
-        if(_S250 < _S224)
+        uint _S250 = 88U + _S227;
+        if(_S250 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S250]) = _S220 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S226 + _S250]) = _S224 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S251 = _S250 + 1U;
-        if(_S251 < _S224)
+        if(_S251 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S251]) = _S220 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S226 + _S251]) = _S224 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S252 = 112U + _S223;
-        if(_S252 < _S224)
+        uint _S252 = 96U + _S227;
+        if(_S252 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S252]) = _S220 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S226 + _S252]) = _S224 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S253 = _S252 + 1U;
-        if(_S253 < _S224)
+        if(_S253 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S253]) = _S220 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S226 + _S253]) = _S224 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S254 = 120U + _S223;
-        if(_S254 < _S224)
+        uint _S254 = 104U + _S227;
+        if(_S254 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S254]) = _S220 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S226 + _S254]) = _S224 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S255 = _S254 + 1U;
-        if(_S255 < _S224)
+        if(_S255 < _S228)
         {
-            *(&(target_0->result_2)[_S222 + _S255]) = _S220 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S226 + _S255]) = _S224 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S256 = 112U + _S227;
+        if(_S256 < _S228)
+        {
+            *(&(target_0->result_2)[_S226 + _S256]) = _S224 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S257 = _S256 + 1U;
+        if(_S257 < _S228)
+        {
+            *(&(target_0->result_2)[_S226 + _S257]) = _S224 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S258 = 120U + _S227;
+        if(_S258 < _S228)
+        {
+            *(&(target_0->result_2)[_S226 + _S258]) = _S224 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S259 = _S258 + 1U;
+        if(_S259 < _S228)
+        {
+            *(&(target_0->result_2)[_S226 + _S259]) = _S224 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S256 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S256;
-    float _S257 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S258 = own_4 + 8U + lane_4 / 4U;
-    float _S259 = Target_factor_0(target_0, _S258, *&((&this_10->peaks_0[0U])->y), total_16 + _S257);
-    bool _S260 = Target_has_0(target_0, _S258);
-    if(_S260)
+    float _S260 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S260;
+    float _S261 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S262 = _S221 + 8U + _S222 / 4U;
+    float _S263 = Target_factor_0(target_0, _S262, *&((&this_11->peaks_0[0U])->y), total_16 + _S261);
+    bool _S264 = Target_has_0(target_0, _S262);
+    if(_S264)
     {
-        uint _S261 = Target_place_0(target_0, _S258);
-        uint _S262 = lane_4 % 4U * 2U;
-        uint _S263 = target_0->head_dim_1;
-        if(_S262 < (target_0->head_dim_1))
+        uint _S265 = Target_place_0(target_0, _S262);
+        uint _S266 = _S222 % 4U * 2U;
+        uint _S267 = target_0->head_dim_1;
+        if(_S266 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S261 + _S262]) = _S259 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S265 + _S266]) = _S263 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S264 = _S262 + 1U;
-        if(_S264 < _S263)
+        uint _S268 = _S266 + 1U;
+        if(_S268 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S264]) = _S259 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S265 + _S268]) = _S263 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S265 = 8U + _S262;
-        if(_S265 < _S263)
+        uint _S269 = 8U + _S266;
+        if(_S269 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S265]) = _S259 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S266 = _S265 + 1U;
-        if(_S266 < _S263)
-        {
-            *(&(target_0->result_2)[_S261 + _S266]) = _S259 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S267 = 16U + _S262;
-        if(_S267 < _S263)
-        {
-            *(&(target_0->result_2)[_S261 + _S267]) = _S259 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S268 = _S267 + 1U;
-        if(_S268 < _S263)
-        {
-            *(&(target_0->result_2)[_S261 + _S268]) = _S259 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S269 = 24U + _S262;
-        if(_S269 < _S263)
-        {
-            *(&(target_0->result_2)[_S261 + _S269]) = _S259 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S265 + _S269]) = _S263 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S270 = _S269 + 1U;
-        if(_S270 < _S263)
+        if(_S270 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S270]) = _S259 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S265 + _S270]) = _S263 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S271 = 32U + _S262;
-        if(_S271 < _S263)
+        uint _S271 = 16U + _S266;
+        if(_S271 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S271]) = _S259 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S265 + _S271]) = _S263 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S272 = _S271 + 1U;
-        if(_S272 < _S263)
+        if(_S272 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S272]) = _S259 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S265 + _S272]) = _S263 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S273 = 40U + _S262;
-        if(_S273 < _S263)
+        uint _S273 = 24U + _S266;
+        if(_S273 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S273]) = _S259 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S265 + _S273]) = _S263 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S274 = _S273 + 1U;
-        if(_S274 < _S263)
+        if(_S274 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S274]) = _S259 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S265 + _S274]) = _S263 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S275 = 48U + _S262;
-        if(_S275 < _S263)
+        uint _S275 = 32U + _S266;
+        if(_S275 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S275]) = _S259 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S265 + _S275]) = _S263 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S276 = _S275 + 1U;
-        if(_S276 < _S263)
+        if(_S276 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S276]) = _S259 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S265 + _S276]) = _S263 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S277 = 56U + _S262;
-        if(_S277 < _S263)
+        uint _S277 = 40U + _S266;
+        if(_S277 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S277]) = _S259 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S265 + _S277]) = _S263 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S278 = _S277 + 1U;
-        if(_S278 < _S263)
+        if(_S278 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S278]) = _S259 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S265 + _S278]) = _S263 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S279 = 64U + _S262;
-        if(_S279 < _S263)
+        uint _S279 = 48U + _S266;
+        if(_S279 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S279]) = _S259 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S265 + _S279]) = _S263 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S280 = _S279 + 1U;
-        if(_S280 < _S263)
+        if(_S280 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S280]) = _S259 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S265 + _S280]) = _S263 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S281 = 72U + _S262;
-        if(_S281 < _S263)
+        uint _S281 = 56U + _S266;
+        if(_S281 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S281]) = _S259 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S265 + _S281]) = _S263 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S282 = _S281 + 1U;
-        if(_S282 < _S263)
+        if(_S282 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S282]) = _S259 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S265 + _S282]) = _S263 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S283 = 80U + _S262;
-        if(_S283 < _S263)
+        uint _S283 = 64U + _S266;
+        if(_S283 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S283]) = _S259 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S265 + _S283]) = _S263 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S284 = _S283 + 1U;
-        if(_S284 < _S263)
+        if(_S284 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S284]) = _S259 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S265 + _S284]) = _S263 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S285 = 88U + _S262;
-        if(_S285 < _S263)
+        uint _S285 = 72U + _S266;
+        if(_S285 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S285]) = _S259 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S265 + _S285]) = _S263 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S286 = _S285 + 1U;
-        if(_S286 < _S263)
+        if(_S286 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S286]) = _S259 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S265 + _S286]) = _S263 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S287 = 96U + _S262;
-        if(_S287 < _S263)
+        uint _S287 = 80U + _S266;
+        if(_S287 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S287]) = _S259 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S265 + _S287]) = _S263 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S288 = _S287 + 1U;
-        if(_S288 < _S263)
+        if(_S288 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S288]) = _S259 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S265 + _S288]) = _S263 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S289 = 104U + _S262;
-        if(_S289 < _S263)
+        uint _S289 = 88U + _S266;
+        if(_S289 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S289]) = _S259 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S265 + _S289]) = _S263 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S290 = _S289 + 1U;
-        if(_S290 < _S263)
+        if(_S290 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S290]) = _S259 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S265 + _S290]) = _S263 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S291 = 112U + _S262;
-        if(_S291 < _S263)
+        uint _S291 = 96U + _S266;
+        if(_S291 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S291]) = _S259 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S265 + _S291]) = _S263 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S292 = _S291 + 1U;
-        if(_S292 < _S263)
+        if(_S292 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S292]) = _S259 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S265 + _S292]) = _S263 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S293 = 120U + _S262;
-        if(_S293 < _S263)
+        uint _S293 = 104U + _S266;
+        if(_S293 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S293]) = _S259 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S265 + _S293]) = _S263 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S294 = _S293 + 1U;
-        if(_S294 < _S263)
+        if(_S294 < _S267)
         {
-            *(&(target_0->result_2)[_S261 + _S294]) = _S259 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S265 + _S294]) = _S263 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S295 = 112U + _S266;
+        if(_S295 < _S267)
+        {
+            *(&(target_0->result_2)[_S265 + _S295]) = _S263 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S296 = _S295 + 1U;
+        if(_S296 < _S267)
+        {
+            *(&(target_0->result_2)[_S265 + _S296]) = _S263 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S297 = 120U + _S266;
+        if(_S297 < _S267)
+        {
+            *(&(target_0->result_2)[_S265 + _S297]) = _S263 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S298 = _S297 + 1U;
+        if(_S298 < _S267)
+        {
+            *(&(target_0->result_2)[_S265 + _S298]) = _S263 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S295;
-    bool _S296;
-    bool _S297;
-    uint _S298 = p_0->kv_heads_0;
-    uint _S299 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S300 = (U32_min((_S299), (64U)));
-    uint _S301 = 64U / _S300;
-    uint _S302 = (_S299 + 64U - 1U) / 64U;
-    uint _S303 = _S298 * _S302;
-    uint _S304 = p_0->batch_offset_0;
-    uint _S305 = p_0->batch_row_0;
-    uint _S306 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S307 = (_S306 + _S301 - 1U) / _S301;
-    uint _S308 = group_number_0(group_1);
-    if(_S308 >= (_S307 * _S303))
+    bool _S299;
+    bool _S300;
+    bool _S301;
+    uint _S302 = p_0->kv_heads_0;
+    uint _S303 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S304 = (U32_min((_S303), (64U)));
+    uint _S305 = 64U / _S304;
+    uint _S306 = (_S303 + 64U - 1U) / 64U;
+    uint _S307 = _S302 * _S306;
+    uint _S308 = p_0->batch_offset_0;
+    uint _S309 = p_0->batch_row_0;
+    uint _S310 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S311 = (_S310 + _S305 - 1U) / _S305;
+    uint _S312 = group_number_0(group_1);
+    if(_S312 >= (_S311 * _S307))
     {
         return;
     }
-    uint _S309 = _S308 % _S303;
-    uint _S310 = _S307 - 1U;
-    uint _S311 = _S308 / _S303;
-    uint _S312 = (_S310 - _S311) * _S301;
-    uint _S313 = (U32_min((_S312 + _S301), (_S306)));
-    uint _S314 = _S309 / _S302;
-    uint _S315 = _S314 * _S299;
-    uint _S316 = _S309 % _S302;
-    uint _S317 = _S315 + _S316 * 64U;
-    uint _S318 = (_S314 + 1U) * _S299;
-    uint _S319 = p_0->head_dim_0;
-    uint _S320 = _S298 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S313 = _S312 % _S307;
+    uint _S314 = _S311 - 1U;
+    uint _S315 = _S312 / _S307;
+    uint _S316 = (_S314 - _S315) * _S305;
+    uint _S317 = (U32_min((_S316 + _S305), (_S310)));
+    uint _S318 = _S313 / _S306;
+    uint _S319 = _S318 * _S303;
+    uint _S320 = _S313 % _S306;
+    uint _S321 = _S319 + _S320 * 64U;
+    uint _S322 = (_S318 + 1U) * _S303;
+    uint _S323 = p_0->head_dim_0;
+    uint _S324 = _S302 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 1024U)
@@ -1371,156 +1388,157 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S321 = i_2 / 16U;
-        uint _S322 = i_2 % 16U;
-        int4  _S323 = make_int4 (int(0));
-        uint4  _S324 = make_uint4 ((uint)_S323.x, (uint)_S323.y, (uint)_S323.z, (uint)_S323.w);
-        if(_S321 < (_S301 * _S300))
+        uint _S325 = i_2 / 16U;
+        uint _S326 = i_2 % 16U;
+        int4  _S327 = make_int4 (int(0));
+        uint4  _S328 = make_uint4 ((uint)_S327.x, (uint)_S327.y, (uint)_S327.z, (uint)_S327.w);
+        if(_S325 < (_S305 * _S304))
         {
-            uint _S325 = _S321 / _S300;
-            _S295 = (_S312 + _S325) < _S313;
+            uint _S329 = _S325 / _S304;
+            _S299 = (_S316 + _S329) < _S317;
         }
         else
         {
-            _S295 = false;
+            _S299 = false;
         }
-        if(_S295)
+        if(_S299)
         {
-            uint _S326 = _S321 % _S300;
-            _S296 = (_S317 + _S326) < _S318;
-        }
-        else
-        {
-            _S296 = false;
-        }
-        if(_S296)
-        {
-            _S297 = (8U * _S322) < _S319;
+            uint _S330 = _S325 % _S304;
+            _S300 = (_S321 + _S330) < _S322;
         }
         else
         {
-            _S297 = false;
+            _S300 = false;
+        }
+        if(_S300)
+        {
+            _S301 = (8U * _S326) < _S323;
+        }
+        else
+        {
+            _S301 = false;
         }
         uint4  halves_0;
-        if(_S297)
+        if(_S301)
         {
-            uint _S327 = p_0->q_offset_0;
-            uint _S328 = _S321 / _S300;
-            uint _S329 = _S327 + (_S312 + _S328) * p_0->q_stride_0;
-            uint _S330 = _S321 % _S300;
-            uint _S331 = (_S329 + (_S317 + _S330) * _S319) / 4U + 2U * _S322;
-            float _S332 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S333 = __ldg((&(q_0)[_S331]));
-            float4  _S334 = make_float4 (-65504.0f);
-            float4  _S335 = make_float4 (65504.0f);
-            float4  _S336 = clamp_0(make_float4 (_S332) * _S333, _S334, _S335);
-            float4  _S337 = __ldg((&(q_0)[_S331 + 1U]));
-            halves_0 = eight_halves_1(_S336, clamp_0(make_float4 (_S332) * _S337, _S334, _S335));
+            uint _S331 = p_0->q_offset_0;
+            uint _S332 = _S325 / _S304;
+            uint _S333 = _S331 + (_S316 + _S332) * p_0->q_stride_0;
+            uint _S334 = _S325 % _S304;
+            uint _S335 = (_S333 + (_S321 + _S334) * _S323) / 4U + 2U * _S326;
+            float _S336 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S337 = __ldg((&(q_0)[_S335]));
+            float4  _S338 = make_float4 (-65504.0f);
+            float4  _S339 = make_float4 (65504.0f);
+            float4  _S340 = clamp_0(make_float4 (_S336) * _S337, _S338, _S339);
+            float4  _S341 = __ldg((&(q_0)[_S335 + 1U]));
+            halves_0 = eight_halves_1(_S340, clamp_0(make_float4 (_S336) * _S341, _S338, _S339));
         }
         else
         {
-            halves_0 = _S324;
+            halves_0 = _S328;
         }
-        put_0(_S321 * 17U + _S322, halves_0);
+        put_0(_S325 * 17U + _S326, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S301)
+    if(thread_1 < _S305)
     {
-        _S295 = (_S312 + thread_0) < _S313;
+        _S299 = (_S316 + thread_1) < _S317;
     }
     else
     {
-        _S295 = false;
+        _S299 = false;
     }
-    if(_S295)
+    if(_S299)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S304, _S305 + _S312 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S308, _S309 + _S316 + thread_1);
     }
     __syncthreads();
-    uint _S338 = thread_0 % 32U;
-    uint _S339 = thread_0 / 32U * 16U;
+    uint _S342 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S339, _S338);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S340 = thread_0 / 16U;
-    uint _S341 = thread_0 % 16U;
-    uint _S342 = _S314 * _S319 + 8U * (U32_min((_S341), (_S319 / 8U - 1U)));
-    uint row_4 = _S312;
+    uint _S343 = (&attending_0)->part_0 * 32U;
+    uint _S344 = thread_1 / 16U;
+    uint _S345 = thread_1 % 16U;
+    uint _S346 = _S318 * _S323 + 8U * (U32_min((_S345), (_S323 / 8U - 1U)));
+    uint row_4 = _S316;
     for(;;)
     {
-        if(row_4 < _S313)
+        if(row_4 < _S317)
         {
         }
         else
         {
             break;
         }
-        uint _S343 = (*&row_sequences_0)[row_4 - _S312];
-        uint r_0 = _S338;
-        uint other_0 = _S313;
+        uint _S347 = (*&row_sequences_0)[row_4 - _S316];
+        uint r_0 = _S342;
+        uint other_0 = _S317;
         for(;;)
         {
-            if(r_0 < (_S313 - _S312))
+            if(r_0 < (_S317 - _S316))
             {
             }
             else
             {
                 break;
             }
-            uint _S344 = _S312 + r_0;
-            if(_S344 > row_4)
+            uint _S348 = _S316 + r_0;
+            if(_S348 > row_4)
             {
-                _S295 = ((*&row_sequences_0)[r_0]) != _S343;
+                _S299 = ((*&row_sequences_0)[r_0]) != _S347;
             }
             else
             {
-                _S295 = false;
+                _S299 = false;
             }
-            if(_S295)
+            if(_S299)
             {
-                other_0 = (U32_min((other_0), (_S344)));
+                other_0 = (U32_min((other_0), (_S348)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S345 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S343, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S349 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S347, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S350 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(_S350)
         {
-            uint _S346 = thread_0 / _S300;
-            uint _S347 = _S312 + _S346;
-            if(thread_0 < (_S301 * _S300))
+            uint _S351 = thread_1 / _S304;
+            uint _S352 = _S316 + _S351;
+            if(thread_1 < (_S305 * _S304))
             {
-                _S295 = _S347 < _S313;
+                _S299 = _S352 < _S317;
             }
             else
             {
-                _S295 = false;
+                _S299 = false;
             }
-            if(_S295)
+            if(_S299)
             {
-                uint _S348 = row_position_0(batch_3, _S304, _S305 + _S347);
-                uint _S349 = first_seen_0(_S348, p_0->window_0);
-                if(_S347 >= row_4)
+                uint _S353 = row_position_0(batch_3, _S308, _S309 + _S352);
+                uint _S354 = first_seen_0(_S353, p_0->window_0);
+                if(_S352 >= row_4)
                 {
-                    _S296 = _S347 < row_5;
+                    _S300 = _S352 < row_5;
                 }
                 else
                 {
-                    _S296 = false;
+                    _S300 = false;
                 }
-                if(_S296)
+                if(_S300)
                 {
-                    SequenceTable_0 _S350 = _S345;
-                    uint _S351 = SequenceTable_end_of_0(&_S350, _S348);
-                    i_2 = _S351;
+                    SequenceTable_0 _S355 = _S349;
+                    uint _S356 = SequenceTable_end_of_0(&_S355, _S353);
+                    i_2 = _S356;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S349;
+                begin_2 = _S354;
                 end_0 = i_2;
             }
             else
@@ -1528,76 +1546,79 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S352 = shown_0(_S338);
-        uint _S353 = _S352.x;
-        uint _S354 = _S352.y;
-        if(_S353 < _S354)
+        uint2  _S357 = shown_0(_S342);
+        uint _S358 = _S357.x;
+        uint _S359 = _S357.y;
+        if(_S358 < _S359)
         {
-            _S295 = _S354 != 4294967295U;
+            _S299 = _S359 != 4294967295U;
         }
         else
         {
-            _S295 = false;
+            _S299 = false;
         }
-        if(_S295)
+        if(_S299)
         {
-            uint _S355 = (U32_max((0U), (_S354)));
-            begin_2 = (U32_min((4294967295U), (_S353)));
-            end_0 = _S355;
+            uint _S360 = (U32_max((0U), (_S359)));
+            begin_2 = (U32_min((4294967295U), (_S358)));
+            end_0 = _S360;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S356 = (U32_max((0U), (_S353)));
-        uint _S357 = (U32_min((4294967295U), (_S354)));
-        uint2  _S358 = shown_0(32U + _S338);
-        uint _S359 = _S358.x;
-        uint _S360 = _S358.y;
-        if(_S359 < _S360)
+        uint _S361 = (U32_max((0U), (_S358)));
+        uint _S362 = (U32_min((4294967295U), (_S359)));
+        uint2  _S363 = shown_0(32U + _S342);
+        uint _S364 = _S363.x;
+        uint _S365 = _S363.y;
+        if(_S364 < _S365)
         {
-            _S296 = _S360 != 4294967295U;
+            _S300 = _S365 != 4294967295U;
         }
         else
         {
-            _S296 = false;
+            _S300 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S296)
+        if(_S300)
         {
-            uint _S361 = (U32_max((end_0), (_S360)));
-            begin_3 = (U32_min((begin_2), (_S359)));
-            end_1 = _S361;
+            uint _S366 = (U32_max((end_0), (_S365)));
+            begin_3 = (U32_min((begin_2), (_S364)));
+            end_1 = _S366;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S362 = (U32_max((_S356), (_S359)));
-        uint _S363 = (U32_min((_S357), (_S360)));
+        uint _S367 = (U32_max((_S361), (_S364)));
+        uint _S368 = (U32_min((_S362), (_S365)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S364 = (__reduce_max_sync(0xffffffffu, (_S362)));
-        uint _S365 = (__reduce_min_sync(0xffffffffu, (_S363)));
+        uint _S369 = (__reduce_max_sync(0xffffffffu, (_S367)));
+        uint _S370 = (__reduce_min_sync(0xffffffffu, (_S368)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(_S350)
             {
-                uint _S366 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S367 = _S345;
-                uint _S368 = SequenceTable_slot_0(&_S367, sequences_2, _S366);
-                (*&slots_0)[thread_0] = _S368;
+                uint _S371 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S372 = _S349;
+                uint _S373 = SequenceTable_slot_0(&_S372, sequences_2, _S371);
+                (*&slots_0)[thread_1] = _S373;
             }
             __syncthreads();
-            Parts_0 _S369 = load_0(k_pages_0, p_0->k_pages_offset_0, _S320, _S342, 0U, _S340);
-            Parts_store_0(&_S369, 0U, _S340, _S341);
+            Parts_0 _S374 = load_0(k_pages_0, p_0->k_pages_offset_0, _S324, _S346, 0U, _S344);
+            Parts_store_0(&_S374, 0U, _S344, _S345);
+            Parts_0 _S375 = load_0(v_pages_0, p_0->v_pages_offset_0, _S324, _S346, 0U, _S344);
+            Parts_store_0(&_S375, 544U, _S344, _S345);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1609,78 +1630,85 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S370 = 32U - now_0;
-            bool _S371 = thread_0 < 32U;
-            uint slot_2;
-            if(_S371)
+            uint _S376 = 1U - now_0;
+            if(at_3 < _S369)
             {
-                uint _S372 = (U32_min((at_3 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S373 = _S345;
-                uint _S374 = SequenceTable_slot_0(&_S373, sequences_2, _S372);
-                slot_2 = _S374;
+                _S301 = true;
+            }
+            else
+            {
+                _S301 = (at_3 + 32U) > _S370;
+            }
+            uint _S377 = _S376 * 32U;
+            Parts_0 _S378 = load_0(k_pages_0, p_0->k_pages_offset_0, _S324, _S346, _S377, _S344);
+            Parts_0 _S379 = load_0(v_pages_0, p_0->v_pages_offset_0, _S324, _S346, _S377, _S344);
+            bool _S380 = thread_1 < 32U;
+            uint slot_2;
+            if(_S380)
+            {
+                uint _S381 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S382 = _S349;
+                uint _S383 = SequenceTable_slot_0(&_S382, sequences_2, _S381);
+                slot_2 = _S383;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S375 = load_0(v_pages_0, p_0->v_pages_offset_0, _S320, _S342, now_0, _S340);
-            Attending_score_0(&attending_0, _S338, _S339);
-            Parts_0 _S376 = _S375;
-            Parts_store_0(&_S376, 544U, _S340, _S341);
-            if(_S371)
+            uint _S384 = now_0 * 1088U;
+            uint _S385 = _S343 * 17U;
+            Attending_score_0(&attending_0, _S384 + _S385);
+            Attending_weigh_0(&attending_0, at_3 + _S343, _S301);
+            Attending_add_0(&attending_0, _S384 + 544U + _S385);
+            uint _S386 = _S376 * 1088U;
+            Parts_0 _S387 = _S378;
+            Parts_store_0(&_S387, _S386, _S344, _S345);
+            uint _S388 = _S386 + 544U;
+            Parts_0 _S389 = _S379;
+            Parts_store_0(&_S389, _S388, _S344, _S345);
+            if(_S380)
             {
-                (*&slots_0)[_S370 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S377 = load_0(k_pages_0, p_0->k_pages_offset_0, _S320, _S342, _S370, _S340);
-            if(at_3 < _S364)
-            {
-                _S297 = true;
-            }
-            else
-            {
-                _S297 = (at_3 + 32U) > _S365;
-            }
-            Attending_weigh_0(&attending_0, _S338, _S339, at_3, _S297);
-            Attending_add_0(&attending_0, _S338, _S339);
-            Parts_0 _S378 = _S377;
-            Parts_store_0(&_S378, 0U, _S340, _S341);
             at_3 = at_3 + 32U;
-            now_0 = _S370;
+            now_0 = _S376;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S379 = p_0->sinks_offset_0;
+    uint _S390 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S379 + _S317;
+        i_2 = _S390 + _S321;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S312 * p_0->out_stride_0 + _S317 * _S319;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S316 * p_0->out_stride_0 + _S321 * _S323;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S319;
-    (&target_1)->heads_1 = _S300;
-    (&target_1)->rows_3 = _S313 - _S312;
-    (&target_1)->last_0 = _S318 - _S317;
-    Attending_0 _S380 = attending_0;
-    Target_0 _S381 = target_1;
-    Attending_write_0(&_S380, _S338, _S339, &_S381);
+    (&target_1)->head_dim_1 = _S323;
+    (&target_1)->heads_1 = _S304;
+    (&target_1)->rows_3 = _S317 - _S316;
+    (&target_1)->last_0 = _S322 - _S321;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S391 = attending_0;
+        Target_0 _S392 = target_1;
+        Attending_write_0(&_S391, &_S392);
+    }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S382 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S383 = p_1;
-    attend_0(blockIdx, _S382, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S383);
+    uint _S393 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S394 = p_1;
+    attend_0(blockIdx, _S393, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S394);
     return;
 }

@@ -115,7 +115,7 @@ __device__ uint4  Float32Halves_decode_0(Floats_0 * f_0)
     return eight_halves_0(clamp_0(f_0->first_0, _S1, _S2), clamp_0(f_0->second_0, _S1, _S2));
 }
 
-__device__ __shared__ FixedArray<uint4 , 1088>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2176>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
 {
@@ -242,6 +242,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
     FixedArray<uint4 , 8>  queries_0;
     FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -249,47 +253,53 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S20 = (own_0 + lane_0 % 16U) * 17U;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[_S20 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S21;
-    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S22;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S24;
-    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S25;
-    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S26;
-    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S27;
-    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S28;
+    uint _S20 = thread_0 % 32U;
+    this_1->lane_0 = _S20;
+    uint _S21 = thread_0 / 32U;
+    this_1->subgroup_0 = _S21;
+    uint _S22 = _S21 % 4U * 16U;
+    this_1->own_0 = _S22;
+    this_1->part_0 = 0U;
+    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(_S22 + _S20 % 16U) * 17U + _S20 / 16U])));
+    this_1->queries_0[0U] = _S23;
+    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S24;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S25;
+    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S26;
+    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S27;
+    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S28;
+    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S30;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S29 = make_int2 (int(0));
-    float2  _S30 = make_float2 ((float)_S29.x, (float)_S29.y);
-    this_1->totals_0[0U] = _S30;
-    int4  _S31 = make_int4 (int(0));
-    float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
-    this_1->sums_0[0U] = _S32;
-    this_1->sums_0[1U] = _S32;
-    this_1->sums_0[2U] = _S32;
-    this_1->sums_0[3U] = _S32;
-    this_1->sums_0[4U] = _S32;
-    this_1->sums_0[5U] = _S32;
-    this_1->sums_0[6U] = _S32;
-    this_1->sums_0[7U] = _S32;
-    this_1->sums_0[8U] = _S32;
-    this_1->sums_0[9U] = _S32;
-    this_1->sums_0[10U] = _S32;
-    this_1->sums_0[11U] = _S32;
-    this_1->sums_0[12U] = _S32;
-    this_1->sums_0[13U] = _S32;
-    this_1->sums_0[14U] = _S32;
-    this_1->sums_0[15U] = _S32;
+    int2  _S31 = make_int2 (int(0));
+    float2  _S32 = make_float2 ((float)_S31.x, (float)_S31.y);
+    this_1->totals_0[0U] = _S32;
+    int4  _S33 = make_int4 (int(0));
+    float4  _S34 = make_float4 ((float)_S33.x, (float)_S33.y, (float)_S33.z, (float)_S33.w);
+    this_1->sums_0[0U] = _S34;
+    this_1->sums_0[1U] = _S34;
+    this_1->sums_0[2U] = _S34;
+    this_1->sums_0[3U] = _S34;
+    this_1->sums_0[4U] = _S34;
+    this_1->sums_0[5U] = _S34;
+    this_1->sums_0[6U] = _S34;
+    this_1->sums_0[7U] = _S34;
+    this_1->sums_0[8U] = _S34;
+    this_1->sums_0[9U] = _S34;
+    this_1->sums_0[10U] = _S34;
+    this_1->sums_0[11U] = _S34;
+    this_1->sums_0[12U] = _S34;
+    this_1->sums_0[13U] = _S34;
+    this_1->sums_0[14U] = _S34;
+    this_1->sums_0[15U] = _S34;
     return;
 }
 
@@ -303,64 +313,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S33;
-    (&_S33)->begin_0 = begin_1;
-    (&_S33)->page_size_1 = page_size_2;
-    (&_S33)->pages_1 = pages_2;
-    (&_S33)->length_0 = length_1;
-    return _S33;
+    SequenceTable_0 _S35;
+    (&_S35)->begin_0 = begin_1;
+    (&_S35)->page_size_1 = page_size_2;
+    (&_S35)->pages_1 = pages_2;
+    (&_S35)->length_0 = length_1;
+    return _S35;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S34 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S35 = _S34 + 1U;
-    uint _S36 = __ldg((&(sequences_0)[_S34]));
-    return SequenceTable_x24init_0(_S35, page_size_3, pages_3, (U32_min((_S36), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S36 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S37 = _S36 + 1U;
+    uint _S38 = __ldg((&(sequences_0)[_S36]));
+    return SequenceTable_x24init_0(_S37, page_size_3, pages_3, (U32_min((_S38), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S37 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S37;
+    uint _S39 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S39;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S38;
+    bool _S40;
     if(window_1 != 0U)
     {
-        _S38 = position_0 >= window_1;
+        _S40 = position_0 >= window_1;
     }
     else
     {
-        _S38 = false;
+        _S40 = false;
     }
-    uint _S39;
-    if(_S38)
+    uint _S41;
+    if(_S40)
     {
-        _S39 = position_0 - window_1 + 1U;
+        _S41 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S39 = 0U;
+        _S41 = 0U;
     }
-    return _S39;
+    return _S41;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S40 = this_2->length_0;
-    uint _S41;
+    uint _S42 = this_2->length_0;
+    uint _S43;
     if(position_1 < (this_2->length_0))
     {
-        _S41 = position_1 + 1U;
+        _S43 = position_1 + 1U;
     }
     else
     {
-        _S41 = _S40;
+        _S43 = _S42;
     }
-    return _S41;
+    return _S43;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -378,558 +388,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S42 = this_3->begin_0;
-    uint _S43 = this_3->page_size_1;
-    uint _S44 = position_2 / this_3->page_size_1;
-    uint _S45 = __ldg((&(sequences_1)[_S42 + _S44]));
-    uint _S46 = (U32_min((_S45), (this_3->pages_1 - 1U))) * _S43;
-    uint _S47 = position_2 % _S43;
-    return _S46 + _S47;
+    uint _S44 = this_3->begin_0;
+    uint _S45 = this_3->page_size_1;
+    uint _S46 = position_2 / this_3->page_size_1;
+    uint _S47 = __ldg((&(sequences_1)[_S44 + _S46]));
+    uint _S48 = (U32_min((_S47), (this_3->pages_1 - 1U))) * _S45;
+    uint _S49 = position_2 % _S45;
+    return _S48 + _S49;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S48 = make_int4 (int(0));
-    float4  _S49 = make_float4 ((float)_S48.x, (float)_S48.y, (float)_S48.z, (float)_S48.w);
-    this_4->scores_0[0U] = _S49;
-    this_4->scores_0[1U] = _S49;
-    this_4->scores_0[2U] = _S49;
-    this_4->scores_0[3U] = _S49;
-    uint _S50 = lane_1 % 8U;
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + lane_1 / 8U % 2U])));
-    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S51.x, _S51.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S52;
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S51.z, _S51.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S53;
-    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + lane_1 / 8U % 2U])));
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.x, _S54.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S55;
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.z, _S54.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S56;
-    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S57.x, _S57.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S58;
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S57.z, _S57.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S59;
-    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S61;
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S62;
-    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S64;
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S65;
-    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S67;
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S68;
-    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S73;
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S74;
-    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S77;
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S82;
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S83;
-    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S86;
-    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S89;
-    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S50) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S94;
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S95;
-    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S50) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S98;
+    int4  _S50 = make_int4 (int(0));
+    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+    this_4->scores_0[0U] = _S51;
+    this_4->scores_0[1U] = _S51;
+    this_4->scores_0[2U] = _S51;
+    this_4->scores_0[3U] = _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S53;
+    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S54;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S56;
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S57;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S59;
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S60;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S62;
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S63;
+    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S66;
+    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S68;
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S69;
+    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S74;
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S84;
+    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S90;
+    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S95;
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S99;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S99;
+    bool _S100;
     if(partly_0)
     {
-        uint2  _S100 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S101 = lane_2 % 4U * 2U;
-        uint _S102 = at_1 + _S101;
-        uint _S103 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S101 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S102 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S103 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S102 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S102 >= (_S100.y);
+            _S100 = _S102 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S104 = _S102 + 1U;
+        uint _S104 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S104 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S104 >= (_S100.y);
+            _S100 = _S104 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S105 = at_1 + 8U + _S101;
-        if(_S105 < _S103)
+        uint _S105 = at_1 + 8U;
+        uint _S106 = _S105 + this_5->lane_0 % 4U * 2U;
+        if(_S106 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S105 >= (_S100.y);
+            _S100 = _S106 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S106 = _S105 + 1U;
-        if(_S106 < _S103)
+        uint _S107 = _S105 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S107 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S106 >= (_S100.y);
+            _S100 = _S107 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S107 = at_1 + 16U + _S101;
-        if(_S107 < _S103)
+        uint _S108 = at_1 + 16U;
+        uint _S109 = _S108 + this_5->lane_0 % 4U * 2U;
+        if(_S109 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S107 >= (_S100.y);
+            _S100 = _S109 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S108 = _S107 + 1U;
-        if(_S108 < _S103)
+        uint _S110 = _S108 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S110 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S108 >= (_S100.y);
+            _S100 = _S110 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S109 = at_1 + 24U + _S101;
-        if(_S109 < _S103)
+        uint _S111 = at_1 + 24U;
+        uint _S112 = _S111 + this_5->lane_0 % 4U * 2U;
+        if(_S112 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S109 >= (_S100.y);
+            _S100 = _S112 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = _S109 + 1U;
-        if(_S110 < _S103)
+        uint _S113 = _S111 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S113 < _S103)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S110 >= (_S100.y);
+            _S100 = _S113 >= (_S101.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S111 = *&((&this_5->peaks_0[0U])->x);
-    float _S112 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S111), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S113 = (__shfl_xor_sync(0xffffffffu, (_S112), (1U)));
-    float _S114 = (F32_max((_S112), (_S113)));
-    float _S115 = (__shfl_xor_sync(0xffffffffu, (_S114), (2U)));
-    float _S116 = (F32_max((_S114), (_S115)));
-    float _S117 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S116)));
-    *&((&this_5->peaks_0[0U])->x) = _S116;
-    float _S118 = _S117 * *&((&this_5->totals_0[0U])->x);
-    float _S119 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S116)));
-    *&((&this_5->scores_0[0U])->x) = _S119;
-    float total_0 = _S118 + _S119;
-    float _S120 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S116)));
-    *&((&this_5->scores_0[0U])->y) = _S120;
-    float total_1 = total_0 + _S120;
-    float _S121 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S116)));
-    *&((&this_5->scores_0[1U])->x) = _S121;
-    float total_2 = total_1 + _S121;
-    float _S122 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S116)));
-    *&((&this_5->scores_0[1U])->y) = _S122;
-    float total_3 = total_2 + _S122;
-    float _S123 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S116)));
-    *&((&this_5->scores_0[2U])->x) = _S123;
-    float total_4 = total_3 + _S123;
-    float _S124 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S116)));
-    *&((&this_5->scores_0[2U])->y) = _S124;
-    float total_5 = total_4 + _S124;
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S116)));
-    *&((&this_5->scores_0[3U])->x) = _S125;
-    float total_6 = total_5 + _S125;
-    float _S126 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S116)));
-    *&((&this_5->scores_0[3U])->y) = _S126;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S126;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S117;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S117;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S117;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S117;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S117;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S117;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S117;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S117;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S117;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S117;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S117;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S117;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S117;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S117;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S117;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S117;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S117;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S117;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S117;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S117;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S117;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S117;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S117;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S117;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S117;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S117;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S117;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S117;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S117;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S117;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S117;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S117;
+    float _S114 = *&((&this_5->peaks_0[0U])->x);
+    float _S115 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S114), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S116 = (__shfl_xor_sync(0xffffffffu, (_S115), (1U)));
+    float _S117 = (F32_max((_S115), (_S116)));
+    float _S118 = (__shfl_xor_sync(0xffffffffu, (_S117), (2U)));
+    float _S119 = (F32_max((_S117), (_S118)));
+    float _S120 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S119)));
+    *&((&this_5->peaks_0[0U])->x) = _S119;
+    float _S121 = _S120 * *&((&this_5->totals_0[0U])->x);
+    float _S122 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S119)));
+    *&((&this_5->scores_0[0U])->x) = _S122;
+    float total_0 = _S121 + _S122;
+    float _S123 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S119)));
+    *&((&this_5->scores_0[0U])->y) = _S123;
+    float total_1 = total_0 + _S123;
+    float _S124 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S119)));
+    *&((&this_5->scores_0[1U])->x) = _S124;
+    float total_2 = total_1 + _S124;
+    float _S125 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S119)));
+    *&((&this_5->scores_0[1U])->y) = _S125;
+    float total_3 = total_2 + _S125;
+    float _S126 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S119)));
+    *&((&this_5->scores_0[2U])->x) = _S126;
+    float total_4 = total_3 + _S126;
+    float _S127 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S119)));
+    *&((&this_5->scores_0[2U])->y) = _S127;
+    float total_5 = total_4 + _S127;
+    float _S128 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S119)));
+    *&((&this_5->scores_0[3U])->x) = _S128;
+    float total_6 = total_5 + _S128;
+    float _S129 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S119)));
+    *&((&this_5->scores_0[3U])->y) = _S129;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S129;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S120;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S120;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S120;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S120;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S120;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S120;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S120;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S120;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S120;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S120;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S120;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S120;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S120;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S120;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S120;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S120;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S120;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S120;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S120;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S120;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S120;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S120;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S120;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S120;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S120;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S120;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S120;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S120;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S120;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S120;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S120;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S120;
     if(partly_0)
     {
-        uint2  _S127 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S128 = lane_2 % 4U * 2U;
-        uint _S129 = at_1 + _S128;
-        uint _S130 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S129 < _S130)
+        uint2  _S130 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S131 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S132 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S131 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S129 >= (_S127.y);
+            _S100 = _S131 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S131 = _S129 + 1U;
-        if(_S131 < _S130)
+        uint _S133 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S133 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S131 >= (_S127.y);
+            _S100 = _S133 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S132 = at_1 + 8U + _S128;
-        if(_S132 < _S130)
+        uint _S134 = at_1 + 8U;
+        uint _S135 = _S134 + this_5->lane_0 % 4U * 2U;
+        if(_S135 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S132 >= (_S127.y);
+            _S100 = _S135 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S133 = _S132 + 1U;
-        if(_S133 < _S130)
+        uint _S136 = _S134 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S136 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S133 >= (_S127.y);
+            _S100 = _S136 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S134 = at_1 + 16U + _S128;
-        if(_S134 < _S130)
+        uint _S137 = at_1 + 16U;
+        uint _S138 = _S137 + this_5->lane_0 % 4U * 2U;
+        if(_S138 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S134 >= (_S127.y);
+            _S100 = _S138 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S135 = _S134 + 1U;
-        if(_S135 < _S130)
+        uint _S139 = _S137 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S139 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S135 >= (_S127.y);
+            _S100 = _S139 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S136 = at_1 + 24U + _S128;
-        if(_S136 < _S130)
+        uint _S140 = at_1 + 24U;
+        uint _S141 = _S140 + this_5->lane_0 % 4U * 2U;
+        if(_S141 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S136 >= (_S127.y);
+            _S100 = _S141 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S137 = _S136 + 1U;
-        if(_S137 < _S130)
+        uint _S142 = _S140 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S142 < _S132)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = _S137 >= (_S127.y);
+            _S100 = _S142 >= (_S130.y);
         }
-        if(_S99)
+        if(_S100)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S138 = *&((&this_5->peaks_0[0U])->y);
-    float _S139 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S138), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S140 = (__shfl_xor_sync(0xffffffffu, (_S139), (1U)));
-    float _S141 = (F32_max((_S139), (_S140)));
-    float _S142 = (__shfl_xor_sync(0xffffffffu, (_S141), (2U)));
-    float _S143 = (F32_max((_S141), (_S142)));
-    float _S144 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S143)));
-    *&((&this_5->peaks_0[0U])->y) = _S143;
-    float _S145 = _S144 * *&((&this_5->totals_0[0U])->y);
-    float _S146 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S143)));
-    *&((&this_5->scores_0[0U])->z) = _S146;
-    float total_7 = _S145 + _S146;
-    float _S147 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S143)));
-    *&((&this_5->scores_0[0U])->w) = _S147;
-    float total_8 = total_7 + _S147;
-    float _S148 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S143)));
-    *&((&this_5->scores_0[1U])->z) = _S148;
-    float total_9 = total_8 + _S148;
-    float _S149 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S143)));
-    *&((&this_5->scores_0[1U])->w) = _S149;
-    float total_10 = total_9 + _S149;
-    float _S150 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S143)));
-    *&((&this_5->scores_0[2U])->z) = _S150;
-    float total_11 = total_10 + _S150;
-    float _S151 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S143)));
-    *&((&this_5->scores_0[2U])->w) = _S151;
-    float total_12 = total_11 + _S151;
-    float _S152 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S143)));
-    *&((&this_5->scores_0[3U])->z) = _S152;
-    float total_13 = total_12 + _S152;
-    float _S153 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S143)));
-    *&((&this_5->scores_0[3U])->w) = _S153;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S153;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S144;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S144;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S144;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S144;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S144;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S144;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S144;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S144;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S144;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S144;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S144;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S144;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S144;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S144;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S144;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S144;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S144;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S144;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S144;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S144;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S144;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S144;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S144;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S144;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S144;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S144;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S144;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S144;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S144;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S144;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S144;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S144;
+    float _S143 = *&((&this_5->peaks_0[0U])->y);
+    float _S144 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S143), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S145 = (__shfl_xor_sync(0xffffffffu, (_S144), (1U)));
+    float _S146 = (F32_max((_S144), (_S145)));
+    float _S147 = (__shfl_xor_sync(0xffffffffu, (_S146), (2U)));
+    float _S148 = (F32_max((_S146), (_S147)));
+    float _S149 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S148)));
+    *&((&this_5->peaks_0[0U])->y) = _S148;
+    float _S150 = _S149 * *&((&this_5->totals_0[0U])->y);
+    float _S151 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S148)));
+    *&((&this_5->scores_0[0U])->z) = _S151;
+    float total_7 = _S150 + _S151;
+    float _S152 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S148)));
+    *&((&this_5->scores_0[0U])->w) = _S152;
+    float total_8 = total_7 + _S152;
+    float _S153 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S148)));
+    *&((&this_5->scores_0[1U])->z) = _S153;
+    float total_9 = total_8 + _S153;
+    float _S154 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S148)));
+    *&((&this_5->scores_0[1U])->w) = _S154;
+    float total_10 = total_9 + _S154;
+    float _S155 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S148)));
+    *&((&this_5->scores_0[2U])->z) = _S155;
+    float total_11 = total_10 + _S155;
+    float _S156 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S148)));
+    *&((&this_5->scores_0[2U])->w) = _S156;
+    float total_12 = total_11 + _S156;
+    float _S157 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S148)));
+    *&((&this_5->scores_0[3U])->z) = _S157;
+    float total_13 = total_12 + _S157;
+    float _S158 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S148)));
+    *&((&this_5->scores_0[3U])->w) = _S158;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S158;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S149;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S149;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S149;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S149;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S149;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S149;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S149;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S149;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S149;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S149;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S149;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S149;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S149;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S149;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S149;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S149;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S149;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S149;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S149;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S149;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S149;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S149;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S149;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S149;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S149;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S149;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S149;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S149;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S149;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S149;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S149;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S149;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S154 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S155 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S156 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S157 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S158 = make_uint4 (_S154, _S155, _S156, _S157);
-    uint _S159 = lane_3 % 16U;
-    uint _S160 = 544U + _S159 * 17U;
-    uint4  _S161 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + lane_3 / 16U])));
-    float4  _S162 = (wasmetal_multiply_half((_S158), (uint2 {_S161.x, _S161.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S162;
-    float4  _S163 = (wasmetal_multiply_half((_S158), (uint2 {_S161.z, _S161.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S163;
-    uint4  _S164 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 2U + lane_3 / 16U])));
-    float4  _S165 = (wasmetal_multiply_half((_S158), (uint2 {_S164.x, _S164.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S165;
-    float4  _S166 = (wasmetal_multiply_half((_S158), (uint2 {_S164.z, _S164.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S166;
-    uint4  _S167 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 4U + lane_3 / 16U])));
-    float4  _S168 = (wasmetal_multiply_half((_S158), (uint2 {_S167.x, _S167.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S168;
-    float4  _S169 = (wasmetal_multiply_half((_S158), (uint2 {_S167.z, _S167.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S169;
-    uint4  _S170 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 6U + lane_3 / 16U])));
-    float4  _S171 = (wasmetal_multiply_half((_S158), (uint2 {_S170.x, _S170.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S171;
-    float4  _S172 = (wasmetal_multiply_half((_S158), (uint2 {_S170.z, _S170.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S172;
-    uint4  _S173 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 8U + lane_3 / 16U])));
-    float4  _S174 = (wasmetal_multiply_half((_S158), (uint2 {_S173.x, _S173.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S174;
-    float4  _S175 = (wasmetal_multiply_half((_S158), (uint2 {_S173.z, _S173.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S175;
-    uint4  _S176 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 10U + lane_3 / 16U])));
-    float4  _S177 = (wasmetal_multiply_half((_S158), (uint2 {_S176.x, _S176.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S177;
-    float4  _S178 = (wasmetal_multiply_half((_S158), (uint2 {_S176.z, _S176.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S178;
-    uint4  _S179 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 12U + lane_3 / 16U])));
-    float4  _S180 = (wasmetal_multiply_half((_S158), (uint2 {_S179.x, _S179.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S180;
-    float4  _S181 = (wasmetal_multiply_half((_S158), (uint2 {_S179.z, _S179.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S181;
-    uint4  _S182 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S160 + 14U + lane_3 / 16U])));
-    float4  _S183 = (wasmetal_multiply_half((_S158), (uint2 {_S182.x, _S182.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S183;
-    float4  _S184 = (wasmetal_multiply_half((_S158), (uint2 {_S182.z, _S182.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S184;
-    uint _S185 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S186 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S187 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S188 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S189 = make_uint4 (_S185, _S186, _S187, _S188);
-    uint _S190 = 544U + (16U + _S159) * 17U;
-    uint4  _S191 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + lane_3 / 16U])));
-    float4  _S192 = (wasmetal_multiply_half((_S189), (uint2 {_S191.x, _S191.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S192;
-    float4  _S193 = (wasmetal_multiply_half((_S189), (uint2 {_S191.z, _S191.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S193;
-    uint4  _S194 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 2U + lane_3 / 16U])));
-    float4  _S195 = (wasmetal_multiply_half((_S189), (uint2 {_S194.x, _S194.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S195;
-    float4  _S196 = (wasmetal_multiply_half((_S189), (uint2 {_S194.z, _S194.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S196;
-    uint4  _S197 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 4U + lane_3 / 16U])));
-    float4  _S198 = (wasmetal_multiply_half((_S189), (uint2 {_S197.x, _S197.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S198;
-    float4  _S199 = (wasmetal_multiply_half((_S189), (uint2 {_S197.z, _S197.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S199;
-    uint4  _S200 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 6U + lane_3 / 16U])));
-    float4  _S201 = (wasmetal_multiply_half((_S189), (uint2 {_S200.x, _S200.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S201;
-    float4  _S202 = (wasmetal_multiply_half((_S189), (uint2 {_S200.z, _S200.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S202;
-    uint4  _S203 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 8U + lane_3 / 16U])));
-    float4  _S204 = (wasmetal_multiply_half((_S189), (uint2 {_S203.x, _S203.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S204;
-    float4  _S205 = (wasmetal_multiply_half((_S189), (uint2 {_S203.z, _S203.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S205;
-    uint4  _S206 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 10U + lane_3 / 16U])));
-    float4  _S207 = (wasmetal_multiply_half((_S189), (uint2 {_S206.x, _S206.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S207;
-    float4  _S208 = (wasmetal_multiply_half((_S189), (uint2 {_S206.z, _S206.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S208;
-    uint4  _S209 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 12U + lane_3 / 16U])));
-    float4  _S210 = (wasmetal_multiply_half((_S189), (uint2 {_S209.x, _S209.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S210;
-    float4  _S211 = (wasmetal_multiply_half((_S189), (uint2 {_S209.z, _S209.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S211;
-    uint4  _S212 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 14U + lane_3 / 16U])));
-    float4  _S213 = (wasmetal_multiply_half((_S189), (uint2 {_S212.x, _S212.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S213;
-    float4  _S214 = (wasmetal_multiply_half((_S189), (uint2 {_S212.z, _S212.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S214;
+    uint _S159 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S160 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S161 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S162 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S163 = make_uint4 (_S159, _S160, _S161, _S162);
+    uint4  _S164 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S165 = (wasmetal_multiply_half((_S163), (uint2 {_S164.x, _S164.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S165;
+    float4  _S166 = (wasmetal_multiply_half((_S163), (uint2 {_S164.z, _S164.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S166;
+    uint4  _S167 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S168 = (wasmetal_multiply_half((_S163), (uint2 {_S167.x, _S167.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S168;
+    float4  _S169 = (wasmetal_multiply_half((_S163), (uint2 {_S167.z, _S167.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S169;
+    uint4  _S170 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S171 = (wasmetal_multiply_half((_S163), (uint2 {_S170.x, _S170.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S171;
+    float4  _S172 = (wasmetal_multiply_half((_S163), (uint2 {_S170.z, _S170.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S172;
+    uint4  _S173 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S174 = (wasmetal_multiply_half((_S163), (uint2 {_S173.x, _S173.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S174;
+    float4  _S175 = (wasmetal_multiply_half((_S163), (uint2 {_S173.z, _S173.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S175;
+    uint4  _S176 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S177 = (wasmetal_multiply_half((_S163), (uint2 {_S176.x, _S176.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S177;
+    float4  _S178 = (wasmetal_multiply_half((_S163), (uint2 {_S176.z, _S176.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S178;
+    uint4  _S179 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S180 = (wasmetal_multiply_half((_S163), (uint2 {_S179.x, _S179.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S180;
+    float4  _S181 = (wasmetal_multiply_half((_S163), (uint2 {_S179.z, _S179.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S181;
+    uint4  _S182 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S183 = (wasmetal_multiply_half((_S163), (uint2 {_S182.x, _S182.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S183;
+    float4  _S184 = (wasmetal_multiply_half((_S163), (uint2 {_S182.z, _S182.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S184;
+    uint4  _S185 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S186 = (wasmetal_multiply_half((_S163), (uint2 {_S185.x, _S185.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S186;
+    float4  _S187 = (wasmetal_multiply_half((_S163), (uint2 {_S185.z, _S185.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S187;
+    uint _S188 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S189 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S190 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S191 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S192 = make_uint4 (_S188, _S189, _S190, _S191);
+    uint4  _S193 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S194 = (wasmetal_multiply_half((_S192), (uint2 {_S193.x, _S193.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S194;
+    float4  _S195 = (wasmetal_multiply_half((_S192), (uint2 {_S193.z, _S193.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S195;
+    uint4  _S196 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S197 = (wasmetal_multiply_half((_S192), (uint2 {_S196.x, _S196.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S197;
+    float4  _S198 = (wasmetal_multiply_half((_S192), (uint2 {_S196.z, _S196.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S198;
+    uint4  _S199 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S200 = (wasmetal_multiply_half((_S192), (uint2 {_S199.x, _S199.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S200;
+    float4  _S201 = (wasmetal_multiply_half((_S192), (uint2 {_S199.z, _S199.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S201;
+    uint4  _S202 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S203 = (wasmetal_multiply_half((_S192), (uint2 {_S202.x, _S202.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S203;
+    float4  _S204 = (wasmetal_multiply_half((_S192), (uint2 {_S202.z, _S202.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S204;
+    uint4  _S205 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S206 = (wasmetal_multiply_half((_S192), (uint2 {_S205.x, _S205.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S206;
+    float4  _S207 = (wasmetal_multiply_half((_S192), (uint2 {_S205.z, _S205.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S207;
+    uint4  _S208 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S209 = (wasmetal_multiply_half((_S192), (uint2 {_S208.x, _S208.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S209;
+    float4  _S210 = (wasmetal_multiply_half((_S192), (uint2 {_S208.z, _S208.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S210;
+    uint4  _S211 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S212 = (wasmetal_multiply_half((_S192), (uint2 {_S211.x, _S211.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S212;
+    float4  _S213 = (wasmetal_multiply_half((_S192), (uint2 {_S211.z, _S211.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S213;
+    uint4  _S214 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S215 = (wasmetal_multiply_half((_S192), (uint2 {_S214.x, _S214.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S215;
+    float4  _S216 = (wasmetal_multiply_half((_S192), (uint2 {_S214.z, _S214.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S216;
     return;
 }
 
@@ -946,448 +956,455 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S215 = this_7->heads_1;
-    uint _S216 = query_2 / this_7->heads_1;
-    bool _S217;
-    if(_S216 < (this_7->rows_3))
-    {
-        uint _S218 = query_2 % _S215;
-        _S217 = _S218 < (this_7->last_0);
-    }
-    else
-    {
-        _S217 = false;
-    }
-    return _S217;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S219 = this_8->sinks_at_0;
-    bool _S220;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S217 = this_8->heads_1;
+    uint _S218 = query_2 / this_8->heads_1;
+    bool _S219;
+    if(_S218 < (this_8->rows_3))
     {
-        bool _S221 = Target_has_0(this_8, query_3);
-        _S220 = _S221;
+        uint _S220 = query_2 % _S217;
+        _S219 = _S220 < (this_8->last_0);
     }
     else
     {
-        _S220 = false;
+        _S219 = false;
     }
-    float _S222;
-    if(_S220)
-    {
-        uint _S223 = query_3 % this_8->heads_1;
-        float _S224 = __ldg((&(this_8->sinks_0)[_S219 + _S223]));
-        _S222 = total_14 + (F32_exp2((1.4426950216293335f * _S224 - peak_0)));
-    }
-    else
-    {
-        _S222 = total_14;
-    }
-    if(_S222 != 0.0f)
-    {
-        _S222 = 1.0f / _S222;
-    }
-    else
-    {
-        _S222 = 0.0f;
-    }
-    return _S222;
+    return _S219;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S225 = this_9->at_2;
-    uint _S226 = this_9->heads_1;
-    uint _S227 = query_4 / this_9->heads_1;
-    uint _S228 = _S225 + _S227 * this_9->stride_0;
-    uint _S229 = query_4 % _S226;
-    return _S228 + _S229 * this_9->head_dim_1;
+    uint _S221 = this_9->sinks_at_0;
+    bool _S222;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S223 = Target_has_0(this_9, query_3);
+        _S222 = _S223;
+    }
+    else
+    {
+        _S222 = false;
+    }
+    float _S224;
+    if(_S222)
+    {
+        uint _S225 = query_3 % this_9->heads_1;
+        float _S226 = __ldg((&(this_9->sinks_0)[_S221 + _S225]));
+        _S224 = total_14 + (F32_exp2((1.4426950216293335f * _S226 - peak_0)));
+    }
+    else
+    {
+        _S224 = total_14;
+    }
+    if(_S224 != 0.0f)
+    {
+        _S224 = 1.0f / _S224;
+    }
+    else
+    {
+        _S224 = 0.0f;
+    }
+    return _S224;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S230 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S230;
-    float _S231 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S232 = own_4 + lane_4 / 4U;
-    float _S233 = Target_factor_0(target_0, _S232, *&((&this_10->peaks_0[0U])->x), total_15 + _S231);
-    bool _S234 = Target_has_0(target_0, _S232);
-    if(_S234)
+    uint _S227 = this_10->at_2;
+    uint _S228 = this_10->heads_1;
+    uint _S229 = query_4 / this_10->heads_1;
+    uint _S230 = _S227 + _S229 * this_10->stride_0;
+    uint _S231 = query_4 % _S228;
+    return _S230 + _S231 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S232 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S232;
+    float _S233 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S234 = this_11->own_0;
+    uint _S235 = this_11->lane_0;
+    uint _S236 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S237 = Target_factor_0(target_0, _S236, *&((&this_11->peaks_0[0U])->x), total_15 + _S233);
+    bool _S238 = Target_has_0(target_0, _S236);
+    if(_S238)
     {
-        uint _S235 = Target_place_0(target_0, _S232);
-        uint _S236 = lane_4 % 4U * 2U;
-        uint _S237 = target_0->head_dim_1;
-        if(_S236 < (target_0->head_dim_1))
+        uint _S239 = Target_place_0(target_0, _S236);
+        uint _S240 = _S235 % 4U * 2U;
+        uint _S241 = target_0->head_dim_1;
+        if(_S240 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S235 + _S236]) = _S233 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S239 + _S240]) = _S237 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S238 = _S236 + 1U;
-        if(_S238 < _S237)
+        uint _S242 = _S240 + 1U;
+        if(_S242 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S238]) = _S233 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S239 + _S242]) = _S237 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S239 = 8U + _S236;
-        if(_S239 < _S237)
+        uint _S243 = 8U + _S240;
+        if(_S243 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S239]) = _S233 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S240 = _S239 + 1U;
-        if(_S240 < _S237)
-        {
-            *(&(target_0->result_2)[_S235 + _S240]) = _S233 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S241 = 16U + _S236;
-        if(_S241 < _S237)
-        {
-            *(&(target_0->result_2)[_S235 + _S241]) = _S233 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S242 = _S241 + 1U;
-        if(_S242 < _S237)
-        {
-            *(&(target_0->result_2)[_S235 + _S242]) = _S233 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S243 = 24U + _S236;
-        if(_S243 < _S237)
-        {
-            *(&(target_0->result_2)[_S235 + _S243]) = _S233 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S239 + _S243]) = _S237 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S244 = _S243 + 1U;
-        if(_S244 < _S237)
+        if(_S244 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S244]) = _S233 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S239 + _S244]) = _S237 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S245 = 32U + _S236;
-        if(_S245 < _S237)
+        uint _S245 = 16U + _S240;
+        if(_S245 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S245]) = _S233 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S239 + _S245]) = _S237 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S246 = _S245 + 1U;
-        if(_S246 < _S237)
+        if(_S246 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S246]) = _S233 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S239 + _S246]) = _S237 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S247 = 40U + _S236;
-        if(_S247 < _S237)
+        uint _S247 = 24U + _S240;
+        if(_S247 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S247]) = _S233 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S239 + _S247]) = _S237 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S248 = _S247 + 1U;
-        if(_S248 < _S237)
+        if(_S248 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S248]) = _S233 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S239 + _S248]) = _S237 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S249 = 48U + _S236;
-        if(_S249 < _S237)
+        uint _S249 = 32U + _S240;
+        if(_S249 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S249]) = _S233 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S239 + _S249]) = _S237 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S250 = _S249 + 1U;
-        if(_S250 < _S237)
+        if(_S250 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S250]) = _S233 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S239 + _S250]) = _S237 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S251 = 56U + _S236;
-        if(_S251 < _S237)
+        uint _S251 = 40U + _S240;
+        if(_S251 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S251]) = _S233 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S239 + _S251]) = _S237 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S252 = _S251 + 1U;
-        if(_S252 < _S237)
+        if(_S252 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S252]) = _S233 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S239 + _S252]) = _S237 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S253 = 64U + _S236;
-        if(_S253 < _S237)
+        uint _S253 = 48U + _S240;
+        if(_S253 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S253]) = _S233 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S239 + _S253]) = _S237 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S254 = _S253 + 1U;
-        if(_S254 < _S237)
+        if(_S254 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S254]) = _S233 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S239 + _S254]) = _S237 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S255 = 72U + _S236;
-        if(_S255 < _S237)
+        uint _S255 = 56U + _S240;
+        if(_S255 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S255]) = _S233 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S239 + _S255]) = _S237 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S256 = _S255 + 1U;
-        if(_S256 < _S237)
+        if(_S256 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S256]) = _S233 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S239 + _S256]) = _S237 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S257 = 80U + _S236;
-        if(_S257 < _S237)
+        uint _S257 = 64U + _S240;
+        if(_S257 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S257]) = _S233 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S239 + _S257]) = _S237 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S258 = _S257 + 1U;
-        if(_S258 < _S237)
+        if(_S258 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S258]) = _S233 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S239 + _S258]) = _S237 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S259 = 88U + _S236;
-        if(_S259 < _S237)
+        uint _S259 = 72U + _S240;
+        if(_S259 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S259]) = _S233 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S239 + _S259]) = _S237 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S260 = _S259 + 1U;
-        if(_S260 < _S237)
+        if(_S260 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S260]) = _S233 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S239 + _S260]) = _S237 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S261 = 96U + _S236;
-        if(_S261 < _S237)
+        uint _S261 = 80U + _S240;
+        if(_S261 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S261]) = _S233 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S239 + _S261]) = _S237 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S262 = _S261 + 1U;
-        if(_S262 < _S237)
+        if(_S262 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S262]) = _S233 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S239 + _S262]) = _S237 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S263 = 104U + _S236;
-        if(_S263 < _S237)
+        uint _S263 = 88U + _S240;
+        if(_S263 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S263]) = _S233 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S239 + _S263]) = _S237 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S264 = _S263 + 1U;
-        if(_S264 < _S237)
+        if(_S264 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S264]) = _S233 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S239 + _S264]) = _S237 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S265 = 112U + _S236;
-        if(_S265 < _S237)
+        uint _S265 = 96U + _S240;
+        if(_S265 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S265]) = _S233 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S239 + _S265]) = _S237 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S266 = _S265 + 1U;
-        if(_S266 < _S237)
+        if(_S266 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S266]) = _S233 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S239 + _S266]) = _S237 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S267 = 120U + _S236;
-        if(_S267 < _S237)
+        uint _S267 = 104U + _S240;
+        if(_S267 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S267]) = _S233 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S239 + _S267]) = _S237 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S268 = _S267 + 1U;
-        if(_S268 < _S237)
+        if(_S268 < _S241)
         {
-            *(&(target_0->result_2)[_S235 + _S268]) = _S233 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S239 + _S268]) = _S237 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S269 = 112U + _S240;
+        if(_S269 < _S241)
+        {
+            *(&(target_0->result_2)[_S239 + _S269]) = _S237 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S270 = _S269 + 1U;
+        if(_S270 < _S241)
+        {
+            *(&(target_0->result_2)[_S239 + _S270]) = _S237 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S271 = 120U + _S240;
+        if(_S271 < _S241)
+        {
+            *(&(target_0->result_2)[_S239 + _S271]) = _S237 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S272 = _S271 + 1U;
+        if(_S272 < _S241)
+        {
+            *(&(target_0->result_2)[_S239 + _S272]) = _S237 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S269 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S269;
-    float _S270 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S271 = own_4 + 8U + lane_4 / 4U;
-    float _S272 = Target_factor_0(target_0, _S271, *&((&this_10->peaks_0[0U])->y), total_16 + _S270);
-    bool _S273 = Target_has_0(target_0, _S271);
-    if(_S273)
+    float _S273 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S273;
+    float _S274 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S275 = _S234 + 8U + _S235 / 4U;
+    float _S276 = Target_factor_0(target_0, _S275, *&((&this_11->peaks_0[0U])->y), total_16 + _S274);
+    bool _S277 = Target_has_0(target_0, _S275);
+    if(_S277)
     {
-        uint _S274 = Target_place_0(target_0, _S271);
-        uint _S275 = lane_4 % 4U * 2U;
-        uint _S276 = target_0->head_dim_1;
-        if(_S275 < (target_0->head_dim_1))
+        uint _S278 = Target_place_0(target_0, _S275);
+        uint _S279 = _S235 % 4U * 2U;
+        uint _S280 = target_0->head_dim_1;
+        if(_S279 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S274 + _S275]) = _S272 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S278 + _S279]) = _S276 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S277 = _S275 + 1U;
-        if(_S277 < _S276)
+        uint _S281 = _S279 + 1U;
+        if(_S281 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S277]) = _S272 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S278 + _S281]) = _S276 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S278 = 8U + _S275;
-        if(_S278 < _S276)
+        uint _S282 = 8U + _S279;
+        if(_S282 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S278]) = _S272 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S279 = _S278 + 1U;
-        if(_S279 < _S276)
-        {
-            *(&(target_0->result_2)[_S274 + _S279]) = _S272 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S280 = 16U + _S275;
-        if(_S280 < _S276)
-        {
-            *(&(target_0->result_2)[_S274 + _S280]) = _S272 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S281 = _S280 + 1U;
-        if(_S281 < _S276)
-        {
-            *(&(target_0->result_2)[_S274 + _S281]) = _S272 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S282 = 24U + _S275;
-        if(_S282 < _S276)
-        {
-            *(&(target_0->result_2)[_S274 + _S282]) = _S272 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S278 + _S282]) = _S276 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S283 = _S282 + 1U;
-        if(_S283 < _S276)
+        if(_S283 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S283]) = _S272 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S278 + _S283]) = _S276 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S284 = 32U + _S275;
-        if(_S284 < _S276)
+        uint _S284 = 16U + _S279;
+        if(_S284 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S284]) = _S272 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S278 + _S284]) = _S276 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S285 = _S284 + 1U;
-        if(_S285 < _S276)
+        if(_S285 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S285]) = _S272 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S278 + _S285]) = _S276 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S286 = 40U + _S275;
-        if(_S286 < _S276)
+        uint _S286 = 24U + _S279;
+        if(_S286 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S286]) = _S272 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S278 + _S286]) = _S276 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S287 = _S286 + 1U;
-        if(_S287 < _S276)
+        if(_S287 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S287]) = _S272 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S278 + _S287]) = _S276 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S288 = 48U + _S275;
-        if(_S288 < _S276)
+        uint _S288 = 32U + _S279;
+        if(_S288 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S288]) = _S272 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S278 + _S288]) = _S276 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S289 = _S288 + 1U;
-        if(_S289 < _S276)
+        if(_S289 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S289]) = _S272 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S278 + _S289]) = _S276 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S290 = 56U + _S275;
-        if(_S290 < _S276)
+        uint _S290 = 40U + _S279;
+        if(_S290 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S290]) = _S272 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S278 + _S290]) = _S276 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S291 = _S290 + 1U;
-        if(_S291 < _S276)
+        if(_S291 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S291]) = _S272 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S278 + _S291]) = _S276 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S292 = 64U + _S275;
-        if(_S292 < _S276)
+        uint _S292 = 48U + _S279;
+        if(_S292 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S292]) = _S272 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S278 + _S292]) = _S276 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S293 = _S292 + 1U;
-        if(_S293 < _S276)
+        if(_S293 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S293]) = _S272 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S278 + _S293]) = _S276 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S294 = 72U + _S275;
-        if(_S294 < _S276)
+        uint _S294 = 56U + _S279;
+        if(_S294 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S294]) = _S272 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S278 + _S294]) = _S276 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S295 = _S294 + 1U;
-        if(_S295 < _S276)
+        if(_S295 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S295]) = _S272 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S278 + _S295]) = _S276 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S296 = 80U + _S275;
-        if(_S296 < _S276)
+        uint _S296 = 64U + _S279;
+        if(_S296 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S296]) = _S272 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S278 + _S296]) = _S276 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S297 = _S296 + 1U;
-        if(_S297 < _S276)
+        if(_S297 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S297]) = _S272 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S278 + _S297]) = _S276 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S298 = 88U + _S275;
-        if(_S298 < _S276)
+        uint _S298 = 72U + _S279;
+        if(_S298 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S298]) = _S272 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S278 + _S298]) = _S276 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S299 = _S298 + 1U;
-        if(_S299 < _S276)
+        if(_S299 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S299]) = _S272 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S278 + _S299]) = _S276 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S300 = 96U + _S275;
-        if(_S300 < _S276)
+        uint _S300 = 80U + _S279;
+        if(_S300 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S300]) = _S272 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S278 + _S300]) = _S276 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S301 = _S300 + 1U;
-        if(_S301 < _S276)
+        if(_S301 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S301]) = _S272 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S278 + _S301]) = _S276 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S302 = 104U + _S275;
-        if(_S302 < _S276)
+        uint _S302 = 88U + _S279;
+        if(_S302 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S302]) = _S272 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S278 + _S302]) = _S276 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S303 = _S302 + 1U;
-        if(_S303 < _S276)
+        if(_S303 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S303]) = _S272 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S278 + _S303]) = _S276 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S304 = 112U + _S275;
-        if(_S304 < _S276)
+        uint _S304 = 96U + _S279;
+        if(_S304 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S304]) = _S272 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S278 + _S304]) = _S276 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S305 = _S304 + 1U;
-        if(_S305 < _S276)
+        if(_S305 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S305]) = _S272 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S278 + _S305]) = _S276 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S306 = 120U + _S275;
-        if(_S306 < _S276)
+        uint _S306 = 104U + _S279;
+        if(_S306 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S306]) = _S272 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S278 + _S306]) = _S276 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S307 = _S306 + 1U;
-        if(_S307 < _S276)
+        if(_S307 < _S280)
         {
-            *(&(target_0->result_2)[_S274 + _S307]) = _S272 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S278 + _S307]) = _S276 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S308 = 112U + _S279;
+        if(_S308 < _S280)
+        {
+            *(&(target_0->result_2)[_S278 + _S308]) = _S276 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S309 = _S308 + 1U;
+        if(_S309 < _S280)
+        {
+            *(&(target_0->result_2)[_S278 + _S309]) = _S276 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S310 = 120U + _S279;
+        if(_S310 < _S280)
+        {
+            *(&(target_0->result_2)[_S278 + _S310]) = _S276 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S311 = _S310 + 1U;
+        if(_S311 < _S280)
+        {
+            *(&(target_0->result_2)[_S278 + _S311]) = _S276 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S308;
-    bool _S309;
-    bool _S310;
-    uint _S311 = p_0->kv_heads_0;
-    uint _S312 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S313 = (U32_min((_S312), (64U)));
-    uint _S314 = 64U / _S313;
-    uint _S315 = (_S312 + 64U - 1U) / 64U;
-    uint _S316 = _S311 * _S315;
-    uint _S317 = p_0->batch_offset_0;
-    uint _S318 = p_0->batch_row_0;
-    uint _S319 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S320 = (_S319 + _S314 - 1U) / _S314;
-    uint _S321 = group_number_0(group_1);
-    if(_S321 >= (_S320 * _S316))
+    bool _S312;
+    bool _S313;
+    bool _S314;
+    uint _S315 = p_0->kv_heads_0;
+    uint _S316 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S317 = (U32_min((_S316), (64U)));
+    uint _S318 = 64U / _S317;
+    uint _S319 = (_S316 + 64U - 1U) / 64U;
+    uint _S320 = _S315 * _S319;
+    uint _S321 = p_0->batch_offset_0;
+    uint _S322 = p_0->batch_row_0;
+    uint _S323 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S324 = (_S323 + _S318 - 1U) / _S318;
+    uint _S325 = group_number_0(group_1);
+    if(_S325 >= (_S324 * _S320))
     {
         return;
     }
-    uint _S322 = _S321 % _S316;
-    uint _S323 = _S320 - 1U;
-    uint _S324 = _S321 / _S316;
-    uint _S325 = (_S323 - _S324) * _S314;
-    uint _S326 = (U32_min((_S325 + _S314), (_S319)));
-    uint _S327 = _S322 / _S315;
-    uint _S328 = _S327 * _S312;
-    uint _S329 = _S322 % _S315;
-    uint _S330 = _S328 + _S329 * 64U;
-    uint _S331 = (_S327 + 1U) * _S312;
-    uint _S332 = p_0->head_dim_0;
-    uint _S333 = _S311 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S326 = _S325 % _S320;
+    uint _S327 = _S324 - 1U;
+    uint _S328 = _S325 / _S320;
+    uint _S329 = (_S327 - _S328) * _S318;
+    uint _S330 = (U32_min((_S329 + _S318), (_S323)));
+    uint _S331 = _S326 / _S319;
+    uint _S332 = _S331 * _S316;
+    uint _S333 = _S326 % _S319;
+    uint _S334 = _S332 + _S333 * 64U;
+    uint _S335 = (_S331 + 1U) * _S316;
+    uint _S336 = p_0->head_dim_0;
+    uint _S337 = _S315 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 1024U)
@@ -1397,156 +1414,157 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S334 = i_2 / 16U;
-        uint _S335 = i_2 % 16U;
-        int4  _S336 = make_int4 (int(0));
-        uint4  _S337 = make_uint4 ((uint)_S336.x, (uint)_S336.y, (uint)_S336.z, (uint)_S336.w);
-        if(_S334 < (_S314 * _S313))
+        uint _S338 = i_2 / 16U;
+        uint _S339 = i_2 % 16U;
+        int4  _S340 = make_int4 (int(0));
+        uint4  _S341 = make_uint4 ((uint)_S340.x, (uint)_S340.y, (uint)_S340.z, (uint)_S340.w);
+        if(_S338 < (_S318 * _S317))
         {
-            uint _S338 = _S334 / _S313;
-            _S308 = (_S325 + _S338) < _S326;
+            uint _S342 = _S338 / _S317;
+            _S312 = (_S329 + _S342) < _S330;
         }
         else
         {
-            _S308 = false;
+            _S312 = false;
         }
-        if(_S308)
+        if(_S312)
         {
-            uint _S339 = _S334 % _S313;
-            _S309 = (_S330 + _S339) < _S331;
-        }
-        else
-        {
-            _S309 = false;
-        }
-        if(_S309)
-        {
-            _S310 = (8U * _S335) < _S332;
+            uint _S343 = _S338 % _S317;
+            _S313 = (_S334 + _S343) < _S335;
         }
         else
         {
-            _S310 = false;
+            _S313 = false;
+        }
+        if(_S313)
+        {
+            _S314 = (8U * _S339) < _S336;
+        }
+        else
+        {
+            _S314 = false;
         }
         uint4  halves_0;
-        if(_S310)
+        if(_S314)
         {
-            uint _S340 = p_0->q_offset_0;
-            uint _S341 = _S334 / _S313;
-            uint _S342 = _S340 + (_S325 + _S341) * p_0->q_stride_0;
-            uint _S343 = _S334 % _S313;
-            uint _S344 = (_S342 + (_S330 + _S343) * _S332) / 4U + 2U * _S335;
-            float _S345 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S346 = __ldg((&(q_0)[_S344]));
-            float4  _S347 = make_float4 (-65504.0f);
-            float4  _S348 = make_float4 (65504.0f);
-            float4  _S349 = clamp_0(make_float4 (_S345) * _S346, _S347, _S348);
-            float4  _S350 = __ldg((&(q_0)[_S344 + 1U]));
-            halves_0 = eight_halves_0(_S349, clamp_0(make_float4 (_S345) * _S350, _S347, _S348));
+            uint _S344 = p_0->q_offset_0;
+            uint _S345 = _S338 / _S317;
+            uint _S346 = _S344 + (_S329 + _S345) * p_0->q_stride_0;
+            uint _S347 = _S338 % _S317;
+            uint _S348 = (_S346 + (_S334 + _S347) * _S336) / 4U + 2U * _S339;
+            float _S349 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S350 = __ldg((&(q_0)[_S348]));
+            float4  _S351 = make_float4 (-65504.0f);
+            float4  _S352 = make_float4 (65504.0f);
+            float4  _S353 = clamp_0(make_float4 (_S349) * _S350, _S351, _S352);
+            float4  _S354 = __ldg((&(q_0)[_S348 + 1U]));
+            halves_0 = eight_halves_0(_S353, clamp_0(make_float4 (_S349) * _S354, _S351, _S352));
         }
         else
         {
-            halves_0 = _S337;
+            halves_0 = _S341;
         }
-        put_0(_S334 * 17U + _S335, halves_0);
+        put_0(_S338 * 17U + _S339, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S314)
+    if(thread_1 < _S318)
     {
-        _S308 = (_S325 + thread_0) < _S326;
+        _S312 = (_S329 + thread_1) < _S330;
     }
     else
     {
-        _S308 = false;
+        _S312 = false;
     }
-    if(_S308)
+    if(_S312)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S317, _S318 + _S325 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S321, _S322 + _S329 + thread_1);
     }
     __syncthreads();
-    uint _S351 = thread_0 % 32U;
-    uint _S352 = thread_0 / 32U * 16U;
+    uint _S355 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S352, _S351);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S353 = thread_0 / 16U;
-    uint _S354 = thread_0 % 16U;
-    uint _S355 = _S327 * _S332 + 8U * (U32_min((_S354), (_S332 / 8U - 1U)));
-    uint row_4 = _S325;
+    uint _S356 = (&attending_0)->part_0 * 32U;
+    uint _S357 = thread_1 / 16U;
+    uint _S358 = thread_1 % 16U;
+    uint _S359 = _S331 * _S336 + 8U * (U32_min((_S358), (_S336 / 8U - 1U)));
+    uint row_4 = _S329;
     for(;;)
     {
-        if(row_4 < _S326)
+        if(row_4 < _S330)
         {
         }
         else
         {
             break;
         }
-        uint _S356 = (*&row_sequences_0)[row_4 - _S325];
-        uint r_0 = _S351;
-        uint other_0 = _S326;
+        uint _S360 = (*&row_sequences_0)[row_4 - _S329];
+        uint r_0 = _S355;
+        uint other_0 = _S330;
         for(;;)
         {
-            if(r_0 < (_S326 - _S325))
+            if(r_0 < (_S330 - _S329))
             {
             }
             else
             {
                 break;
             }
-            uint _S357 = _S325 + r_0;
-            if(_S357 > row_4)
+            uint _S361 = _S329 + r_0;
+            if(_S361 > row_4)
             {
-                _S308 = ((*&row_sequences_0)[r_0]) != _S356;
+                _S312 = ((*&row_sequences_0)[r_0]) != _S360;
             }
             else
             {
-                _S308 = false;
+                _S312 = false;
             }
-            if(_S308)
+            if(_S312)
             {
-                other_0 = (U32_min((other_0), (_S357)));
+                other_0 = (U32_min((other_0), (_S361)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S358 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S356, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S362 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S360, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S363 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(_S363)
         {
-            uint _S359 = thread_0 / _S313;
-            uint _S360 = _S325 + _S359;
-            if(thread_0 < (_S314 * _S313))
+            uint _S364 = thread_1 / _S317;
+            uint _S365 = _S329 + _S364;
+            if(thread_1 < (_S318 * _S317))
             {
-                _S308 = _S360 < _S326;
+                _S312 = _S365 < _S330;
             }
             else
             {
-                _S308 = false;
+                _S312 = false;
             }
-            if(_S308)
+            if(_S312)
             {
-                uint _S361 = row_position_0(batch_3, _S317, _S318 + _S360);
-                uint _S362 = first_seen_0(_S361, p_0->window_0);
-                if(_S360 >= row_4)
+                uint _S366 = row_position_0(batch_3, _S321, _S322 + _S365);
+                uint _S367 = first_seen_0(_S366, p_0->window_0);
+                if(_S365 >= row_4)
                 {
-                    _S309 = _S360 < row_5;
+                    _S313 = _S365 < row_5;
                 }
                 else
                 {
-                    _S309 = false;
+                    _S313 = false;
                 }
-                if(_S309)
+                if(_S313)
                 {
-                    SequenceTable_0 _S363 = _S358;
-                    uint _S364 = SequenceTable_end_of_0(&_S363, _S361);
-                    i_2 = _S364;
+                    SequenceTable_0 _S368 = _S362;
+                    uint _S369 = SequenceTable_end_of_0(&_S368, _S366);
+                    i_2 = _S369;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S362;
+                begin_2 = _S367;
                 end_0 = i_2;
             }
             else
@@ -1554,76 +1572,79 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S365 = shown_0(_S351);
-        uint _S366 = _S365.x;
-        uint _S367 = _S365.y;
-        if(_S366 < _S367)
+        uint2  _S370 = shown_0(_S355);
+        uint _S371 = _S370.x;
+        uint _S372 = _S370.y;
+        if(_S371 < _S372)
         {
-            _S308 = _S367 != 4294967295U;
+            _S312 = _S372 != 4294967295U;
         }
         else
         {
-            _S308 = false;
+            _S312 = false;
         }
-        if(_S308)
+        if(_S312)
         {
-            uint _S368 = (U32_max((0U), (_S367)));
-            begin_2 = (U32_min((4294967295U), (_S366)));
-            end_0 = _S368;
+            uint _S373 = (U32_max((0U), (_S372)));
+            begin_2 = (U32_min((4294967295U), (_S371)));
+            end_0 = _S373;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S369 = (U32_max((0U), (_S366)));
-        uint _S370 = (U32_min((4294967295U), (_S367)));
-        uint2  _S371 = shown_0(32U + _S351);
-        uint _S372 = _S371.x;
-        uint _S373 = _S371.y;
-        if(_S372 < _S373)
+        uint _S374 = (U32_max((0U), (_S371)));
+        uint _S375 = (U32_min((4294967295U), (_S372)));
+        uint2  _S376 = shown_0(32U + _S355);
+        uint _S377 = _S376.x;
+        uint _S378 = _S376.y;
+        if(_S377 < _S378)
         {
-            _S309 = _S373 != 4294967295U;
+            _S313 = _S378 != 4294967295U;
         }
         else
         {
-            _S309 = false;
+            _S313 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S309)
+        if(_S313)
         {
-            uint _S374 = (U32_max((end_0), (_S373)));
-            begin_3 = (U32_min((begin_2), (_S372)));
-            end_1 = _S374;
+            uint _S379 = (U32_max((end_0), (_S378)));
+            begin_3 = (U32_min((begin_2), (_S377)));
+            end_1 = _S379;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S375 = (U32_max((_S369), (_S372)));
-        uint _S376 = (U32_min((_S370), (_S373)));
+        uint _S380 = (U32_max((_S374), (_S377)));
+        uint _S381 = (U32_min((_S375), (_S378)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S377 = (__reduce_max_sync(0xffffffffu, (_S375)));
-        uint _S378 = (__reduce_min_sync(0xffffffffu, (_S376)));
+        uint _S382 = (__reduce_max_sync(0xffffffffu, (_S380)));
+        uint _S383 = (__reduce_min_sync(0xffffffffu, (_S381)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(_S363)
             {
-                uint _S379 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S380 = _S358;
-                uint _S381 = SequenceTable_slot_0(&_S380, sequences_2, _S379);
-                (*&slots_0)[thread_0] = _S381;
+                uint _S384 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S385 = _S362;
+                uint _S386 = SequenceTable_slot_0(&_S385, sequences_2, _S384);
+                (*&slots_0)[thread_1] = _S386;
             }
             __syncthreads();
-            Parts_0 _S382 = load_0(k_pages_0, p_0->k_pages_offset_0, _S333, _S355, 0U, _S353);
-            Parts_store_0(&_S382, 0U, _S353, _S354);
+            Parts_0 _S387 = load_0(k_pages_0, p_0->k_pages_offset_0, _S337, _S359, 0U, _S357);
+            Parts_store_0(&_S387, 0U, _S357, _S358);
+            Parts_0 _S388 = load_0(v_pages_0, p_0->v_pages_offset_0, _S337, _S359, 0U, _S357);
+            Parts_store_0(&_S388, 544U, _S357, _S358);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1635,78 +1656,85 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S383 = 32U - now_0;
-            bool _S384 = thread_0 < 32U;
-            uint slot_2;
-            if(_S384)
+            uint _S389 = 1U - now_0;
+            if(at_3 < _S382)
             {
-                uint _S385 = (U32_min((at_3 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S386 = _S358;
-                uint _S387 = SequenceTable_slot_0(&_S386, sequences_2, _S385);
-                slot_2 = _S387;
+                _S314 = true;
+            }
+            else
+            {
+                _S314 = (at_3 + 32U) > _S383;
+            }
+            uint _S390 = _S389 * 32U;
+            Parts_0 _S391 = load_0(k_pages_0, p_0->k_pages_offset_0, _S337, _S359, _S390, _S357);
+            Parts_0 _S392 = load_0(v_pages_0, p_0->v_pages_offset_0, _S337, _S359, _S390, _S357);
+            bool _S393 = thread_1 < 32U;
+            uint slot_2;
+            if(_S393)
+            {
+                uint _S394 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S395 = _S362;
+                uint _S396 = SequenceTable_slot_0(&_S395, sequences_2, _S394);
+                slot_2 = _S396;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S388 = load_0(v_pages_0, p_0->v_pages_offset_0, _S333, _S355, now_0, _S353);
-            Attending_score_0(&attending_0, _S351, _S352);
-            Parts_0 _S389 = _S388;
-            Parts_store_0(&_S389, 544U, _S353, _S354);
-            if(_S384)
+            uint _S397 = now_0 * 1088U;
+            uint _S398 = _S356 * 17U;
+            Attending_score_0(&attending_0, _S397 + _S398);
+            Attending_weigh_0(&attending_0, at_3 + _S356, _S314);
+            Attending_add_0(&attending_0, _S397 + 544U + _S398);
+            uint _S399 = _S389 * 1088U;
+            Parts_0 _S400 = _S391;
+            Parts_store_0(&_S400, _S399, _S357, _S358);
+            uint _S401 = _S399 + 544U;
+            Parts_0 _S402 = _S392;
+            Parts_store_0(&_S402, _S401, _S357, _S358);
+            if(_S393)
             {
-                (*&slots_0)[_S383 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S390 = load_0(k_pages_0, p_0->k_pages_offset_0, _S333, _S355, _S383, _S353);
-            if(at_3 < _S377)
-            {
-                _S310 = true;
-            }
-            else
-            {
-                _S310 = (at_3 + 32U) > _S378;
-            }
-            Attending_weigh_0(&attending_0, _S351, _S352, at_3, _S310);
-            Attending_add_0(&attending_0, _S351, _S352);
-            Parts_0 _S391 = _S390;
-            Parts_store_0(&_S391, 0U, _S353, _S354);
             at_3 = at_3 + 32U;
-            now_0 = _S383;
+            now_0 = _S389;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S392 = p_0->sinks_offset_0;
+    uint _S403 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S392 + _S330;
+        i_2 = _S403 + _S334;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S325 * p_0->out_stride_0 + _S330 * _S332;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S329 * p_0->out_stride_0 + _S334 * _S336;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S332;
-    (&target_1)->heads_1 = _S313;
-    (&target_1)->rows_3 = _S326 - _S325;
-    (&target_1)->last_0 = _S331 - _S330;
-    Attending_0 _S393 = attending_0;
-    Target_0 _S394 = target_1;
-    Attending_write_0(&_S393, _S351, _S352, &_S394);
+    (&target_1)->head_dim_1 = _S336;
+    (&target_1)->heads_1 = _S317;
+    (&target_1)->rows_3 = _S330 - _S329;
+    (&target_1)->last_0 = _S335 - _S334;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S404 = attending_0;
+        Target_0 _S405 = target_1;
+        Attending_write_0(&_S404, &_S405);
+    }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S395 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S396 = p_1;
-    attend_0(blockIdx, _S395, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S396);
+    uint _S406 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S407 = p_1;
+    attend_0(blockIdx, _S406, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S407);
     return;
 }

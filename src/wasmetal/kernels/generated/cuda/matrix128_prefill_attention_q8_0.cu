@@ -77,7 +77,7 @@ __device__ uint4  Blocks8Halves_decode_0(Part8_0 * part_0)
     return eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
 }
 
-__device__ __shared__ FixedArray<uint4 , 1088>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2176>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
 {
@@ -264,6 +264,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_1;
     FixedArray<uint4 , 8>  queries_0;
     FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -271,47 +275,53 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S22 = (own_0 + lane_0 % 16U) * 17U;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[_S22 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S24;
-    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S25;
-    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S26;
-    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S27;
-    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S28;
-    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S29;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S30;
+    uint _S22 = thread_0 % 32U;
+    this_1->lane_0 = _S22;
+    uint _S23 = thread_0 / 32U;
+    this_1->subgroup_0 = _S23;
+    uint _S24 = _S23 % 4U * 16U;
+    this_1->own_0 = _S24;
+    this_1->part_1 = 0U;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(_S24 + _S22 % 16U) * 17U + _S22 / 16U])));
+    this_1->queries_0[0U] = _S25;
+    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S26;
+    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S27;
+    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S28;
+    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S30;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S32;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S31 = make_int2 (int(0));
-    float2  _S32 = make_float2 ((float)_S31.x, (float)_S31.y);
-    this_1->totals_0[0U] = _S32;
-    int4  _S33 = make_int4 (int(0));
-    float4  _S34 = make_float4 ((float)_S33.x, (float)_S33.y, (float)_S33.z, (float)_S33.w);
-    this_1->sums_0[0U] = _S34;
-    this_1->sums_0[1U] = _S34;
-    this_1->sums_0[2U] = _S34;
-    this_1->sums_0[3U] = _S34;
-    this_1->sums_0[4U] = _S34;
-    this_1->sums_0[5U] = _S34;
-    this_1->sums_0[6U] = _S34;
-    this_1->sums_0[7U] = _S34;
-    this_1->sums_0[8U] = _S34;
-    this_1->sums_0[9U] = _S34;
-    this_1->sums_0[10U] = _S34;
-    this_1->sums_0[11U] = _S34;
-    this_1->sums_0[12U] = _S34;
-    this_1->sums_0[13U] = _S34;
-    this_1->sums_0[14U] = _S34;
-    this_1->sums_0[15U] = _S34;
+    int2  _S33 = make_int2 (int(0));
+    float2  _S34 = make_float2 ((float)_S33.x, (float)_S33.y);
+    this_1->totals_0[0U] = _S34;
+    int4  _S35 = make_int4 (int(0));
+    float4  _S36 = make_float4 ((float)_S35.x, (float)_S35.y, (float)_S35.z, (float)_S35.w);
+    this_1->sums_0[0U] = _S36;
+    this_1->sums_0[1U] = _S36;
+    this_1->sums_0[2U] = _S36;
+    this_1->sums_0[3U] = _S36;
+    this_1->sums_0[4U] = _S36;
+    this_1->sums_0[5U] = _S36;
+    this_1->sums_0[6U] = _S36;
+    this_1->sums_0[7U] = _S36;
+    this_1->sums_0[8U] = _S36;
+    this_1->sums_0[9U] = _S36;
+    this_1->sums_0[10U] = _S36;
+    this_1->sums_0[11U] = _S36;
+    this_1->sums_0[12U] = _S36;
+    this_1->sums_0[13U] = _S36;
+    this_1->sums_0[14U] = _S36;
+    this_1->sums_0[15U] = _S36;
     return;
 }
 
@@ -325,64 +335,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S35;
-    (&_S35)->begin_0 = begin_1;
-    (&_S35)->page_size_1 = page_size_2;
-    (&_S35)->pages_1 = pages_2;
-    (&_S35)->length_0 = length_1;
-    return _S35;
+    SequenceTable_0 _S37;
+    (&_S37)->begin_0 = begin_1;
+    (&_S37)->page_size_1 = page_size_2;
+    (&_S37)->pages_1 = pages_2;
+    (&_S37)->length_0 = length_1;
+    return _S37;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S36 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S37 = _S36 + 1U;
-    uint _S38 = __ldg((&(sequences_0)[_S36]));
-    return SequenceTable_x24init_0(_S37, page_size_3, pages_3, (U32_min((_S38), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S38 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S39 = _S38 + 1U;
+    uint _S40 = __ldg((&(sequences_0)[_S38]));
+    return SequenceTable_x24init_0(_S39, page_size_3, pages_3, (U32_min((_S40), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S39 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S39;
+    uint _S41 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S41;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S40;
+    bool _S42;
     if(window_1 != 0U)
     {
-        _S40 = position_0 >= window_1;
+        _S42 = position_0 >= window_1;
     }
     else
     {
-        _S40 = false;
+        _S42 = false;
     }
-    uint _S41;
-    if(_S40)
+    uint _S43;
+    if(_S42)
     {
-        _S41 = position_0 - window_1 + 1U;
+        _S43 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S41 = 0U;
+        _S43 = 0U;
     }
-    return _S41;
+    return _S43;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S42 = this_2->length_0;
-    uint _S43;
+    uint _S44 = this_2->length_0;
+    uint _S45;
     if(position_1 < (this_2->length_0))
     {
-        _S43 = position_1 + 1U;
+        _S45 = position_1 + 1U;
     }
     else
     {
-        _S43 = _S42;
+        _S45 = _S44;
     }
-    return _S43;
+    return _S45;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -400,558 +410,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S44 = this_3->begin_0;
-    uint _S45 = this_3->page_size_1;
-    uint _S46 = position_2 / this_3->page_size_1;
-    uint _S47 = __ldg((&(sequences_1)[_S44 + _S46]));
-    uint _S48 = (U32_min((_S47), (this_3->pages_1 - 1U))) * _S45;
-    uint _S49 = position_2 % _S45;
-    return _S48 + _S49;
+    uint _S46 = this_3->begin_0;
+    uint _S47 = this_3->page_size_1;
+    uint _S48 = position_2 / this_3->page_size_1;
+    uint _S49 = __ldg((&(sequences_1)[_S46 + _S48]));
+    uint _S50 = (U32_min((_S49), (this_3->pages_1 - 1U))) * _S47;
+    uint _S51 = position_2 % _S47;
+    return _S50 + _S51;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S50 = make_int4 (int(0));
-    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
-    this_4->scores_0[0U] = _S51;
-    this_4->scores_0[1U] = _S51;
-    this_4->scores_0[2U] = _S51;
-    this_4->scores_0[3U] = _S51;
-    uint _S52 = lane_1 % 8U;
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + lane_1 / 8U % 2U])));
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S53.x, _S53.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S54;
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S53.z, _S53.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S55;
-    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + lane_1 / 8U % 2U])));
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S56.x, _S56.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S57;
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S56.z, _S56.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S58;
-    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S60;
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S61;
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 2U + lane_1 / 8U % 2U])));
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S66;
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S67;
-    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 4U + lane_1 / 8U % 2U])));
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S70;
-    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S72;
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S73;
-    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 6U + lane_1 / 8U % 2U])));
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S75;
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S76;
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S78;
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S79;
-    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 8U + lane_1 / 8U % 2U])));
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S81;
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S82;
-    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S85;
-    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 10U + lane_1 / 8U % 2U])));
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S87;
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S88;
-    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S90;
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S91;
-    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 12U + lane_1 / 8U % 2U])));
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S93;
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S94;
-    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S52) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S95.x, _S95.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S96;
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S95.z, _S95.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S97;
-    uint4  _S98 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S52) * 17U + 14U + lane_1 / 8U % 2U])));
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S98.x, _S98.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S99;
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S98.z, _S98.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S100;
+    int4  _S52 = make_int4 (int(0));
+    float4  _S53 = make_float4 ((float)_S52.x, (float)_S52.y, (float)_S52.z, (float)_S52.w);
+    this_4->scores_0[0U] = _S53;
+    this_4->scores_0[1U] = _S53;
+    this_4->scores_0[2U] = _S53;
+    this_4->scores_0[3U] = _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.x, _S54.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S55;
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.z, _S54.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S56;
+    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S57.x, _S57.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S58;
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S57.z, _S57.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S59;
+    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S61;
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S62;
+    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S64;
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S67;
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S68;
+    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S70;
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S71;
+    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S74;
+    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S76;
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S77;
+    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S80;
+    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S82;
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S83;
+    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S85;
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S86;
+    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S88;
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S89;
+    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S91;
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S92;
+    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S94;
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S95;
+    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S97;
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S98;
+    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S100;
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S101;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_2, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S101;
+    bool _S102;
     if(partly_0)
     {
-        uint2  _S102 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S103 = lane_2 % 4U * 2U;
-        uint _S104 = at_2 + _S103;
-        uint _S105 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S103 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S104 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S105 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S104 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S104 >= (_S102.y);
+            _S102 = _S104 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S106 = _S104 + 1U;
+        uint _S106 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S106 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S106 >= (_S102.y);
+            _S102 = _S106 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S107 = at_2 + 8U + _S103;
-        if(_S107 < _S105)
+        uint _S107 = at_2 + 8U;
+        uint _S108 = _S107 + this_5->lane_0 % 4U * 2U;
+        if(_S108 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S107 >= (_S102.y);
+            _S102 = _S108 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S108 = _S107 + 1U;
-        if(_S108 < _S105)
+        uint _S109 = _S107 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S109 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S108 >= (_S102.y);
+            _S102 = _S109 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S109 = at_2 + 16U + _S103;
-        if(_S109 < _S105)
+        uint _S110 = at_2 + 16U;
+        uint _S111 = _S110 + this_5->lane_0 % 4U * 2U;
+        if(_S111 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S109 >= (_S102.y);
+            _S102 = _S111 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = _S109 + 1U;
-        if(_S110 < _S105)
+        uint _S112 = _S110 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S112 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S110 >= (_S102.y);
+            _S102 = _S112 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S111 = at_2 + 24U + _S103;
-        if(_S111 < _S105)
+        uint _S113 = at_2 + 24U;
+        uint _S114 = _S113 + this_5->lane_0 % 4U * 2U;
+        if(_S114 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S111 >= (_S102.y);
+            _S102 = _S114 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S112 = _S111 + 1U;
-        if(_S112 < _S105)
+        uint _S115 = _S113 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S115 < _S105)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S112 >= (_S102.y);
+            _S102 = _S115 >= (_S103.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S113 = *&((&this_5->peaks_0[0U])->x);
-    float _S114 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S113), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S115 = (__shfl_xor_sync(0xffffffffu, (_S114), (1U)));
-    float _S116 = (F32_max((_S114), (_S115)));
-    float _S117 = (__shfl_xor_sync(0xffffffffu, (_S116), (2U)));
-    float _S118 = (F32_max((_S116), (_S117)));
-    float _S119 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S118)));
-    *&((&this_5->peaks_0[0U])->x) = _S118;
-    float _S120 = _S119 * *&((&this_5->totals_0[0U])->x);
-    float _S121 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S118)));
-    *&((&this_5->scores_0[0U])->x) = _S121;
-    float total_0 = _S120 + _S121;
-    float _S122 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S118)));
-    *&((&this_5->scores_0[0U])->y) = _S122;
-    float total_1 = total_0 + _S122;
-    float _S123 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S118)));
-    *&((&this_5->scores_0[1U])->x) = _S123;
-    float total_2 = total_1 + _S123;
-    float _S124 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S118)));
-    *&((&this_5->scores_0[1U])->y) = _S124;
-    float total_3 = total_2 + _S124;
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S118)));
-    *&((&this_5->scores_0[2U])->x) = _S125;
-    float total_4 = total_3 + _S125;
-    float _S126 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S118)));
-    *&((&this_5->scores_0[2U])->y) = _S126;
-    float total_5 = total_4 + _S126;
-    float _S127 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S118)));
-    *&((&this_5->scores_0[3U])->x) = _S127;
-    float total_6 = total_5 + _S127;
-    float _S128 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S118)));
-    *&((&this_5->scores_0[3U])->y) = _S128;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S128;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S119;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S119;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S119;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S119;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S119;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S119;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S119;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S119;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S119;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S119;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S119;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S119;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S119;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S119;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S119;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S119;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S119;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S119;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S119;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S119;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S119;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S119;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S119;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S119;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S119;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S119;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S119;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S119;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S119;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S119;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S119;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S119;
+    float _S116 = *&((&this_5->peaks_0[0U])->x);
+    float _S117 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S116), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S118 = (__shfl_xor_sync(0xffffffffu, (_S117), (1U)));
+    float _S119 = (F32_max((_S117), (_S118)));
+    float _S120 = (__shfl_xor_sync(0xffffffffu, (_S119), (2U)));
+    float _S121 = (F32_max((_S119), (_S120)));
+    float _S122 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S121)));
+    *&((&this_5->peaks_0[0U])->x) = _S121;
+    float _S123 = _S122 * *&((&this_5->totals_0[0U])->x);
+    float _S124 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S121)));
+    *&((&this_5->scores_0[0U])->x) = _S124;
+    float total_0 = _S123 + _S124;
+    float _S125 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S121)));
+    *&((&this_5->scores_0[0U])->y) = _S125;
+    float total_1 = total_0 + _S125;
+    float _S126 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S121)));
+    *&((&this_5->scores_0[1U])->x) = _S126;
+    float total_2 = total_1 + _S126;
+    float _S127 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S121)));
+    *&((&this_5->scores_0[1U])->y) = _S127;
+    float total_3 = total_2 + _S127;
+    float _S128 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S121)));
+    *&((&this_5->scores_0[2U])->x) = _S128;
+    float total_4 = total_3 + _S128;
+    float _S129 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S121)));
+    *&((&this_5->scores_0[2U])->y) = _S129;
+    float total_5 = total_4 + _S129;
+    float _S130 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S121)));
+    *&((&this_5->scores_0[3U])->x) = _S130;
+    float total_6 = total_5 + _S130;
+    float _S131 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S121)));
+    *&((&this_5->scores_0[3U])->y) = _S131;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S131;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S122;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S122;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S122;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S122;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S122;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S122;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S122;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S122;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S122;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S122;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S122;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S122;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S122;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S122;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S122;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S122;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S122;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S122;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S122;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S122;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S122;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S122;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S122;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S122;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S122;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S122;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S122;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S122;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S122;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S122;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S122;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S122;
     if(partly_0)
     {
-        uint2  _S129 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S130 = lane_2 % 4U * 2U;
-        uint _S131 = at_2 + _S130;
-        uint _S132 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S131 < _S132)
+        uint2  _S132 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S133 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S134 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S133 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S131 >= (_S129.y);
+            _S102 = _S133 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S133 = _S131 + 1U;
-        if(_S133 < _S132)
+        uint _S135 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S135 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S133 >= (_S129.y);
+            _S102 = _S135 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S134 = at_2 + 8U + _S130;
-        if(_S134 < _S132)
+        uint _S136 = at_2 + 8U;
+        uint _S137 = _S136 + this_5->lane_0 % 4U * 2U;
+        if(_S137 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S134 >= (_S129.y);
+            _S102 = _S137 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S135 = _S134 + 1U;
-        if(_S135 < _S132)
+        uint _S138 = _S136 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S138 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S135 >= (_S129.y);
+            _S102 = _S138 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S136 = at_2 + 16U + _S130;
-        if(_S136 < _S132)
+        uint _S139 = at_2 + 16U;
+        uint _S140 = _S139 + this_5->lane_0 % 4U * 2U;
+        if(_S140 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S136 >= (_S129.y);
+            _S102 = _S140 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S137 = _S136 + 1U;
-        if(_S137 < _S132)
+        uint _S141 = _S139 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S141 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S137 >= (_S129.y);
+            _S102 = _S141 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S138 = at_2 + 24U + _S130;
-        if(_S138 < _S132)
+        uint _S142 = at_2 + 24U;
+        uint _S143 = _S142 + this_5->lane_0 % 4U * 2U;
+        if(_S143 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S138 >= (_S129.y);
+            _S102 = _S143 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S139 = _S138 + 1U;
-        if(_S139 < _S132)
+        uint _S144 = _S142 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S144 < _S134)
         {
-            _S101 = true;
+            _S102 = true;
         }
         else
         {
-            _S101 = _S139 >= (_S129.y);
+            _S102 = _S144 >= (_S132.y);
         }
-        if(_S101)
+        if(_S102)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S140 = *&((&this_5->peaks_0[0U])->y);
-    float _S141 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S140), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S142 = (__shfl_xor_sync(0xffffffffu, (_S141), (1U)));
-    float _S143 = (F32_max((_S141), (_S142)));
-    float _S144 = (__shfl_xor_sync(0xffffffffu, (_S143), (2U)));
-    float _S145 = (F32_max((_S143), (_S144)));
-    float _S146 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S145)));
-    *&((&this_5->peaks_0[0U])->y) = _S145;
-    float _S147 = _S146 * *&((&this_5->totals_0[0U])->y);
-    float _S148 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S145)));
-    *&((&this_5->scores_0[0U])->z) = _S148;
-    float total_7 = _S147 + _S148;
-    float _S149 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S145)));
-    *&((&this_5->scores_0[0U])->w) = _S149;
-    float total_8 = total_7 + _S149;
-    float _S150 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S145)));
-    *&((&this_5->scores_0[1U])->z) = _S150;
-    float total_9 = total_8 + _S150;
-    float _S151 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S145)));
-    *&((&this_5->scores_0[1U])->w) = _S151;
-    float total_10 = total_9 + _S151;
-    float _S152 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S145)));
-    *&((&this_5->scores_0[2U])->z) = _S152;
-    float total_11 = total_10 + _S152;
-    float _S153 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S145)));
-    *&((&this_5->scores_0[2U])->w) = _S153;
-    float total_12 = total_11 + _S153;
-    float _S154 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S145)));
-    *&((&this_5->scores_0[3U])->z) = _S154;
-    float total_13 = total_12 + _S154;
-    float _S155 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S145)));
-    *&((&this_5->scores_0[3U])->w) = _S155;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S155;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S146;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S146;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S146;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S146;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S146;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S146;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S146;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S146;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S146;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S146;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S146;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S146;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S146;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S146;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S146;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S146;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S146;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S146;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S146;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S146;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S146;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S146;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S146;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S146;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S146;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S146;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S146;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S146;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S146;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S146;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S146;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S146;
+    float _S145 = *&((&this_5->peaks_0[0U])->y);
+    float _S146 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S145), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S147 = (__shfl_xor_sync(0xffffffffu, (_S146), (1U)));
+    float _S148 = (F32_max((_S146), (_S147)));
+    float _S149 = (__shfl_xor_sync(0xffffffffu, (_S148), (2U)));
+    float _S150 = (F32_max((_S148), (_S149)));
+    float _S151 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S150)));
+    *&((&this_5->peaks_0[0U])->y) = _S150;
+    float _S152 = _S151 * *&((&this_5->totals_0[0U])->y);
+    float _S153 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S150)));
+    *&((&this_5->scores_0[0U])->z) = _S153;
+    float total_7 = _S152 + _S153;
+    float _S154 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S150)));
+    *&((&this_5->scores_0[0U])->w) = _S154;
+    float total_8 = total_7 + _S154;
+    float _S155 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S150)));
+    *&((&this_5->scores_0[1U])->z) = _S155;
+    float total_9 = total_8 + _S155;
+    float _S156 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S150)));
+    *&((&this_5->scores_0[1U])->w) = _S156;
+    float total_10 = total_9 + _S156;
+    float _S157 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S150)));
+    *&((&this_5->scores_0[2U])->z) = _S157;
+    float total_11 = total_10 + _S157;
+    float _S158 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S150)));
+    *&((&this_5->scores_0[2U])->w) = _S158;
+    float total_12 = total_11 + _S158;
+    float _S159 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S150)));
+    *&((&this_5->scores_0[3U])->z) = _S159;
+    float total_13 = total_12 + _S159;
+    float _S160 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S150)));
+    *&((&this_5->scores_0[3U])->w) = _S160;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S160;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S151;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S151;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S151;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S151;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S151;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S151;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S151;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S151;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S151;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S151;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S151;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S151;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S151;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S151;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S151;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S151;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S151;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S151;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S151;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S151;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S151;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S151;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S151;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S151;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S151;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S151;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S151;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S151;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S151;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S151;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S151;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S151;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S156 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S157 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S158 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S159 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S160 = make_uint4 (_S156, _S157, _S158, _S159);
-    uint _S161 = lane_3 % 16U;
-    uint _S162 = 544U + _S161 * 17U;
-    uint4  _S163 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + lane_3 / 16U])));
-    float4  _S164 = (wasmetal_multiply_half((_S160), (uint2 {_S163.x, _S163.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S164;
-    float4  _S165 = (wasmetal_multiply_half((_S160), (uint2 {_S163.z, _S163.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S165;
-    uint4  _S166 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 2U + lane_3 / 16U])));
-    float4  _S167 = (wasmetal_multiply_half((_S160), (uint2 {_S166.x, _S166.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S167;
-    float4  _S168 = (wasmetal_multiply_half((_S160), (uint2 {_S166.z, _S166.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S168;
-    uint4  _S169 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 4U + lane_3 / 16U])));
-    float4  _S170 = (wasmetal_multiply_half((_S160), (uint2 {_S169.x, _S169.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S170;
-    float4  _S171 = (wasmetal_multiply_half((_S160), (uint2 {_S169.z, _S169.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S171;
-    uint4  _S172 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 6U + lane_3 / 16U])));
-    float4  _S173 = (wasmetal_multiply_half((_S160), (uint2 {_S172.x, _S172.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S173;
-    float4  _S174 = (wasmetal_multiply_half((_S160), (uint2 {_S172.z, _S172.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S174;
-    uint4  _S175 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 8U + lane_3 / 16U])));
-    float4  _S176 = (wasmetal_multiply_half((_S160), (uint2 {_S175.x, _S175.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S176;
-    float4  _S177 = (wasmetal_multiply_half((_S160), (uint2 {_S175.z, _S175.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S177;
-    uint4  _S178 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 10U + lane_3 / 16U])));
-    float4  _S179 = (wasmetal_multiply_half((_S160), (uint2 {_S178.x, _S178.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S179;
-    float4  _S180 = (wasmetal_multiply_half((_S160), (uint2 {_S178.z, _S178.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S180;
-    uint4  _S181 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 12U + lane_3 / 16U])));
-    float4  _S182 = (wasmetal_multiply_half((_S160), (uint2 {_S181.x, _S181.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S182;
-    float4  _S183 = (wasmetal_multiply_half((_S160), (uint2 {_S181.z, _S181.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S183;
-    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S162 + 14U + lane_3 / 16U])));
-    float4  _S185 = (wasmetal_multiply_half((_S160), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S185;
-    float4  _S186 = (wasmetal_multiply_half((_S160), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S186;
-    uint _S187 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S188 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S189 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S190 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S191 = make_uint4 (_S187, _S188, _S189, _S190);
-    uint _S192 = 544U + (16U + _S161) * 17U;
-    uint4  _S193 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + lane_3 / 16U])));
-    float4  _S194 = (wasmetal_multiply_half((_S191), (uint2 {_S193.x, _S193.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S194;
-    float4  _S195 = (wasmetal_multiply_half((_S191), (uint2 {_S193.z, _S193.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S195;
-    uint4  _S196 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 2U + lane_3 / 16U])));
-    float4  _S197 = (wasmetal_multiply_half((_S191), (uint2 {_S196.x, _S196.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S197;
-    float4  _S198 = (wasmetal_multiply_half((_S191), (uint2 {_S196.z, _S196.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S198;
-    uint4  _S199 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 4U + lane_3 / 16U])));
-    float4  _S200 = (wasmetal_multiply_half((_S191), (uint2 {_S199.x, _S199.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S200;
-    float4  _S201 = (wasmetal_multiply_half((_S191), (uint2 {_S199.z, _S199.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S201;
-    uint4  _S202 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 6U + lane_3 / 16U])));
-    float4  _S203 = (wasmetal_multiply_half((_S191), (uint2 {_S202.x, _S202.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S203;
-    float4  _S204 = (wasmetal_multiply_half((_S191), (uint2 {_S202.z, _S202.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S204;
-    uint4  _S205 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 8U + lane_3 / 16U])));
-    float4  _S206 = (wasmetal_multiply_half((_S191), (uint2 {_S205.x, _S205.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S206;
-    float4  _S207 = (wasmetal_multiply_half((_S191), (uint2 {_S205.z, _S205.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S207;
-    uint4  _S208 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 10U + lane_3 / 16U])));
-    float4  _S209 = (wasmetal_multiply_half((_S191), (uint2 {_S208.x, _S208.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S209;
-    float4  _S210 = (wasmetal_multiply_half((_S191), (uint2 {_S208.z, _S208.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S210;
-    uint4  _S211 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 12U + lane_3 / 16U])));
-    float4  _S212 = (wasmetal_multiply_half((_S191), (uint2 {_S211.x, _S211.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S212;
-    float4  _S213 = (wasmetal_multiply_half((_S191), (uint2 {_S211.z, _S211.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S213;
-    uint4  _S214 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S192 + 14U + lane_3 / 16U])));
-    float4  _S215 = (wasmetal_multiply_half((_S191), (uint2 {_S214.x, _S214.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S215;
-    float4  _S216 = (wasmetal_multiply_half((_S191), (uint2 {_S214.z, _S214.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S216;
+    uint _S161 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S162 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S163 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S164 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S165 = make_uint4 (_S161, _S162, _S163, _S164);
+    uint4  _S166 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S167 = (wasmetal_multiply_half((_S165), (uint2 {_S166.x, _S166.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S167;
+    float4  _S168 = (wasmetal_multiply_half((_S165), (uint2 {_S166.z, _S166.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S168;
+    uint4  _S169 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S170 = (wasmetal_multiply_half((_S165), (uint2 {_S169.x, _S169.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S170;
+    float4  _S171 = (wasmetal_multiply_half((_S165), (uint2 {_S169.z, _S169.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S171;
+    uint4  _S172 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S173 = (wasmetal_multiply_half((_S165), (uint2 {_S172.x, _S172.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S173;
+    float4  _S174 = (wasmetal_multiply_half((_S165), (uint2 {_S172.z, _S172.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S174;
+    uint4  _S175 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S176 = (wasmetal_multiply_half((_S165), (uint2 {_S175.x, _S175.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S176;
+    float4  _S177 = (wasmetal_multiply_half((_S165), (uint2 {_S175.z, _S175.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S177;
+    uint4  _S178 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S179 = (wasmetal_multiply_half((_S165), (uint2 {_S178.x, _S178.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S179;
+    float4  _S180 = (wasmetal_multiply_half((_S165), (uint2 {_S178.z, _S178.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S180;
+    uint4  _S181 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S182 = (wasmetal_multiply_half((_S165), (uint2 {_S181.x, _S181.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S182;
+    float4  _S183 = (wasmetal_multiply_half((_S165), (uint2 {_S181.z, _S181.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S183;
+    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S185 = (wasmetal_multiply_half((_S165), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S185;
+    float4  _S186 = (wasmetal_multiply_half((_S165), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S186;
+    uint4  _S187 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S188 = (wasmetal_multiply_half((_S165), (uint2 {_S187.x, _S187.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S188;
+    float4  _S189 = (wasmetal_multiply_half((_S165), (uint2 {_S187.z, _S187.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S189;
+    uint _S190 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S191 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S192 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S193 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S194 = make_uint4 (_S190, _S191, _S192, _S193);
+    uint4  _S195 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S196 = (wasmetal_multiply_half((_S194), (uint2 {_S195.x, _S195.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S196;
+    float4  _S197 = (wasmetal_multiply_half((_S194), (uint2 {_S195.z, _S195.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S197;
+    uint4  _S198 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S199 = (wasmetal_multiply_half((_S194), (uint2 {_S198.x, _S198.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S199;
+    float4  _S200 = (wasmetal_multiply_half((_S194), (uint2 {_S198.z, _S198.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S200;
+    uint4  _S201 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S202 = (wasmetal_multiply_half((_S194), (uint2 {_S201.x, _S201.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S202;
+    float4  _S203 = (wasmetal_multiply_half((_S194), (uint2 {_S201.z, _S201.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S203;
+    uint4  _S204 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S205 = (wasmetal_multiply_half((_S194), (uint2 {_S204.x, _S204.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S205;
+    float4  _S206 = (wasmetal_multiply_half((_S194), (uint2 {_S204.z, _S204.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S206;
+    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S208 = (wasmetal_multiply_half((_S194), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S208;
+    float4  _S209 = (wasmetal_multiply_half((_S194), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S209;
+    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S211 = (wasmetal_multiply_half((_S194), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S211;
+    float4  _S212 = (wasmetal_multiply_half((_S194), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S212;
+    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S214 = (wasmetal_multiply_half((_S194), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S214;
+    float4  _S215 = (wasmetal_multiply_half((_S194), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S215;
+    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S217 = (wasmetal_multiply_half((_S194), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S217;
+    float4  _S218 = (wasmetal_multiply_half((_S194), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S218;
     return;
 }
 
@@ -968,448 +978,455 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S217 = this_7->heads_1;
-    uint _S218 = query_2 / this_7->heads_1;
-    bool _S219;
-    if(_S218 < (this_7->rows_3))
-    {
-        uint _S220 = query_2 % _S217;
-        _S219 = _S220 < (this_7->last_0);
-    }
-    else
-    {
-        _S219 = false;
-    }
-    return _S219;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S221 = this_8->sinks_at_0;
-    bool _S222;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S219 = this_8->heads_1;
+    uint _S220 = query_2 / this_8->heads_1;
+    bool _S221;
+    if(_S220 < (this_8->rows_3))
     {
-        bool _S223 = Target_has_0(this_8, query_3);
-        _S222 = _S223;
+        uint _S222 = query_2 % _S219;
+        _S221 = _S222 < (this_8->last_0);
     }
     else
     {
-        _S222 = false;
+        _S221 = false;
     }
-    float _S224;
-    if(_S222)
-    {
-        uint _S225 = query_3 % this_8->heads_1;
-        float _S226 = __ldg((&(this_8->sinks_0)[_S221 + _S225]));
-        _S224 = total_14 + (F32_exp2((1.4426950216293335f * _S226 - peak_0)));
-    }
-    else
-    {
-        _S224 = total_14;
-    }
-    if(_S224 != 0.0f)
-    {
-        _S224 = 1.0f / _S224;
-    }
-    else
-    {
-        _S224 = 0.0f;
-    }
-    return _S224;
+    return _S221;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S227 = this_9->at_3;
-    uint _S228 = this_9->heads_1;
-    uint _S229 = query_4 / this_9->heads_1;
-    uint _S230 = _S227 + _S229 * this_9->stride_0;
-    uint _S231 = query_4 % _S228;
-    return _S230 + _S231 * this_9->head_dim_1;
+    uint _S223 = this_9->sinks_at_0;
+    bool _S224;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S225 = Target_has_0(this_9, query_3);
+        _S224 = _S225;
+    }
+    else
+    {
+        _S224 = false;
+    }
+    float _S226;
+    if(_S224)
+    {
+        uint _S227 = query_3 % this_9->heads_1;
+        float _S228 = __ldg((&(this_9->sinks_0)[_S223 + _S227]));
+        _S226 = total_14 + (F32_exp2((1.4426950216293335f * _S228 - peak_0)));
+    }
+    else
+    {
+        _S226 = total_14;
+    }
+    if(_S226 != 0.0f)
+    {
+        _S226 = 1.0f / _S226;
+    }
+    else
+    {
+        _S226 = 0.0f;
+    }
+    return _S226;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S232 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S232;
-    float _S233 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S234 = own_4 + lane_4 / 4U;
-    float _S235 = Target_factor_0(target_0, _S234, *&((&this_10->peaks_0[0U])->x), total_15 + _S233);
-    bool _S236 = Target_has_0(target_0, _S234);
-    if(_S236)
+    uint _S229 = this_10->at_3;
+    uint _S230 = this_10->heads_1;
+    uint _S231 = query_4 / this_10->heads_1;
+    uint _S232 = _S229 + _S231 * this_10->stride_0;
+    uint _S233 = query_4 % _S230;
+    return _S232 + _S233 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S234 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S234;
+    float _S235 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S236 = this_11->own_0;
+    uint _S237 = this_11->lane_0;
+    uint _S238 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S239 = Target_factor_0(target_0, _S238, *&((&this_11->peaks_0[0U])->x), total_15 + _S235);
+    bool _S240 = Target_has_0(target_0, _S238);
+    if(_S240)
     {
-        uint _S237 = Target_place_0(target_0, _S234);
-        uint _S238 = lane_4 % 4U * 2U;
-        uint _S239 = target_0->head_dim_1;
-        if(_S238 < (target_0->head_dim_1))
+        uint _S241 = Target_place_0(target_0, _S238);
+        uint _S242 = _S237 % 4U * 2U;
+        uint _S243 = target_0->head_dim_1;
+        if(_S242 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S237 + _S238]) = _S235 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S241 + _S242]) = _S239 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S240 = _S238 + 1U;
-        if(_S240 < _S239)
+        uint _S244 = _S242 + 1U;
+        if(_S244 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S240]) = _S235 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S241 + _S244]) = _S239 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S241 = 8U + _S238;
-        if(_S241 < _S239)
+        uint _S245 = 8U + _S242;
+        if(_S245 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S241]) = _S235 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S242 = _S241 + 1U;
-        if(_S242 < _S239)
-        {
-            *(&(target_0->result_2)[_S237 + _S242]) = _S235 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S243 = 16U + _S238;
-        if(_S243 < _S239)
-        {
-            *(&(target_0->result_2)[_S237 + _S243]) = _S235 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S244 = _S243 + 1U;
-        if(_S244 < _S239)
-        {
-            *(&(target_0->result_2)[_S237 + _S244]) = _S235 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S245 = 24U + _S238;
-        if(_S245 < _S239)
-        {
-            *(&(target_0->result_2)[_S237 + _S245]) = _S235 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S241 + _S245]) = _S239 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S246 = _S245 + 1U;
-        if(_S246 < _S239)
+        if(_S246 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S246]) = _S235 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S241 + _S246]) = _S239 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S247 = 32U + _S238;
-        if(_S247 < _S239)
+        uint _S247 = 16U + _S242;
+        if(_S247 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S247]) = _S235 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S241 + _S247]) = _S239 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S248 = _S247 + 1U;
-        if(_S248 < _S239)
+        if(_S248 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S248]) = _S235 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S241 + _S248]) = _S239 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S249 = 40U + _S238;
-        if(_S249 < _S239)
+        uint _S249 = 24U + _S242;
+        if(_S249 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S249]) = _S235 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S241 + _S249]) = _S239 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S250 = _S249 + 1U;
-        if(_S250 < _S239)
+        if(_S250 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S250]) = _S235 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S241 + _S250]) = _S239 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S251 = 48U + _S238;
-        if(_S251 < _S239)
+        uint _S251 = 32U + _S242;
+        if(_S251 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S251]) = _S235 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S241 + _S251]) = _S239 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S252 = _S251 + 1U;
-        if(_S252 < _S239)
+        if(_S252 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S252]) = _S235 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S241 + _S252]) = _S239 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S253 = 56U + _S238;
-        if(_S253 < _S239)
+        uint _S253 = 40U + _S242;
+        if(_S253 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S253]) = _S235 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S241 + _S253]) = _S239 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S254 = _S253 + 1U;
-        if(_S254 < _S239)
+        if(_S254 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S254]) = _S235 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S241 + _S254]) = _S239 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S255 = 64U + _S238;
-        if(_S255 < _S239)
+        uint _S255 = 48U + _S242;
+        if(_S255 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S255]) = _S235 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S241 + _S255]) = _S239 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S256 = _S255 + 1U;
-        if(_S256 < _S239)
+        if(_S256 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S256]) = _S235 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S241 + _S256]) = _S239 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S257 = 72U + _S238;
-        if(_S257 < _S239)
+        uint _S257 = 56U + _S242;
+        if(_S257 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S257]) = _S235 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S241 + _S257]) = _S239 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S258 = _S257 + 1U;
-        if(_S258 < _S239)
+        if(_S258 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S258]) = _S235 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S241 + _S258]) = _S239 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S259 = 80U + _S238;
-        if(_S259 < _S239)
+        uint _S259 = 64U + _S242;
+        if(_S259 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S259]) = _S235 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S241 + _S259]) = _S239 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S260 = _S259 + 1U;
-        if(_S260 < _S239)
+        if(_S260 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S260]) = _S235 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S241 + _S260]) = _S239 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S261 = 88U + _S238;
-        if(_S261 < _S239)
+        uint _S261 = 72U + _S242;
+        if(_S261 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S261]) = _S235 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S241 + _S261]) = _S239 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S262 = _S261 + 1U;
-        if(_S262 < _S239)
+        if(_S262 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S262]) = _S235 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S241 + _S262]) = _S239 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S263 = 96U + _S238;
-        if(_S263 < _S239)
+        uint _S263 = 80U + _S242;
+        if(_S263 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S263]) = _S235 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S241 + _S263]) = _S239 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S264 = _S263 + 1U;
-        if(_S264 < _S239)
+        if(_S264 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S264]) = _S235 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S241 + _S264]) = _S239 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S265 = 104U + _S238;
-        if(_S265 < _S239)
+        uint _S265 = 88U + _S242;
+        if(_S265 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S265]) = _S235 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S241 + _S265]) = _S239 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S266 = _S265 + 1U;
-        if(_S266 < _S239)
+        if(_S266 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S266]) = _S235 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S241 + _S266]) = _S239 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S267 = 112U + _S238;
-        if(_S267 < _S239)
+        uint _S267 = 96U + _S242;
+        if(_S267 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S267]) = _S235 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S241 + _S267]) = _S239 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S268 = _S267 + 1U;
-        if(_S268 < _S239)
+        if(_S268 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S268]) = _S235 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S241 + _S268]) = _S239 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S269 = 120U + _S238;
-        if(_S269 < _S239)
+        uint _S269 = 104U + _S242;
+        if(_S269 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S269]) = _S235 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S241 + _S269]) = _S239 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S270 = _S269 + 1U;
-        if(_S270 < _S239)
+        if(_S270 < _S243)
         {
-            *(&(target_0->result_2)[_S237 + _S270]) = _S235 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S241 + _S270]) = _S239 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S271 = 112U + _S242;
+        if(_S271 < _S243)
+        {
+            *(&(target_0->result_2)[_S241 + _S271]) = _S239 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S272 = _S271 + 1U;
+        if(_S272 < _S243)
+        {
+            *(&(target_0->result_2)[_S241 + _S272]) = _S239 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S273 = 120U + _S242;
+        if(_S273 < _S243)
+        {
+            *(&(target_0->result_2)[_S241 + _S273]) = _S239 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S274 = _S273 + 1U;
+        if(_S274 < _S243)
+        {
+            *(&(target_0->result_2)[_S241 + _S274]) = _S239 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S271 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S271;
-    float _S272 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S273 = own_4 + 8U + lane_4 / 4U;
-    float _S274 = Target_factor_0(target_0, _S273, *&((&this_10->peaks_0[0U])->y), total_16 + _S272);
-    bool _S275 = Target_has_0(target_0, _S273);
-    if(_S275)
+    float _S275 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S275;
+    float _S276 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S277 = _S236 + 8U + _S237 / 4U;
+    float _S278 = Target_factor_0(target_0, _S277, *&((&this_11->peaks_0[0U])->y), total_16 + _S276);
+    bool _S279 = Target_has_0(target_0, _S277);
+    if(_S279)
     {
-        uint _S276 = Target_place_0(target_0, _S273);
-        uint _S277 = lane_4 % 4U * 2U;
-        uint _S278 = target_0->head_dim_1;
-        if(_S277 < (target_0->head_dim_1))
+        uint _S280 = Target_place_0(target_0, _S277);
+        uint _S281 = _S237 % 4U * 2U;
+        uint _S282 = target_0->head_dim_1;
+        if(_S281 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S276 + _S277]) = _S274 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S280 + _S281]) = _S278 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S279 = _S277 + 1U;
-        if(_S279 < _S278)
+        uint _S283 = _S281 + 1U;
+        if(_S283 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S279]) = _S274 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S280 + _S283]) = _S278 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S280 = 8U + _S277;
-        if(_S280 < _S278)
+        uint _S284 = 8U + _S281;
+        if(_S284 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S280]) = _S274 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S281 = _S280 + 1U;
-        if(_S281 < _S278)
-        {
-            *(&(target_0->result_2)[_S276 + _S281]) = _S274 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S282 = 16U + _S277;
-        if(_S282 < _S278)
-        {
-            *(&(target_0->result_2)[_S276 + _S282]) = _S274 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S283 = _S282 + 1U;
-        if(_S283 < _S278)
-        {
-            *(&(target_0->result_2)[_S276 + _S283]) = _S274 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S284 = 24U + _S277;
-        if(_S284 < _S278)
-        {
-            *(&(target_0->result_2)[_S276 + _S284]) = _S274 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S280 + _S284]) = _S278 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S285 = _S284 + 1U;
-        if(_S285 < _S278)
+        if(_S285 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S285]) = _S274 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S280 + _S285]) = _S278 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S286 = 32U + _S277;
-        if(_S286 < _S278)
+        uint _S286 = 16U + _S281;
+        if(_S286 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S286]) = _S274 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S280 + _S286]) = _S278 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S287 = _S286 + 1U;
-        if(_S287 < _S278)
+        if(_S287 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S287]) = _S274 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S280 + _S287]) = _S278 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S288 = 40U + _S277;
-        if(_S288 < _S278)
+        uint _S288 = 24U + _S281;
+        if(_S288 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S288]) = _S274 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S280 + _S288]) = _S278 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S289 = _S288 + 1U;
-        if(_S289 < _S278)
+        if(_S289 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S289]) = _S274 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S280 + _S289]) = _S278 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S290 = 48U + _S277;
-        if(_S290 < _S278)
+        uint _S290 = 32U + _S281;
+        if(_S290 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S290]) = _S274 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S280 + _S290]) = _S278 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S291 = _S290 + 1U;
-        if(_S291 < _S278)
+        if(_S291 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S291]) = _S274 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S280 + _S291]) = _S278 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S292 = 56U + _S277;
-        if(_S292 < _S278)
+        uint _S292 = 40U + _S281;
+        if(_S292 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S292]) = _S274 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S280 + _S292]) = _S278 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S293 = _S292 + 1U;
-        if(_S293 < _S278)
+        if(_S293 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S293]) = _S274 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S280 + _S293]) = _S278 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S294 = 64U + _S277;
-        if(_S294 < _S278)
+        uint _S294 = 48U + _S281;
+        if(_S294 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S294]) = _S274 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S280 + _S294]) = _S278 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S295 = _S294 + 1U;
-        if(_S295 < _S278)
+        if(_S295 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S295]) = _S274 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S280 + _S295]) = _S278 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S296 = 72U + _S277;
-        if(_S296 < _S278)
+        uint _S296 = 56U + _S281;
+        if(_S296 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S296]) = _S274 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S280 + _S296]) = _S278 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S297 = _S296 + 1U;
-        if(_S297 < _S278)
+        if(_S297 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S297]) = _S274 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S280 + _S297]) = _S278 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S298 = 80U + _S277;
-        if(_S298 < _S278)
+        uint _S298 = 64U + _S281;
+        if(_S298 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S298]) = _S274 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S280 + _S298]) = _S278 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S299 = _S298 + 1U;
-        if(_S299 < _S278)
+        if(_S299 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S299]) = _S274 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S280 + _S299]) = _S278 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S300 = 88U + _S277;
-        if(_S300 < _S278)
+        uint _S300 = 72U + _S281;
+        if(_S300 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S300]) = _S274 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S280 + _S300]) = _S278 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S301 = _S300 + 1U;
-        if(_S301 < _S278)
+        if(_S301 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S301]) = _S274 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S280 + _S301]) = _S278 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S302 = 96U + _S277;
-        if(_S302 < _S278)
+        uint _S302 = 80U + _S281;
+        if(_S302 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S302]) = _S274 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S280 + _S302]) = _S278 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S303 = _S302 + 1U;
-        if(_S303 < _S278)
+        if(_S303 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S303]) = _S274 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S280 + _S303]) = _S278 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S304 = 104U + _S277;
-        if(_S304 < _S278)
+        uint _S304 = 88U + _S281;
+        if(_S304 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S304]) = _S274 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S280 + _S304]) = _S278 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S305 = _S304 + 1U;
-        if(_S305 < _S278)
+        if(_S305 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S305]) = _S274 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S280 + _S305]) = _S278 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S306 = 112U + _S277;
-        if(_S306 < _S278)
+        uint _S306 = 96U + _S281;
+        if(_S306 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S306]) = _S274 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S280 + _S306]) = _S278 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S307 = _S306 + 1U;
-        if(_S307 < _S278)
+        if(_S307 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S307]) = _S274 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S280 + _S307]) = _S278 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S308 = 120U + _S277;
-        if(_S308 < _S278)
+        uint _S308 = 104U + _S281;
+        if(_S308 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S308]) = _S274 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S280 + _S308]) = _S278 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S309 = _S308 + 1U;
-        if(_S309 < _S278)
+        if(_S309 < _S282)
         {
-            *(&(target_0->result_2)[_S276 + _S309]) = _S274 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S280 + _S309]) = _S278 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S310 = 112U + _S281;
+        if(_S310 < _S282)
+        {
+            *(&(target_0->result_2)[_S280 + _S310]) = _S278 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S311 = _S310 + 1U;
+        if(_S311 < _S282)
+        {
+            *(&(target_0->result_2)[_S280 + _S311]) = _S278 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S312 = 120U + _S281;
+        if(_S312 < _S282)
+        {
+            *(&(target_0->result_2)[_S280 + _S312]) = _S278 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S313 = _S312 + 1U;
+        if(_S313 < _S282)
+        {
+            *(&(target_0->result_2)[_S280 + _S313]) = _S278 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S310;
-    bool _S311;
-    bool _S312;
-    uint _S313 = p_0->kv_heads_0;
-    uint _S314 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S315 = (U32_min((_S314), (64U)));
-    uint _S316 = 64U / _S315;
-    uint _S317 = (_S314 + 64U - 1U) / 64U;
-    uint _S318 = _S313 * _S317;
-    uint _S319 = p_0->batch_offset_0;
-    uint _S320 = p_0->batch_row_0;
-    uint _S321 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S322 = (_S321 + _S316 - 1U) / _S316;
-    uint _S323 = group_number_0(group_1);
-    if(_S323 >= (_S322 * _S318))
+    bool _S314;
+    bool _S315;
+    bool _S316;
+    uint _S317 = p_0->kv_heads_0;
+    uint _S318 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S319 = (U32_min((_S318), (64U)));
+    uint _S320 = 64U / _S319;
+    uint _S321 = (_S318 + 64U - 1U) / 64U;
+    uint _S322 = _S317 * _S321;
+    uint _S323 = p_0->batch_offset_0;
+    uint _S324 = p_0->batch_row_0;
+    uint _S325 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S326 = (_S325 + _S320 - 1U) / _S320;
+    uint _S327 = group_number_0(group_1);
+    if(_S327 >= (_S326 * _S322))
     {
         return;
     }
-    uint _S324 = _S323 % _S318;
-    uint _S325 = _S322 - 1U;
-    uint _S326 = _S323 / _S318;
-    uint _S327 = (_S325 - _S326) * _S316;
-    uint _S328 = (U32_min((_S327 + _S316), (_S321)));
-    uint _S329 = _S324 / _S317;
-    uint _S330 = _S329 * _S314;
-    uint _S331 = _S324 % _S317;
-    uint _S332 = _S330 + _S331 * 64U;
-    uint _S333 = (_S329 + 1U) * _S314;
-    uint _S334 = p_0->head_dim_0;
-    uint _S335 = _S313 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S328 = _S327 % _S322;
+    uint _S329 = _S326 - 1U;
+    uint _S330 = _S327 / _S322;
+    uint _S331 = (_S329 - _S330) * _S320;
+    uint _S332 = (U32_min((_S331 + _S320), (_S325)));
+    uint _S333 = _S328 / _S321;
+    uint _S334 = _S333 * _S318;
+    uint _S335 = _S328 % _S321;
+    uint _S336 = _S334 + _S335 * 64U;
+    uint _S337 = (_S333 + 1U) * _S318;
+    uint _S338 = p_0->head_dim_0;
+    uint _S339 = _S317 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 1024U)
@@ -1419,156 +1436,157 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S336 = i_2 / 16U;
-        uint _S337 = i_2 % 16U;
-        int4  _S338 = make_int4 (int(0));
-        uint4  _S339 = make_uint4 ((uint)_S338.x, (uint)_S338.y, (uint)_S338.z, (uint)_S338.w);
-        if(_S336 < (_S316 * _S315))
+        uint _S340 = i_2 / 16U;
+        uint _S341 = i_2 % 16U;
+        int4  _S342 = make_int4 (int(0));
+        uint4  _S343 = make_uint4 ((uint)_S342.x, (uint)_S342.y, (uint)_S342.z, (uint)_S342.w);
+        if(_S340 < (_S320 * _S319))
         {
-            uint _S340 = _S336 / _S315;
-            _S310 = (_S327 + _S340) < _S328;
+            uint _S344 = _S340 / _S319;
+            _S314 = (_S331 + _S344) < _S332;
         }
         else
         {
-            _S310 = false;
+            _S314 = false;
         }
-        if(_S310)
+        if(_S314)
         {
-            uint _S341 = _S336 % _S315;
-            _S311 = (_S332 + _S341) < _S333;
-        }
-        else
-        {
-            _S311 = false;
-        }
-        if(_S311)
-        {
-            _S312 = (8U * _S337) < _S334;
+            uint _S345 = _S340 % _S319;
+            _S315 = (_S336 + _S345) < _S337;
         }
         else
         {
-            _S312 = false;
+            _S315 = false;
+        }
+        if(_S315)
+        {
+            _S316 = (8U * _S341) < _S338;
+        }
+        else
+        {
+            _S316 = false;
         }
         uint4  halves_1;
-        if(_S312)
+        if(_S316)
         {
-            uint _S342 = p_0->q_offset_0;
-            uint _S343 = _S336 / _S315;
-            uint _S344 = _S342 + (_S327 + _S343) * p_0->q_stride_0;
-            uint _S345 = _S336 % _S315;
-            uint _S346 = (_S344 + (_S332 + _S345) * _S334) / 4U + 2U * _S337;
-            float _S347 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S348 = __ldg((&(q_0)[_S346]));
-            float4  _S349 = make_float4 (-65504.0f);
-            float4  _S350 = make_float4 (65504.0f);
-            float4  _S351 = clamp_0(make_float4 (_S347) * _S348, _S349, _S350);
-            float4  _S352 = __ldg((&(q_0)[_S346 + 1U]));
-            halves_1 = eight_halves_0(_S351, clamp_0(make_float4 (_S347) * _S352, _S349, _S350));
+            uint _S346 = p_0->q_offset_0;
+            uint _S347 = _S340 / _S319;
+            uint _S348 = _S346 + (_S331 + _S347) * p_0->q_stride_0;
+            uint _S349 = _S340 % _S319;
+            uint _S350 = (_S348 + (_S336 + _S349) * _S338) / 4U + 2U * _S341;
+            float _S351 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S352 = __ldg((&(q_0)[_S350]));
+            float4  _S353 = make_float4 (-65504.0f);
+            float4  _S354 = make_float4 (65504.0f);
+            float4  _S355 = clamp_0(make_float4 (_S351) * _S352, _S353, _S354);
+            float4  _S356 = __ldg((&(q_0)[_S350 + 1U]));
+            halves_1 = eight_halves_0(_S355, clamp_0(make_float4 (_S351) * _S356, _S353, _S354));
         }
         else
         {
-            halves_1 = _S339;
+            halves_1 = _S343;
         }
-        put_0(_S336 * 17U + _S337, halves_1);
+        put_0(_S340 * 17U + _S341, halves_1);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S316)
+    if(thread_1 < _S320)
     {
-        _S310 = (_S327 + thread_0) < _S328;
+        _S314 = (_S331 + thread_1) < _S332;
     }
     else
     {
-        _S310 = false;
+        _S314 = false;
     }
-    if(_S310)
+    if(_S314)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S319, _S320 + _S327 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S323, _S324 + _S331 + thread_1);
     }
     __syncthreads();
-    uint _S353 = thread_0 % 32U;
-    uint _S354 = thread_0 / 32U * 16U;
+    uint _S357 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S354, _S353);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S355 = thread_0 / 16U;
-    uint _S356 = thread_0 % 16U;
-    uint _S357 = _S329 * _S334 + 8U * (U32_min((_S356), (_S334 / 8U - 1U)));
-    uint row_4 = _S327;
+    uint _S358 = (&attending_0)->part_1 * 32U;
+    uint _S359 = thread_1 / 16U;
+    uint _S360 = thread_1 % 16U;
+    uint _S361 = _S333 * _S338 + 8U * (U32_min((_S360), (_S338 / 8U - 1U)));
+    uint row_4 = _S331;
     for(;;)
     {
-        if(row_4 < _S328)
+        if(row_4 < _S332)
         {
         }
         else
         {
             break;
         }
-        uint _S358 = (*&row_sequences_0)[row_4 - _S327];
-        uint r_0 = _S353;
-        uint other_0 = _S328;
+        uint _S362 = (*&row_sequences_0)[row_4 - _S331];
+        uint r_0 = _S357;
+        uint other_0 = _S332;
         for(;;)
         {
-            if(r_0 < (_S328 - _S327))
+            if(r_0 < (_S332 - _S331))
             {
             }
             else
             {
                 break;
             }
-            uint _S359 = _S327 + r_0;
-            if(_S359 > row_4)
+            uint _S363 = _S331 + r_0;
+            if(_S363 > row_4)
             {
-                _S310 = ((*&row_sequences_0)[r_0]) != _S358;
+                _S314 = ((*&row_sequences_0)[r_0]) != _S362;
             }
             else
             {
-                _S310 = false;
+                _S314 = false;
             }
-            if(_S310)
+            if(_S314)
             {
-                other_0 = (U32_min((other_0), (_S359)));
+                other_0 = (U32_min((other_0), (_S363)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S360 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S358, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S364 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S362, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S365 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(_S365)
         {
-            uint _S361 = thread_0 / _S315;
-            uint _S362 = _S327 + _S361;
-            if(thread_0 < (_S316 * _S315))
+            uint _S366 = thread_1 / _S319;
+            uint _S367 = _S331 + _S366;
+            if(thread_1 < (_S320 * _S319))
             {
-                _S310 = _S362 < _S328;
+                _S314 = _S367 < _S332;
             }
             else
             {
-                _S310 = false;
+                _S314 = false;
             }
-            if(_S310)
+            if(_S314)
             {
-                uint _S363 = row_position_0(batch_3, _S319, _S320 + _S362);
-                uint _S364 = first_seen_0(_S363, p_0->window_0);
-                if(_S362 >= row_4)
+                uint _S368 = row_position_0(batch_3, _S323, _S324 + _S367);
+                uint _S369 = first_seen_0(_S368, p_0->window_0);
+                if(_S367 >= row_4)
                 {
-                    _S311 = _S362 < row_5;
+                    _S315 = _S367 < row_5;
                 }
                 else
                 {
-                    _S311 = false;
+                    _S315 = false;
                 }
-                if(_S311)
+                if(_S315)
                 {
-                    SequenceTable_0 _S365 = _S360;
-                    uint _S366 = SequenceTable_end_of_0(&_S365, _S363);
-                    i_2 = _S366;
+                    SequenceTable_0 _S370 = _S364;
+                    uint _S371 = SequenceTable_end_of_0(&_S370, _S368);
+                    i_2 = _S371;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S364;
+                begin_2 = _S369;
                 end_0 = i_2;
             }
             else
@@ -1576,76 +1594,79 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S367 = shown_0(_S353);
-        uint _S368 = _S367.x;
-        uint _S369 = _S367.y;
-        if(_S368 < _S369)
+        uint2  _S372 = shown_0(_S357);
+        uint _S373 = _S372.x;
+        uint _S374 = _S372.y;
+        if(_S373 < _S374)
         {
-            _S310 = _S369 != 4294967295U;
+            _S314 = _S374 != 4294967295U;
         }
         else
         {
-            _S310 = false;
+            _S314 = false;
         }
-        if(_S310)
+        if(_S314)
         {
-            uint _S370 = (U32_max((0U), (_S369)));
-            begin_2 = (U32_min((4294967295U), (_S368)));
-            end_0 = _S370;
+            uint _S375 = (U32_max((0U), (_S374)));
+            begin_2 = (U32_min((4294967295U), (_S373)));
+            end_0 = _S375;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S371 = (U32_max((0U), (_S368)));
-        uint _S372 = (U32_min((4294967295U), (_S369)));
-        uint2  _S373 = shown_0(32U + _S353);
-        uint _S374 = _S373.x;
-        uint _S375 = _S373.y;
-        if(_S374 < _S375)
+        uint _S376 = (U32_max((0U), (_S373)));
+        uint _S377 = (U32_min((4294967295U), (_S374)));
+        uint2  _S378 = shown_0(32U + _S357);
+        uint _S379 = _S378.x;
+        uint _S380 = _S378.y;
+        if(_S379 < _S380)
         {
-            _S311 = _S375 != 4294967295U;
+            _S315 = _S380 != 4294967295U;
         }
         else
         {
-            _S311 = false;
+            _S315 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S311)
+        if(_S315)
         {
-            uint _S376 = (U32_max((end_0), (_S375)));
-            begin_3 = (U32_min((begin_2), (_S374)));
-            end_1 = _S376;
+            uint _S381 = (U32_max((end_0), (_S380)));
+            begin_3 = (U32_min((begin_2), (_S379)));
+            end_1 = _S381;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S377 = (U32_max((_S371), (_S374)));
-        uint _S378 = (U32_min((_S372), (_S375)));
+        uint _S382 = (U32_max((_S376), (_S379)));
+        uint _S383 = (U32_min((_S377), (_S380)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S379 = (__reduce_max_sync(0xffffffffu, (_S377)));
-        uint _S380 = (__reduce_min_sync(0xffffffffu, (_S378)));
+        uint _S384 = (__reduce_max_sync(0xffffffffu, (_S382)));
+        uint _S385 = (__reduce_min_sync(0xffffffffu, (_S383)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(_S365)
             {
-                uint _S381 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S382 = _S360;
-                uint _S383 = SequenceTable_slot_0(&_S382, sequences_2, _S381);
-                (*&slots_0)[thread_0] = _S383;
+                uint _S386 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S387 = _S364;
+                uint _S388 = SequenceTable_slot_0(&_S387, sequences_2, _S386);
+                (*&slots_0)[thread_1] = _S388;
             }
             __syncthreads();
-            Parts_0 _S384 = load_0(k_pages_0, p_0->k_pages_offset_0, _S335, _S357, 0U, _S355);
-            Parts_store_0(&_S384, 0U, _S355, _S356);
+            Parts_0 _S389 = load_0(k_pages_0, p_0->k_pages_offset_0, _S339, _S361, 0U, _S359);
+            Parts_store_0(&_S389, 0U, _S359, _S360);
+            Parts_0 _S390 = load_0(v_pages_0, p_0->v_pages_offset_0, _S339, _S361, 0U, _S359);
+            Parts_store_0(&_S390, 544U, _S359, _S360);
         }
+        __syncthreads();
         uint at_4 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1657,78 +1678,85 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S385 = 32U - now_0;
-            bool _S386 = thread_0 < 32U;
-            uint slot_2;
-            if(_S386)
+            uint _S391 = 1U - now_0;
+            if(at_4 < _S384)
             {
-                uint _S387 = (U32_min((at_4 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S388 = _S360;
-                uint _S389 = SequenceTable_slot_0(&_S388, sequences_2, _S387);
-                slot_2 = _S389;
+                _S316 = true;
+            }
+            else
+            {
+                _S316 = (at_4 + 32U) > _S385;
+            }
+            uint _S392 = _S391 * 32U;
+            Parts_0 _S393 = load_0(k_pages_0, p_0->k_pages_offset_0, _S339, _S361, _S392, _S359);
+            Parts_0 _S394 = load_0(v_pages_0, p_0->v_pages_offset_0, _S339, _S361, _S392, _S359);
+            bool _S395 = thread_1 < 32U;
+            uint slot_2;
+            if(_S395)
+            {
+                uint _S396 = (U32_min((at_4 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S397 = _S364;
+                uint _S398 = SequenceTable_slot_0(&_S397, sequences_2, _S396);
+                slot_2 = _S398;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S390 = load_0(v_pages_0, p_0->v_pages_offset_0, _S335, _S357, now_0, _S355);
-            Attending_score_0(&attending_0, _S353, _S354);
-            Parts_0 _S391 = _S390;
-            Parts_store_0(&_S391, 544U, _S355, _S356);
-            if(_S386)
+            uint _S399 = now_0 * 1088U;
+            uint _S400 = _S358 * 17U;
+            Attending_score_0(&attending_0, _S399 + _S400);
+            Attending_weigh_0(&attending_0, at_4 + _S358, _S316);
+            Attending_add_0(&attending_0, _S399 + 544U + _S400);
+            uint _S401 = _S391 * 1088U;
+            Parts_0 _S402 = _S393;
+            Parts_store_0(&_S402, _S401, _S359, _S360);
+            uint _S403 = _S401 + 544U;
+            Parts_0 _S404 = _S394;
+            Parts_store_0(&_S404, _S403, _S359, _S360);
+            if(_S395)
             {
-                (*&slots_0)[_S385 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S392 = load_0(k_pages_0, p_0->k_pages_offset_0, _S335, _S357, _S385, _S355);
-            if(at_4 < _S379)
-            {
-                _S312 = true;
-            }
-            else
-            {
-                _S312 = (at_4 + 32U) > _S380;
-            }
-            Attending_weigh_0(&attending_0, _S353, _S354, at_4, _S312);
-            Attending_add_0(&attending_0, _S353, _S354);
-            Parts_0 _S393 = _S392;
-            Parts_store_0(&_S393, 0U, _S355, _S356);
             at_4 = at_4 + 32U;
-            now_0 = _S385;
+            now_0 = _S391;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S394 = p_0->sinks_offset_0;
+    uint _S405 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S394 + _S332;
+        i_2 = _S405 + _S336;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S327 * p_0->out_stride_0 + _S332 * _S334;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S331 * p_0->out_stride_0 + _S336 * _S338;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S334;
-    (&target_1)->heads_1 = _S315;
-    (&target_1)->rows_3 = _S328 - _S327;
-    (&target_1)->last_0 = _S333 - _S332;
-    Attending_0 _S395 = attending_0;
-    Target_0 _S396 = target_1;
-    Attending_write_0(&_S395, _S353, _S354, &_S396);
+    (&target_1)->head_dim_1 = _S338;
+    (&target_1)->heads_1 = _S319;
+    (&target_1)->rows_3 = _S332 - _S331;
+    (&target_1)->last_0 = _S337 - _S336;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_1) == 0U)
+    {
+        Attending_0 _S406 = attending_0;
+        Target_0 _S407 = target_1;
+        Attending_write_0(&_S406, &_S407);
+    }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S397 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S398 = p_1;
-    attend_0(blockIdx, _S397, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S398);
+    uint _S408 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S409 = p_1;
+    attend_0(blockIdx, _S408, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S409);
     return;
 }

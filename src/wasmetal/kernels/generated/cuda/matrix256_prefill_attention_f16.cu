@@ -224,6 +224,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
     FixedArray<uint4 , 16>  queries_0;
     FixedArray<float4 , 32>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -231,79 +235,85 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S7 = (own_0 + lane_0 % 16U) * 33U;
-    uint4  _S8 = (wasmetal_load_four((&(*&tiles_0)[_S7 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S8;
-    uint4  _S9 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S9;
-    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S10;
-    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S11;
-    uint4  _S12 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S12;
-    uint4  _S13 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S13;
-    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S14;
-    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S15;
-    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 16U + lane_0 / 16U])));
-    this_1->queries_0[8U] = _S16;
-    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 18U + lane_0 / 16U])));
-    this_1->queries_0[9U] = _S17;
-    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 20U + lane_0 / 16U])));
-    this_1->queries_0[10U] = _S18;
-    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 22U + lane_0 / 16U])));
-    this_1->queries_0[11U] = _S19;
-    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 24U + lane_0 / 16U])));
-    this_1->queries_0[12U] = _S20;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 26U + lane_0 / 16U])));
-    this_1->queries_0[13U] = _S21;
-    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 28U + lane_0 / 16U])));
-    this_1->queries_0[14U] = _S22;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 30U + lane_0 / 16U])));
-    this_1->queries_0[15U] = _S23;
+    uint _S7 = thread_0 % 32U;
+    this_1->lane_0 = _S7;
+    uint _S8 = thread_0 / 32U;
+    this_1->subgroup_0 = _S8;
+    uint _S9 = _S8 % 4U * 16U;
+    this_1->own_0 = _S9;
+    this_1->part_0 = 0U;
+    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[(_S9 + _S7 % 16U) * 33U + _S7 / 16U])));
+    this_1->queries_0[0U] = _S10;
+    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S11;
+    uint4  _S12 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S12;
+    uint4  _S13 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S13;
+    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S14;
+    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S15;
+    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S17;
+    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S18;
+    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S19;
+    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S20;
+    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S21;
+    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S22;
+    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S23;
+    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S24;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S25;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S24 = make_int2 (int(0));
-    float2  _S25 = make_float2 ((float)_S24.x, (float)_S24.y);
-    this_1->totals_0[0U] = _S25;
-    int4  _S26 = make_int4 (int(0));
-    float4  _S27 = make_float4 ((float)_S26.x, (float)_S26.y, (float)_S26.z, (float)_S26.w);
-    this_1->sums_0[0U] = _S27;
-    this_1->sums_0[1U] = _S27;
-    this_1->sums_0[2U] = _S27;
-    this_1->sums_0[3U] = _S27;
-    this_1->sums_0[4U] = _S27;
-    this_1->sums_0[5U] = _S27;
-    this_1->sums_0[6U] = _S27;
-    this_1->sums_0[7U] = _S27;
-    this_1->sums_0[8U] = _S27;
-    this_1->sums_0[9U] = _S27;
-    this_1->sums_0[10U] = _S27;
-    this_1->sums_0[11U] = _S27;
-    this_1->sums_0[12U] = _S27;
-    this_1->sums_0[13U] = _S27;
-    this_1->sums_0[14U] = _S27;
-    this_1->sums_0[15U] = _S27;
-    this_1->sums_0[16U] = _S27;
-    this_1->sums_0[17U] = _S27;
-    this_1->sums_0[18U] = _S27;
-    this_1->sums_0[19U] = _S27;
-    this_1->sums_0[20U] = _S27;
-    this_1->sums_0[21U] = _S27;
-    this_1->sums_0[22U] = _S27;
-    this_1->sums_0[23U] = _S27;
-    this_1->sums_0[24U] = _S27;
-    this_1->sums_0[25U] = _S27;
-    this_1->sums_0[26U] = _S27;
-    this_1->sums_0[27U] = _S27;
-    this_1->sums_0[28U] = _S27;
-    this_1->sums_0[29U] = _S27;
-    this_1->sums_0[30U] = _S27;
-    this_1->sums_0[31U] = _S27;
+    int2  _S26 = make_int2 (int(0));
+    float2  _S27 = make_float2 ((float)_S26.x, (float)_S26.y);
+    this_1->totals_0[0U] = _S27;
+    int4  _S28 = make_int4 (int(0));
+    float4  _S29 = make_float4 ((float)_S28.x, (float)_S28.y, (float)_S28.z, (float)_S28.w);
+    this_1->sums_0[0U] = _S29;
+    this_1->sums_0[1U] = _S29;
+    this_1->sums_0[2U] = _S29;
+    this_1->sums_0[3U] = _S29;
+    this_1->sums_0[4U] = _S29;
+    this_1->sums_0[5U] = _S29;
+    this_1->sums_0[6U] = _S29;
+    this_1->sums_0[7U] = _S29;
+    this_1->sums_0[8U] = _S29;
+    this_1->sums_0[9U] = _S29;
+    this_1->sums_0[10U] = _S29;
+    this_1->sums_0[11U] = _S29;
+    this_1->sums_0[12U] = _S29;
+    this_1->sums_0[13U] = _S29;
+    this_1->sums_0[14U] = _S29;
+    this_1->sums_0[15U] = _S29;
+    this_1->sums_0[16U] = _S29;
+    this_1->sums_0[17U] = _S29;
+    this_1->sums_0[18U] = _S29;
+    this_1->sums_0[19U] = _S29;
+    this_1->sums_0[20U] = _S29;
+    this_1->sums_0[21U] = _S29;
+    this_1->sums_0[22U] = _S29;
+    this_1->sums_0[23U] = _S29;
+    this_1->sums_0[24U] = _S29;
+    this_1->sums_0[25U] = _S29;
+    this_1->sums_0[26U] = _S29;
+    this_1->sums_0[27U] = _S29;
+    this_1->sums_0[28U] = _S29;
+    this_1->sums_0[29U] = _S29;
+    this_1->sums_0[30U] = _S29;
+    this_1->sums_0[31U] = _S29;
     return;
 }
 
@@ -317,64 +327,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S28;
-    (&_S28)->begin_0 = begin_1;
-    (&_S28)->page_size_1 = page_size_2;
-    (&_S28)->pages_1 = pages_2;
-    (&_S28)->length_0 = length_1;
-    return _S28;
+    SequenceTable_0 _S30;
+    (&_S30)->begin_0 = begin_1;
+    (&_S30)->page_size_1 = page_size_2;
+    (&_S30)->pages_1 = pages_2;
+    (&_S30)->length_0 = length_1;
+    return _S30;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S29 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S30 = _S29 + 1U;
-    uint _S31 = __ldg((&(sequences_0)[_S29]));
-    return SequenceTable_x24init_0(_S30, page_size_3, pages_3, (U32_min((_S31), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S31 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S32 = _S31 + 1U;
+    uint _S33 = __ldg((&(sequences_0)[_S31]));
+    return SequenceTable_x24init_0(_S32, page_size_3, pages_3, (U32_min((_S33), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S32 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S32;
+    uint _S34 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S34;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S33;
+    bool _S35;
     if(window_1 != 0U)
     {
-        _S33 = position_0 >= window_1;
+        _S35 = position_0 >= window_1;
     }
     else
     {
-        _S33 = false;
+        _S35 = false;
     }
-    uint _S34;
-    if(_S33)
+    uint _S36;
+    if(_S35)
     {
-        _S34 = position_0 - window_1 + 1U;
+        _S36 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S34 = 0U;
+        _S36 = 0U;
     }
-    return _S34;
+    return _S36;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S35 = this_2->length_0;
-    uint _S36;
+    uint _S37 = this_2->length_0;
+    uint _S38;
     if(position_1 < (this_2->length_0))
     {
-        _S36 = position_1 + 1U;
+        _S38 = position_1 + 1U;
     }
     else
     {
-        _S36 = _S35;
+        _S38 = _S37;
     }
-    return _S36;
+    return _S38;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -392,782 +402,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S37 = this_3->begin_0;
-    uint _S38 = this_3->page_size_1;
-    uint _S39 = position_2 / this_3->page_size_1;
-    uint _S40 = __ldg((&(sequences_1)[_S37 + _S39]));
-    uint _S41 = (U32_min((_S40), (this_3->pages_1 - 1U))) * _S38;
-    uint _S42 = position_2 % _S38;
-    return _S41 + _S42;
+    uint _S39 = this_3->begin_0;
+    uint _S40 = this_3->page_size_1;
+    uint _S41 = position_2 / this_3->page_size_1;
+    uint _S42 = __ldg((&(sequences_1)[_S39 + _S41]));
+    uint _S43 = (U32_min((_S42), (this_3->pages_1 - 1U))) * _S40;
+    uint _S44 = position_2 % _S40;
+    return _S43 + _S44;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S43 = make_int4 (int(0));
-    float4  _S44 = make_float4 ((float)_S43.x, (float)_S43.y, (float)_S43.z, (float)_S43.w);
-    this_4->scores_0[0U] = _S44;
-    this_4->scores_0[1U] = _S44;
-    this_4->scores_0[2U] = _S44;
-    this_4->scores_0[3U] = _S44;
-    uint _S45 = lane_1 % 8U;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + lane_1 / 8U % 2U])));
-    float4  _S47 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S46.x, _S46.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S47;
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S46.z, _S46.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S48;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + lane_1 / 8U % 2U])));
-    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S49.x, _S49.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S50;
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S49.z, _S49.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S51;
-    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S53;
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S54;
-    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S56;
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S59;
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S60;
-    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S63;
-    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S65;
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S66;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S68;
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S69;
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S81;
-    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S84;
-    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S89;
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S90;
-    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S92;
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S93;
-    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S95;
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S96;
-    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S98;
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S99;
-    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S101;
-    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S102;
-    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S104;
-    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S105;
-    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S107;
-    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S108;
-    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S110;
-    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S111;
-    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S113;
-    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S114;
-    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S116;
-    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S117;
-    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S119;
-    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S120;
-    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S122;
-    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S123;
-    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S125;
-    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S126;
-    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S128;
-    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S129;
-    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S131;
-    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S132;
-    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S134;
-    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S135;
-    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S45) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S137;
-    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S138;
-    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S45) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S140;
-    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S141;
+    int4  _S45 = make_int4 (int(0));
+    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
+    this_4->scores_0[0U] = _S46;
+    this_4->scores_0[1U] = _S46;
+    this_4->scores_0[2U] = _S46;
+    this_4->scores_0[3U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.x, _S47.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S48;
+    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.z, _S47.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S49;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S50.x, _S50.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S51;
+    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S50.z, _S50.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S52;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S53.x, _S53.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S54;
+    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S53.z, _S53.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S55;
+    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S56.x, _S56.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S57;
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S56.z, _S56.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S58;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S60;
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S61;
+    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S63;
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S64;
+    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S66;
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S69;
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S70;
+    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S72;
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S75;
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S76;
+    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S81;
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S82;
+    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S85;
+    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S90;
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S91;
+    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S93;
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S94;
+    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S95.x, _S95.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S96;
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S95.z, _S95.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S97;
+    uint4  _S98 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S98.x, _S98.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S98.z, _S98.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S100;
+    uint4  _S101 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S101.x, _S101.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S102;
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S101.z, _S101.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S103;
+    uint4  _S104 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S104.x, _S104.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S105;
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S104.z, _S104.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S106;
+    uint4  _S107 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S107.x, _S107.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S108;
+    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S107.z, _S107.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S109;
+    uint4  _S110 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S110.x, _S110.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S111;
+    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S110.z, _S110.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S112;
+    uint4  _S113 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S113.x, _S113.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S114;
+    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S113.z, _S113.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S115;
+    uint4  _S116 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S116.x, _S116.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S117;
+    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S116.z, _S116.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S118;
+    uint4  _S119 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S119.x, _S119.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S120;
+    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S119.z, _S119.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S121;
+    uint4  _S122 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S122.x, _S122.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S123;
+    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S122.z, _S122.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S124;
+    uint4  _S125 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S125.x, _S125.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S126;
+    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S125.z, _S125.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S127;
+    uint4  _S128 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S128.x, _S128.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S129;
+    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S128.z, _S128.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S130;
+    uint4  _S131 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S131.x, _S131.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S132;
+    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S131.z, _S131.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S133;
+    uint4  _S134 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S134.x, _S134.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S135;
+    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S134.z, _S134.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S136;
+    uint4  _S137 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S137.x, _S137.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S138;
+    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S137.z, _S137.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S139;
+    uint4  _S140 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S140.x, _S140.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S141;
+    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S140.z, _S140.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S142;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S142;
+    bool _S143;
     if(partly_0)
     {
-        uint2  _S143 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S144 = lane_2 % 4U * 2U;
-        uint _S145 = at_1 + _S144;
-        uint _S146 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S144 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S145 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S146 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S145 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S145 >= (_S143.y);
+            _S143 = _S145 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S147 = _S145 + 1U;
+        uint _S147 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S147 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S147 >= (_S143.y);
+            _S143 = _S147 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S148 = at_1 + 8U + _S144;
-        if(_S148 < _S146)
+        uint _S148 = at_1 + 8U;
+        uint _S149 = _S148 + this_5->lane_0 % 4U * 2U;
+        if(_S149 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S148 >= (_S143.y);
+            _S143 = _S149 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S149 = _S148 + 1U;
-        if(_S149 < _S146)
+        uint _S150 = _S148 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S150 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S149 >= (_S143.y);
+            _S143 = _S150 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S150 = at_1 + 16U + _S144;
-        if(_S150 < _S146)
+        uint _S151 = at_1 + 16U;
+        uint _S152 = _S151 + this_5->lane_0 % 4U * 2U;
+        if(_S152 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S150 >= (_S143.y);
+            _S143 = _S152 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S151 = _S150 + 1U;
-        if(_S151 < _S146)
+        uint _S153 = _S151 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S153 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S151 >= (_S143.y);
+            _S143 = _S153 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S152 = at_1 + 24U + _S144;
-        if(_S152 < _S146)
+        uint _S154 = at_1 + 24U;
+        uint _S155 = _S154 + this_5->lane_0 % 4U * 2U;
+        if(_S155 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S152 >= (_S143.y);
+            _S143 = _S155 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S153 = _S152 + 1U;
-        if(_S153 < _S146)
+        uint _S156 = _S154 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S156 < _S146)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S153 >= (_S143.y);
+            _S143 = _S156 >= (_S144.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S154 = *&((&this_5->peaks_0[0U])->x);
-    float _S155 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S154), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S156 = (__shfl_xor_sync(0xffffffffu, (_S155), (1U)));
-    float _S157 = (F32_max((_S155), (_S156)));
-    float _S158 = (__shfl_xor_sync(0xffffffffu, (_S157), (2U)));
-    float _S159 = (F32_max((_S157), (_S158)));
-    float _S160 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S159)));
-    *&((&this_5->peaks_0[0U])->x) = _S159;
-    float _S161 = _S160 * *&((&this_5->totals_0[0U])->x);
-    float _S162 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S159)));
-    *&((&this_5->scores_0[0U])->x) = _S162;
-    float total_0 = _S161 + _S162;
-    float _S163 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S159)));
-    *&((&this_5->scores_0[0U])->y) = _S163;
-    float total_1 = total_0 + _S163;
-    float _S164 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S159)));
-    *&((&this_5->scores_0[1U])->x) = _S164;
-    float total_2 = total_1 + _S164;
-    float _S165 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S159)));
-    *&((&this_5->scores_0[1U])->y) = _S165;
-    float total_3 = total_2 + _S165;
-    float _S166 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S159)));
-    *&((&this_5->scores_0[2U])->x) = _S166;
-    float total_4 = total_3 + _S166;
-    float _S167 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S159)));
-    *&((&this_5->scores_0[2U])->y) = _S167;
-    float total_5 = total_4 + _S167;
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S159)));
-    *&((&this_5->scores_0[3U])->x) = _S168;
-    float total_6 = total_5 + _S168;
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S159)));
-    *&((&this_5->scores_0[3U])->y) = _S169;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S169;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S160;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S160;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S160;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S160;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S160;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S160;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S160;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S160;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S160;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S160;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S160;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S160;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S160;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S160;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S160;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S160;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S160;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S160;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S160;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S160;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S160;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S160;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S160;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S160;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S160;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S160;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S160;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S160;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S160;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S160;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S160;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S160;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S160;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S160;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S160;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S160;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S160;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S160;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S160;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S160;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S160;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S160;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S160;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S160;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S160;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S160;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S160;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S160;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S160;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S160;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S160;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S160;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S160;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S160;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S160;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S160;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S160;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S160;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S160;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S160;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S160;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S160;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S160;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S160;
+    float _S157 = *&((&this_5->peaks_0[0U])->x);
+    float _S158 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S157), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S159 = (__shfl_xor_sync(0xffffffffu, (_S158), (1U)));
+    float _S160 = (F32_max((_S158), (_S159)));
+    float _S161 = (__shfl_xor_sync(0xffffffffu, (_S160), (2U)));
+    float _S162 = (F32_max((_S160), (_S161)));
+    float _S163 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S162)));
+    *&((&this_5->peaks_0[0U])->x) = _S162;
+    float _S164 = _S163 * *&((&this_5->totals_0[0U])->x);
+    float _S165 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S162)));
+    *&((&this_5->scores_0[0U])->x) = _S165;
+    float total_0 = _S164 + _S165;
+    float _S166 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S162)));
+    *&((&this_5->scores_0[0U])->y) = _S166;
+    float total_1 = total_0 + _S166;
+    float _S167 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S162)));
+    *&((&this_5->scores_0[1U])->x) = _S167;
+    float total_2 = total_1 + _S167;
+    float _S168 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S162)));
+    *&((&this_5->scores_0[1U])->y) = _S168;
+    float total_3 = total_2 + _S168;
+    float _S169 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S162)));
+    *&((&this_5->scores_0[2U])->x) = _S169;
+    float total_4 = total_3 + _S169;
+    float _S170 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S162)));
+    *&((&this_5->scores_0[2U])->y) = _S170;
+    float total_5 = total_4 + _S170;
+    float _S171 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S162)));
+    *&((&this_5->scores_0[3U])->x) = _S171;
+    float total_6 = total_5 + _S171;
+    float _S172 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S162)));
+    *&((&this_5->scores_0[3U])->y) = _S172;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S172;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S163;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S163;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S163;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S163;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S163;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S163;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S163;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S163;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S163;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S163;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S163;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S163;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S163;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S163;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S163;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S163;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S163;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S163;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S163;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S163;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S163;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S163;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S163;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S163;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S163;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S163;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S163;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S163;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S163;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S163;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S163;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S163;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S163;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S163;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S163;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S163;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S163;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S163;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S163;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S163;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S163;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S163;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S163;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S163;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S163;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S163;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S163;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S163;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S163;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S163;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S163;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S163;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S163;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S163;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S163;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S163;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S163;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S163;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S163;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S163;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S163;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S163;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S163;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S163;
     if(partly_0)
     {
-        uint2  _S170 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S171 = lane_2 % 4U * 2U;
-        uint _S172 = at_1 + _S171;
-        uint _S173 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S172 < _S173)
+        uint2  _S173 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S174 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S175 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S174 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S172 >= (_S170.y);
+            _S143 = _S174 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S174 = _S172 + 1U;
-        if(_S174 < _S173)
+        uint _S176 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S176 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S174 >= (_S170.y);
+            _S143 = _S176 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S175 = at_1 + 8U + _S171;
-        if(_S175 < _S173)
+        uint _S177 = at_1 + 8U;
+        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
+        if(_S178 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S175 >= (_S170.y);
+            _S143 = _S178 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S176 = _S175 + 1U;
-        if(_S176 < _S173)
+        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S179 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S176 >= (_S170.y);
+            _S143 = _S179 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S177 = at_1 + 16U + _S171;
-        if(_S177 < _S173)
+        uint _S180 = at_1 + 16U;
+        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
+        if(_S181 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S177 >= (_S170.y);
+            _S143 = _S181 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S178 = _S177 + 1U;
-        if(_S178 < _S173)
+        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S182 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S178 >= (_S170.y);
+            _S143 = _S182 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S179 = at_1 + 24U + _S171;
-        if(_S179 < _S173)
+        uint _S183 = at_1 + 24U;
+        uint _S184 = _S183 + this_5->lane_0 % 4U * 2U;
+        if(_S184 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S179 >= (_S170.y);
+            _S143 = _S184 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S180 = _S179 + 1U;
-        if(_S180 < _S173)
+        uint _S185 = _S183 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S185 < _S175)
         {
-            _S142 = true;
+            _S143 = true;
         }
         else
         {
-            _S142 = _S180 >= (_S170.y);
+            _S143 = _S185 >= (_S173.y);
         }
-        if(_S142)
+        if(_S143)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S181 = *&((&this_5->peaks_0[0U])->y);
-    float _S182 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S181), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S183 = (__shfl_xor_sync(0xffffffffu, (_S182), (1U)));
-    float _S184 = (F32_max((_S182), (_S183)));
-    float _S185 = (__shfl_xor_sync(0xffffffffu, (_S184), (2U)));
-    float _S186 = (F32_max((_S184), (_S185)));
-    float _S187 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S186)));
-    *&((&this_5->peaks_0[0U])->y) = _S186;
-    float _S188 = _S187 * *&((&this_5->totals_0[0U])->y);
-    float _S189 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S186)));
-    *&((&this_5->scores_0[0U])->z) = _S189;
-    float total_7 = _S188 + _S189;
-    float _S190 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S186)));
-    *&((&this_5->scores_0[0U])->w) = _S190;
-    float total_8 = total_7 + _S190;
-    float _S191 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S186)));
-    *&((&this_5->scores_0[1U])->z) = _S191;
-    float total_9 = total_8 + _S191;
-    float _S192 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S186)));
-    *&((&this_5->scores_0[1U])->w) = _S192;
-    float total_10 = total_9 + _S192;
-    float _S193 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S186)));
-    *&((&this_5->scores_0[2U])->z) = _S193;
-    float total_11 = total_10 + _S193;
-    float _S194 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S186)));
-    *&((&this_5->scores_0[2U])->w) = _S194;
-    float total_12 = total_11 + _S194;
-    float _S195 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S186)));
-    *&((&this_5->scores_0[3U])->z) = _S195;
-    float total_13 = total_12 + _S195;
-    float _S196 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S186)));
-    *&((&this_5->scores_0[3U])->w) = _S196;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S196;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S187;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S187;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S187;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S187;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S187;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S187;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S187;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S187;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S187;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S187;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S187;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S187;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S187;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S187;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S187;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S187;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S187;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S187;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S187;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S187;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S187;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S187;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S187;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S187;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S187;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S187;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S187;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S187;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S187;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S187;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S187;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S187;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S187;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S187;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S187;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S187;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S187;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S187;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S187;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S187;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S187;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S187;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S187;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S187;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S187;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S187;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S187;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S187;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S187;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S187;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S187;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S187;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S187;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S187;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S187;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S187;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S187;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S187;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S187;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S187;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S187;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S187;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S187;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S187;
+    float _S186 = *&((&this_5->peaks_0[0U])->y);
+    float _S187 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S186), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S188 = (__shfl_xor_sync(0xffffffffu, (_S187), (1U)));
+    float _S189 = (F32_max((_S187), (_S188)));
+    float _S190 = (__shfl_xor_sync(0xffffffffu, (_S189), (2U)));
+    float _S191 = (F32_max((_S189), (_S190)));
+    float _S192 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S191)));
+    *&((&this_5->peaks_0[0U])->y) = _S191;
+    float _S193 = _S192 * *&((&this_5->totals_0[0U])->y);
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S191)));
+    *&((&this_5->scores_0[0U])->z) = _S194;
+    float total_7 = _S193 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S191)));
+    *&((&this_5->scores_0[0U])->w) = _S195;
+    float total_8 = total_7 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S191)));
+    *&((&this_5->scores_0[1U])->z) = _S196;
+    float total_9 = total_8 + _S196;
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S191)));
+    *&((&this_5->scores_0[1U])->w) = _S197;
+    float total_10 = total_9 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S191)));
+    *&((&this_5->scores_0[2U])->z) = _S198;
+    float total_11 = total_10 + _S198;
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S191)));
+    *&((&this_5->scores_0[2U])->w) = _S199;
+    float total_12 = total_11 + _S199;
+    float _S200 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S191)));
+    *&((&this_5->scores_0[3U])->z) = _S200;
+    float total_13 = total_12 + _S200;
+    float _S201 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S191)));
+    *&((&this_5->scores_0[3U])->w) = _S201;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S201;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S192;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S192;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S192;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S192;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S192;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S192;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S192;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S192;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S192;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S192;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S192;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S192;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S192;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S192;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S192;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S192;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S192;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S192;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S192;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S192;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S192;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S192;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S192;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S192;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S192;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S192;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S192;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S192;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S192;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S192;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S192;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S192;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S192;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S192;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S192;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S192;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S192;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S192;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S192;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S192;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S192;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S192;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S192;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S192;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S192;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S192;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S192;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S192;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S192;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S192;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S192;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S192;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S192;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S192;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S192;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S192;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S192;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S192;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S192;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S192;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S192;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S192;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S192;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S192;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S197 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S198 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S199 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S200 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S201 = make_uint4 (_S197, _S198, _S199, _S200);
-    uint _S202 = lane_3 % 16U;
-    uint _S203 = 1056U + _S202 * 33U;
-    uint4  _S204 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + lane_3 / 16U])));
-    float4  _S205 = (wasmetal_multiply_half((_S201), (uint2 {_S204.x, _S204.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S205;
-    float4  _S206 = (wasmetal_multiply_half((_S201), (uint2 {_S204.z, _S204.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S206;
-    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 2U + lane_3 / 16U])));
-    float4  _S208 = (wasmetal_multiply_half((_S201), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S208;
-    float4  _S209 = (wasmetal_multiply_half((_S201), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S209;
-    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 4U + lane_3 / 16U])));
-    float4  _S211 = (wasmetal_multiply_half((_S201), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S211;
-    float4  _S212 = (wasmetal_multiply_half((_S201), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S212;
-    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 6U + lane_3 / 16U])));
-    float4  _S214 = (wasmetal_multiply_half((_S201), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S214;
-    float4  _S215 = (wasmetal_multiply_half((_S201), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S215;
-    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 8U + lane_3 / 16U])));
-    float4  _S217 = (wasmetal_multiply_half((_S201), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S217;
-    float4  _S218 = (wasmetal_multiply_half((_S201), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S218;
-    uint4  _S219 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 10U + lane_3 / 16U])));
-    float4  _S220 = (wasmetal_multiply_half((_S201), (uint2 {_S219.x, _S219.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S220;
-    float4  _S221 = (wasmetal_multiply_half((_S201), (uint2 {_S219.z, _S219.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S221;
-    uint4  _S222 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 12U + lane_3 / 16U])));
-    float4  _S223 = (wasmetal_multiply_half((_S201), (uint2 {_S222.x, _S222.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S223;
-    float4  _S224 = (wasmetal_multiply_half((_S201), (uint2 {_S222.z, _S222.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S224;
-    uint4  _S225 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 14U + lane_3 / 16U])));
-    float4  _S226 = (wasmetal_multiply_half((_S201), (uint2 {_S225.x, _S225.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S226;
-    float4  _S227 = (wasmetal_multiply_half((_S201), (uint2 {_S225.z, _S225.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S227;
-    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 16U + lane_3 / 16U])));
-    float4  _S229 = (wasmetal_multiply_half((_S201), (uint2 {_S228.x, _S228.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S229;
-    float4  _S230 = (wasmetal_multiply_half((_S201), (uint2 {_S228.z, _S228.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S230;
-    uint4  _S231 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 18U + lane_3 / 16U])));
-    float4  _S232 = (wasmetal_multiply_half((_S201), (uint2 {_S231.x, _S231.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S232;
-    float4  _S233 = (wasmetal_multiply_half((_S201), (uint2 {_S231.z, _S231.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S233;
-    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 20U + lane_3 / 16U])));
-    float4  _S235 = (wasmetal_multiply_half((_S201), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S235;
-    float4  _S236 = (wasmetal_multiply_half((_S201), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S236;
-    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 22U + lane_3 / 16U])));
-    float4  _S238 = (wasmetal_multiply_half((_S201), (uint2 {_S237.x, _S237.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S238;
-    float4  _S239 = (wasmetal_multiply_half((_S201), (uint2 {_S237.z, _S237.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S239;
-    uint4  _S240 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 24U + lane_3 / 16U])));
-    float4  _S241 = (wasmetal_multiply_half((_S201), (uint2 {_S240.x, _S240.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S241;
-    float4  _S242 = (wasmetal_multiply_half((_S201), (uint2 {_S240.z, _S240.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S242;
-    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 26U + lane_3 / 16U])));
-    float4  _S244 = (wasmetal_multiply_half((_S201), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S244;
-    float4  _S245 = (wasmetal_multiply_half((_S201), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S245;
-    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 28U + lane_3 / 16U])));
-    float4  _S247 = (wasmetal_multiply_half((_S201), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S247;
-    float4  _S248 = (wasmetal_multiply_half((_S201), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S248;
-    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S203 + 30U + lane_3 / 16U])));
-    float4  _S250 = (wasmetal_multiply_half((_S201), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S250;
-    float4  _S251 = (wasmetal_multiply_half((_S201), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S251;
-    uint _S252 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S253 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S254 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S255 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S256 = make_uint4 (_S252, _S253, _S254, _S255);
-    uint _S257 = 1056U + (16U + _S202) * 33U;
-    uint4  _S258 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + lane_3 / 16U])));
-    float4  _S259 = (wasmetal_multiply_half((_S256), (uint2 {_S258.x, _S258.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S259;
-    float4  _S260 = (wasmetal_multiply_half((_S256), (uint2 {_S258.z, _S258.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S260;
-    uint4  _S261 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 2U + lane_3 / 16U])));
-    float4  _S262 = (wasmetal_multiply_half((_S256), (uint2 {_S261.x, _S261.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S262;
-    float4  _S263 = (wasmetal_multiply_half((_S256), (uint2 {_S261.z, _S261.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S263;
-    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 4U + lane_3 / 16U])));
-    float4  _S265 = (wasmetal_multiply_half((_S256), (uint2 {_S264.x, _S264.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S265;
-    float4  _S266 = (wasmetal_multiply_half((_S256), (uint2 {_S264.z, _S264.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S266;
-    uint4  _S267 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 6U + lane_3 / 16U])));
-    float4  _S268 = (wasmetal_multiply_half((_S256), (uint2 {_S267.x, _S267.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S268;
-    float4  _S269 = (wasmetal_multiply_half((_S256), (uint2 {_S267.z, _S267.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S269;
-    uint4  _S270 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 8U + lane_3 / 16U])));
-    float4  _S271 = (wasmetal_multiply_half((_S256), (uint2 {_S270.x, _S270.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S271;
-    float4  _S272 = (wasmetal_multiply_half((_S256), (uint2 {_S270.z, _S270.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S272;
-    uint4  _S273 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 10U + lane_3 / 16U])));
-    float4  _S274 = (wasmetal_multiply_half((_S256), (uint2 {_S273.x, _S273.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S274;
-    float4  _S275 = (wasmetal_multiply_half((_S256), (uint2 {_S273.z, _S273.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S275;
-    uint4  _S276 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 12U + lane_3 / 16U])));
-    float4  _S277 = (wasmetal_multiply_half((_S256), (uint2 {_S276.x, _S276.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S277;
-    float4  _S278 = (wasmetal_multiply_half((_S256), (uint2 {_S276.z, _S276.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S278;
-    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 14U + lane_3 / 16U])));
-    float4  _S280 = (wasmetal_multiply_half((_S256), (uint2 {_S279.x, _S279.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S280;
-    float4  _S281 = (wasmetal_multiply_half((_S256), (uint2 {_S279.z, _S279.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S281;
-    uint4  _S282 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 16U + lane_3 / 16U])));
-    float4  _S283 = (wasmetal_multiply_half((_S256), (uint2 {_S282.x, _S282.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S283;
-    float4  _S284 = (wasmetal_multiply_half((_S256), (uint2 {_S282.z, _S282.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S284;
-    uint4  _S285 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 18U + lane_3 / 16U])));
-    float4  _S286 = (wasmetal_multiply_half((_S256), (uint2 {_S285.x, _S285.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S286;
-    float4  _S287 = (wasmetal_multiply_half((_S256), (uint2 {_S285.z, _S285.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S287;
-    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 20U + lane_3 / 16U])));
-    float4  _S289 = (wasmetal_multiply_half((_S256), (uint2 {_S288.x, _S288.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S289;
-    float4  _S290 = (wasmetal_multiply_half((_S256), (uint2 {_S288.z, _S288.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S290;
-    uint4  _S291 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 22U + lane_3 / 16U])));
-    float4  _S292 = (wasmetal_multiply_half((_S256), (uint2 {_S291.x, _S291.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S292;
-    float4  _S293 = (wasmetal_multiply_half((_S256), (uint2 {_S291.z, _S291.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S293;
-    uint4  _S294 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 24U + lane_3 / 16U])));
-    float4  _S295 = (wasmetal_multiply_half((_S256), (uint2 {_S294.x, _S294.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S295;
-    float4  _S296 = (wasmetal_multiply_half((_S256), (uint2 {_S294.z, _S294.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S296;
-    uint4  _S297 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 26U + lane_3 / 16U])));
-    float4  _S298 = (wasmetal_multiply_half((_S256), (uint2 {_S297.x, _S297.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S298;
-    float4  _S299 = (wasmetal_multiply_half((_S256), (uint2 {_S297.z, _S297.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S299;
-    uint4  _S300 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 28U + lane_3 / 16U])));
-    float4  _S301 = (wasmetal_multiply_half((_S256), (uint2 {_S300.x, _S300.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S301;
-    float4  _S302 = (wasmetal_multiply_half((_S256), (uint2 {_S300.z, _S300.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S302;
-    uint4  _S303 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S257 + 30U + lane_3 / 16U])));
-    float4  _S304 = (wasmetal_multiply_half((_S256), (uint2 {_S303.x, _S303.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S304;
-    float4  _S305 = (wasmetal_multiply_half((_S256), (uint2 {_S303.z, _S303.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S305;
+    uint _S202 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S203 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S204 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S205 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S206 = make_uint4 (_S202, _S203, _S204, _S205);
+    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S208 = (wasmetal_multiply_half((_S206), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S208;
+    float4  _S209 = (wasmetal_multiply_half((_S206), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S209;
+    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S211 = (wasmetal_multiply_half((_S206), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S211;
+    float4  _S212 = (wasmetal_multiply_half((_S206), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S212;
+    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S214 = (wasmetal_multiply_half((_S206), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S214;
+    float4  _S215 = (wasmetal_multiply_half((_S206), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S215;
+    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S217 = (wasmetal_multiply_half((_S206), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S217;
+    float4  _S218 = (wasmetal_multiply_half((_S206), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S218;
+    uint4  _S219 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S220 = (wasmetal_multiply_half((_S206), (uint2 {_S219.x, _S219.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S220;
+    float4  _S221 = (wasmetal_multiply_half((_S206), (uint2 {_S219.z, _S219.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S221;
+    uint4  _S222 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S223 = (wasmetal_multiply_half((_S206), (uint2 {_S222.x, _S222.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S223;
+    float4  _S224 = (wasmetal_multiply_half((_S206), (uint2 {_S222.z, _S222.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S224;
+    uint4  _S225 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S226 = (wasmetal_multiply_half((_S206), (uint2 {_S225.x, _S225.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S226;
+    float4  _S227 = (wasmetal_multiply_half((_S206), (uint2 {_S225.z, _S225.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S227;
+    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S229 = (wasmetal_multiply_half((_S206), (uint2 {_S228.x, _S228.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S229;
+    float4  _S230 = (wasmetal_multiply_half((_S206), (uint2 {_S228.z, _S228.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S230;
+    uint4  _S231 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S232 = (wasmetal_multiply_half((_S206), (uint2 {_S231.x, _S231.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S232;
+    float4  _S233 = (wasmetal_multiply_half((_S206), (uint2 {_S231.z, _S231.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S233;
+    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S235 = (wasmetal_multiply_half((_S206), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S235;
+    float4  _S236 = (wasmetal_multiply_half((_S206), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S236;
+    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S238 = (wasmetal_multiply_half((_S206), (uint2 {_S237.x, _S237.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S238;
+    float4  _S239 = (wasmetal_multiply_half((_S206), (uint2 {_S237.z, _S237.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S239;
+    uint4  _S240 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S241 = (wasmetal_multiply_half((_S206), (uint2 {_S240.x, _S240.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S241;
+    float4  _S242 = (wasmetal_multiply_half((_S206), (uint2 {_S240.z, _S240.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S242;
+    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S244 = (wasmetal_multiply_half((_S206), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S244;
+    float4  _S245 = (wasmetal_multiply_half((_S206), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S245;
+    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S247 = (wasmetal_multiply_half((_S206), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S206), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S248;
+    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S250 = (wasmetal_multiply_half((_S206), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S250;
+    float4  _S251 = (wasmetal_multiply_half((_S206), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S251;
+    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S253 = (wasmetal_multiply_half((_S206), (uint2 {_S252.x, _S252.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S253;
+    float4  _S254 = (wasmetal_multiply_half((_S206), (uint2 {_S252.z, _S252.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S254;
+    uint _S255 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S256 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S257 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S258 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S259 = make_uint4 (_S255, _S256, _S257, _S258);
+    uint4  _S260 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S261 = (wasmetal_multiply_half((_S259), (uint2 {_S260.x, _S260.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S261;
+    float4  _S262 = (wasmetal_multiply_half((_S259), (uint2 {_S260.z, _S260.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S262;
+    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S264 = (wasmetal_multiply_half((_S259), (uint2 {_S263.x, _S263.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S264;
+    float4  _S265 = (wasmetal_multiply_half((_S259), (uint2 {_S263.z, _S263.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S265;
+    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S267 = (wasmetal_multiply_half((_S259), (uint2 {_S266.x, _S266.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S267;
+    float4  _S268 = (wasmetal_multiply_half((_S259), (uint2 {_S266.z, _S266.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S268;
+    uint4  _S269 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S270 = (wasmetal_multiply_half((_S259), (uint2 {_S269.x, _S269.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S270;
+    float4  _S271 = (wasmetal_multiply_half((_S259), (uint2 {_S269.z, _S269.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S271;
+    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S273 = (wasmetal_multiply_half((_S259), (uint2 {_S272.x, _S272.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S273;
+    float4  _S274 = (wasmetal_multiply_half((_S259), (uint2 {_S272.z, _S272.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S274;
+    uint4  _S275 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S276 = (wasmetal_multiply_half((_S259), (uint2 {_S275.x, _S275.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S276;
+    float4  _S277 = (wasmetal_multiply_half((_S259), (uint2 {_S275.z, _S275.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S277;
+    uint4  _S278 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S279 = (wasmetal_multiply_half((_S259), (uint2 {_S278.x, _S278.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S279;
+    float4  _S280 = (wasmetal_multiply_half((_S259), (uint2 {_S278.z, _S278.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S280;
+    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S282 = (wasmetal_multiply_half((_S259), (uint2 {_S281.x, _S281.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S282;
+    float4  _S283 = (wasmetal_multiply_half((_S259), (uint2 {_S281.z, _S281.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S283;
+    uint4  _S284 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S285 = (wasmetal_multiply_half((_S259), (uint2 {_S284.x, _S284.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S285;
+    float4  _S286 = (wasmetal_multiply_half((_S259), (uint2 {_S284.z, _S284.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S286;
+    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S288 = (wasmetal_multiply_half((_S259), (uint2 {_S287.x, _S287.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S288;
+    float4  _S289 = (wasmetal_multiply_half((_S259), (uint2 {_S287.z, _S287.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S289;
+    uint4  _S290 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S291 = (wasmetal_multiply_half((_S259), (uint2 {_S290.x, _S290.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S291;
+    float4  _S292 = (wasmetal_multiply_half((_S259), (uint2 {_S290.z, _S290.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S292;
+    uint4  _S293 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S294 = (wasmetal_multiply_half((_S259), (uint2 {_S293.x, _S293.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S294;
+    float4  _S295 = (wasmetal_multiply_half((_S259), (uint2 {_S293.z, _S293.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S295;
+    uint4  _S296 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S297 = (wasmetal_multiply_half((_S259), (uint2 {_S296.x, _S296.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S297;
+    float4  _S298 = (wasmetal_multiply_half((_S259), (uint2 {_S296.z, _S296.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S298;
+    uint4  _S299 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S300 = (wasmetal_multiply_half((_S259), (uint2 {_S299.x, _S299.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S300;
+    float4  _S301 = (wasmetal_multiply_half((_S259), (uint2 {_S299.z, _S299.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S301;
+    uint4  _S302 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S303 = (wasmetal_multiply_half((_S259), (uint2 {_S302.x, _S302.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S303;
+    float4  _S304 = (wasmetal_multiply_half((_S259), (uint2 {_S302.z, _S302.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S304;
+    uint4  _S305 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S306 = (wasmetal_multiply_half((_S259), (uint2 {_S305.x, _S305.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S306;
+    float4  _S307 = (wasmetal_multiply_half((_S259), (uint2 {_S305.z, _S305.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S307;
     return;
 }
 
@@ -1184,768 +1194,775 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S306 = this_7->heads_1;
-    uint _S307 = query_2 / this_7->heads_1;
-    bool _S308;
-    if(_S307 < (this_7->rows_3))
-    {
-        uint _S309 = query_2 % _S306;
-        _S308 = _S309 < (this_7->last_0);
-    }
-    else
-    {
-        _S308 = false;
-    }
-    return _S308;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S310 = this_8->sinks_at_0;
-    bool _S311;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S308 = this_8->heads_1;
+    uint _S309 = query_2 / this_8->heads_1;
+    bool _S310;
+    if(_S309 < (this_8->rows_3))
     {
-        bool _S312 = Target_has_0(this_8, query_3);
-        _S311 = _S312;
+        uint _S311 = query_2 % _S308;
+        _S310 = _S311 < (this_8->last_0);
     }
     else
     {
-        _S311 = false;
+        _S310 = false;
     }
-    float _S313;
-    if(_S311)
-    {
-        uint _S314 = query_3 % this_8->heads_1;
-        float _S315 = __ldg((&(this_8->sinks_0)[_S310 + _S314]));
-        _S313 = total_14 + (F32_exp2((1.4426950216293335f * _S315 - peak_0)));
-    }
-    else
-    {
-        _S313 = total_14;
-    }
-    if(_S313 != 0.0f)
-    {
-        _S313 = 1.0f / _S313;
-    }
-    else
-    {
-        _S313 = 0.0f;
-    }
-    return _S313;
+    return _S310;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S316 = this_9->at_2;
-    uint _S317 = this_9->heads_1;
-    uint _S318 = query_4 / this_9->heads_1;
-    uint _S319 = _S316 + _S318 * this_9->stride_0;
-    uint _S320 = query_4 % _S317;
-    return _S319 + _S320 * this_9->head_dim_1;
+    uint _S312 = this_9->sinks_at_0;
+    bool _S313;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S314 = Target_has_0(this_9, query_3);
+        _S313 = _S314;
+    }
+    else
+    {
+        _S313 = false;
+    }
+    float _S315;
+    if(_S313)
+    {
+        uint _S316 = query_3 % this_9->heads_1;
+        float _S317 = __ldg((&(this_9->sinks_0)[_S312 + _S316]));
+        _S315 = total_14 + (F32_exp2((1.4426950216293335f * _S317 - peak_0)));
+    }
+    else
+    {
+        _S315 = total_14;
+    }
+    if(_S315 != 0.0f)
+    {
+        _S315 = 1.0f / _S315;
+    }
+    else
+    {
+        _S315 = 0.0f;
+    }
+    return _S315;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S321 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S321;
-    float _S322 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S323 = own_4 + lane_4 / 4U;
-    float _S324 = Target_factor_0(target_0, _S323, *&((&this_10->peaks_0[0U])->x), total_15 + _S322);
-    bool _S325 = Target_has_0(target_0, _S323);
-    if(_S325)
+    uint _S318 = this_10->at_2;
+    uint _S319 = this_10->heads_1;
+    uint _S320 = query_4 / this_10->heads_1;
+    uint _S321 = _S318 + _S320 * this_10->stride_0;
+    uint _S322 = query_4 % _S319;
+    return _S321 + _S322 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S323 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S323;
+    float _S324 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S325 = this_11->own_0;
+    uint _S326 = this_11->lane_0;
+    uint _S327 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S328 = Target_factor_0(target_0, _S327, *&((&this_11->peaks_0[0U])->x), total_15 + _S324);
+    bool _S329 = Target_has_0(target_0, _S327);
+    if(_S329)
     {
-        uint _S326 = Target_place_0(target_0, _S323);
-        uint _S327 = lane_4 % 4U * 2U;
-        uint _S328 = target_0->head_dim_1;
-        if(_S327 < (target_0->head_dim_1))
+        uint _S330 = Target_place_0(target_0, _S327);
+        uint _S331 = _S326 % 4U * 2U;
+        uint _S332 = target_0->head_dim_1;
+        if(_S331 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S326 + _S327]) = _S324 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S330 + _S331]) = _S328 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S329 = _S327 + 1U;
-        if(_S329 < _S328)
+        uint _S333 = _S331 + 1U;
+        if(_S333 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S329]) = _S324 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S330 + _S333]) = _S328 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S330 = 8U + _S327;
-        if(_S330 < _S328)
+        uint _S334 = 8U + _S331;
+        if(_S334 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S330]) = _S324 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S331 = _S330 + 1U;
-        if(_S331 < _S328)
-        {
-            *(&(target_0->result_2)[_S326 + _S331]) = _S324 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S332 = 16U + _S327;
-        if(_S332 < _S328)
-        {
-            *(&(target_0->result_2)[_S326 + _S332]) = _S324 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S333 = _S332 + 1U;
-        if(_S333 < _S328)
-        {
-            *(&(target_0->result_2)[_S326 + _S333]) = _S324 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S334 = 24U + _S327;
-        if(_S334 < _S328)
-        {
-            *(&(target_0->result_2)[_S326 + _S334]) = _S324 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S330 + _S334]) = _S328 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S335 = _S334 + 1U;
-        if(_S335 < _S328)
+        if(_S335 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S335]) = _S324 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S330 + _S335]) = _S328 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S336 = 32U + _S327;
-        if(_S336 < _S328)
+        uint _S336 = 16U + _S331;
+        if(_S336 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S336]) = _S324 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S330 + _S336]) = _S328 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S337 = _S336 + 1U;
-        if(_S337 < _S328)
+        if(_S337 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S337]) = _S324 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S330 + _S337]) = _S328 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S338 = 40U + _S327;
-        if(_S338 < _S328)
+        uint _S338 = 24U + _S331;
+        if(_S338 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S338]) = _S324 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S330 + _S338]) = _S328 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S339 = _S338 + 1U;
-        if(_S339 < _S328)
+        if(_S339 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S339]) = _S324 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S330 + _S339]) = _S328 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S340 = 48U + _S327;
-        if(_S340 < _S328)
+        uint _S340 = 32U + _S331;
+        if(_S340 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S340]) = _S324 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S330 + _S340]) = _S328 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S341 = _S340 + 1U;
-        if(_S341 < _S328)
+        if(_S341 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S341]) = _S324 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S330 + _S341]) = _S328 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S342 = 56U + _S327;
-        if(_S342 < _S328)
+        uint _S342 = 40U + _S331;
+        if(_S342 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S342]) = _S324 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S330 + _S342]) = _S328 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S343 = _S342 + 1U;
-        if(_S343 < _S328)
+        if(_S343 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S343]) = _S324 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S330 + _S343]) = _S328 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S344 = 64U + _S327;
-        if(_S344 < _S328)
+        uint _S344 = 48U + _S331;
+        if(_S344 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S344]) = _S324 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S330 + _S344]) = _S328 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S345 = _S344 + 1U;
-        if(_S345 < _S328)
+        if(_S345 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S345]) = _S324 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S330 + _S345]) = _S328 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S346 = 72U + _S327;
-        if(_S346 < _S328)
+        uint _S346 = 56U + _S331;
+        if(_S346 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S346]) = _S324 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S330 + _S346]) = _S328 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S347 = _S346 + 1U;
-        if(_S347 < _S328)
+        if(_S347 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S347]) = _S324 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S330 + _S347]) = _S328 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S348 = 80U + _S327;
-        if(_S348 < _S328)
+        uint _S348 = 64U + _S331;
+        if(_S348 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S348]) = _S324 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S330 + _S348]) = _S328 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S349 = _S348 + 1U;
-        if(_S349 < _S328)
+        if(_S349 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S349]) = _S324 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S330 + _S349]) = _S328 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S350 = 88U + _S327;
-        if(_S350 < _S328)
+        uint _S350 = 72U + _S331;
+        if(_S350 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S350]) = _S324 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S330 + _S350]) = _S328 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S351 = _S350 + 1U;
-        if(_S351 < _S328)
+        if(_S351 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S351]) = _S324 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S330 + _S351]) = _S328 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S352 = 96U + _S327;
-        if(_S352 < _S328)
+        uint _S352 = 80U + _S331;
+        if(_S352 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S352]) = _S324 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S330 + _S352]) = _S328 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S353 = _S352 + 1U;
-        if(_S353 < _S328)
+        if(_S353 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S353]) = _S324 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S330 + _S353]) = _S328 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S354 = 104U + _S327;
-        if(_S354 < _S328)
+        uint _S354 = 88U + _S331;
+        if(_S354 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S354]) = _S324 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S330 + _S354]) = _S328 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S355 = _S354 + 1U;
-        if(_S355 < _S328)
+        if(_S355 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S355]) = _S324 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S330 + _S355]) = _S328 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S356 = 112U + _S327;
-        if(_S356 < _S328)
+        uint _S356 = 96U + _S331;
+        if(_S356 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S356]) = _S324 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S330 + _S356]) = _S328 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S357 = _S356 + 1U;
-        if(_S357 < _S328)
+        if(_S357 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S357]) = _S324 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S330 + _S357]) = _S328 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S358 = 120U + _S327;
-        if(_S358 < _S328)
+        uint _S358 = 104U + _S331;
+        if(_S358 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S358]) = _S324 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S330 + _S358]) = _S328 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S359 = _S358 + 1U;
-        if(_S359 < _S328)
+        if(_S359 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S359]) = _S324 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S330 + _S359]) = _S328 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S360 = 128U + _S327;
-        if(_S360 < _S328)
+        uint _S360 = 112U + _S331;
+        if(_S360 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S360]) = _S324 * *&((&this_10->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S330 + _S360]) = _S328 * *&((&this_11->sums_0[14U])->x);
         }
         uint _S361 = _S360 + 1U;
-        if(_S361 < _S328)
+        if(_S361 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S361]) = _S324 * *&((&this_10->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S330 + _S361]) = _S328 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S362 = 136U + _S327;
-        if(_S362 < _S328)
+        uint _S362 = 120U + _S331;
+        if(_S362 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S362]) = _S324 * *&((&this_10->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S330 + _S362]) = _S328 * *&((&this_11->sums_0[15U])->x);
         }
         uint _S363 = _S362 + 1U;
-        if(_S363 < _S328)
+        if(_S363 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S363]) = _S324 * *&((&this_10->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S330 + _S363]) = _S328 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S364 = 144U + _S327;
-        if(_S364 < _S328)
+        uint _S364 = 128U + _S331;
+        if(_S364 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S364]) = _S324 * *&((&this_10->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S330 + _S364]) = _S328 * *&((&this_11->sums_0[16U])->x);
         }
         uint _S365 = _S364 + 1U;
-        if(_S365 < _S328)
+        if(_S365 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S365]) = _S324 * *&((&this_10->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S330 + _S365]) = _S328 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S366 = 152U + _S327;
-        if(_S366 < _S328)
+        uint _S366 = 136U + _S331;
+        if(_S366 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S366]) = _S324 * *&((&this_10->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S330 + _S366]) = _S328 * *&((&this_11->sums_0[17U])->x);
         }
         uint _S367 = _S366 + 1U;
-        if(_S367 < _S328)
+        if(_S367 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S367]) = _S324 * *&((&this_10->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S330 + _S367]) = _S328 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S368 = 160U + _S327;
-        if(_S368 < _S328)
+        uint _S368 = 144U + _S331;
+        if(_S368 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S368]) = _S324 * *&((&this_10->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S330 + _S368]) = _S328 * *&((&this_11->sums_0[18U])->x);
         }
         uint _S369 = _S368 + 1U;
-        if(_S369 < _S328)
+        if(_S369 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S369]) = _S324 * *&((&this_10->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S330 + _S369]) = _S328 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S370 = 168U + _S327;
-        if(_S370 < _S328)
+        uint _S370 = 152U + _S331;
+        if(_S370 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S370]) = _S324 * *&((&this_10->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S330 + _S370]) = _S328 * *&((&this_11->sums_0[19U])->x);
         }
         uint _S371 = _S370 + 1U;
-        if(_S371 < _S328)
+        if(_S371 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S371]) = _S324 * *&((&this_10->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S330 + _S371]) = _S328 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S372 = 176U + _S327;
-        if(_S372 < _S328)
+        uint _S372 = 160U + _S331;
+        if(_S372 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S372]) = _S324 * *&((&this_10->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S330 + _S372]) = _S328 * *&((&this_11->sums_0[20U])->x);
         }
         uint _S373 = _S372 + 1U;
-        if(_S373 < _S328)
+        if(_S373 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S373]) = _S324 * *&((&this_10->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S330 + _S373]) = _S328 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S374 = 184U + _S327;
-        if(_S374 < _S328)
+        uint _S374 = 168U + _S331;
+        if(_S374 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S374]) = _S324 * *&((&this_10->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S330 + _S374]) = _S328 * *&((&this_11->sums_0[21U])->x);
         }
         uint _S375 = _S374 + 1U;
-        if(_S375 < _S328)
+        if(_S375 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S375]) = _S324 * *&((&this_10->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S330 + _S375]) = _S328 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S376 = 192U + _S327;
-        if(_S376 < _S328)
+        uint _S376 = 176U + _S331;
+        if(_S376 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S376]) = _S324 * *&((&this_10->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S330 + _S376]) = _S328 * *&((&this_11->sums_0[22U])->x);
         }
         uint _S377 = _S376 + 1U;
-        if(_S377 < _S328)
+        if(_S377 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S377]) = _S324 * *&((&this_10->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S330 + _S377]) = _S328 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S378 = 200U + _S327;
-        if(_S378 < _S328)
+        uint _S378 = 184U + _S331;
+        if(_S378 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S378]) = _S324 * *&((&this_10->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S330 + _S378]) = _S328 * *&((&this_11->sums_0[23U])->x);
         }
         uint _S379 = _S378 + 1U;
-        if(_S379 < _S328)
+        if(_S379 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S379]) = _S324 * *&((&this_10->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S330 + _S379]) = _S328 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S380 = 208U + _S327;
-        if(_S380 < _S328)
+        uint _S380 = 192U + _S331;
+        if(_S380 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S380]) = _S324 * *&((&this_10->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S330 + _S380]) = _S328 * *&((&this_11->sums_0[24U])->x);
         }
         uint _S381 = _S380 + 1U;
-        if(_S381 < _S328)
+        if(_S381 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S381]) = _S324 * *&((&this_10->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S330 + _S381]) = _S328 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S382 = 216U + _S327;
-        if(_S382 < _S328)
+        uint _S382 = 200U + _S331;
+        if(_S382 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S382]) = _S324 * *&((&this_10->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S330 + _S382]) = _S328 * *&((&this_11->sums_0[25U])->x);
         }
         uint _S383 = _S382 + 1U;
-        if(_S383 < _S328)
+        if(_S383 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S383]) = _S324 * *&((&this_10->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S330 + _S383]) = _S328 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S384 = 224U + _S327;
-        if(_S384 < _S328)
+        uint _S384 = 208U + _S331;
+        if(_S384 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S384]) = _S324 * *&((&this_10->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S330 + _S384]) = _S328 * *&((&this_11->sums_0[26U])->x);
         }
         uint _S385 = _S384 + 1U;
-        if(_S385 < _S328)
+        if(_S385 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S385]) = _S324 * *&((&this_10->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S330 + _S385]) = _S328 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S386 = 232U + _S327;
-        if(_S386 < _S328)
+        uint _S386 = 216U + _S331;
+        if(_S386 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S386]) = _S324 * *&((&this_10->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S330 + _S386]) = _S328 * *&((&this_11->sums_0[27U])->x);
         }
         uint _S387 = _S386 + 1U;
-        if(_S387 < _S328)
+        if(_S387 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S387]) = _S324 * *&((&this_10->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S330 + _S387]) = _S328 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S388 = 240U + _S327;
-        if(_S388 < _S328)
+        uint _S388 = 224U + _S331;
+        if(_S388 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S388]) = _S324 * *&((&this_10->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S330 + _S388]) = _S328 * *&((&this_11->sums_0[28U])->x);
         }
         uint _S389 = _S388 + 1U;
-        if(_S389 < _S328)
+        if(_S389 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S389]) = _S324 * *&((&this_10->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S330 + _S389]) = _S328 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S390 = 248U + _S327;
-        if(_S390 < _S328)
+        uint _S390 = 232U + _S331;
+        if(_S390 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S390]) = _S324 * *&((&this_10->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S330 + _S390]) = _S328 * *&((&this_11->sums_0[29U])->x);
         }
         uint _S391 = _S390 + 1U;
-        if(_S391 < _S328)
+        if(_S391 < _S332)
         {
-            *(&(target_0->result_2)[_S326 + _S391]) = _S324 * *&((&this_10->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S330 + _S391]) = _S328 * *&((&this_11->sums_0[29U])->y);
+        }
+        uint _S392 = 240U + _S331;
+        if(_S392 < _S332)
+        {
+            *(&(target_0->result_2)[_S330 + _S392]) = _S328 * *&((&this_11->sums_0[30U])->x);
+        }
+        uint _S393 = _S392 + 1U;
+        if(_S393 < _S332)
+        {
+            *(&(target_0->result_2)[_S330 + _S393]) = _S328 * *&((&this_11->sums_0[30U])->y);
+        }
+        uint _S394 = 248U + _S331;
+        if(_S394 < _S332)
+        {
+            *(&(target_0->result_2)[_S330 + _S394]) = _S328 * *&((&this_11->sums_0[31U])->x);
+        }
+        uint _S395 = _S394 + 1U;
+        if(_S395 < _S332)
+        {
+            *(&(target_0->result_2)[_S330 + _S395]) = _S328 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S392 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S392;
-    float _S393 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S394 = own_4 + 8U + lane_4 / 4U;
-    float _S395 = Target_factor_0(target_0, _S394, *&((&this_10->peaks_0[0U])->y), total_16 + _S393);
-    bool _S396 = Target_has_0(target_0, _S394);
-    if(_S396)
+    float _S396 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S396;
+    float _S397 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S398 = _S325 + 8U + _S326 / 4U;
+    float _S399 = Target_factor_0(target_0, _S398, *&((&this_11->peaks_0[0U])->y), total_16 + _S397);
+    bool _S400 = Target_has_0(target_0, _S398);
+    if(_S400)
     {
-        uint _S397 = Target_place_0(target_0, _S394);
-        uint _S398 = lane_4 % 4U * 2U;
-        uint _S399 = target_0->head_dim_1;
-        if(_S398 < (target_0->head_dim_1))
+        uint _S401 = Target_place_0(target_0, _S398);
+        uint _S402 = _S326 % 4U * 2U;
+        uint _S403 = target_0->head_dim_1;
+        if(_S402 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S397 + _S398]) = _S395 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S401 + _S402]) = _S399 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S400 = _S398 + 1U;
-        if(_S400 < _S399)
+        uint _S404 = _S402 + 1U;
+        if(_S404 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S400]) = _S395 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S401 + _S404]) = _S399 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S401 = 8U + _S398;
-        if(_S401 < _S399)
+        uint _S405 = 8U + _S402;
+        if(_S405 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S401]) = _S395 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S402 = _S401 + 1U;
-        if(_S402 < _S399)
-        {
-            *(&(target_0->result_2)[_S397 + _S402]) = _S395 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S403 = 16U + _S398;
-        if(_S403 < _S399)
-        {
-            *(&(target_0->result_2)[_S397 + _S403]) = _S395 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S404 = _S403 + 1U;
-        if(_S404 < _S399)
-        {
-            *(&(target_0->result_2)[_S397 + _S404]) = _S395 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S405 = 24U + _S398;
-        if(_S405 < _S399)
-        {
-            *(&(target_0->result_2)[_S397 + _S405]) = _S395 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S401 + _S405]) = _S399 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S406 = _S405 + 1U;
-        if(_S406 < _S399)
+        if(_S406 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S406]) = _S395 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S401 + _S406]) = _S399 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S407 = 32U + _S398;
-        if(_S407 < _S399)
+        uint _S407 = 16U + _S402;
+        if(_S407 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S407]) = _S395 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S401 + _S407]) = _S399 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S408 = _S407 + 1U;
-        if(_S408 < _S399)
+        if(_S408 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S408]) = _S395 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S401 + _S408]) = _S399 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S409 = 40U + _S398;
-        if(_S409 < _S399)
+        uint _S409 = 24U + _S402;
+        if(_S409 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S409]) = _S395 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S401 + _S409]) = _S399 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S410 = _S409 + 1U;
-        if(_S410 < _S399)
+        if(_S410 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S410]) = _S395 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S401 + _S410]) = _S399 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S411 = 48U + _S398;
-        if(_S411 < _S399)
+        uint _S411 = 32U + _S402;
+        if(_S411 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S411]) = _S395 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S401 + _S411]) = _S399 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S412 = _S411 + 1U;
-        if(_S412 < _S399)
+        if(_S412 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S412]) = _S395 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S401 + _S412]) = _S399 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S413 = 56U + _S398;
-        if(_S413 < _S399)
+        uint _S413 = 40U + _S402;
+        if(_S413 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S413]) = _S395 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S401 + _S413]) = _S399 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S414 = _S413 + 1U;
-        if(_S414 < _S399)
+        if(_S414 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S414]) = _S395 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S401 + _S414]) = _S399 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S415 = 64U + _S398;
-        if(_S415 < _S399)
+        uint _S415 = 48U + _S402;
+        if(_S415 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S415]) = _S395 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S401 + _S415]) = _S399 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S416 = _S415 + 1U;
-        if(_S416 < _S399)
+        if(_S416 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S416]) = _S395 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S401 + _S416]) = _S399 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S417 = 72U + _S398;
-        if(_S417 < _S399)
+        uint _S417 = 56U + _S402;
+        if(_S417 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S417]) = _S395 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S401 + _S417]) = _S399 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S418 = _S417 + 1U;
-        if(_S418 < _S399)
+        if(_S418 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S418]) = _S395 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S401 + _S418]) = _S399 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S419 = 80U + _S398;
-        if(_S419 < _S399)
+        uint _S419 = 64U + _S402;
+        if(_S419 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S419]) = _S395 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S401 + _S419]) = _S399 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S420 = _S419 + 1U;
-        if(_S420 < _S399)
+        if(_S420 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S420]) = _S395 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S401 + _S420]) = _S399 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S421 = 88U + _S398;
-        if(_S421 < _S399)
+        uint _S421 = 72U + _S402;
+        if(_S421 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S421]) = _S395 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S401 + _S421]) = _S399 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S422 = _S421 + 1U;
-        if(_S422 < _S399)
+        if(_S422 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S422]) = _S395 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S401 + _S422]) = _S399 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S423 = 96U + _S398;
-        if(_S423 < _S399)
+        uint _S423 = 80U + _S402;
+        if(_S423 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S423]) = _S395 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S401 + _S423]) = _S399 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S424 = _S423 + 1U;
-        if(_S424 < _S399)
+        if(_S424 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S424]) = _S395 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S401 + _S424]) = _S399 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S425 = 104U + _S398;
-        if(_S425 < _S399)
+        uint _S425 = 88U + _S402;
+        if(_S425 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S425]) = _S395 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S401 + _S425]) = _S399 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S426 = _S425 + 1U;
-        if(_S426 < _S399)
+        if(_S426 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S426]) = _S395 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S401 + _S426]) = _S399 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S427 = 112U + _S398;
-        if(_S427 < _S399)
+        uint _S427 = 96U + _S402;
+        if(_S427 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S427]) = _S395 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S401 + _S427]) = _S399 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S428 = _S427 + 1U;
-        if(_S428 < _S399)
+        if(_S428 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S428]) = _S395 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S401 + _S428]) = _S399 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S429 = 120U + _S398;
-        if(_S429 < _S399)
+        uint _S429 = 104U + _S402;
+        if(_S429 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S429]) = _S395 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S401 + _S429]) = _S399 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S430 = _S429 + 1U;
-        if(_S430 < _S399)
+        if(_S430 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S430]) = _S395 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S401 + _S430]) = _S399 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S431 = 128U + _S398;
-        if(_S431 < _S399)
+        uint _S431 = 112U + _S402;
+        if(_S431 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S431]) = _S395 * *&((&this_10->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S401 + _S431]) = _S399 * *&((&this_11->sums_0[14U])->z);
         }
         uint _S432 = _S431 + 1U;
-        if(_S432 < _S399)
+        if(_S432 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S432]) = _S395 * *&((&this_10->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S401 + _S432]) = _S399 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S433 = 136U + _S398;
-        if(_S433 < _S399)
+        uint _S433 = 120U + _S402;
+        if(_S433 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S433]) = _S395 * *&((&this_10->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S401 + _S433]) = _S399 * *&((&this_11->sums_0[15U])->z);
         }
         uint _S434 = _S433 + 1U;
-        if(_S434 < _S399)
+        if(_S434 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S434]) = _S395 * *&((&this_10->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S401 + _S434]) = _S399 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S435 = 144U + _S398;
-        if(_S435 < _S399)
+        uint _S435 = 128U + _S402;
+        if(_S435 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S435]) = _S395 * *&((&this_10->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S401 + _S435]) = _S399 * *&((&this_11->sums_0[16U])->z);
         }
         uint _S436 = _S435 + 1U;
-        if(_S436 < _S399)
+        if(_S436 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S436]) = _S395 * *&((&this_10->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S401 + _S436]) = _S399 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S437 = 152U + _S398;
-        if(_S437 < _S399)
+        uint _S437 = 136U + _S402;
+        if(_S437 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S437]) = _S395 * *&((&this_10->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S401 + _S437]) = _S399 * *&((&this_11->sums_0[17U])->z);
         }
         uint _S438 = _S437 + 1U;
-        if(_S438 < _S399)
+        if(_S438 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S438]) = _S395 * *&((&this_10->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S401 + _S438]) = _S399 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S439 = 160U + _S398;
-        if(_S439 < _S399)
+        uint _S439 = 144U + _S402;
+        if(_S439 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S439]) = _S395 * *&((&this_10->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S401 + _S439]) = _S399 * *&((&this_11->sums_0[18U])->z);
         }
         uint _S440 = _S439 + 1U;
-        if(_S440 < _S399)
+        if(_S440 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S440]) = _S395 * *&((&this_10->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S401 + _S440]) = _S399 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S441 = 168U + _S398;
-        if(_S441 < _S399)
+        uint _S441 = 152U + _S402;
+        if(_S441 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S441]) = _S395 * *&((&this_10->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S401 + _S441]) = _S399 * *&((&this_11->sums_0[19U])->z);
         }
         uint _S442 = _S441 + 1U;
-        if(_S442 < _S399)
+        if(_S442 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S442]) = _S395 * *&((&this_10->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S401 + _S442]) = _S399 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S443 = 176U + _S398;
-        if(_S443 < _S399)
+        uint _S443 = 160U + _S402;
+        if(_S443 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S443]) = _S395 * *&((&this_10->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S401 + _S443]) = _S399 * *&((&this_11->sums_0[20U])->z);
         }
         uint _S444 = _S443 + 1U;
-        if(_S444 < _S399)
+        if(_S444 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S444]) = _S395 * *&((&this_10->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S401 + _S444]) = _S399 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S445 = 184U + _S398;
-        if(_S445 < _S399)
+        uint _S445 = 168U + _S402;
+        if(_S445 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S445]) = _S395 * *&((&this_10->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S401 + _S445]) = _S399 * *&((&this_11->sums_0[21U])->z);
         }
         uint _S446 = _S445 + 1U;
-        if(_S446 < _S399)
+        if(_S446 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S446]) = _S395 * *&((&this_10->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S401 + _S446]) = _S399 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S447 = 192U + _S398;
-        if(_S447 < _S399)
+        uint _S447 = 176U + _S402;
+        if(_S447 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S447]) = _S395 * *&((&this_10->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S401 + _S447]) = _S399 * *&((&this_11->sums_0[22U])->z);
         }
         uint _S448 = _S447 + 1U;
-        if(_S448 < _S399)
+        if(_S448 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S448]) = _S395 * *&((&this_10->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S401 + _S448]) = _S399 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S449 = 200U + _S398;
-        if(_S449 < _S399)
+        uint _S449 = 184U + _S402;
+        if(_S449 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S449]) = _S395 * *&((&this_10->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S401 + _S449]) = _S399 * *&((&this_11->sums_0[23U])->z);
         }
         uint _S450 = _S449 + 1U;
-        if(_S450 < _S399)
+        if(_S450 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S450]) = _S395 * *&((&this_10->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S401 + _S450]) = _S399 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S451 = 208U + _S398;
-        if(_S451 < _S399)
+        uint _S451 = 192U + _S402;
+        if(_S451 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S451]) = _S395 * *&((&this_10->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S401 + _S451]) = _S399 * *&((&this_11->sums_0[24U])->z);
         }
         uint _S452 = _S451 + 1U;
-        if(_S452 < _S399)
+        if(_S452 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S452]) = _S395 * *&((&this_10->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S401 + _S452]) = _S399 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S453 = 216U + _S398;
-        if(_S453 < _S399)
+        uint _S453 = 200U + _S402;
+        if(_S453 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S453]) = _S395 * *&((&this_10->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S401 + _S453]) = _S399 * *&((&this_11->sums_0[25U])->z);
         }
         uint _S454 = _S453 + 1U;
-        if(_S454 < _S399)
+        if(_S454 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S454]) = _S395 * *&((&this_10->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S401 + _S454]) = _S399 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S455 = 224U + _S398;
-        if(_S455 < _S399)
+        uint _S455 = 208U + _S402;
+        if(_S455 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S455]) = _S395 * *&((&this_10->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S401 + _S455]) = _S399 * *&((&this_11->sums_0[26U])->z);
         }
         uint _S456 = _S455 + 1U;
-        if(_S456 < _S399)
+        if(_S456 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S456]) = _S395 * *&((&this_10->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S401 + _S456]) = _S399 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S457 = 232U + _S398;
-        if(_S457 < _S399)
+        uint _S457 = 216U + _S402;
+        if(_S457 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S457]) = _S395 * *&((&this_10->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S401 + _S457]) = _S399 * *&((&this_11->sums_0[27U])->z);
         }
         uint _S458 = _S457 + 1U;
-        if(_S458 < _S399)
+        if(_S458 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S458]) = _S395 * *&((&this_10->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S401 + _S458]) = _S399 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S459 = 240U + _S398;
-        if(_S459 < _S399)
+        uint _S459 = 224U + _S402;
+        if(_S459 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S459]) = _S395 * *&((&this_10->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S401 + _S459]) = _S399 * *&((&this_11->sums_0[28U])->z);
         }
         uint _S460 = _S459 + 1U;
-        if(_S460 < _S399)
+        if(_S460 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S460]) = _S395 * *&((&this_10->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S401 + _S460]) = _S399 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S461 = 248U + _S398;
-        if(_S461 < _S399)
+        uint _S461 = 232U + _S402;
+        if(_S461 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S461]) = _S395 * *&((&this_10->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S401 + _S461]) = _S399 * *&((&this_11->sums_0[29U])->z);
         }
         uint _S462 = _S461 + 1U;
-        if(_S462 < _S399)
+        if(_S462 < _S403)
         {
-            *(&(target_0->result_2)[_S397 + _S462]) = _S395 * *&((&this_10->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S401 + _S462]) = _S399 * *&((&this_11->sums_0[29U])->w);
+        }
+        uint _S463 = 240U + _S402;
+        if(_S463 < _S403)
+        {
+            *(&(target_0->result_2)[_S401 + _S463]) = _S399 * *&((&this_11->sums_0[30U])->z);
+        }
+        uint _S464 = _S463 + 1U;
+        if(_S464 < _S403)
+        {
+            *(&(target_0->result_2)[_S401 + _S464]) = _S399 * *&((&this_11->sums_0[30U])->w);
+        }
+        uint _S465 = 248U + _S402;
+        if(_S465 < _S403)
+        {
+            *(&(target_0->result_2)[_S401 + _S465]) = _S399 * *&((&this_11->sums_0[31U])->z);
+        }
+        uint _S466 = _S465 + 1U;
+        if(_S466 < _S403)
+        {
+            *(&(target_0->result_2)[_S401 + _S466]) = _S399 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S463;
-    bool _S464;
-    bool _S465;
-    uint _S466 = p_0->kv_heads_0;
-    uint _S467 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S468 = (U32_min((_S467), (64U)));
-    uint _S469 = 64U / _S468;
-    uint _S470 = (_S467 + 64U - 1U) / 64U;
-    uint _S471 = _S466 * _S470;
-    uint _S472 = p_0->batch_offset_0;
-    uint _S473 = p_0->batch_row_0;
-    uint _S474 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S475 = (_S474 + _S469 - 1U) / _S469;
-    uint _S476 = group_number_0(group_1);
-    if(_S476 >= (_S475 * _S471))
+    bool _S467;
+    bool _S468;
+    bool _S469;
+    uint _S470 = p_0->kv_heads_0;
+    uint _S471 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S472 = (U32_min((_S471), (64U)));
+    uint _S473 = 64U / _S472;
+    uint _S474 = (_S471 + 64U - 1U) / 64U;
+    uint _S475 = _S470 * _S474;
+    uint _S476 = p_0->batch_offset_0;
+    uint _S477 = p_0->batch_row_0;
+    uint _S478 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S479 = (_S478 + _S473 - 1U) / _S473;
+    uint _S480 = group_number_0(group_1);
+    if(_S480 >= (_S479 * _S475))
     {
         return;
     }
-    uint _S477 = _S476 % _S471;
-    uint _S478 = _S475 - 1U;
-    uint _S479 = _S476 / _S471;
-    uint _S480 = (_S478 - _S479) * _S469;
-    uint _S481 = (U32_min((_S480 + _S469), (_S474)));
-    uint _S482 = _S477 / _S470;
-    uint _S483 = _S482 * _S467;
-    uint _S484 = _S477 % _S470;
-    uint _S485 = _S483 + _S484 * 64U;
-    uint _S486 = (_S482 + 1U) * _S467;
-    uint _S487 = p_0->head_dim_0;
-    uint _S488 = _S466 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S481 = _S480 % _S475;
+    uint _S482 = _S479 - 1U;
+    uint _S483 = _S480 / _S475;
+    uint _S484 = (_S482 - _S483) * _S473;
+    uint _S485 = (U32_min((_S484 + _S473), (_S478)));
+    uint _S486 = _S481 / _S474;
+    uint _S487 = _S486 * _S471;
+    uint _S488 = _S481 % _S474;
+    uint _S489 = _S487 + _S488 * 64U;
+    uint _S490 = (_S486 + 1U) * _S471;
+    uint _S491 = p_0->head_dim_0;
+    uint _S492 = _S470 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 2048U)
@@ -1955,155 +1972,155 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S489 = i_2 / 32U;
-        uint _S490 = i_2 % 32U;
-        int4  _S491 = make_int4 (int(0));
-        uint4  _S492 = make_uint4 ((uint)_S491.x, (uint)_S491.y, (uint)_S491.z, (uint)_S491.w);
-        if(_S489 < (_S469 * _S468))
+        uint _S493 = i_2 / 32U;
+        uint _S494 = i_2 % 32U;
+        int4  _S495 = make_int4 (int(0));
+        uint4  _S496 = make_uint4 ((uint)_S495.x, (uint)_S495.y, (uint)_S495.z, (uint)_S495.w);
+        if(_S493 < (_S473 * _S472))
         {
-            uint _S493 = _S489 / _S468;
-            _S463 = (_S480 + _S493) < _S481;
+            uint _S497 = _S493 / _S472;
+            _S467 = (_S484 + _S497) < _S485;
         }
         else
         {
-            _S463 = false;
+            _S467 = false;
         }
-        if(_S463)
+        if(_S467)
         {
-            uint _S494 = _S489 % _S468;
-            _S464 = (_S485 + _S494) < _S486;
-        }
-        else
-        {
-            _S464 = false;
-        }
-        if(_S464)
-        {
-            _S465 = (8U * _S490) < _S487;
+            uint _S498 = _S493 % _S472;
+            _S468 = (_S489 + _S498) < _S490;
         }
         else
         {
-            _S465 = false;
+            _S468 = false;
+        }
+        if(_S468)
+        {
+            _S469 = (8U * _S494) < _S491;
+        }
+        else
+        {
+            _S469 = false;
         }
         uint4  halves_0;
-        if(_S465)
+        if(_S469)
         {
-            uint _S495 = p_0->q_offset_0;
-            uint _S496 = _S489 / _S468;
-            uint _S497 = _S495 + (_S480 + _S496) * p_0->q_stride_0;
-            uint _S498 = _S489 % _S468;
-            uint _S499 = (_S497 + (_S485 + _S498) * _S487) / 4U + 2U * _S490;
-            float _S500 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S501 = __ldg((&(q_0)[_S499]));
-            float4  _S502 = make_float4 (-65504.0f);
-            float4  _S503 = make_float4 (65504.0f);
-            float4  _S504 = clamp_0(make_float4 (_S500) * _S501, _S502, _S503);
-            float4  _S505 = __ldg((&(q_0)[_S499 + 1U]));
-            halves_0 = eight_halves_1(_S504, clamp_0(make_float4 (_S500) * _S505, _S502, _S503));
+            uint _S499 = p_0->q_offset_0;
+            uint _S500 = _S493 / _S472;
+            uint _S501 = _S499 + (_S484 + _S500) * p_0->q_stride_0;
+            uint _S502 = _S493 % _S472;
+            uint _S503 = (_S501 + (_S489 + _S502) * _S491) / 4U + 2U * _S494;
+            float _S504 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S505 = __ldg((&(q_0)[_S503]));
+            float4  _S506 = make_float4 (-65504.0f);
+            float4  _S507 = make_float4 (65504.0f);
+            float4  _S508 = clamp_0(make_float4 (_S504) * _S505, _S506, _S507);
+            float4  _S509 = __ldg((&(q_0)[_S503 + 1U]));
+            halves_0 = eight_halves_1(_S508, clamp_0(make_float4 (_S504) * _S509, _S506, _S507));
         }
         else
         {
-            halves_0 = _S492;
+            halves_0 = _S496;
         }
-        put_0(_S489 * 33U + _S490, halves_0);
+        put_0(_S493 * 33U + _S494, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S469)
+    if(thread_1 < _S473)
     {
-        _S463 = (_S480 + thread_0) < _S481;
+        _S467 = (_S484 + thread_1) < _S485;
     }
     else
     {
-        _S463 = false;
+        _S467 = false;
     }
-    if(_S463)
+    if(_S467)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S472, _S473 + _S480 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S476, _S477 + _S484 + thread_1);
     }
     __syncthreads();
-    uint _S506 = thread_0 % 32U;
-    uint _S507 = thread_0 / 32U * 16U;
+    uint _S510 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S507, _S506);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S508 = thread_0 / 32U;
-    uint _S509 = _S482 * _S487 + 8U * (U32_min((_S506), (_S487 / 8U - 1U)));
-    uint row_4 = _S480;
+    uint _S511 = (&attending_0)->part_0 * 32U;
+    uint _S512 = thread_1 / 32U;
+    uint _S513 = _S486 * _S491 + 8U * (U32_min((_S510), (_S491 / 8U - 1U)));
+    uint row_4 = _S484;
     for(;;)
     {
-        if(row_4 < _S481)
+        if(row_4 < _S485)
         {
         }
         else
         {
             break;
         }
-        uint _S510 = (*&row_sequences_0)[row_4 - _S480];
-        uint r_0 = _S506;
-        uint other_0 = _S481;
+        uint _S514 = (*&row_sequences_0)[row_4 - _S484];
+        uint r_0 = _S510;
+        uint other_0 = _S485;
         for(;;)
         {
-            if(r_0 < (_S481 - _S480))
+            if(r_0 < (_S485 - _S484))
             {
             }
             else
             {
                 break;
             }
-            uint _S511 = _S480 + r_0;
-            if(_S511 > row_4)
+            uint _S515 = _S484 + r_0;
+            if(_S515 > row_4)
             {
-                _S463 = ((*&row_sequences_0)[r_0]) != _S510;
+                _S467 = ((*&row_sequences_0)[r_0]) != _S514;
             }
             else
             {
-                _S463 = false;
+                _S467 = false;
             }
-            if(_S463)
+            if(_S467)
             {
-                other_0 = (U32_min((other_0), (_S511)));
+                other_0 = (U32_min((other_0), (_S515)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S512 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S510, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S516 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S514, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(thread_1 < 64U)
         {
-            uint _S513 = thread_0 / _S468;
-            uint _S514 = _S480 + _S513;
-            if(thread_0 < (_S469 * _S468))
+            uint _S517 = thread_1 / _S472;
+            uint _S518 = _S484 + _S517;
+            if(thread_1 < (_S473 * _S472))
             {
-                _S463 = _S514 < _S481;
+                _S467 = _S518 < _S485;
             }
             else
             {
-                _S463 = false;
+                _S467 = false;
             }
-            if(_S463)
+            if(_S467)
             {
-                uint _S515 = row_position_0(batch_3, _S472, _S473 + _S514);
-                uint _S516 = first_seen_0(_S515, p_0->window_0);
-                if(_S514 >= row_4)
+                uint _S519 = row_position_0(batch_3, _S476, _S477 + _S518);
+                uint _S520 = first_seen_0(_S519, p_0->window_0);
+                if(_S518 >= row_4)
                 {
-                    _S464 = _S514 < row_5;
+                    _S468 = _S518 < row_5;
                 }
                 else
                 {
-                    _S464 = false;
+                    _S468 = false;
                 }
-                if(_S464)
+                if(_S468)
                 {
-                    SequenceTable_0 _S517 = _S512;
-                    uint _S518 = SequenceTable_end_of_0(&_S517, _S515);
-                    i_2 = _S518;
+                    SequenceTable_0 _S521 = _S516;
+                    uint _S522 = SequenceTable_end_of_0(&_S521, _S519);
+                    i_2 = _S522;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S516;
+                begin_2 = _S520;
                 end_0 = i_2;
             }
             else
@@ -2111,76 +2128,77 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S519 = shown_0(_S506);
-        uint _S520 = _S519.x;
-        uint _S521 = _S519.y;
-        if(_S520 < _S521)
+        uint2  _S523 = shown_0(_S510);
+        uint _S524 = _S523.x;
+        uint _S525 = _S523.y;
+        if(_S524 < _S525)
         {
-            _S463 = _S521 != 4294967295U;
+            _S467 = _S525 != 4294967295U;
         }
         else
         {
-            _S463 = false;
+            _S467 = false;
         }
-        if(_S463)
+        if(_S467)
         {
-            uint _S522 = (U32_max((0U), (_S521)));
-            begin_2 = (U32_min((4294967295U), (_S520)));
-            end_0 = _S522;
+            uint _S526 = (U32_max((0U), (_S525)));
+            begin_2 = (U32_min((4294967295U), (_S524)));
+            end_0 = _S526;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S523 = (U32_max((0U), (_S520)));
-        uint _S524 = (U32_min((4294967295U), (_S521)));
-        uint2  _S525 = shown_0(32U + _S506);
-        uint _S526 = _S525.x;
-        uint _S527 = _S525.y;
-        if(_S526 < _S527)
+        uint _S527 = (U32_max((0U), (_S524)));
+        uint _S528 = (U32_min((4294967295U), (_S525)));
+        uint2  _S529 = shown_0(32U + _S510);
+        uint _S530 = _S529.x;
+        uint _S531 = _S529.y;
+        if(_S530 < _S531)
         {
-            _S464 = _S527 != 4294967295U;
+            _S468 = _S531 != 4294967295U;
         }
         else
         {
-            _S464 = false;
+            _S468 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S464)
+        if(_S468)
         {
-            uint _S528 = (U32_max((end_0), (_S527)));
-            begin_3 = (U32_min((begin_2), (_S526)));
-            end_1 = _S528;
+            uint _S532 = (U32_max((end_0), (_S531)));
+            begin_3 = (U32_min((begin_2), (_S530)));
+            end_1 = _S532;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S529 = (U32_max((_S523), (_S526)));
-        uint _S530 = (U32_min((_S524), (_S527)));
+        uint _S533 = (U32_max((_S527), (_S530)));
+        uint _S534 = (U32_min((_S528), (_S531)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S531 = (__reduce_max_sync(0xffffffffu, (_S529)));
-        uint _S532 = (__reduce_min_sync(0xffffffffu, (_S530)));
+        uint _S535 = (__reduce_max_sync(0xffffffffu, (_S533)));
+        uint _S536 = (__reduce_min_sync(0xffffffffu, (_S534)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(thread_1 < 32U)
             {
-                uint _S533 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S534 = _S512;
-                uint _S535 = SequenceTable_slot_0(&_S534, sequences_2, _S533);
-                (*&slots_0)[thread_0] = _S535;
+                uint _S537 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S538 = _S516;
+                uint _S539 = SequenceTable_slot_0(&_S538, sequences_2, _S537);
+                (*&slots_0)[thread_1] = _S539;
             }
             __syncthreads();
-            Parts_0 _S536 = load_0(k_pages_0, p_0->k_pages_offset_0, _S488, _S509, 0U, _S508);
-            Parts_store_0(&_S536, 0U, _S508, _S506);
+            Parts_0 _S540 = load_0(k_pages_0, p_0->k_pages_offset_0, _S492, _S513, 0U, _S512);
+            Parts_store_0(&_S540, 0U, _S512, _S510);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -2192,78 +2210,82 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S537 = 32U - now_0;
-            bool _S538 = thread_0 < 32U;
-            uint slot_2;
-            if(_S538)
+            uint _S541 = 1U - now_0;
+            if(at_3 < _S535)
             {
-                uint _S539 = (U32_min((at_3 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S540 = _S512;
-                uint _S541 = SequenceTable_slot_0(&_S540, sequences_2, _S539);
-                slot_2 = _S541;
+                _S469 = true;
+            }
+            else
+            {
+                _S469 = (at_3 + 32U) > _S536;
+            }
+            Parts_0 _S542 = load_0(v_pages_0, p_0->v_pages_offset_0, _S492, _S513, now_0 * 32U, _S512);
+            bool _S543 = thread_1 < 32U;
+            uint slot_2;
+            if(_S543)
+            {
+                uint _S544 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S545 = _S516;
+                uint _S546 = SequenceTable_slot_0(&_S545, sequences_2, _S544);
+                slot_2 = _S546;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S542 = load_0(v_pages_0, p_0->v_pages_offset_0, _S488, _S509, now_0, _S508);
-            Attending_score_0(&attending_0, _S506, _S507);
-            Parts_0 _S543 = _S542;
-            Parts_store_0(&_S543, 1056U, _S508, _S506);
-            if(_S538)
+            uint _S547 = _S511 * 33U;
+            Attending_score_0(&attending_0, _S547);
+            Parts_0 _S548 = _S542;
+            Parts_store_0(&_S548, 1056U, _S512, _S510);
+            if(_S543)
             {
-                (*&slots_0)[_S537 + thread_0] = slot_2;
+                (*&slots_0)[_S541 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S544 = load_0(k_pages_0, p_0->k_pages_offset_0, _S488, _S509, _S537, _S508);
-            if(at_3 < _S531)
-            {
-                _S465 = true;
-            }
-            else
-            {
-                _S465 = (at_3 + 32U) > _S532;
-            }
-            Attending_weigh_0(&attending_0, _S506, _S507, at_3, _S465);
-            Attending_add_0(&attending_0, _S506, _S507);
-            Parts_0 _S545 = _S544;
-            Parts_store_0(&_S545, 0U, _S508, _S506);
+            Parts_0 _S549 = load_0(k_pages_0, p_0->k_pages_offset_0, _S492, _S513, _S541 * 32U, _S512);
+            Attending_weigh_0(&attending_0, at_3 + _S511, _S469);
+            Attending_add_0(&attending_0, 1056U + _S547);
+            Parts_0 _S550 = _S549;
+            Parts_store_0(&_S550, 0U, _S512, _S510);
+            __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S537;
+            now_0 = _S541;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S546 = p_0->sinks_offset_0;
+    uint _S551 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S546 + _S485;
+        i_2 = _S551 + _S489;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S480 * p_0->out_stride_0 + _S485 * _S487;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S484 * p_0->out_stride_0 + _S489 * _S491;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S487;
-    (&target_1)->heads_1 = _S468;
-    (&target_1)->rows_3 = _S481 - _S480;
-    (&target_1)->last_0 = _S486 - _S485;
-    Attending_0 _S547 = attending_0;
-    Target_0 _S548 = target_1;
-    Attending_write_0(&_S547, _S506, _S507, &_S548);
+    (&target_1)->head_dim_1 = _S491;
+    (&target_1)->heads_1 = _S472;
+    (&target_1)->rows_3 = _S485 - _S484;
+    (&target_1)->last_0 = _S490 - _S489;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S552 = attending_0;
+        Target_0 _S553 = target_1;
+        Attending_write_0(&_S552, &_S553);
+    }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S549 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S550 = p_1;
-    attend_0(blockIdx, _S549, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S550);
+    uint _S554 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S555 = p_1;
+    attend_0(blockIdx, _S554, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S555);
     return;
 }

@@ -258,6 +258,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
     FixedArray<uint4 , 16>  queries_0;
     FixedArray<float4 , 32>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -265,79 +269,85 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S28 = (own_0 + lane_0 % 16U) * 33U;
-    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[_S28 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S29;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S30;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S31;
-    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S32;
-    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S33;
-    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S34;
-    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S35;
-    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 16U + lane_0 / 16U])));
-    this_1->queries_0[8U] = _S37;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 18U + lane_0 / 16U])));
-    this_1->queries_0[9U] = _S38;
-    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 20U + lane_0 / 16U])));
-    this_1->queries_0[10U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 22U + lane_0 / 16U])));
-    this_1->queries_0[11U] = _S40;
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 24U + lane_0 / 16U])));
-    this_1->queries_0[12U] = _S41;
-    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 26U + lane_0 / 16U])));
-    this_1->queries_0[13U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 28U + lane_0 / 16U])));
-    this_1->queries_0[14U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[_S28 + 30U + lane_0 / 16U])));
-    this_1->queries_0[15U] = _S44;
+    uint _S28 = thread_0 % 32U;
+    this_1->lane_0 = _S28;
+    uint _S29 = thread_0 / 32U;
+    this_1->subgroup_0 = _S29;
+    uint _S30 = _S29 % 4U * 16U;
+    this_1->own_0 = _S30;
+    this_1->part_0 = 0U;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(_S30 + _S28 % 16U) * 33U + _S28 / 16U])));
+    this_1->queries_0[0U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S34;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S35;
+    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S36;
+    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S40;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S42;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S43;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S45;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S46;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S45 = make_int2 (int(0));
-    float2  _S46 = make_float2 ((float)_S45.x, (float)_S45.y);
-    this_1->totals_0[0U] = _S46;
-    int4  _S47 = make_int4 (int(0));
-    float4  _S48 = make_float4 ((float)_S47.x, (float)_S47.y, (float)_S47.z, (float)_S47.w);
-    this_1->sums_0[0U] = _S48;
-    this_1->sums_0[1U] = _S48;
-    this_1->sums_0[2U] = _S48;
-    this_1->sums_0[3U] = _S48;
-    this_1->sums_0[4U] = _S48;
-    this_1->sums_0[5U] = _S48;
-    this_1->sums_0[6U] = _S48;
-    this_1->sums_0[7U] = _S48;
-    this_1->sums_0[8U] = _S48;
-    this_1->sums_0[9U] = _S48;
-    this_1->sums_0[10U] = _S48;
-    this_1->sums_0[11U] = _S48;
-    this_1->sums_0[12U] = _S48;
-    this_1->sums_0[13U] = _S48;
-    this_1->sums_0[14U] = _S48;
-    this_1->sums_0[15U] = _S48;
-    this_1->sums_0[16U] = _S48;
-    this_1->sums_0[17U] = _S48;
-    this_1->sums_0[18U] = _S48;
-    this_1->sums_0[19U] = _S48;
-    this_1->sums_0[20U] = _S48;
-    this_1->sums_0[21U] = _S48;
-    this_1->sums_0[22U] = _S48;
-    this_1->sums_0[23U] = _S48;
-    this_1->sums_0[24U] = _S48;
-    this_1->sums_0[25U] = _S48;
-    this_1->sums_0[26U] = _S48;
-    this_1->sums_0[27U] = _S48;
-    this_1->sums_0[28U] = _S48;
-    this_1->sums_0[29U] = _S48;
-    this_1->sums_0[30U] = _S48;
-    this_1->sums_0[31U] = _S48;
+    int2  _S47 = make_int2 (int(0));
+    float2  _S48 = make_float2 ((float)_S47.x, (float)_S47.y);
+    this_1->totals_0[0U] = _S48;
+    int4  _S49 = make_int4 (int(0));
+    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
+    this_1->sums_0[0U] = _S50;
+    this_1->sums_0[1U] = _S50;
+    this_1->sums_0[2U] = _S50;
+    this_1->sums_0[3U] = _S50;
+    this_1->sums_0[4U] = _S50;
+    this_1->sums_0[5U] = _S50;
+    this_1->sums_0[6U] = _S50;
+    this_1->sums_0[7U] = _S50;
+    this_1->sums_0[8U] = _S50;
+    this_1->sums_0[9U] = _S50;
+    this_1->sums_0[10U] = _S50;
+    this_1->sums_0[11U] = _S50;
+    this_1->sums_0[12U] = _S50;
+    this_1->sums_0[13U] = _S50;
+    this_1->sums_0[14U] = _S50;
+    this_1->sums_0[15U] = _S50;
+    this_1->sums_0[16U] = _S50;
+    this_1->sums_0[17U] = _S50;
+    this_1->sums_0[18U] = _S50;
+    this_1->sums_0[19U] = _S50;
+    this_1->sums_0[20U] = _S50;
+    this_1->sums_0[21U] = _S50;
+    this_1->sums_0[22U] = _S50;
+    this_1->sums_0[23U] = _S50;
+    this_1->sums_0[24U] = _S50;
+    this_1->sums_0[25U] = _S50;
+    this_1->sums_0[26U] = _S50;
+    this_1->sums_0[27U] = _S50;
+    this_1->sums_0[28U] = _S50;
+    this_1->sums_0[29U] = _S50;
+    this_1->sums_0[30U] = _S50;
+    this_1->sums_0[31U] = _S50;
     return;
 }
 
@@ -351,64 +361,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S49;
-    (&_S49)->begin_0 = begin_1;
-    (&_S49)->page_size_1 = page_size_2;
-    (&_S49)->pages_1 = pages_2;
-    (&_S49)->length_0 = length_1;
-    return _S49;
+    SequenceTable_0 _S51;
+    (&_S51)->begin_0 = begin_1;
+    (&_S51)->page_size_1 = page_size_2;
+    (&_S51)->pages_1 = pages_2;
+    (&_S51)->length_0 = length_1;
+    return _S51;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S50 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S51 = _S50 + 1U;
-    uint _S52 = __ldg((&(sequences_0)[_S50]));
-    return SequenceTable_x24init_0(_S51, page_size_3, pages_3, (U32_min((_S52), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S52 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S53 = _S52 + 1U;
+    uint _S54 = __ldg((&(sequences_0)[_S52]));
+    return SequenceTable_x24init_0(_S53, page_size_3, pages_3, (U32_min((_S54), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S53 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S53;
+    uint _S55 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S55;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S54;
+    bool _S56;
     if(window_1 != 0U)
     {
-        _S54 = position_0 >= window_1;
+        _S56 = position_0 >= window_1;
     }
     else
     {
-        _S54 = false;
+        _S56 = false;
     }
-    uint _S55;
-    if(_S54)
+    uint _S57;
+    if(_S56)
     {
-        _S55 = position_0 - window_1 + 1U;
+        _S57 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S55 = 0U;
+        _S57 = 0U;
     }
-    return _S55;
+    return _S57;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S56 = this_2->length_0;
-    uint _S57;
+    uint _S58 = this_2->length_0;
+    uint _S59;
     if(position_1 < (this_2->length_0))
     {
-        _S57 = position_1 + 1U;
+        _S59 = position_1 + 1U;
     }
     else
     {
-        _S57 = _S56;
+        _S59 = _S58;
     }
-    return _S57;
+    return _S59;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -426,782 +436,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S58 = this_3->begin_0;
-    uint _S59 = this_3->page_size_1;
-    uint _S60 = position_2 / this_3->page_size_1;
-    uint _S61 = __ldg((&(sequences_1)[_S58 + _S60]));
-    uint _S62 = (U32_min((_S61), (this_3->pages_1 - 1U))) * _S59;
-    uint _S63 = position_2 % _S59;
-    return _S62 + _S63;
+    uint _S60 = this_3->begin_0;
+    uint _S61 = this_3->page_size_1;
+    uint _S62 = position_2 / this_3->page_size_1;
+    uint _S63 = __ldg((&(sequences_1)[_S60 + _S62]));
+    uint _S64 = (U32_min((_S63), (this_3->pages_1 - 1U))) * _S61;
+    uint _S65 = position_2 % _S61;
+    return _S64 + _S65;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S64 = make_int4 (int(0));
-    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
-    this_4->scores_0[0U] = _S65;
-    this_4->scores_0[1U] = _S65;
-    this_4->scores_0[2U] = _S65;
-    this_4->scores_0[3U] = _S65;
-    uint _S66 = lane_1 % 8U;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + lane_1 / 8U % 2U])));
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S68;
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S69;
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + lane_1 / 8U % 2U])));
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S81;
-    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S84;
-    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S89;
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S90;
-    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S92;
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S93;
-    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S95;
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S96;
-    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S98;
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S99;
-    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S101;
-    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S102;
-    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S104;
-    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S105;
-    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S107;
-    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S108;
-    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S110;
-    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S111;
-    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S113;
-    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S114;
-    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S116;
-    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S117;
-    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S119;
-    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S120;
-    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S122;
-    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S123;
-    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S125;
-    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S126;
-    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S128;
-    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S129;
-    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S131;
-    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S132;
-    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S134;
-    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S135;
-    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S137;
-    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S138;
-    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S140;
-    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S141;
-    uint4  _S142 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S142.x, _S142.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S143;
-    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S142.z, _S142.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S144;
-    uint4  _S145 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S145.x, _S145.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S146;
-    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S145.z, _S145.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S147;
-    uint4  _S148 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S148.x, _S148.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S149;
-    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S148.z, _S148.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S150;
-    uint4  _S151 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S151.x, _S151.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S152;
-    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S151.z, _S151.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S153;
-    uint4  _S154 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S154.x, _S154.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S155;
-    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S154.z, _S154.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S156;
-    uint4  _S157 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S66) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S157.x, _S157.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S158;
-    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S157.z, _S157.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S159;
-    uint4  _S160 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S66) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S160.x, _S160.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S161;
-    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S160.z, _S160.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S162;
+    int4  _S66 = make_int4 (int(0));
+    float4  _S67 = make_float4 ((float)_S66.x, (float)_S66.y, (float)_S66.z, (float)_S66.w);
+    this_4->scores_0[0U] = _S67;
+    this_4->scores_0[1U] = _S67;
+    this_4->scores_0[2U] = _S67;
+    this_4->scores_0[3U] = _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S69;
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S70;
+    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S72;
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S75;
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S76;
+    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S81;
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S82;
+    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S85;
+    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S90;
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S91;
+    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S93;
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S94;
+    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S95.x, _S95.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S96;
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S95.z, _S95.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S97;
+    uint4  _S98 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S98.x, _S98.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S98.z, _S98.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S100;
+    uint4  _S101 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S101.x, _S101.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S102;
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S101.z, _S101.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S103;
+    uint4  _S104 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S104.x, _S104.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S105;
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S104.z, _S104.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S106;
+    uint4  _S107 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S107.x, _S107.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S108;
+    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S107.z, _S107.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S109;
+    uint4  _S110 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S110.x, _S110.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S111;
+    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S110.z, _S110.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S112;
+    uint4  _S113 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S113.x, _S113.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S114;
+    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S113.z, _S113.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S115;
+    uint4  _S116 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S116.x, _S116.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S117;
+    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S116.z, _S116.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S118;
+    uint4  _S119 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S119.x, _S119.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S120;
+    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S119.z, _S119.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S121;
+    uint4  _S122 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S122.x, _S122.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S123;
+    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S122.z, _S122.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S124;
+    uint4  _S125 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S125.x, _S125.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S126;
+    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S125.z, _S125.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S127;
+    uint4  _S128 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S128.x, _S128.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S129;
+    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S128.z, _S128.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S130;
+    uint4  _S131 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S131.x, _S131.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S132;
+    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S131.z, _S131.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S133;
+    uint4  _S134 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S134.x, _S134.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S135;
+    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S134.z, _S134.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S136;
+    uint4  _S137 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S137.x, _S137.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S138;
+    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S137.z, _S137.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S139;
+    uint4  _S140 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S140.x, _S140.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S141;
+    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S140.z, _S140.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S142;
+    uint4  _S143 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S143.x, _S143.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S144;
+    float4  _S145 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S143.z, _S143.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S145;
+    uint4  _S146 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S146.x, _S146.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S147;
+    float4  _S148 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S146.z, _S146.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S148;
+    uint4  _S149 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S149.x, _S149.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S150;
+    float4  _S151 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S149.z, _S149.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S151;
+    uint4  _S152 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S152.x, _S152.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S153;
+    float4  _S154 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S152.z, _S152.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S154;
+    uint4  _S155 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S155.x, _S155.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S156;
+    float4  _S157 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S155.z, _S155.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S157;
+    uint4  _S158 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S158.x, _S158.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S159;
+    float4  _S160 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S158.z, _S158.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S160;
+    uint4  _S161 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S161.x, _S161.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S162;
+    float4  _S163 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S161.z, _S161.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S163;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S163;
+    bool _S164;
     if(partly_0)
     {
-        uint2  _S164 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S165 = lane_2 % 4U * 2U;
-        uint _S166 = at_1 + _S165;
-        uint _S167 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S165 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S166 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S167 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S166 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S166 >= (_S164.y);
+            _S164 = _S166 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S168 = _S166 + 1U;
+        uint _S168 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S168 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S168 >= (_S164.y);
+            _S164 = _S168 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S169 = at_1 + 8U + _S165;
-        if(_S169 < _S167)
+        uint _S169 = at_1 + 8U;
+        uint _S170 = _S169 + this_5->lane_0 % 4U * 2U;
+        if(_S170 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S169 >= (_S164.y);
+            _S164 = _S170 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S170 = _S169 + 1U;
-        if(_S170 < _S167)
+        uint _S171 = _S169 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S171 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S170 >= (_S164.y);
+            _S164 = _S171 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S171 = at_1 + 16U + _S165;
-        if(_S171 < _S167)
+        uint _S172 = at_1 + 16U;
+        uint _S173 = _S172 + this_5->lane_0 % 4U * 2U;
+        if(_S173 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S171 >= (_S164.y);
+            _S164 = _S173 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S172 = _S171 + 1U;
-        if(_S172 < _S167)
+        uint _S174 = _S172 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S174 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S172 >= (_S164.y);
+            _S164 = _S174 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S173 = at_1 + 24U + _S165;
-        if(_S173 < _S167)
+        uint _S175 = at_1 + 24U;
+        uint _S176 = _S175 + this_5->lane_0 % 4U * 2U;
+        if(_S176 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S173 >= (_S164.y);
+            _S164 = _S176 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S174 = _S173 + 1U;
-        if(_S174 < _S167)
+        uint _S177 = _S175 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S177 < _S167)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S174 >= (_S164.y);
+            _S164 = _S177 >= (_S165.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S175 = *&((&this_5->peaks_0[0U])->x);
-    float _S176 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S175), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S177 = (__shfl_xor_sync(0xffffffffu, (_S176), (1U)));
-    float _S178 = (F32_max((_S176), (_S177)));
-    float _S179 = (__shfl_xor_sync(0xffffffffu, (_S178), (2U)));
-    float _S180 = (F32_max((_S178), (_S179)));
-    float _S181 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S180)));
-    *&((&this_5->peaks_0[0U])->x) = _S180;
-    float _S182 = _S181 * *&((&this_5->totals_0[0U])->x);
-    float _S183 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S180)));
-    *&((&this_5->scores_0[0U])->x) = _S183;
-    float total_0 = _S182 + _S183;
-    float _S184 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S180)));
-    *&((&this_5->scores_0[0U])->y) = _S184;
-    float total_1 = total_0 + _S184;
-    float _S185 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S180)));
-    *&((&this_5->scores_0[1U])->x) = _S185;
-    float total_2 = total_1 + _S185;
-    float _S186 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S180)));
-    *&((&this_5->scores_0[1U])->y) = _S186;
-    float total_3 = total_2 + _S186;
-    float _S187 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S180)));
-    *&((&this_5->scores_0[2U])->x) = _S187;
-    float total_4 = total_3 + _S187;
-    float _S188 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S180)));
-    *&((&this_5->scores_0[2U])->y) = _S188;
-    float total_5 = total_4 + _S188;
-    float _S189 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S180)));
-    *&((&this_5->scores_0[3U])->x) = _S189;
-    float total_6 = total_5 + _S189;
-    float _S190 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S180)));
-    *&((&this_5->scores_0[3U])->y) = _S190;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S190;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S181;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S181;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S181;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S181;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S181;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S181;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S181;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S181;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S181;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S181;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S181;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S181;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S181;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S181;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S181;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S181;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S181;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S181;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S181;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S181;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S181;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S181;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S181;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S181;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S181;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S181;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S181;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S181;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S181;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S181;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S181;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S181;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S181;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S181;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S181;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S181;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S181;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S181;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S181;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S181;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S181;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S181;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S181;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S181;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S181;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S181;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S181;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S181;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S181;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S181;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S181;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S181;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S181;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S181;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S181;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S181;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S181;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S181;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S181;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S181;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S181;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S181;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S181;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S181;
+    float _S178 = *&((&this_5->peaks_0[0U])->x);
+    float _S179 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S178), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S180 = (__shfl_xor_sync(0xffffffffu, (_S179), (1U)));
+    float _S181 = (F32_max((_S179), (_S180)));
+    float _S182 = (__shfl_xor_sync(0xffffffffu, (_S181), (2U)));
+    float _S183 = (F32_max((_S181), (_S182)));
+    float _S184 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S183)));
+    *&((&this_5->peaks_0[0U])->x) = _S183;
+    float _S185 = _S184 * *&((&this_5->totals_0[0U])->x);
+    float _S186 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S183)));
+    *&((&this_5->scores_0[0U])->x) = _S186;
+    float total_0 = _S185 + _S186;
+    float _S187 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S183)));
+    *&((&this_5->scores_0[0U])->y) = _S187;
+    float total_1 = total_0 + _S187;
+    float _S188 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S183)));
+    *&((&this_5->scores_0[1U])->x) = _S188;
+    float total_2 = total_1 + _S188;
+    float _S189 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S183)));
+    *&((&this_5->scores_0[1U])->y) = _S189;
+    float total_3 = total_2 + _S189;
+    float _S190 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S183)));
+    *&((&this_5->scores_0[2U])->x) = _S190;
+    float total_4 = total_3 + _S190;
+    float _S191 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S183)));
+    *&((&this_5->scores_0[2U])->y) = _S191;
+    float total_5 = total_4 + _S191;
+    float _S192 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S183)));
+    *&((&this_5->scores_0[3U])->x) = _S192;
+    float total_6 = total_5 + _S192;
+    float _S193 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S183)));
+    *&((&this_5->scores_0[3U])->y) = _S193;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S193;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S184;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S184;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S184;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S184;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S184;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S184;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S184;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S184;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S184;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S184;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S184;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S184;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S184;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S184;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S184;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S184;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S184;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S184;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S184;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S184;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S184;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S184;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S184;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S184;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S184;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S184;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S184;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S184;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S184;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S184;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S184;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S184;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S184;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S184;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S184;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S184;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S184;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S184;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S184;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S184;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S184;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S184;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S184;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S184;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S184;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S184;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S184;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S184;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S184;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S184;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S184;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S184;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S184;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S184;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S184;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S184;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S184;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S184;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S184;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S184;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S184;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S184;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S184;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S184;
     if(partly_0)
     {
-        uint2  _S191 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S192 = lane_2 % 4U * 2U;
-        uint _S193 = at_1 + _S192;
-        uint _S194 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S193 < _S194)
+        uint2  _S194 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S195 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S196 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S195 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S193 >= (_S191.y);
+            _S164 = _S195 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S195 = _S193 + 1U;
-        if(_S195 < _S194)
+        uint _S197 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S197 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S195 >= (_S191.y);
+            _S164 = _S197 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S196 = at_1 + 8U + _S192;
-        if(_S196 < _S194)
+        uint _S198 = at_1 + 8U;
+        uint _S199 = _S198 + this_5->lane_0 % 4U * 2U;
+        if(_S199 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S196 >= (_S191.y);
+            _S164 = _S199 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S197 = _S196 + 1U;
-        if(_S197 < _S194)
+        uint _S200 = _S198 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S200 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S197 >= (_S191.y);
+            _S164 = _S200 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S198 = at_1 + 16U + _S192;
-        if(_S198 < _S194)
+        uint _S201 = at_1 + 16U;
+        uint _S202 = _S201 + this_5->lane_0 % 4U * 2U;
+        if(_S202 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S198 >= (_S191.y);
+            _S164 = _S202 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S199 = _S198 + 1U;
-        if(_S199 < _S194)
+        uint _S203 = _S201 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S203 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S199 >= (_S191.y);
+            _S164 = _S203 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S200 = at_1 + 24U + _S192;
-        if(_S200 < _S194)
+        uint _S204 = at_1 + 24U;
+        uint _S205 = _S204 + this_5->lane_0 % 4U * 2U;
+        if(_S205 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S200 >= (_S191.y);
+            _S164 = _S205 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S201 = _S200 + 1U;
-        if(_S201 < _S194)
+        uint _S206 = _S204 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S206 < _S196)
         {
-            _S163 = true;
+            _S164 = true;
         }
         else
         {
-            _S163 = _S201 >= (_S191.y);
+            _S164 = _S206 >= (_S194.y);
         }
-        if(_S163)
+        if(_S164)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S202 = *&((&this_5->peaks_0[0U])->y);
-    float _S203 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S202), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S204 = (__shfl_xor_sync(0xffffffffu, (_S203), (1U)));
-    float _S205 = (F32_max((_S203), (_S204)));
-    float _S206 = (__shfl_xor_sync(0xffffffffu, (_S205), (2U)));
-    float _S207 = (F32_max((_S205), (_S206)));
-    float _S208 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S207)));
-    *&((&this_5->peaks_0[0U])->y) = _S207;
-    float _S209 = _S208 * *&((&this_5->totals_0[0U])->y);
-    float _S210 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S207)));
-    *&((&this_5->scores_0[0U])->z) = _S210;
-    float total_7 = _S209 + _S210;
-    float _S211 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S207)));
-    *&((&this_5->scores_0[0U])->w) = _S211;
-    float total_8 = total_7 + _S211;
-    float _S212 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S207)));
-    *&((&this_5->scores_0[1U])->z) = _S212;
-    float total_9 = total_8 + _S212;
-    float _S213 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S207)));
-    *&((&this_5->scores_0[1U])->w) = _S213;
-    float total_10 = total_9 + _S213;
-    float _S214 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S207)));
-    *&((&this_5->scores_0[2U])->z) = _S214;
-    float total_11 = total_10 + _S214;
-    float _S215 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S207)));
-    *&((&this_5->scores_0[2U])->w) = _S215;
-    float total_12 = total_11 + _S215;
-    float _S216 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S207)));
-    *&((&this_5->scores_0[3U])->z) = _S216;
-    float total_13 = total_12 + _S216;
-    float _S217 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S207)));
-    *&((&this_5->scores_0[3U])->w) = _S217;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S217;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S208;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S208;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S208;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S208;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S208;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S208;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S208;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S208;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S208;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S208;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S208;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S208;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S208;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S208;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S208;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S208;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S208;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S208;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S208;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S208;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S208;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S208;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S208;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S208;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S208;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S208;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S208;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S208;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S208;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S208;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S208;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S208;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S208;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S208;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S208;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S208;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S208;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S208;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S208;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S208;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S208;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S208;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S208;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S208;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S208;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S208;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S208;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S208;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S208;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S208;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S208;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S208;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S208;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S208;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S208;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S208;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S208;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S208;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S208;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S208;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S208;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S208;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S208;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S208;
+    float _S207 = *&((&this_5->peaks_0[0U])->y);
+    float _S208 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S207), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S209 = (__shfl_xor_sync(0xffffffffu, (_S208), (1U)));
+    float _S210 = (F32_max((_S208), (_S209)));
+    float _S211 = (__shfl_xor_sync(0xffffffffu, (_S210), (2U)));
+    float _S212 = (F32_max((_S210), (_S211)));
+    float _S213 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S212)));
+    *&((&this_5->peaks_0[0U])->y) = _S212;
+    float _S214 = _S213 * *&((&this_5->totals_0[0U])->y);
+    float _S215 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S212)));
+    *&((&this_5->scores_0[0U])->z) = _S215;
+    float total_7 = _S214 + _S215;
+    float _S216 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S212)));
+    *&((&this_5->scores_0[0U])->w) = _S216;
+    float total_8 = total_7 + _S216;
+    float _S217 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S212)));
+    *&((&this_5->scores_0[1U])->z) = _S217;
+    float total_9 = total_8 + _S217;
+    float _S218 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S212)));
+    *&((&this_5->scores_0[1U])->w) = _S218;
+    float total_10 = total_9 + _S218;
+    float _S219 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S212)));
+    *&((&this_5->scores_0[2U])->z) = _S219;
+    float total_11 = total_10 + _S219;
+    float _S220 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S212)));
+    *&((&this_5->scores_0[2U])->w) = _S220;
+    float total_12 = total_11 + _S220;
+    float _S221 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S212)));
+    *&((&this_5->scores_0[3U])->z) = _S221;
+    float total_13 = total_12 + _S221;
+    float _S222 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S212)));
+    *&((&this_5->scores_0[3U])->w) = _S222;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S222;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S213;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S213;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S213;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S213;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S213;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S213;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S213;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S213;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S213;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S213;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S213;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S213;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S213;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S213;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S213;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S213;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S213;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S213;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S213;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S213;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S213;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S213;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S213;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S213;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S213;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S213;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S213;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S213;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S213;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S213;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S213;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S213;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S213;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S213;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S213;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S213;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S213;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S213;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S213;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S213;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S213;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S213;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S213;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S213;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S213;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S213;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S213;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S213;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S213;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S213;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S213;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S213;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S213;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S213;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S213;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S213;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S213;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S213;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S213;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S213;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S213;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S213;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S213;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S213;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S218 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S219 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S220 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S221 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S222 = make_uint4 (_S218, _S219, _S220, _S221);
-    uint _S223 = lane_3 % 16U;
-    uint _S224 = 1056U + _S223 * 33U;
-    uint4  _S225 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + lane_3 / 16U])));
-    float4  _S226 = (wasmetal_multiply_half((_S222), (uint2 {_S225.x, _S225.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S226;
-    float4  _S227 = (wasmetal_multiply_half((_S222), (uint2 {_S225.z, _S225.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S227;
-    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 2U + lane_3 / 16U])));
-    float4  _S229 = (wasmetal_multiply_half((_S222), (uint2 {_S228.x, _S228.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S229;
-    float4  _S230 = (wasmetal_multiply_half((_S222), (uint2 {_S228.z, _S228.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S230;
-    uint4  _S231 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 4U + lane_3 / 16U])));
-    float4  _S232 = (wasmetal_multiply_half((_S222), (uint2 {_S231.x, _S231.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S232;
-    float4  _S233 = (wasmetal_multiply_half((_S222), (uint2 {_S231.z, _S231.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S233;
-    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 6U + lane_3 / 16U])));
-    float4  _S235 = (wasmetal_multiply_half((_S222), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S235;
-    float4  _S236 = (wasmetal_multiply_half((_S222), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S236;
-    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 8U + lane_3 / 16U])));
-    float4  _S238 = (wasmetal_multiply_half((_S222), (uint2 {_S237.x, _S237.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S238;
-    float4  _S239 = (wasmetal_multiply_half((_S222), (uint2 {_S237.z, _S237.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S239;
-    uint4  _S240 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 10U + lane_3 / 16U])));
-    float4  _S241 = (wasmetal_multiply_half((_S222), (uint2 {_S240.x, _S240.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S241;
-    float4  _S242 = (wasmetal_multiply_half((_S222), (uint2 {_S240.z, _S240.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S242;
-    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 12U + lane_3 / 16U])));
-    float4  _S244 = (wasmetal_multiply_half((_S222), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S244;
-    float4  _S245 = (wasmetal_multiply_half((_S222), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S245;
-    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 14U + lane_3 / 16U])));
-    float4  _S247 = (wasmetal_multiply_half((_S222), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S247;
-    float4  _S248 = (wasmetal_multiply_half((_S222), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S248;
-    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 16U + lane_3 / 16U])));
-    float4  _S250 = (wasmetal_multiply_half((_S222), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S250;
-    float4  _S251 = (wasmetal_multiply_half((_S222), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S251;
-    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 18U + lane_3 / 16U])));
-    float4  _S253 = (wasmetal_multiply_half((_S222), (uint2 {_S252.x, _S252.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S253;
-    float4  _S254 = (wasmetal_multiply_half((_S222), (uint2 {_S252.z, _S252.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S254;
-    uint4  _S255 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 20U + lane_3 / 16U])));
-    float4  _S256 = (wasmetal_multiply_half((_S222), (uint2 {_S255.x, _S255.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S256;
-    float4  _S257 = (wasmetal_multiply_half((_S222), (uint2 {_S255.z, _S255.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S257;
-    uint4  _S258 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 22U + lane_3 / 16U])));
-    float4  _S259 = (wasmetal_multiply_half((_S222), (uint2 {_S258.x, _S258.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S259;
-    float4  _S260 = (wasmetal_multiply_half((_S222), (uint2 {_S258.z, _S258.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S260;
-    uint4  _S261 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 24U + lane_3 / 16U])));
-    float4  _S262 = (wasmetal_multiply_half((_S222), (uint2 {_S261.x, _S261.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S262;
-    float4  _S263 = (wasmetal_multiply_half((_S222), (uint2 {_S261.z, _S261.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S263;
-    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 26U + lane_3 / 16U])));
-    float4  _S265 = (wasmetal_multiply_half((_S222), (uint2 {_S264.x, _S264.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S265;
-    float4  _S266 = (wasmetal_multiply_half((_S222), (uint2 {_S264.z, _S264.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S266;
-    uint4  _S267 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 28U + lane_3 / 16U])));
-    float4  _S268 = (wasmetal_multiply_half((_S222), (uint2 {_S267.x, _S267.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S268;
-    float4  _S269 = (wasmetal_multiply_half((_S222), (uint2 {_S267.z, _S267.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S269;
-    uint4  _S270 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 30U + lane_3 / 16U])));
-    float4  _S271 = (wasmetal_multiply_half((_S222), (uint2 {_S270.x, _S270.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S271;
-    float4  _S272 = (wasmetal_multiply_half((_S222), (uint2 {_S270.z, _S270.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S272;
-    uint _S273 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S274 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S275 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S276 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S277 = make_uint4 (_S273, _S274, _S275, _S276);
-    uint _S278 = 1056U + (16U + _S223) * 33U;
-    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + lane_3 / 16U])));
-    float4  _S280 = (wasmetal_multiply_half((_S277), (uint2 {_S279.x, _S279.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S280;
-    float4  _S281 = (wasmetal_multiply_half((_S277), (uint2 {_S279.z, _S279.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S281;
-    uint4  _S282 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 2U + lane_3 / 16U])));
-    float4  _S283 = (wasmetal_multiply_half((_S277), (uint2 {_S282.x, _S282.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S283;
-    float4  _S284 = (wasmetal_multiply_half((_S277), (uint2 {_S282.z, _S282.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S284;
-    uint4  _S285 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 4U + lane_3 / 16U])));
-    float4  _S286 = (wasmetal_multiply_half((_S277), (uint2 {_S285.x, _S285.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S286;
-    float4  _S287 = (wasmetal_multiply_half((_S277), (uint2 {_S285.z, _S285.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S287;
-    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 6U + lane_3 / 16U])));
-    float4  _S289 = (wasmetal_multiply_half((_S277), (uint2 {_S288.x, _S288.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S289;
-    float4  _S290 = (wasmetal_multiply_half((_S277), (uint2 {_S288.z, _S288.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S290;
-    uint4  _S291 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 8U + lane_3 / 16U])));
-    float4  _S292 = (wasmetal_multiply_half((_S277), (uint2 {_S291.x, _S291.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S292;
-    float4  _S293 = (wasmetal_multiply_half((_S277), (uint2 {_S291.z, _S291.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S293;
-    uint4  _S294 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 10U + lane_3 / 16U])));
-    float4  _S295 = (wasmetal_multiply_half((_S277), (uint2 {_S294.x, _S294.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S295;
-    float4  _S296 = (wasmetal_multiply_half((_S277), (uint2 {_S294.z, _S294.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S296;
-    uint4  _S297 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 12U + lane_3 / 16U])));
-    float4  _S298 = (wasmetal_multiply_half((_S277), (uint2 {_S297.x, _S297.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S298;
-    float4  _S299 = (wasmetal_multiply_half((_S277), (uint2 {_S297.z, _S297.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S299;
-    uint4  _S300 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 14U + lane_3 / 16U])));
-    float4  _S301 = (wasmetal_multiply_half((_S277), (uint2 {_S300.x, _S300.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S301;
-    float4  _S302 = (wasmetal_multiply_half((_S277), (uint2 {_S300.z, _S300.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S302;
-    uint4  _S303 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 16U + lane_3 / 16U])));
-    float4  _S304 = (wasmetal_multiply_half((_S277), (uint2 {_S303.x, _S303.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S304;
-    float4  _S305 = (wasmetal_multiply_half((_S277), (uint2 {_S303.z, _S303.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S305;
-    uint4  _S306 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 18U + lane_3 / 16U])));
-    float4  _S307 = (wasmetal_multiply_half((_S277), (uint2 {_S306.x, _S306.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S307;
-    float4  _S308 = (wasmetal_multiply_half((_S277), (uint2 {_S306.z, _S306.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S308;
-    uint4  _S309 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 20U + lane_3 / 16U])));
-    float4  _S310 = (wasmetal_multiply_half((_S277), (uint2 {_S309.x, _S309.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S310;
-    float4  _S311 = (wasmetal_multiply_half((_S277), (uint2 {_S309.z, _S309.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S311;
-    uint4  _S312 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 22U + lane_3 / 16U])));
-    float4  _S313 = (wasmetal_multiply_half((_S277), (uint2 {_S312.x, _S312.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S313;
-    float4  _S314 = (wasmetal_multiply_half((_S277), (uint2 {_S312.z, _S312.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S314;
-    uint4  _S315 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 24U + lane_3 / 16U])));
-    float4  _S316 = (wasmetal_multiply_half((_S277), (uint2 {_S315.x, _S315.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S316;
-    float4  _S317 = (wasmetal_multiply_half((_S277), (uint2 {_S315.z, _S315.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S317;
-    uint4  _S318 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 26U + lane_3 / 16U])));
-    float4  _S319 = (wasmetal_multiply_half((_S277), (uint2 {_S318.x, _S318.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S319;
-    float4  _S320 = (wasmetal_multiply_half((_S277), (uint2 {_S318.z, _S318.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S320;
-    uint4  _S321 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 28U + lane_3 / 16U])));
-    float4  _S322 = (wasmetal_multiply_half((_S277), (uint2 {_S321.x, _S321.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S322;
-    float4  _S323 = (wasmetal_multiply_half((_S277), (uint2 {_S321.z, _S321.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S323;
-    uint4  _S324 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S278 + 30U + lane_3 / 16U])));
-    float4  _S325 = (wasmetal_multiply_half((_S277), (uint2 {_S324.x, _S324.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S325;
-    float4  _S326 = (wasmetal_multiply_half((_S277), (uint2 {_S324.z, _S324.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S326;
+    uint _S223 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S224 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S225 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S226 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S227 = make_uint4 (_S223, _S224, _S225, _S226);
+    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S229 = (wasmetal_multiply_half((_S227), (uint2 {_S228.x, _S228.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S229;
+    float4  _S230 = (wasmetal_multiply_half((_S227), (uint2 {_S228.z, _S228.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S230;
+    uint4  _S231 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S232 = (wasmetal_multiply_half((_S227), (uint2 {_S231.x, _S231.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S232;
+    float4  _S233 = (wasmetal_multiply_half((_S227), (uint2 {_S231.z, _S231.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S233;
+    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S235 = (wasmetal_multiply_half((_S227), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S235;
+    float4  _S236 = (wasmetal_multiply_half((_S227), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S236;
+    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S238 = (wasmetal_multiply_half((_S227), (uint2 {_S237.x, _S237.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S238;
+    float4  _S239 = (wasmetal_multiply_half((_S227), (uint2 {_S237.z, _S237.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S239;
+    uint4  _S240 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S241 = (wasmetal_multiply_half((_S227), (uint2 {_S240.x, _S240.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S241;
+    float4  _S242 = (wasmetal_multiply_half((_S227), (uint2 {_S240.z, _S240.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S242;
+    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S244 = (wasmetal_multiply_half((_S227), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S244;
+    float4  _S245 = (wasmetal_multiply_half((_S227), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S245;
+    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S247 = (wasmetal_multiply_half((_S227), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S227), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S248;
+    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S250 = (wasmetal_multiply_half((_S227), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S250;
+    float4  _S251 = (wasmetal_multiply_half((_S227), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S251;
+    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S253 = (wasmetal_multiply_half((_S227), (uint2 {_S252.x, _S252.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S253;
+    float4  _S254 = (wasmetal_multiply_half((_S227), (uint2 {_S252.z, _S252.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S254;
+    uint4  _S255 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S256 = (wasmetal_multiply_half((_S227), (uint2 {_S255.x, _S255.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S256;
+    float4  _S257 = (wasmetal_multiply_half((_S227), (uint2 {_S255.z, _S255.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S257;
+    uint4  _S258 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S259 = (wasmetal_multiply_half((_S227), (uint2 {_S258.x, _S258.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S259;
+    float4  _S260 = (wasmetal_multiply_half((_S227), (uint2 {_S258.z, _S258.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S260;
+    uint4  _S261 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S262 = (wasmetal_multiply_half((_S227), (uint2 {_S261.x, _S261.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S262;
+    float4  _S263 = (wasmetal_multiply_half((_S227), (uint2 {_S261.z, _S261.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S263;
+    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S265 = (wasmetal_multiply_half((_S227), (uint2 {_S264.x, _S264.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S265;
+    float4  _S266 = (wasmetal_multiply_half((_S227), (uint2 {_S264.z, _S264.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S266;
+    uint4  _S267 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S268 = (wasmetal_multiply_half((_S227), (uint2 {_S267.x, _S267.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S268;
+    float4  _S269 = (wasmetal_multiply_half((_S227), (uint2 {_S267.z, _S267.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S269;
+    uint4  _S270 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S271 = (wasmetal_multiply_half((_S227), (uint2 {_S270.x, _S270.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S271;
+    float4  _S272 = (wasmetal_multiply_half((_S227), (uint2 {_S270.z, _S270.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S272;
+    uint4  _S273 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S274 = (wasmetal_multiply_half((_S227), (uint2 {_S273.x, _S273.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S274;
+    float4  _S275 = (wasmetal_multiply_half((_S227), (uint2 {_S273.z, _S273.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S275;
+    uint _S276 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S277 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S278 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S279 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S280 = make_uint4 (_S276, _S277, _S278, _S279);
+    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S282 = (wasmetal_multiply_half((_S280), (uint2 {_S281.x, _S281.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S282;
+    float4  _S283 = (wasmetal_multiply_half((_S280), (uint2 {_S281.z, _S281.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S283;
+    uint4  _S284 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S285 = (wasmetal_multiply_half((_S280), (uint2 {_S284.x, _S284.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S285;
+    float4  _S286 = (wasmetal_multiply_half((_S280), (uint2 {_S284.z, _S284.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S286;
+    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S288 = (wasmetal_multiply_half((_S280), (uint2 {_S287.x, _S287.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S288;
+    float4  _S289 = (wasmetal_multiply_half((_S280), (uint2 {_S287.z, _S287.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S289;
+    uint4  _S290 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S291 = (wasmetal_multiply_half((_S280), (uint2 {_S290.x, _S290.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S291;
+    float4  _S292 = (wasmetal_multiply_half((_S280), (uint2 {_S290.z, _S290.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S292;
+    uint4  _S293 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S294 = (wasmetal_multiply_half((_S280), (uint2 {_S293.x, _S293.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S294;
+    float4  _S295 = (wasmetal_multiply_half((_S280), (uint2 {_S293.z, _S293.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S295;
+    uint4  _S296 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S297 = (wasmetal_multiply_half((_S280), (uint2 {_S296.x, _S296.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S297;
+    float4  _S298 = (wasmetal_multiply_half((_S280), (uint2 {_S296.z, _S296.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S298;
+    uint4  _S299 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S300 = (wasmetal_multiply_half((_S280), (uint2 {_S299.x, _S299.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S300;
+    float4  _S301 = (wasmetal_multiply_half((_S280), (uint2 {_S299.z, _S299.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S301;
+    uint4  _S302 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S303 = (wasmetal_multiply_half((_S280), (uint2 {_S302.x, _S302.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S303;
+    float4  _S304 = (wasmetal_multiply_half((_S280), (uint2 {_S302.z, _S302.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S304;
+    uint4  _S305 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S306 = (wasmetal_multiply_half((_S280), (uint2 {_S305.x, _S305.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S306;
+    float4  _S307 = (wasmetal_multiply_half((_S280), (uint2 {_S305.z, _S305.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S307;
+    uint4  _S308 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S309 = (wasmetal_multiply_half((_S280), (uint2 {_S308.x, _S308.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S309;
+    float4  _S310 = (wasmetal_multiply_half((_S280), (uint2 {_S308.z, _S308.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S310;
+    uint4  _S311 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S312 = (wasmetal_multiply_half((_S280), (uint2 {_S311.x, _S311.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S312;
+    float4  _S313 = (wasmetal_multiply_half((_S280), (uint2 {_S311.z, _S311.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S313;
+    uint4  _S314 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S315 = (wasmetal_multiply_half((_S280), (uint2 {_S314.x, _S314.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S315;
+    float4  _S316 = (wasmetal_multiply_half((_S280), (uint2 {_S314.z, _S314.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S316;
+    uint4  _S317 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S318 = (wasmetal_multiply_half((_S280), (uint2 {_S317.x, _S317.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S318;
+    float4  _S319 = (wasmetal_multiply_half((_S280), (uint2 {_S317.z, _S317.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S319;
+    uint4  _S320 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S321 = (wasmetal_multiply_half((_S280), (uint2 {_S320.x, _S320.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S321;
+    float4  _S322 = (wasmetal_multiply_half((_S280), (uint2 {_S320.z, _S320.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S322;
+    uint4  _S323 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S324 = (wasmetal_multiply_half((_S280), (uint2 {_S323.x, _S323.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S324;
+    float4  _S325 = (wasmetal_multiply_half((_S280), (uint2 {_S323.z, _S323.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S325;
+    uint4  _S326 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S327 = (wasmetal_multiply_half((_S280), (uint2 {_S326.x, _S326.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S327;
+    float4  _S328 = (wasmetal_multiply_half((_S280), (uint2 {_S326.z, _S326.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S328;
     return;
 }
 
@@ -1218,768 +1228,775 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S327 = this_7->heads_1;
-    uint _S328 = query_2 / this_7->heads_1;
-    bool _S329;
-    if(_S328 < (this_7->rows_3))
-    {
-        uint _S330 = query_2 % _S327;
-        _S329 = _S330 < (this_7->last_0);
-    }
-    else
-    {
-        _S329 = false;
-    }
-    return _S329;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S331 = this_8->sinks_at_0;
-    bool _S332;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S329 = this_8->heads_1;
+    uint _S330 = query_2 / this_8->heads_1;
+    bool _S331;
+    if(_S330 < (this_8->rows_3))
     {
-        bool _S333 = Target_has_0(this_8, query_3);
-        _S332 = _S333;
+        uint _S332 = query_2 % _S329;
+        _S331 = _S332 < (this_8->last_0);
     }
     else
     {
-        _S332 = false;
+        _S331 = false;
     }
-    float _S334;
-    if(_S332)
-    {
-        uint _S335 = query_3 % this_8->heads_1;
-        float _S336 = __ldg((&(this_8->sinks_0)[_S331 + _S335]));
-        _S334 = total_14 + (F32_exp2((1.4426950216293335f * _S336 - peak_0)));
-    }
-    else
-    {
-        _S334 = total_14;
-    }
-    if(_S334 != 0.0f)
-    {
-        _S334 = 1.0f / _S334;
-    }
-    else
-    {
-        _S334 = 0.0f;
-    }
-    return _S334;
+    return _S331;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S337 = this_9->at_2;
-    uint _S338 = this_9->heads_1;
-    uint _S339 = query_4 / this_9->heads_1;
-    uint _S340 = _S337 + _S339 * this_9->stride_0;
-    uint _S341 = query_4 % _S338;
-    return _S340 + _S341 * this_9->head_dim_1;
+    uint _S333 = this_9->sinks_at_0;
+    bool _S334;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S335 = Target_has_0(this_9, query_3);
+        _S334 = _S335;
+    }
+    else
+    {
+        _S334 = false;
+    }
+    float _S336;
+    if(_S334)
+    {
+        uint _S337 = query_3 % this_9->heads_1;
+        float _S338 = __ldg((&(this_9->sinks_0)[_S333 + _S337]));
+        _S336 = total_14 + (F32_exp2((1.4426950216293335f * _S338 - peak_0)));
+    }
+    else
+    {
+        _S336 = total_14;
+    }
+    if(_S336 != 0.0f)
+    {
+        _S336 = 1.0f / _S336;
+    }
+    else
+    {
+        _S336 = 0.0f;
+    }
+    return _S336;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S342 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S342;
-    float _S343 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S344 = own_4 + lane_4 / 4U;
-    float _S345 = Target_factor_0(target_0, _S344, *&((&this_10->peaks_0[0U])->x), total_15 + _S343);
-    bool _S346 = Target_has_0(target_0, _S344);
-    if(_S346)
+    uint _S339 = this_10->at_2;
+    uint _S340 = this_10->heads_1;
+    uint _S341 = query_4 / this_10->heads_1;
+    uint _S342 = _S339 + _S341 * this_10->stride_0;
+    uint _S343 = query_4 % _S340;
+    return _S342 + _S343 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S344 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S344;
+    float _S345 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S346 = this_11->own_0;
+    uint _S347 = this_11->lane_0;
+    uint _S348 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S349 = Target_factor_0(target_0, _S348, *&((&this_11->peaks_0[0U])->x), total_15 + _S345);
+    bool _S350 = Target_has_0(target_0, _S348);
+    if(_S350)
     {
-        uint _S347 = Target_place_0(target_0, _S344);
-        uint _S348 = lane_4 % 4U * 2U;
-        uint _S349 = target_0->head_dim_1;
-        if(_S348 < (target_0->head_dim_1))
+        uint _S351 = Target_place_0(target_0, _S348);
+        uint _S352 = _S347 % 4U * 2U;
+        uint _S353 = target_0->head_dim_1;
+        if(_S352 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S347 + _S348]) = _S345 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S351 + _S352]) = _S349 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S350 = _S348 + 1U;
-        if(_S350 < _S349)
+        uint _S354 = _S352 + 1U;
+        if(_S354 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S350]) = _S345 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S351 + _S354]) = _S349 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S351 = 8U + _S348;
-        if(_S351 < _S349)
+        uint _S355 = 8U + _S352;
+        if(_S355 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S351]) = _S345 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S352 = _S351 + 1U;
-        if(_S352 < _S349)
-        {
-            *(&(target_0->result_2)[_S347 + _S352]) = _S345 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S353 = 16U + _S348;
-        if(_S353 < _S349)
-        {
-            *(&(target_0->result_2)[_S347 + _S353]) = _S345 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S354 = _S353 + 1U;
-        if(_S354 < _S349)
-        {
-            *(&(target_0->result_2)[_S347 + _S354]) = _S345 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S355 = 24U + _S348;
-        if(_S355 < _S349)
-        {
-            *(&(target_0->result_2)[_S347 + _S355]) = _S345 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S351 + _S355]) = _S349 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S356 = _S355 + 1U;
-        if(_S356 < _S349)
+        if(_S356 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S356]) = _S345 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S351 + _S356]) = _S349 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S357 = 32U + _S348;
-        if(_S357 < _S349)
+        uint _S357 = 16U + _S352;
+        if(_S357 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S357]) = _S345 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S351 + _S357]) = _S349 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S358 = _S357 + 1U;
-        if(_S358 < _S349)
+        if(_S358 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S358]) = _S345 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S351 + _S358]) = _S349 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S359 = 40U + _S348;
-        if(_S359 < _S349)
+        uint _S359 = 24U + _S352;
+        if(_S359 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S359]) = _S345 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S351 + _S359]) = _S349 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S360 = _S359 + 1U;
-        if(_S360 < _S349)
+        if(_S360 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S360]) = _S345 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S351 + _S360]) = _S349 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S361 = 48U + _S348;
-        if(_S361 < _S349)
+        uint _S361 = 32U + _S352;
+        if(_S361 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S361]) = _S345 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S351 + _S361]) = _S349 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S362 = _S361 + 1U;
-        if(_S362 < _S349)
+        if(_S362 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S362]) = _S345 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S351 + _S362]) = _S349 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S363 = 56U + _S348;
-        if(_S363 < _S349)
+        uint _S363 = 40U + _S352;
+        if(_S363 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S363]) = _S345 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S351 + _S363]) = _S349 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S364 = _S363 + 1U;
-        if(_S364 < _S349)
+        if(_S364 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S364]) = _S345 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S351 + _S364]) = _S349 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S365 = 64U + _S348;
-        if(_S365 < _S349)
+        uint _S365 = 48U + _S352;
+        if(_S365 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S365]) = _S345 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S351 + _S365]) = _S349 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S366 = _S365 + 1U;
-        if(_S366 < _S349)
+        if(_S366 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S366]) = _S345 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S351 + _S366]) = _S349 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S367 = 72U + _S348;
-        if(_S367 < _S349)
+        uint _S367 = 56U + _S352;
+        if(_S367 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S367]) = _S345 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S351 + _S367]) = _S349 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S368 = _S367 + 1U;
-        if(_S368 < _S349)
+        if(_S368 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S368]) = _S345 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S351 + _S368]) = _S349 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S369 = 80U + _S348;
-        if(_S369 < _S349)
+        uint _S369 = 64U + _S352;
+        if(_S369 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S369]) = _S345 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S351 + _S369]) = _S349 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S370 = _S369 + 1U;
-        if(_S370 < _S349)
+        if(_S370 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S370]) = _S345 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S351 + _S370]) = _S349 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S371 = 88U + _S348;
-        if(_S371 < _S349)
+        uint _S371 = 72U + _S352;
+        if(_S371 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S371]) = _S345 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S351 + _S371]) = _S349 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S372 = _S371 + 1U;
-        if(_S372 < _S349)
+        if(_S372 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S372]) = _S345 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S351 + _S372]) = _S349 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S373 = 96U + _S348;
-        if(_S373 < _S349)
+        uint _S373 = 80U + _S352;
+        if(_S373 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S373]) = _S345 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S351 + _S373]) = _S349 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S374 = _S373 + 1U;
-        if(_S374 < _S349)
+        if(_S374 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S374]) = _S345 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S351 + _S374]) = _S349 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S375 = 104U + _S348;
-        if(_S375 < _S349)
+        uint _S375 = 88U + _S352;
+        if(_S375 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S375]) = _S345 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S351 + _S375]) = _S349 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S376 = _S375 + 1U;
-        if(_S376 < _S349)
+        if(_S376 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S376]) = _S345 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S351 + _S376]) = _S349 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S377 = 112U + _S348;
-        if(_S377 < _S349)
+        uint _S377 = 96U + _S352;
+        if(_S377 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S377]) = _S345 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S351 + _S377]) = _S349 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S378 = _S377 + 1U;
-        if(_S378 < _S349)
+        if(_S378 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S378]) = _S345 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S351 + _S378]) = _S349 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S379 = 120U + _S348;
-        if(_S379 < _S349)
+        uint _S379 = 104U + _S352;
+        if(_S379 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S379]) = _S345 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S351 + _S379]) = _S349 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S380 = _S379 + 1U;
-        if(_S380 < _S349)
+        if(_S380 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S380]) = _S345 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S351 + _S380]) = _S349 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S381 = 128U + _S348;
-        if(_S381 < _S349)
+        uint _S381 = 112U + _S352;
+        if(_S381 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S381]) = _S345 * *&((&this_10->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S351 + _S381]) = _S349 * *&((&this_11->sums_0[14U])->x);
         }
         uint _S382 = _S381 + 1U;
-        if(_S382 < _S349)
+        if(_S382 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S382]) = _S345 * *&((&this_10->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S351 + _S382]) = _S349 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S383 = 136U + _S348;
-        if(_S383 < _S349)
+        uint _S383 = 120U + _S352;
+        if(_S383 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S383]) = _S345 * *&((&this_10->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S351 + _S383]) = _S349 * *&((&this_11->sums_0[15U])->x);
         }
         uint _S384 = _S383 + 1U;
-        if(_S384 < _S349)
+        if(_S384 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S384]) = _S345 * *&((&this_10->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S351 + _S384]) = _S349 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S385 = 144U + _S348;
-        if(_S385 < _S349)
+        uint _S385 = 128U + _S352;
+        if(_S385 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S385]) = _S345 * *&((&this_10->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S351 + _S385]) = _S349 * *&((&this_11->sums_0[16U])->x);
         }
         uint _S386 = _S385 + 1U;
-        if(_S386 < _S349)
+        if(_S386 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S386]) = _S345 * *&((&this_10->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S351 + _S386]) = _S349 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S387 = 152U + _S348;
-        if(_S387 < _S349)
+        uint _S387 = 136U + _S352;
+        if(_S387 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S387]) = _S345 * *&((&this_10->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S351 + _S387]) = _S349 * *&((&this_11->sums_0[17U])->x);
         }
         uint _S388 = _S387 + 1U;
-        if(_S388 < _S349)
+        if(_S388 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S388]) = _S345 * *&((&this_10->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S351 + _S388]) = _S349 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S389 = 160U + _S348;
-        if(_S389 < _S349)
+        uint _S389 = 144U + _S352;
+        if(_S389 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S389]) = _S345 * *&((&this_10->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S351 + _S389]) = _S349 * *&((&this_11->sums_0[18U])->x);
         }
         uint _S390 = _S389 + 1U;
-        if(_S390 < _S349)
+        if(_S390 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S390]) = _S345 * *&((&this_10->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S351 + _S390]) = _S349 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S391 = 168U + _S348;
-        if(_S391 < _S349)
+        uint _S391 = 152U + _S352;
+        if(_S391 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S391]) = _S345 * *&((&this_10->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S351 + _S391]) = _S349 * *&((&this_11->sums_0[19U])->x);
         }
         uint _S392 = _S391 + 1U;
-        if(_S392 < _S349)
+        if(_S392 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S392]) = _S345 * *&((&this_10->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S351 + _S392]) = _S349 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S393 = 176U + _S348;
-        if(_S393 < _S349)
+        uint _S393 = 160U + _S352;
+        if(_S393 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S393]) = _S345 * *&((&this_10->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S351 + _S393]) = _S349 * *&((&this_11->sums_0[20U])->x);
         }
         uint _S394 = _S393 + 1U;
-        if(_S394 < _S349)
+        if(_S394 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S394]) = _S345 * *&((&this_10->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S351 + _S394]) = _S349 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S395 = 184U + _S348;
-        if(_S395 < _S349)
+        uint _S395 = 168U + _S352;
+        if(_S395 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S395]) = _S345 * *&((&this_10->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S351 + _S395]) = _S349 * *&((&this_11->sums_0[21U])->x);
         }
         uint _S396 = _S395 + 1U;
-        if(_S396 < _S349)
+        if(_S396 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S396]) = _S345 * *&((&this_10->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S351 + _S396]) = _S349 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S397 = 192U + _S348;
-        if(_S397 < _S349)
+        uint _S397 = 176U + _S352;
+        if(_S397 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S397]) = _S345 * *&((&this_10->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S351 + _S397]) = _S349 * *&((&this_11->sums_0[22U])->x);
         }
         uint _S398 = _S397 + 1U;
-        if(_S398 < _S349)
+        if(_S398 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S398]) = _S345 * *&((&this_10->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S351 + _S398]) = _S349 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S399 = 200U + _S348;
-        if(_S399 < _S349)
+        uint _S399 = 184U + _S352;
+        if(_S399 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S399]) = _S345 * *&((&this_10->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S351 + _S399]) = _S349 * *&((&this_11->sums_0[23U])->x);
         }
         uint _S400 = _S399 + 1U;
-        if(_S400 < _S349)
+        if(_S400 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S400]) = _S345 * *&((&this_10->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S351 + _S400]) = _S349 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S401 = 208U + _S348;
-        if(_S401 < _S349)
+        uint _S401 = 192U + _S352;
+        if(_S401 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S401]) = _S345 * *&((&this_10->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S351 + _S401]) = _S349 * *&((&this_11->sums_0[24U])->x);
         }
         uint _S402 = _S401 + 1U;
-        if(_S402 < _S349)
+        if(_S402 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S402]) = _S345 * *&((&this_10->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S351 + _S402]) = _S349 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S403 = 216U + _S348;
-        if(_S403 < _S349)
+        uint _S403 = 200U + _S352;
+        if(_S403 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S403]) = _S345 * *&((&this_10->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S351 + _S403]) = _S349 * *&((&this_11->sums_0[25U])->x);
         }
         uint _S404 = _S403 + 1U;
-        if(_S404 < _S349)
+        if(_S404 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S404]) = _S345 * *&((&this_10->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S351 + _S404]) = _S349 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S405 = 224U + _S348;
-        if(_S405 < _S349)
+        uint _S405 = 208U + _S352;
+        if(_S405 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S405]) = _S345 * *&((&this_10->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S351 + _S405]) = _S349 * *&((&this_11->sums_0[26U])->x);
         }
         uint _S406 = _S405 + 1U;
-        if(_S406 < _S349)
+        if(_S406 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S406]) = _S345 * *&((&this_10->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S351 + _S406]) = _S349 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S407 = 232U + _S348;
-        if(_S407 < _S349)
+        uint _S407 = 216U + _S352;
+        if(_S407 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S407]) = _S345 * *&((&this_10->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S351 + _S407]) = _S349 * *&((&this_11->sums_0[27U])->x);
         }
         uint _S408 = _S407 + 1U;
-        if(_S408 < _S349)
+        if(_S408 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S408]) = _S345 * *&((&this_10->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S351 + _S408]) = _S349 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S409 = 240U + _S348;
-        if(_S409 < _S349)
+        uint _S409 = 224U + _S352;
+        if(_S409 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S409]) = _S345 * *&((&this_10->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S351 + _S409]) = _S349 * *&((&this_11->sums_0[28U])->x);
         }
         uint _S410 = _S409 + 1U;
-        if(_S410 < _S349)
+        if(_S410 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S410]) = _S345 * *&((&this_10->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S351 + _S410]) = _S349 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S411 = 248U + _S348;
-        if(_S411 < _S349)
+        uint _S411 = 232U + _S352;
+        if(_S411 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S411]) = _S345 * *&((&this_10->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S351 + _S411]) = _S349 * *&((&this_11->sums_0[29U])->x);
         }
         uint _S412 = _S411 + 1U;
-        if(_S412 < _S349)
+        if(_S412 < _S353)
         {
-            *(&(target_0->result_2)[_S347 + _S412]) = _S345 * *&((&this_10->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S351 + _S412]) = _S349 * *&((&this_11->sums_0[29U])->y);
+        }
+        uint _S413 = 240U + _S352;
+        if(_S413 < _S353)
+        {
+            *(&(target_0->result_2)[_S351 + _S413]) = _S349 * *&((&this_11->sums_0[30U])->x);
+        }
+        uint _S414 = _S413 + 1U;
+        if(_S414 < _S353)
+        {
+            *(&(target_0->result_2)[_S351 + _S414]) = _S349 * *&((&this_11->sums_0[30U])->y);
+        }
+        uint _S415 = 248U + _S352;
+        if(_S415 < _S353)
+        {
+            *(&(target_0->result_2)[_S351 + _S415]) = _S349 * *&((&this_11->sums_0[31U])->x);
+        }
+        uint _S416 = _S415 + 1U;
+        if(_S416 < _S353)
+        {
+            *(&(target_0->result_2)[_S351 + _S416]) = _S349 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S413 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S413;
-    float _S414 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S415 = own_4 + 8U + lane_4 / 4U;
-    float _S416 = Target_factor_0(target_0, _S415, *&((&this_10->peaks_0[0U])->y), total_16 + _S414);
-    bool _S417 = Target_has_0(target_0, _S415);
-    if(_S417)
+    float _S417 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S417;
+    float _S418 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S419 = _S346 + 8U + _S347 / 4U;
+    float _S420 = Target_factor_0(target_0, _S419, *&((&this_11->peaks_0[0U])->y), total_16 + _S418);
+    bool _S421 = Target_has_0(target_0, _S419);
+    if(_S421)
     {
-        uint _S418 = Target_place_0(target_0, _S415);
-        uint _S419 = lane_4 % 4U * 2U;
-        uint _S420 = target_0->head_dim_1;
-        if(_S419 < (target_0->head_dim_1))
+        uint _S422 = Target_place_0(target_0, _S419);
+        uint _S423 = _S347 % 4U * 2U;
+        uint _S424 = target_0->head_dim_1;
+        if(_S423 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S418 + _S419]) = _S416 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S422 + _S423]) = _S420 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S421 = _S419 + 1U;
-        if(_S421 < _S420)
+        uint _S425 = _S423 + 1U;
+        if(_S425 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S421]) = _S416 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S422 + _S425]) = _S420 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S422 = 8U + _S419;
-        if(_S422 < _S420)
+        uint _S426 = 8U + _S423;
+        if(_S426 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S422]) = _S416 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S423 = _S422 + 1U;
-        if(_S423 < _S420)
-        {
-            *(&(target_0->result_2)[_S418 + _S423]) = _S416 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S424 = 16U + _S419;
-        if(_S424 < _S420)
-        {
-            *(&(target_0->result_2)[_S418 + _S424]) = _S416 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S425 = _S424 + 1U;
-        if(_S425 < _S420)
-        {
-            *(&(target_0->result_2)[_S418 + _S425]) = _S416 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S426 = 24U + _S419;
-        if(_S426 < _S420)
-        {
-            *(&(target_0->result_2)[_S418 + _S426]) = _S416 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S422 + _S426]) = _S420 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S427 = _S426 + 1U;
-        if(_S427 < _S420)
+        if(_S427 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S427]) = _S416 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S422 + _S427]) = _S420 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S428 = 32U + _S419;
-        if(_S428 < _S420)
+        uint _S428 = 16U + _S423;
+        if(_S428 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S428]) = _S416 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S422 + _S428]) = _S420 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S429 = _S428 + 1U;
-        if(_S429 < _S420)
+        if(_S429 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S429]) = _S416 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S422 + _S429]) = _S420 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S430 = 40U + _S419;
-        if(_S430 < _S420)
+        uint _S430 = 24U + _S423;
+        if(_S430 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S430]) = _S416 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S422 + _S430]) = _S420 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S431 = _S430 + 1U;
-        if(_S431 < _S420)
+        if(_S431 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S431]) = _S416 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S422 + _S431]) = _S420 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S432 = 48U + _S419;
-        if(_S432 < _S420)
+        uint _S432 = 32U + _S423;
+        if(_S432 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S432]) = _S416 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S422 + _S432]) = _S420 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S433 = _S432 + 1U;
-        if(_S433 < _S420)
+        if(_S433 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S433]) = _S416 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S422 + _S433]) = _S420 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S434 = 56U + _S419;
-        if(_S434 < _S420)
+        uint _S434 = 40U + _S423;
+        if(_S434 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S434]) = _S416 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S422 + _S434]) = _S420 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S435 = _S434 + 1U;
-        if(_S435 < _S420)
+        if(_S435 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S435]) = _S416 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S422 + _S435]) = _S420 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S436 = 64U + _S419;
-        if(_S436 < _S420)
+        uint _S436 = 48U + _S423;
+        if(_S436 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S436]) = _S416 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S422 + _S436]) = _S420 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S437 = _S436 + 1U;
-        if(_S437 < _S420)
+        if(_S437 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S437]) = _S416 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S422 + _S437]) = _S420 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S438 = 72U + _S419;
-        if(_S438 < _S420)
+        uint _S438 = 56U + _S423;
+        if(_S438 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S438]) = _S416 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S422 + _S438]) = _S420 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S439 = _S438 + 1U;
-        if(_S439 < _S420)
+        if(_S439 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S439]) = _S416 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S422 + _S439]) = _S420 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S440 = 80U + _S419;
-        if(_S440 < _S420)
+        uint _S440 = 64U + _S423;
+        if(_S440 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S440]) = _S416 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S422 + _S440]) = _S420 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S441 = _S440 + 1U;
-        if(_S441 < _S420)
+        if(_S441 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S441]) = _S416 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S422 + _S441]) = _S420 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S442 = 88U + _S419;
-        if(_S442 < _S420)
+        uint _S442 = 72U + _S423;
+        if(_S442 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S442]) = _S416 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S422 + _S442]) = _S420 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S443 = _S442 + 1U;
-        if(_S443 < _S420)
+        if(_S443 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S443]) = _S416 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S422 + _S443]) = _S420 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S444 = 96U + _S419;
-        if(_S444 < _S420)
+        uint _S444 = 80U + _S423;
+        if(_S444 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S444]) = _S416 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S422 + _S444]) = _S420 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S445 = _S444 + 1U;
-        if(_S445 < _S420)
+        if(_S445 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S445]) = _S416 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S422 + _S445]) = _S420 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S446 = 104U + _S419;
-        if(_S446 < _S420)
+        uint _S446 = 88U + _S423;
+        if(_S446 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S446]) = _S416 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S422 + _S446]) = _S420 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S447 = _S446 + 1U;
-        if(_S447 < _S420)
+        if(_S447 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S447]) = _S416 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S422 + _S447]) = _S420 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S448 = 112U + _S419;
-        if(_S448 < _S420)
+        uint _S448 = 96U + _S423;
+        if(_S448 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S448]) = _S416 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S422 + _S448]) = _S420 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S449 = _S448 + 1U;
-        if(_S449 < _S420)
+        if(_S449 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S449]) = _S416 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S422 + _S449]) = _S420 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S450 = 120U + _S419;
-        if(_S450 < _S420)
+        uint _S450 = 104U + _S423;
+        if(_S450 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S450]) = _S416 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S422 + _S450]) = _S420 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S451 = _S450 + 1U;
-        if(_S451 < _S420)
+        if(_S451 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S451]) = _S416 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S422 + _S451]) = _S420 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S452 = 128U + _S419;
-        if(_S452 < _S420)
+        uint _S452 = 112U + _S423;
+        if(_S452 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S452]) = _S416 * *&((&this_10->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S422 + _S452]) = _S420 * *&((&this_11->sums_0[14U])->z);
         }
         uint _S453 = _S452 + 1U;
-        if(_S453 < _S420)
+        if(_S453 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S453]) = _S416 * *&((&this_10->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S422 + _S453]) = _S420 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S454 = 136U + _S419;
-        if(_S454 < _S420)
+        uint _S454 = 120U + _S423;
+        if(_S454 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S454]) = _S416 * *&((&this_10->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S422 + _S454]) = _S420 * *&((&this_11->sums_0[15U])->z);
         }
         uint _S455 = _S454 + 1U;
-        if(_S455 < _S420)
+        if(_S455 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S455]) = _S416 * *&((&this_10->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S422 + _S455]) = _S420 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S456 = 144U + _S419;
-        if(_S456 < _S420)
+        uint _S456 = 128U + _S423;
+        if(_S456 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S456]) = _S416 * *&((&this_10->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S422 + _S456]) = _S420 * *&((&this_11->sums_0[16U])->z);
         }
         uint _S457 = _S456 + 1U;
-        if(_S457 < _S420)
+        if(_S457 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S457]) = _S416 * *&((&this_10->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S422 + _S457]) = _S420 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S458 = 152U + _S419;
-        if(_S458 < _S420)
+        uint _S458 = 136U + _S423;
+        if(_S458 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S458]) = _S416 * *&((&this_10->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S422 + _S458]) = _S420 * *&((&this_11->sums_0[17U])->z);
         }
         uint _S459 = _S458 + 1U;
-        if(_S459 < _S420)
+        if(_S459 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S459]) = _S416 * *&((&this_10->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S422 + _S459]) = _S420 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S460 = 160U + _S419;
-        if(_S460 < _S420)
+        uint _S460 = 144U + _S423;
+        if(_S460 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S460]) = _S416 * *&((&this_10->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S422 + _S460]) = _S420 * *&((&this_11->sums_0[18U])->z);
         }
         uint _S461 = _S460 + 1U;
-        if(_S461 < _S420)
+        if(_S461 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S461]) = _S416 * *&((&this_10->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S422 + _S461]) = _S420 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S462 = 168U + _S419;
-        if(_S462 < _S420)
+        uint _S462 = 152U + _S423;
+        if(_S462 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S462]) = _S416 * *&((&this_10->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S422 + _S462]) = _S420 * *&((&this_11->sums_0[19U])->z);
         }
         uint _S463 = _S462 + 1U;
-        if(_S463 < _S420)
+        if(_S463 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S463]) = _S416 * *&((&this_10->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S422 + _S463]) = _S420 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S464 = 176U + _S419;
-        if(_S464 < _S420)
+        uint _S464 = 160U + _S423;
+        if(_S464 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S464]) = _S416 * *&((&this_10->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S422 + _S464]) = _S420 * *&((&this_11->sums_0[20U])->z);
         }
         uint _S465 = _S464 + 1U;
-        if(_S465 < _S420)
+        if(_S465 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S465]) = _S416 * *&((&this_10->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S422 + _S465]) = _S420 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S466 = 184U + _S419;
-        if(_S466 < _S420)
+        uint _S466 = 168U + _S423;
+        if(_S466 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S466]) = _S416 * *&((&this_10->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S422 + _S466]) = _S420 * *&((&this_11->sums_0[21U])->z);
         }
         uint _S467 = _S466 + 1U;
-        if(_S467 < _S420)
+        if(_S467 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S467]) = _S416 * *&((&this_10->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S422 + _S467]) = _S420 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S468 = 192U + _S419;
-        if(_S468 < _S420)
+        uint _S468 = 176U + _S423;
+        if(_S468 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S468]) = _S416 * *&((&this_10->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S422 + _S468]) = _S420 * *&((&this_11->sums_0[22U])->z);
         }
         uint _S469 = _S468 + 1U;
-        if(_S469 < _S420)
+        if(_S469 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S469]) = _S416 * *&((&this_10->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S422 + _S469]) = _S420 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S470 = 200U + _S419;
-        if(_S470 < _S420)
+        uint _S470 = 184U + _S423;
+        if(_S470 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S470]) = _S416 * *&((&this_10->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S422 + _S470]) = _S420 * *&((&this_11->sums_0[23U])->z);
         }
         uint _S471 = _S470 + 1U;
-        if(_S471 < _S420)
+        if(_S471 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S471]) = _S416 * *&((&this_10->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S422 + _S471]) = _S420 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S472 = 208U + _S419;
-        if(_S472 < _S420)
+        uint _S472 = 192U + _S423;
+        if(_S472 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S472]) = _S416 * *&((&this_10->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S422 + _S472]) = _S420 * *&((&this_11->sums_0[24U])->z);
         }
         uint _S473 = _S472 + 1U;
-        if(_S473 < _S420)
+        if(_S473 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S473]) = _S416 * *&((&this_10->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S422 + _S473]) = _S420 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S474 = 216U + _S419;
-        if(_S474 < _S420)
+        uint _S474 = 200U + _S423;
+        if(_S474 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S474]) = _S416 * *&((&this_10->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S422 + _S474]) = _S420 * *&((&this_11->sums_0[25U])->z);
         }
         uint _S475 = _S474 + 1U;
-        if(_S475 < _S420)
+        if(_S475 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S475]) = _S416 * *&((&this_10->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S422 + _S475]) = _S420 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S476 = 224U + _S419;
-        if(_S476 < _S420)
+        uint _S476 = 208U + _S423;
+        if(_S476 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S476]) = _S416 * *&((&this_10->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S422 + _S476]) = _S420 * *&((&this_11->sums_0[26U])->z);
         }
         uint _S477 = _S476 + 1U;
-        if(_S477 < _S420)
+        if(_S477 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S477]) = _S416 * *&((&this_10->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S422 + _S477]) = _S420 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S478 = 232U + _S419;
-        if(_S478 < _S420)
+        uint _S478 = 216U + _S423;
+        if(_S478 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S478]) = _S416 * *&((&this_10->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S422 + _S478]) = _S420 * *&((&this_11->sums_0[27U])->z);
         }
         uint _S479 = _S478 + 1U;
-        if(_S479 < _S420)
+        if(_S479 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S479]) = _S416 * *&((&this_10->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S422 + _S479]) = _S420 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S480 = 240U + _S419;
-        if(_S480 < _S420)
+        uint _S480 = 224U + _S423;
+        if(_S480 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S480]) = _S416 * *&((&this_10->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S422 + _S480]) = _S420 * *&((&this_11->sums_0[28U])->z);
         }
         uint _S481 = _S480 + 1U;
-        if(_S481 < _S420)
+        if(_S481 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S481]) = _S416 * *&((&this_10->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S422 + _S481]) = _S420 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S482 = 248U + _S419;
-        if(_S482 < _S420)
+        uint _S482 = 232U + _S423;
+        if(_S482 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S482]) = _S416 * *&((&this_10->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S422 + _S482]) = _S420 * *&((&this_11->sums_0[29U])->z);
         }
         uint _S483 = _S482 + 1U;
-        if(_S483 < _S420)
+        if(_S483 < _S424)
         {
-            *(&(target_0->result_2)[_S418 + _S483]) = _S416 * *&((&this_10->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S422 + _S483]) = _S420 * *&((&this_11->sums_0[29U])->w);
+        }
+        uint _S484 = 240U + _S423;
+        if(_S484 < _S424)
+        {
+            *(&(target_0->result_2)[_S422 + _S484]) = _S420 * *&((&this_11->sums_0[30U])->z);
+        }
+        uint _S485 = _S484 + 1U;
+        if(_S485 < _S424)
+        {
+            *(&(target_0->result_2)[_S422 + _S485]) = _S420 * *&((&this_11->sums_0[30U])->w);
+        }
+        uint _S486 = 248U + _S423;
+        if(_S486 < _S424)
+        {
+            *(&(target_0->result_2)[_S422 + _S486]) = _S420 * *&((&this_11->sums_0[31U])->z);
+        }
+        uint _S487 = _S486 + 1U;
+        if(_S487 < _S424)
+        {
+            *(&(target_0->result_2)[_S422 + _S487]) = _S420 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S484;
-    bool _S485;
-    bool _S486;
-    uint _S487 = p_0->kv_heads_0;
-    uint _S488 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S489 = (U32_min((_S488), (64U)));
-    uint _S490 = 64U / _S489;
-    uint _S491 = (_S488 + 64U - 1U) / 64U;
-    uint _S492 = _S487 * _S491;
-    uint _S493 = p_0->batch_offset_0;
-    uint _S494 = p_0->batch_row_0;
-    uint _S495 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S496 = (_S495 + _S490 - 1U) / _S490;
-    uint _S497 = group_number_0(group_1);
-    if(_S497 >= (_S496 * _S492))
+    bool _S488;
+    bool _S489;
+    bool _S490;
+    uint _S491 = p_0->kv_heads_0;
+    uint _S492 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S493 = (U32_min((_S492), (64U)));
+    uint _S494 = 64U / _S493;
+    uint _S495 = (_S492 + 64U - 1U) / 64U;
+    uint _S496 = _S491 * _S495;
+    uint _S497 = p_0->batch_offset_0;
+    uint _S498 = p_0->batch_row_0;
+    uint _S499 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S500 = (_S499 + _S494 - 1U) / _S494;
+    uint _S501 = group_number_0(group_1);
+    if(_S501 >= (_S500 * _S496))
     {
         return;
     }
-    uint _S498 = _S497 % _S492;
-    uint _S499 = _S496 - 1U;
-    uint _S500 = _S497 / _S492;
-    uint _S501 = (_S499 - _S500) * _S490;
-    uint _S502 = (U32_min((_S501 + _S490), (_S495)));
-    uint _S503 = _S498 / _S491;
-    uint _S504 = _S503 * _S488;
-    uint _S505 = _S498 % _S491;
-    uint _S506 = _S504 + _S505 * 64U;
-    uint _S507 = (_S503 + 1U) * _S488;
-    uint _S508 = p_0->head_dim_0;
-    uint _S509 = _S487 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S502 = _S501 % _S496;
+    uint _S503 = _S500 - 1U;
+    uint _S504 = _S501 / _S496;
+    uint _S505 = (_S503 - _S504) * _S494;
+    uint _S506 = (U32_min((_S505 + _S494), (_S499)));
+    uint _S507 = _S502 / _S495;
+    uint _S508 = _S507 * _S492;
+    uint _S509 = _S502 % _S495;
+    uint _S510 = _S508 + _S509 * 64U;
+    uint _S511 = (_S507 + 1U) * _S492;
+    uint _S512 = p_0->head_dim_0;
+    uint _S513 = _S491 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 2048U)
@@ -1989,155 +2006,155 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S510 = i_2 / 32U;
-        uint _S511 = i_2 % 32U;
-        int4  _S512 = make_int4 (int(0));
-        uint4  _S513 = make_uint4 ((uint)_S512.x, (uint)_S512.y, (uint)_S512.z, (uint)_S512.w);
-        if(_S510 < (_S490 * _S489))
+        uint _S514 = i_2 / 32U;
+        uint _S515 = i_2 % 32U;
+        int4  _S516 = make_int4 (int(0));
+        uint4  _S517 = make_uint4 ((uint)_S516.x, (uint)_S516.y, (uint)_S516.z, (uint)_S516.w);
+        if(_S514 < (_S494 * _S493))
         {
-            uint _S514 = _S510 / _S489;
-            _S484 = (_S501 + _S514) < _S502;
+            uint _S518 = _S514 / _S493;
+            _S488 = (_S505 + _S518) < _S506;
         }
         else
         {
-            _S484 = false;
+            _S488 = false;
         }
-        if(_S484)
+        if(_S488)
         {
-            uint _S515 = _S510 % _S489;
-            _S485 = (_S506 + _S515) < _S507;
-        }
-        else
-        {
-            _S485 = false;
-        }
-        if(_S485)
-        {
-            _S486 = (8U * _S511) < _S508;
+            uint _S519 = _S514 % _S493;
+            _S489 = (_S510 + _S519) < _S511;
         }
         else
         {
-            _S486 = false;
+            _S489 = false;
+        }
+        if(_S489)
+        {
+            _S490 = (8U * _S515) < _S512;
+        }
+        else
+        {
+            _S490 = false;
         }
         uint4  halves_0;
-        if(_S486)
+        if(_S490)
         {
-            uint _S516 = p_0->q_offset_0;
-            uint _S517 = _S510 / _S489;
-            uint _S518 = _S516 + (_S501 + _S517) * p_0->q_stride_0;
-            uint _S519 = _S510 % _S489;
-            uint _S520 = (_S518 + (_S506 + _S519) * _S508) / 4U + 2U * _S511;
-            float _S521 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S522 = __ldg((&(q_0)[_S520]));
-            float4  _S523 = make_float4 (-65504.0f);
-            float4  _S524 = make_float4 (65504.0f);
-            float4  _S525 = clamp_0(make_float4 (_S521) * _S522, _S523, _S524);
-            float4  _S526 = __ldg((&(q_0)[_S520 + 1U]));
-            halves_0 = eight_halves_0(_S525, clamp_0(make_float4 (_S521) * _S526, _S523, _S524));
+            uint _S520 = p_0->q_offset_0;
+            uint _S521 = _S514 / _S493;
+            uint _S522 = _S520 + (_S505 + _S521) * p_0->q_stride_0;
+            uint _S523 = _S514 % _S493;
+            uint _S524 = (_S522 + (_S510 + _S523) * _S512) / 4U + 2U * _S515;
+            float _S525 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S526 = __ldg((&(q_0)[_S524]));
+            float4  _S527 = make_float4 (-65504.0f);
+            float4  _S528 = make_float4 (65504.0f);
+            float4  _S529 = clamp_0(make_float4 (_S525) * _S526, _S527, _S528);
+            float4  _S530 = __ldg((&(q_0)[_S524 + 1U]));
+            halves_0 = eight_halves_0(_S529, clamp_0(make_float4 (_S525) * _S530, _S527, _S528));
         }
         else
         {
-            halves_0 = _S513;
+            halves_0 = _S517;
         }
-        put_0(_S510 * 33U + _S511, halves_0);
+        put_0(_S514 * 33U + _S515, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S490)
+    if(thread_1 < _S494)
     {
-        _S484 = (_S501 + thread_0) < _S502;
+        _S488 = (_S505 + thread_1) < _S506;
     }
     else
     {
-        _S484 = false;
+        _S488 = false;
     }
-    if(_S484)
+    if(_S488)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S493, _S494 + _S501 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S497, _S498 + _S505 + thread_1);
     }
     __syncthreads();
-    uint _S527 = thread_0 % 32U;
-    uint _S528 = thread_0 / 32U * 16U;
+    uint _S531 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S528, _S527);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S529 = thread_0 / 32U;
-    uint _S530 = _S503 * _S508 + 8U * (U32_min((_S527), (_S508 / 8U - 1U)));
-    uint row_4 = _S501;
+    uint _S532 = (&attending_0)->part_0 * 32U;
+    uint _S533 = thread_1 / 32U;
+    uint _S534 = _S507 * _S512 + 8U * (U32_min((_S531), (_S512 / 8U - 1U)));
+    uint row_4 = _S505;
     for(;;)
     {
-        if(row_4 < _S502)
+        if(row_4 < _S506)
         {
         }
         else
         {
             break;
         }
-        uint _S531 = (*&row_sequences_0)[row_4 - _S501];
-        uint r_0 = _S527;
-        uint other_0 = _S502;
+        uint _S535 = (*&row_sequences_0)[row_4 - _S505];
+        uint r_0 = _S531;
+        uint other_0 = _S506;
         for(;;)
         {
-            if(r_0 < (_S502 - _S501))
+            if(r_0 < (_S506 - _S505))
             {
             }
             else
             {
                 break;
             }
-            uint _S532 = _S501 + r_0;
-            if(_S532 > row_4)
+            uint _S536 = _S505 + r_0;
+            if(_S536 > row_4)
             {
-                _S484 = ((*&row_sequences_0)[r_0]) != _S531;
+                _S488 = ((*&row_sequences_0)[r_0]) != _S535;
             }
             else
             {
-                _S484 = false;
+                _S488 = false;
             }
-            if(_S484)
+            if(_S488)
             {
-                other_0 = (U32_min((other_0), (_S532)));
+                other_0 = (U32_min((other_0), (_S536)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S533 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S531, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S537 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S535, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(thread_1 < 64U)
         {
-            uint _S534 = thread_0 / _S489;
-            uint _S535 = _S501 + _S534;
-            if(thread_0 < (_S490 * _S489))
+            uint _S538 = thread_1 / _S493;
+            uint _S539 = _S505 + _S538;
+            if(thread_1 < (_S494 * _S493))
             {
-                _S484 = _S535 < _S502;
+                _S488 = _S539 < _S506;
             }
             else
             {
-                _S484 = false;
+                _S488 = false;
             }
-            if(_S484)
+            if(_S488)
             {
-                uint _S536 = row_position_0(batch_3, _S493, _S494 + _S535);
-                uint _S537 = first_seen_0(_S536, p_0->window_0);
-                if(_S535 >= row_4)
+                uint _S540 = row_position_0(batch_3, _S497, _S498 + _S539);
+                uint _S541 = first_seen_0(_S540, p_0->window_0);
+                if(_S539 >= row_4)
                 {
-                    _S485 = _S535 < row_5;
+                    _S489 = _S539 < row_5;
                 }
                 else
                 {
-                    _S485 = false;
+                    _S489 = false;
                 }
-                if(_S485)
+                if(_S489)
                 {
-                    SequenceTable_0 _S538 = _S533;
-                    uint _S539 = SequenceTable_end_of_0(&_S538, _S536);
-                    i_2 = _S539;
+                    SequenceTable_0 _S542 = _S537;
+                    uint _S543 = SequenceTable_end_of_0(&_S542, _S540);
+                    i_2 = _S543;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S537;
+                begin_2 = _S541;
                 end_0 = i_2;
             }
             else
@@ -2145,76 +2162,77 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S540 = shown_0(_S527);
-        uint _S541 = _S540.x;
-        uint _S542 = _S540.y;
-        if(_S541 < _S542)
+        uint2  _S544 = shown_0(_S531);
+        uint _S545 = _S544.x;
+        uint _S546 = _S544.y;
+        if(_S545 < _S546)
         {
-            _S484 = _S542 != 4294967295U;
+            _S488 = _S546 != 4294967295U;
         }
         else
         {
-            _S484 = false;
+            _S488 = false;
         }
-        if(_S484)
+        if(_S488)
         {
-            uint _S543 = (U32_max((0U), (_S542)));
-            begin_2 = (U32_min((4294967295U), (_S541)));
-            end_0 = _S543;
+            uint _S547 = (U32_max((0U), (_S546)));
+            begin_2 = (U32_min((4294967295U), (_S545)));
+            end_0 = _S547;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S544 = (U32_max((0U), (_S541)));
-        uint _S545 = (U32_min((4294967295U), (_S542)));
-        uint2  _S546 = shown_0(32U + _S527);
-        uint _S547 = _S546.x;
-        uint _S548 = _S546.y;
-        if(_S547 < _S548)
+        uint _S548 = (U32_max((0U), (_S545)));
+        uint _S549 = (U32_min((4294967295U), (_S546)));
+        uint2  _S550 = shown_0(32U + _S531);
+        uint _S551 = _S550.x;
+        uint _S552 = _S550.y;
+        if(_S551 < _S552)
         {
-            _S485 = _S548 != 4294967295U;
+            _S489 = _S552 != 4294967295U;
         }
         else
         {
-            _S485 = false;
+            _S489 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S485)
+        if(_S489)
         {
-            uint _S549 = (U32_max((end_0), (_S548)));
-            begin_3 = (U32_min((begin_2), (_S547)));
-            end_1 = _S549;
+            uint _S553 = (U32_max((end_0), (_S552)));
+            begin_3 = (U32_min((begin_2), (_S551)));
+            end_1 = _S553;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S550 = (U32_max((_S544), (_S547)));
-        uint _S551 = (U32_min((_S545), (_S548)));
+        uint _S554 = (U32_max((_S548), (_S551)));
+        uint _S555 = (U32_min((_S549), (_S552)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S552 = (__reduce_max_sync(0xffffffffu, (_S550)));
-        uint _S553 = (__reduce_min_sync(0xffffffffu, (_S551)));
+        uint _S556 = (__reduce_max_sync(0xffffffffu, (_S554)));
+        uint _S557 = (__reduce_min_sync(0xffffffffu, (_S555)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(thread_1 < 32U)
             {
-                uint _S554 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S555 = _S533;
-                uint _S556 = SequenceTable_slot_0(&_S555, sequences_2, _S554);
-                (*&slots_0)[thread_0] = _S556;
+                uint _S558 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S559 = _S537;
+                uint _S560 = SequenceTable_slot_0(&_S559, sequences_2, _S558);
+                (*&slots_0)[thread_1] = _S560;
             }
             __syncthreads();
-            Parts_0 _S557 = load_0(k_pages_0, p_0->k_pages_offset_0, _S509, _S530, 0U, _S529);
-            Parts_store_0(&_S557, 0U, _S529, _S527);
+            Parts_0 _S561 = load_0(k_pages_0, p_0->k_pages_offset_0, _S513, _S534, 0U, _S533);
+            Parts_store_0(&_S561, 0U, _S533, _S531);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -2226,78 +2244,82 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S558 = 32U - now_0;
-            bool _S559 = thread_0 < 32U;
-            uint slot_2;
-            if(_S559)
+            uint _S562 = 1U - now_0;
+            if(at_3 < _S556)
             {
-                uint _S560 = (U32_min((at_3 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S561 = _S533;
-                uint _S562 = SequenceTable_slot_0(&_S561, sequences_2, _S560);
-                slot_2 = _S562;
+                _S490 = true;
+            }
+            else
+            {
+                _S490 = (at_3 + 32U) > _S557;
+            }
+            Parts_0 _S563 = load_0(v_pages_0, p_0->v_pages_offset_0, _S513, _S534, now_0 * 32U, _S533);
+            bool _S564 = thread_1 < 32U;
+            uint slot_2;
+            if(_S564)
+            {
+                uint _S565 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S566 = _S537;
+                uint _S567 = SequenceTable_slot_0(&_S566, sequences_2, _S565);
+                slot_2 = _S567;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S563 = load_0(v_pages_0, p_0->v_pages_offset_0, _S509, _S530, now_0, _S529);
-            Attending_score_0(&attending_0, _S527, _S528);
-            Parts_0 _S564 = _S563;
-            Parts_store_0(&_S564, 1056U, _S529, _S527);
-            if(_S559)
+            uint _S568 = _S532 * 33U;
+            Attending_score_0(&attending_0, _S568);
+            Parts_0 _S569 = _S563;
+            Parts_store_0(&_S569, 1056U, _S533, _S531);
+            if(_S564)
             {
-                (*&slots_0)[_S558 + thread_0] = slot_2;
+                (*&slots_0)[_S562 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S565 = load_0(k_pages_0, p_0->k_pages_offset_0, _S509, _S530, _S558, _S529);
-            if(at_3 < _S552)
-            {
-                _S486 = true;
-            }
-            else
-            {
-                _S486 = (at_3 + 32U) > _S553;
-            }
-            Attending_weigh_0(&attending_0, _S527, _S528, at_3, _S486);
-            Attending_add_0(&attending_0, _S527, _S528);
-            Parts_0 _S566 = _S565;
-            Parts_store_0(&_S566, 0U, _S529, _S527);
+            Parts_0 _S570 = load_0(k_pages_0, p_0->k_pages_offset_0, _S513, _S534, _S562 * 32U, _S533);
+            Attending_weigh_0(&attending_0, at_3 + _S532, _S490);
+            Attending_add_0(&attending_0, 1056U + _S568);
+            Parts_0 _S571 = _S570;
+            Parts_store_0(&_S571, 0U, _S533, _S531);
+            __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S558;
+            now_0 = _S562;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S567 = p_0->sinks_offset_0;
+    uint _S572 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S567 + _S506;
+        i_2 = _S572 + _S510;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S501 * p_0->out_stride_0 + _S506 * _S508;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S505 * p_0->out_stride_0 + _S510 * _S512;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S508;
-    (&target_1)->heads_1 = _S489;
-    (&target_1)->rows_3 = _S502 - _S501;
-    (&target_1)->last_0 = _S507 - _S506;
-    Attending_0 _S568 = attending_0;
-    Target_0 _S569 = target_1;
-    Attending_write_0(&_S568, _S527, _S528, &_S569);
+    (&target_1)->head_dim_1 = _S512;
+    (&target_1)->heads_1 = _S493;
+    (&target_1)->rows_3 = _S506 - _S505;
+    (&target_1)->last_0 = _S511 - _S510;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S573 = attending_0;
+        Target_0 _S574 = target_1;
+        Attending_write_0(&_S573, &_S574);
+    }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S570 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S571 = p_1;
-    attend_0(blockIdx, _S570, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S571);
+    uint _S575 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S576 = p_1;
+    attend_0(blockIdx, _S575, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S576);
     return;
 }

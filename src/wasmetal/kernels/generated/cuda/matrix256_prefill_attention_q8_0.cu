@@ -280,6 +280,10 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, ui
 
 struct Attending_0
 {
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_1;
     FixedArray<uint4 , 16>  queries_0;
     FixedArray<float4 , 32>  sums_0;
     FixedArray<float4 , 4>  scores_0;
@@ -287,79 +291,85 @@ struct Attending_0
     FixedArray<float2 , 1>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S30 = (own_0 + lane_0 % 16U) * 33U;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[_S30 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S31;
-    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S32;
-    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S33;
-    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S34;
-    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 8U + lane_0 / 16U])));
-    this_1->queries_0[4U] = _S35;
-    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 10U + lane_0 / 16U])));
-    this_1->queries_0[5U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 12U + lane_0 / 16U])));
-    this_1->queries_0[6U] = _S37;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 14U + lane_0 / 16U])));
-    this_1->queries_0[7U] = _S38;
-    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 16U + lane_0 / 16U])));
-    this_1->queries_0[8U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 18U + lane_0 / 16U])));
-    this_1->queries_0[9U] = _S40;
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 20U + lane_0 / 16U])));
-    this_1->queries_0[10U] = _S41;
-    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 22U + lane_0 / 16U])));
-    this_1->queries_0[11U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 24U + lane_0 / 16U])));
-    this_1->queries_0[12U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 26U + lane_0 / 16U])));
-    this_1->queries_0[13U] = _S44;
-    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 28U + lane_0 / 16U])));
-    this_1->queries_0[14U] = _S45;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[_S30 + 30U + lane_0 / 16U])));
-    this_1->queries_0[15U] = _S46;
+    uint _S30 = thread_0 % 32U;
+    this_1->lane_0 = _S30;
+    uint _S31 = thread_0 / 32U;
+    this_1->subgroup_0 = _S31;
+    uint _S32 = _S31 % 4U * 16U;
+    this_1->own_0 = _S32;
+    this_1->part_1 = 0U;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(_S32 + _S30 % 16U) * 33U + _S30 / 16U])));
+    this_1->queries_0[0U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S34;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S35;
+    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S36;
+    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S40;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S42;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S43;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S45;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S47;
+    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S48;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S47 = make_int2 (int(0));
-    float2  _S48 = make_float2 ((float)_S47.x, (float)_S47.y);
-    this_1->totals_0[0U] = _S48;
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    this_1->sums_0[0U] = _S50;
-    this_1->sums_0[1U] = _S50;
-    this_1->sums_0[2U] = _S50;
-    this_1->sums_0[3U] = _S50;
-    this_1->sums_0[4U] = _S50;
-    this_1->sums_0[5U] = _S50;
-    this_1->sums_0[6U] = _S50;
-    this_1->sums_0[7U] = _S50;
-    this_1->sums_0[8U] = _S50;
-    this_1->sums_0[9U] = _S50;
-    this_1->sums_0[10U] = _S50;
-    this_1->sums_0[11U] = _S50;
-    this_1->sums_0[12U] = _S50;
-    this_1->sums_0[13U] = _S50;
-    this_1->sums_0[14U] = _S50;
-    this_1->sums_0[15U] = _S50;
-    this_1->sums_0[16U] = _S50;
-    this_1->sums_0[17U] = _S50;
-    this_1->sums_0[18U] = _S50;
-    this_1->sums_0[19U] = _S50;
-    this_1->sums_0[20U] = _S50;
-    this_1->sums_0[21U] = _S50;
-    this_1->sums_0[22U] = _S50;
-    this_1->sums_0[23U] = _S50;
-    this_1->sums_0[24U] = _S50;
-    this_1->sums_0[25U] = _S50;
-    this_1->sums_0[26U] = _S50;
-    this_1->sums_0[27U] = _S50;
-    this_1->sums_0[28U] = _S50;
-    this_1->sums_0[29U] = _S50;
-    this_1->sums_0[30U] = _S50;
-    this_1->sums_0[31U] = _S50;
+    int2  _S49 = make_int2 (int(0));
+    float2  _S50 = make_float2 ((float)_S49.x, (float)_S49.y);
+    this_1->totals_0[0U] = _S50;
+    int4  _S51 = make_int4 (int(0));
+    float4  _S52 = make_float4 ((float)_S51.x, (float)_S51.y, (float)_S51.z, (float)_S51.w);
+    this_1->sums_0[0U] = _S52;
+    this_1->sums_0[1U] = _S52;
+    this_1->sums_0[2U] = _S52;
+    this_1->sums_0[3U] = _S52;
+    this_1->sums_0[4U] = _S52;
+    this_1->sums_0[5U] = _S52;
+    this_1->sums_0[6U] = _S52;
+    this_1->sums_0[7U] = _S52;
+    this_1->sums_0[8U] = _S52;
+    this_1->sums_0[9U] = _S52;
+    this_1->sums_0[10U] = _S52;
+    this_1->sums_0[11U] = _S52;
+    this_1->sums_0[12U] = _S52;
+    this_1->sums_0[13U] = _S52;
+    this_1->sums_0[14U] = _S52;
+    this_1->sums_0[15U] = _S52;
+    this_1->sums_0[16U] = _S52;
+    this_1->sums_0[17U] = _S52;
+    this_1->sums_0[18U] = _S52;
+    this_1->sums_0[19U] = _S52;
+    this_1->sums_0[20U] = _S52;
+    this_1->sums_0[21U] = _S52;
+    this_1->sums_0[22U] = _S52;
+    this_1->sums_0[23U] = _S52;
+    this_1->sums_0[24U] = _S52;
+    this_1->sums_0[25U] = _S52;
+    this_1->sums_0[26U] = _S52;
+    this_1->sums_0[27U] = _S52;
+    this_1->sums_0[28U] = _S52;
+    this_1->sums_0[29U] = _S52;
+    this_1->sums_0[30U] = _S52;
+    this_1->sums_0[31U] = _S52;
     return;
 }
 
@@ -373,64 +383,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S51;
-    (&_S51)->begin_0 = begin_1;
-    (&_S51)->page_size_1 = page_size_2;
-    (&_S51)->pages_1 = pages_2;
-    (&_S51)->length_0 = length_1;
-    return _S51;
+    SequenceTable_0 _S53;
+    (&_S53)->begin_0 = begin_1;
+    (&_S53)->page_size_1 = page_size_2;
+    (&_S53)->pages_1 = pages_2;
+    (&_S53)->length_0 = length_1;
+    return _S53;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S52 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S53 = _S52 + 1U;
-    uint _S54 = __ldg((&(sequences_0)[_S52]));
-    return SequenceTable_x24init_0(_S53, page_size_3, pages_3, (U32_min((_S54), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S54 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S55 = _S54 + 1U;
+    uint _S56 = __ldg((&(sequences_0)[_S54]));
+    return SequenceTable_x24init_0(_S55, page_size_3, pages_3, (U32_min((_S56), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S55 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S55;
+    uint _S57 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S57;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S56;
+    bool _S58;
     if(window_1 != 0U)
     {
-        _S56 = position_0 >= window_1;
+        _S58 = position_0 >= window_1;
     }
     else
     {
-        _S56 = false;
+        _S58 = false;
     }
-    uint _S57;
-    if(_S56)
+    uint _S59;
+    if(_S58)
     {
-        _S57 = position_0 - window_1 + 1U;
+        _S59 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S57 = 0U;
+        _S59 = 0U;
     }
-    return _S57;
+    return _S59;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S58 = this_2->length_0;
-    uint _S59;
+    uint _S60 = this_2->length_0;
+    uint _S61;
     if(position_1 < (this_2->length_0))
     {
-        _S59 = position_1 + 1U;
+        _S61 = position_1 + 1U;
     }
     else
     {
-        _S59 = _S58;
+        _S61 = _S60;
     }
-    return _S59;
+    return _S61;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -448,782 +458,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S60 = this_3->begin_0;
-    uint _S61 = this_3->page_size_1;
-    uint _S62 = position_2 / this_3->page_size_1;
-    uint _S63 = __ldg((&(sequences_1)[_S60 + _S62]));
-    uint _S64 = (U32_min((_S63), (this_3->pages_1 - 1U))) * _S61;
-    uint _S65 = position_2 % _S61;
-    return _S64 + _S65;
+    uint _S62 = this_3->begin_0;
+    uint _S63 = this_3->page_size_1;
+    uint _S64 = position_2 / this_3->page_size_1;
+    uint _S65 = __ldg((&(sequences_1)[_S62 + _S64]));
+    uint _S66 = (U32_min((_S65), (this_3->pages_1 - 1U))) * _S63;
+    uint _S67 = position_2 % _S63;
+    return _S66 + _S67;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S66 = make_int4 (int(0));
-    float4  _S67 = make_float4 ((float)_S66.x, (float)_S66.y, (float)_S66.z, (float)_S66.w);
-    this_4->scores_0[0U] = _S67;
-    this_4->scores_0[1U] = _S67;
-    this_4->scores_0[2U] = _S67;
-    this_4->scores_0[3U] = _S67;
-    uint _S68 = lane_1 % 8U;
-    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + lane_1 / 8U % 2U])));
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + lane_1 / 8U % 2U])));
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S73;
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S74;
-    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S77;
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 2U + lane_1 / 8U % 2U])));
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S82;
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S83;
-    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 4U + lane_1 / 8U % 2U])));
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S86;
-    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S89;
-    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 6U + lane_1 / 8U % 2U])));
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S94;
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S95;
-    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 8U + lane_1 / 8U % 2U])));
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S98;
-    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S100;
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S101;
-    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 10U + lane_1 / 8U % 2U])));
-    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S102.x, _S102.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S103;
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S102.z, _S102.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S104;
-    uint4  _S105 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S105.x, _S105.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S106;
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S105.z, _S105.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S107;
-    uint4  _S108 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 12U + lane_1 / 8U % 2U])));
-    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S108.x, _S108.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S109;
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S108.z, _S108.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S110;
-    uint4  _S111 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S111.x, _S111.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S112;
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S111.z, _S111.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S113;
-    uint4  _S114 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 14U + lane_1 / 8U % 2U])));
-    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S114.x, _S114.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S115;
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S114.z, _S114.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S116;
-    uint4  _S117 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S117.x, _S117.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S118;
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S117.z, _S117.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S119;
-    uint4  _S120 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 16U + lane_1 / 8U % 2U])));
-    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S120.x, _S120.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S121;
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S120.z, _S120.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S122;
-    uint4  _S123 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S123.x, _S123.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S124;
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S123.z, _S123.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S125;
-    uint4  _S126 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 18U + lane_1 / 8U % 2U])));
-    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S126.x, _S126.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S127;
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S126.z, _S126.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S128;
-    uint4  _S129 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S129.x, _S129.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S130;
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S129.z, _S129.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S131;
-    uint4  _S132 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 20U + lane_1 / 8U % 2U])));
-    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S132.x, _S132.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S133;
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S132.z, _S132.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S134;
-    uint4  _S135 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S135.x, _S135.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S136;
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S135.z, _S135.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S137;
-    uint4  _S138 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 22U + lane_1 / 8U % 2U])));
-    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S138.x, _S138.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S139;
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S138.z, _S138.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S140;
-    uint4  _S141 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S141.x, _S141.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S142;
-    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S141.z, _S141.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S143;
-    uint4  _S144 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 24U + lane_1 / 8U % 2U])));
-    float4  _S145 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S144.x, _S144.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S145;
-    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S144.z, _S144.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S146;
-    uint4  _S147 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S148 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S147.x, _S147.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S148;
-    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S147.z, _S147.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S149;
-    uint4  _S150 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 26U + lane_1 / 8U % 2U])));
-    float4  _S151 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S150.x, _S150.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S151;
-    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S150.z, _S150.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S152;
-    uint4  _S153 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S154 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S153.x, _S153.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S154;
-    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S153.z, _S153.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S155;
-    uint4  _S156 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 28U + lane_1 / 8U % 2U])));
-    float4  _S157 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S156.x, _S156.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S157;
-    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S156.z, _S156.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S158;
-    uint4  _S159 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S68) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S160 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S159.x, _S159.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S160;
-    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S159.z, _S159.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S161;
-    uint4  _S162 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S68) * 33U + 30U + lane_1 / 8U % 2U])));
-    float4  _S163 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S162.x, _S162.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S163;
-    float4  _S164 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S162.z, _S162.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S164;
+    int4  _S68 = make_int4 (int(0));
+    float4  _S69 = make_float4 ((float)_S68.x, (float)_S68.y, (float)_S68.z, (float)_S68.w);
+    this_4->scores_0[0U] = _S69;
+    this_4->scores_0[1U] = _S69;
+    this_4->scores_0[2U] = _S69;
+    this_4->scores_0[3U] = _S69;
+    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S74;
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S84;
+    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S90;
+    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S95;
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S99;
+    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S102;
+    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S104;
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S105;
+    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S107;
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S108;
+    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S110;
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S111;
+    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S113;
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S114;
+    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S116;
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S117;
+    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S119;
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S120;
+    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S122;
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S123;
+    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S125;
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S126;
+    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S128;
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S129;
+    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S131;
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S132;
+    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S134;
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S135;
+    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S137;
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S138;
+    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S140;
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S141;
+    uint4  _S142 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S142.x, _S142.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S143;
+    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S142.z, _S142.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S144;
+    uint4  _S145 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S145.x, _S145.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S146;
+    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S145.z, _S145.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S147;
+    uint4  _S148 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S148.x, _S148.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S149;
+    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S148.z, _S148.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S150;
+    uint4  _S151 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S151.x, _S151.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S152;
+    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S151.z, _S151.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S153;
+    uint4  _S154 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S154.x, _S154.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S155;
+    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S154.z, _S154.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S156;
+    uint4  _S157 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S157.x, _S157.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S158;
+    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S157.z, _S157.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S159;
+    uint4  _S160 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S160.x, _S160.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S161;
+    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S160.z, _S160.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S162;
+    uint4  _S163 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S164 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S163.x, _S163.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S164;
+    float4  _S165 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S163.z, _S163.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S165;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_2, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S165;
+    bool _S166;
     if(partly_0)
     {
-        uint2  _S166 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S167 = lane_2 % 4U * 2U;
-        uint _S168 = at_2 + _S167;
-        uint _S169 = (*&seen_0)[own_2 + lane_2 / 4U].x;
+        uint2  _S167 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S168 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S169 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
         if(_S168 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S168 >= (_S166.y);
+            _S166 = _S168 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S170 = _S168 + 1U;
+        uint _S170 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
         if(_S170 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S170 >= (_S166.y);
+            _S166 = _S170 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S171 = at_2 + 8U + _S167;
-        if(_S171 < _S169)
+        uint _S171 = at_2 + 8U;
+        uint _S172 = _S171 + this_5->lane_0 % 4U * 2U;
+        if(_S172 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S171 >= (_S166.y);
+            _S166 = _S172 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S172 = _S171 + 1U;
-        if(_S172 < _S169)
+        uint _S173 = _S171 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S173 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S172 >= (_S166.y);
+            _S166 = _S173 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S173 = at_2 + 16U + _S167;
-        if(_S173 < _S169)
+        uint _S174 = at_2 + 16U;
+        uint _S175 = _S174 + this_5->lane_0 % 4U * 2U;
+        if(_S175 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S173 >= (_S166.y);
+            _S166 = _S175 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S174 = _S173 + 1U;
-        if(_S174 < _S169)
+        uint _S176 = _S174 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S176 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S174 >= (_S166.y);
+            _S166 = _S176 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S175 = at_2 + 24U + _S167;
-        if(_S175 < _S169)
+        uint _S177 = at_2 + 24U;
+        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
+        if(_S178 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S175 >= (_S166.y);
+            _S166 = _S178 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S176 = _S175 + 1U;
-        if(_S176 < _S169)
+        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S179 < _S169)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S176 >= (_S166.y);
+            _S166 = _S179 >= (_S167.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S177 = *&((&this_5->peaks_0[0U])->x);
-    float _S178 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S177), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S179 = (__shfl_xor_sync(0xffffffffu, (_S178), (1U)));
-    float _S180 = (F32_max((_S178), (_S179)));
-    float _S181 = (__shfl_xor_sync(0xffffffffu, (_S180), (2U)));
-    float _S182 = (F32_max((_S180), (_S181)));
-    float _S183 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S182)));
-    *&((&this_5->peaks_0[0U])->x) = _S182;
-    float _S184 = _S183 * *&((&this_5->totals_0[0U])->x);
-    float _S185 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S182)));
-    *&((&this_5->scores_0[0U])->x) = _S185;
-    float total_0 = _S184 + _S185;
-    float _S186 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S182)));
-    *&((&this_5->scores_0[0U])->y) = _S186;
-    float total_1 = total_0 + _S186;
-    float _S187 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S182)));
-    *&((&this_5->scores_0[1U])->x) = _S187;
-    float total_2 = total_1 + _S187;
-    float _S188 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S182)));
-    *&((&this_5->scores_0[1U])->y) = _S188;
-    float total_3 = total_2 + _S188;
-    float _S189 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S182)));
-    *&((&this_5->scores_0[2U])->x) = _S189;
-    float total_4 = total_3 + _S189;
-    float _S190 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S182)));
-    *&((&this_5->scores_0[2U])->y) = _S190;
-    float total_5 = total_4 + _S190;
-    float _S191 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S182)));
-    *&((&this_5->scores_0[3U])->x) = _S191;
-    float total_6 = total_5 + _S191;
-    float _S192 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S182)));
-    *&((&this_5->scores_0[3U])->y) = _S192;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S192;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S183;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S183;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S183;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S183;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S183;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S183;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S183;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S183;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S183;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S183;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S183;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S183;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S183;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S183;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S183;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S183;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S183;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S183;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S183;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S183;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S183;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S183;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S183;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S183;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S183;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S183;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S183;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S183;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S183;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S183;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S183;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S183;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S183;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S183;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S183;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S183;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S183;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S183;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S183;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S183;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S183;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S183;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S183;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S183;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S183;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S183;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S183;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S183;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S183;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S183;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S183;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S183;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S183;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S183;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S183;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S183;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S183;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S183;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S183;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S183;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S183;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S183;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S183;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S183;
+    float _S180 = *&((&this_5->peaks_0[0U])->x);
+    float _S181 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S180), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S182 = (__shfl_xor_sync(0xffffffffu, (_S181), (1U)));
+    float _S183 = (F32_max((_S181), (_S182)));
+    float _S184 = (__shfl_xor_sync(0xffffffffu, (_S183), (2U)));
+    float _S185 = (F32_max((_S183), (_S184)));
+    float _S186 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S185)));
+    *&((&this_5->peaks_0[0U])->x) = _S185;
+    float _S187 = _S186 * *&((&this_5->totals_0[0U])->x);
+    float _S188 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S185)));
+    *&((&this_5->scores_0[0U])->x) = _S188;
+    float total_0 = _S187 + _S188;
+    float _S189 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S185)));
+    *&((&this_5->scores_0[0U])->y) = _S189;
+    float total_1 = total_0 + _S189;
+    float _S190 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S185)));
+    *&((&this_5->scores_0[1U])->x) = _S190;
+    float total_2 = total_1 + _S190;
+    float _S191 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S185)));
+    *&((&this_5->scores_0[1U])->y) = _S191;
+    float total_3 = total_2 + _S191;
+    float _S192 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S185)));
+    *&((&this_5->scores_0[2U])->x) = _S192;
+    float total_4 = total_3 + _S192;
+    float _S193 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S185)));
+    *&((&this_5->scores_0[2U])->y) = _S193;
+    float total_5 = total_4 + _S193;
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S185)));
+    *&((&this_5->scores_0[3U])->x) = _S194;
+    float total_6 = total_5 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S185)));
+    *&((&this_5->scores_0[3U])->y) = _S195;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S195;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S186;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S186;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S186;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S186;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S186;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S186;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S186;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S186;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S186;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S186;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S186;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S186;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S186;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S186;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S186;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S186;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S186;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S186;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S186;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S186;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S186;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S186;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S186;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S186;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S186;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S186;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S186;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S186;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S186;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S186;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S186;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S186;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S186;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S186;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S186;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S186;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S186;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S186;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S186;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S186;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S186;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S186;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S186;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S186;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S186;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S186;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S186;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S186;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S186;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S186;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S186;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S186;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S186;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S186;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S186;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S186;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S186;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S186;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S186;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S186;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S186;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S186;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S186;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S186;
     if(partly_0)
     {
-        uint2  _S193 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S194 = lane_2 % 4U * 2U;
-        uint _S195 = at_2 + _S194;
-        uint _S196 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S195 < _S196)
+        uint2  _S196 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S197 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S198 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S197 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S195 >= (_S193.y);
+            _S166 = _S197 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S197 = _S195 + 1U;
-        if(_S197 < _S196)
+        uint _S199 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S199 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S197 >= (_S193.y);
+            _S166 = _S199 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S198 = at_2 + 8U + _S194;
-        if(_S198 < _S196)
+        uint _S200 = at_2 + 8U;
+        uint _S201 = _S200 + this_5->lane_0 % 4U * 2U;
+        if(_S201 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S198 >= (_S193.y);
+            _S166 = _S201 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S199 = _S198 + 1U;
-        if(_S199 < _S196)
+        uint _S202 = _S200 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S202 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S199 >= (_S193.y);
+            _S166 = _S202 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S200 = at_2 + 16U + _S194;
-        if(_S200 < _S196)
+        uint _S203 = at_2 + 16U;
+        uint _S204 = _S203 + this_5->lane_0 % 4U * 2U;
+        if(_S204 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S200 >= (_S193.y);
+            _S166 = _S204 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S201 = _S200 + 1U;
-        if(_S201 < _S196)
+        uint _S205 = _S203 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S205 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S201 >= (_S193.y);
+            _S166 = _S205 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S202 = at_2 + 24U + _S194;
-        if(_S202 < _S196)
+        uint _S206 = at_2 + 24U;
+        uint _S207 = _S206 + this_5->lane_0 % 4U * 2U;
+        if(_S207 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S202 >= (_S193.y);
+            _S166 = _S207 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S203 = _S202 + 1U;
-        if(_S203 < _S196)
+        uint _S208 = _S206 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S208 < _S198)
         {
-            _S165 = true;
+            _S166 = true;
         }
         else
         {
-            _S165 = _S203 >= (_S193.y);
+            _S166 = _S208 >= (_S196.y);
         }
-        if(_S165)
+        if(_S166)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S204 = *&((&this_5->peaks_0[0U])->y);
-    float _S205 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S204), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S206 = (__shfl_xor_sync(0xffffffffu, (_S205), (1U)));
-    float _S207 = (F32_max((_S205), (_S206)));
-    float _S208 = (__shfl_xor_sync(0xffffffffu, (_S207), (2U)));
-    float _S209 = (F32_max((_S207), (_S208)));
-    float _S210 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S209)));
-    *&((&this_5->peaks_0[0U])->y) = _S209;
-    float _S211 = _S210 * *&((&this_5->totals_0[0U])->y);
-    float _S212 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S209)));
-    *&((&this_5->scores_0[0U])->z) = _S212;
-    float total_7 = _S211 + _S212;
-    float _S213 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S209)));
-    *&((&this_5->scores_0[0U])->w) = _S213;
-    float total_8 = total_7 + _S213;
-    float _S214 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S209)));
-    *&((&this_5->scores_0[1U])->z) = _S214;
-    float total_9 = total_8 + _S214;
-    float _S215 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S209)));
-    *&((&this_5->scores_0[1U])->w) = _S215;
-    float total_10 = total_9 + _S215;
-    float _S216 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S209)));
-    *&((&this_5->scores_0[2U])->z) = _S216;
-    float total_11 = total_10 + _S216;
-    float _S217 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S209)));
-    *&((&this_5->scores_0[2U])->w) = _S217;
-    float total_12 = total_11 + _S217;
-    float _S218 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S209)));
-    *&((&this_5->scores_0[3U])->z) = _S218;
-    float total_13 = total_12 + _S218;
-    float _S219 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S209)));
-    *&((&this_5->scores_0[3U])->w) = _S219;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S219;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S210;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S210;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S210;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S210;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S210;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S210;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S210;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S210;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S210;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S210;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S210;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S210;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S210;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S210;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S210;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S210;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S210;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S210;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S210;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S210;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S210;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S210;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S210;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S210;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S210;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S210;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S210;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S210;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S210;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S210;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S210;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S210;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S210;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S210;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S210;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S210;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S210;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S210;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S210;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S210;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S210;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S210;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S210;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S210;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S210;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S210;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S210;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S210;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S210;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S210;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S210;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S210;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S210;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S210;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S210;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S210;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S210;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S210;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S210;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S210;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S210;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S210;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S210;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S210;
+    float _S209 = *&((&this_5->peaks_0[0U])->y);
+    float _S210 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S209), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S211 = (__shfl_xor_sync(0xffffffffu, (_S210), (1U)));
+    float _S212 = (F32_max((_S210), (_S211)));
+    float _S213 = (__shfl_xor_sync(0xffffffffu, (_S212), (2U)));
+    float _S214 = (F32_max((_S212), (_S213)));
+    float _S215 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S214)));
+    *&((&this_5->peaks_0[0U])->y) = _S214;
+    float _S216 = _S215 * *&((&this_5->totals_0[0U])->y);
+    float _S217 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S214)));
+    *&((&this_5->scores_0[0U])->z) = _S217;
+    float total_7 = _S216 + _S217;
+    float _S218 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S214)));
+    *&((&this_5->scores_0[0U])->w) = _S218;
+    float total_8 = total_7 + _S218;
+    float _S219 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S214)));
+    *&((&this_5->scores_0[1U])->z) = _S219;
+    float total_9 = total_8 + _S219;
+    float _S220 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S214)));
+    *&((&this_5->scores_0[1U])->w) = _S220;
+    float total_10 = total_9 + _S220;
+    float _S221 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S214)));
+    *&((&this_5->scores_0[2U])->z) = _S221;
+    float total_11 = total_10 + _S221;
+    float _S222 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S214)));
+    *&((&this_5->scores_0[2U])->w) = _S222;
+    float total_12 = total_11 + _S222;
+    float _S223 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S214)));
+    *&((&this_5->scores_0[3U])->z) = _S223;
+    float total_13 = total_12 + _S223;
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S214)));
+    *&((&this_5->scores_0[3U])->w) = _S224;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S224;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S215;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S215;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S215;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S215;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S215;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S215;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S215;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S215;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S215;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S215;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S215;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S215;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S215;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S215;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S215;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S215;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S215;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S215;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S215;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S215;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S215;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S215;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S215;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S215;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S215;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S215;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S215;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S215;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S215;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S215;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S215;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S215;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S215;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S215;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S215;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S215;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S215;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S215;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S215;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S215;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S215;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S215;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S215;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S215;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S215;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S215;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S215;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S215;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S215;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S215;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S215;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S215;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S215;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S215;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S215;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S215;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S215;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S215;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S215;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S215;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S215;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S215;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S215;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S215;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S220 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S221 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S222 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S223 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S224 = make_uint4 (_S220, _S221, _S222, _S223);
-    uint _S225 = lane_3 % 16U;
-    uint _S226 = 1056U + _S225 * 33U;
-    uint4  _S227 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + lane_3 / 16U])));
-    float4  _S228 = (wasmetal_multiply_half((_S224), (uint2 {_S227.x, _S227.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S228;
-    float4  _S229 = (wasmetal_multiply_half((_S224), (uint2 {_S227.z, _S227.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S229;
-    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 2U + lane_3 / 16U])));
-    float4  _S231 = (wasmetal_multiply_half((_S224), (uint2 {_S230.x, _S230.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S231;
-    float4  _S232 = (wasmetal_multiply_half((_S224), (uint2 {_S230.z, _S230.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S232;
-    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 4U + lane_3 / 16U])));
-    float4  _S234 = (wasmetal_multiply_half((_S224), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S234;
-    float4  _S235 = (wasmetal_multiply_half((_S224), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S235;
-    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 6U + lane_3 / 16U])));
-    float4  _S237 = (wasmetal_multiply_half((_S224), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S237;
-    float4  _S238 = (wasmetal_multiply_half((_S224), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S238;
-    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 8U + lane_3 / 16U])));
-    float4  _S240 = (wasmetal_multiply_half((_S224), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S240;
-    float4  _S241 = (wasmetal_multiply_half((_S224), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S241;
-    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 10U + lane_3 / 16U])));
-    float4  _S243 = (wasmetal_multiply_half((_S224), (uint2 {_S242.x, _S242.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S243;
-    float4  _S244 = (wasmetal_multiply_half((_S224), (uint2 {_S242.z, _S242.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S244;
-    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 12U + lane_3 / 16U])));
-    float4  _S246 = (wasmetal_multiply_half((_S224), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S246;
-    float4  _S247 = (wasmetal_multiply_half((_S224), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S247;
-    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 14U + lane_3 / 16U])));
-    float4  _S249 = (wasmetal_multiply_half((_S224), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S249;
-    float4  _S250 = (wasmetal_multiply_half((_S224), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S250;
-    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 16U + lane_3 / 16U])));
-    float4  _S252 = (wasmetal_multiply_half((_S224), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S252;
-    float4  _S253 = (wasmetal_multiply_half((_S224), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S253;
-    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 18U + lane_3 / 16U])));
-    float4  _S255 = (wasmetal_multiply_half((_S224), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S255;
-    float4  _S256 = (wasmetal_multiply_half((_S224), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S256;
-    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 20U + lane_3 / 16U])));
-    float4  _S258 = (wasmetal_multiply_half((_S224), (uint2 {_S257.x, _S257.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S258;
-    float4  _S259 = (wasmetal_multiply_half((_S224), (uint2 {_S257.z, _S257.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S259;
-    uint4  _S260 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 22U + lane_3 / 16U])));
-    float4  _S261 = (wasmetal_multiply_half((_S224), (uint2 {_S260.x, _S260.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S261;
-    float4  _S262 = (wasmetal_multiply_half((_S224), (uint2 {_S260.z, _S260.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S262;
-    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 24U + lane_3 / 16U])));
-    float4  _S264 = (wasmetal_multiply_half((_S224), (uint2 {_S263.x, _S263.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S264;
-    float4  _S265 = (wasmetal_multiply_half((_S224), (uint2 {_S263.z, _S263.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S265;
-    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 26U + lane_3 / 16U])));
-    float4  _S267 = (wasmetal_multiply_half((_S224), (uint2 {_S266.x, _S266.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S267;
-    float4  _S268 = (wasmetal_multiply_half((_S224), (uint2 {_S266.z, _S266.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S268;
-    uint4  _S269 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 28U + lane_3 / 16U])));
-    float4  _S270 = (wasmetal_multiply_half((_S224), (uint2 {_S269.x, _S269.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S270;
-    float4  _S271 = (wasmetal_multiply_half((_S224), (uint2 {_S269.z, _S269.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S271;
-    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 30U + lane_3 / 16U])));
-    float4  _S273 = (wasmetal_multiply_half((_S224), (uint2 {_S272.x, _S272.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S273;
-    float4  _S274 = (wasmetal_multiply_half((_S224), (uint2 {_S272.z, _S272.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S274;
-    uint _S275 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S276 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S277 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S278 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S279 = make_uint4 (_S275, _S276, _S277, _S278);
-    uint _S280 = 1056U + (16U + _S225) * 33U;
-    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + lane_3 / 16U])));
-    float4  _S282 = (wasmetal_multiply_half((_S279), (uint2 {_S281.x, _S281.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S282;
-    float4  _S283 = (wasmetal_multiply_half((_S279), (uint2 {_S281.z, _S281.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S283;
-    uint4  _S284 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 2U + lane_3 / 16U])));
-    float4  _S285 = (wasmetal_multiply_half((_S279), (uint2 {_S284.x, _S284.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S285;
-    float4  _S286 = (wasmetal_multiply_half((_S279), (uint2 {_S284.z, _S284.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S286;
-    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 4U + lane_3 / 16U])));
-    float4  _S288 = (wasmetal_multiply_half((_S279), (uint2 {_S287.x, _S287.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S288;
-    float4  _S289 = (wasmetal_multiply_half((_S279), (uint2 {_S287.z, _S287.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S289;
-    uint4  _S290 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 6U + lane_3 / 16U])));
-    float4  _S291 = (wasmetal_multiply_half((_S279), (uint2 {_S290.x, _S290.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S291;
-    float4  _S292 = (wasmetal_multiply_half((_S279), (uint2 {_S290.z, _S290.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S292;
-    uint4  _S293 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 8U + lane_3 / 16U])));
-    float4  _S294 = (wasmetal_multiply_half((_S279), (uint2 {_S293.x, _S293.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S294;
-    float4  _S295 = (wasmetal_multiply_half((_S279), (uint2 {_S293.z, _S293.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S295;
-    uint4  _S296 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 10U + lane_3 / 16U])));
-    float4  _S297 = (wasmetal_multiply_half((_S279), (uint2 {_S296.x, _S296.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S297;
-    float4  _S298 = (wasmetal_multiply_half((_S279), (uint2 {_S296.z, _S296.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S298;
-    uint4  _S299 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 12U + lane_3 / 16U])));
-    float4  _S300 = (wasmetal_multiply_half((_S279), (uint2 {_S299.x, _S299.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S300;
-    float4  _S301 = (wasmetal_multiply_half((_S279), (uint2 {_S299.z, _S299.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S301;
-    uint4  _S302 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 14U + lane_3 / 16U])));
-    float4  _S303 = (wasmetal_multiply_half((_S279), (uint2 {_S302.x, _S302.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S303;
-    float4  _S304 = (wasmetal_multiply_half((_S279), (uint2 {_S302.z, _S302.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S304;
-    uint4  _S305 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 16U + lane_3 / 16U])));
-    float4  _S306 = (wasmetal_multiply_half((_S279), (uint2 {_S305.x, _S305.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S306;
-    float4  _S307 = (wasmetal_multiply_half((_S279), (uint2 {_S305.z, _S305.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S307;
-    uint4  _S308 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 18U + lane_3 / 16U])));
-    float4  _S309 = (wasmetal_multiply_half((_S279), (uint2 {_S308.x, _S308.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S309;
-    float4  _S310 = (wasmetal_multiply_half((_S279), (uint2 {_S308.z, _S308.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S310;
-    uint4  _S311 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 20U + lane_3 / 16U])));
-    float4  _S312 = (wasmetal_multiply_half((_S279), (uint2 {_S311.x, _S311.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S312;
-    float4  _S313 = (wasmetal_multiply_half((_S279), (uint2 {_S311.z, _S311.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S313;
-    uint4  _S314 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 22U + lane_3 / 16U])));
-    float4  _S315 = (wasmetal_multiply_half((_S279), (uint2 {_S314.x, _S314.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S315;
-    float4  _S316 = (wasmetal_multiply_half((_S279), (uint2 {_S314.z, _S314.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S316;
-    uint4  _S317 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 24U + lane_3 / 16U])));
-    float4  _S318 = (wasmetal_multiply_half((_S279), (uint2 {_S317.x, _S317.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S318;
-    float4  _S319 = (wasmetal_multiply_half((_S279), (uint2 {_S317.z, _S317.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S319;
-    uint4  _S320 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 26U + lane_3 / 16U])));
-    float4  _S321 = (wasmetal_multiply_half((_S279), (uint2 {_S320.x, _S320.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S321;
-    float4  _S322 = (wasmetal_multiply_half((_S279), (uint2 {_S320.z, _S320.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S322;
-    uint4  _S323 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 28U + lane_3 / 16U])));
-    float4  _S324 = (wasmetal_multiply_half((_S279), (uint2 {_S323.x, _S323.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S324;
-    float4  _S325 = (wasmetal_multiply_half((_S279), (uint2 {_S323.z, _S323.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S325;
-    uint4  _S326 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S280 + 30U + lane_3 / 16U])));
-    float4  _S327 = (wasmetal_multiply_half((_S279), (uint2 {_S326.x, _S326.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S327;
-    float4  _S328 = (wasmetal_multiply_half((_S279), (uint2 {_S326.z, _S326.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S328;
+    uint _S225 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S226 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S227 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S228 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S229 = make_uint4 (_S225, _S226, _S227, _S228);
+    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S231 = (wasmetal_multiply_half((_S229), (uint2 {_S230.x, _S230.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S231;
+    float4  _S232 = (wasmetal_multiply_half((_S229), (uint2 {_S230.z, _S230.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S232;
+    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S234 = (wasmetal_multiply_half((_S229), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S234;
+    float4  _S235 = (wasmetal_multiply_half((_S229), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S235;
+    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S237 = (wasmetal_multiply_half((_S229), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S237;
+    float4  _S238 = (wasmetal_multiply_half((_S229), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S238;
+    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S240 = (wasmetal_multiply_half((_S229), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S240;
+    float4  _S241 = (wasmetal_multiply_half((_S229), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S241;
+    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S243 = (wasmetal_multiply_half((_S229), (uint2 {_S242.x, _S242.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S243;
+    float4  _S244 = (wasmetal_multiply_half((_S229), (uint2 {_S242.z, _S242.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S244;
+    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S246 = (wasmetal_multiply_half((_S229), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S246;
+    float4  _S247 = (wasmetal_multiply_half((_S229), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S247;
+    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S249 = (wasmetal_multiply_half((_S229), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S229), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S250;
+    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S252 = (wasmetal_multiply_half((_S229), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S252;
+    float4  _S253 = (wasmetal_multiply_half((_S229), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S253;
+    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S255 = (wasmetal_multiply_half((_S229), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S255;
+    float4  _S256 = (wasmetal_multiply_half((_S229), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S256;
+    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S258 = (wasmetal_multiply_half((_S229), (uint2 {_S257.x, _S257.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S258;
+    float4  _S259 = (wasmetal_multiply_half((_S229), (uint2 {_S257.z, _S257.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S259;
+    uint4  _S260 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S261 = (wasmetal_multiply_half((_S229), (uint2 {_S260.x, _S260.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S261;
+    float4  _S262 = (wasmetal_multiply_half((_S229), (uint2 {_S260.z, _S260.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S262;
+    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S264 = (wasmetal_multiply_half((_S229), (uint2 {_S263.x, _S263.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S264;
+    float4  _S265 = (wasmetal_multiply_half((_S229), (uint2 {_S263.z, _S263.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S265;
+    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S267 = (wasmetal_multiply_half((_S229), (uint2 {_S266.x, _S266.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S267;
+    float4  _S268 = (wasmetal_multiply_half((_S229), (uint2 {_S266.z, _S266.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S268;
+    uint4  _S269 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S270 = (wasmetal_multiply_half((_S229), (uint2 {_S269.x, _S269.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S270;
+    float4  _S271 = (wasmetal_multiply_half((_S229), (uint2 {_S269.z, _S269.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S271;
+    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S273 = (wasmetal_multiply_half((_S229), (uint2 {_S272.x, _S272.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S273;
+    float4  _S274 = (wasmetal_multiply_half((_S229), (uint2 {_S272.z, _S272.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S274;
+    uint4  _S275 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S276 = (wasmetal_multiply_half((_S229), (uint2 {_S275.x, _S275.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S276;
+    float4  _S277 = (wasmetal_multiply_half((_S229), (uint2 {_S275.z, _S275.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S277;
+    uint _S278 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S279 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S280 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S281 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S282 = make_uint4 (_S278, _S279, _S280, _S281);
+    uint4  _S283 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S284 = (wasmetal_multiply_half((_S282), (uint2 {_S283.x, _S283.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S284;
+    float4  _S285 = (wasmetal_multiply_half((_S282), (uint2 {_S283.z, _S283.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S285;
+    uint4  _S286 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S287 = (wasmetal_multiply_half((_S282), (uint2 {_S286.x, _S286.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S287;
+    float4  _S288 = (wasmetal_multiply_half((_S282), (uint2 {_S286.z, _S286.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S288;
+    uint4  _S289 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S290 = (wasmetal_multiply_half((_S282), (uint2 {_S289.x, _S289.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S290;
+    float4  _S291 = (wasmetal_multiply_half((_S282), (uint2 {_S289.z, _S289.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S291;
+    uint4  _S292 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S293 = (wasmetal_multiply_half((_S282), (uint2 {_S292.x, _S292.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S293;
+    float4  _S294 = (wasmetal_multiply_half((_S282), (uint2 {_S292.z, _S292.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S294;
+    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S296 = (wasmetal_multiply_half((_S282), (uint2 {_S295.x, _S295.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S296;
+    float4  _S297 = (wasmetal_multiply_half((_S282), (uint2 {_S295.z, _S295.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S297;
+    uint4  _S298 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S299 = (wasmetal_multiply_half((_S282), (uint2 {_S298.x, _S298.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S299;
+    float4  _S300 = (wasmetal_multiply_half((_S282), (uint2 {_S298.z, _S298.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S300;
+    uint4  _S301 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S302 = (wasmetal_multiply_half((_S282), (uint2 {_S301.x, _S301.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S302;
+    float4  _S303 = (wasmetal_multiply_half((_S282), (uint2 {_S301.z, _S301.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S303;
+    uint4  _S304 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S305 = (wasmetal_multiply_half((_S282), (uint2 {_S304.x, _S304.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S305;
+    float4  _S306 = (wasmetal_multiply_half((_S282), (uint2 {_S304.z, _S304.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S306;
+    uint4  _S307 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S308 = (wasmetal_multiply_half((_S282), (uint2 {_S307.x, _S307.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S308;
+    float4  _S309 = (wasmetal_multiply_half((_S282), (uint2 {_S307.z, _S307.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S309;
+    uint4  _S310 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S311 = (wasmetal_multiply_half((_S282), (uint2 {_S310.x, _S310.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S311;
+    float4  _S312 = (wasmetal_multiply_half((_S282), (uint2 {_S310.z, _S310.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S312;
+    uint4  _S313 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S314 = (wasmetal_multiply_half((_S282), (uint2 {_S313.x, _S313.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S314;
+    float4  _S315 = (wasmetal_multiply_half((_S282), (uint2 {_S313.z, _S313.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S315;
+    uint4  _S316 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S317 = (wasmetal_multiply_half((_S282), (uint2 {_S316.x, _S316.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S317;
+    float4  _S318 = (wasmetal_multiply_half((_S282), (uint2 {_S316.z, _S316.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S318;
+    uint4  _S319 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S320 = (wasmetal_multiply_half((_S282), (uint2 {_S319.x, _S319.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S320;
+    float4  _S321 = (wasmetal_multiply_half((_S282), (uint2 {_S319.z, _S319.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S321;
+    uint4  _S322 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S323 = (wasmetal_multiply_half((_S282), (uint2 {_S322.x, _S322.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S323;
+    float4  _S324 = (wasmetal_multiply_half((_S282), (uint2 {_S322.z, _S322.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S324;
+    uint4  _S325 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S326 = (wasmetal_multiply_half((_S282), (uint2 {_S325.x, _S325.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S326;
+    float4  _S327 = (wasmetal_multiply_half((_S282), (uint2 {_S325.z, _S325.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S327;
+    uint4  _S328 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S329 = (wasmetal_multiply_half((_S282), (uint2 {_S328.x, _S328.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S329;
+    float4  _S330 = (wasmetal_multiply_half((_S282), (uint2 {_S328.z, _S328.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S330;
     return;
 }
 
@@ -1240,768 +1250,775 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S329 = this_7->heads_1;
-    uint _S330 = query_2 / this_7->heads_1;
-    bool _S331;
-    if(_S330 < (this_7->rows_3))
-    {
-        uint _S332 = query_2 % _S329;
-        _S331 = _S332 < (this_7->last_0);
-    }
-    else
-    {
-        _S331 = false;
-    }
-    return _S331;
+    return;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_14)
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S333 = this_8->sinks_at_0;
-    bool _S334;
-    if((this_8->sinks_at_0) != 4294967295U)
+    uint _S331 = this_8->heads_1;
+    uint _S332 = query_2 / this_8->heads_1;
+    bool _S333;
+    if(_S332 < (this_8->rows_3))
     {
-        bool _S335 = Target_has_0(this_8, query_3);
-        _S334 = _S335;
+        uint _S334 = query_2 % _S331;
+        _S333 = _S334 < (this_8->last_0);
     }
     else
     {
-        _S334 = false;
+        _S333 = false;
     }
-    float _S336;
-    if(_S334)
-    {
-        uint _S337 = query_3 % this_8->heads_1;
-        float _S338 = __ldg((&(this_8->sinks_0)[_S333 + _S337]));
-        _S336 = total_14 + (F32_exp2((1.4426950216293335f * _S338 - peak_0)));
-    }
-    else
-    {
-        _S336 = total_14;
-    }
-    if(_S336 != 0.0f)
-    {
-        _S336 = 1.0f / _S336;
-    }
-    else
-    {
-        _S336 = 0.0f;
-    }
-    return _S336;
+    return _S333;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S339 = this_9->at_3;
-    uint _S340 = this_9->heads_1;
-    uint _S341 = query_4 / this_9->heads_1;
-    uint _S342 = _S339 + _S341 * this_9->stride_0;
-    uint _S343 = query_4 % _S340;
-    return _S342 + _S343 * this_9->head_dim_1;
+    uint _S335 = this_9->sinks_at_0;
+    bool _S336;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S337 = Target_has_0(this_9, query_3);
+        _S336 = _S337;
+    }
+    else
+    {
+        _S336 = false;
+    }
+    float _S338;
+    if(_S336)
+    {
+        uint _S339 = query_3 % this_9->heads_1;
+        float _S340 = __ldg((&(this_9->sinks_0)[_S335 + _S339]));
+        _S338 = total_14 + (F32_exp2((1.4426950216293335f * _S340 - peak_0)));
+    }
+    else
+    {
+        _S338 = total_14;
+    }
+    if(_S338 != 0.0f)
+    {
+        _S338 = 1.0f / _S338;
+    }
+    else
+    {
+        _S338 = 0.0f;
+    }
+    return _S338;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    float _S344 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_10->totals_0[0U])->x) + _S344;
-    float _S345 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S346 = own_4 + lane_4 / 4U;
-    float _S347 = Target_factor_0(target_0, _S346, *&((&this_10->peaks_0[0U])->x), total_15 + _S345);
-    bool _S348 = Target_has_0(target_0, _S346);
-    if(_S348)
+    uint _S341 = this_10->at_3;
+    uint _S342 = this_10->heads_1;
+    uint _S343 = query_4 / this_10->heads_1;
+    uint _S344 = _S341 + _S343 * this_10->stride_0;
+    uint _S345 = query_4 % _S342;
+    return _S344 + _S345 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S346 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S346;
+    float _S347 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S348 = this_11->own_0;
+    uint _S349 = this_11->lane_0;
+    uint _S350 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S351 = Target_factor_0(target_0, _S350, *&((&this_11->peaks_0[0U])->x), total_15 + _S347);
+    bool _S352 = Target_has_0(target_0, _S350);
+    if(_S352)
     {
-        uint _S349 = Target_place_0(target_0, _S346);
-        uint _S350 = lane_4 % 4U * 2U;
-        uint _S351 = target_0->head_dim_1;
-        if(_S350 < (target_0->head_dim_1))
+        uint _S353 = Target_place_0(target_0, _S350);
+        uint _S354 = _S349 % 4U * 2U;
+        uint _S355 = target_0->head_dim_1;
+        if(_S354 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S349 + _S350]) = _S347 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S353 + _S354]) = _S351 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S352 = _S350 + 1U;
-        if(_S352 < _S351)
+        uint _S356 = _S354 + 1U;
+        if(_S356 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S352]) = _S347 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S353 + _S356]) = _S351 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S353 = 8U + _S350;
-        if(_S353 < _S351)
+        uint _S357 = 8U + _S354;
+        if(_S357 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S353]) = _S347 * *&((&this_10->sums_0[1U])->x);
-        }
-        uint _S354 = _S353 + 1U;
-        if(_S354 < _S351)
-        {
-            *(&(target_0->result_2)[_S349 + _S354]) = _S347 * *&((&this_10->sums_0[1U])->y);
-        }
-        uint _S355 = 16U + _S350;
-        if(_S355 < _S351)
-        {
-            *(&(target_0->result_2)[_S349 + _S355]) = _S347 * *&((&this_10->sums_0[2U])->x);
-        }
-        uint _S356 = _S355 + 1U;
-        if(_S356 < _S351)
-        {
-            *(&(target_0->result_2)[_S349 + _S356]) = _S347 * *&((&this_10->sums_0[2U])->y);
-        }
-        uint _S357 = 24U + _S350;
-        if(_S357 < _S351)
-        {
-            *(&(target_0->result_2)[_S349 + _S357]) = _S347 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S353 + _S357]) = _S351 * *&((&this_11->sums_0[1U])->x);
         }
         uint _S358 = _S357 + 1U;
-        if(_S358 < _S351)
+        if(_S358 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S358]) = _S347 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S353 + _S358]) = _S351 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S359 = 32U + _S350;
-        if(_S359 < _S351)
+        uint _S359 = 16U + _S354;
+        if(_S359 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S359]) = _S347 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S353 + _S359]) = _S351 * *&((&this_11->sums_0[2U])->x);
         }
         uint _S360 = _S359 + 1U;
-        if(_S360 < _S351)
+        if(_S360 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S360]) = _S347 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S353 + _S360]) = _S351 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S361 = 40U + _S350;
-        if(_S361 < _S351)
+        uint _S361 = 24U + _S354;
+        if(_S361 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S361]) = _S347 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S353 + _S361]) = _S351 * *&((&this_11->sums_0[3U])->x);
         }
         uint _S362 = _S361 + 1U;
-        if(_S362 < _S351)
+        if(_S362 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S362]) = _S347 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S353 + _S362]) = _S351 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S363 = 48U + _S350;
-        if(_S363 < _S351)
+        uint _S363 = 32U + _S354;
+        if(_S363 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S363]) = _S347 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S353 + _S363]) = _S351 * *&((&this_11->sums_0[4U])->x);
         }
         uint _S364 = _S363 + 1U;
-        if(_S364 < _S351)
+        if(_S364 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S364]) = _S347 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S353 + _S364]) = _S351 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S365 = 56U + _S350;
-        if(_S365 < _S351)
+        uint _S365 = 40U + _S354;
+        if(_S365 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S365]) = _S347 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S353 + _S365]) = _S351 * *&((&this_11->sums_0[5U])->x);
         }
         uint _S366 = _S365 + 1U;
-        if(_S366 < _S351)
+        if(_S366 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S366]) = _S347 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S353 + _S366]) = _S351 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S367 = 64U + _S350;
-        if(_S367 < _S351)
+        uint _S367 = 48U + _S354;
+        if(_S367 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S367]) = _S347 * *&((&this_10->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S353 + _S367]) = _S351 * *&((&this_11->sums_0[6U])->x);
         }
         uint _S368 = _S367 + 1U;
-        if(_S368 < _S351)
+        if(_S368 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S368]) = _S347 * *&((&this_10->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S353 + _S368]) = _S351 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S369 = 72U + _S350;
-        if(_S369 < _S351)
+        uint _S369 = 56U + _S354;
+        if(_S369 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S369]) = _S347 * *&((&this_10->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S353 + _S369]) = _S351 * *&((&this_11->sums_0[7U])->x);
         }
         uint _S370 = _S369 + 1U;
-        if(_S370 < _S351)
+        if(_S370 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S370]) = _S347 * *&((&this_10->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S353 + _S370]) = _S351 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S371 = 80U + _S350;
-        if(_S371 < _S351)
+        uint _S371 = 64U + _S354;
+        if(_S371 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S371]) = _S347 * *&((&this_10->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S353 + _S371]) = _S351 * *&((&this_11->sums_0[8U])->x);
         }
         uint _S372 = _S371 + 1U;
-        if(_S372 < _S351)
+        if(_S372 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S372]) = _S347 * *&((&this_10->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S353 + _S372]) = _S351 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S373 = 88U + _S350;
-        if(_S373 < _S351)
+        uint _S373 = 72U + _S354;
+        if(_S373 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S373]) = _S347 * *&((&this_10->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S353 + _S373]) = _S351 * *&((&this_11->sums_0[9U])->x);
         }
         uint _S374 = _S373 + 1U;
-        if(_S374 < _S351)
+        if(_S374 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S374]) = _S347 * *&((&this_10->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S353 + _S374]) = _S351 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S375 = 96U + _S350;
-        if(_S375 < _S351)
+        uint _S375 = 80U + _S354;
+        if(_S375 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S375]) = _S347 * *&((&this_10->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S353 + _S375]) = _S351 * *&((&this_11->sums_0[10U])->x);
         }
         uint _S376 = _S375 + 1U;
-        if(_S376 < _S351)
+        if(_S376 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S376]) = _S347 * *&((&this_10->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S353 + _S376]) = _S351 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S377 = 104U + _S350;
-        if(_S377 < _S351)
+        uint _S377 = 88U + _S354;
+        if(_S377 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S377]) = _S347 * *&((&this_10->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S353 + _S377]) = _S351 * *&((&this_11->sums_0[11U])->x);
         }
         uint _S378 = _S377 + 1U;
-        if(_S378 < _S351)
+        if(_S378 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S378]) = _S347 * *&((&this_10->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S353 + _S378]) = _S351 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S379 = 112U + _S350;
-        if(_S379 < _S351)
+        uint _S379 = 96U + _S354;
+        if(_S379 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S379]) = _S347 * *&((&this_10->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S353 + _S379]) = _S351 * *&((&this_11->sums_0[12U])->x);
         }
         uint _S380 = _S379 + 1U;
-        if(_S380 < _S351)
+        if(_S380 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S380]) = _S347 * *&((&this_10->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S353 + _S380]) = _S351 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S381 = 120U + _S350;
-        if(_S381 < _S351)
+        uint _S381 = 104U + _S354;
+        if(_S381 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S381]) = _S347 * *&((&this_10->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S353 + _S381]) = _S351 * *&((&this_11->sums_0[13U])->x);
         }
         uint _S382 = _S381 + 1U;
-        if(_S382 < _S351)
+        if(_S382 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S382]) = _S347 * *&((&this_10->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S353 + _S382]) = _S351 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S383 = 128U + _S350;
-        if(_S383 < _S351)
+        uint _S383 = 112U + _S354;
+        if(_S383 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S383]) = _S347 * *&((&this_10->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S353 + _S383]) = _S351 * *&((&this_11->sums_0[14U])->x);
         }
         uint _S384 = _S383 + 1U;
-        if(_S384 < _S351)
+        if(_S384 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S384]) = _S347 * *&((&this_10->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S353 + _S384]) = _S351 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S385 = 136U + _S350;
-        if(_S385 < _S351)
+        uint _S385 = 120U + _S354;
+        if(_S385 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S385]) = _S347 * *&((&this_10->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S353 + _S385]) = _S351 * *&((&this_11->sums_0[15U])->x);
         }
         uint _S386 = _S385 + 1U;
-        if(_S386 < _S351)
+        if(_S386 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S386]) = _S347 * *&((&this_10->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S353 + _S386]) = _S351 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S387 = 144U + _S350;
-        if(_S387 < _S351)
+        uint _S387 = 128U + _S354;
+        if(_S387 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S387]) = _S347 * *&((&this_10->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S353 + _S387]) = _S351 * *&((&this_11->sums_0[16U])->x);
         }
         uint _S388 = _S387 + 1U;
-        if(_S388 < _S351)
+        if(_S388 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S388]) = _S347 * *&((&this_10->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S353 + _S388]) = _S351 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S389 = 152U + _S350;
-        if(_S389 < _S351)
+        uint _S389 = 136U + _S354;
+        if(_S389 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S389]) = _S347 * *&((&this_10->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S353 + _S389]) = _S351 * *&((&this_11->sums_0[17U])->x);
         }
         uint _S390 = _S389 + 1U;
-        if(_S390 < _S351)
+        if(_S390 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S390]) = _S347 * *&((&this_10->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S353 + _S390]) = _S351 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S391 = 160U + _S350;
-        if(_S391 < _S351)
+        uint _S391 = 144U + _S354;
+        if(_S391 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S391]) = _S347 * *&((&this_10->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S353 + _S391]) = _S351 * *&((&this_11->sums_0[18U])->x);
         }
         uint _S392 = _S391 + 1U;
-        if(_S392 < _S351)
+        if(_S392 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S392]) = _S347 * *&((&this_10->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S353 + _S392]) = _S351 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S393 = 168U + _S350;
-        if(_S393 < _S351)
+        uint _S393 = 152U + _S354;
+        if(_S393 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S393]) = _S347 * *&((&this_10->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S353 + _S393]) = _S351 * *&((&this_11->sums_0[19U])->x);
         }
         uint _S394 = _S393 + 1U;
-        if(_S394 < _S351)
+        if(_S394 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S394]) = _S347 * *&((&this_10->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S353 + _S394]) = _S351 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S395 = 176U + _S350;
-        if(_S395 < _S351)
+        uint _S395 = 160U + _S354;
+        if(_S395 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S395]) = _S347 * *&((&this_10->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S353 + _S395]) = _S351 * *&((&this_11->sums_0[20U])->x);
         }
         uint _S396 = _S395 + 1U;
-        if(_S396 < _S351)
+        if(_S396 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S396]) = _S347 * *&((&this_10->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S353 + _S396]) = _S351 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S397 = 184U + _S350;
-        if(_S397 < _S351)
+        uint _S397 = 168U + _S354;
+        if(_S397 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S397]) = _S347 * *&((&this_10->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S353 + _S397]) = _S351 * *&((&this_11->sums_0[21U])->x);
         }
         uint _S398 = _S397 + 1U;
-        if(_S398 < _S351)
+        if(_S398 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S398]) = _S347 * *&((&this_10->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S353 + _S398]) = _S351 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S399 = 192U + _S350;
-        if(_S399 < _S351)
+        uint _S399 = 176U + _S354;
+        if(_S399 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S399]) = _S347 * *&((&this_10->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S353 + _S399]) = _S351 * *&((&this_11->sums_0[22U])->x);
         }
         uint _S400 = _S399 + 1U;
-        if(_S400 < _S351)
+        if(_S400 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S400]) = _S347 * *&((&this_10->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S353 + _S400]) = _S351 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S401 = 200U + _S350;
-        if(_S401 < _S351)
+        uint _S401 = 184U + _S354;
+        if(_S401 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S401]) = _S347 * *&((&this_10->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S353 + _S401]) = _S351 * *&((&this_11->sums_0[23U])->x);
         }
         uint _S402 = _S401 + 1U;
-        if(_S402 < _S351)
+        if(_S402 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S402]) = _S347 * *&((&this_10->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S353 + _S402]) = _S351 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S403 = 208U + _S350;
-        if(_S403 < _S351)
+        uint _S403 = 192U + _S354;
+        if(_S403 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S403]) = _S347 * *&((&this_10->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S353 + _S403]) = _S351 * *&((&this_11->sums_0[24U])->x);
         }
         uint _S404 = _S403 + 1U;
-        if(_S404 < _S351)
+        if(_S404 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S404]) = _S347 * *&((&this_10->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S353 + _S404]) = _S351 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S405 = 216U + _S350;
-        if(_S405 < _S351)
+        uint _S405 = 200U + _S354;
+        if(_S405 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S405]) = _S347 * *&((&this_10->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S353 + _S405]) = _S351 * *&((&this_11->sums_0[25U])->x);
         }
         uint _S406 = _S405 + 1U;
-        if(_S406 < _S351)
+        if(_S406 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S406]) = _S347 * *&((&this_10->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S353 + _S406]) = _S351 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S407 = 224U + _S350;
-        if(_S407 < _S351)
+        uint _S407 = 208U + _S354;
+        if(_S407 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S407]) = _S347 * *&((&this_10->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S353 + _S407]) = _S351 * *&((&this_11->sums_0[26U])->x);
         }
         uint _S408 = _S407 + 1U;
-        if(_S408 < _S351)
+        if(_S408 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S408]) = _S347 * *&((&this_10->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S353 + _S408]) = _S351 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S409 = 232U + _S350;
-        if(_S409 < _S351)
+        uint _S409 = 216U + _S354;
+        if(_S409 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S409]) = _S347 * *&((&this_10->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S353 + _S409]) = _S351 * *&((&this_11->sums_0[27U])->x);
         }
         uint _S410 = _S409 + 1U;
-        if(_S410 < _S351)
+        if(_S410 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S410]) = _S347 * *&((&this_10->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S353 + _S410]) = _S351 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S411 = 240U + _S350;
-        if(_S411 < _S351)
+        uint _S411 = 224U + _S354;
+        if(_S411 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S411]) = _S347 * *&((&this_10->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S353 + _S411]) = _S351 * *&((&this_11->sums_0[28U])->x);
         }
         uint _S412 = _S411 + 1U;
-        if(_S412 < _S351)
+        if(_S412 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S412]) = _S347 * *&((&this_10->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S353 + _S412]) = _S351 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S413 = 248U + _S350;
-        if(_S413 < _S351)
+        uint _S413 = 232U + _S354;
+        if(_S413 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S413]) = _S347 * *&((&this_10->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S353 + _S413]) = _S351 * *&((&this_11->sums_0[29U])->x);
         }
         uint _S414 = _S413 + 1U;
-        if(_S414 < _S351)
+        if(_S414 < _S355)
         {
-            *(&(target_0->result_2)[_S349 + _S414]) = _S347 * *&((&this_10->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S353 + _S414]) = _S351 * *&((&this_11->sums_0[29U])->y);
+        }
+        uint _S415 = 240U + _S354;
+        if(_S415 < _S355)
+        {
+            *(&(target_0->result_2)[_S353 + _S415]) = _S351 * *&((&this_11->sums_0[30U])->x);
+        }
+        uint _S416 = _S415 + 1U;
+        if(_S416 < _S355)
+        {
+            *(&(target_0->result_2)[_S353 + _S416]) = _S351 * *&((&this_11->sums_0[30U])->y);
+        }
+        uint _S417 = 248U + _S354;
+        if(_S417 < _S355)
+        {
+            *(&(target_0->result_2)[_S353 + _S417]) = _S351 * *&((&this_11->sums_0[31U])->x);
+        }
+        uint _S418 = _S417 + 1U;
+        if(_S418 < _S355)
+        {
+            *(&(target_0->result_2)[_S353 + _S418]) = _S351 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S415 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_10->totals_0[0U])->y) + _S415;
-    float _S416 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S417 = own_4 + 8U + lane_4 / 4U;
-    float _S418 = Target_factor_0(target_0, _S417, *&((&this_10->peaks_0[0U])->y), total_16 + _S416);
-    bool _S419 = Target_has_0(target_0, _S417);
-    if(_S419)
+    float _S419 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S419;
+    float _S420 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S421 = _S348 + 8U + _S349 / 4U;
+    float _S422 = Target_factor_0(target_0, _S421, *&((&this_11->peaks_0[0U])->y), total_16 + _S420);
+    bool _S423 = Target_has_0(target_0, _S421);
+    if(_S423)
     {
-        uint _S420 = Target_place_0(target_0, _S417);
-        uint _S421 = lane_4 % 4U * 2U;
-        uint _S422 = target_0->head_dim_1;
-        if(_S421 < (target_0->head_dim_1))
+        uint _S424 = Target_place_0(target_0, _S421);
+        uint _S425 = _S349 % 4U * 2U;
+        uint _S426 = target_0->head_dim_1;
+        if(_S425 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S420 + _S421]) = _S418 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S424 + _S425]) = _S422 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S423 = _S421 + 1U;
-        if(_S423 < _S422)
+        uint _S427 = _S425 + 1U;
+        if(_S427 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S423]) = _S418 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S424 + _S427]) = _S422 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S424 = 8U + _S421;
-        if(_S424 < _S422)
+        uint _S428 = 8U + _S425;
+        if(_S428 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S424]) = _S418 * *&((&this_10->sums_0[1U])->z);
-        }
-        uint _S425 = _S424 + 1U;
-        if(_S425 < _S422)
-        {
-            *(&(target_0->result_2)[_S420 + _S425]) = _S418 * *&((&this_10->sums_0[1U])->w);
-        }
-        uint _S426 = 16U + _S421;
-        if(_S426 < _S422)
-        {
-            *(&(target_0->result_2)[_S420 + _S426]) = _S418 * *&((&this_10->sums_0[2U])->z);
-        }
-        uint _S427 = _S426 + 1U;
-        if(_S427 < _S422)
-        {
-            *(&(target_0->result_2)[_S420 + _S427]) = _S418 * *&((&this_10->sums_0[2U])->w);
-        }
-        uint _S428 = 24U + _S421;
-        if(_S428 < _S422)
-        {
-            *(&(target_0->result_2)[_S420 + _S428]) = _S418 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S424 + _S428]) = _S422 * *&((&this_11->sums_0[1U])->z);
         }
         uint _S429 = _S428 + 1U;
-        if(_S429 < _S422)
+        if(_S429 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S429]) = _S418 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S424 + _S429]) = _S422 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S430 = 32U + _S421;
-        if(_S430 < _S422)
+        uint _S430 = 16U + _S425;
+        if(_S430 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S430]) = _S418 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S424 + _S430]) = _S422 * *&((&this_11->sums_0[2U])->z);
         }
         uint _S431 = _S430 + 1U;
-        if(_S431 < _S422)
+        if(_S431 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S431]) = _S418 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S424 + _S431]) = _S422 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S432 = 40U + _S421;
-        if(_S432 < _S422)
+        uint _S432 = 24U + _S425;
+        if(_S432 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S432]) = _S418 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S424 + _S432]) = _S422 * *&((&this_11->sums_0[3U])->z);
         }
         uint _S433 = _S432 + 1U;
-        if(_S433 < _S422)
+        if(_S433 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S433]) = _S418 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S424 + _S433]) = _S422 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S434 = 48U + _S421;
-        if(_S434 < _S422)
+        uint _S434 = 32U + _S425;
+        if(_S434 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S434]) = _S418 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S424 + _S434]) = _S422 * *&((&this_11->sums_0[4U])->z);
         }
         uint _S435 = _S434 + 1U;
-        if(_S435 < _S422)
+        if(_S435 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S435]) = _S418 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S424 + _S435]) = _S422 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S436 = 56U + _S421;
-        if(_S436 < _S422)
+        uint _S436 = 40U + _S425;
+        if(_S436 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S436]) = _S418 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S424 + _S436]) = _S422 * *&((&this_11->sums_0[5U])->z);
         }
         uint _S437 = _S436 + 1U;
-        if(_S437 < _S422)
+        if(_S437 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S437]) = _S418 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S424 + _S437]) = _S422 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S438 = 64U + _S421;
-        if(_S438 < _S422)
+        uint _S438 = 48U + _S425;
+        if(_S438 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S438]) = _S418 * *&((&this_10->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S424 + _S438]) = _S422 * *&((&this_11->sums_0[6U])->z);
         }
         uint _S439 = _S438 + 1U;
-        if(_S439 < _S422)
+        if(_S439 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S439]) = _S418 * *&((&this_10->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S424 + _S439]) = _S422 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S440 = 72U + _S421;
-        if(_S440 < _S422)
+        uint _S440 = 56U + _S425;
+        if(_S440 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S440]) = _S418 * *&((&this_10->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S424 + _S440]) = _S422 * *&((&this_11->sums_0[7U])->z);
         }
         uint _S441 = _S440 + 1U;
-        if(_S441 < _S422)
+        if(_S441 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S441]) = _S418 * *&((&this_10->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S424 + _S441]) = _S422 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S442 = 80U + _S421;
-        if(_S442 < _S422)
+        uint _S442 = 64U + _S425;
+        if(_S442 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S442]) = _S418 * *&((&this_10->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S424 + _S442]) = _S422 * *&((&this_11->sums_0[8U])->z);
         }
         uint _S443 = _S442 + 1U;
-        if(_S443 < _S422)
+        if(_S443 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S443]) = _S418 * *&((&this_10->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S424 + _S443]) = _S422 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S444 = 88U + _S421;
-        if(_S444 < _S422)
+        uint _S444 = 72U + _S425;
+        if(_S444 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S444]) = _S418 * *&((&this_10->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S424 + _S444]) = _S422 * *&((&this_11->sums_0[9U])->z);
         }
         uint _S445 = _S444 + 1U;
-        if(_S445 < _S422)
+        if(_S445 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S445]) = _S418 * *&((&this_10->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S424 + _S445]) = _S422 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S446 = 96U + _S421;
-        if(_S446 < _S422)
+        uint _S446 = 80U + _S425;
+        if(_S446 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S446]) = _S418 * *&((&this_10->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S424 + _S446]) = _S422 * *&((&this_11->sums_0[10U])->z);
         }
         uint _S447 = _S446 + 1U;
-        if(_S447 < _S422)
+        if(_S447 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S447]) = _S418 * *&((&this_10->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S424 + _S447]) = _S422 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S448 = 104U + _S421;
-        if(_S448 < _S422)
+        uint _S448 = 88U + _S425;
+        if(_S448 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S448]) = _S418 * *&((&this_10->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S424 + _S448]) = _S422 * *&((&this_11->sums_0[11U])->z);
         }
         uint _S449 = _S448 + 1U;
-        if(_S449 < _S422)
+        if(_S449 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S449]) = _S418 * *&((&this_10->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S424 + _S449]) = _S422 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S450 = 112U + _S421;
-        if(_S450 < _S422)
+        uint _S450 = 96U + _S425;
+        if(_S450 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S450]) = _S418 * *&((&this_10->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S424 + _S450]) = _S422 * *&((&this_11->sums_0[12U])->z);
         }
         uint _S451 = _S450 + 1U;
-        if(_S451 < _S422)
+        if(_S451 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S451]) = _S418 * *&((&this_10->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S424 + _S451]) = _S422 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S452 = 120U + _S421;
-        if(_S452 < _S422)
+        uint _S452 = 104U + _S425;
+        if(_S452 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S452]) = _S418 * *&((&this_10->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S424 + _S452]) = _S422 * *&((&this_11->sums_0[13U])->z);
         }
         uint _S453 = _S452 + 1U;
-        if(_S453 < _S422)
+        if(_S453 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S453]) = _S418 * *&((&this_10->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S424 + _S453]) = _S422 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S454 = 128U + _S421;
-        if(_S454 < _S422)
+        uint _S454 = 112U + _S425;
+        if(_S454 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S454]) = _S418 * *&((&this_10->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S424 + _S454]) = _S422 * *&((&this_11->sums_0[14U])->z);
         }
         uint _S455 = _S454 + 1U;
-        if(_S455 < _S422)
+        if(_S455 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S455]) = _S418 * *&((&this_10->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S424 + _S455]) = _S422 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S456 = 136U + _S421;
-        if(_S456 < _S422)
+        uint _S456 = 120U + _S425;
+        if(_S456 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S456]) = _S418 * *&((&this_10->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S424 + _S456]) = _S422 * *&((&this_11->sums_0[15U])->z);
         }
         uint _S457 = _S456 + 1U;
-        if(_S457 < _S422)
+        if(_S457 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S457]) = _S418 * *&((&this_10->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S424 + _S457]) = _S422 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S458 = 144U + _S421;
-        if(_S458 < _S422)
+        uint _S458 = 128U + _S425;
+        if(_S458 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S458]) = _S418 * *&((&this_10->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S424 + _S458]) = _S422 * *&((&this_11->sums_0[16U])->z);
         }
         uint _S459 = _S458 + 1U;
-        if(_S459 < _S422)
+        if(_S459 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S459]) = _S418 * *&((&this_10->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S424 + _S459]) = _S422 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S460 = 152U + _S421;
-        if(_S460 < _S422)
+        uint _S460 = 136U + _S425;
+        if(_S460 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S460]) = _S418 * *&((&this_10->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S424 + _S460]) = _S422 * *&((&this_11->sums_0[17U])->z);
         }
         uint _S461 = _S460 + 1U;
-        if(_S461 < _S422)
+        if(_S461 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S461]) = _S418 * *&((&this_10->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S424 + _S461]) = _S422 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S462 = 160U + _S421;
-        if(_S462 < _S422)
+        uint _S462 = 144U + _S425;
+        if(_S462 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S462]) = _S418 * *&((&this_10->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S424 + _S462]) = _S422 * *&((&this_11->sums_0[18U])->z);
         }
         uint _S463 = _S462 + 1U;
-        if(_S463 < _S422)
+        if(_S463 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S463]) = _S418 * *&((&this_10->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S424 + _S463]) = _S422 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S464 = 168U + _S421;
-        if(_S464 < _S422)
+        uint _S464 = 152U + _S425;
+        if(_S464 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S464]) = _S418 * *&((&this_10->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S424 + _S464]) = _S422 * *&((&this_11->sums_0[19U])->z);
         }
         uint _S465 = _S464 + 1U;
-        if(_S465 < _S422)
+        if(_S465 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S465]) = _S418 * *&((&this_10->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S424 + _S465]) = _S422 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S466 = 176U + _S421;
-        if(_S466 < _S422)
+        uint _S466 = 160U + _S425;
+        if(_S466 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S466]) = _S418 * *&((&this_10->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S424 + _S466]) = _S422 * *&((&this_11->sums_0[20U])->z);
         }
         uint _S467 = _S466 + 1U;
-        if(_S467 < _S422)
+        if(_S467 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S467]) = _S418 * *&((&this_10->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S424 + _S467]) = _S422 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S468 = 184U + _S421;
-        if(_S468 < _S422)
+        uint _S468 = 168U + _S425;
+        if(_S468 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S468]) = _S418 * *&((&this_10->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S424 + _S468]) = _S422 * *&((&this_11->sums_0[21U])->z);
         }
         uint _S469 = _S468 + 1U;
-        if(_S469 < _S422)
+        if(_S469 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S469]) = _S418 * *&((&this_10->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S424 + _S469]) = _S422 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S470 = 192U + _S421;
-        if(_S470 < _S422)
+        uint _S470 = 176U + _S425;
+        if(_S470 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S470]) = _S418 * *&((&this_10->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S424 + _S470]) = _S422 * *&((&this_11->sums_0[22U])->z);
         }
         uint _S471 = _S470 + 1U;
-        if(_S471 < _S422)
+        if(_S471 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S471]) = _S418 * *&((&this_10->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S424 + _S471]) = _S422 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S472 = 200U + _S421;
-        if(_S472 < _S422)
+        uint _S472 = 184U + _S425;
+        if(_S472 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S472]) = _S418 * *&((&this_10->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S424 + _S472]) = _S422 * *&((&this_11->sums_0[23U])->z);
         }
         uint _S473 = _S472 + 1U;
-        if(_S473 < _S422)
+        if(_S473 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S473]) = _S418 * *&((&this_10->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S424 + _S473]) = _S422 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S474 = 208U + _S421;
-        if(_S474 < _S422)
+        uint _S474 = 192U + _S425;
+        if(_S474 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S474]) = _S418 * *&((&this_10->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S424 + _S474]) = _S422 * *&((&this_11->sums_0[24U])->z);
         }
         uint _S475 = _S474 + 1U;
-        if(_S475 < _S422)
+        if(_S475 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S475]) = _S418 * *&((&this_10->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S424 + _S475]) = _S422 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S476 = 216U + _S421;
-        if(_S476 < _S422)
+        uint _S476 = 200U + _S425;
+        if(_S476 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S476]) = _S418 * *&((&this_10->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S424 + _S476]) = _S422 * *&((&this_11->sums_0[25U])->z);
         }
         uint _S477 = _S476 + 1U;
-        if(_S477 < _S422)
+        if(_S477 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S477]) = _S418 * *&((&this_10->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S424 + _S477]) = _S422 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S478 = 224U + _S421;
-        if(_S478 < _S422)
+        uint _S478 = 208U + _S425;
+        if(_S478 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S478]) = _S418 * *&((&this_10->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S424 + _S478]) = _S422 * *&((&this_11->sums_0[26U])->z);
         }
         uint _S479 = _S478 + 1U;
-        if(_S479 < _S422)
+        if(_S479 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S479]) = _S418 * *&((&this_10->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S424 + _S479]) = _S422 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S480 = 232U + _S421;
-        if(_S480 < _S422)
+        uint _S480 = 216U + _S425;
+        if(_S480 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S480]) = _S418 * *&((&this_10->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S424 + _S480]) = _S422 * *&((&this_11->sums_0[27U])->z);
         }
         uint _S481 = _S480 + 1U;
-        if(_S481 < _S422)
+        if(_S481 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S481]) = _S418 * *&((&this_10->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S424 + _S481]) = _S422 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S482 = 240U + _S421;
-        if(_S482 < _S422)
+        uint _S482 = 224U + _S425;
+        if(_S482 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S482]) = _S418 * *&((&this_10->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S424 + _S482]) = _S422 * *&((&this_11->sums_0[28U])->z);
         }
         uint _S483 = _S482 + 1U;
-        if(_S483 < _S422)
+        if(_S483 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S483]) = _S418 * *&((&this_10->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S424 + _S483]) = _S422 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S484 = 248U + _S421;
-        if(_S484 < _S422)
+        uint _S484 = 232U + _S425;
+        if(_S484 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S484]) = _S418 * *&((&this_10->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S424 + _S484]) = _S422 * *&((&this_11->sums_0[29U])->z);
         }
         uint _S485 = _S484 + 1U;
-        if(_S485 < _S422)
+        if(_S485 < _S426)
         {
-            *(&(target_0->result_2)[_S420 + _S485]) = _S418 * *&((&this_10->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S424 + _S485]) = _S422 * *&((&this_11->sums_0[29U])->w);
+        }
+        uint _S486 = 240U + _S425;
+        if(_S486 < _S426)
+        {
+            *(&(target_0->result_2)[_S424 + _S486]) = _S422 * *&((&this_11->sums_0[30U])->z);
+        }
+        uint _S487 = _S486 + 1U;
+        if(_S487 < _S426)
+        {
+            *(&(target_0->result_2)[_S424 + _S487]) = _S422 * *&((&this_11->sums_0[30U])->w);
+        }
+        uint _S488 = 248U + _S425;
+        if(_S488 < _S426)
+        {
+            *(&(target_0->result_2)[_S424 + _S488]) = _S422 * *&((&this_11->sums_0[31U])->z);
+        }
+        uint _S489 = _S488 + 1U;
+        if(_S489 < _S426)
+        {
+            *(&(target_0->result_2)[_S424 + _S489]) = _S422 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S486;
-    bool _S487;
-    bool _S488;
-    uint _S489 = p_0->kv_heads_0;
-    uint _S490 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S491 = (U32_min((_S490), (64U)));
-    uint _S492 = 64U / _S491;
-    uint _S493 = (_S490 + 64U - 1U) / 64U;
-    uint _S494 = _S489 * _S493;
-    uint _S495 = p_0->batch_offset_0;
-    uint _S496 = p_0->batch_row_0;
-    uint _S497 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S498 = (_S497 + _S492 - 1U) / _S492;
-    uint _S499 = group_number_0(group_1);
-    if(_S499 >= (_S498 * _S494))
+    bool _S490;
+    bool _S491;
+    bool _S492;
+    uint _S493 = p_0->kv_heads_0;
+    uint _S494 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S495 = (U32_min((_S494), (64U)));
+    uint _S496 = 64U / _S495;
+    uint _S497 = (_S494 + 64U - 1U) / 64U;
+    uint _S498 = _S493 * _S497;
+    uint _S499 = p_0->batch_offset_0;
+    uint _S500 = p_0->batch_row_0;
+    uint _S501 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S502 = (_S501 + _S496 - 1U) / _S496;
+    uint _S503 = group_number_0(group_1);
+    if(_S503 >= (_S502 * _S498))
     {
         return;
     }
-    uint _S500 = _S499 % _S494;
-    uint _S501 = _S498 - 1U;
-    uint _S502 = _S499 / _S494;
-    uint _S503 = (_S501 - _S502) * _S492;
-    uint _S504 = (U32_min((_S503 + _S492), (_S497)));
-    uint _S505 = _S500 / _S493;
-    uint _S506 = _S505 * _S490;
-    uint _S507 = _S500 % _S493;
-    uint _S508 = _S506 + _S507 * 64U;
-    uint _S509 = (_S505 + 1U) * _S490;
-    uint _S510 = p_0->head_dim_0;
-    uint _S511 = _S489 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S504 = _S503 % _S498;
+    uint _S505 = _S502 - 1U;
+    uint _S506 = _S503 / _S498;
+    uint _S507 = (_S505 - _S506) * _S496;
+    uint _S508 = (U32_min((_S507 + _S496), (_S501)));
+    uint _S509 = _S504 / _S497;
+    uint _S510 = _S509 * _S494;
+    uint _S511 = _S504 % _S497;
+    uint _S512 = _S510 + _S511 * 64U;
+    uint _S513 = (_S509 + 1U) * _S494;
+    uint _S514 = p_0->head_dim_0;
+    uint _S515 = _S493 * p_0->head_dim_0;
+    uint i_2 = thread_1;
     for(;;)
     {
         if(i_2 < 2048U)
@@ -2011,155 +2028,155 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S512 = i_2 / 32U;
-        uint _S513 = i_2 % 32U;
-        int4  _S514 = make_int4 (int(0));
-        uint4  _S515 = make_uint4 ((uint)_S514.x, (uint)_S514.y, (uint)_S514.z, (uint)_S514.w);
-        if(_S512 < (_S492 * _S491))
+        uint _S516 = i_2 / 32U;
+        uint _S517 = i_2 % 32U;
+        int4  _S518 = make_int4 (int(0));
+        uint4  _S519 = make_uint4 ((uint)_S518.x, (uint)_S518.y, (uint)_S518.z, (uint)_S518.w);
+        if(_S516 < (_S496 * _S495))
         {
-            uint _S516 = _S512 / _S491;
-            _S486 = (_S503 + _S516) < _S504;
+            uint _S520 = _S516 / _S495;
+            _S490 = (_S507 + _S520) < _S508;
         }
         else
         {
-            _S486 = false;
+            _S490 = false;
         }
-        if(_S486)
+        if(_S490)
         {
-            uint _S517 = _S512 % _S491;
-            _S487 = (_S508 + _S517) < _S509;
-        }
-        else
-        {
-            _S487 = false;
-        }
-        if(_S487)
-        {
-            _S488 = (8U * _S513) < _S510;
+            uint _S521 = _S516 % _S495;
+            _S491 = (_S512 + _S521) < _S513;
         }
         else
         {
-            _S488 = false;
+            _S491 = false;
+        }
+        if(_S491)
+        {
+            _S492 = (8U * _S517) < _S514;
+        }
+        else
+        {
+            _S492 = false;
         }
         uint4  halves_1;
-        if(_S488)
+        if(_S492)
         {
-            uint _S518 = p_0->q_offset_0;
-            uint _S519 = _S512 / _S491;
-            uint _S520 = _S518 + (_S503 + _S519) * p_0->q_stride_0;
-            uint _S521 = _S512 % _S491;
-            uint _S522 = (_S520 + (_S508 + _S521) * _S510) / 4U + 2U * _S513;
-            float _S523 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S524 = __ldg((&(q_0)[_S522]));
-            float4  _S525 = make_float4 (-65504.0f);
-            float4  _S526 = make_float4 (65504.0f);
-            float4  _S527 = clamp_0(make_float4 (_S523) * _S524, _S525, _S526);
-            float4  _S528 = __ldg((&(q_0)[_S522 + 1U]));
-            halves_1 = eight_halves_0(_S527, clamp_0(make_float4 (_S523) * _S528, _S525, _S526));
+            uint _S522 = p_0->q_offset_0;
+            uint _S523 = _S516 / _S495;
+            uint _S524 = _S522 + (_S507 + _S523) * p_0->q_stride_0;
+            uint _S525 = _S516 % _S495;
+            uint _S526 = (_S524 + (_S512 + _S525) * _S514) / 4U + 2U * _S517;
+            float _S527 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S528 = __ldg((&(q_0)[_S526]));
+            float4  _S529 = make_float4 (-65504.0f);
+            float4  _S530 = make_float4 (65504.0f);
+            float4  _S531 = clamp_0(make_float4 (_S527) * _S528, _S529, _S530);
+            float4  _S532 = __ldg((&(q_0)[_S526 + 1U]));
+            halves_1 = eight_halves_0(_S531, clamp_0(make_float4 (_S527) * _S532, _S529, _S530));
         }
         else
         {
-            halves_1 = _S515;
+            halves_1 = _S519;
         }
-        put_0(_S512 * 33U + _S513, halves_1);
+        put_0(_S516 * 33U + _S517, halves_1);
         i_2 = i_2 + 128U;
     }
-    if(thread_0 < _S492)
+    if(thread_1 < _S496)
     {
-        _S486 = (_S503 + thread_0) < _S504;
+        _S490 = (_S507 + thread_1) < _S508;
     }
     else
     {
-        _S486 = false;
+        _S490 = false;
     }
-    if(_S486)
+    if(_S490)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S495, _S496 + _S503 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S499, _S500 + _S507 + thread_1);
     }
     __syncthreads();
-    uint _S529 = thread_0 % 32U;
-    uint _S530 = thread_0 / 32U * 16U;
+    uint _S533 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S530, _S529);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S531 = thread_0 / 32U;
-    uint _S532 = _S505 * _S510 + 8U * (U32_min((_S529), (_S510 / 8U - 1U)));
-    uint row_4 = _S503;
+    uint _S534 = (&attending_0)->part_1 * 32U;
+    uint _S535 = thread_1 / 32U;
+    uint _S536 = _S509 * _S514 + 8U * (U32_min((_S533), (_S514 / 8U - 1U)));
+    uint row_4 = _S507;
     for(;;)
     {
-        if(row_4 < _S504)
+        if(row_4 < _S508)
         {
         }
         else
         {
             break;
         }
-        uint _S533 = (*&row_sequences_0)[row_4 - _S503];
-        uint r_0 = _S529;
-        uint other_0 = _S504;
+        uint _S537 = (*&row_sequences_0)[row_4 - _S507];
+        uint r_0 = _S533;
+        uint other_0 = _S508;
         for(;;)
         {
-            if(r_0 < (_S504 - _S503))
+            if(r_0 < (_S508 - _S507))
             {
             }
             else
             {
                 break;
             }
-            uint _S534 = _S503 + r_0;
-            if(_S534 > row_4)
+            uint _S538 = _S507 + r_0;
+            if(_S538 > row_4)
             {
-                _S486 = ((*&row_sequences_0)[r_0]) != _S533;
+                _S490 = ((*&row_sequences_0)[r_0]) != _S537;
             }
             else
             {
-                _S486 = false;
+                _S490 = false;
             }
-            if(_S486)
+            if(_S490)
             {
-                other_0 = (U32_min((other_0), (_S534)));
+                other_0 = (U32_min((other_0), (_S538)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S535 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S533, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S539 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S537, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
-        if(thread_0 < 64U)
+        if(thread_1 < 64U)
         {
-            uint _S536 = thread_0 / _S491;
-            uint _S537 = _S503 + _S536;
-            if(thread_0 < (_S492 * _S491))
+            uint _S540 = thread_1 / _S495;
+            uint _S541 = _S507 + _S540;
+            if(thread_1 < (_S496 * _S495))
             {
-                _S486 = _S537 < _S504;
+                _S490 = _S541 < _S508;
             }
             else
             {
-                _S486 = false;
+                _S490 = false;
             }
-            if(_S486)
+            if(_S490)
             {
-                uint _S538 = row_position_0(batch_3, _S495, _S496 + _S537);
-                uint _S539 = first_seen_0(_S538, p_0->window_0);
-                if(_S537 >= row_4)
+                uint _S542 = row_position_0(batch_3, _S499, _S500 + _S541);
+                uint _S543 = first_seen_0(_S542, p_0->window_0);
+                if(_S541 >= row_4)
                 {
-                    _S487 = _S537 < row_5;
+                    _S491 = _S541 < row_5;
                 }
                 else
                 {
-                    _S487 = false;
+                    _S491 = false;
                 }
-                if(_S487)
+                if(_S491)
                 {
-                    SequenceTable_0 _S540 = _S535;
-                    uint _S541 = SequenceTable_end_of_0(&_S540, _S538);
-                    i_2 = _S541;
+                    SequenceTable_0 _S544 = _S539;
+                    uint _S545 = SequenceTable_end_of_0(&_S544, _S542);
+                    i_2 = _S545;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S539;
+                begin_2 = _S543;
                 end_0 = i_2;
             }
             else
@@ -2167,76 +2184,77 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S542 = shown_0(_S529);
-        uint _S543 = _S542.x;
-        uint _S544 = _S542.y;
-        if(_S543 < _S544)
+        uint2  _S546 = shown_0(_S533);
+        uint _S547 = _S546.x;
+        uint _S548 = _S546.y;
+        if(_S547 < _S548)
         {
-            _S486 = _S544 != 4294967295U;
+            _S490 = _S548 != 4294967295U;
         }
         else
         {
-            _S486 = false;
+            _S490 = false;
         }
-        if(_S486)
+        if(_S490)
         {
-            uint _S545 = (U32_max((0U), (_S544)));
-            begin_2 = (U32_min((4294967295U), (_S543)));
-            end_0 = _S545;
+            uint _S549 = (U32_max((0U), (_S548)));
+            begin_2 = (U32_min((4294967295U), (_S547)));
+            end_0 = _S549;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S546 = (U32_max((0U), (_S543)));
-        uint _S547 = (U32_min((4294967295U), (_S544)));
-        uint2  _S548 = shown_0(32U + _S529);
-        uint _S549 = _S548.x;
-        uint _S550 = _S548.y;
-        if(_S549 < _S550)
+        uint _S550 = (U32_max((0U), (_S547)));
+        uint _S551 = (U32_min((4294967295U), (_S548)));
+        uint2  _S552 = shown_0(32U + _S533);
+        uint _S553 = _S552.x;
+        uint _S554 = _S552.y;
+        if(_S553 < _S554)
         {
-            _S487 = _S550 != 4294967295U;
+            _S491 = _S554 != 4294967295U;
         }
         else
         {
-            _S487 = false;
+            _S491 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S487)
+        if(_S491)
         {
-            uint _S551 = (U32_max((end_0), (_S550)));
-            begin_3 = (U32_min((begin_2), (_S549)));
-            end_1 = _S551;
+            uint _S555 = (U32_max((end_0), (_S554)));
+            begin_3 = (U32_min((begin_2), (_S553)));
+            end_1 = _S555;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S552 = (U32_max((_S546), (_S549)));
-        uint _S553 = (U32_min((_S547), (_S550)));
+        uint _S556 = (U32_max((_S550), (_S553)));
+        uint _S557 = (U32_min((_S551), (_S554)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S554 = (__reduce_max_sync(0xffffffffu, (_S552)));
-        uint _S555 = (__reduce_min_sync(0xffffffffu, (_S553)));
+        uint _S558 = (__reduce_max_sync(0xffffffffu, (_S556)));
+        uint _S559 = (__reduce_min_sync(0xffffffffu, (_S557)));
         if(begin_4 < end_2)
         {
-            if(thread_0 < 32U)
+            if(thread_1 < 32U)
             {
-                uint _S556 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S557 = _S535;
-                uint _S558 = SequenceTable_slot_0(&_S557, sequences_2, _S556);
-                (*&slots_0)[thread_0] = _S558;
+                uint _S560 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S561 = _S539;
+                uint _S562 = SequenceTable_slot_0(&_S561, sequences_2, _S560);
+                (*&slots_0)[thread_1] = _S562;
             }
             __syncthreads();
-            Parts_0 _S559 = load_0(k_pages_0, p_0->k_pages_offset_0, _S511, _S532, 0U, _S531);
-            Parts_store_0(&_S559, 0U, _S531, _S529);
+            Parts_0 _S563 = load_0(k_pages_0, p_0->k_pages_offset_0, _S515, _S536, 0U, _S535);
+            Parts_store_0(&_S563, 0U, _S535, _S533);
         }
+        __syncthreads();
         uint at_4 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -2248,78 +2266,82 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S560 = 32U - now_0;
-            bool _S561 = thread_0 < 32U;
-            uint slot_2;
-            if(_S561)
+            uint _S564 = 1U - now_0;
+            if(at_4 < _S558)
             {
-                uint _S562 = (U32_min((at_4 + 32U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S563 = _S535;
-                uint _S564 = SequenceTable_slot_0(&_S563, sequences_2, _S562);
-                slot_2 = _S564;
+                _S492 = true;
+            }
+            else
+            {
+                _S492 = (at_4 + 32U) > _S559;
+            }
+            Parts_0 _S565 = load_0(v_pages_0, p_0->v_pages_offset_0, _S515, _S536, now_0 * 32U, _S535);
+            bool _S566 = thread_1 < 32U;
+            uint slot_2;
+            if(_S566)
+            {
+                uint _S567 = (U32_min((at_4 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S568 = _S539;
+                uint _S569 = SequenceTable_slot_0(&_S568, sequences_2, _S567);
+                slot_2 = _S569;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S565 = load_0(v_pages_0, p_0->v_pages_offset_0, _S511, _S532, now_0, _S531);
-            Attending_score_0(&attending_0, _S529, _S530);
-            Parts_0 _S566 = _S565;
-            Parts_store_0(&_S566, 1056U, _S531, _S529);
-            if(_S561)
+            uint _S570 = _S534 * 33U;
+            Attending_score_0(&attending_0, _S570);
+            Parts_0 _S571 = _S565;
+            Parts_store_0(&_S571, 1056U, _S535, _S533);
+            if(_S566)
             {
-                (*&slots_0)[_S560 + thread_0] = slot_2;
+                (*&slots_0)[_S564 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S567 = load_0(k_pages_0, p_0->k_pages_offset_0, _S511, _S532, _S560, _S531);
-            if(at_4 < _S554)
-            {
-                _S488 = true;
-            }
-            else
-            {
-                _S488 = (at_4 + 32U) > _S555;
-            }
-            Attending_weigh_0(&attending_0, _S529, _S530, at_4, _S488);
-            Attending_add_0(&attending_0, _S529, _S530);
-            Parts_0 _S568 = _S567;
-            Parts_store_0(&_S568, 0U, _S531, _S529);
+            Parts_0 _S572 = load_0(k_pages_0, p_0->k_pages_offset_0, _S515, _S536, _S564 * 32U, _S535);
+            Attending_weigh_0(&attending_0, at_4 + _S534, _S492);
+            Attending_add_0(&attending_0, 1056U + _S570);
+            Parts_0 _S573 = _S572;
+            Parts_store_0(&_S573, 0U, _S535, _S533);
+            __syncthreads();
             at_4 = at_4 + 32U;
-            now_0 = _S560;
+            now_0 = _S564;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S569 = p_0->sinks_offset_0;
+    uint _S574 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S569 + _S508;
+        i_2 = _S574 + _S512;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S503 * p_0->out_stride_0 + _S508 * _S510;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S507 * p_0->out_stride_0 + _S512 * _S514;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S510;
-    (&target_1)->heads_1 = _S491;
-    (&target_1)->rows_3 = _S504 - _S503;
-    (&target_1)->last_0 = _S509 - _S508;
-    Attending_0 _S570 = attending_0;
-    Target_0 _S571 = target_1;
-    Attending_write_0(&_S570, _S529, _S530, &_S571);
+    (&target_1)->head_dim_1 = _S514;
+    (&target_1)->heads_1 = _S495;
+    (&target_1)->rows_3 = _S508 - _S507;
+    (&target_1)->last_0 = _S513 - _S512;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_1) == 0U)
+    {
+        Attending_0 _S575 = attending_0;
+        Target_0 _S576 = target_1;
+        Attending_write_0(&_S575, &_S576);
+    }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S572 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S573 = p_1;
-    attend_0(blockIdx, _S572, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S573);
+    uint _S577 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S578 = p_1;
+    attend_0(blockIdx, _S577, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S578);
     return;
 }

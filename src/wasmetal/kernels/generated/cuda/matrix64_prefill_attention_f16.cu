@@ -54,7 +54,7 @@ __device__ uint4  Float16Halves_decode_0(uint4  fetched_0)
     return fetched_0;
 }
 
-__device__ __shared__ FixedArray<uint4 , 1152>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2304>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_0)
 {
@@ -216,38 +216,67 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
-    FixedArray<uint4 , 4>  queries_0;
-    FixedArray<float4 , 8>  sums_0;
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
+    FixedArray<uint4 , 8>  queries_0;
+    FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 8>  scores_0;
-    FixedArray<float2 , 1>  peaks_0;
-    FixedArray<float2 , 1>  totals_0;
+    FixedArray<float2 , 2>  peaks_0;
+    FixedArray<float2 , 2>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S7 = (own_0 + lane_0 % 16U) * 9U;
-    uint4  _S8 = (wasmetal_load_four((&(*&tiles_0)[_S7 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S8;
-    uint4  _S9 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S9;
-    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S10;
-    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[_S7 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S11;
-    this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S12 = make_int2 (int(0));
-    float2  _S13 = make_float2 ((float)_S12.x, (float)_S12.y);
-    this_1->totals_0[0U] = _S13;
-    int4  _S14 = make_int4 (int(0));
-    float4  _S15 = make_float4 ((float)_S14.x, (float)_S14.y, (float)_S14.z, (float)_S14.w);
-    this_1->sums_0[0U] = _S15;
-    this_1->sums_0[1U] = _S15;
-    this_1->sums_0[2U] = _S15;
-    this_1->sums_0[3U] = _S15;
-    this_1->sums_0[4U] = _S15;
-    this_1->sums_0[5U] = _S15;
-    this_1->sums_0[6U] = _S15;
-    this_1->sums_0[7U] = _S15;
+    uint _S7 = thread_0 % 32U;
+    this_1->lane_0 = _S7;
+    uint _S8 = thread_0 / 32U;
+    this_1->subgroup_0 = _S8;
+    uint _S9 = _S8 % 2U * 32U;
+    this_1->own_0 = _S9;
+    this_1->part_0 = _S8 / 2U;
+    uint4  _S10 = (wasmetal_load_four((&(*&tiles_0)[(_S9 + _S7 % 16U) * 9U + _S7 / 16U])));
+    this_1->queries_0[0U] = _S10;
+    uint4  _S11 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S11;
+    uint4  _S12 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S12;
+    uint4  _S13 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S13;
+    float2  _S14 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S14;
+    int2  _S15 = make_int2 (int(0));
+    float2  _S16 = make_float2 ((float)_S15.x, (float)_S15.y);
+    this_1->totals_0[0U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S17;
+    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S18;
+    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S19;
+    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S20;
+    this_1->peaks_0[1U] = _S14;
+    this_1->totals_0[1U] = _S16;
+    int4  _S21 = make_int4 (int(0));
+    float4  _S22 = make_float4 ((float)_S21.x, (float)_S21.y, (float)_S21.z, (float)_S21.w);
+    this_1->sums_0[0U] = _S22;
+    this_1->sums_0[1U] = _S22;
+    this_1->sums_0[2U] = _S22;
+    this_1->sums_0[3U] = _S22;
+    this_1->sums_0[4U] = _S22;
+    this_1->sums_0[5U] = _S22;
+    this_1->sums_0[6U] = _S22;
+    this_1->sums_0[7U] = _S22;
+    this_1->sums_0[8U] = _S22;
+    this_1->sums_0[9U] = _S22;
+    this_1->sums_0[10U] = _S22;
+    this_1->sums_0[11U] = _S22;
+    this_1->sums_0[12U] = _S22;
+    this_1->sums_0[13U] = _S22;
+    this_1->sums_0[14U] = _S22;
+    this_1->sums_0[15U] = _S22;
     return;
 }
 
@@ -261,64 +290,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S16;
-    (&_S16)->begin_0 = begin_1;
-    (&_S16)->page_size_1 = page_size_2;
-    (&_S16)->pages_1 = pages_2;
-    (&_S16)->length_0 = length_1;
-    return _S16;
+    SequenceTable_0 _S23;
+    (&_S23)->begin_0 = begin_1;
+    (&_S23)->page_size_1 = page_size_2;
+    (&_S23)->pages_1 = pages_2;
+    (&_S23)->length_0 = length_1;
+    return _S23;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S17 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S18 = _S17 + 1U;
-    uint _S19 = __ldg((&(sequences_0)[_S17]));
-    return SequenceTable_x24init_0(_S18, page_size_3, pages_3, (U32_min((_S19), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S24 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S25 = _S24 + 1U;
+    uint _S26 = __ldg((&(sequences_0)[_S24]));
+    return SequenceTable_x24init_0(_S25, page_size_3, pages_3, (U32_min((_S26), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S20 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S20;
+    uint _S27 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S27;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S21;
+    bool _S28;
     if(window_1 != 0U)
     {
-        _S21 = position_0 >= window_1;
+        _S28 = position_0 >= window_1;
     }
     else
     {
-        _S21 = false;
+        _S28 = false;
     }
-    uint _S22;
-    if(_S21)
+    uint _S29;
+    if(_S28)
     {
-        _S22 = position_0 - window_1 + 1U;
+        _S29 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S22 = 0U;
+        _S29 = 0U;
     }
-    return _S22;
+    return _S29;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S23 = this_2->length_0;
-    uint _S24;
+    uint _S30 = this_2->length_0;
+    uint _S31;
     if(position_1 < (this_2->length_0))
     {
-        _S24 = position_1 + 1U;
+        _S31 = position_1 + 1U;
     }
     else
     {
-        _S24 = _S23;
+        _S31 = _S30;
     }
-    return _S24;
+    return _S31;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -336,798 +365,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S25 = this_3->begin_0;
-    uint _S26 = this_3->page_size_1;
-    uint _S27 = position_2 / this_3->page_size_1;
-    uint _S28 = __ldg((&(sequences_1)[_S25 + _S27]));
-    uint _S29 = (U32_min((_S28), (this_3->pages_1 - 1U))) * _S26;
-    uint _S30 = position_2 % _S26;
-    return _S29 + _S30;
+    uint _S32 = this_3->begin_0;
+    uint _S33 = this_3->page_size_1;
+    uint _S34 = position_2 / this_3->page_size_1;
+    uint _S35 = __ldg((&(sequences_1)[_S32 + _S34]));
+    uint _S36 = (U32_min((_S35), (this_3->pages_1 - 1U))) * _S33;
+    uint _S37 = position_2 % _S33;
+    return _S36 + _S37;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S31 = make_int4 (int(0));
-    float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
-    this_4->scores_0[0U] = _S32;
-    this_4->scores_0[1U] = _S32;
-    this_4->scores_0[2U] = _S32;
-    this_4->scores_0[3U] = _S32;
-    this_4->scores_0[4U] = _S32;
-    this_4->scores_0[5U] = _S32;
-    this_4->scores_0[6U] = _S32;
-    this_4->scores_0[7U] = _S32;
-    uint _S33 = lane_1 % 8U;
-    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S33) * 9U + lane_1 / 8U % 2U])));
-    float4  _S35 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S34.x, _S34.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S35;
-    float4  _S36 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S34.z, _S34.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S33) * 9U + lane_1 / 8U % 2U])));
-    float4  _S38 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S37.x, _S37.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S38;
-    float4  _S39 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S37.z, _S37.w}), (this_4->scores_0[3U])));
+    int4  _S38 = make_int4 (int(0));
+    float4  _S39 = make_float4 ((float)_S38.x, (float)_S38.y, (float)_S38.z, (float)_S38.w);
+    this_4->scores_0[0U] = _S39;
+    this_4->scores_0[1U] = _S39;
+    this_4->scores_0[2U] = _S39;
     this_4->scores_0[3U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S33) * 9U + lane_1 / 8U % 2U])));
-    float4  _S41 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S40.x, _S40.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S41;
-    float4  _S42 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S40.z, _S40.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S33) * 9U + lane_1 / 8U % 2U])));
-    float4  _S44 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S43.x, _S43.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S44;
-    float4  _S45 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S43.z, _S43.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S45;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S33) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S47 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S46.x, _S46.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S47;
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S46.z, _S46.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S48;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S33) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S49.x, _S49.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S50;
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S49.z, _S49.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[4U] = _S39;
+    this_4->scores_0[5U] = _S39;
+    this_4->scores_0[6U] = _S39;
+    this_4->scores_0[7U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S41 = uint2 {_S40.x, _S40.y};
+    float4  _S42 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S41), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S42;
+    uint2  _S43 = uint2 {_S40.z, _S40.w};
+    float4  _S44 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S43), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S44;
+    float4  _S45 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S41), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S45;
+    float4  _S46 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S43), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S48 = uint2 {_S47.x, _S47.y};
+    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S48), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S49;
+    uint2  _S50 = uint2 {_S47.z, _S47.w};
+    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S50), (this_4->scores_0[3U])));
     this_4->scores_0[3U] = _S51;
-    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S33) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S53;
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S54;
-    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S33) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S56;
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S33) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S59;
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S60;
-    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S33) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S63;
-    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S33) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S65;
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S66;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S33) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S68;
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S69;
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S33) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
+    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S48), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S52;
+    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S50), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S55 = uint2 {_S54.x, _S54.y};
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S55), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S56;
+    uint2  _S57 = uint2 {_S54.z, _S54.w};
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S57), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S58;
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S55), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S59;
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S57), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S60;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S62 = uint2 {_S61.x, _S61.y};
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S62), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S63;
+    uint2  _S64 = uint2 {_S61.z, _S61.w};
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S64), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S62), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S66;
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S64), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S69 = uint2 {_S68.x, _S68.y};
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S69), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S70;
+    uint2  _S71 = uint2 {_S68.z, _S68.w};
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S71), (this_4->scores_0[1U])));
     this_4->scores_0[1U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S33) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S33) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S33) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[6U])));
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S69), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S71), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S74;
+    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S76 = uint2 {_S75.x, _S75.y};
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S76), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S77;
+    uint2  _S78 = uint2 {_S75.z, _S75.w};
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S78), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S76), (this_4->scores_0[6U])));
     this_4->scores_0[6U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[7U])));
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S78), (this_4->scores_0[7U])));
     this_4->scores_0[7U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S83 = uint2 {_S82.x, _S82.y};
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S83), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S84;
+    uint2  _S85 = uint2 {_S82.z, _S82.w};
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S85), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S83), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S85), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S90 = uint2 {_S89.x, _S89.y};
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S90), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S91;
+    uint2  _S92 = uint2 {_S89.z, _S89.w};
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S92), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S90), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S94;
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S92), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S95;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S82;
+    bool _S96;
     if(partly_0)
     {
-        uint2  _S83 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S84 = lane_2 % 4U * 2U;
-        uint _S85 = at_1 + _S84;
-        uint _S86 = (*&seen_0)[own_2 + lane_2 / 4U].x;
-        if(_S85 < _S86)
+        uint2  _S97 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S98 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S99 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S98 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S85 >= (_S83.y);
+            _S96 = _S98 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S87 = _S85 + 1U;
-        if(_S87 < _S86)
+        uint _S100 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S100 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S87 >= (_S83.y);
+            _S96 = _S100 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S88 = at_1 + 8U + _S84;
-        if(_S88 < _S86)
+        uint _S101 = at_1 + 8U;
+        uint _S102 = _S101 + this_5->lane_0 % 4U * 2U;
+        if(_S102 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S88 >= (_S83.y);
+            _S96 = _S102 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S89 = _S88 + 1U;
-        if(_S89 < _S86)
+        uint _S103 = _S101 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S103 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S89 >= (_S83.y);
+            _S96 = _S103 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S90 = at_1 + 16U + _S84;
-        if(_S90 < _S86)
+        uint _S104 = at_1 + 16U;
+        uint _S105 = _S104 + this_5->lane_0 % 4U * 2U;
+        if(_S105 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S90 >= (_S83.y);
+            _S96 = _S105 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S91 = _S90 + 1U;
-        if(_S91 < _S86)
+        uint _S106 = _S104 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S106 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S91 >= (_S83.y);
+            _S96 = _S106 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S92 = at_1 + 24U + _S84;
-        if(_S92 < _S86)
+        uint _S107 = at_1 + 24U;
+        uint _S108 = _S107 + this_5->lane_0 % 4U * 2U;
+        if(_S108 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S92 >= (_S83.y);
+            _S96 = _S108 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S93 = _S92 + 1U;
-        if(_S93 < _S86)
+        uint _S109 = _S107 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S109 < _S99)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S93 >= (_S83.y);
+            _S96 = _S109 >= (_S97.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S94 = at_1 + 32U + _S84;
-        if(_S94 < _S86)
+    }
+    float _S110 = *&((&this_5->peaks_0[0U])->x);
+    float _S111 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S110), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S112 = (__shfl_xor_sync(0xffffffffu, (_S111), (1U)));
+    float _S113 = (F32_max((_S111), (_S112)));
+    float _S114 = (__shfl_xor_sync(0xffffffffu, (_S113), (2U)));
+    float _S115 = (F32_max((_S113), (_S114)));
+    float _S116 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S115)));
+    *&((&this_5->peaks_0[0U])->x) = _S115;
+    float _S117 = _S116 * *&((&this_5->totals_0[0U])->x);
+    float _S118 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S115)));
+    *&((&this_5->scores_0[0U])->x) = _S118;
+    float total_0 = _S117 + _S118;
+    float _S119 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S115)));
+    *&((&this_5->scores_0[0U])->y) = _S119;
+    float total_1 = total_0 + _S119;
+    float _S120 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S115)));
+    *&((&this_5->scores_0[1U])->x) = _S120;
+    float total_2 = total_1 + _S120;
+    float _S121 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S115)));
+    *&((&this_5->scores_0[1U])->y) = _S121;
+    float total_3 = total_2 + _S121;
+    float _S122 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S115)));
+    *&((&this_5->scores_0[2U])->x) = _S122;
+    float total_4 = total_3 + _S122;
+    float _S123 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S115)));
+    *&((&this_5->scores_0[2U])->y) = _S123;
+    float total_5 = total_4 + _S123;
+    float _S124 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S115)));
+    *&((&this_5->scores_0[3U])->x) = _S124;
+    float total_6 = total_5 + _S124;
+    float _S125 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S115)));
+    *&((&this_5->scores_0[3U])->y) = _S125;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S125;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S116;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S116;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S116;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S116;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S116;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S116;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S116;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S116;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S116;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S116;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S116;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S116;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S116;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S116;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S116;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S116;
+    if(partly_0)
+    {
+        uint2  _S126 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S127 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S128 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S127 < _S128)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S94 >= (_S83.y);
+            _S96 = _S127 >= (_S126.y);
         }
-        if(_S82)
+        if(_S96)
+        {
+            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S129 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S129 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S129 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S130 = at_1 + 8U;
+        uint _S131 = _S130 + this_5->lane_0 % 4U * 2U;
+        if(_S131 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S131 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S132 = _S130 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S132 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S132 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S133 = at_1 + 16U;
+        uint _S134 = _S133 + this_5->lane_0 % 4U * 2U;
+        if(_S134 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S134 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S135 = _S133 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S135 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S135 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S136 = at_1 + 24U;
+        uint _S137 = _S136 + this_5->lane_0 % 4U * 2U;
+        if(_S137 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S137 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S138 = _S136 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S138 < _S128)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S138 >= (_S126.y);
+        }
+        if(_S96)
+        {
+            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
+        }
+    }
+    float _S139 = *&((&this_5->peaks_0[0U])->y);
+    float _S140 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S139), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S141 = (__shfl_xor_sync(0xffffffffu, (_S140), (1U)));
+    float _S142 = (F32_max((_S140), (_S141)));
+    float _S143 = (__shfl_xor_sync(0xffffffffu, (_S142), (2U)));
+    float _S144 = (F32_max((_S142), (_S143)));
+    float _S145 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S144)));
+    *&((&this_5->peaks_0[0U])->y) = _S144;
+    float _S146 = _S145 * *&((&this_5->totals_0[0U])->y);
+    float _S147 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S144)));
+    *&((&this_5->scores_0[0U])->z) = _S147;
+    float total_7 = _S146 + _S147;
+    float _S148 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S144)));
+    *&((&this_5->scores_0[0U])->w) = _S148;
+    float total_8 = total_7 + _S148;
+    float _S149 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S144)));
+    *&((&this_5->scores_0[1U])->z) = _S149;
+    float total_9 = total_8 + _S149;
+    float _S150 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S144)));
+    *&((&this_5->scores_0[1U])->w) = _S150;
+    float total_10 = total_9 + _S150;
+    float _S151 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S144)));
+    *&((&this_5->scores_0[2U])->z) = _S151;
+    float total_11 = total_10 + _S151;
+    float _S152 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S144)));
+    *&((&this_5->scores_0[2U])->w) = _S152;
+    float total_12 = total_11 + _S152;
+    float _S153 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S144)));
+    *&((&this_5->scores_0[3U])->z) = _S153;
+    float total_13 = total_12 + _S153;
+    float _S154 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S144)));
+    *&((&this_5->scores_0[3U])->w) = _S154;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S154;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S145;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S145;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S145;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S145;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S145;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S145;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S145;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S145;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S145;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S145;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S145;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S145;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S145;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S145;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S145;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S145;
+    if(partly_0)
+    {
+        uint2  _S155 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S156 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S157 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S156 < _S157)
+        {
+            _S96 = true;
+        }
+        else
+        {
+            _S96 = _S156 >= (_S155.y);
+        }
+        if(_S96)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S95 = _S94 + 1U;
-        if(_S95 < _S86)
+        uint _S158 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S158 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S95 >= (_S83.y);
+            _S96 = _S158 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S96 = at_1 + 40U + _S84;
-        if(_S96 < _S86)
+        uint _S159 = at_1 + 8U;
+        uint _S160 = _S159 + this_5->lane_0 % 4U * 2U;
+        if(_S160 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S96 >= (_S83.y);
+            _S96 = _S160 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S97 = _S96 + 1U;
-        if(_S97 < _S86)
+        uint _S161 = _S159 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S161 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S97 >= (_S83.y);
+            _S96 = _S161 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S98 = at_1 + 48U + _S84;
-        if(_S98 < _S86)
+        uint _S162 = at_1 + 16U;
+        uint _S163 = _S162 + this_5->lane_0 % 4U * 2U;
+        if(_S163 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S98 >= (_S83.y);
+            _S96 = _S163 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S99 = _S98 + 1U;
-        if(_S99 < _S86)
+        uint _S164 = _S162 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S164 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S99 >= (_S83.y);
+            _S96 = _S164 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S100 = at_1 + 56U + _S84;
-        if(_S100 < _S86)
+        uint _S165 = at_1 + 24U;
+        uint _S166 = _S165 + this_5->lane_0 % 4U * 2U;
+        if(_S166 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S100 >= (_S83.y);
+            _S96 = _S166 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S101 = _S100 + 1U;
-        if(_S101 < _S86)
+        uint _S167 = _S165 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S167 < _S157)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S101 >= (_S83.y);
+            _S96 = _S167 >= (_S155.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S102 = *&((&this_5->peaks_0[0U])->x);
-    float _S103 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S102), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))))), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S104 = (__shfl_xor_sync(0xffffffffu, (_S103), (1U)));
-    float _S105 = (F32_max((_S103), (_S104)));
-    float _S106 = (__shfl_xor_sync(0xffffffffu, (_S105), (2U)));
-    float _S107 = (F32_max((_S105), (_S106)));
-    float _S108 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S107)));
-    *&((&this_5->peaks_0[0U])->x) = _S107;
-    float _S109 = _S108 * *&((&this_5->totals_0[0U])->x);
-    float _S110 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S107)));
-    *&((&this_5->scores_0[0U])->x) = _S110;
-    float total_0 = _S109 + _S110;
-    float _S111 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S107)));
-    *&((&this_5->scores_0[0U])->y) = _S111;
-    float total_1 = total_0 + _S111;
-    float _S112 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S107)));
-    *&((&this_5->scores_0[1U])->x) = _S112;
-    float total_2 = total_1 + _S112;
-    float _S113 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S107)));
-    *&((&this_5->scores_0[1U])->y) = _S113;
-    float total_3 = total_2 + _S113;
-    float _S114 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S107)));
-    *&((&this_5->scores_0[2U])->x) = _S114;
-    float total_4 = total_3 + _S114;
-    float _S115 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S107)));
-    *&((&this_5->scores_0[2U])->y) = _S115;
-    float total_5 = total_4 + _S115;
-    float _S116 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S107)));
-    *&((&this_5->scores_0[3U])->x) = _S116;
-    float total_6 = total_5 + _S116;
-    float _S117 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S107)));
-    *&((&this_5->scores_0[3U])->y) = _S117;
-    float total_7 = total_6 + _S117;
-    float _S118 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S107)));
-    *&((&this_5->scores_0[4U])->x) = _S118;
-    float total_8 = total_7 + _S118;
-    float _S119 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S107)));
-    *&((&this_5->scores_0[4U])->y) = _S119;
-    float total_9 = total_8 + _S119;
-    float _S120 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S107)));
-    *&((&this_5->scores_0[5U])->x) = _S120;
-    float total_10 = total_9 + _S120;
-    float _S121 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S107)));
-    *&((&this_5->scores_0[5U])->y) = _S121;
-    float total_11 = total_10 + _S121;
-    float _S122 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S107)));
-    *&((&this_5->scores_0[6U])->x) = _S122;
-    float total_12 = total_11 + _S122;
-    float _S123 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S107)));
-    *&((&this_5->scores_0[6U])->y) = _S123;
-    float total_13 = total_12 + _S123;
-    float _S124 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S107)));
-    *&((&this_5->scores_0[7U])->x) = _S124;
-    float total_14 = total_13 + _S124;
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S107)));
-    *&((&this_5->scores_0[7U])->y) = _S125;
-    *&((&this_5->totals_0[0U])->x) = total_14 + _S125;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S108;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S108;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S108;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S108;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S108;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S108;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S108;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S108;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S108;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S108;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S108;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S108;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S108;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S108;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S108;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S108;
+    float _S168 = *&((&this_5->peaks_0[1U])->x);
+    float _S169 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S168), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S170 = (__shfl_xor_sync(0xffffffffu, (_S169), (1U)));
+    float _S171 = (F32_max((_S169), (_S170)));
+    float _S172 = (__shfl_xor_sync(0xffffffffu, (_S171), (2U)));
+    float _S173 = (F32_max((_S171), (_S172)));
+    float _S174 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S173)));
+    *&((&this_5->peaks_0[1U])->x) = _S173;
+    float _S175 = _S174 * *&((&this_5->totals_0[1U])->x);
+    float _S176 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S173)));
+    *&((&this_5->scores_0[4U])->x) = _S176;
+    float total_14 = _S175 + _S176;
+    float _S177 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S173)));
+    *&((&this_5->scores_0[4U])->y) = _S177;
+    float total_15 = total_14 + _S177;
+    float _S178 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S173)));
+    *&((&this_5->scores_0[5U])->x) = _S178;
+    float total_16 = total_15 + _S178;
+    float _S179 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S173)));
+    *&((&this_5->scores_0[5U])->y) = _S179;
+    float total_17 = total_16 + _S179;
+    float _S180 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S173)));
+    *&((&this_5->scores_0[6U])->x) = _S180;
+    float total_18 = total_17 + _S180;
+    float _S181 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S173)));
+    *&((&this_5->scores_0[6U])->y) = _S181;
+    float total_19 = total_18 + _S181;
+    float _S182 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S173)));
+    *&((&this_5->scores_0[7U])->x) = _S182;
+    float total_20 = total_19 + _S182;
+    float _S183 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S173)));
+    *&((&this_5->scores_0[7U])->y) = _S183;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S183;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S174;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S174;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S174;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S174;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S174;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S174;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S174;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S174;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S174;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S174;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S174;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S174;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S174;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S174;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S174;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S174;
     if(partly_0)
     {
-        uint2  _S126 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S127 = lane_2 % 4U * 2U;
-        uint _S128 = at_1 + _S127;
-        uint _S129 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S128 < _S129)
+        uint2  _S184 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S185 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S186 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S185 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S128 >= (_S126.y);
+            _S96 = _S185 >= (_S184.y);
         }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S130 = _S128 + 1U;
-        if(_S130 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S130 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S131 = at_1 + 8U + _S127;
-        if(_S131 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S131 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S132 = _S131 + 1U;
-        if(_S132 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S132 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S133 = at_1 + 16U + _S127;
-        if(_S133 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S133 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S134 = _S133 + 1U;
-        if(_S134 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S134 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S135 = at_1 + 24U + _S127;
-        if(_S135 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S135 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S136 = _S135 + 1U;
-        if(_S136 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S136 >= (_S126.y);
-        }
-        if(_S82)
-        {
-            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S137 = at_1 + 32U + _S127;
-        if(_S137 < _S129)
-        {
-            _S82 = true;
-        }
-        else
-        {
-            _S82 = _S137 >= (_S126.y);
-        }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S138 = _S137 + 1U;
-        if(_S138 < _S129)
+        uint _S187 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S187 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S138 >= (_S126.y);
+            _S96 = _S187 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S139 = at_1 + 40U + _S127;
-        if(_S139 < _S129)
+        uint _S188 = at_1 + 8U;
+        uint _S189 = _S188 + this_5->lane_0 % 4U * 2U;
+        if(_S189 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S139 >= (_S126.y);
+            _S96 = _S189 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S140 = _S139 + 1U;
-        if(_S140 < _S129)
+        uint _S190 = _S188 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S190 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S140 >= (_S126.y);
+            _S96 = _S190 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S141 = at_1 + 48U + _S127;
-        if(_S141 < _S129)
+        uint _S191 = at_1 + 16U;
+        uint _S192 = _S191 + this_5->lane_0 % 4U * 2U;
+        if(_S192 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S141 >= (_S126.y);
+            _S96 = _S192 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S142 = _S141 + 1U;
-        if(_S142 < _S129)
+        uint _S193 = _S191 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S193 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S142 >= (_S126.y);
+            _S96 = _S193 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S143 = at_1 + 56U + _S127;
-        if(_S143 < _S129)
+        uint _S194 = at_1 + 24U;
+        uint _S195 = _S194 + this_5->lane_0 % 4U * 2U;
+        if(_S195 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S143 >= (_S126.y);
+            _S96 = _S195 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S144 = _S143 + 1U;
-        if(_S144 < _S129)
+        uint _S196 = _S194 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S196 < _S186)
         {
-            _S82 = true;
+            _S96 = true;
         }
         else
         {
-            _S82 = _S144 >= (_S126.y);
+            _S96 = _S196 >= (_S184.y);
         }
-        if(_S82)
+        if(_S96)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S145 = *&((&this_5->peaks_0[0U])->y);
-    float _S146 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S145), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))))), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S147 = (__shfl_xor_sync(0xffffffffu, (_S146), (1U)));
-    float _S148 = (F32_max((_S146), (_S147)));
-    float _S149 = (__shfl_xor_sync(0xffffffffu, (_S148), (2U)));
-    float _S150 = (F32_max((_S148), (_S149)));
-    float _S151 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S150)));
-    *&((&this_5->peaks_0[0U])->y) = _S150;
-    float _S152 = _S151 * *&((&this_5->totals_0[0U])->y);
-    float _S153 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S150)));
-    *&((&this_5->scores_0[0U])->z) = _S153;
-    float total_15 = _S152 + _S153;
-    float _S154 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S150)));
-    *&((&this_5->scores_0[0U])->w) = _S154;
-    float total_16 = total_15 + _S154;
-    float _S155 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S150)));
-    *&((&this_5->scores_0[1U])->z) = _S155;
-    float total_17 = total_16 + _S155;
-    float _S156 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S150)));
-    *&((&this_5->scores_0[1U])->w) = _S156;
-    float total_18 = total_17 + _S156;
-    float _S157 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S150)));
-    *&((&this_5->scores_0[2U])->z) = _S157;
-    float total_19 = total_18 + _S157;
-    float _S158 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S150)));
-    *&((&this_5->scores_0[2U])->w) = _S158;
-    float total_20 = total_19 + _S158;
-    float _S159 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S150)));
-    *&((&this_5->scores_0[3U])->z) = _S159;
-    float total_21 = total_20 + _S159;
-    float _S160 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S150)));
-    *&((&this_5->scores_0[3U])->w) = _S160;
-    float total_22 = total_21 + _S160;
-    float _S161 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S150)));
-    *&((&this_5->scores_0[4U])->z) = _S161;
-    float total_23 = total_22 + _S161;
-    float _S162 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S150)));
-    *&((&this_5->scores_0[4U])->w) = _S162;
-    float total_24 = total_23 + _S162;
-    float _S163 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S150)));
-    *&((&this_5->scores_0[5U])->z) = _S163;
-    float total_25 = total_24 + _S163;
-    float _S164 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S150)));
-    *&((&this_5->scores_0[5U])->w) = _S164;
-    float total_26 = total_25 + _S164;
-    float _S165 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S150)));
-    *&((&this_5->scores_0[6U])->z) = _S165;
-    float total_27 = total_26 + _S165;
-    float _S166 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S150)));
-    *&((&this_5->scores_0[6U])->w) = _S166;
-    float total_28 = total_27 + _S166;
-    float _S167 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S150)));
-    *&((&this_5->scores_0[7U])->z) = _S167;
-    float total_29 = total_28 + _S167;
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S150)));
-    *&((&this_5->scores_0[7U])->w) = _S168;
-    *&((&this_5->totals_0[0U])->y) = total_29 + _S168;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S151;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S151;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S151;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S151;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S151;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S151;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S151;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S151;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S151;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S151;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S151;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S151;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S151;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S151;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S151;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S151;
+    float _S197 = *&((&this_5->peaks_0[1U])->y);
+    float _S198 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S197), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S199 = (__shfl_xor_sync(0xffffffffu, (_S198), (1U)));
+    float _S200 = (F32_max((_S198), (_S199)));
+    float _S201 = (__shfl_xor_sync(0xffffffffu, (_S200), (2U)));
+    float _S202 = (F32_max((_S200), (_S201)));
+    float _S203 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S202)));
+    *&((&this_5->peaks_0[1U])->y) = _S202;
+    float _S204 = _S203 * *&((&this_5->totals_0[1U])->y);
+    float _S205 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S202)));
+    *&((&this_5->scores_0[4U])->z) = _S205;
+    float total_21 = _S204 + _S205;
+    float _S206 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S202)));
+    *&((&this_5->scores_0[4U])->w) = _S206;
+    float total_22 = total_21 + _S206;
+    float _S207 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S202)));
+    *&((&this_5->scores_0[5U])->z) = _S207;
+    float total_23 = total_22 + _S207;
+    float _S208 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S202)));
+    *&((&this_5->scores_0[5U])->w) = _S208;
+    float total_24 = total_23 + _S208;
+    float _S209 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S202)));
+    *&((&this_5->scores_0[6U])->z) = _S209;
+    float total_25 = total_24 + _S209;
+    float _S210 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S202)));
+    *&((&this_5->scores_0[6U])->w) = _S210;
+    float total_26 = total_25 + _S210;
+    float _S211 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S202)));
+    *&((&this_5->scores_0[7U])->z) = _S211;
+    float total_27 = total_26 + _S211;
+    float _S212 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S202)));
+    *&((&this_5->scores_0[7U])->w) = _S212;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S212;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S203;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S203;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S203;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S203;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S203;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S203;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S203;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S203;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S203;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S203;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S203;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S203;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S203;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S203;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S203;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S203;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S169 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S170 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S171 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S172 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S173 = make_uint4 (_S169, _S170, _S171, _S172);
-    uint _S174 = lane_3 % 16U;
-    uint _S175 = 576U + _S174 * 9U;
-    uint4  _S176 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S175 + lane_3 / 16U])));
-    float4  _S177 = (wasmetal_multiply_half((_S173), (uint2 {_S176.x, _S176.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S177;
-    float4  _S178 = (wasmetal_multiply_half((_S173), (uint2 {_S176.z, _S176.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S178;
-    uint4  _S179 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S175 + 2U + lane_3 / 16U])));
-    float4  _S180 = (wasmetal_multiply_half((_S173), (uint2 {_S179.x, _S179.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S180;
-    float4  _S181 = (wasmetal_multiply_half((_S173), (uint2 {_S179.z, _S179.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S181;
-    uint4  _S182 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S175 + 4U + lane_3 / 16U])));
-    float4  _S183 = (wasmetal_multiply_half((_S173), (uint2 {_S182.x, _S182.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S183;
-    float4  _S184 = (wasmetal_multiply_half((_S173), (uint2 {_S182.z, _S182.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S184;
-    uint4  _S185 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S175 + 6U + lane_3 / 16U])));
-    float4  _S186 = (wasmetal_multiply_half((_S173), (uint2 {_S185.x, _S185.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S186;
-    float4  _S187 = (wasmetal_multiply_half((_S173), (uint2 {_S185.z, _S185.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S187;
-    uint _S188 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S189 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S190 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S191 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S192 = make_uint4 (_S188, _S189, _S190, _S191);
-    uint _S193 = 576U + (16U + _S174) * 9U;
-    uint4  _S194 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S193 + lane_3 / 16U])));
-    float4  _S195 = (wasmetal_multiply_half((_S192), (uint2 {_S194.x, _S194.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S195;
-    float4  _S196 = (wasmetal_multiply_half((_S192), (uint2 {_S194.z, _S194.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S196;
-    uint4  _S197 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S193 + 2U + lane_3 / 16U])));
-    float4  _S198 = (wasmetal_multiply_half((_S192), (uint2 {_S197.x, _S197.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S198;
-    float4  _S199 = (wasmetal_multiply_half((_S192), (uint2 {_S197.z, _S197.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S199;
-    uint4  _S200 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S193 + 4U + lane_3 / 16U])));
-    float4  _S201 = (wasmetal_multiply_half((_S192), (uint2 {_S200.x, _S200.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S201;
-    float4  _S202 = (wasmetal_multiply_half((_S192), (uint2 {_S200.z, _S200.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S202;
-    uint4  _S203 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S193 + 6U + lane_3 / 16U])));
-    float4  _S204 = (wasmetal_multiply_half((_S192), (uint2 {_S203.x, _S203.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S204;
-    float4  _S205 = (wasmetal_multiply_half((_S192), (uint2 {_S203.z, _S203.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S205;
-    uint _S206 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S207 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S208 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S209 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S210 = make_uint4 (_S206, _S207, _S208, _S209);
-    uint _S211 = 576U + (32U + _S174) * 9U;
-    uint4  _S212 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S211 + lane_3 / 16U])));
-    float4  _S213 = (wasmetal_multiply_half((_S210), (uint2 {_S212.x, _S212.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S213;
-    float4  _S214 = (wasmetal_multiply_half((_S210), (uint2 {_S212.z, _S212.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S214;
-    uint4  _S215 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S211 + 2U + lane_3 / 16U])));
-    float4  _S216 = (wasmetal_multiply_half((_S210), (uint2 {_S215.x, _S215.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S216;
-    float4  _S217 = (wasmetal_multiply_half((_S210), (uint2 {_S215.z, _S215.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S217;
-    uint4  _S218 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S211 + 4U + lane_3 / 16U])));
-    float4  _S219 = (wasmetal_multiply_half((_S210), (uint2 {_S218.x, _S218.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S219;
-    float4  _S220 = (wasmetal_multiply_half((_S210), (uint2 {_S218.z, _S218.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S220;
-    uint4  _S221 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S211 + 6U + lane_3 / 16U])));
-    float4  _S222 = (wasmetal_multiply_half((_S210), (uint2 {_S221.x, _S221.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S222;
-    float4  _S223 = (wasmetal_multiply_half((_S210), (uint2 {_S221.z, _S221.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S223;
-    uint _S224 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S225 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S226 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S227 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S228 = make_uint4 (_S224, _S225, _S226, _S227);
-    uint _S229 = 576U + (48U + _S174) * 9U;
-    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S229 + lane_3 / 16U])));
-    float4  _S231 = (wasmetal_multiply_half((_S228), (uint2 {_S230.x, _S230.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S231;
-    float4  _S232 = (wasmetal_multiply_half((_S228), (uint2 {_S230.z, _S230.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S232;
-    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S229 + 2U + lane_3 / 16U])));
-    float4  _S234 = (wasmetal_multiply_half((_S228), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S234;
-    float4  _S235 = (wasmetal_multiply_half((_S228), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S235;
-    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S229 + 4U + lane_3 / 16U])));
-    float4  _S237 = (wasmetal_multiply_half((_S228), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S237;
-    float4  _S238 = (wasmetal_multiply_half((_S228), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S238;
-    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S229 + 6U + lane_3 / 16U])));
-    float4  _S240 = (wasmetal_multiply_half((_S228), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S240;
-    float4  _S241 = (wasmetal_multiply_half((_S228), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S241;
+    FixedArray<uint4 , 2>  weights_0;
+    uint _S213 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S214 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S215 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S216 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S217 = make_uint4 (_S213, _S214, _S215, _S216);
+    weights_0[0U] = _S217;
+    uint _S218 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
+    uint _S219 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
+    uint _S220 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
+    uint _S221 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
+    uint4  _S222 = make_uint4 (_S218, _S219, _S220, _S221);
+    weights_0[1U] = _S222;
+    uint4  _S223 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S224 = uint2 {_S223.x, _S223.y};
+    float4  _S225 = (wasmetal_multiply_half((_S217), (_S224), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S225;
+    uint2  _S226 = uint2 {_S223.z, _S223.w};
+    float4  _S227 = (wasmetal_multiply_half((_S217), (_S226), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S227;
+    float4  _S228 = (wasmetal_multiply_half((_S222), (_S224), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S228;
+    float4  _S229 = (wasmetal_multiply_half((_S222), (_S226), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S229;
+    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S231 = uint2 {_S230.x, _S230.y};
+    float4  _S232 = (wasmetal_multiply_half((_S217), (_S231), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S232;
+    uint2  _S233 = uint2 {_S230.z, _S230.w};
+    float4  _S234 = (wasmetal_multiply_half((_S217), (_S233), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S234;
+    float4  _S235 = (wasmetal_multiply_half((_S222), (_S231), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S235;
+    float4  _S236 = (wasmetal_multiply_half((_S222), (_S233), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S236;
+    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S238 = uint2 {_S237.x, _S237.y};
+    float4  _S239 = (wasmetal_multiply_half((_S217), (_S238), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S239;
+    uint2  _S240 = uint2 {_S237.z, _S237.w};
+    float4  _S241 = (wasmetal_multiply_half((_S217), (_S240), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S241;
+    float4  _S242 = (wasmetal_multiply_half((_S222), (_S238), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S242;
+    float4  _S243 = (wasmetal_multiply_half((_S222), (_S240), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S243;
+    uint4  _S244 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S245 = uint2 {_S244.x, _S244.y};
+    float4  _S246 = (wasmetal_multiply_half((_S217), (_S245), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S246;
+    uint2  _S247 = uint2 {_S244.z, _S244.w};
+    float4  _S248 = (wasmetal_multiply_half((_S217), (_S247), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S248;
+    float4  _S249 = (wasmetal_multiply_half((_S222), (_S245), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S222), (_S247), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S250;
+    FixedArray<uint4 , 2>  weights_1;
+    uint _S251 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S252 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S253 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S254 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S255 = make_uint4 (_S251, _S252, _S253, _S254);
+    weights_1[0U] = _S255;
+    uint _S256 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
+    uint _S257 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
+    uint _S258 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
+    uint _S259 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
+    uint4  _S260 = make_uint4 (_S256, _S257, _S258, _S259);
+    weights_1[1U] = _S260;
+    uint4  _S261 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S262 = uint2 {_S261.x, _S261.y};
+    float4  _S263 = (wasmetal_multiply_half((_S255), (_S262), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S263;
+    uint2  _S264 = uint2 {_S261.z, _S261.w};
+    float4  _S265 = (wasmetal_multiply_half((_S255), (_S264), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S265;
+    float4  _S266 = (wasmetal_multiply_half((_S260), (_S262), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S266;
+    float4  _S267 = (wasmetal_multiply_half((_S260), (_S264), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S267;
+    uint4  _S268 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S269 = uint2 {_S268.x, _S268.y};
+    float4  _S270 = (wasmetal_multiply_half((_S255), (_S269), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S270;
+    uint2  _S271 = uint2 {_S268.z, _S268.w};
+    float4  _S272 = (wasmetal_multiply_half((_S255), (_S271), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S272;
+    float4  _S273 = (wasmetal_multiply_half((_S260), (_S269), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S273;
+    float4  _S274 = (wasmetal_multiply_half((_S260), (_S271), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S274;
+    uint4  _S275 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S276 = uint2 {_S275.x, _S275.y};
+    float4  _S277 = (wasmetal_multiply_half((_S255), (_S276), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S277;
+    uint2  _S278 = uint2 {_S275.z, _S275.w};
+    float4  _S279 = (wasmetal_multiply_half((_S255), (_S278), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S279;
+    float4  _S280 = (wasmetal_multiply_half((_S260), (_S276), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S280;
+    float4  _S281 = (wasmetal_multiply_half((_S260), (_S278), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S281;
+    uint4  _S282 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S283 = uint2 {_S282.x, _S282.y};
+    float4  _S284 = (wasmetal_multiply_half((_S255), (_S283), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S284;
+    uint2  _S285 = uint2 {_S282.z, _S282.w};
+    float4  _S286 = (wasmetal_multiply_half((_S255), (_S285), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S286;
+    float4  _S287 = (wasmetal_multiply_half((_S260), (_S283), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S287;
+    float4  _S288 = (wasmetal_multiply_half((_S260), (_S285), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S288;
     return;
 }
 
@@ -1144,525 +1259,845 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ uint4  asuint_0(float4  x_3)
 {
-    uint _S242 = this_7->heads_1;
-    uint _S243 = query_2 / this_7->heads_1;
-    bool _S244;
-    if(_S243 < (this_7->rows_3))
+    uint4  result_3;
+    int i_2 = int(0);
+    for(;;)
     {
-        uint _S245 = query_2 % _S242;
-        _S244 = _S245 < (this_7->last_0);
+        if(i_2 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_3, i_2) = (F32_asuint((_slang_vector_get_element(x_3, i_2))));
+        i_2 = i_2 + int(1);
     }
-    else
-    {
-        _S244 = false;
-    }
-    return _S244;
+    return result_3;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_30)
+__device__ float4  asfloat_0(uint4  x_4)
 {
-    uint _S246 = this_8->sinks_at_0;
-    bool _S247;
-    if((this_8->sinks_at_0) != 4294967295U)
+    float4  result_4;
+    int i_3 = int(0);
+    for(;;)
     {
-        bool _S248 = Target_has_0(this_8, query_3);
-        _S247 = _S248;
+        if(i_3 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_4, i_3) = (U32_asfloat((_slang_vector_get_element(x_4, i_3))));
+        i_3 = i_3 + int(1);
     }
-    else
-    {
-        _S247 = false;
-    }
-    float _S249;
-    if(_S247)
-    {
-        uint _S250 = query_3 % this_8->heads_1;
-        float _S251 = __ldg((&(this_8->sinks_0)[_S246 + _S250]));
-        _S249 = total_30 + (F32_exp2((1.4426950216293335f * _S251 - peak_0)));
-    }
-    else
-    {
-        _S249 = total_30;
-    }
-    if(_S249 != 0.0f)
-    {
-        _S249 = 1.0f / _S249;
-    }
-    else
-    {
-        _S249 = 0.0f;
-    }
-    return _S249;
+    return result_4;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float2  max_1(float2  x_5, float2  y_2)
 {
-    uint _S252 = this_9->at_2;
-    uint _S253 = this_9->heads_1;
-    uint _S254 = query_4 / this_9->heads_1;
-    uint _S255 = _S252 + _S254 * this_9->stride_0;
-    uint _S256 = query_4 % _S253;
-    return _S255 + _S256 * this_9->head_dim_1;
+    float2  result_5;
+    int i_4 = int(0);
+    for(;;)
+    {
+        if(i_4 < int(2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_max((_slang_vector_get_element(x_5, i_4)), (_slang_vector_get_element(y_2, i_4))));
+        i_4 = i_4 + int(1);
+    }
+    return result_5;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    float _S257 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_31 = *&((&this_10->totals_0[0U])->x) + _S257;
-    float _S258 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S259 = own_4 + lane_4 / 4U;
-    float _S260 = Target_factor_0(target_0, _S259, *&((&this_10->peaks_0[0U])->x), total_31 + _S258);
-    bool _S261 = Target_has_0(target_0, _S259);
-    if(_S261)
+    uint _S289 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    if((this_7->part_0) != 0U)
     {
-        uint _S262 = Target_place_0(target_0, _S259);
-        uint _S263 = lane_4 % 4U * 2U;
-        uint _S264 = target_0->head_dim_1;
-        if(_S263 < (target_0->head_dim_1))
+        (*&tiles_0)[_S289] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S289 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S289 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S289 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S289 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S289 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S289 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S289 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S289 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S289 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S289 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S289 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S289 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S289 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S289 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S289 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S289 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S289 + 544U] = asuint_0(this_7->sums_0[15U]);
+    }
+    __syncthreads();
+    if((this_7->part_0) == 0U)
+    {
+        float4  _S290 = asfloat_0((*&tiles_0)[_S289]);
+        float2  _S291 = max_1(this_7->peaks_0[0U], float2 {_S290.x, _S290.y});
+        float _S292 = _S291.x;
+        float _S293 = (wasmetal_power((this_7->peaks_0[0U].x - _S292)));
+        float _S294 = _S291.y;
+        float _S295 = (wasmetal_power((this_7->peaks_0[0U].y - _S294)));
+        float2  _S296 = make_float2 (_S293, _S295);
+        float _S297 = (wasmetal_power((_S290.x - _S292)));
+        float _S298 = (wasmetal_power((_S290.y - _S294)));
+        float2  _S299 = make_float2 (_S297, _S298);
+        this_7->peaks_0[0U] = _S291;
+        this_7->totals_0[0U] = _S296 * this_7->totals_0[0U] + _S299 * float2 {_S290.z, _S290.w};
+        float4  _S300 = make_float4 (_S293, _S293, _S295, _S295);
+        float4  _S301 = make_float4 (_S297, _S297, _S298, _S298);
+        this_7->sums_0[0U] = _S300 * this_7->sums_0[0U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 64U]);
+        this_7->sums_0[1U] = _S300 * this_7->sums_0[1U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 96U]);
+        this_7->sums_0[2U] = _S300 * this_7->sums_0[2U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 128U]);
+        this_7->sums_0[3U] = _S300 * this_7->sums_0[3U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 160U]);
+        this_7->sums_0[4U] = _S300 * this_7->sums_0[4U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 192U]);
+        this_7->sums_0[5U] = _S300 * this_7->sums_0[5U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 224U]);
+        this_7->sums_0[6U] = _S300 * this_7->sums_0[6U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 256U]);
+        this_7->sums_0[7U] = _S300 * this_7->sums_0[7U] + _S301 * asfloat_0((*&tiles_0)[_S289 + 288U]);
+        float4  _S302 = asfloat_0((*&tiles_0)[_S289 + 32U]);
+        float2  _S303 = max_1(this_7->peaks_0[1U], float2 {_S302.x, _S302.y});
+        float _S304 = _S303.x;
+        float _S305 = (wasmetal_power((this_7->peaks_0[1U].x - _S304)));
+        float _S306 = _S303.y;
+        float _S307 = (wasmetal_power((this_7->peaks_0[1U].y - _S306)));
+        float2  _S308 = make_float2 (_S305, _S307);
+        float _S309 = (wasmetal_power((_S302.x - _S304)));
+        float _S310 = (wasmetal_power((_S302.y - _S306)));
+        float2  _S311 = make_float2 (_S309, _S310);
+        this_7->peaks_0[1U] = _S303;
+        this_7->totals_0[1U] = _S308 * this_7->totals_0[1U] + _S311 * float2 {_S302.z, _S302.w};
+        float4  _S312 = make_float4 (_S305, _S305, _S307, _S307);
+        float4  _S313 = make_float4 (_S309, _S309, _S310, _S310);
+        this_7->sums_0[8U] = _S312 * this_7->sums_0[8U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 320U]);
+        this_7->sums_0[9U] = _S312 * this_7->sums_0[9U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 352U]);
+        this_7->sums_0[10U] = _S312 * this_7->sums_0[10U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 384U]);
+        this_7->sums_0[11U] = _S312 * this_7->sums_0[11U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 416U]);
+        this_7->sums_0[12U] = _S312 * this_7->sums_0[12U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 448U]);
+        this_7->sums_0[13U] = _S312 * this_7->sums_0[13U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 480U]);
+        this_7->sums_0[14U] = _S312 * this_7->sums_0[14U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 512U]);
+        this_7->sums_0[15U] = _S312 * this_7->sums_0[15U] + _S313 * asfloat_0((*&tiles_0)[_S289 + 544U]);
+    }
+    return;
+}
+
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
+{
+    uint _S314 = this_8->heads_1;
+    uint _S315 = query_2 / this_8->heads_1;
+    bool _S316;
+    if(_S315 < (this_8->rows_3))
+    {
+        uint _S317 = query_2 % _S314;
+        _S316 = _S317 < (this_8->last_0);
+    }
+    else
+    {
+        _S316 = false;
+    }
+    return _S316;
+}
+
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
+{
+    uint _S318 = this_9->sinks_at_0;
+    bool _S319;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S320 = Target_has_0(this_9, query_3);
+        _S319 = _S320;
+    }
+    else
+    {
+        _S319 = false;
+    }
+    float _S321;
+    if(_S319)
+    {
+        uint _S322 = query_3 % this_9->heads_1;
+        float _S323 = __ldg((&(this_9->sinks_0)[_S318 + _S322]));
+        _S321 = total_28 + (F32_exp2((1.4426950216293335f * _S323 - peak_0)));
+    }
+    else
+    {
+        _S321 = total_28;
+    }
+    if(_S321 != 0.0f)
+    {
+        _S321 = 1.0f / _S321;
+    }
+    else
+    {
+        _S321 = 0.0f;
+    }
+    return _S321;
+}
+
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
+{
+    uint _S324 = this_10->at_2;
+    uint _S325 = this_10->heads_1;
+    uint _S326 = query_4 / this_10->heads_1;
+    uint _S327 = _S324 + _S326 * this_10->stride_0;
+    uint _S328 = query_4 % _S325;
+    return _S327 + _S328 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S329 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S329;
+    float _S330 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S331 = this_11->own_0;
+    uint _S332 = this_11->lane_0;
+    uint _S333 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S334 = Target_factor_0(target_0, _S333, *&((&this_11->peaks_0[0U])->x), total_29 + _S330);
+    bool _S335 = Target_has_0(target_0, _S333);
+    if(_S335)
+    {
+        uint _S336 = Target_place_0(target_0, _S333);
+        uint _S337 = _S332 % 4U * 2U;
+        uint _S338 = target_0->head_dim_1;
+        if(_S337 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S262 + _S263]) = _S260 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S336 + _S337]) = _S334 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S265 = _S263 + 1U;
-        if(_S265 < _S264)
+        uint _S339 = _S337 + 1U;
+        if(_S339 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S265]) = _S260 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S336 + _S339]) = _S334 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S266 = 8U + _S263;
-        if(_S266 < _S264)
+        uint _S340 = 8U + _S337;
+        if(_S340 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S266]) = _S260 * *&((&this_10->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S336 + _S340]) = _S334 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S267 = _S266 + 1U;
-        if(_S267 < _S264)
+        uint _S341 = _S340 + 1U;
+        if(_S341 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S267]) = _S260 * *&((&this_10->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S336 + _S341]) = _S334 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S268 = 16U + _S263;
-        if(_S268 < _S264)
+        uint _S342 = 16U + _S337;
+        if(_S342 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S268]) = _S260 * *&((&this_10->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S336 + _S342]) = _S334 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S269 = _S268 + 1U;
-        if(_S269 < _S264)
+        uint _S343 = _S342 + 1U;
+        if(_S343 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S269]) = _S260 * *&((&this_10->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S336 + _S343]) = _S334 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S270 = 24U + _S263;
-        if(_S270 < _S264)
+        uint _S344 = 24U + _S337;
+        if(_S344 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S270]) = _S260 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S336 + _S344]) = _S334 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S271 = _S270 + 1U;
-        if(_S271 < _S264)
+        uint _S345 = _S344 + 1U;
+        if(_S345 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S271]) = _S260 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S336 + _S345]) = _S334 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S272 = 32U + _S263;
-        if(_S272 < _S264)
+        uint _S346 = 32U + _S337;
+        if(_S346 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S272]) = _S260 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S336 + _S346]) = _S334 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S273 = _S272 + 1U;
-        if(_S273 < _S264)
+        uint _S347 = _S346 + 1U;
+        if(_S347 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S273]) = _S260 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S336 + _S347]) = _S334 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S274 = 40U + _S263;
-        if(_S274 < _S264)
+        uint _S348 = 40U + _S337;
+        if(_S348 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S274]) = _S260 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S336 + _S348]) = _S334 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S275 = _S274 + 1U;
-        if(_S275 < _S264)
+        uint _S349 = _S348 + 1U;
+        if(_S349 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S275]) = _S260 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S336 + _S349]) = _S334 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S276 = 48U + _S263;
-        if(_S276 < _S264)
+        uint _S350 = 48U + _S337;
+        if(_S350 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S276]) = _S260 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S336 + _S350]) = _S334 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S277 = _S276 + 1U;
-        if(_S277 < _S264)
+        uint _S351 = _S350 + 1U;
+        if(_S351 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S277]) = _S260 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S336 + _S351]) = _S334 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S278 = 56U + _S263;
-        if(_S278 < _S264)
+        uint _S352 = 56U + _S337;
+        if(_S352 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S278]) = _S260 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S336 + _S352]) = _S334 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S279 = _S278 + 1U;
-        if(_S279 < _S264)
+        uint _S353 = _S352 + 1U;
+        if(_S353 < _S338)
         {
-            *(&(target_0->result_2)[_S262 + _S279]) = _S260 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S336 + _S353]) = _S334 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S280 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_32 = *&((&this_10->totals_0[0U])->y) + _S280;
-    float _S281 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S282 = own_4 + 8U + lane_4 / 4U;
-    float _S283 = Target_factor_0(target_0, _S282, *&((&this_10->peaks_0[0U])->y), total_32 + _S281);
-    bool _S284 = Target_has_0(target_0, _S282);
-    if(_S284)
+    float _S354 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S354;
+    float _S355 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S356 = _S331 + 8U + _S332 / 4U;
+    float _S357 = Target_factor_0(target_0, _S356, *&((&this_11->peaks_0[0U])->y), total_30 + _S355);
+    bool _S358 = Target_has_0(target_0, _S356);
+    if(_S358)
     {
-        uint _S285 = Target_place_0(target_0, _S282);
-        uint _S286 = lane_4 % 4U * 2U;
-        uint _S287 = target_0->head_dim_1;
-        if(_S286 < (target_0->head_dim_1))
+        uint _S359 = Target_place_0(target_0, _S356);
+        uint _S360 = _S332 % 4U * 2U;
+        uint _S361 = target_0->head_dim_1;
+        if(_S360 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S285 + _S286]) = _S283 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S359 + _S360]) = _S357 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S288 = _S286 + 1U;
-        if(_S288 < _S287)
+        uint _S362 = _S360 + 1U;
+        if(_S362 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S288]) = _S283 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S359 + _S362]) = _S357 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S289 = 8U + _S286;
-        if(_S289 < _S287)
+        uint _S363 = 8U + _S360;
+        if(_S363 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S289]) = _S283 * *&((&this_10->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S359 + _S363]) = _S357 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S287)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S290]) = _S283 * *&((&this_10->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S359 + _S364]) = _S357 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S291 = 16U + _S286;
-        if(_S291 < _S287)
+        uint _S365 = 16U + _S360;
+        if(_S365 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S291]) = _S283 * *&((&this_10->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S359 + _S365]) = _S357 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S287)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S292]) = _S283 * *&((&this_10->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S359 + _S366]) = _S357 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S293 = 24U + _S286;
-        if(_S293 < _S287)
+        uint _S367 = 24U + _S360;
+        if(_S367 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S293]) = _S283 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S359 + _S367]) = _S357 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S294 = _S293 + 1U;
-        if(_S294 < _S287)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S294]) = _S283 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S359 + _S368]) = _S357 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S295 = 32U + _S286;
-        if(_S295 < _S287)
+        uint _S369 = 32U + _S360;
+        if(_S369 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S295]) = _S283 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S359 + _S369]) = _S357 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S296 = _S295 + 1U;
-        if(_S296 < _S287)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S296]) = _S283 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S359 + _S370]) = _S357 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S297 = 40U + _S286;
-        if(_S297 < _S287)
+        uint _S371 = 40U + _S360;
+        if(_S371 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S297]) = _S283 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S359 + _S371]) = _S357 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S298 = _S297 + 1U;
-        if(_S298 < _S287)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S298]) = _S283 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S359 + _S372]) = _S357 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S299 = 48U + _S286;
-        if(_S299 < _S287)
+        uint _S373 = 48U + _S360;
+        if(_S373 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S299]) = _S283 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S359 + _S373]) = _S357 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S300 = _S299 + 1U;
-        if(_S300 < _S287)
+        uint _S374 = _S373 + 1U;
+        if(_S374 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S300]) = _S283 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S359 + _S374]) = _S357 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S301 = 56U + _S286;
-        if(_S301 < _S287)
+        uint _S375 = 56U + _S360;
+        if(_S375 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S301]) = _S283 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S359 + _S375]) = _S357 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S302 = _S301 + 1U;
-        if(_S302 < _S287)
+        uint _S376 = _S375 + 1U;
+        if(_S376 < _S361)
         {
-            *(&(target_0->result_2)[_S285 + _S302]) = _S283 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S359 + _S376]) = _S357 * *&((&this_11->sums_0[7U])->w);
+        }
+    }
+    float _S377 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S377;
+    float _S378 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S379 = _S331 + 16U;
+    uint _S380 = _S379 + _S332 / 4U;
+    float _S381 = Target_factor_0(target_0, _S380, *&((&this_11->peaks_0[1U])->x), total_31 + _S378);
+    bool _S382 = Target_has_0(target_0, _S380);
+    if(_S382)
+    {
+        uint _S383 = Target_place_0(target_0, _S380);
+        uint _S384 = _S332 % 4U * 2U;
+        uint _S385 = target_0->head_dim_1;
+        if(_S384 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S383 + _S384]) = _S381 * *&((&this_11->sums_0[8U])->x);
+        }
+        uint _S386 = _S384 + 1U;
+        if(_S386 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S386]) = _S381 * *&((&this_11->sums_0[8U])->y);
+        }
+        uint _S387 = 8U + _S384;
+        if(_S387 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S387]) = _S381 * *&((&this_11->sums_0[9U])->x);
+        }
+        uint _S388 = _S387 + 1U;
+        if(_S388 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S388]) = _S381 * *&((&this_11->sums_0[9U])->y);
+        }
+        uint _S389 = 16U + _S384;
+        if(_S389 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S389]) = _S381 * *&((&this_11->sums_0[10U])->x);
+        }
+        uint _S390 = _S389 + 1U;
+        if(_S390 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S390]) = _S381 * *&((&this_11->sums_0[10U])->y);
+        }
+        uint _S391 = 24U + _S384;
+        if(_S391 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S391]) = _S381 * *&((&this_11->sums_0[11U])->x);
+        }
+        uint _S392 = _S391 + 1U;
+        if(_S392 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S392]) = _S381 * *&((&this_11->sums_0[11U])->y);
+        }
+        uint _S393 = 32U + _S384;
+        if(_S393 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S393]) = _S381 * *&((&this_11->sums_0[12U])->x);
+        }
+        uint _S394 = _S393 + 1U;
+        if(_S394 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S394]) = _S381 * *&((&this_11->sums_0[12U])->y);
+        }
+        uint _S395 = 40U + _S384;
+        if(_S395 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S395]) = _S381 * *&((&this_11->sums_0[13U])->x);
+        }
+        uint _S396 = _S395 + 1U;
+        if(_S396 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S396]) = _S381 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S397 = 48U + _S384;
+        if(_S397 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S397]) = _S381 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S398 = _S397 + 1U;
+        if(_S398 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S398]) = _S381 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S399 = 56U + _S384;
+        if(_S399 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S399]) = _S381 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S400 = _S399 + 1U;
+        if(_S400 < _S385)
+        {
+            *(&(target_0->result_2)[_S383 + _S400]) = _S381 * *&((&this_11->sums_0[15U])->y);
+        }
+    }
+    float _S401 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S401;
+    float _S402 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S403 = _S379 + 8U + _S332 / 4U;
+    float _S404 = Target_factor_0(target_0, _S403, *&((&this_11->peaks_0[1U])->y), total_32 + _S402);
+    bool _S405 = Target_has_0(target_0, _S403);
+    if(_S405)
+    {
+        uint _S406 = Target_place_0(target_0, _S403);
+        uint _S407 = _S332 % 4U * 2U;
+        uint _S408 = target_0->head_dim_1;
+        if(_S407 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S406 + _S407]) = _S404 * *&((&this_11->sums_0[8U])->z);
+        }
+        uint _S409 = _S407 + 1U;
+        if(_S409 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S409]) = _S404 * *&((&this_11->sums_0[8U])->w);
+        }
+        uint _S410 = 8U + _S407;
+        if(_S410 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S410]) = _S404 * *&((&this_11->sums_0[9U])->z);
+        }
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S411]) = _S404 * *&((&this_11->sums_0[9U])->w);
+        }
+        uint _S412 = 16U + _S407;
+        if(_S412 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S412]) = _S404 * *&((&this_11->sums_0[10U])->z);
+        }
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S413]) = _S404 * *&((&this_11->sums_0[10U])->w);
+        }
+        uint _S414 = 24U + _S407;
+        if(_S414 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S414]) = _S404 * *&((&this_11->sums_0[11U])->z);
+        }
+        uint _S415 = _S414 + 1U;
+        if(_S415 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S415]) = _S404 * *&((&this_11->sums_0[11U])->w);
+        }
+        uint _S416 = 32U + _S407;
+        if(_S416 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S416]) = _S404 * *&((&this_11->sums_0[12U])->z);
+        }
+        uint _S417 = _S416 + 1U;
+        if(_S417 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S417]) = _S404 * *&((&this_11->sums_0[12U])->w);
+        }
+        uint _S418 = 40U + _S407;
+        if(_S418 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S418]) = _S404 * *&((&this_11->sums_0[13U])->z);
+        }
+        uint _S419 = _S418 + 1U;
+        if(_S419 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S419]) = _S404 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S420 = 48U + _S407;
+        if(_S420 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S420]) = _S404 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S421 = _S420 + 1U;
+        if(_S421 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S421]) = _S404 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S422 = 56U + _S407;
+        if(_S422 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S422]) = _S404 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S423 = _S422 + 1U;
+        if(_S423 < _S408)
+        {
+            *(&(target_0->result_2)[_S406 + _S423]) = _S404 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S303;
-    bool _S304;
-    bool _S305;
-    uint _S306 = p_0->kv_heads_0;
-    uint _S307 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S308 = (U32_min((_S307), (64U)));
-    uint _S309 = 64U / _S308;
-    uint _S310 = (_S307 + 64U - 1U) / 64U;
-    uint _S311 = _S306 * _S310;
-    uint _S312 = p_0->batch_offset_0;
-    uint _S313 = p_0->batch_row_0;
-    uint _S314 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S315 = (_S314 + _S309 - 1U) / _S309;
-    uint _S316 = group_number_0(group_1);
-    if(_S316 >= (_S315 * _S311))
+    bool _S424;
+    bool _S425;
+    bool _S426;
+    uint _S427 = p_0->kv_heads_0;
+    uint _S428 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S429 = (U32_min((_S428), (64U)));
+    uint _S430 = 64U / _S429;
+    uint _S431 = (_S428 + 64U - 1U) / 64U;
+    uint _S432 = _S427 * _S431;
+    uint _S433 = p_0->batch_offset_0;
+    uint _S434 = p_0->batch_row_0;
+    uint _S435 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S436 = (_S435 + _S430 - 1U) / _S430;
+    uint _S437 = group_number_0(group_1);
+    if(_S437 >= (_S436 * _S432))
     {
         return;
     }
-    uint _S317 = _S316 % _S311;
-    uint _S318 = _S315 - 1U;
-    uint _S319 = _S316 / _S311;
-    uint _S320 = (_S318 - _S319) * _S309;
-    uint _S321 = (U32_min((_S320 + _S309), (_S314)));
-    uint _S322 = _S317 / _S310;
-    uint _S323 = _S322 * _S307;
-    uint _S324 = _S317 % _S310;
-    uint _S325 = _S323 + _S324 * 64U;
-    uint _S326 = (_S322 + 1U) * _S307;
-    uint _S327 = p_0->head_dim_0;
-    uint _S328 = _S306 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S438 = _S437 % _S432;
+    uint _S439 = _S436 - 1U;
+    uint _S440 = _S437 / _S432;
+    uint _S441 = (_S439 - _S440) * _S430;
+    uint _S442 = (U32_min((_S441 + _S430), (_S435)));
+    uint _S443 = _S438 / _S431;
+    uint _S444 = _S443 * _S428;
+    uint _S445 = _S438 % _S431;
+    uint _S446 = _S444 + _S445 * 64U;
+    uint _S447 = (_S443 + 1U) * _S428;
+    uint _S448 = p_0->head_dim_0;
+    uint _S449 = _S427 * p_0->head_dim_0;
+    uint i_5 = thread_1;
     for(;;)
     {
-        if(i_2 < 512U)
+        if(i_5 < 512U)
         {
         }
         else
         {
             break;
         }
-        uint _S329 = i_2 / 8U;
-        uint _S330 = i_2 % 8U;
-        int4  _S331 = make_int4 (int(0));
-        uint4  _S332 = make_uint4 ((uint)_S331.x, (uint)_S331.y, (uint)_S331.z, (uint)_S331.w);
-        if(_S329 < (_S309 * _S308))
+        uint _S450 = i_5 / 8U;
+        uint _S451 = i_5 % 8U;
+        int4  _S452 = make_int4 (int(0));
+        uint4  _S453 = make_uint4 ((uint)_S452.x, (uint)_S452.y, (uint)_S452.z, (uint)_S452.w);
+        if(_S450 < (_S430 * _S429))
         {
-            uint _S333 = _S329 / _S308;
-            _S303 = (_S320 + _S333) < _S321;
+            uint _S454 = _S450 / _S429;
+            _S424 = (_S441 + _S454) < _S442;
         }
         else
         {
-            _S303 = false;
+            _S424 = false;
         }
-        if(_S303)
+        if(_S424)
         {
-            uint _S334 = _S329 % _S308;
-            _S304 = (_S325 + _S334) < _S326;
-        }
-        else
-        {
-            _S304 = false;
-        }
-        if(_S304)
-        {
-            _S305 = (8U * _S330) < _S327;
+            uint _S455 = _S450 % _S429;
+            _S425 = (_S446 + _S455) < _S447;
         }
         else
         {
-            _S305 = false;
+            _S425 = false;
+        }
+        if(_S425)
+        {
+            _S426 = (8U * _S451) < _S448;
+        }
+        else
+        {
+            _S426 = false;
         }
         uint4  halves_0;
-        if(_S305)
+        if(_S426)
         {
-            uint _S335 = p_0->q_offset_0;
-            uint _S336 = _S329 / _S308;
-            uint _S337 = _S335 + (_S320 + _S336) * p_0->q_stride_0;
-            uint _S338 = _S329 % _S308;
-            uint _S339 = (_S337 + (_S325 + _S338) * _S327) / 4U + 2U * _S330;
-            float _S340 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S341 = __ldg((&(q_0)[_S339]));
-            float4  _S342 = make_float4 (-65504.0f);
-            float4  _S343 = make_float4 (65504.0f);
-            float4  _S344 = clamp_0(make_float4 (_S340) * _S341, _S342, _S343);
-            float4  _S345 = __ldg((&(q_0)[_S339 + 1U]));
-            halves_0 = eight_halves_1(_S344, clamp_0(make_float4 (_S340) * _S345, _S342, _S343));
+            uint _S456 = p_0->q_offset_0;
+            uint _S457 = _S450 / _S429;
+            uint _S458 = _S456 + (_S441 + _S457) * p_0->q_stride_0;
+            uint _S459 = _S450 % _S429;
+            uint _S460 = (_S458 + (_S446 + _S459) * _S448) / 4U + 2U * _S451;
+            float _S461 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S462 = __ldg((&(q_0)[_S460]));
+            float4  _S463 = make_float4 (-65504.0f);
+            float4  _S464 = make_float4 (65504.0f);
+            float4  _S465 = clamp_0(make_float4 (_S461) * _S462, _S463, _S464);
+            float4  _S466 = __ldg((&(q_0)[_S460 + 1U]));
+            halves_0 = eight_halves_1(_S465, clamp_0(make_float4 (_S461) * _S466, _S463, _S464));
         }
         else
         {
-            halves_0 = _S332;
+            halves_0 = _S453;
         }
-        put_0(_S329 * 9U + _S330, halves_0);
-        i_2 = i_2 + 128U;
+        put_0(_S450 * 9U + _S451, halves_0);
+        i_5 = i_5 + 128U;
     }
-    if(thread_0 < _S309)
+    if(thread_1 < _S430)
     {
-        _S303 = (_S320 + thread_0) < _S321;
+        _S424 = (_S441 + thread_1) < _S442;
     }
     else
     {
-        _S303 = false;
+        _S424 = false;
     }
-    if(_S303)
+    if(_S424)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S312, _S313 + _S320 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S433, _S434 + _S441 + thread_1);
     }
     __syncthreads();
-    uint _S346 = thread_0 % 32U;
-    uint _S347 = thread_0 / 32U * 16U;
+    uint _S467 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S347, _S346);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S348 = thread_0 / 8U;
-    uint _S349 = thread_0 % 8U;
-    uint _S350 = _S322 * _S327 + 8U * (U32_min((_S349), (_S327 / 8U - 1U)));
-    uint row_4 = _S320;
+    uint _S468 = (&attending_0)->part_0 * 32U;
+    uint _S469 = thread_1 / 8U;
+    uint _S470 = thread_1 % 8U;
+    uint _S471 = _S443 * _S448 + 8U * (U32_min((_S470), (_S448 / 8U - 1U)));
+    uint row_4 = _S441;
     for(;;)
     {
-        if(row_4 < _S321)
+        if(row_4 < _S442)
         {
         }
         else
         {
             break;
         }
-        uint _S351 = (*&row_sequences_0)[row_4 - _S320];
-        uint r_0 = _S346;
-        uint other_0 = _S321;
+        uint _S472 = (*&row_sequences_0)[row_4 - _S441];
+        uint r_0 = _S467;
+        uint other_0 = _S442;
         for(;;)
         {
-            if(r_0 < (_S321 - _S320))
+            if(r_0 < (_S442 - _S441))
             {
             }
             else
             {
                 break;
             }
-            uint _S352 = _S320 + r_0;
-            if(_S352 > row_4)
+            uint _S473 = _S441 + r_0;
+            if(_S473 > row_4)
             {
-                _S303 = ((*&row_sequences_0)[r_0]) != _S351;
+                _S424 = ((*&row_sequences_0)[r_0]) != _S472;
             }
             else
             {
-                _S303 = false;
+                _S424 = false;
             }
-            if(_S303)
+            if(_S424)
             {
-                other_0 = (U32_min((other_0), (_S352)));
+                other_0 = (U32_min((other_0), (_S473)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S353 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S351, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S354 = thread_0 < 64U;
+        SequenceTable_0 _S474 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S472, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S475 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S354)
+        if(_S475)
         {
-            uint _S355 = thread_0 / _S308;
-            uint _S356 = _S320 + _S355;
-            if(thread_0 < (_S309 * _S308))
+            uint _S476 = thread_1 / _S429;
+            uint _S477 = _S441 + _S476;
+            if(thread_1 < (_S430 * _S429))
             {
-                _S303 = _S356 < _S321;
+                _S424 = _S477 < _S442;
             }
             else
             {
-                _S303 = false;
+                _S424 = false;
             }
-            if(_S303)
+            if(_S424)
             {
-                uint _S357 = row_position_0(batch_3, _S312, _S313 + _S356);
-                uint _S358 = first_seen_0(_S357, p_0->window_0);
-                if(_S356 >= row_4)
+                uint _S478 = row_position_0(batch_3, _S433, _S434 + _S477);
+                uint _S479 = first_seen_0(_S478, p_0->window_0);
+                if(_S477 >= row_4)
                 {
-                    _S304 = _S356 < row_5;
+                    _S425 = _S477 < row_5;
                 }
                 else
                 {
-                    _S304 = false;
+                    _S425 = false;
                 }
-                if(_S304)
+                if(_S425)
                 {
-                    SequenceTable_0 _S359 = _S353;
-                    uint _S360 = SequenceTable_end_of_0(&_S359, _S357);
-                    i_2 = _S360;
+                    SequenceTable_0 _S480 = _S474;
+                    uint _S481 = SequenceTable_end_of_0(&_S480, _S478);
+                    i_5 = _S481;
                 }
                 else
                 {
-                    i_2 = 0U;
+                    i_5 = 0U;
                 }
-                begin_2 = _S358;
-                end_0 = i_2;
+                begin_2 = _S479;
+                end_0 = i_5;
             }
             else
             {
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S361 = shown_0(_S346);
-        uint _S362 = _S361.x;
-        uint _S363 = _S361.y;
-        if(_S362 < _S363)
+        uint2  _S482 = shown_0(_S467);
+        uint _S483 = _S482.x;
+        uint _S484 = _S482.y;
+        if(_S483 < _S484)
         {
-            _S303 = _S363 != 4294967295U;
+            _S424 = _S484 != 4294967295U;
         }
         else
         {
-            _S303 = false;
+            _S424 = false;
         }
-        if(_S303)
+        if(_S424)
         {
-            uint _S364 = (U32_max((0U), (_S363)));
-            begin_2 = (U32_min((4294967295U), (_S362)));
-            end_0 = _S364;
+            uint _S485 = (U32_max((0U), (_S484)));
+            begin_2 = (U32_min((4294967295U), (_S483)));
+            end_0 = _S485;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S365 = (U32_max((0U), (_S362)));
-        uint _S366 = (U32_min((4294967295U), (_S363)));
-        uint2  _S367 = shown_0(32U + _S346);
-        uint _S368 = _S367.x;
-        uint _S369 = _S367.y;
-        if(_S368 < _S369)
+        uint _S486 = (U32_max((0U), (_S483)));
+        uint _S487 = (U32_min((4294967295U), (_S484)));
+        uint2  _S488 = shown_0(32U + _S467);
+        uint _S489 = _S488.x;
+        uint _S490 = _S488.y;
+        if(_S489 < _S490)
         {
-            _S304 = _S369 != 4294967295U;
+            _S425 = _S490 != 4294967295U;
         }
         else
         {
-            _S304 = false;
+            _S425 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S304)
+        if(_S425)
         {
-            uint _S370 = (U32_max((end_0), (_S369)));
-            begin_3 = (U32_min((begin_2), (_S368)));
-            end_1 = _S370;
+            uint _S491 = (U32_max((end_0), (_S490)));
+            begin_3 = (U32_min((begin_2), (_S489)));
+            end_1 = _S491;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S371 = (U32_max((_S365), (_S368)));
-        uint _S372 = (U32_min((_S366), (_S369)));
+        uint _S492 = (U32_max((_S486), (_S489)));
+        uint _S493 = (U32_min((_S487), (_S490)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S373 = (__reduce_max_sync(0xffffffffu, (_S371)));
-        uint _S374 = (__reduce_min_sync(0xffffffffu, (_S372)));
+        uint _S494 = (__reduce_max_sync(0xffffffffu, (_S492)));
+        uint _S495 = (__reduce_min_sync(0xffffffffu, (_S493)));
         if(begin_4 < end_2)
         {
-            if(_S354)
+            if(thread_1 < 128U)
             {
-                uint _S375 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S376 = _S353;
-                uint _S377 = SequenceTable_slot_0(&_S376, sequences_2, _S375);
-                (*&slots_0)[thread_0] = _S377;
+                uint _S496 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S497 = _S474;
+                uint _S498 = SequenceTable_slot_0(&_S497, sequences_2, _S496);
+                (*&slots_0)[thread_1] = _S498;
             }
             __syncthreads();
-            Parts_0 _S378 = load_0(k_pages_0, p_0->k_pages_offset_0, _S328, _S350, 0U, _S348);
-            Parts_store_0(&_S378, 0U, _S348, _S349);
+            Parts_0 _S499 = load_0(k_pages_0, p_0->k_pages_offset_0, _S449, _S471, 0U, _S469);
+            Parts_store_0(&_S499, 0U, _S469, _S470);
+            Parts_0 _S500 = load_0(v_pages_0, p_0->v_pages_offset_0, _S449, _S471, 0U, _S469);
+            Parts_store_0(&_S500, 576U, _S469, _S470);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1674,77 +2109,84 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S379 = 64U - now_0;
-            uint slot_2;
-            if(_S354)
+            uint _S501 = 1U - now_0;
+            if(at_3 < _S494)
             {
-                uint _S380 = (U32_min((at_3 + 64U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S381 = _S353;
-                uint _S382 = SequenceTable_slot_0(&_S381, sequences_2, _S380);
-                slot_2 = _S382;
+                _S426 = true;
+            }
+            else
+            {
+                _S426 = (at_3 + 64U) > _S495;
+            }
+            uint _S502 = _S501 * 64U;
+            Parts_0 _S503 = load_0(k_pages_0, p_0->k_pages_offset_0, _S449, _S471, _S502, _S469);
+            Parts_0 _S504 = load_0(v_pages_0, p_0->v_pages_offset_0, _S449, _S471, _S502, _S469);
+            uint slot_2;
+            if(_S475)
+            {
+                uint _S505 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S506 = _S474;
+                uint _S507 = SequenceTable_slot_0(&_S506, sequences_2, _S505);
+                slot_2 = _S507;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S383 = load_0(v_pages_0, p_0->v_pages_offset_0, _S328, _S350, now_0, _S348);
-            Attending_score_0(&attending_0, _S346, _S347);
-            Parts_0 _S384 = _S383;
-            Parts_store_0(&_S384, 576U, _S348, _S349);
-            if(_S354)
+            uint _S508 = now_0 * 1152U;
+            uint _S509 = _S468 * 9U;
+            Attending_score_0(&attending_0, _S508 + _S509);
+            Attending_weigh_0(&attending_0, at_3 + _S468, _S426);
+            Attending_add_0(&attending_0, _S508 + 576U + _S509);
+            uint _S510 = _S501 * 1152U;
+            Parts_0 _S511 = _S503;
+            Parts_store_0(&_S511, _S510, _S469, _S470);
+            uint _S512 = _S510 + 576U;
+            Parts_0 _S513 = _S504;
+            Parts_store_0(&_S513, _S512, _S469, _S470);
+            if(_S475)
             {
-                (*&slots_0)[_S379 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S385 = load_0(k_pages_0, p_0->k_pages_offset_0, _S328, _S350, _S379, _S348);
-            if(at_3 < _S373)
-            {
-                _S305 = true;
-            }
-            else
-            {
-                _S305 = (at_3 + 64U) > _S374;
-            }
-            Attending_weigh_0(&attending_0, _S346, _S347, at_3, _S305);
-            Attending_add_0(&attending_0, _S346, _S347);
-            Parts_0 _S386 = _S385;
-            Parts_store_0(&_S386, 0U, _S348, _S349);
             at_3 = at_3 + 64U;
-            now_0 = _S379;
+            now_0 = _S501;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
-    (&target_1)->result_2 = result_3;
-    uint _S387 = p_0->sinks_offset_0;
+    (&target_1)->result_2 = result_6;
+    uint _S514 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
-        i_2 = 4294967295U;
+        i_5 = 4294967295U;
     }
     else
     {
-        i_2 = _S387 + _S325;
+        i_5 = _S514 + _S446;
     }
-    (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S320 * p_0->out_stride_0 + _S325 * _S327;
+    (&target_1)->sinks_at_0 = i_5;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S441 * p_0->out_stride_0 + _S446 * _S448;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S327;
-    (&target_1)->heads_1 = _S308;
-    (&target_1)->rows_3 = _S321 - _S320;
-    (&target_1)->last_0 = _S326 - _S325;
-    Attending_0 _S388 = attending_0;
-    Target_0 _S389 = target_1;
-    Attending_write_0(&_S388, _S346, _S347, &_S389);
+    (&target_1)->head_dim_1 = _S448;
+    (&target_1)->heads_1 = _S429;
+    (&target_1)->rows_3 = _S442 - _S441;
+    (&target_1)->last_0 = _S447 - _S446;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S515 = attending_0;
+        Target_0 _S516 = target_1;
+        Attending_write_0(&_S515, &_S516);
+    }
     return;
 }
 
-extern "C" __global__ void matrix64_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
+extern "C" __global__ void matrix64_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S390 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S391 = p_1;
-    attend_0(blockIdx, _S390, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S391);
+    uint _S517 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S518 = p_1;
+    attend_0(blockIdx, _S517, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S518);
     return;
 }

@@ -115,7 +115,7 @@ __device__ uint4  Float32Halves_decode_0(Floats_0 * f_0)
     return eight_halves_0(clamp_0(f_0->first_0, _S1, _S2), clamp_0(f_0->second_0, _S1, _S2));
 }
 
-__device__ __shared__ FixedArray<uint4 , 1152>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2304>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
 {
@@ -242,38 +242,67 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, ui
 
 struct Attending_0
 {
-    FixedArray<uint4 , 4>  queries_0;
-    FixedArray<float4 , 8>  sums_0;
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_0;
+    FixedArray<uint4 , 8>  queries_0;
+    FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 8>  scores_0;
-    FixedArray<float2 , 1>  peaks_0;
-    FixedArray<float2 , 1>  totals_0;
+    FixedArray<float2 , 2>  peaks_0;
+    FixedArray<float2 , 2>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S20 = (own_0 + lane_0 % 16U) * 9U;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[_S20 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S21;
-    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S22;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[_S20 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S24;
-    this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S25 = make_int2 (int(0));
-    float2  _S26 = make_float2 ((float)_S25.x, (float)_S25.y);
-    this_1->totals_0[0U] = _S26;
-    int4  _S27 = make_int4 (int(0));
-    float4  _S28 = make_float4 ((float)_S27.x, (float)_S27.y, (float)_S27.z, (float)_S27.w);
-    this_1->sums_0[0U] = _S28;
-    this_1->sums_0[1U] = _S28;
-    this_1->sums_0[2U] = _S28;
-    this_1->sums_0[3U] = _S28;
-    this_1->sums_0[4U] = _S28;
-    this_1->sums_0[5U] = _S28;
-    this_1->sums_0[6U] = _S28;
-    this_1->sums_0[7U] = _S28;
+    uint _S20 = thread_0 % 32U;
+    this_1->lane_0 = _S20;
+    uint _S21 = thread_0 / 32U;
+    this_1->subgroup_0 = _S21;
+    uint _S22 = _S21 % 2U * 32U;
+    this_1->own_0 = _S22;
+    this_1->part_0 = _S21 / 2U;
+    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(_S22 + _S20 % 16U) * 9U + _S20 / 16U])));
+    this_1->queries_0[0U] = _S23;
+    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S24;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S25;
+    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S26;
+    float2  _S27 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S27;
+    int2  _S28 = make_int2 (int(0));
+    float2  _S29 = make_float2 ((float)_S28.x, (float)_S28.y);
+    this_1->totals_0[0U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S30;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S33;
+    this_1->peaks_0[1U] = _S27;
+    this_1->totals_0[1U] = _S29;
+    int4  _S34 = make_int4 (int(0));
+    float4  _S35 = make_float4 ((float)_S34.x, (float)_S34.y, (float)_S34.z, (float)_S34.w);
+    this_1->sums_0[0U] = _S35;
+    this_1->sums_0[1U] = _S35;
+    this_1->sums_0[2U] = _S35;
+    this_1->sums_0[3U] = _S35;
+    this_1->sums_0[4U] = _S35;
+    this_1->sums_0[5U] = _S35;
+    this_1->sums_0[6U] = _S35;
+    this_1->sums_0[7U] = _S35;
+    this_1->sums_0[8U] = _S35;
+    this_1->sums_0[9U] = _S35;
+    this_1->sums_0[10U] = _S35;
+    this_1->sums_0[11U] = _S35;
+    this_1->sums_0[12U] = _S35;
+    this_1->sums_0[13U] = _S35;
+    this_1->sums_0[14U] = _S35;
+    this_1->sums_0[15U] = _S35;
     return;
 }
 
@@ -287,64 +316,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S29;
-    (&_S29)->begin_0 = begin_1;
-    (&_S29)->page_size_1 = page_size_2;
-    (&_S29)->pages_1 = pages_2;
-    (&_S29)->length_0 = length_1;
-    return _S29;
+    SequenceTable_0 _S36;
+    (&_S36)->begin_0 = begin_1;
+    (&_S36)->page_size_1 = page_size_2;
+    (&_S36)->pages_1 = pages_2;
+    (&_S36)->length_0 = length_1;
+    return _S36;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S30 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S31 = _S30 + 1U;
-    uint _S32 = __ldg((&(sequences_0)[_S30]));
-    return SequenceTable_x24init_0(_S31, page_size_3, pages_3, (U32_min((_S32), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S37 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S38 = _S37 + 1U;
+    uint _S39 = __ldg((&(sequences_0)[_S37]));
+    return SequenceTable_x24init_0(_S38, page_size_3, pages_3, (U32_min((_S39), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S33 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S33;
+    uint _S40 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S40;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S34;
+    bool _S41;
     if(window_1 != 0U)
     {
-        _S34 = position_0 >= window_1;
+        _S41 = position_0 >= window_1;
     }
     else
     {
-        _S34 = false;
+        _S41 = false;
     }
-    uint _S35;
-    if(_S34)
+    uint _S42;
+    if(_S41)
     {
-        _S35 = position_0 - window_1 + 1U;
+        _S42 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S35 = 0U;
+        _S42 = 0U;
     }
-    return _S35;
+    return _S42;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S36 = this_2->length_0;
-    uint _S37;
+    uint _S43 = this_2->length_0;
+    uint _S44;
     if(position_1 < (this_2->length_0))
     {
-        _S37 = position_1 + 1U;
+        _S44 = position_1 + 1U;
     }
     else
     {
-        _S37 = _S36;
+        _S44 = _S43;
     }
-    return _S37;
+    return _S44;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -362,798 +391,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S38 = this_3->begin_0;
-    uint _S39 = this_3->page_size_1;
-    uint _S40 = position_2 / this_3->page_size_1;
-    uint _S41 = __ldg((&(sequences_1)[_S38 + _S40]));
-    uint _S42 = (U32_min((_S41), (this_3->pages_1 - 1U))) * _S39;
-    uint _S43 = position_2 % _S39;
-    return _S42 + _S43;
+    uint _S45 = this_3->begin_0;
+    uint _S46 = this_3->page_size_1;
+    uint _S47 = position_2 / this_3->page_size_1;
+    uint _S48 = __ldg((&(sequences_1)[_S45 + _S47]));
+    uint _S49 = (U32_min((_S48), (this_3->pages_1 - 1U))) * _S46;
+    uint _S50 = position_2 % _S46;
+    return _S49 + _S50;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S44 = make_int4 (int(0));
-    float4  _S45 = make_float4 ((float)_S44.x, (float)_S44.y, (float)_S44.z, (float)_S44.w);
-    this_4->scores_0[0U] = _S45;
-    this_4->scores_0[1U] = _S45;
-    this_4->scores_0[2U] = _S45;
-    this_4->scores_0[3U] = _S45;
-    this_4->scores_0[4U] = _S45;
-    this_4->scores_0[5U] = _S45;
-    this_4->scores_0[6U] = _S45;
-    this_4->scores_0[7U] = _S45;
-    uint _S46 = lane_1 % 8U;
-    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S46) * 9U + lane_1 / 8U % 2U])));
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.x, _S47.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S48;
-    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.z, _S47.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S49;
-    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S46) * 9U + lane_1 / 8U % 2U])));
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S50.x, _S50.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S51;
-    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S50.z, _S50.w}), (this_4->scores_0[3U])));
+    int4  _S51 = make_int4 (int(0));
+    float4  _S52 = make_float4 ((float)_S51.x, (float)_S51.y, (float)_S51.z, (float)_S51.w);
+    this_4->scores_0[0U] = _S52;
+    this_4->scores_0[1U] = _S52;
+    this_4->scores_0[2U] = _S52;
     this_4->scores_0[3U] = _S52;
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S46) * 9U + lane_1 / 8U % 2U])));
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S53.x, _S53.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S54;
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S53.z, _S53.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S55;
-    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S46) * 9U + lane_1 / 8U % 2U])));
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S56.x, _S56.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S57;
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S56.z, _S56.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S58;
-    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S46) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S60;
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S61;
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S46) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[4U] = _S52;
+    this_4->scores_0[5U] = _S52;
+    this_4->scores_0[6U] = _S52;
+    this_4->scores_0[7U] = _S52;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S54 = uint2 {_S53.x, _S53.y};
+    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S54), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S55;
+    uint2  _S56 = uint2 {_S53.z, _S53.w};
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S56), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S57;
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S54), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S58;
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S56), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S59;
+    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S61 = uint2 {_S60.x, _S60.y};
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S61), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S62;
+    uint2  _S63 = uint2 {_S60.z, _S60.w};
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S63), (this_4->scores_0[3U])));
     this_4->scores_0[3U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S46) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S66;
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S67;
-    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S46) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S70;
-    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S46) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S72;
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S73;
-    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S46) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S75;
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S76;
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S46) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S78;
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S79;
-    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S46) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S81;
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S82;
-    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S46) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[1U])));
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S61), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S63), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S66;
+    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S68 = uint2 {_S67.x, _S67.y};
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S68), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S69;
+    uint2  _S70 = uint2 {_S67.z, _S67.w};
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S70), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S68), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S72;
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S70), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S75 = uint2 {_S74.x, _S74.y};
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S75), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S76;
+    uint2  _S77 = uint2 {_S74.z, _S74.w};
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S77), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S75), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S77), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S80;
+    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S82 = uint2 {_S81.x, _S81.y};
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S82), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    uint2  _S84 = uint2 {_S81.z, _S81.w};
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S84), (this_4->scores_0[1U])));
     this_4->scores_0[1U] = _S85;
-    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S46) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S87;
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S88;
-    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S46) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S90;
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S91;
-    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S46) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[6U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S82), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S84), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S89 = uint2 {_S88.x, _S88.y};
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S89), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S90;
+    uint2  _S91 = uint2 {_S88.z, _S88.w};
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S91), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S89), (this_4->scores_0[6U])));
     this_4->scores_0[6U] = _S93;
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[7U])));
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S91), (this_4->scores_0[7U])));
     this_4->scores_0[7U] = _S94;
+    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S96 = uint2 {_S95.x, _S95.y};
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S96), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S97;
+    uint2  _S98 = uint2 {_S95.z, _S95.w};
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S98), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S96), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S100;
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S98), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S101;
+    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S103 = uint2 {_S102.x, _S102.y};
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S103), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S104;
+    uint2  _S105 = uint2 {_S102.z, _S102.w};
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S105), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S106;
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S103), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S107;
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S105), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S108;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_1, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S95;
+    bool _S109;
     if(partly_0)
     {
-        uint2  _S96 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S97 = lane_2 % 4U * 2U;
-        uint _S98 = at_1 + _S97;
-        uint _S99 = (*&seen_0)[own_2 + lane_2 / 4U].x;
-        if(_S98 < _S99)
+        uint2  _S110 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S111 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S112 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S111 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S98 >= (_S96.y);
+            _S109 = _S111 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S100 = _S98 + 1U;
-        if(_S100 < _S99)
+        uint _S113 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S113 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S100 >= (_S96.y);
+            _S109 = _S113 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S101 = at_1 + 8U + _S97;
-        if(_S101 < _S99)
+        uint _S114 = at_1 + 8U;
+        uint _S115 = _S114 + this_5->lane_0 % 4U * 2U;
+        if(_S115 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S101 >= (_S96.y);
+            _S109 = _S115 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S102 = _S101 + 1U;
-        if(_S102 < _S99)
+        uint _S116 = _S114 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S116 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S102 >= (_S96.y);
+            _S109 = _S116 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S103 = at_1 + 16U + _S97;
-        if(_S103 < _S99)
+        uint _S117 = at_1 + 16U;
+        uint _S118 = _S117 + this_5->lane_0 % 4U * 2U;
+        if(_S118 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S103 >= (_S96.y);
+            _S109 = _S118 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S104 = _S103 + 1U;
-        if(_S104 < _S99)
+        uint _S119 = _S117 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S119 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S104 >= (_S96.y);
+            _S109 = _S119 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S105 = at_1 + 24U + _S97;
-        if(_S105 < _S99)
+        uint _S120 = at_1 + 24U;
+        uint _S121 = _S120 + this_5->lane_0 % 4U * 2U;
+        if(_S121 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S105 >= (_S96.y);
+            _S109 = _S121 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S106 = _S105 + 1U;
-        if(_S106 < _S99)
+        uint _S122 = _S120 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S122 < _S112)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S106 >= (_S96.y);
+            _S109 = _S122 >= (_S110.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S107 = at_1 + 32U + _S97;
-        if(_S107 < _S99)
+    }
+    float _S123 = *&((&this_5->peaks_0[0U])->x);
+    float _S124 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S123), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S125 = (__shfl_xor_sync(0xffffffffu, (_S124), (1U)));
+    float _S126 = (F32_max((_S124), (_S125)));
+    float _S127 = (__shfl_xor_sync(0xffffffffu, (_S126), (2U)));
+    float _S128 = (F32_max((_S126), (_S127)));
+    float _S129 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S128)));
+    *&((&this_5->peaks_0[0U])->x) = _S128;
+    float _S130 = _S129 * *&((&this_5->totals_0[0U])->x);
+    float _S131 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S128)));
+    *&((&this_5->scores_0[0U])->x) = _S131;
+    float total_0 = _S130 + _S131;
+    float _S132 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S128)));
+    *&((&this_5->scores_0[0U])->y) = _S132;
+    float total_1 = total_0 + _S132;
+    float _S133 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S128)));
+    *&((&this_5->scores_0[1U])->x) = _S133;
+    float total_2 = total_1 + _S133;
+    float _S134 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S128)));
+    *&((&this_5->scores_0[1U])->y) = _S134;
+    float total_3 = total_2 + _S134;
+    float _S135 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S128)));
+    *&((&this_5->scores_0[2U])->x) = _S135;
+    float total_4 = total_3 + _S135;
+    float _S136 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S128)));
+    *&((&this_5->scores_0[2U])->y) = _S136;
+    float total_5 = total_4 + _S136;
+    float _S137 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S128)));
+    *&((&this_5->scores_0[3U])->x) = _S137;
+    float total_6 = total_5 + _S137;
+    float _S138 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S128)));
+    *&((&this_5->scores_0[3U])->y) = _S138;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S138;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S129;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S129;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S129;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S129;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S129;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S129;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S129;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S129;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S129;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S129;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S129;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S129;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S129;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S129;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S129;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S129;
+    if(partly_0)
+    {
+        uint2  _S139 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S140 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S141 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S140 < _S141)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S107 >= (_S96.y);
+            _S109 = _S140 >= (_S139.y);
         }
-        if(_S95)
+        if(_S109)
+        {
+            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S142 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S142 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S142 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S143 = at_1 + 8U;
+        uint _S144 = _S143 + this_5->lane_0 % 4U * 2U;
+        if(_S144 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S144 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S145 = _S143 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S145 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S145 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S146 = at_1 + 16U;
+        uint _S147 = _S146 + this_5->lane_0 % 4U * 2U;
+        if(_S147 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S147 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S148 = _S146 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S148 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S148 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S149 = at_1 + 24U;
+        uint _S150 = _S149 + this_5->lane_0 % 4U * 2U;
+        if(_S150 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S150 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S151 = _S149 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S151 < _S141)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S151 >= (_S139.y);
+        }
+        if(_S109)
+        {
+            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
+        }
+    }
+    float _S152 = *&((&this_5->peaks_0[0U])->y);
+    float _S153 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S152), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S154 = (__shfl_xor_sync(0xffffffffu, (_S153), (1U)));
+    float _S155 = (F32_max((_S153), (_S154)));
+    float _S156 = (__shfl_xor_sync(0xffffffffu, (_S155), (2U)));
+    float _S157 = (F32_max((_S155), (_S156)));
+    float _S158 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S157)));
+    *&((&this_5->peaks_0[0U])->y) = _S157;
+    float _S159 = _S158 * *&((&this_5->totals_0[0U])->y);
+    float _S160 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S157)));
+    *&((&this_5->scores_0[0U])->z) = _S160;
+    float total_7 = _S159 + _S160;
+    float _S161 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S157)));
+    *&((&this_5->scores_0[0U])->w) = _S161;
+    float total_8 = total_7 + _S161;
+    float _S162 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S157)));
+    *&((&this_5->scores_0[1U])->z) = _S162;
+    float total_9 = total_8 + _S162;
+    float _S163 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S157)));
+    *&((&this_5->scores_0[1U])->w) = _S163;
+    float total_10 = total_9 + _S163;
+    float _S164 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S157)));
+    *&((&this_5->scores_0[2U])->z) = _S164;
+    float total_11 = total_10 + _S164;
+    float _S165 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S157)));
+    *&((&this_5->scores_0[2U])->w) = _S165;
+    float total_12 = total_11 + _S165;
+    float _S166 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S157)));
+    *&((&this_5->scores_0[3U])->z) = _S166;
+    float total_13 = total_12 + _S166;
+    float _S167 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S157)));
+    *&((&this_5->scores_0[3U])->w) = _S167;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S167;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S158;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S158;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S158;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S158;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S158;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S158;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S158;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S158;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S158;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S158;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S158;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S158;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S158;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S158;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S158;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S158;
+    if(partly_0)
+    {
+        uint2  _S168 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S169 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S170 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S169 < _S170)
+        {
+            _S109 = true;
+        }
+        else
+        {
+            _S109 = _S169 >= (_S168.y);
+        }
+        if(_S109)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S108 = _S107 + 1U;
-        if(_S108 < _S99)
+        uint _S171 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S171 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S108 >= (_S96.y);
+            _S109 = _S171 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S109 = at_1 + 40U + _S97;
-        if(_S109 < _S99)
+        uint _S172 = at_1 + 8U;
+        uint _S173 = _S172 + this_5->lane_0 % 4U * 2U;
+        if(_S173 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S109 >= (_S96.y);
+            _S109 = _S173 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = _S109 + 1U;
-        if(_S110 < _S99)
+        uint _S174 = _S172 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S174 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S110 >= (_S96.y);
+            _S109 = _S174 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S111 = at_1 + 48U + _S97;
-        if(_S111 < _S99)
+        uint _S175 = at_1 + 16U;
+        uint _S176 = _S175 + this_5->lane_0 % 4U * 2U;
+        if(_S176 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S111 >= (_S96.y);
+            _S109 = _S176 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S112 = _S111 + 1U;
-        if(_S112 < _S99)
+        uint _S177 = _S175 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S177 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S112 >= (_S96.y);
+            _S109 = _S177 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S113 = at_1 + 56U + _S97;
-        if(_S113 < _S99)
+        uint _S178 = at_1 + 24U;
+        uint _S179 = _S178 + this_5->lane_0 % 4U * 2U;
+        if(_S179 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S113 >= (_S96.y);
+            _S109 = _S179 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S114 = _S113 + 1U;
-        if(_S114 < _S99)
+        uint _S180 = _S178 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S180 < _S170)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S114 >= (_S96.y);
+            _S109 = _S180 >= (_S168.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S115 = *&((&this_5->peaks_0[0U])->x);
-    float _S116 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S115), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))))), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S117 = (__shfl_xor_sync(0xffffffffu, (_S116), (1U)));
-    float _S118 = (F32_max((_S116), (_S117)));
-    float _S119 = (__shfl_xor_sync(0xffffffffu, (_S118), (2U)));
-    float _S120 = (F32_max((_S118), (_S119)));
-    float _S121 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S120)));
-    *&((&this_5->peaks_0[0U])->x) = _S120;
-    float _S122 = _S121 * *&((&this_5->totals_0[0U])->x);
-    float _S123 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S120)));
-    *&((&this_5->scores_0[0U])->x) = _S123;
-    float total_0 = _S122 + _S123;
-    float _S124 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S120)));
-    *&((&this_5->scores_0[0U])->y) = _S124;
-    float total_1 = total_0 + _S124;
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S120)));
-    *&((&this_5->scores_0[1U])->x) = _S125;
-    float total_2 = total_1 + _S125;
-    float _S126 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S120)));
-    *&((&this_5->scores_0[1U])->y) = _S126;
-    float total_3 = total_2 + _S126;
-    float _S127 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S120)));
-    *&((&this_5->scores_0[2U])->x) = _S127;
-    float total_4 = total_3 + _S127;
-    float _S128 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S120)));
-    *&((&this_5->scores_0[2U])->y) = _S128;
-    float total_5 = total_4 + _S128;
-    float _S129 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S120)));
-    *&((&this_5->scores_0[3U])->x) = _S129;
-    float total_6 = total_5 + _S129;
-    float _S130 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S120)));
-    *&((&this_5->scores_0[3U])->y) = _S130;
-    float total_7 = total_6 + _S130;
-    float _S131 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S120)));
-    *&((&this_5->scores_0[4U])->x) = _S131;
-    float total_8 = total_7 + _S131;
-    float _S132 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S120)));
-    *&((&this_5->scores_0[4U])->y) = _S132;
-    float total_9 = total_8 + _S132;
-    float _S133 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S120)));
-    *&((&this_5->scores_0[5U])->x) = _S133;
-    float total_10 = total_9 + _S133;
-    float _S134 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S120)));
-    *&((&this_5->scores_0[5U])->y) = _S134;
-    float total_11 = total_10 + _S134;
-    float _S135 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S120)));
-    *&((&this_5->scores_0[6U])->x) = _S135;
-    float total_12 = total_11 + _S135;
-    float _S136 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S120)));
-    *&((&this_5->scores_0[6U])->y) = _S136;
-    float total_13 = total_12 + _S136;
-    float _S137 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S120)));
-    *&((&this_5->scores_0[7U])->x) = _S137;
-    float total_14 = total_13 + _S137;
-    float _S138 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S120)));
-    *&((&this_5->scores_0[7U])->y) = _S138;
-    *&((&this_5->totals_0[0U])->x) = total_14 + _S138;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S121;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S121;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S121;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S121;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S121;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S121;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S121;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S121;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S121;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S121;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S121;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S121;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S121;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S121;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S121;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S121;
+    float _S181 = *&((&this_5->peaks_0[1U])->x);
+    float _S182 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S181), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S183 = (__shfl_xor_sync(0xffffffffu, (_S182), (1U)));
+    float _S184 = (F32_max((_S182), (_S183)));
+    float _S185 = (__shfl_xor_sync(0xffffffffu, (_S184), (2U)));
+    float _S186 = (F32_max((_S184), (_S185)));
+    float _S187 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S186)));
+    *&((&this_5->peaks_0[1U])->x) = _S186;
+    float _S188 = _S187 * *&((&this_5->totals_0[1U])->x);
+    float _S189 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S186)));
+    *&((&this_5->scores_0[4U])->x) = _S189;
+    float total_14 = _S188 + _S189;
+    float _S190 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S186)));
+    *&((&this_5->scores_0[4U])->y) = _S190;
+    float total_15 = total_14 + _S190;
+    float _S191 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S186)));
+    *&((&this_5->scores_0[5U])->x) = _S191;
+    float total_16 = total_15 + _S191;
+    float _S192 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S186)));
+    *&((&this_5->scores_0[5U])->y) = _S192;
+    float total_17 = total_16 + _S192;
+    float _S193 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S186)));
+    *&((&this_5->scores_0[6U])->x) = _S193;
+    float total_18 = total_17 + _S193;
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S186)));
+    *&((&this_5->scores_0[6U])->y) = _S194;
+    float total_19 = total_18 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S186)));
+    *&((&this_5->scores_0[7U])->x) = _S195;
+    float total_20 = total_19 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S186)));
+    *&((&this_5->scores_0[7U])->y) = _S196;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S196;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S187;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S187;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S187;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S187;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S187;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S187;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S187;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S187;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S187;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S187;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S187;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S187;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S187;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S187;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S187;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S187;
     if(partly_0)
     {
-        uint2  _S139 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S140 = lane_2 % 4U * 2U;
-        uint _S141 = at_1 + _S140;
-        uint _S142 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S141 < _S142)
+        uint2  _S197 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S198 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S199 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S198 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S141 >= (_S139.y);
+            _S109 = _S198 >= (_S197.y);
         }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S143 = _S141 + 1U;
-        if(_S143 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S143 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S144 = at_1 + 8U + _S140;
-        if(_S144 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S144 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S145 = _S144 + 1U;
-        if(_S145 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S145 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S146 = at_1 + 16U + _S140;
-        if(_S146 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S146 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S147 = _S146 + 1U;
-        if(_S147 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S147 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S148 = at_1 + 24U + _S140;
-        if(_S148 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S148 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S149 = _S148 + 1U;
-        if(_S149 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S149 >= (_S139.y);
-        }
-        if(_S95)
-        {
-            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S150 = at_1 + 32U + _S140;
-        if(_S150 < _S142)
-        {
-            _S95 = true;
-        }
-        else
-        {
-            _S95 = _S150 >= (_S139.y);
-        }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S151 = _S150 + 1U;
-        if(_S151 < _S142)
+        uint _S200 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S200 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S151 >= (_S139.y);
+            _S109 = _S200 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S152 = at_1 + 40U + _S140;
-        if(_S152 < _S142)
+        uint _S201 = at_1 + 8U;
+        uint _S202 = _S201 + this_5->lane_0 % 4U * 2U;
+        if(_S202 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S152 >= (_S139.y);
+            _S109 = _S202 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S153 = _S152 + 1U;
-        if(_S153 < _S142)
+        uint _S203 = _S201 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S203 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S153 >= (_S139.y);
+            _S109 = _S203 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S154 = at_1 + 48U + _S140;
-        if(_S154 < _S142)
+        uint _S204 = at_1 + 16U;
+        uint _S205 = _S204 + this_5->lane_0 % 4U * 2U;
+        if(_S205 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S154 >= (_S139.y);
+            _S109 = _S205 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S155 = _S154 + 1U;
-        if(_S155 < _S142)
+        uint _S206 = _S204 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S206 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S155 >= (_S139.y);
+            _S109 = _S206 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S156 = at_1 + 56U + _S140;
-        if(_S156 < _S142)
+        uint _S207 = at_1 + 24U;
+        uint _S208 = _S207 + this_5->lane_0 % 4U * 2U;
+        if(_S208 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S156 >= (_S139.y);
+            _S109 = _S208 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S157 = _S156 + 1U;
-        if(_S157 < _S142)
+        uint _S209 = _S207 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S209 < _S199)
         {
-            _S95 = true;
+            _S109 = true;
         }
         else
         {
-            _S95 = _S157 >= (_S139.y);
+            _S109 = _S209 >= (_S197.y);
         }
-        if(_S95)
+        if(_S109)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S158 = *&((&this_5->peaks_0[0U])->y);
-    float _S159 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S158), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))))), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S160 = (__shfl_xor_sync(0xffffffffu, (_S159), (1U)));
-    float _S161 = (F32_max((_S159), (_S160)));
-    float _S162 = (__shfl_xor_sync(0xffffffffu, (_S161), (2U)));
-    float _S163 = (F32_max((_S161), (_S162)));
-    float _S164 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S163)));
-    *&((&this_5->peaks_0[0U])->y) = _S163;
-    float _S165 = _S164 * *&((&this_5->totals_0[0U])->y);
-    float _S166 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S163)));
-    *&((&this_5->scores_0[0U])->z) = _S166;
-    float total_15 = _S165 + _S166;
-    float _S167 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S163)));
-    *&((&this_5->scores_0[0U])->w) = _S167;
-    float total_16 = total_15 + _S167;
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S163)));
-    *&((&this_5->scores_0[1U])->z) = _S168;
-    float total_17 = total_16 + _S168;
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S163)));
-    *&((&this_5->scores_0[1U])->w) = _S169;
-    float total_18 = total_17 + _S169;
-    float _S170 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S163)));
-    *&((&this_5->scores_0[2U])->z) = _S170;
-    float total_19 = total_18 + _S170;
-    float _S171 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S163)));
-    *&((&this_5->scores_0[2U])->w) = _S171;
-    float total_20 = total_19 + _S171;
-    float _S172 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S163)));
-    *&((&this_5->scores_0[3U])->z) = _S172;
-    float total_21 = total_20 + _S172;
-    float _S173 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S163)));
-    *&((&this_5->scores_0[3U])->w) = _S173;
-    float total_22 = total_21 + _S173;
-    float _S174 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S163)));
-    *&((&this_5->scores_0[4U])->z) = _S174;
-    float total_23 = total_22 + _S174;
-    float _S175 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S163)));
-    *&((&this_5->scores_0[4U])->w) = _S175;
-    float total_24 = total_23 + _S175;
-    float _S176 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S163)));
-    *&((&this_5->scores_0[5U])->z) = _S176;
-    float total_25 = total_24 + _S176;
-    float _S177 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S163)));
-    *&((&this_5->scores_0[5U])->w) = _S177;
-    float total_26 = total_25 + _S177;
-    float _S178 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S163)));
-    *&((&this_5->scores_0[6U])->z) = _S178;
-    float total_27 = total_26 + _S178;
-    float _S179 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S163)));
-    *&((&this_5->scores_0[6U])->w) = _S179;
-    float total_28 = total_27 + _S179;
-    float _S180 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S163)));
-    *&((&this_5->scores_0[7U])->z) = _S180;
-    float total_29 = total_28 + _S180;
-    float _S181 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S163)));
-    *&((&this_5->scores_0[7U])->w) = _S181;
-    *&((&this_5->totals_0[0U])->y) = total_29 + _S181;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S164;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S164;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S164;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S164;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S164;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S164;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S164;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S164;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S164;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S164;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S164;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S164;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S164;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S164;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S164;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S164;
+    float _S210 = *&((&this_5->peaks_0[1U])->y);
+    float _S211 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S210), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S212 = (__shfl_xor_sync(0xffffffffu, (_S211), (1U)));
+    float _S213 = (F32_max((_S211), (_S212)));
+    float _S214 = (__shfl_xor_sync(0xffffffffu, (_S213), (2U)));
+    float _S215 = (F32_max((_S213), (_S214)));
+    float _S216 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S215)));
+    *&((&this_5->peaks_0[1U])->y) = _S215;
+    float _S217 = _S216 * *&((&this_5->totals_0[1U])->y);
+    float _S218 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S215)));
+    *&((&this_5->scores_0[4U])->z) = _S218;
+    float total_21 = _S217 + _S218;
+    float _S219 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S215)));
+    *&((&this_5->scores_0[4U])->w) = _S219;
+    float total_22 = total_21 + _S219;
+    float _S220 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S215)));
+    *&((&this_5->scores_0[5U])->z) = _S220;
+    float total_23 = total_22 + _S220;
+    float _S221 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S215)));
+    *&((&this_5->scores_0[5U])->w) = _S221;
+    float total_24 = total_23 + _S221;
+    float _S222 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S215)));
+    *&((&this_5->scores_0[6U])->z) = _S222;
+    float total_25 = total_24 + _S222;
+    float _S223 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S215)));
+    *&((&this_5->scores_0[6U])->w) = _S223;
+    float total_26 = total_25 + _S223;
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S215)));
+    *&((&this_5->scores_0[7U])->z) = _S224;
+    float total_27 = total_26 + _S224;
+    float _S225 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S215)));
+    *&((&this_5->scores_0[7U])->w) = _S225;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S225;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S216;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S216;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S216;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S216;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S216;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S216;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S216;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S216;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S216;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S216;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S216;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S216;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S216;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S216;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S216;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S216;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S182 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S183 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S184 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S185 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S186 = make_uint4 (_S182, _S183, _S184, _S185);
-    uint _S187 = lane_3 % 16U;
-    uint _S188 = 576U + _S187 * 9U;
-    uint4  _S189 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S188 + lane_3 / 16U])));
-    float4  _S190 = (wasmetal_multiply_half((_S186), (uint2 {_S189.x, _S189.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S190;
-    float4  _S191 = (wasmetal_multiply_half((_S186), (uint2 {_S189.z, _S189.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S191;
-    uint4  _S192 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S188 + 2U + lane_3 / 16U])));
-    float4  _S193 = (wasmetal_multiply_half((_S186), (uint2 {_S192.x, _S192.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S193;
-    float4  _S194 = (wasmetal_multiply_half((_S186), (uint2 {_S192.z, _S192.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S194;
-    uint4  _S195 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S188 + 4U + lane_3 / 16U])));
-    float4  _S196 = (wasmetal_multiply_half((_S186), (uint2 {_S195.x, _S195.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S196;
-    float4  _S197 = (wasmetal_multiply_half((_S186), (uint2 {_S195.z, _S195.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S197;
-    uint4  _S198 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S188 + 6U + lane_3 / 16U])));
-    float4  _S199 = (wasmetal_multiply_half((_S186), (uint2 {_S198.x, _S198.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S199;
-    float4  _S200 = (wasmetal_multiply_half((_S186), (uint2 {_S198.z, _S198.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S200;
-    uint _S201 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S202 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S203 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S204 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S205 = make_uint4 (_S201, _S202, _S203, _S204);
-    uint _S206 = 576U + (16U + _S187) * 9U;
-    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S206 + lane_3 / 16U])));
-    float4  _S208 = (wasmetal_multiply_half((_S205), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S208;
-    float4  _S209 = (wasmetal_multiply_half((_S205), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S209;
-    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S206 + 2U + lane_3 / 16U])));
-    float4  _S211 = (wasmetal_multiply_half((_S205), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S211;
-    float4  _S212 = (wasmetal_multiply_half((_S205), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S212;
-    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S206 + 4U + lane_3 / 16U])));
-    float4  _S214 = (wasmetal_multiply_half((_S205), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S214;
-    float4  _S215 = (wasmetal_multiply_half((_S205), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S215;
-    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S206 + 6U + lane_3 / 16U])));
-    float4  _S217 = (wasmetal_multiply_half((_S205), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S217;
-    float4  _S218 = (wasmetal_multiply_half((_S205), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S218;
-    uint _S219 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S220 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S221 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S222 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S223 = make_uint4 (_S219, _S220, _S221, _S222);
-    uint _S224 = 576U + (32U + _S187) * 9U;
-    uint4  _S225 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + lane_3 / 16U])));
-    float4  _S226 = (wasmetal_multiply_half((_S223), (uint2 {_S225.x, _S225.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S226;
-    float4  _S227 = (wasmetal_multiply_half((_S223), (uint2 {_S225.z, _S225.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S227;
-    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 2U + lane_3 / 16U])));
-    float4  _S229 = (wasmetal_multiply_half((_S223), (uint2 {_S228.x, _S228.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S229;
-    float4  _S230 = (wasmetal_multiply_half((_S223), (uint2 {_S228.z, _S228.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S230;
-    uint4  _S231 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 4U + lane_3 / 16U])));
-    float4  _S232 = (wasmetal_multiply_half((_S223), (uint2 {_S231.x, _S231.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S232;
-    float4  _S233 = (wasmetal_multiply_half((_S223), (uint2 {_S231.z, _S231.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S233;
-    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S224 + 6U + lane_3 / 16U])));
-    float4  _S235 = (wasmetal_multiply_half((_S223), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S235;
-    float4  _S236 = (wasmetal_multiply_half((_S223), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S236;
-    uint _S237 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S238 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S239 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S240 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S241 = make_uint4 (_S237, _S238, _S239, _S240);
-    uint _S242 = 576U + (48U + _S187) * 9U;
-    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S242 + lane_3 / 16U])));
-    float4  _S244 = (wasmetal_multiply_half((_S241), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S244;
-    float4  _S245 = (wasmetal_multiply_half((_S241), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S245;
-    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S242 + 2U + lane_3 / 16U])));
-    float4  _S247 = (wasmetal_multiply_half((_S241), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S247;
-    float4  _S248 = (wasmetal_multiply_half((_S241), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S248;
-    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S242 + 4U + lane_3 / 16U])));
-    float4  _S250 = (wasmetal_multiply_half((_S241), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S250;
-    float4  _S251 = (wasmetal_multiply_half((_S241), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S251;
-    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S242 + 6U + lane_3 / 16U])));
-    float4  _S253 = (wasmetal_multiply_half((_S241), (uint2 {_S252.x, _S252.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S253;
-    float4  _S254 = (wasmetal_multiply_half((_S241), (uint2 {_S252.z, _S252.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S254;
+    FixedArray<uint4 , 2>  weights_0;
+    uint _S226 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S227 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S228 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S229 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S230 = make_uint4 (_S226, _S227, _S228, _S229);
+    weights_0[0U] = _S230;
+    uint _S231 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
+    uint _S232 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
+    uint _S233 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
+    uint _S234 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
+    uint4  _S235 = make_uint4 (_S231, _S232, _S233, _S234);
+    weights_0[1U] = _S235;
+    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S237 = uint2 {_S236.x, _S236.y};
+    float4  _S238 = (wasmetal_multiply_half((_S230), (_S237), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S238;
+    uint2  _S239 = uint2 {_S236.z, _S236.w};
+    float4  _S240 = (wasmetal_multiply_half((_S230), (_S239), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S240;
+    float4  _S241 = (wasmetal_multiply_half((_S235), (_S237), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S241;
+    float4  _S242 = (wasmetal_multiply_half((_S235), (_S239), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S242;
+    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S244 = uint2 {_S243.x, _S243.y};
+    float4  _S245 = (wasmetal_multiply_half((_S230), (_S244), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S245;
+    uint2  _S246 = uint2 {_S243.z, _S243.w};
+    float4  _S247 = (wasmetal_multiply_half((_S230), (_S246), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S235), (_S244), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S248;
+    float4  _S249 = (wasmetal_multiply_half((_S235), (_S246), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S249;
+    uint4  _S250 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S251 = uint2 {_S250.x, _S250.y};
+    float4  _S252 = (wasmetal_multiply_half((_S230), (_S251), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S252;
+    uint2  _S253 = uint2 {_S250.z, _S250.w};
+    float4  _S254 = (wasmetal_multiply_half((_S230), (_S253), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S254;
+    float4  _S255 = (wasmetal_multiply_half((_S235), (_S251), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S255;
+    float4  _S256 = (wasmetal_multiply_half((_S235), (_S253), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S256;
+    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S258 = uint2 {_S257.x, _S257.y};
+    float4  _S259 = (wasmetal_multiply_half((_S230), (_S258), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S259;
+    uint2  _S260 = uint2 {_S257.z, _S257.w};
+    float4  _S261 = (wasmetal_multiply_half((_S230), (_S260), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S261;
+    float4  _S262 = (wasmetal_multiply_half((_S235), (_S258), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S262;
+    float4  _S263 = (wasmetal_multiply_half((_S235), (_S260), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S263;
+    FixedArray<uint4 , 2>  weights_1;
+    uint _S264 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S265 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S266 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S267 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S268 = make_uint4 (_S264, _S265, _S266, _S267);
+    weights_1[0U] = _S268;
+    uint _S269 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
+    uint _S270 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
+    uint _S271 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
+    uint _S272 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
+    uint4  _S273 = make_uint4 (_S269, _S270, _S271, _S272);
+    weights_1[1U] = _S273;
+    uint4  _S274 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S275 = uint2 {_S274.x, _S274.y};
+    float4  _S276 = (wasmetal_multiply_half((_S268), (_S275), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S276;
+    uint2  _S277 = uint2 {_S274.z, _S274.w};
+    float4  _S278 = (wasmetal_multiply_half((_S268), (_S277), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S278;
+    float4  _S279 = (wasmetal_multiply_half((_S273), (_S275), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S279;
+    float4  _S280 = (wasmetal_multiply_half((_S273), (_S277), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S280;
+    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S282 = uint2 {_S281.x, _S281.y};
+    float4  _S283 = (wasmetal_multiply_half((_S268), (_S282), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S283;
+    uint2  _S284 = uint2 {_S281.z, _S281.w};
+    float4  _S285 = (wasmetal_multiply_half((_S268), (_S284), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S285;
+    float4  _S286 = (wasmetal_multiply_half((_S273), (_S282), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S286;
+    float4  _S287 = (wasmetal_multiply_half((_S273), (_S284), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S287;
+    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S289 = uint2 {_S288.x, _S288.y};
+    float4  _S290 = (wasmetal_multiply_half((_S268), (_S289), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S290;
+    uint2  _S291 = uint2 {_S288.z, _S288.w};
+    float4  _S292 = (wasmetal_multiply_half((_S268), (_S291), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S292;
+    float4  _S293 = (wasmetal_multiply_half((_S273), (_S289), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S293;
+    float4  _S294 = (wasmetal_multiply_half((_S273), (_S291), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S294;
+    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S296 = uint2 {_S295.x, _S295.y};
+    float4  _S297 = (wasmetal_multiply_half((_S268), (_S296), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S297;
+    uint2  _S298 = uint2 {_S295.z, _S295.w};
+    float4  _S299 = (wasmetal_multiply_half((_S268), (_S298), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S299;
+    float4  _S300 = (wasmetal_multiply_half((_S273), (_S296), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S300;
+    float4  _S301 = (wasmetal_multiply_half((_S273), (_S298), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S301;
     return;
 }
 
@@ -1170,525 +1285,845 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ uint4  asuint_0(float4  x_3)
 {
-    uint _S255 = this_7->heads_1;
-    uint _S256 = query_2 / this_7->heads_1;
-    bool _S257;
-    if(_S256 < (this_7->rows_3))
+    uint4  result_3;
+    int i_2 = int(0);
+    for(;;)
     {
-        uint _S258 = query_2 % _S255;
-        _S257 = _S258 < (this_7->last_0);
+        if(i_2 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_3, i_2) = (F32_asuint((_slang_vector_get_element(x_3, i_2))));
+        i_2 = i_2 + int(1);
     }
-    else
-    {
-        _S257 = false;
-    }
-    return _S257;
+    return result_3;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_30)
+__device__ float4  asfloat_0(uint4  x_4)
 {
-    uint _S259 = this_8->sinks_at_0;
-    bool _S260;
-    if((this_8->sinks_at_0) != 4294967295U)
+    float4  result_4;
+    int i_3 = int(0);
+    for(;;)
     {
-        bool _S261 = Target_has_0(this_8, query_3);
-        _S260 = _S261;
+        if(i_3 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_4, i_3) = (U32_asfloat((_slang_vector_get_element(x_4, i_3))));
+        i_3 = i_3 + int(1);
     }
-    else
-    {
-        _S260 = false;
-    }
-    float _S262;
-    if(_S260)
-    {
-        uint _S263 = query_3 % this_8->heads_1;
-        float _S264 = __ldg((&(this_8->sinks_0)[_S259 + _S263]));
-        _S262 = total_30 + (F32_exp2((1.4426950216293335f * _S264 - peak_0)));
-    }
-    else
-    {
-        _S262 = total_30;
-    }
-    if(_S262 != 0.0f)
-    {
-        _S262 = 1.0f / _S262;
-    }
-    else
-    {
-        _S262 = 0.0f;
-    }
-    return _S262;
+    return result_4;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float2  max_1(float2  x_5, float2  y_2)
 {
-    uint _S265 = this_9->at_2;
-    uint _S266 = this_9->heads_1;
-    uint _S267 = query_4 / this_9->heads_1;
-    uint _S268 = _S265 + _S267 * this_9->stride_0;
-    uint _S269 = query_4 % _S266;
-    return _S268 + _S269 * this_9->head_dim_1;
+    float2  result_5;
+    int i_4 = int(0);
+    for(;;)
+    {
+        if(i_4 < int(2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_max((_slang_vector_get_element(x_5, i_4)), (_slang_vector_get_element(y_2, i_4))));
+        i_4 = i_4 + int(1);
+    }
+    return result_5;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    float _S270 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_31 = *&((&this_10->totals_0[0U])->x) + _S270;
-    float _S271 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S272 = own_4 + lane_4 / 4U;
-    float _S273 = Target_factor_0(target_0, _S272, *&((&this_10->peaks_0[0U])->x), total_31 + _S271);
-    bool _S274 = Target_has_0(target_0, _S272);
-    if(_S274)
+    uint _S302 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    if((this_7->part_0) != 0U)
     {
-        uint _S275 = Target_place_0(target_0, _S272);
-        uint _S276 = lane_4 % 4U * 2U;
-        uint _S277 = target_0->head_dim_1;
-        if(_S276 < (target_0->head_dim_1))
+        (*&tiles_0)[_S302] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S302 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S302 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S302 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S302 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S302 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S302 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S302 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S302 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S302 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S302 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S302 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S302 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S302 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S302 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S302 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S302 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S302 + 544U] = asuint_0(this_7->sums_0[15U]);
+    }
+    __syncthreads();
+    if((this_7->part_0) == 0U)
+    {
+        float4  _S303 = asfloat_0((*&tiles_0)[_S302]);
+        float2  _S304 = max_1(this_7->peaks_0[0U], float2 {_S303.x, _S303.y});
+        float _S305 = _S304.x;
+        float _S306 = (wasmetal_power((this_7->peaks_0[0U].x - _S305)));
+        float _S307 = _S304.y;
+        float _S308 = (wasmetal_power((this_7->peaks_0[0U].y - _S307)));
+        float2  _S309 = make_float2 (_S306, _S308);
+        float _S310 = (wasmetal_power((_S303.x - _S305)));
+        float _S311 = (wasmetal_power((_S303.y - _S307)));
+        float2  _S312 = make_float2 (_S310, _S311);
+        this_7->peaks_0[0U] = _S304;
+        this_7->totals_0[0U] = _S309 * this_7->totals_0[0U] + _S312 * float2 {_S303.z, _S303.w};
+        float4  _S313 = make_float4 (_S306, _S306, _S308, _S308);
+        float4  _S314 = make_float4 (_S310, _S310, _S311, _S311);
+        this_7->sums_0[0U] = _S313 * this_7->sums_0[0U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 64U]);
+        this_7->sums_0[1U] = _S313 * this_7->sums_0[1U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 96U]);
+        this_7->sums_0[2U] = _S313 * this_7->sums_0[2U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 128U]);
+        this_7->sums_0[3U] = _S313 * this_7->sums_0[3U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 160U]);
+        this_7->sums_0[4U] = _S313 * this_7->sums_0[4U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 192U]);
+        this_7->sums_0[5U] = _S313 * this_7->sums_0[5U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 224U]);
+        this_7->sums_0[6U] = _S313 * this_7->sums_0[6U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 256U]);
+        this_7->sums_0[7U] = _S313 * this_7->sums_0[7U] + _S314 * asfloat_0((*&tiles_0)[_S302 + 288U]);
+        float4  _S315 = asfloat_0((*&tiles_0)[_S302 + 32U]);
+        float2  _S316 = max_1(this_7->peaks_0[1U], float2 {_S315.x, _S315.y});
+        float _S317 = _S316.x;
+        float _S318 = (wasmetal_power((this_7->peaks_0[1U].x - _S317)));
+        float _S319 = _S316.y;
+        float _S320 = (wasmetal_power((this_7->peaks_0[1U].y - _S319)));
+        float2  _S321 = make_float2 (_S318, _S320);
+        float _S322 = (wasmetal_power((_S315.x - _S317)));
+        float _S323 = (wasmetal_power((_S315.y - _S319)));
+        float2  _S324 = make_float2 (_S322, _S323);
+        this_7->peaks_0[1U] = _S316;
+        this_7->totals_0[1U] = _S321 * this_7->totals_0[1U] + _S324 * float2 {_S315.z, _S315.w};
+        float4  _S325 = make_float4 (_S318, _S318, _S320, _S320);
+        float4  _S326 = make_float4 (_S322, _S322, _S323, _S323);
+        this_7->sums_0[8U] = _S325 * this_7->sums_0[8U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 320U]);
+        this_7->sums_0[9U] = _S325 * this_7->sums_0[9U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 352U]);
+        this_7->sums_0[10U] = _S325 * this_7->sums_0[10U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 384U]);
+        this_7->sums_0[11U] = _S325 * this_7->sums_0[11U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 416U]);
+        this_7->sums_0[12U] = _S325 * this_7->sums_0[12U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 448U]);
+        this_7->sums_0[13U] = _S325 * this_7->sums_0[13U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 480U]);
+        this_7->sums_0[14U] = _S325 * this_7->sums_0[14U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 512U]);
+        this_7->sums_0[15U] = _S325 * this_7->sums_0[15U] + _S326 * asfloat_0((*&tiles_0)[_S302 + 544U]);
+    }
+    return;
+}
+
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
+{
+    uint _S327 = this_8->heads_1;
+    uint _S328 = query_2 / this_8->heads_1;
+    bool _S329;
+    if(_S328 < (this_8->rows_3))
+    {
+        uint _S330 = query_2 % _S327;
+        _S329 = _S330 < (this_8->last_0);
+    }
+    else
+    {
+        _S329 = false;
+    }
+    return _S329;
+}
+
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
+{
+    uint _S331 = this_9->sinks_at_0;
+    bool _S332;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S333 = Target_has_0(this_9, query_3);
+        _S332 = _S333;
+    }
+    else
+    {
+        _S332 = false;
+    }
+    float _S334;
+    if(_S332)
+    {
+        uint _S335 = query_3 % this_9->heads_1;
+        float _S336 = __ldg((&(this_9->sinks_0)[_S331 + _S335]));
+        _S334 = total_28 + (F32_exp2((1.4426950216293335f * _S336 - peak_0)));
+    }
+    else
+    {
+        _S334 = total_28;
+    }
+    if(_S334 != 0.0f)
+    {
+        _S334 = 1.0f / _S334;
+    }
+    else
+    {
+        _S334 = 0.0f;
+    }
+    return _S334;
+}
+
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
+{
+    uint _S337 = this_10->at_2;
+    uint _S338 = this_10->heads_1;
+    uint _S339 = query_4 / this_10->heads_1;
+    uint _S340 = _S337 + _S339 * this_10->stride_0;
+    uint _S341 = query_4 % _S338;
+    return _S340 + _S341 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S342 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S342;
+    float _S343 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S344 = this_11->own_0;
+    uint _S345 = this_11->lane_0;
+    uint _S346 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S347 = Target_factor_0(target_0, _S346, *&((&this_11->peaks_0[0U])->x), total_29 + _S343);
+    bool _S348 = Target_has_0(target_0, _S346);
+    if(_S348)
+    {
+        uint _S349 = Target_place_0(target_0, _S346);
+        uint _S350 = _S345 % 4U * 2U;
+        uint _S351 = target_0->head_dim_1;
+        if(_S350 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S275 + _S276]) = _S273 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S349 + _S350]) = _S347 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S278 = _S276 + 1U;
-        if(_S278 < _S277)
+        uint _S352 = _S350 + 1U;
+        if(_S352 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S278]) = _S273 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S349 + _S352]) = _S347 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S279 = 8U + _S276;
-        if(_S279 < _S277)
+        uint _S353 = 8U + _S350;
+        if(_S353 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S279]) = _S273 * *&((&this_10->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S349 + _S353]) = _S347 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S280 = _S279 + 1U;
-        if(_S280 < _S277)
+        uint _S354 = _S353 + 1U;
+        if(_S354 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S280]) = _S273 * *&((&this_10->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S349 + _S354]) = _S347 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S281 = 16U + _S276;
-        if(_S281 < _S277)
+        uint _S355 = 16U + _S350;
+        if(_S355 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S281]) = _S273 * *&((&this_10->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S349 + _S355]) = _S347 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S282 = _S281 + 1U;
-        if(_S282 < _S277)
+        uint _S356 = _S355 + 1U;
+        if(_S356 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S282]) = _S273 * *&((&this_10->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S349 + _S356]) = _S347 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S283 = 24U + _S276;
-        if(_S283 < _S277)
+        uint _S357 = 24U + _S350;
+        if(_S357 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S283]) = _S273 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S349 + _S357]) = _S347 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S284 = _S283 + 1U;
-        if(_S284 < _S277)
+        uint _S358 = _S357 + 1U;
+        if(_S358 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S284]) = _S273 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S349 + _S358]) = _S347 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S285 = 32U + _S276;
-        if(_S285 < _S277)
+        uint _S359 = 32U + _S350;
+        if(_S359 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S285]) = _S273 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S349 + _S359]) = _S347 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S286 = _S285 + 1U;
-        if(_S286 < _S277)
+        uint _S360 = _S359 + 1U;
+        if(_S360 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S286]) = _S273 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S349 + _S360]) = _S347 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S287 = 40U + _S276;
-        if(_S287 < _S277)
+        uint _S361 = 40U + _S350;
+        if(_S361 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S287]) = _S273 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S349 + _S361]) = _S347 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S288 = _S287 + 1U;
-        if(_S288 < _S277)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S288]) = _S273 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S349 + _S362]) = _S347 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S289 = 48U + _S276;
-        if(_S289 < _S277)
+        uint _S363 = 48U + _S350;
+        if(_S363 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S289]) = _S273 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S349 + _S363]) = _S347 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S277)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S290]) = _S273 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S349 + _S364]) = _S347 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S291 = 56U + _S276;
-        if(_S291 < _S277)
+        uint _S365 = 56U + _S350;
+        if(_S365 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S291]) = _S273 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S349 + _S365]) = _S347 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S277)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S351)
         {
-            *(&(target_0->result_2)[_S275 + _S292]) = _S273 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S349 + _S366]) = _S347 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S293 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_32 = *&((&this_10->totals_0[0U])->y) + _S293;
-    float _S294 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S295 = own_4 + 8U + lane_4 / 4U;
-    float _S296 = Target_factor_0(target_0, _S295, *&((&this_10->peaks_0[0U])->y), total_32 + _S294);
-    bool _S297 = Target_has_0(target_0, _S295);
-    if(_S297)
+    float _S367 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S367;
+    float _S368 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S369 = _S344 + 8U + _S345 / 4U;
+    float _S370 = Target_factor_0(target_0, _S369, *&((&this_11->peaks_0[0U])->y), total_30 + _S368);
+    bool _S371 = Target_has_0(target_0, _S369);
+    if(_S371)
     {
-        uint _S298 = Target_place_0(target_0, _S295);
-        uint _S299 = lane_4 % 4U * 2U;
-        uint _S300 = target_0->head_dim_1;
-        if(_S299 < (target_0->head_dim_1))
+        uint _S372 = Target_place_0(target_0, _S369);
+        uint _S373 = _S345 % 4U * 2U;
+        uint _S374 = target_0->head_dim_1;
+        if(_S373 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S298 + _S299]) = _S296 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S372 + _S373]) = _S370 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S301 = _S299 + 1U;
-        if(_S301 < _S300)
+        uint _S375 = _S373 + 1U;
+        if(_S375 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S301]) = _S296 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S372 + _S375]) = _S370 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S302 = 8U + _S299;
-        if(_S302 < _S300)
+        uint _S376 = 8U + _S373;
+        if(_S376 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S302]) = _S296 * *&((&this_10->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S372 + _S376]) = _S370 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S303 = _S302 + 1U;
-        if(_S303 < _S300)
+        uint _S377 = _S376 + 1U;
+        if(_S377 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S303]) = _S296 * *&((&this_10->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S372 + _S377]) = _S370 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S304 = 16U + _S299;
-        if(_S304 < _S300)
+        uint _S378 = 16U + _S373;
+        if(_S378 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S304]) = _S296 * *&((&this_10->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S372 + _S378]) = _S370 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S305 = _S304 + 1U;
-        if(_S305 < _S300)
+        uint _S379 = _S378 + 1U;
+        if(_S379 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S305]) = _S296 * *&((&this_10->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S372 + _S379]) = _S370 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S306 = 24U + _S299;
-        if(_S306 < _S300)
+        uint _S380 = 24U + _S373;
+        if(_S380 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S306]) = _S296 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S372 + _S380]) = _S370 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S307 = _S306 + 1U;
-        if(_S307 < _S300)
+        uint _S381 = _S380 + 1U;
+        if(_S381 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S307]) = _S296 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S372 + _S381]) = _S370 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S308 = 32U + _S299;
-        if(_S308 < _S300)
+        uint _S382 = 32U + _S373;
+        if(_S382 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S308]) = _S296 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S372 + _S382]) = _S370 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S309 = _S308 + 1U;
-        if(_S309 < _S300)
+        uint _S383 = _S382 + 1U;
+        if(_S383 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S309]) = _S296 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S372 + _S383]) = _S370 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S310 = 40U + _S299;
-        if(_S310 < _S300)
+        uint _S384 = 40U + _S373;
+        if(_S384 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S310]) = _S296 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S372 + _S384]) = _S370 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S311 = _S310 + 1U;
-        if(_S311 < _S300)
+        uint _S385 = _S384 + 1U;
+        if(_S385 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S311]) = _S296 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S372 + _S385]) = _S370 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S312 = 48U + _S299;
-        if(_S312 < _S300)
+        uint _S386 = 48U + _S373;
+        if(_S386 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S312]) = _S296 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S372 + _S386]) = _S370 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S313 = _S312 + 1U;
-        if(_S313 < _S300)
+        uint _S387 = _S386 + 1U;
+        if(_S387 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S313]) = _S296 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S372 + _S387]) = _S370 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S314 = 56U + _S299;
-        if(_S314 < _S300)
+        uint _S388 = 56U + _S373;
+        if(_S388 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S314]) = _S296 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S372 + _S388]) = _S370 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S315 = _S314 + 1U;
-        if(_S315 < _S300)
+        uint _S389 = _S388 + 1U;
+        if(_S389 < _S374)
         {
-            *(&(target_0->result_2)[_S298 + _S315]) = _S296 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S372 + _S389]) = _S370 * *&((&this_11->sums_0[7U])->w);
+        }
+    }
+    float _S390 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S390;
+    float _S391 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S392 = _S344 + 16U;
+    uint _S393 = _S392 + _S345 / 4U;
+    float _S394 = Target_factor_0(target_0, _S393, *&((&this_11->peaks_0[1U])->x), total_31 + _S391);
+    bool _S395 = Target_has_0(target_0, _S393);
+    if(_S395)
+    {
+        uint _S396 = Target_place_0(target_0, _S393);
+        uint _S397 = _S345 % 4U * 2U;
+        uint _S398 = target_0->head_dim_1;
+        if(_S397 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S396 + _S397]) = _S394 * *&((&this_11->sums_0[8U])->x);
+        }
+        uint _S399 = _S397 + 1U;
+        if(_S399 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S399]) = _S394 * *&((&this_11->sums_0[8U])->y);
+        }
+        uint _S400 = 8U + _S397;
+        if(_S400 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S400]) = _S394 * *&((&this_11->sums_0[9U])->x);
+        }
+        uint _S401 = _S400 + 1U;
+        if(_S401 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S401]) = _S394 * *&((&this_11->sums_0[9U])->y);
+        }
+        uint _S402 = 16U + _S397;
+        if(_S402 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S402]) = _S394 * *&((&this_11->sums_0[10U])->x);
+        }
+        uint _S403 = _S402 + 1U;
+        if(_S403 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S403]) = _S394 * *&((&this_11->sums_0[10U])->y);
+        }
+        uint _S404 = 24U + _S397;
+        if(_S404 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S404]) = _S394 * *&((&this_11->sums_0[11U])->x);
+        }
+        uint _S405 = _S404 + 1U;
+        if(_S405 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S405]) = _S394 * *&((&this_11->sums_0[11U])->y);
+        }
+        uint _S406 = 32U + _S397;
+        if(_S406 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S406]) = _S394 * *&((&this_11->sums_0[12U])->x);
+        }
+        uint _S407 = _S406 + 1U;
+        if(_S407 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S407]) = _S394 * *&((&this_11->sums_0[12U])->y);
+        }
+        uint _S408 = 40U + _S397;
+        if(_S408 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S408]) = _S394 * *&((&this_11->sums_0[13U])->x);
+        }
+        uint _S409 = _S408 + 1U;
+        if(_S409 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S409]) = _S394 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S410 = 48U + _S397;
+        if(_S410 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S410]) = _S394 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S411]) = _S394 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S412 = 56U + _S397;
+        if(_S412 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S412]) = _S394 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S398)
+        {
+            *(&(target_0->result_2)[_S396 + _S413]) = _S394 * *&((&this_11->sums_0[15U])->y);
+        }
+    }
+    float _S414 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S414;
+    float _S415 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S416 = _S392 + 8U + _S345 / 4U;
+    float _S417 = Target_factor_0(target_0, _S416, *&((&this_11->peaks_0[1U])->y), total_32 + _S415);
+    bool _S418 = Target_has_0(target_0, _S416);
+    if(_S418)
+    {
+        uint _S419 = Target_place_0(target_0, _S416);
+        uint _S420 = _S345 % 4U * 2U;
+        uint _S421 = target_0->head_dim_1;
+        if(_S420 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S419 + _S420]) = _S417 * *&((&this_11->sums_0[8U])->z);
+        }
+        uint _S422 = _S420 + 1U;
+        if(_S422 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S422]) = _S417 * *&((&this_11->sums_0[8U])->w);
+        }
+        uint _S423 = 8U + _S420;
+        if(_S423 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S423]) = _S417 * *&((&this_11->sums_0[9U])->z);
+        }
+        uint _S424 = _S423 + 1U;
+        if(_S424 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S424]) = _S417 * *&((&this_11->sums_0[9U])->w);
+        }
+        uint _S425 = 16U + _S420;
+        if(_S425 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S425]) = _S417 * *&((&this_11->sums_0[10U])->z);
+        }
+        uint _S426 = _S425 + 1U;
+        if(_S426 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S426]) = _S417 * *&((&this_11->sums_0[10U])->w);
+        }
+        uint _S427 = 24U + _S420;
+        if(_S427 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S427]) = _S417 * *&((&this_11->sums_0[11U])->z);
+        }
+        uint _S428 = _S427 + 1U;
+        if(_S428 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S428]) = _S417 * *&((&this_11->sums_0[11U])->w);
+        }
+        uint _S429 = 32U + _S420;
+        if(_S429 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S429]) = _S417 * *&((&this_11->sums_0[12U])->z);
+        }
+        uint _S430 = _S429 + 1U;
+        if(_S430 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S430]) = _S417 * *&((&this_11->sums_0[12U])->w);
+        }
+        uint _S431 = 40U + _S420;
+        if(_S431 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S431]) = _S417 * *&((&this_11->sums_0[13U])->z);
+        }
+        uint _S432 = _S431 + 1U;
+        if(_S432 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S432]) = _S417 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S433 = 48U + _S420;
+        if(_S433 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S433]) = _S417 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S434 = _S433 + 1U;
+        if(_S434 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S434]) = _S417 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S435 = 56U + _S420;
+        if(_S435 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S435]) = _S417 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S436 = _S435 + 1U;
+        if(_S436 < _S421)
+        {
+            *(&(target_0->result_2)[_S419 + _S436]) = _S417 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S316;
-    bool _S317;
-    bool _S318;
-    uint _S319 = p_0->kv_heads_0;
-    uint _S320 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S321 = (U32_min((_S320), (64U)));
-    uint _S322 = 64U / _S321;
-    uint _S323 = (_S320 + 64U - 1U) / 64U;
-    uint _S324 = _S319 * _S323;
-    uint _S325 = p_0->batch_offset_0;
-    uint _S326 = p_0->batch_row_0;
-    uint _S327 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S328 = (_S327 + _S322 - 1U) / _S322;
-    uint _S329 = group_number_0(group_1);
-    if(_S329 >= (_S328 * _S324))
+    bool _S437;
+    bool _S438;
+    bool _S439;
+    uint _S440 = p_0->kv_heads_0;
+    uint _S441 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S442 = (U32_min((_S441), (64U)));
+    uint _S443 = 64U / _S442;
+    uint _S444 = (_S441 + 64U - 1U) / 64U;
+    uint _S445 = _S440 * _S444;
+    uint _S446 = p_0->batch_offset_0;
+    uint _S447 = p_0->batch_row_0;
+    uint _S448 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S449 = (_S448 + _S443 - 1U) / _S443;
+    uint _S450 = group_number_0(group_1);
+    if(_S450 >= (_S449 * _S445))
     {
         return;
     }
-    uint _S330 = _S329 % _S324;
-    uint _S331 = _S328 - 1U;
-    uint _S332 = _S329 / _S324;
-    uint _S333 = (_S331 - _S332) * _S322;
-    uint _S334 = (U32_min((_S333 + _S322), (_S327)));
-    uint _S335 = _S330 / _S323;
-    uint _S336 = _S335 * _S320;
-    uint _S337 = _S330 % _S323;
-    uint _S338 = _S336 + _S337 * 64U;
-    uint _S339 = (_S335 + 1U) * _S320;
-    uint _S340 = p_0->head_dim_0;
-    uint _S341 = _S319 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S451 = _S450 % _S445;
+    uint _S452 = _S449 - 1U;
+    uint _S453 = _S450 / _S445;
+    uint _S454 = (_S452 - _S453) * _S443;
+    uint _S455 = (U32_min((_S454 + _S443), (_S448)));
+    uint _S456 = _S451 / _S444;
+    uint _S457 = _S456 * _S441;
+    uint _S458 = _S451 % _S444;
+    uint _S459 = _S457 + _S458 * 64U;
+    uint _S460 = (_S456 + 1U) * _S441;
+    uint _S461 = p_0->head_dim_0;
+    uint _S462 = _S440 * p_0->head_dim_0;
+    uint i_5 = thread_1;
     for(;;)
     {
-        if(i_2 < 512U)
+        if(i_5 < 512U)
         {
         }
         else
         {
             break;
         }
-        uint _S342 = i_2 / 8U;
-        uint _S343 = i_2 % 8U;
-        int4  _S344 = make_int4 (int(0));
-        uint4  _S345 = make_uint4 ((uint)_S344.x, (uint)_S344.y, (uint)_S344.z, (uint)_S344.w);
-        if(_S342 < (_S322 * _S321))
+        uint _S463 = i_5 / 8U;
+        uint _S464 = i_5 % 8U;
+        int4  _S465 = make_int4 (int(0));
+        uint4  _S466 = make_uint4 ((uint)_S465.x, (uint)_S465.y, (uint)_S465.z, (uint)_S465.w);
+        if(_S463 < (_S443 * _S442))
         {
-            uint _S346 = _S342 / _S321;
-            _S316 = (_S333 + _S346) < _S334;
+            uint _S467 = _S463 / _S442;
+            _S437 = (_S454 + _S467) < _S455;
         }
         else
         {
-            _S316 = false;
+            _S437 = false;
         }
-        if(_S316)
+        if(_S437)
         {
-            uint _S347 = _S342 % _S321;
-            _S317 = (_S338 + _S347) < _S339;
-        }
-        else
-        {
-            _S317 = false;
-        }
-        if(_S317)
-        {
-            _S318 = (8U * _S343) < _S340;
+            uint _S468 = _S463 % _S442;
+            _S438 = (_S459 + _S468) < _S460;
         }
         else
         {
-            _S318 = false;
+            _S438 = false;
+        }
+        if(_S438)
+        {
+            _S439 = (8U * _S464) < _S461;
+        }
+        else
+        {
+            _S439 = false;
         }
         uint4  halves_0;
-        if(_S318)
+        if(_S439)
         {
-            uint _S348 = p_0->q_offset_0;
-            uint _S349 = _S342 / _S321;
-            uint _S350 = _S348 + (_S333 + _S349) * p_0->q_stride_0;
-            uint _S351 = _S342 % _S321;
-            uint _S352 = (_S350 + (_S338 + _S351) * _S340) / 4U + 2U * _S343;
-            float _S353 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S354 = __ldg((&(q_0)[_S352]));
-            float4  _S355 = make_float4 (-65504.0f);
-            float4  _S356 = make_float4 (65504.0f);
-            float4  _S357 = clamp_0(make_float4 (_S353) * _S354, _S355, _S356);
-            float4  _S358 = __ldg((&(q_0)[_S352 + 1U]));
-            halves_0 = eight_halves_0(_S357, clamp_0(make_float4 (_S353) * _S358, _S355, _S356));
+            uint _S469 = p_0->q_offset_0;
+            uint _S470 = _S463 / _S442;
+            uint _S471 = _S469 + (_S454 + _S470) * p_0->q_stride_0;
+            uint _S472 = _S463 % _S442;
+            uint _S473 = (_S471 + (_S459 + _S472) * _S461) / 4U + 2U * _S464;
+            float _S474 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S475 = __ldg((&(q_0)[_S473]));
+            float4  _S476 = make_float4 (-65504.0f);
+            float4  _S477 = make_float4 (65504.0f);
+            float4  _S478 = clamp_0(make_float4 (_S474) * _S475, _S476, _S477);
+            float4  _S479 = __ldg((&(q_0)[_S473 + 1U]));
+            halves_0 = eight_halves_0(_S478, clamp_0(make_float4 (_S474) * _S479, _S476, _S477));
         }
         else
         {
-            halves_0 = _S345;
+            halves_0 = _S466;
         }
-        put_0(_S342 * 9U + _S343, halves_0);
-        i_2 = i_2 + 128U;
+        put_0(_S463 * 9U + _S464, halves_0);
+        i_5 = i_5 + 128U;
     }
-    if(thread_0 < _S322)
+    if(thread_1 < _S443)
     {
-        _S316 = (_S333 + thread_0) < _S334;
+        _S437 = (_S454 + thread_1) < _S455;
     }
     else
     {
-        _S316 = false;
+        _S437 = false;
     }
-    if(_S316)
+    if(_S437)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S325, _S326 + _S333 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S446, _S447 + _S454 + thread_1);
     }
     __syncthreads();
-    uint _S359 = thread_0 % 32U;
-    uint _S360 = thread_0 / 32U * 16U;
+    uint _S480 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S360, _S359);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S361 = thread_0 / 8U;
-    uint _S362 = thread_0 % 8U;
-    uint _S363 = _S335 * _S340 + 8U * (U32_min((_S362), (_S340 / 8U - 1U)));
-    uint row_4 = _S333;
+    uint _S481 = (&attending_0)->part_0 * 32U;
+    uint _S482 = thread_1 / 8U;
+    uint _S483 = thread_1 % 8U;
+    uint _S484 = _S456 * _S461 + 8U * (U32_min((_S483), (_S461 / 8U - 1U)));
+    uint row_4 = _S454;
     for(;;)
     {
-        if(row_4 < _S334)
+        if(row_4 < _S455)
         {
         }
         else
         {
             break;
         }
-        uint _S364 = (*&row_sequences_0)[row_4 - _S333];
-        uint r_0 = _S359;
-        uint other_0 = _S334;
+        uint _S485 = (*&row_sequences_0)[row_4 - _S454];
+        uint r_0 = _S480;
+        uint other_0 = _S455;
         for(;;)
         {
-            if(r_0 < (_S334 - _S333))
+            if(r_0 < (_S455 - _S454))
             {
             }
             else
             {
                 break;
             }
-            uint _S365 = _S333 + r_0;
-            if(_S365 > row_4)
+            uint _S486 = _S454 + r_0;
+            if(_S486 > row_4)
             {
-                _S316 = ((*&row_sequences_0)[r_0]) != _S364;
+                _S437 = ((*&row_sequences_0)[r_0]) != _S485;
             }
             else
             {
-                _S316 = false;
+                _S437 = false;
             }
-            if(_S316)
+            if(_S437)
             {
-                other_0 = (U32_min((other_0), (_S365)));
+                other_0 = (U32_min((other_0), (_S486)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S366 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S364, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S367 = thread_0 < 64U;
+        SequenceTable_0 _S487 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S485, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S488 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S367)
+        if(_S488)
         {
-            uint _S368 = thread_0 / _S321;
-            uint _S369 = _S333 + _S368;
-            if(thread_0 < (_S322 * _S321))
+            uint _S489 = thread_1 / _S442;
+            uint _S490 = _S454 + _S489;
+            if(thread_1 < (_S443 * _S442))
             {
-                _S316 = _S369 < _S334;
+                _S437 = _S490 < _S455;
             }
             else
             {
-                _S316 = false;
+                _S437 = false;
             }
-            if(_S316)
+            if(_S437)
             {
-                uint _S370 = row_position_0(batch_3, _S325, _S326 + _S369);
-                uint _S371 = first_seen_0(_S370, p_0->window_0);
-                if(_S369 >= row_4)
+                uint _S491 = row_position_0(batch_3, _S446, _S447 + _S490);
+                uint _S492 = first_seen_0(_S491, p_0->window_0);
+                if(_S490 >= row_4)
                 {
-                    _S317 = _S369 < row_5;
+                    _S438 = _S490 < row_5;
                 }
                 else
                 {
-                    _S317 = false;
+                    _S438 = false;
                 }
-                if(_S317)
+                if(_S438)
                 {
-                    SequenceTable_0 _S372 = _S366;
-                    uint _S373 = SequenceTable_end_of_0(&_S372, _S370);
-                    i_2 = _S373;
+                    SequenceTable_0 _S493 = _S487;
+                    uint _S494 = SequenceTable_end_of_0(&_S493, _S491);
+                    i_5 = _S494;
                 }
                 else
                 {
-                    i_2 = 0U;
+                    i_5 = 0U;
                 }
-                begin_2 = _S371;
-                end_0 = i_2;
+                begin_2 = _S492;
+                end_0 = i_5;
             }
             else
             {
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S374 = shown_0(_S359);
-        uint _S375 = _S374.x;
-        uint _S376 = _S374.y;
-        if(_S375 < _S376)
+        uint2  _S495 = shown_0(_S480);
+        uint _S496 = _S495.x;
+        uint _S497 = _S495.y;
+        if(_S496 < _S497)
         {
-            _S316 = _S376 != 4294967295U;
+            _S437 = _S497 != 4294967295U;
         }
         else
         {
-            _S316 = false;
+            _S437 = false;
         }
-        if(_S316)
+        if(_S437)
         {
-            uint _S377 = (U32_max((0U), (_S376)));
-            begin_2 = (U32_min((4294967295U), (_S375)));
-            end_0 = _S377;
+            uint _S498 = (U32_max((0U), (_S497)));
+            begin_2 = (U32_min((4294967295U), (_S496)));
+            end_0 = _S498;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S378 = (U32_max((0U), (_S375)));
-        uint _S379 = (U32_min((4294967295U), (_S376)));
-        uint2  _S380 = shown_0(32U + _S359);
-        uint _S381 = _S380.x;
-        uint _S382 = _S380.y;
-        if(_S381 < _S382)
+        uint _S499 = (U32_max((0U), (_S496)));
+        uint _S500 = (U32_min((4294967295U), (_S497)));
+        uint2  _S501 = shown_0(32U + _S480);
+        uint _S502 = _S501.x;
+        uint _S503 = _S501.y;
+        if(_S502 < _S503)
         {
-            _S317 = _S382 != 4294967295U;
+            _S438 = _S503 != 4294967295U;
         }
         else
         {
-            _S317 = false;
+            _S438 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S317)
+        if(_S438)
         {
-            uint _S383 = (U32_max((end_0), (_S382)));
-            begin_3 = (U32_min((begin_2), (_S381)));
-            end_1 = _S383;
+            uint _S504 = (U32_max((end_0), (_S503)));
+            begin_3 = (U32_min((begin_2), (_S502)));
+            end_1 = _S504;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S384 = (U32_max((_S378), (_S381)));
-        uint _S385 = (U32_min((_S379), (_S382)));
+        uint _S505 = (U32_max((_S499), (_S502)));
+        uint _S506 = (U32_min((_S500), (_S503)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S386 = (__reduce_max_sync(0xffffffffu, (_S384)));
-        uint _S387 = (__reduce_min_sync(0xffffffffu, (_S385)));
+        uint _S507 = (__reduce_max_sync(0xffffffffu, (_S505)));
+        uint _S508 = (__reduce_min_sync(0xffffffffu, (_S506)));
         if(begin_4 < end_2)
         {
-            if(_S367)
+            if(thread_1 < 128U)
             {
-                uint _S388 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S389 = _S366;
-                uint _S390 = SequenceTable_slot_0(&_S389, sequences_2, _S388);
-                (*&slots_0)[thread_0] = _S390;
+                uint _S509 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S510 = _S487;
+                uint _S511 = SequenceTable_slot_0(&_S510, sequences_2, _S509);
+                (*&slots_0)[thread_1] = _S511;
             }
             __syncthreads();
-            Parts_0 _S391 = load_0(k_pages_0, p_0->k_pages_offset_0, _S341, _S363, 0U, _S361);
-            Parts_store_0(&_S391, 0U, _S361, _S362);
+            Parts_0 _S512 = load_0(k_pages_0, p_0->k_pages_offset_0, _S462, _S484, 0U, _S482);
+            Parts_store_0(&_S512, 0U, _S482, _S483);
+            Parts_0 _S513 = load_0(v_pages_0, p_0->v_pages_offset_0, _S462, _S484, 0U, _S482);
+            Parts_store_0(&_S513, 576U, _S482, _S483);
         }
+        __syncthreads();
         uint at_3 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1700,77 +2135,84 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S392 = 64U - now_0;
-            uint slot_2;
-            if(_S367)
+            uint _S514 = 1U - now_0;
+            if(at_3 < _S507)
             {
-                uint _S393 = (U32_min((at_3 + 64U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S394 = _S366;
-                uint _S395 = SequenceTable_slot_0(&_S394, sequences_2, _S393);
-                slot_2 = _S395;
+                _S439 = true;
+            }
+            else
+            {
+                _S439 = (at_3 + 64U) > _S508;
+            }
+            uint _S515 = _S514 * 64U;
+            Parts_0 _S516 = load_0(k_pages_0, p_0->k_pages_offset_0, _S462, _S484, _S515, _S482);
+            Parts_0 _S517 = load_0(v_pages_0, p_0->v_pages_offset_0, _S462, _S484, _S515, _S482);
+            uint slot_2;
+            if(_S488)
+            {
+                uint _S518 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S519 = _S487;
+                uint _S520 = SequenceTable_slot_0(&_S519, sequences_2, _S518);
+                slot_2 = _S520;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S396 = load_0(v_pages_0, p_0->v_pages_offset_0, _S341, _S363, now_0, _S361);
-            Attending_score_0(&attending_0, _S359, _S360);
-            Parts_0 _S397 = _S396;
-            Parts_store_0(&_S397, 576U, _S361, _S362);
-            if(_S367)
+            uint _S521 = now_0 * 1152U;
+            uint _S522 = _S481 * 9U;
+            Attending_score_0(&attending_0, _S521 + _S522);
+            Attending_weigh_0(&attending_0, at_3 + _S481, _S439);
+            Attending_add_0(&attending_0, _S521 + 576U + _S522);
+            uint _S523 = _S514 * 1152U;
+            Parts_0 _S524 = _S516;
+            Parts_store_0(&_S524, _S523, _S482, _S483);
+            uint _S525 = _S523 + 576U;
+            Parts_0 _S526 = _S517;
+            Parts_store_0(&_S526, _S525, _S482, _S483);
+            if(_S488)
             {
-                (*&slots_0)[_S392 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S398 = load_0(k_pages_0, p_0->k_pages_offset_0, _S341, _S363, _S392, _S361);
-            if(at_3 < _S386)
-            {
-                _S318 = true;
-            }
-            else
-            {
-                _S318 = (at_3 + 64U) > _S387;
-            }
-            Attending_weigh_0(&attending_0, _S359, _S360, at_3, _S318);
-            Attending_add_0(&attending_0, _S359, _S360);
-            Parts_0 _S399 = _S398;
-            Parts_store_0(&_S399, 0U, _S361, _S362);
             at_3 = at_3 + 64U;
-            now_0 = _S392;
+            now_0 = _S514;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
-    (&target_1)->result_2 = result_3;
-    uint _S400 = p_0->sinks_offset_0;
+    (&target_1)->result_2 = result_6;
+    uint _S527 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
-        i_2 = 4294967295U;
+        i_5 = 4294967295U;
     }
     else
     {
-        i_2 = _S400 + _S338;
+        i_5 = _S527 + _S459;
     }
-    (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S333 * p_0->out_stride_0 + _S338 * _S340;
+    (&target_1)->sinks_at_0 = i_5;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S454 * p_0->out_stride_0 + _S459 * _S461;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S340;
-    (&target_1)->heads_1 = _S321;
-    (&target_1)->rows_3 = _S334 - _S333;
-    (&target_1)->last_0 = _S339 - _S338;
-    Attending_0 _S401 = attending_0;
-    Target_0 _S402 = target_1;
-    Attending_write_0(&_S401, _S359, _S360, &_S402);
+    (&target_1)->head_dim_1 = _S461;
+    (&target_1)->heads_1 = _S442;
+    (&target_1)->rows_3 = _S455 - _S454;
+    (&target_1)->last_0 = _S460 - _S459;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_0) == 0U)
+    {
+        Attending_0 _S528 = attending_0;
+        Target_0 _S529 = target_1;
+        Attending_write_0(&_S528, &_S529);
+    }
     return;
 }
 
-extern "C" __global__ void matrix64_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
+extern "C" __global__ void matrix64_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S403 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S404 = p_1;
-    attend_0(blockIdx, _S403, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S404);
+    uint _S530 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S531 = p_1;
+    attend_0(blockIdx, _S530, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S531);
     return;
 }

@@ -77,7 +77,7 @@ __device__ uint4  Blocks8Halves_decode_0(Part8_0 * part_0)
     return eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
 }
 
-__device__ __shared__ FixedArray<uint4 , 1152>  tiles_0;
+__device__ __shared__ FixedArray<uint4 , 2304>  tiles_0;
 
 __device__ void put_0(uint at_0, uint4  eight_halves_1)
 {
@@ -264,38 +264,67 @@ __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, ui
 
 struct Attending_0
 {
-    FixedArray<uint4 , 4>  queries_0;
-    FixedArray<float4 , 8>  sums_0;
+    uint lane_0;
+    uint subgroup_0;
+    uint own_0;
+    uint part_1;
+    FixedArray<uint4 , 8>  queries_0;
+    FixedArray<float4 , 16>  sums_0;
     FixedArray<float4 , 8>  scores_0;
-    FixedArray<float2 , 1>  peaks_0;
-    FixedArray<float2 , 1>  totals_0;
+    FixedArray<float2 , 2>  peaks_0;
+    FixedArray<float2 , 2>  totals_0;
 };
 
-__device__ void Attending_begin_0(Attending_0 * this_1, uint own_0, uint lane_0)
+__device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S22 = (own_0 + lane_0 % 16U) * 9U;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[_S22 + lane_0 / 16U])));
-    this_1->queries_0[0U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 2U + lane_0 / 16U])));
-    this_1->queries_0[1U] = _S24;
-    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 4U + lane_0 / 16U])));
-    this_1->queries_0[2U] = _S25;
-    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[_S22 + 6U + lane_0 / 16U])));
-    this_1->queries_0[3U] = _S26;
-    this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S27 = make_int2 (int(0));
-    float2  _S28 = make_float2 ((float)_S27.x, (float)_S27.y);
-    this_1->totals_0[0U] = _S28;
-    int4  _S29 = make_int4 (int(0));
-    float4  _S30 = make_float4 ((float)_S29.x, (float)_S29.y, (float)_S29.z, (float)_S29.w);
-    this_1->sums_0[0U] = _S30;
-    this_1->sums_0[1U] = _S30;
-    this_1->sums_0[2U] = _S30;
-    this_1->sums_0[3U] = _S30;
-    this_1->sums_0[4U] = _S30;
-    this_1->sums_0[5U] = _S30;
-    this_1->sums_0[6U] = _S30;
-    this_1->sums_0[7U] = _S30;
+    uint _S22 = thread_0 % 32U;
+    this_1->lane_0 = _S22;
+    uint _S23 = thread_0 / 32U;
+    this_1->subgroup_0 = _S23;
+    uint _S24 = _S23 % 2U * 32U;
+    this_1->own_0 = _S24;
+    this_1->part_1 = _S23 / 2U;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(_S24 + _S22 % 16U) * 9U + _S22 / 16U])));
+    this_1->queries_0[0U] = _S25;
+    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S26;
+    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S27;
+    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S28;
+    float2  _S29 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S29;
+    int2  _S30 = make_int2 (int(0));
+    float2  _S31 = make_float2 ((float)_S30.x, (float)_S30.y);
+    this_1->totals_0[0U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S34;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S35;
+    this_1->peaks_0[1U] = _S29;
+    this_1->totals_0[1U] = _S31;
+    int4  _S36 = make_int4 (int(0));
+    float4  _S37 = make_float4 ((float)_S36.x, (float)_S36.y, (float)_S36.z, (float)_S36.w);
+    this_1->sums_0[0U] = _S37;
+    this_1->sums_0[1U] = _S37;
+    this_1->sums_0[2U] = _S37;
+    this_1->sums_0[3U] = _S37;
+    this_1->sums_0[4U] = _S37;
+    this_1->sums_0[5U] = _S37;
+    this_1->sums_0[6U] = _S37;
+    this_1->sums_0[7U] = _S37;
+    this_1->sums_0[8U] = _S37;
+    this_1->sums_0[9U] = _S37;
+    this_1->sums_0[10U] = _S37;
+    this_1->sums_0[11U] = _S37;
+    this_1->sums_0[12U] = _S37;
+    this_1->sums_0[13U] = _S37;
+    this_1->sums_0[14U] = _S37;
+    this_1->sums_0[15U] = _S37;
     return;
 }
 
@@ -309,64 +338,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S31;
-    (&_S31)->begin_0 = begin_1;
-    (&_S31)->page_size_1 = page_size_2;
-    (&_S31)->pages_1 = pages_2;
-    (&_S31)->length_0 = length_1;
-    return _S31;
+    SequenceTable_0 _S38;
+    (&_S38)->begin_0 = begin_1;
+    (&_S38)->page_size_1 = page_size_2;
+    (&_S38)->pages_1 = pages_2;
+    (&_S38)->length_0 = length_1;
+    return _S38;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S32 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S33 = _S32 + 1U;
-    uint _S34 = __ldg((&(sequences_0)[_S32]));
-    return SequenceTable_x24init_0(_S33, page_size_3, pages_3, (U32_min((_S34), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S39 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S40 = _S39 + 1U;
+    uint _S41 = __ldg((&(sequences_0)[_S39]));
+    return SequenceTable_x24init_0(_S40, page_size_3, pages_3, (U32_min((_S41), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S35 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S35;
+    uint _S42 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S42;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S36;
+    bool _S43;
     if(window_1 != 0U)
     {
-        _S36 = position_0 >= window_1;
+        _S43 = position_0 >= window_1;
     }
     else
     {
-        _S36 = false;
+        _S43 = false;
     }
-    uint _S37;
-    if(_S36)
+    uint _S44;
+    if(_S43)
     {
-        _S37 = position_0 - window_1 + 1U;
+        _S44 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S37 = 0U;
+        _S44 = 0U;
     }
-    return _S37;
+    return _S44;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S38 = this_2->length_0;
-    uint _S39;
+    uint _S45 = this_2->length_0;
+    uint _S46;
     if(position_1 < (this_2->length_0))
     {
-        _S39 = position_1 + 1U;
+        _S46 = position_1 + 1U;
     }
     else
     {
-        _S39 = _S38;
+        _S46 = _S45;
     }
-    return _S39;
+    return _S46;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -384,798 +413,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S40 = this_3->begin_0;
-    uint _S41 = this_3->page_size_1;
-    uint _S42 = position_2 / this_3->page_size_1;
-    uint _S43 = __ldg((&(sequences_1)[_S40 + _S42]));
-    uint _S44 = (U32_min((_S43), (this_3->pages_1 - 1U))) * _S41;
-    uint _S45 = position_2 % _S41;
-    return _S44 + _S45;
+    uint _S47 = this_3->begin_0;
+    uint _S48 = this_3->page_size_1;
+    uint _S49 = position_2 / this_3->page_size_1;
+    uint _S50 = __ldg((&(sequences_1)[_S47 + _S49]));
+    uint _S51 = (U32_min((_S50), (this_3->pages_1 - 1U))) * _S48;
+    uint _S52 = position_2 % _S48;
+    return _S51 + _S52;
 }
 
-__device__ void Attending_score_0(Attending_0 * this_4, uint lane_1, uint own_1)
+__device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S46 = make_int4 (int(0));
-    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
-    this_4->scores_0[0U] = _S47;
-    this_4->scores_0[1U] = _S47;
-    this_4->scores_0[2U] = _S47;
-    this_4->scores_0[3U] = _S47;
-    this_4->scores_0[4U] = _S47;
-    this_4->scores_0[5U] = _S47;
-    this_4->scores_0[6U] = _S47;
-    this_4->scores_0[7U] = _S47;
-    uint _S48 = lane_1 % 8U;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S48) * 9U + lane_1 / 8U % 2U])));
-    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S49.x, _S49.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S50;
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S49.z, _S49.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S51;
-    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S48) * 9U + lane_1 / 8U % 2U])));
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S53;
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[3U])));
+    int4  _S53 = make_int4 (int(0));
+    float4  _S54 = make_float4 ((float)_S53.x, (float)_S53.y, (float)_S53.z, (float)_S53.w);
+    this_4->scores_0[0U] = _S54;
+    this_4->scores_0[1U] = _S54;
+    this_4->scores_0[2U] = _S54;
     this_4->scores_0[3U] = _S54;
-    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S48) * 9U + lane_1 / 8U % 2U])));
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S56;
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S48) * 9U + lane_1 / 8U % 2U])));
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S59;
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S60;
-    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S48) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S63;
-    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S48) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S65;
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[4U] = _S54;
+    this_4->scores_0[5U] = _S54;
+    this_4->scores_0[6U] = _S54;
+    this_4->scores_0[7U] = _S54;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S56 = uint2 {_S55.x, _S55.y};
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S56), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S57;
+    uint2  _S58 = uint2 {_S55.z, _S55.w};
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S58), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S59;
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S56), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S60;
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S58), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S61;
+    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S63 = uint2 {_S62.x, _S62.y};
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S63), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S64;
+    uint2  _S65 = uint2 {_S62.z, _S62.w};
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S65), (this_4->scores_0[3U])));
     this_4->scores_0[3U] = _S66;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S48) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S68;
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S69;
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S48) * 9U + 2U + lane_1 / 8U % 2U])));
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S48) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S48) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S48) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S81;
-    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S48) * 9U + 4U + lane_1 / 8U % 2U])));
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S84;
-    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[(lane_1 / 16U * 8U + _S48) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[1U])));
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S63), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S67;
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S65), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S68;
+    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S70 = uint2 {_S69.x, _S69.y};
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S70), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S71;
+    uint2  _S72 = uint2 {_S69.z, _S69.w};
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S72), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S70), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S74;
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S72), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S77 = uint2 {_S76.x, _S76.y};
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S77), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S78;
+    uint2  _S79 = uint2 {_S76.z, _S76.w};
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S79), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S77), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S81;
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S79), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S82;
+    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S84 = uint2 {_S83.x, _S83.y};
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S84), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S85;
+    uint2  _S86 = uint2 {_S83.z, _S83.w};
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S86), (this_4->scores_0[1U])));
     this_4->scores_0[1U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[(16U + lane_1 / 16U * 8U + _S48) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S89;
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S90;
-    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[(32U + lane_1 / 16U * 8U + _S48) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S92;
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S93;
-    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[(48U + lane_1 / 16U * 8U + _S48) * 9U + 6U + lane_1 / 8U % 2U])));
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[6U])));
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S84), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S88;
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S86), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S89;
+    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S91 = uint2 {_S90.x, _S90.y};
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S91), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    uint2  _S93 = uint2 {_S90.z, _S90.w};
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S93), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S94;
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S91), (this_4->scores_0[6U])));
     this_4->scores_0[6U] = _S95;
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[7U])));
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S93), (this_4->scores_0[7U])));
     this_4->scores_0[7U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S98 = uint2 {_S97.x, _S97.y};
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S98), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S99;
+    uint2  _S100 = uint2 {_S97.z, _S97.w};
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S100), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S98), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S102;
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S100), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S103;
+    uint4  _S104 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S105 = uint2 {_S104.x, _S104.y};
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S105), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S106;
+    uint2  _S107 = uint2 {_S104.z, _S104.w};
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S107), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S108;
+    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S105), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S109;
+    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S107), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S110;
     return;
 }
 
-__device__ void Attending_weigh_0(Attending_0 * this_5, uint lane_2, uint own_2, uint at_2, bool partly_0)
+__device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S97;
+    bool _S111;
     if(partly_0)
     {
-        uint2  _S98 = (*&seen_0)[own_2 + lane_2 / 4U];
-        uint _S99 = lane_2 % 4U * 2U;
-        uint _S100 = at_2 + _S99;
-        uint _S101 = (*&seen_0)[own_2 + lane_2 / 4U].x;
-        if(_S100 < _S101)
+        uint2  _S112 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S113 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S114 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S113 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S100 >= (_S98.y);
+            _S111 = _S113 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S102 = _S100 + 1U;
-        if(_S102 < _S101)
+        uint _S115 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S115 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S102 >= (_S98.y);
+            _S111 = _S115 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S103 = at_2 + 8U + _S99;
-        if(_S103 < _S101)
+        uint _S116 = at_2 + 8U;
+        uint _S117 = _S116 + this_5->lane_0 % 4U * 2U;
+        if(_S117 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S103 >= (_S98.y);
+            _S111 = _S117 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S104 = _S103 + 1U;
-        if(_S104 < _S101)
+        uint _S118 = _S116 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S118 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S104 >= (_S98.y);
+            _S111 = _S118 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S105 = at_2 + 16U + _S99;
-        if(_S105 < _S101)
+        uint _S119 = at_2 + 16U;
+        uint _S120 = _S119 + this_5->lane_0 % 4U * 2U;
+        if(_S120 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S105 >= (_S98.y);
+            _S111 = _S120 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S106 = _S105 + 1U;
-        if(_S106 < _S101)
+        uint _S121 = _S119 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S121 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S106 >= (_S98.y);
+            _S111 = _S121 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S107 = at_2 + 24U + _S99;
-        if(_S107 < _S101)
+        uint _S122 = at_2 + 24U;
+        uint _S123 = _S122 + this_5->lane_0 % 4U * 2U;
+        if(_S123 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S107 >= (_S98.y);
+            _S111 = _S123 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S108 = _S107 + 1U;
-        if(_S108 < _S101)
+        uint _S124 = _S122 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S124 < _S114)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S108 >= (_S98.y);
+            _S111 = _S124 >= (_S112.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S109 = at_2 + 32U + _S99;
-        if(_S109 < _S101)
+    }
+    float _S125 = *&((&this_5->peaks_0[0U])->x);
+    float _S126 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S125), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S127 = (__shfl_xor_sync(0xffffffffu, (_S126), (1U)));
+    float _S128 = (F32_max((_S126), (_S127)));
+    float _S129 = (__shfl_xor_sync(0xffffffffu, (_S128), (2U)));
+    float _S130 = (F32_max((_S128), (_S129)));
+    float _S131 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S130)));
+    *&((&this_5->peaks_0[0U])->x) = _S130;
+    float _S132 = _S131 * *&((&this_5->totals_0[0U])->x);
+    float _S133 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S130)));
+    *&((&this_5->scores_0[0U])->x) = _S133;
+    float total_0 = _S132 + _S133;
+    float _S134 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S130)));
+    *&((&this_5->scores_0[0U])->y) = _S134;
+    float total_1 = total_0 + _S134;
+    float _S135 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S130)));
+    *&((&this_5->scores_0[1U])->x) = _S135;
+    float total_2 = total_1 + _S135;
+    float _S136 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S130)));
+    *&((&this_5->scores_0[1U])->y) = _S136;
+    float total_3 = total_2 + _S136;
+    float _S137 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S130)));
+    *&((&this_5->scores_0[2U])->x) = _S137;
+    float total_4 = total_3 + _S137;
+    float _S138 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S130)));
+    *&((&this_5->scores_0[2U])->y) = _S138;
+    float total_5 = total_4 + _S138;
+    float _S139 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S130)));
+    *&((&this_5->scores_0[3U])->x) = _S139;
+    float total_6 = total_5 + _S139;
+    float _S140 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S130)));
+    *&((&this_5->scores_0[3U])->y) = _S140;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S140;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S131;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S131;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S131;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S131;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S131;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S131;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S131;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S131;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S131;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S131;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S131;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S131;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S131;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S131;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S131;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S131;
+    if(partly_0)
+    {
+        uint2  _S141 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S142 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S143 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S142 < _S143)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S109 >= (_S98.y);
+            _S111 = _S142 >= (_S141.y);
         }
-        if(_S97)
+        if(_S111)
+        {
+            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S144 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S144 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S144 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S145 = at_2 + 8U;
+        uint _S146 = _S145 + this_5->lane_0 % 4U * 2U;
+        if(_S146 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S146 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S147 = _S145 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S147 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S147 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S148 = at_2 + 16U;
+        uint _S149 = _S148 + this_5->lane_0 % 4U * 2U;
+        if(_S149 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S149 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S150 = _S148 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S150 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S150 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
+        }
+        uint _S151 = at_2 + 24U;
+        uint _S152 = _S151 + this_5->lane_0 % 4U * 2U;
+        if(_S152 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S152 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
+        }
+        uint _S153 = _S151 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S153 < _S143)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S153 >= (_S141.y);
+        }
+        if(_S111)
+        {
+            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
+        }
+    }
+    float _S154 = *&((&this_5->peaks_0[0U])->y);
+    float _S155 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S154), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S156 = (__shfl_xor_sync(0xffffffffu, (_S155), (1U)));
+    float _S157 = (F32_max((_S155), (_S156)));
+    float _S158 = (__shfl_xor_sync(0xffffffffu, (_S157), (2U)));
+    float _S159 = (F32_max((_S157), (_S158)));
+    float _S160 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S159)));
+    *&((&this_5->peaks_0[0U])->y) = _S159;
+    float _S161 = _S160 * *&((&this_5->totals_0[0U])->y);
+    float _S162 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S159)));
+    *&((&this_5->scores_0[0U])->z) = _S162;
+    float total_7 = _S161 + _S162;
+    float _S163 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S159)));
+    *&((&this_5->scores_0[0U])->w) = _S163;
+    float total_8 = total_7 + _S163;
+    float _S164 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S159)));
+    *&((&this_5->scores_0[1U])->z) = _S164;
+    float total_9 = total_8 + _S164;
+    float _S165 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S159)));
+    *&((&this_5->scores_0[1U])->w) = _S165;
+    float total_10 = total_9 + _S165;
+    float _S166 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S159)));
+    *&((&this_5->scores_0[2U])->z) = _S166;
+    float total_11 = total_10 + _S166;
+    float _S167 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S159)));
+    *&((&this_5->scores_0[2U])->w) = _S167;
+    float total_12 = total_11 + _S167;
+    float _S168 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S159)));
+    *&((&this_5->scores_0[3U])->z) = _S168;
+    float total_13 = total_12 + _S168;
+    float _S169 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S159)));
+    *&((&this_5->scores_0[3U])->w) = _S169;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S169;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S160;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S160;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S160;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S160;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S160;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S160;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S160;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S160;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S160;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S160;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S160;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S160;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S160;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S160;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S160;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S160;
+    if(partly_0)
+    {
+        uint2  _S170 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S171 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S172 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S171 < _S172)
+        {
+            _S111 = true;
+        }
+        else
+        {
+            _S111 = _S171 >= (_S170.y);
+        }
+        if(_S111)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = _S109 + 1U;
-        if(_S110 < _S101)
+        uint _S173 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S173 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S110 >= (_S98.y);
+            _S111 = _S173 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S111 = at_2 + 40U + _S99;
-        if(_S111 < _S101)
+        uint _S174 = at_2 + 8U;
+        uint _S175 = _S174 + this_5->lane_0 % 4U * 2U;
+        if(_S175 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S111 >= (_S98.y);
+            _S111 = _S175 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S112 = _S111 + 1U;
-        if(_S112 < _S101)
+        uint _S176 = _S174 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S176 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S112 >= (_S98.y);
+            _S111 = _S176 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S113 = at_2 + 48U + _S99;
-        if(_S113 < _S101)
+        uint _S177 = at_2 + 16U;
+        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
+        if(_S178 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S113 >= (_S98.y);
+            _S111 = _S178 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S114 = _S113 + 1U;
-        if(_S114 < _S101)
+        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S179 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S114 >= (_S98.y);
+            _S111 = _S179 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S115 = at_2 + 56U + _S99;
-        if(_S115 < _S101)
+        uint _S180 = at_2 + 24U;
+        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
+        if(_S181 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S115 >= (_S98.y);
+            _S111 = _S181 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S116 = _S115 + 1U;
-        if(_S116 < _S101)
+        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S182 < _S172)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S116 >= (_S98.y);
+            _S111 = _S182 >= (_S170.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S117 = *&((&this_5->peaks_0[0U])->x);
-    float _S118 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S117), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))))), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S119 = (__shfl_xor_sync(0xffffffffu, (_S118), (1U)));
-    float _S120 = (F32_max((_S118), (_S119)));
-    float _S121 = (__shfl_xor_sync(0xffffffffu, (_S120), (2U)));
-    float _S122 = (F32_max((_S120), (_S121)));
-    float _S123 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S122)));
-    *&((&this_5->peaks_0[0U])->x) = _S122;
-    float _S124 = _S123 * *&((&this_5->totals_0[0U])->x);
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S122)));
-    *&((&this_5->scores_0[0U])->x) = _S125;
-    float total_0 = _S124 + _S125;
-    float _S126 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S122)));
-    *&((&this_5->scores_0[0U])->y) = _S126;
-    float total_1 = total_0 + _S126;
-    float _S127 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S122)));
-    *&((&this_5->scores_0[1U])->x) = _S127;
-    float total_2 = total_1 + _S127;
-    float _S128 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S122)));
-    *&((&this_5->scores_0[1U])->y) = _S128;
-    float total_3 = total_2 + _S128;
-    float _S129 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S122)));
-    *&((&this_5->scores_0[2U])->x) = _S129;
-    float total_4 = total_3 + _S129;
-    float _S130 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S122)));
-    *&((&this_5->scores_0[2U])->y) = _S130;
-    float total_5 = total_4 + _S130;
-    float _S131 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S122)));
-    *&((&this_5->scores_0[3U])->x) = _S131;
-    float total_6 = total_5 + _S131;
-    float _S132 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S122)));
-    *&((&this_5->scores_0[3U])->y) = _S132;
-    float total_7 = total_6 + _S132;
-    float _S133 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S122)));
-    *&((&this_5->scores_0[4U])->x) = _S133;
-    float total_8 = total_7 + _S133;
-    float _S134 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S122)));
-    *&((&this_5->scores_0[4U])->y) = _S134;
-    float total_9 = total_8 + _S134;
-    float _S135 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S122)));
-    *&((&this_5->scores_0[5U])->x) = _S135;
-    float total_10 = total_9 + _S135;
-    float _S136 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S122)));
-    *&((&this_5->scores_0[5U])->y) = _S136;
-    float total_11 = total_10 + _S136;
-    float _S137 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S122)));
-    *&((&this_5->scores_0[6U])->x) = _S137;
-    float total_12 = total_11 + _S137;
-    float _S138 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S122)));
-    *&((&this_5->scores_0[6U])->y) = _S138;
-    float total_13 = total_12 + _S138;
-    float _S139 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S122)));
-    *&((&this_5->scores_0[7U])->x) = _S139;
-    float total_14 = total_13 + _S139;
-    float _S140 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S122)));
-    *&((&this_5->scores_0[7U])->y) = _S140;
-    *&((&this_5->totals_0[0U])->x) = total_14 + _S140;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S123;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S123;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S123;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S123;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S123;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S123;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S123;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S123;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S123;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S123;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S123;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S123;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S123;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S123;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S123;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S123;
+    float _S183 = *&((&this_5->peaks_0[1U])->x);
+    float _S184 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S183), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S185 = (__shfl_xor_sync(0xffffffffu, (_S184), (1U)));
+    float _S186 = (F32_max((_S184), (_S185)));
+    float _S187 = (__shfl_xor_sync(0xffffffffu, (_S186), (2U)));
+    float _S188 = (F32_max((_S186), (_S187)));
+    float _S189 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S188)));
+    *&((&this_5->peaks_0[1U])->x) = _S188;
+    float _S190 = _S189 * *&((&this_5->totals_0[1U])->x);
+    float _S191 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S188)));
+    *&((&this_5->scores_0[4U])->x) = _S191;
+    float total_14 = _S190 + _S191;
+    float _S192 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S188)));
+    *&((&this_5->scores_0[4U])->y) = _S192;
+    float total_15 = total_14 + _S192;
+    float _S193 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S188)));
+    *&((&this_5->scores_0[5U])->x) = _S193;
+    float total_16 = total_15 + _S193;
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S188)));
+    *&((&this_5->scores_0[5U])->y) = _S194;
+    float total_17 = total_16 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S188)));
+    *&((&this_5->scores_0[6U])->x) = _S195;
+    float total_18 = total_17 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S188)));
+    *&((&this_5->scores_0[6U])->y) = _S196;
+    float total_19 = total_18 + _S196;
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S188)));
+    *&((&this_5->scores_0[7U])->x) = _S197;
+    float total_20 = total_19 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S188)));
+    *&((&this_5->scores_0[7U])->y) = _S198;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S198;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S189;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S189;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S189;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S189;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S189;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S189;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S189;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S189;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S189;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S189;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S189;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S189;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S189;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S189;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S189;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S189;
     if(partly_0)
     {
-        uint2  _S141 = (*&seen_0)[own_2 + 8U + lane_2 / 4U];
-        uint _S142 = lane_2 % 4U * 2U;
-        uint _S143 = at_2 + _S142;
-        uint _S144 = (*&seen_0)[own_2 + 8U + lane_2 / 4U].x;
-        if(_S143 < _S144)
+        uint2  _S199 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S200 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S201 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S200 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S143 >= (_S141.y);
+            _S111 = _S200 >= (_S199.y);
         }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S145 = _S143 + 1U;
-        if(_S145 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S145 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S146 = at_2 + 8U + _S142;
-        if(_S146 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S146 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S147 = _S146 + 1U;
-        if(_S147 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S147 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S148 = at_2 + 16U + _S142;
-        if(_S148 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S148 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S149 = _S148 + 1U;
-        if(_S149 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S149 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S150 = at_2 + 24U + _S142;
-        if(_S150 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S150 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
-        }
-        uint _S151 = _S150 + 1U;
-        if(_S151 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S151 >= (_S141.y);
-        }
-        if(_S97)
-        {
-            *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
-        }
-        uint _S152 = at_2 + 32U + _S142;
-        if(_S152 < _S144)
-        {
-            _S97 = true;
-        }
-        else
-        {
-            _S97 = _S152 >= (_S141.y);
-        }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S153 = _S152 + 1U;
-        if(_S153 < _S144)
+        uint _S202 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S202 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S153 >= (_S141.y);
+            _S111 = _S202 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S154 = at_2 + 40U + _S142;
-        if(_S154 < _S144)
+        uint _S203 = at_2 + 8U;
+        uint _S204 = _S203 + this_5->lane_0 % 4U * 2U;
+        if(_S204 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S154 >= (_S141.y);
+            _S111 = _S204 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S155 = _S154 + 1U;
-        if(_S155 < _S144)
+        uint _S205 = _S203 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S205 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S155 >= (_S141.y);
+            _S111 = _S205 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S156 = at_2 + 48U + _S142;
-        if(_S156 < _S144)
+        uint _S206 = at_2 + 16U;
+        uint _S207 = _S206 + this_5->lane_0 % 4U * 2U;
+        if(_S207 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S156 >= (_S141.y);
+            _S111 = _S207 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S157 = _S156 + 1U;
-        if(_S157 < _S144)
+        uint _S208 = _S206 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S208 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S157 >= (_S141.y);
+            _S111 = _S208 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S158 = at_2 + 56U + _S142;
-        if(_S158 < _S144)
+        uint _S209 = at_2 + 24U;
+        uint _S210 = _S209 + this_5->lane_0 % 4U * 2U;
+        if(_S210 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S158 >= (_S141.y);
+            _S111 = _S210 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S159 = _S158 + 1U;
-        if(_S159 < _S144)
+        uint _S211 = _S209 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S211 < _S201)
         {
-            _S97 = true;
+            _S111 = true;
         }
         else
         {
-            _S97 = _S159 >= (_S141.y);
+            _S111 = _S211 >= (_S199.y);
         }
-        if(_S97)
+        if(_S111)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S160 = *&((&this_5->peaks_0[0U])->y);
-    float _S161 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S160), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))))), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S162 = (__shfl_xor_sync(0xffffffffu, (_S161), (1U)));
-    float _S163 = (F32_max((_S161), (_S162)));
-    float _S164 = (__shfl_xor_sync(0xffffffffu, (_S163), (2U)));
-    float _S165 = (F32_max((_S163), (_S164)));
-    float _S166 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S165)));
-    *&((&this_5->peaks_0[0U])->y) = _S165;
-    float _S167 = _S166 * *&((&this_5->totals_0[0U])->y);
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S165)));
-    *&((&this_5->scores_0[0U])->z) = _S168;
-    float total_15 = _S167 + _S168;
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S165)));
-    *&((&this_5->scores_0[0U])->w) = _S169;
-    float total_16 = total_15 + _S169;
-    float _S170 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S165)));
-    *&((&this_5->scores_0[1U])->z) = _S170;
-    float total_17 = total_16 + _S170;
-    float _S171 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S165)));
-    *&((&this_5->scores_0[1U])->w) = _S171;
-    float total_18 = total_17 + _S171;
-    float _S172 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S165)));
-    *&((&this_5->scores_0[2U])->z) = _S172;
-    float total_19 = total_18 + _S172;
-    float _S173 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S165)));
-    *&((&this_5->scores_0[2U])->w) = _S173;
-    float total_20 = total_19 + _S173;
-    float _S174 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S165)));
-    *&((&this_5->scores_0[3U])->z) = _S174;
-    float total_21 = total_20 + _S174;
-    float _S175 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S165)));
-    *&((&this_5->scores_0[3U])->w) = _S175;
-    float total_22 = total_21 + _S175;
-    float _S176 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S165)));
-    *&((&this_5->scores_0[4U])->z) = _S176;
-    float total_23 = total_22 + _S176;
-    float _S177 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S165)));
-    *&((&this_5->scores_0[4U])->w) = _S177;
-    float total_24 = total_23 + _S177;
-    float _S178 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S165)));
-    *&((&this_5->scores_0[5U])->z) = _S178;
-    float total_25 = total_24 + _S178;
-    float _S179 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S165)));
-    *&((&this_5->scores_0[5U])->w) = _S179;
-    float total_26 = total_25 + _S179;
-    float _S180 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S165)));
-    *&((&this_5->scores_0[6U])->z) = _S180;
-    float total_27 = total_26 + _S180;
-    float _S181 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S165)));
-    *&((&this_5->scores_0[6U])->w) = _S181;
-    float total_28 = total_27 + _S181;
-    float _S182 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S165)));
-    *&((&this_5->scores_0[7U])->z) = _S182;
-    float total_29 = total_28 + _S182;
-    float _S183 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S165)));
-    *&((&this_5->scores_0[7U])->w) = _S183;
-    *&((&this_5->totals_0[0U])->y) = total_29 + _S183;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S166;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S166;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S166;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S166;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S166;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S166;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S166;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S166;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S166;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S166;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S166;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S166;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S166;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S166;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S166;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S166;
+    float _S212 = *&((&this_5->peaks_0[1U])->y);
+    float _S213 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S212), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S214 = (__shfl_xor_sync(0xffffffffu, (_S213), (1U)));
+    float _S215 = (F32_max((_S213), (_S214)));
+    float _S216 = (__shfl_xor_sync(0xffffffffu, (_S215), (2U)));
+    float _S217 = (F32_max((_S215), (_S216)));
+    float _S218 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S217)));
+    *&((&this_5->peaks_0[1U])->y) = _S217;
+    float _S219 = _S218 * *&((&this_5->totals_0[1U])->y);
+    float _S220 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S217)));
+    *&((&this_5->scores_0[4U])->z) = _S220;
+    float total_21 = _S219 + _S220;
+    float _S221 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S217)));
+    *&((&this_5->scores_0[4U])->w) = _S221;
+    float total_22 = total_21 + _S221;
+    float _S222 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S217)));
+    *&((&this_5->scores_0[5U])->z) = _S222;
+    float total_23 = total_22 + _S222;
+    float _S223 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S217)));
+    *&((&this_5->scores_0[5U])->w) = _S223;
+    float total_24 = total_23 + _S223;
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S217)));
+    *&((&this_5->scores_0[6U])->z) = _S224;
+    float total_25 = total_24 + _S224;
+    float _S225 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S217)));
+    *&((&this_5->scores_0[6U])->w) = _S225;
+    float total_26 = total_25 + _S225;
+    float _S226 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S217)));
+    *&((&this_5->scores_0[7U])->z) = _S226;
+    float total_27 = total_26 + _S226;
+    float _S227 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S217)));
+    *&((&this_5->scores_0[7U])->w) = _S227;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S227;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S218;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S218;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S218;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S218;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S218;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S218;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S218;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S218;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S218;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S218;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S218;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S218;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S218;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S218;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S218;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S218;
     return;
 }
 
-__device__ void Attending_add_0(Attending_0 * this_6, uint lane_3, uint own_3)
+__device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S184 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S185 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S186 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S187 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S188 = make_uint4 (_S184, _S185, _S186, _S187);
-    uint _S189 = lane_3 % 16U;
-    uint _S190 = 576U + _S189 * 9U;
-    uint4  _S191 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + lane_3 / 16U])));
-    float4  _S192 = (wasmetal_multiply_half((_S188), (uint2 {_S191.x, _S191.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S192;
-    float4  _S193 = (wasmetal_multiply_half((_S188), (uint2 {_S191.z, _S191.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S193;
-    uint4  _S194 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 2U + lane_3 / 16U])));
-    float4  _S195 = (wasmetal_multiply_half((_S188), (uint2 {_S194.x, _S194.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S195;
-    float4  _S196 = (wasmetal_multiply_half((_S188), (uint2 {_S194.z, _S194.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S196;
-    uint4  _S197 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 4U + lane_3 / 16U])));
-    float4  _S198 = (wasmetal_multiply_half((_S188), (uint2 {_S197.x, _S197.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S198;
-    float4  _S199 = (wasmetal_multiply_half((_S188), (uint2 {_S197.z, _S197.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S199;
-    uint4  _S200 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S190 + 6U + lane_3 / 16U])));
-    float4  _S201 = (wasmetal_multiply_half((_S188), (uint2 {_S200.x, _S200.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S201;
-    float4  _S202 = (wasmetal_multiply_half((_S188), (uint2 {_S200.z, _S200.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S202;
-    uint _S203 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S204 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S205 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S206 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S207 = make_uint4 (_S203, _S204, _S205, _S206);
-    uint _S208 = 576U + (16U + _S189) * 9U;
-    uint4  _S209 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S208 + lane_3 / 16U])));
-    float4  _S210 = (wasmetal_multiply_half((_S207), (uint2 {_S209.x, _S209.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S210;
-    float4  _S211 = (wasmetal_multiply_half((_S207), (uint2 {_S209.z, _S209.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S211;
-    uint4  _S212 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S208 + 2U + lane_3 / 16U])));
-    float4  _S213 = (wasmetal_multiply_half((_S207), (uint2 {_S212.x, _S212.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S213;
-    float4  _S214 = (wasmetal_multiply_half((_S207), (uint2 {_S212.z, _S212.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S214;
-    uint4  _S215 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S208 + 4U + lane_3 / 16U])));
-    float4  _S216 = (wasmetal_multiply_half((_S207), (uint2 {_S215.x, _S215.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S216;
-    float4  _S217 = (wasmetal_multiply_half((_S207), (uint2 {_S215.z, _S215.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S217;
-    uint4  _S218 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S208 + 6U + lane_3 / 16U])));
-    float4  _S219 = (wasmetal_multiply_half((_S207), (uint2 {_S218.x, _S218.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S219;
-    float4  _S220 = (wasmetal_multiply_half((_S207), (uint2 {_S218.z, _S218.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S220;
-    uint _S221 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S222 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S223 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S224 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S225 = make_uint4 (_S221, _S222, _S223, _S224);
-    uint _S226 = 576U + (32U + _S189) * 9U;
-    uint4  _S227 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + lane_3 / 16U])));
-    float4  _S228 = (wasmetal_multiply_half((_S225), (uint2 {_S227.x, _S227.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S228;
-    float4  _S229 = (wasmetal_multiply_half((_S225), (uint2 {_S227.z, _S227.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S229;
-    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 2U + lane_3 / 16U])));
-    float4  _S231 = (wasmetal_multiply_half((_S225), (uint2 {_S230.x, _S230.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S231;
-    float4  _S232 = (wasmetal_multiply_half((_S225), (uint2 {_S230.z, _S230.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S232;
-    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 4U + lane_3 / 16U])));
-    float4  _S234 = (wasmetal_multiply_half((_S225), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S234;
-    float4  _S235 = (wasmetal_multiply_half((_S225), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S235;
-    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S226 + 6U + lane_3 / 16U])));
-    float4  _S237 = (wasmetal_multiply_half((_S225), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S237;
-    float4  _S238 = (wasmetal_multiply_half((_S225), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S238;
-    uint _S239 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S240 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S241 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S242 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S243 = make_uint4 (_S239, _S240, _S241, _S242);
-    uint _S244 = 576U + (48U + _S189) * 9U;
-    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S244 + lane_3 / 16U])));
-    float4  _S246 = (wasmetal_multiply_half((_S243), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S246;
-    float4  _S247 = (wasmetal_multiply_half((_S243), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S247;
-    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S244 + 2U + lane_3 / 16U])));
-    float4  _S249 = (wasmetal_multiply_half((_S243), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S249;
-    float4  _S250 = (wasmetal_multiply_half((_S243), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S250;
-    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S244 + 4U + lane_3 / 16U])));
-    float4  _S252 = (wasmetal_multiply_half((_S243), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S252;
-    float4  _S253 = (wasmetal_multiply_half((_S243), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S253;
-    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[_S244 + 6U + lane_3 / 16U])));
-    float4  _S255 = (wasmetal_multiply_half((_S243), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S255;
-    float4  _S256 = (wasmetal_multiply_half((_S243), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S256;
+    FixedArray<uint4 , 2>  weights_0;
+    uint _S228 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
+    uint _S229 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
+    uint _S230 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
+    uint _S231 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
+    uint4  _S232 = make_uint4 (_S228, _S229, _S230, _S231);
+    weights_0[0U] = _S232;
+    uint _S233 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
+    uint _S234 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
+    uint _S235 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
+    uint _S236 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
+    uint4  _S237 = make_uint4 (_S233, _S234, _S235, _S236);
+    weights_0[1U] = _S237;
+    uint4  _S238 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S239 = uint2 {_S238.x, _S238.y};
+    float4  _S240 = (wasmetal_multiply_half((_S232), (_S239), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S240;
+    uint2  _S241 = uint2 {_S238.z, _S238.w};
+    float4  _S242 = (wasmetal_multiply_half((_S232), (_S241), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S242;
+    float4  _S243 = (wasmetal_multiply_half((_S237), (_S239), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S243;
+    float4  _S244 = (wasmetal_multiply_half((_S237), (_S241), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S244;
+    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S246 = uint2 {_S245.x, _S245.y};
+    float4  _S247 = (wasmetal_multiply_half((_S232), (_S246), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S247;
+    uint2  _S248 = uint2 {_S245.z, _S245.w};
+    float4  _S249 = (wasmetal_multiply_half((_S232), (_S248), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S237), (_S246), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S250;
+    float4  _S251 = (wasmetal_multiply_half((_S237), (_S248), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S251;
+    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S253 = uint2 {_S252.x, _S252.y};
+    float4  _S254 = (wasmetal_multiply_half((_S232), (_S253), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S254;
+    uint2  _S255 = uint2 {_S252.z, _S252.w};
+    float4  _S256 = (wasmetal_multiply_half((_S232), (_S255), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S256;
+    float4  _S257 = (wasmetal_multiply_half((_S237), (_S253), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S257;
+    float4  _S258 = (wasmetal_multiply_half((_S237), (_S255), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S258;
+    uint4  _S259 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S260 = uint2 {_S259.x, _S259.y};
+    float4  _S261 = (wasmetal_multiply_half((_S232), (_S260), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S261;
+    uint2  _S262 = uint2 {_S259.z, _S259.w};
+    float4  _S263 = (wasmetal_multiply_half((_S232), (_S262), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S263;
+    float4  _S264 = (wasmetal_multiply_half((_S237), (_S260), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S264;
+    float4  _S265 = (wasmetal_multiply_half((_S237), (_S262), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S265;
+    FixedArray<uint4 , 2>  weights_1;
+    uint _S266 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
+    uint _S267 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
+    uint _S268 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
+    uint _S269 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
+    uint4  _S270 = make_uint4 (_S266, _S267, _S268, _S269);
+    weights_1[0U] = _S270;
+    uint _S271 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
+    uint _S272 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
+    uint _S273 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
+    uint _S274 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
+    uint4  _S275 = make_uint4 (_S271, _S272, _S273, _S274);
+    weights_1[1U] = _S275;
+    uint4  _S276 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S277 = uint2 {_S276.x, _S276.y};
+    float4  _S278 = (wasmetal_multiply_half((_S270), (_S277), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S278;
+    uint2  _S279 = uint2 {_S276.z, _S276.w};
+    float4  _S280 = (wasmetal_multiply_half((_S270), (_S279), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S280;
+    float4  _S281 = (wasmetal_multiply_half((_S275), (_S277), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S281;
+    float4  _S282 = (wasmetal_multiply_half((_S275), (_S279), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S282;
+    uint4  _S283 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S284 = uint2 {_S283.x, _S283.y};
+    float4  _S285 = (wasmetal_multiply_half((_S270), (_S284), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S285;
+    uint2  _S286 = uint2 {_S283.z, _S283.w};
+    float4  _S287 = (wasmetal_multiply_half((_S270), (_S286), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S287;
+    float4  _S288 = (wasmetal_multiply_half((_S275), (_S284), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S288;
+    float4  _S289 = (wasmetal_multiply_half((_S275), (_S286), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S289;
+    uint4  _S290 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S291 = uint2 {_S290.x, _S290.y};
+    float4  _S292 = (wasmetal_multiply_half((_S270), (_S291), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S292;
+    uint2  _S293 = uint2 {_S290.z, _S290.w};
+    float4  _S294 = (wasmetal_multiply_half((_S270), (_S293), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S294;
+    float4  _S295 = (wasmetal_multiply_half((_S275), (_S291), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S295;
+    float4  _S296 = (wasmetal_multiply_half((_S275), (_S293), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S296;
+    uint4  _S297 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S298 = uint2 {_S297.x, _S297.y};
+    float4  _S299 = (wasmetal_multiply_half((_S270), (_S298), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S299;
+    uint2  _S300 = uint2 {_S297.z, _S297.w};
+    float4  _S301 = (wasmetal_multiply_half((_S270), (_S300), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S301;
+    float4  _S302 = (wasmetal_multiply_half((_S275), (_S298), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S302;
+    float4  _S303 = (wasmetal_multiply_half((_S275), (_S300), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S303;
     return;
 }
 
@@ -1192,525 +1307,845 @@ struct Target_0
     uint last_0;
 };
 
-__device__ bool Target_has_0(Target_0 * this_7, uint query_2)
+__device__ uint4  asuint_0(float4  x_3)
 {
-    uint _S257 = this_7->heads_1;
-    uint _S258 = query_2 / this_7->heads_1;
-    bool _S259;
-    if(_S258 < (this_7->rows_3))
+    uint4  result_3;
+    int i_2 = int(0);
+    for(;;)
     {
-        uint _S260 = query_2 % _S257;
-        _S259 = _S260 < (this_7->last_0);
+        if(i_2 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_3, i_2) = (F32_asuint((_slang_vector_get_element(x_3, i_2))));
+        i_2 = i_2 + int(1);
     }
-    else
-    {
-        _S259 = false;
-    }
-    return _S259;
+    return result_3;
 }
 
-__device__ float Target_factor_0(Target_0 * this_8, uint query_3, float peak_0, float total_30)
+__device__ float4  asfloat_0(uint4  x_4)
 {
-    uint _S261 = this_8->sinks_at_0;
-    bool _S262;
-    if((this_8->sinks_at_0) != 4294967295U)
+    float4  result_4;
+    int i_3 = int(0);
+    for(;;)
     {
-        bool _S263 = Target_has_0(this_8, query_3);
-        _S262 = _S263;
+        if(i_3 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_4, i_3) = (U32_asfloat((_slang_vector_get_element(x_4, i_3))));
+        i_3 = i_3 + int(1);
     }
-    else
-    {
-        _S262 = false;
-    }
-    float _S264;
-    if(_S262)
-    {
-        uint _S265 = query_3 % this_8->heads_1;
-        float _S266 = __ldg((&(this_8->sinks_0)[_S261 + _S265]));
-        _S264 = total_30 + (F32_exp2((1.4426950216293335f * _S266 - peak_0)));
-    }
-    else
-    {
-        _S264 = total_30;
-    }
-    if(_S264 != 0.0f)
-    {
-        _S264 = 1.0f / _S264;
-    }
-    else
-    {
-        _S264 = 0.0f;
-    }
-    return _S264;
+    return result_4;
 }
 
-__device__ uint Target_place_0(Target_0 * this_9, uint query_4)
+__device__ float2  max_1(float2  x_5, float2  y_2)
 {
-    uint _S267 = this_9->at_3;
-    uint _S268 = this_9->heads_1;
-    uint _S269 = query_4 / this_9->heads_1;
-    uint _S270 = _S267 + _S269 * this_9->stride_0;
-    uint _S271 = query_4 % _S268;
-    return _S270 + _S271 * this_9->head_dim_1;
+    float2  result_5;
+    int i_4 = int(0);
+    for(;;)
+    {
+        if(i_4 < int(2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_5, i_4) = (F32_max((_slang_vector_get_element(x_5, i_4)), (_slang_vector_get_element(y_2, i_4))));
+        i_4 = i_4 + int(1);
+    }
+    return result_5;
 }
 
-__device__ void Attending_write_0(Attending_0 * this_10, uint lane_4, uint own_4, Target_0 * target_0)
+__device__ void Attending_join_0(Attending_0 * this_7)
 {
-    float _S272 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->x)), (1U)));
-    float total_31 = *&((&this_10->totals_0[0U])->x) + _S272;
-    float _S273 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S274 = own_4 + lane_4 / 4U;
-    float _S275 = Target_factor_0(target_0, _S274, *&((&this_10->peaks_0[0U])->x), total_31 + _S273);
-    bool _S276 = Target_has_0(target_0, _S274);
-    if(_S276)
+    uint _S304 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    if((this_7->part_1) != 0U)
     {
-        uint _S277 = Target_place_0(target_0, _S274);
-        uint _S278 = lane_4 % 4U * 2U;
-        uint _S279 = target_0->head_dim_1;
-        if(_S278 < (target_0->head_dim_1))
+        (*&tiles_0)[_S304] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S304 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S304 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S304 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S304 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S304 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S304 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S304 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S304 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S304 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S304 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S304 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S304 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S304 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S304 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S304 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S304 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S304 + 544U] = asuint_0(this_7->sums_0[15U]);
+    }
+    __syncthreads();
+    if((this_7->part_1) == 0U)
+    {
+        float4  _S305 = asfloat_0((*&tiles_0)[_S304]);
+        float2  _S306 = max_1(this_7->peaks_0[0U], float2 {_S305.x, _S305.y});
+        float _S307 = _S306.x;
+        float _S308 = (wasmetal_power((this_7->peaks_0[0U].x - _S307)));
+        float _S309 = _S306.y;
+        float _S310 = (wasmetal_power((this_7->peaks_0[0U].y - _S309)));
+        float2  _S311 = make_float2 (_S308, _S310);
+        float _S312 = (wasmetal_power((_S305.x - _S307)));
+        float _S313 = (wasmetal_power((_S305.y - _S309)));
+        float2  _S314 = make_float2 (_S312, _S313);
+        this_7->peaks_0[0U] = _S306;
+        this_7->totals_0[0U] = _S311 * this_7->totals_0[0U] + _S314 * float2 {_S305.z, _S305.w};
+        float4  _S315 = make_float4 (_S308, _S308, _S310, _S310);
+        float4  _S316 = make_float4 (_S312, _S312, _S313, _S313);
+        this_7->sums_0[0U] = _S315 * this_7->sums_0[0U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 64U]);
+        this_7->sums_0[1U] = _S315 * this_7->sums_0[1U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 96U]);
+        this_7->sums_0[2U] = _S315 * this_7->sums_0[2U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 128U]);
+        this_7->sums_0[3U] = _S315 * this_7->sums_0[3U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 160U]);
+        this_7->sums_0[4U] = _S315 * this_7->sums_0[4U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 192U]);
+        this_7->sums_0[5U] = _S315 * this_7->sums_0[5U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 224U]);
+        this_7->sums_0[6U] = _S315 * this_7->sums_0[6U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 256U]);
+        this_7->sums_0[7U] = _S315 * this_7->sums_0[7U] + _S316 * asfloat_0((*&tiles_0)[_S304 + 288U]);
+        float4  _S317 = asfloat_0((*&tiles_0)[_S304 + 32U]);
+        float2  _S318 = max_1(this_7->peaks_0[1U], float2 {_S317.x, _S317.y});
+        float _S319 = _S318.x;
+        float _S320 = (wasmetal_power((this_7->peaks_0[1U].x - _S319)));
+        float _S321 = _S318.y;
+        float _S322 = (wasmetal_power((this_7->peaks_0[1U].y - _S321)));
+        float2  _S323 = make_float2 (_S320, _S322);
+        float _S324 = (wasmetal_power((_S317.x - _S319)));
+        float _S325 = (wasmetal_power((_S317.y - _S321)));
+        float2  _S326 = make_float2 (_S324, _S325);
+        this_7->peaks_0[1U] = _S318;
+        this_7->totals_0[1U] = _S323 * this_7->totals_0[1U] + _S326 * float2 {_S317.z, _S317.w};
+        float4  _S327 = make_float4 (_S320, _S320, _S322, _S322);
+        float4  _S328 = make_float4 (_S324, _S324, _S325, _S325);
+        this_7->sums_0[8U] = _S327 * this_7->sums_0[8U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 320U]);
+        this_7->sums_0[9U] = _S327 * this_7->sums_0[9U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 352U]);
+        this_7->sums_0[10U] = _S327 * this_7->sums_0[10U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 384U]);
+        this_7->sums_0[11U] = _S327 * this_7->sums_0[11U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 416U]);
+        this_7->sums_0[12U] = _S327 * this_7->sums_0[12U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 448U]);
+        this_7->sums_0[13U] = _S327 * this_7->sums_0[13U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 480U]);
+        this_7->sums_0[14U] = _S327 * this_7->sums_0[14U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 512U]);
+        this_7->sums_0[15U] = _S327 * this_7->sums_0[15U] + _S328 * asfloat_0((*&tiles_0)[_S304 + 544U]);
+    }
+    return;
+}
+
+__device__ bool Target_has_0(Target_0 * this_8, uint query_2)
+{
+    uint _S329 = this_8->heads_1;
+    uint _S330 = query_2 / this_8->heads_1;
+    bool _S331;
+    if(_S330 < (this_8->rows_3))
+    {
+        uint _S332 = query_2 % _S329;
+        _S331 = _S332 < (this_8->last_0);
+    }
+    else
+    {
+        _S331 = false;
+    }
+    return _S331;
+}
+
+__device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
+{
+    uint _S333 = this_9->sinks_at_0;
+    bool _S334;
+    if((this_9->sinks_at_0) != 4294967295U)
+    {
+        bool _S335 = Target_has_0(this_9, query_3);
+        _S334 = _S335;
+    }
+    else
+    {
+        _S334 = false;
+    }
+    float _S336;
+    if(_S334)
+    {
+        uint _S337 = query_3 % this_9->heads_1;
+        float _S338 = __ldg((&(this_9->sinks_0)[_S333 + _S337]));
+        _S336 = total_28 + (F32_exp2((1.4426950216293335f * _S338 - peak_0)));
+    }
+    else
+    {
+        _S336 = total_28;
+    }
+    if(_S336 != 0.0f)
+    {
+        _S336 = 1.0f / _S336;
+    }
+    else
+    {
+        _S336 = 0.0f;
+    }
+    return _S336;
+}
+
+__device__ uint Target_place_0(Target_0 * this_10, uint query_4)
+{
+    uint _S339 = this_10->at_3;
+    uint _S340 = this_10->heads_1;
+    uint _S341 = query_4 / this_10->heads_1;
+    uint _S342 = _S339 + _S341 * this_10->stride_0;
+    uint _S343 = query_4 % _S340;
+    return _S342 + _S343 * this_10->head_dim_1;
+}
+
+__device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
+{
+    float _S344 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S344;
+    float _S345 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S346 = this_11->own_0;
+    uint _S347 = this_11->lane_0;
+    uint _S348 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S349 = Target_factor_0(target_0, _S348, *&((&this_11->peaks_0[0U])->x), total_29 + _S345);
+    bool _S350 = Target_has_0(target_0, _S348);
+    if(_S350)
+    {
+        uint _S351 = Target_place_0(target_0, _S348);
+        uint _S352 = _S347 % 4U * 2U;
+        uint _S353 = target_0->head_dim_1;
+        if(_S352 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S277 + _S278]) = _S275 * *&((&this_10->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S351 + _S352]) = _S349 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S280 = _S278 + 1U;
-        if(_S280 < _S279)
+        uint _S354 = _S352 + 1U;
+        if(_S354 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S280]) = _S275 * *&((&this_10->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S351 + _S354]) = _S349 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S281 = 8U + _S278;
-        if(_S281 < _S279)
+        uint _S355 = 8U + _S352;
+        if(_S355 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S281]) = _S275 * *&((&this_10->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S351 + _S355]) = _S349 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S282 = _S281 + 1U;
-        if(_S282 < _S279)
+        uint _S356 = _S355 + 1U;
+        if(_S356 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S282]) = _S275 * *&((&this_10->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S351 + _S356]) = _S349 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S283 = 16U + _S278;
-        if(_S283 < _S279)
+        uint _S357 = 16U + _S352;
+        if(_S357 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S283]) = _S275 * *&((&this_10->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S351 + _S357]) = _S349 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S284 = _S283 + 1U;
-        if(_S284 < _S279)
+        uint _S358 = _S357 + 1U;
+        if(_S358 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S284]) = _S275 * *&((&this_10->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S351 + _S358]) = _S349 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S285 = 24U + _S278;
-        if(_S285 < _S279)
+        uint _S359 = 24U + _S352;
+        if(_S359 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S285]) = _S275 * *&((&this_10->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S351 + _S359]) = _S349 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S286 = _S285 + 1U;
-        if(_S286 < _S279)
+        uint _S360 = _S359 + 1U;
+        if(_S360 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S286]) = _S275 * *&((&this_10->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S351 + _S360]) = _S349 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S287 = 32U + _S278;
-        if(_S287 < _S279)
+        uint _S361 = 32U + _S352;
+        if(_S361 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S287]) = _S275 * *&((&this_10->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S351 + _S361]) = _S349 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S288 = _S287 + 1U;
-        if(_S288 < _S279)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S288]) = _S275 * *&((&this_10->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S351 + _S362]) = _S349 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S289 = 40U + _S278;
-        if(_S289 < _S279)
+        uint _S363 = 40U + _S352;
+        if(_S363 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S289]) = _S275 * *&((&this_10->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S351 + _S363]) = _S349 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S279)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S290]) = _S275 * *&((&this_10->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S351 + _S364]) = _S349 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S291 = 48U + _S278;
-        if(_S291 < _S279)
+        uint _S365 = 48U + _S352;
+        if(_S365 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S291]) = _S275 * *&((&this_10->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S351 + _S365]) = _S349 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S279)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S292]) = _S275 * *&((&this_10->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S351 + _S366]) = _S349 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S293 = 56U + _S278;
-        if(_S293 < _S279)
+        uint _S367 = 56U + _S352;
+        if(_S367 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S293]) = _S275 * *&((&this_10->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S351 + _S367]) = _S349 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S294 = _S293 + 1U;
-        if(_S294 < _S279)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S353)
         {
-            *(&(target_0->result_2)[_S277 + _S294]) = _S275 * *&((&this_10->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S351 + _S368]) = _S349 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S295 = (__shfl_xor_sync(0xffffffffu, (*&((&this_10->totals_0[0U])->y)), (1U)));
-    float total_32 = *&((&this_10->totals_0[0U])->y) + _S295;
-    float _S296 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S297 = own_4 + 8U + lane_4 / 4U;
-    float _S298 = Target_factor_0(target_0, _S297, *&((&this_10->peaks_0[0U])->y), total_32 + _S296);
-    bool _S299 = Target_has_0(target_0, _S297);
-    if(_S299)
+    float _S369 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S369;
+    float _S370 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S371 = _S346 + 8U + _S347 / 4U;
+    float _S372 = Target_factor_0(target_0, _S371, *&((&this_11->peaks_0[0U])->y), total_30 + _S370);
+    bool _S373 = Target_has_0(target_0, _S371);
+    if(_S373)
     {
-        uint _S300 = Target_place_0(target_0, _S297);
-        uint _S301 = lane_4 % 4U * 2U;
-        uint _S302 = target_0->head_dim_1;
-        if(_S301 < (target_0->head_dim_1))
+        uint _S374 = Target_place_0(target_0, _S371);
+        uint _S375 = _S347 % 4U * 2U;
+        uint _S376 = target_0->head_dim_1;
+        if(_S375 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S300 + _S301]) = _S298 * *&((&this_10->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S374 + _S375]) = _S372 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S303 = _S301 + 1U;
-        if(_S303 < _S302)
+        uint _S377 = _S375 + 1U;
+        if(_S377 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S303]) = _S298 * *&((&this_10->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S374 + _S377]) = _S372 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S304 = 8U + _S301;
-        if(_S304 < _S302)
+        uint _S378 = 8U + _S375;
+        if(_S378 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S304]) = _S298 * *&((&this_10->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S374 + _S378]) = _S372 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S305 = _S304 + 1U;
-        if(_S305 < _S302)
+        uint _S379 = _S378 + 1U;
+        if(_S379 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S305]) = _S298 * *&((&this_10->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S374 + _S379]) = _S372 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S306 = 16U + _S301;
-        if(_S306 < _S302)
+        uint _S380 = 16U + _S375;
+        if(_S380 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S306]) = _S298 * *&((&this_10->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S374 + _S380]) = _S372 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S307 = _S306 + 1U;
-        if(_S307 < _S302)
+        uint _S381 = _S380 + 1U;
+        if(_S381 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S307]) = _S298 * *&((&this_10->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S374 + _S381]) = _S372 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S308 = 24U + _S301;
-        if(_S308 < _S302)
+        uint _S382 = 24U + _S375;
+        if(_S382 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S308]) = _S298 * *&((&this_10->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S374 + _S382]) = _S372 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S309 = _S308 + 1U;
-        if(_S309 < _S302)
+        uint _S383 = _S382 + 1U;
+        if(_S383 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S309]) = _S298 * *&((&this_10->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S374 + _S383]) = _S372 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S310 = 32U + _S301;
-        if(_S310 < _S302)
+        uint _S384 = 32U + _S375;
+        if(_S384 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S310]) = _S298 * *&((&this_10->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S374 + _S384]) = _S372 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S311 = _S310 + 1U;
-        if(_S311 < _S302)
+        uint _S385 = _S384 + 1U;
+        if(_S385 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S311]) = _S298 * *&((&this_10->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S374 + _S385]) = _S372 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S312 = 40U + _S301;
-        if(_S312 < _S302)
+        uint _S386 = 40U + _S375;
+        if(_S386 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S312]) = _S298 * *&((&this_10->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S374 + _S386]) = _S372 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S313 = _S312 + 1U;
-        if(_S313 < _S302)
+        uint _S387 = _S386 + 1U;
+        if(_S387 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S313]) = _S298 * *&((&this_10->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S374 + _S387]) = _S372 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S314 = 48U + _S301;
-        if(_S314 < _S302)
+        uint _S388 = 48U + _S375;
+        if(_S388 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S314]) = _S298 * *&((&this_10->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S374 + _S388]) = _S372 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S315 = _S314 + 1U;
-        if(_S315 < _S302)
+        uint _S389 = _S388 + 1U;
+        if(_S389 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S315]) = _S298 * *&((&this_10->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S374 + _S389]) = _S372 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S316 = 56U + _S301;
-        if(_S316 < _S302)
+        uint _S390 = 56U + _S375;
+        if(_S390 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S316]) = _S298 * *&((&this_10->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S374 + _S390]) = _S372 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S317 = _S316 + 1U;
-        if(_S317 < _S302)
+        uint _S391 = _S390 + 1U;
+        if(_S391 < _S376)
         {
-            *(&(target_0->result_2)[_S300 + _S317]) = _S298 * *&((&this_10->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S374 + _S391]) = _S372 * *&((&this_11->sums_0[7U])->w);
+        }
+    }
+    float _S392 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S392;
+    float _S393 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S394 = _S346 + 16U;
+    uint _S395 = _S394 + _S347 / 4U;
+    float _S396 = Target_factor_0(target_0, _S395, *&((&this_11->peaks_0[1U])->x), total_31 + _S393);
+    bool _S397 = Target_has_0(target_0, _S395);
+    if(_S397)
+    {
+        uint _S398 = Target_place_0(target_0, _S395);
+        uint _S399 = _S347 % 4U * 2U;
+        uint _S400 = target_0->head_dim_1;
+        if(_S399 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S398 + _S399]) = _S396 * *&((&this_11->sums_0[8U])->x);
+        }
+        uint _S401 = _S399 + 1U;
+        if(_S401 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S401]) = _S396 * *&((&this_11->sums_0[8U])->y);
+        }
+        uint _S402 = 8U + _S399;
+        if(_S402 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S402]) = _S396 * *&((&this_11->sums_0[9U])->x);
+        }
+        uint _S403 = _S402 + 1U;
+        if(_S403 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S403]) = _S396 * *&((&this_11->sums_0[9U])->y);
+        }
+        uint _S404 = 16U + _S399;
+        if(_S404 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S404]) = _S396 * *&((&this_11->sums_0[10U])->x);
+        }
+        uint _S405 = _S404 + 1U;
+        if(_S405 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S405]) = _S396 * *&((&this_11->sums_0[10U])->y);
+        }
+        uint _S406 = 24U + _S399;
+        if(_S406 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S406]) = _S396 * *&((&this_11->sums_0[11U])->x);
+        }
+        uint _S407 = _S406 + 1U;
+        if(_S407 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S407]) = _S396 * *&((&this_11->sums_0[11U])->y);
+        }
+        uint _S408 = 32U + _S399;
+        if(_S408 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S408]) = _S396 * *&((&this_11->sums_0[12U])->x);
+        }
+        uint _S409 = _S408 + 1U;
+        if(_S409 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S409]) = _S396 * *&((&this_11->sums_0[12U])->y);
+        }
+        uint _S410 = 40U + _S399;
+        if(_S410 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S410]) = _S396 * *&((&this_11->sums_0[13U])->x);
+        }
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S411]) = _S396 * *&((&this_11->sums_0[13U])->y);
+        }
+        uint _S412 = 48U + _S399;
+        if(_S412 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S412]) = _S396 * *&((&this_11->sums_0[14U])->x);
+        }
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S413]) = _S396 * *&((&this_11->sums_0[14U])->y);
+        }
+        uint _S414 = 56U + _S399;
+        if(_S414 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S414]) = _S396 * *&((&this_11->sums_0[15U])->x);
+        }
+        uint _S415 = _S414 + 1U;
+        if(_S415 < _S400)
+        {
+            *(&(target_0->result_2)[_S398 + _S415]) = _S396 * *&((&this_11->sums_0[15U])->y);
+        }
+    }
+    float _S416 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S416;
+    float _S417 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S418 = _S394 + 8U + _S347 / 4U;
+    float _S419 = Target_factor_0(target_0, _S418, *&((&this_11->peaks_0[1U])->y), total_32 + _S417);
+    bool _S420 = Target_has_0(target_0, _S418);
+    if(_S420)
+    {
+        uint _S421 = Target_place_0(target_0, _S418);
+        uint _S422 = _S347 % 4U * 2U;
+        uint _S423 = target_0->head_dim_1;
+        if(_S422 < (target_0->head_dim_1))
+        {
+            *(&(target_0->result_2)[_S421 + _S422]) = _S419 * *&((&this_11->sums_0[8U])->z);
+        }
+        uint _S424 = _S422 + 1U;
+        if(_S424 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S424]) = _S419 * *&((&this_11->sums_0[8U])->w);
+        }
+        uint _S425 = 8U + _S422;
+        if(_S425 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S425]) = _S419 * *&((&this_11->sums_0[9U])->z);
+        }
+        uint _S426 = _S425 + 1U;
+        if(_S426 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S426]) = _S419 * *&((&this_11->sums_0[9U])->w);
+        }
+        uint _S427 = 16U + _S422;
+        if(_S427 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S427]) = _S419 * *&((&this_11->sums_0[10U])->z);
+        }
+        uint _S428 = _S427 + 1U;
+        if(_S428 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S428]) = _S419 * *&((&this_11->sums_0[10U])->w);
+        }
+        uint _S429 = 24U + _S422;
+        if(_S429 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S429]) = _S419 * *&((&this_11->sums_0[11U])->z);
+        }
+        uint _S430 = _S429 + 1U;
+        if(_S430 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S430]) = _S419 * *&((&this_11->sums_0[11U])->w);
+        }
+        uint _S431 = 32U + _S422;
+        if(_S431 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S431]) = _S419 * *&((&this_11->sums_0[12U])->z);
+        }
+        uint _S432 = _S431 + 1U;
+        if(_S432 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S432]) = _S419 * *&((&this_11->sums_0[12U])->w);
+        }
+        uint _S433 = 40U + _S422;
+        if(_S433 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S433]) = _S419 * *&((&this_11->sums_0[13U])->z);
+        }
+        uint _S434 = _S433 + 1U;
+        if(_S434 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S434]) = _S419 * *&((&this_11->sums_0[13U])->w);
+        }
+        uint _S435 = 48U + _S422;
+        if(_S435 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S435]) = _S419 * *&((&this_11->sums_0[14U])->z);
+        }
+        uint _S436 = _S435 + 1U;
+        if(_S436 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S436]) = _S419 * *&((&this_11->sums_0[14U])->w);
+        }
+        uint _S437 = 56U + _S422;
+        if(_S437 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S437]) = _S419 * *&((&this_11->sums_0[15U])->z);
+        }
+        uint _S438 = _S437 + 1U;
+        if(_S438 < _S423)
+        {
+            *(&(target_0->result_2)[_S421 + _S438]) = _S419 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
 }
 
-__device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
+__device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S318;
-    bool _S319;
-    bool _S320;
-    uint _S321 = p_0->kv_heads_0;
-    uint _S322 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S323 = (U32_min((_S322), (64U)));
-    uint _S324 = 64U / _S323;
-    uint _S325 = (_S322 + 64U - 1U) / 64U;
-    uint _S326 = _S321 * _S325;
-    uint _S327 = p_0->batch_offset_0;
-    uint _S328 = p_0->batch_row_0;
-    uint _S329 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S330 = (_S329 + _S324 - 1U) / _S324;
-    uint _S331 = group_number_0(group_1);
-    if(_S331 >= (_S330 * _S326))
+    bool _S439;
+    bool _S440;
+    bool _S441;
+    uint _S442 = p_0->kv_heads_0;
+    uint _S443 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S444 = (U32_min((_S443), (64U)));
+    uint _S445 = 64U / _S444;
+    uint _S446 = (_S443 + 64U - 1U) / 64U;
+    uint _S447 = _S442 * _S446;
+    uint _S448 = p_0->batch_offset_0;
+    uint _S449 = p_0->batch_row_0;
+    uint _S450 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S451 = (_S450 + _S445 - 1U) / _S445;
+    uint _S452 = group_number_0(group_1);
+    if(_S452 >= (_S451 * _S447))
     {
         return;
     }
-    uint _S332 = _S331 % _S326;
-    uint _S333 = _S330 - 1U;
-    uint _S334 = _S331 / _S326;
-    uint _S335 = (_S333 - _S334) * _S324;
-    uint _S336 = (U32_min((_S335 + _S324), (_S329)));
-    uint _S337 = _S332 / _S325;
-    uint _S338 = _S337 * _S322;
-    uint _S339 = _S332 % _S325;
-    uint _S340 = _S338 + _S339 * 64U;
-    uint _S341 = (_S337 + 1U) * _S322;
-    uint _S342 = p_0->head_dim_0;
-    uint _S343 = _S321 * p_0->head_dim_0;
-    uint i_2 = thread_0;
+    uint _S453 = _S452 % _S447;
+    uint _S454 = _S451 - 1U;
+    uint _S455 = _S452 / _S447;
+    uint _S456 = (_S454 - _S455) * _S445;
+    uint _S457 = (U32_min((_S456 + _S445), (_S450)));
+    uint _S458 = _S453 / _S446;
+    uint _S459 = _S458 * _S443;
+    uint _S460 = _S453 % _S446;
+    uint _S461 = _S459 + _S460 * 64U;
+    uint _S462 = (_S458 + 1U) * _S443;
+    uint _S463 = p_0->head_dim_0;
+    uint _S464 = _S442 * p_0->head_dim_0;
+    uint i_5 = thread_1;
     for(;;)
     {
-        if(i_2 < 512U)
+        if(i_5 < 512U)
         {
         }
         else
         {
             break;
         }
-        uint _S344 = i_2 / 8U;
-        uint _S345 = i_2 % 8U;
-        int4  _S346 = make_int4 (int(0));
-        uint4  _S347 = make_uint4 ((uint)_S346.x, (uint)_S346.y, (uint)_S346.z, (uint)_S346.w);
-        if(_S344 < (_S324 * _S323))
+        uint _S465 = i_5 / 8U;
+        uint _S466 = i_5 % 8U;
+        int4  _S467 = make_int4 (int(0));
+        uint4  _S468 = make_uint4 ((uint)_S467.x, (uint)_S467.y, (uint)_S467.z, (uint)_S467.w);
+        if(_S465 < (_S445 * _S444))
         {
-            uint _S348 = _S344 / _S323;
-            _S318 = (_S335 + _S348) < _S336;
+            uint _S469 = _S465 / _S444;
+            _S439 = (_S456 + _S469) < _S457;
         }
         else
         {
-            _S318 = false;
+            _S439 = false;
         }
-        if(_S318)
+        if(_S439)
         {
-            uint _S349 = _S344 % _S323;
-            _S319 = (_S340 + _S349) < _S341;
-        }
-        else
-        {
-            _S319 = false;
-        }
-        if(_S319)
-        {
-            _S320 = (8U * _S345) < _S342;
+            uint _S470 = _S465 % _S444;
+            _S440 = (_S461 + _S470) < _S462;
         }
         else
         {
-            _S320 = false;
+            _S440 = false;
+        }
+        if(_S440)
+        {
+            _S441 = (8U * _S466) < _S463;
+        }
+        else
+        {
+            _S441 = false;
         }
         uint4  halves_1;
-        if(_S320)
+        if(_S441)
         {
-            uint _S350 = p_0->q_offset_0;
-            uint _S351 = _S344 / _S323;
-            uint _S352 = _S350 + (_S335 + _S351) * p_0->q_stride_0;
-            uint _S353 = _S344 % _S323;
-            uint _S354 = (_S352 + (_S340 + _S353) * _S342) / 4U + 2U * _S345;
-            float _S355 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S356 = __ldg((&(q_0)[_S354]));
-            float4  _S357 = make_float4 (-65504.0f);
-            float4  _S358 = make_float4 (65504.0f);
-            float4  _S359 = clamp_0(make_float4 (_S355) * _S356, _S357, _S358);
-            float4  _S360 = __ldg((&(q_0)[_S354 + 1U]));
-            halves_1 = eight_halves_0(_S359, clamp_0(make_float4 (_S355) * _S360, _S357, _S358));
+            uint _S471 = p_0->q_offset_0;
+            uint _S472 = _S465 / _S444;
+            uint _S473 = _S471 + (_S456 + _S472) * p_0->q_stride_0;
+            uint _S474 = _S465 % _S444;
+            uint _S475 = (_S473 + (_S461 + _S474) * _S463) / 4U + 2U * _S466;
+            float _S476 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S477 = __ldg((&(q_0)[_S475]));
+            float4  _S478 = make_float4 (-65504.0f);
+            float4  _S479 = make_float4 (65504.0f);
+            float4  _S480 = clamp_0(make_float4 (_S476) * _S477, _S478, _S479);
+            float4  _S481 = __ldg((&(q_0)[_S475 + 1U]));
+            halves_1 = eight_halves_0(_S480, clamp_0(make_float4 (_S476) * _S481, _S478, _S479));
         }
         else
         {
-            halves_1 = _S347;
+            halves_1 = _S468;
         }
-        put_0(_S344 * 9U + _S345, halves_1);
-        i_2 = i_2 + 128U;
+        put_0(_S465 * 9U + _S466, halves_1);
+        i_5 = i_5 + 128U;
     }
-    if(thread_0 < _S324)
+    if(thread_1 < _S445)
     {
-        _S318 = (_S335 + thread_0) < _S336;
+        _S439 = (_S456 + thread_1) < _S457;
     }
     else
     {
-        _S318 = false;
+        _S439 = false;
     }
-    if(_S318)
+    if(_S439)
     {
-        (*&row_sequences_0)[thread_0] = row_sequence_0(batch_3, _S327, _S328 + _S335 + thread_0);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S448, _S449 + _S456 + thread_1);
     }
     __syncthreads();
-    uint _S361 = thread_0 % 32U;
-    uint _S362 = thread_0 / 32U * 16U;
+    uint _S482 = thread_1 % 32U;
     Attending_0 attending_0;
-    Attending_begin_0(&attending_0, _S362, _S361);
+    Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S363 = thread_0 / 8U;
-    uint _S364 = thread_0 % 8U;
-    uint _S365 = _S337 * _S342 + 8U * (U32_min((_S364), (_S342 / 8U - 1U)));
-    uint row_4 = _S335;
+    uint _S483 = (&attending_0)->part_1 * 32U;
+    uint _S484 = thread_1 / 8U;
+    uint _S485 = thread_1 % 8U;
+    uint _S486 = _S458 * _S463 + 8U * (U32_min((_S485), (_S463 / 8U - 1U)));
+    uint row_4 = _S456;
     for(;;)
     {
-        if(row_4 < _S336)
+        if(row_4 < _S457)
         {
         }
         else
         {
             break;
         }
-        uint _S366 = (*&row_sequences_0)[row_4 - _S335];
-        uint r_0 = _S361;
-        uint other_0 = _S336;
+        uint _S487 = (*&row_sequences_0)[row_4 - _S456];
+        uint r_0 = _S482;
+        uint other_0 = _S457;
         for(;;)
         {
-            if(r_0 < (_S336 - _S335))
+            if(r_0 < (_S457 - _S456))
             {
             }
             else
             {
                 break;
             }
-            uint _S367 = _S335 + r_0;
-            if(_S367 > row_4)
+            uint _S488 = _S456 + r_0;
+            if(_S488 > row_4)
             {
-                _S318 = ((*&row_sequences_0)[r_0]) != _S366;
+                _S439 = ((*&row_sequences_0)[r_0]) != _S487;
             }
             else
             {
-                _S318 = false;
+                _S439 = false;
             }
-            if(_S318)
+            if(_S439)
             {
-                other_0 = (U32_min((other_0), (_S367)));
+                other_0 = (U32_min((other_0), (_S488)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S368 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S366, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S369 = thread_0 < 64U;
+        SequenceTable_0 _S489 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S487, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S490 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S369)
+        if(_S490)
         {
-            uint _S370 = thread_0 / _S323;
-            uint _S371 = _S335 + _S370;
-            if(thread_0 < (_S324 * _S323))
+            uint _S491 = thread_1 / _S444;
+            uint _S492 = _S456 + _S491;
+            if(thread_1 < (_S445 * _S444))
             {
-                _S318 = _S371 < _S336;
+                _S439 = _S492 < _S457;
             }
             else
             {
-                _S318 = false;
+                _S439 = false;
             }
-            if(_S318)
+            if(_S439)
             {
-                uint _S372 = row_position_0(batch_3, _S327, _S328 + _S371);
-                uint _S373 = first_seen_0(_S372, p_0->window_0);
-                if(_S371 >= row_4)
+                uint _S493 = row_position_0(batch_3, _S448, _S449 + _S492);
+                uint _S494 = first_seen_0(_S493, p_0->window_0);
+                if(_S492 >= row_4)
                 {
-                    _S319 = _S371 < row_5;
+                    _S440 = _S492 < row_5;
                 }
                 else
                 {
-                    _S319 = false;
+                    _S440 = false;
                 }
-                if(_S319)
+                if(_S440)
                 {
-                    SequenceTable_0 _S374 = _S368;
-                    uint _S375 = SequenceTable_end_of_0(&_S374, _S372);
-                    i_2 = _S375;
+                    SequenceTable_0 _S495 = _S489;
+                    uint _S496 = SequenceTable_end_of_0(&_S495, _S493);
+                    i_5 = _S496;
                 }
                 else
                 {
-                    i_2 = 0U;
+                    i_5 = 0U;
                 }
-                begin_2 = _S373;
-                end_0 = i_2;
+                begin_2 = _S494;
+                end_0 = i_5;
             }
             else
             {
                 begin_2 = 0U;
                 end_0 = 4294967295U;
             }
-            show_0(thread_0, make_uint2 (begin_2, end_0));
+            show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S376 = shown_0(_S361);
-        uint _S377 = _S376.x;
-        uint _S378 = _S376.y;
-        if(_S377 < _S378)
+        uint2  _S497 = shown_0(_S482);
+        uint _S498 = _S497.x;
+        uint _S499 = _S497.y;
+        if(_S498 < _S499)
         {
-            _S318 = _S378 != 4294967295U;
+            _S439 = _S499 != 4294967295U;
         }
         else
         {
-            _S318 = false;
+            _S439 = false;
         }
-        if(_S318)
+        if(_S439)
         {
-            uint _S379 = (U32_max((0U), (_S378)));
-            begin_2 = (U32_min((4294967295U), (_S377)));
-            end_0 = _S379;
+            uint _S500 = (U32_max((0U), (_S499)));
+            begin_2 = (U32_min((4294967295U), (_S498)));
+            end_0 = _S500;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S380 = (U32_max((0U), (_S377)));
-        uint _S381 = (U32_min((4294967295U), (_S378)));
-        uint2  _S382 = shown_0(32U + _S361);
-        uint _S383 = _S382.x;
-        uint _S384 = _S382.y;
-        if(_S383 < _S384)
+        uint _S501 = (U32_max((0U), (_S498)));
+        uint _S502 = (U32_min((4294967295U), (_S499)));
+        uint2  _S503 = shown_0(32U + _S482);
+        uint _S504 = _S503.x;
+        uint _S505 = _S503.y;
+        if(_S504 < _S505)
         {
-            _S319 = _S384 != 4294967295U;
+            _S440 = _S505 != 4294967295U;
         }
         else
         {
-            _S319 = false;
+            _S440 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S319)
+        if(_S440)
         {
-            uint _S385 = (U32_max((end_0), (_S384)));
-            begin_3 = (U32_min((begin_2), (_S383)));
-            end_1 = _S385;
+            uint _S506 = (U32_max((end_0), (_S505)));
+            begin_3 = (U32_min((begin_2), (_S504)));
+            end_1 = _S506;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S386 = (U32_max((_S380), (_S383)));
-        uint _S387 = (U32_min((_S381), (_S384)));
+        uint _S507 = (U32_max((_S501), (_S504)));
+        uint _S508 = (U32_min((_S502), (_S505)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S388 = (__reduce_max_sync(0xffffffffu, (_S386)));
-        uint _S389 = (__reduce_min_sync(0xffffffffu, (_S387)));
+        uint _S509 = (__reduce_max_sync(0xffffffffu, (_S507)));
+        uint _S510 = (__reduce_min_sync(0xffffffffu, (_S508)));
         if(begin_4 < end_2)
         {
-            if(_S369)
+            if(thread_1 < 128U)
             {
-                uint _S390 = (U32_min((begin_4 + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S391 = _S368;
-                uint _S392 = SequenceTable_slot_0(&_S391, sequences_2, _S390);
-                (*&slots_0)[thread_0] = _S392;
+                uint _S511 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S512 = _S489;
+                uint _S513 = SequenceTable_slot_0(&_S512, sequences_2, _S511);
+                (*&slots_0)[thread_1] = _S513;
             }
             __syncthreads();
-            Parts_0 _S393 = load_0(k_pages_0, p_0->k_pages_offset_0, _S343, _S365, 0U, _S363);
-            Parts_store_0(&_S393, 0U, _S363, _S364);
+            Parts_0 _S514 = load_0(k_pages_0, p_0->k_pages_offset_0, _S464, _S486, 0U, _S484);
+            Parts_store_0(&_S514, 0U, _S484, _S485);
+            Parts_0 _S515 = load_0(v_pages_0, p_0->v_pages_offset_0, _S464, _S486, 0U, _S484);
+            Parts_store_0(&_S515, 576U, _S484, _S485);
         }
+        __syncthreads();
         uint at_4 = begin_4;
         uint now_0 = 0U;
         for(;;)
@@ -1722,77 +2157,84 @@ __device__ void attend_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S394 = 64U - now_0;
-            uint slot_2;
-            if(_S369)
+            uint _S516 = 1U - now_0;
+            if(at_4 < _S509)
             {
-                uint _S395 = (U32_min((at_4 + 64U + thread_0), (end_2 - 1U)));
-                SequenceTable_0 _S396 = _S368;
-                uint _S397 = SequenceTable_slot_0(&_S396, sequences_2, _S395);
-                slot_2 = _S397;
+                _S441 = true;
+            }
+            else
+            {
+                _S441 = (at_4 + 64U) > _S510;
+            }
+            uint _S517 = _S516 * 64U;
+            Parts_0 _S518 = load_0(k_pages_0, p_0->k_pages_offset_0, _S464, _S486, _S517, _S484);
+            Parts_0 _S519 = load_0(v_pages_0, p_0->v_pages_offset_0, _S464, _S486, _S517, _S484);
+            uint slot_2;
+            if(_S490)
+            {
+                uint _S520 = (U32_min((at_4 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S521 = _S489;
+                uint _S522 = SequenceTable_slot_0(&_S521, sequences_2, _S520);
+                slot_2 = _S522;
             }
             else
             {
                 slot_2 = 0U;
             }
-            __syncthreads();
-            Parts_0 _S398 = load_0(v_pages_0, p_0->v_pages_offset_0, _S343, _S365, now_0, _S363);
-            Attending_score_0(&attending_0, _S361, _S362);
-            Parts_0 _S399 = _S398;
-            Parts_store_0(&_S399, 576U, _S363, _S364);
-            if(_S369)
+            uint _S523 = now_0 * 1152U;
+            uint _S524 = _S483 * 9U;
+            Attending_score_0(&attending_0, _S523 + _S524);
+            Attending_weigh_0(&attending_0, at_4 + _S483, _S441);
+            Attending_add_0(&attending_0, _S523 + 576U + _S524);
+            uint _S525 = _S516 * 1152U;
+            Parts_0 _S526 = _S518;
+            Parts_store_0(&_S526, _S525, _S484, _S485);
+            uint _S527 = _S525 + 576U;
+            Parts_0 _S528 = _S519;
+            Parts_store_0(&_S528, _S527, _S484, _S485);
+            if(_S490)
             {
-                (*&slots_0)[_S394 + thread_0] = slot_2;
+                (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S400 = load_0(k_pages_0, p_0->k_pages_offset_0, _S343, _S365, _S394, _S363);
-            if(at_4 < _S388)
-            {
-                _S320 = true;
-            }
-            else
-            {
-                _S320 = (at_4 + 64U) > _S389;
-            }
-            Attending_weigh_0(&attending_0, _S361, _S362, at_4, _S320);
-            Attending_add_0(&attending_0, _S361, _S362);
-            Parts_0 _S401 = _S400;
-            Parts_store_0(&_S401, 0U, _S363, _S364);
             at_4 = at_4 + 64U;
-            now_0 = _S394;
+            now_0 = _S516;
         }
-        __syncthreads();
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
-    (&target_1)->result_2 = result_3;
-    uint _S402 = p_0->sinks_offset_0;
+    (&target_1)->result_2 = result_6;
+    uint _S529 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
-        i_2 = 4294967295U;
+        i_5 = 4294967295U;
     }
     else
     {
-        i_2 = _S402 + _S340;
+        i_5 = _S529 + _S461;
     }
-    (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S335 * p_0->out_stride_0 + _S340 * _S342;
+    (&target_1)->sinks_at_0 = i_5;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S456 * p_0->out_stride_0 + _S461 * _S463;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S342;
-    (&target_1)->heads_1 = _S323;
-    (&target_1)->rows_3 = _S336 - _S335;
-    (&target_1)->last_0 = _S341 - _S340;
-    Attending_0 _S403 = attending_0;
-    Target_0 _S404 = target_1;
-    Attending_write_0(&_S403, _S361, _S362, &_S404);
+    (&target_1)->head_dim_1 = _S463;
+    (&target_1)->heads_1 = _S444;
+    (&target_1)->rows_3 = _S457 - _S456;
+    (&target_1)->last_0 = _S462 - _S461;
+    Attending_join_0(&attending_0);
+    if(((&attending_0)->part_1) == 0U)
+    {
+        Attending_0 _S530 = attending_0;
+        Target_0 _S531 = target_1;
+        Attending_write_0(&_S530, &_S531);
+    }
     return;
 }
 
-extern "C" __global__ void matrix64_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
+extern "C" __global__ void matrix64_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S405 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S406 = p_1;
-    attend_0(blockIdx, _S405, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S406);
+    uint _S532 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S533 = p_1;
+    attend_0(blockIdx, _S532, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S533);
     return;
 }
