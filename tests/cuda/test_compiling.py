@@ -16,7 +16,7 @@ from wasmetal.device.cuda.pipeline import compile_kernel
 KERNELS = [kernel for kernel in CATALOG.values() if "cuda" in kernel.targets]
 _QUICK = (
     *("add", "gemm_coopmat64_f16", "norm_gemv_q4_0", "sliced_gated_gemv_q4_0"),
-    *("shuffled2_attention_split_f16", "top_logits_part"),
+    *("shuffled2_attention_split_f16", "matrix64_prefill_attention_f16", "top_logits_part"),
 )
 QUICK = [CATALOG[name] for name in _QUICK]
 """Of the kernels that have a feature of CUDA's or Slang's of their own, one each."""

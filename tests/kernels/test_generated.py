@@ -16,6 +16,7 @@ from wasmetal.kernels.catalog import (
     ACTIVATIONS,
     CATALOG,
     GRID_WIDTH,
+    MATRIX_HEADS,
     NO_BATCH,
     NO_BIAS,
     NO_SINKS,
@@ -167,13 +168,15 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "THREADS"] == THREADS
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
-    assert found["fragments", "LANES"] == SUBGROUP
+    assert found["fragments", "LANES"] == found["attention_matrices", "LANES"] == SUBGROUP
     assert found["slices", "LANES"] == sliced.SUBGROUP
     assert 2 * found["slices", "LANES"] * found["integers", "BLOCK"] == found["slices", "SLICE"] == SLICE
     assert found["gemv_params", "NO_BIAS"] == NO_BIAS
     assert found["gemv_params", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
-    assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
+    attentions = "attention", "attention_merge", "prefill_attention", "matrix_attention"
+    assert {found[name, "NO_SINKS"] for name in attentions} == {NO_SINKS}
+    assert MATRIX_HEADS[-1] == MAX_HEAD_DIM
     assert found["attention", "MAX_VECTORS"] * 4 == found["split", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
     assert found["prefill_attention", "SLICES"] * found["prefill_attention", "SLICE"] * 4 == MAX_HEAD_DIM
     assert found["prefill_attention", "QUERIES"] == QUERIES

@@ -134,6 +134,7 @@ def check_attention(
     sinks=None,
     attend=None,
     parts=None,
+    tolerance=1e-5,
 ):
     """``attend`` is ops.attention unless given; it is given scratch memory for ``parts``, if there are any."""
     rows = len(positions)
@@ -156,7 +157,7 @@ def check_attention(
                 lambda rec, more=how | counters: op(rec, queries, *pools, batch, cache.sequences, out, scale, **more)
             )
             got = bench.get(out)
-            assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
+            assert_close(got[:count], want, tolerance, np.abs(cache.values).max())
             assert (got[count:] == 7).all()
             bench.only(out, *([how["scratch"]] if parts else []))
 

@@ -122,9 +122,9 @@ class Work(ABC):
 Precision = Literal["exact", "standard", "fast"]
 """What activations may be rounded to before they are multiplied; sums are float32.
 
-``exact``: nothing. ``standard``, as in other engines: float16, in GEMMs on a GPU's matrix units; 8 bits, with a scale
-for each 32, where a GPU multiplies a single row by weights of 8 bits or fewer. ``fast``: fewer bits, where that is
-faster."""
+``exact``: nothing. ``standard``, as in other engines: float16, in GEMMs and attention on a GPU's matrix units (there
+also keys, values and weights of the softmax); 8 bits, with a scale for each 32, where a GPU multiplies a single row by
+weights of 8 bits or fewer. ``fast``: fewer bits, where that is faster."""
 
 
 class Backend(ABC, Generic[A, C, R]):

@@ -1,4 +1,4 @@
-"""GEMMs on a GPU's matrix units: kernels whose operands are rounded to float16, each tried before it is used."""
+"""GEMMs and attention on a GPU's matrix units: kernels that round operands to float16, each tried before it is used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from wasmetal.device.attention_trials import attention_of_many_rows
 from wasmetal.device.backend import AnyBackend
 from wasmetal.device.gemm import variant
 from wasmetal.device.gemm_trials import rounded_gemms
+from wasmetal.device.matrix_attention import MATRIX_ATTENTION, matrix_attention
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.trial import Trial, find_problem
 from wasmetal.device.trial_results import TrialResults
@@ -43,12 +45,12 @@ class MatrixUnits:
     """The kernels' name among the features of a device."""
 
     def __init__(self, trials: MatrixTrials | None, only: Kernel | None = None) -> None:
-        """``only``: the kernel that is used for every GEMM, without a trial."""
+        """``only``: the kernel that is used for every GEMM, or for attention, without a trial."""
         self._trials = trials
         self._only = only
 
     def choose(self, backend: AnyBackend, kernel: Kernel, params: bytes) -> Kernel:
-        """The variant of a GEMM that suits its sizes, if its results are right; else the kernel itself.
+        """The variant of a GEMM or of attention that suits its sizes, if its results are right; else the kernel itself.
 
         Updates ``backend.info.features`` if this tries a kernel that fails.
         """
@@ -56,12 +58,21 @@ class MatrixUnits:
         return kernel if suited is None else self.tried(backend, kernel, suited)
 
     def tried(self, backend: AnyBackend, kernel: Kernel, suited: Kernel) -> Kernel:
-        """The variant that suits a GEMM, if its results are right; else the kernel itself. See :meth:`choose`."""
+        """The variant that suits a dispatch, if its results are right; else the kernel itself. See :meth:`choose`."""
         found = self._only or suited
         return found if self._works(backend, found) else kernel
 
     def suited(self, kernel: Kernel, params: bytes) -> Kernel | None:
-        """The variant of a GEMM that suits its sizes; None if there is none, or the kernel is no GEMM."""
+        """The variant of a GEMM or of attention that suits its sizes; None if there is none."""
+        return matrix_attention(kernel, params) or self._suited_gemm(kernel, params)
+
+    def trials(self, kernel: Kernel) -> list[Trial]:
+        """What a variant must compute before it is used."""
+        if kernel in MATRIX_ATTENTION:
+            return attention_of_many_rows(kernel)
+        return rounded_gemms(kernel.name.split("_", 2)[2])
+
+    def _suited_gemm(self, kernel: Kernel, params: bytes) -> Kernel | None:
         small, large = (variant(kernel, f"coopmat{tile}") for tile in COOPMAT_TILES)
         if small is kernel:
             return None
@@ -71,10 +82,6 @@ class MatrixUnits:
             return None
         groups = -(-p.rows // COOPMAT_TILES[1]) * -(-p.n // COOPMAT_TILES[1])
         return small if groups < _MANY else large
-
-    def trials(self, kernel: Kernel) -> list[Trial]:
-        """What a variant must compute before it is used."""
-        return rounded_gemms(kernel.name.split("_", 2)[2])
 
     def _works(self, backend: AnyBackend, kernel: Kernel) -> bool:
         if self._trials is None:

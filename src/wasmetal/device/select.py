@@ -50,8 +50,9 @@ def open_device(spec: str | None = None, precision: Precision | None = None) -> 
     ``auto`` never opens a GPU driver that runs on the CPU.
 
     ``precision`` says what activations may be rounded to before they are multiplied; sums are float32. ``exact`` allows
-    nothing, ``standard`` float16 in GEMMs on a GPU's matrix units, and ``fast`` also blocks of 8 bits and a scale, with
-    which the CPU device then decodes. None means the environment variable ``WASMETAL_PRECISION``, or else ``standard``.
+    nothing, ``standard`` float16 in GEMMs and attention on a GPU's matrix units, and ``fast`` also blocks of 8 bits and
+    a scale, with which the CPU device then decodes. None means the environment variable ``WASMETAL_PRECISION``, or else
+    ``standard``.
 
     Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
     in a process that was forked after the parent had looked for GPUs.

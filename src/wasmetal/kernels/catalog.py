@@ -47,6 +47,9 @@ FEW_ACROSS = {1: 4, 4: 2}
 """The ``gemm_few`` kernels by how many subgroups of a group are side by side, and how many groups each group of the
 GEMM becomes."""
 
+MATRIX_HEADS = (64, 128, 256)
+"""The kernels of attention on matrix units, by the elements of the largest head that they are for."""
+
 SLICE = 2048
 """Elements of the vector that a subgroup of the ``sliced`` kernels has: a group has a slice for each at most."""
 
@@ -472,6 +475,28 @@ _KERNELS = (
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
         for dtype, vector in _POOLS
+    ),
+    # The same on matrix units: where heads have a multiple of eight elements, and q and the pools begin at 16 bytes.
+    *(
+        Kernel(
+            name=f"matrix{head}_prefill_attention_{dtype.suffix}",
+            source="matrix_attention",
+            # Offsets are as in the kernel that it takes the place of: of q in words, of the pools in vectors of four.
+            buffers=(
+                *(_read("q", 16), _read("k_pages", unit), _read("v_pages", unit), *_PAGED),
+                *(_read("sinks"), _write("out")),
+            ),
+            fields=(
+                *_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"),
+                *_u32("pages page_size sequence_count table_length"),
+                ("scale", "f32"),
+                ("window", "u32"),
+            ),
+            defines=(("HALVES", f"{_ELEMENTS[dtype]}Halves"), ("HEAD", str(head))),
+            features=("cooperative_matrix", "shuffles"),
+        )
+        for head in MATRIX_HEADS
+        for dtype, unit in zip(KV, (16, 16, 4), strict=True)
     ),
     # Scratch memory has, for each row, head and part, the sums of its values, and a vector of four: the largest score,
     # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.

@@ -1,0 +1,1 @@
+"""Kernels for CUDA that use matrix instructions, as C++ on the CPU."""

@@ -1,0 +1,120 @@
+"""CUDA's kernels of attention on matrix units, compiled as C++ and run on the CPU, against float64 NumPy.
+
+What this shows: their arithmetic, their indexing, which thread has which element of a matrix, and that threads wait for
+each other, in two orders. What it does not: that a GPU runs them; see tests/device/test_matrix_attention.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cuda.shim.library import compiled
+from tests.device.test_matrix_attention import check_attention
+from tests.ops.test_attention import HOSTILE, MIXED, fitting
+from wasmetal.device import Device
+from wasmetal.device.base import Bytes
+from wasmetal.kernels.catalog import CATALOG, MATRIX_HEADS
+from wasmetal.kernels.dtypes import KV, DType
+from wasmetal.kernels.reference import KERNELS
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or importlib.util.find_spec("ziglang") is None, reason="needs ziglang, on Linux"
+)
+
+
+@pytest.fixture
+def device(reference: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """The reference device, with CUDA's kernels of attention in place of NumPy's."""
+    for dtype in KV:
+        name = f"prefill_attention_{dtype.suffix}"
+        monkeypatch.setitem(KERNELS, name, partial(launch, name))
+    return reference
+
+
+def launch(name: str, p: SimpleNamespace, *arrays: Bytes) -> Any:
+    head = next(head for head in MATRIX_HEADS if p.head_dim <= head)
+    return partial(compiled(CATALOG[f"matrix{head}_{name}"]).run, p.rows * p.kv_heads, p, *arrays)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "heads", "kv_heads", "head_dim", "page_size", "table", "pages", "position"),
+    [
+        (DType.F16, 40, 8, 2, 64, 16, [7, 2, 11, 0, 5, 9, 3, 1, 8, 4, 6, 10], 12, 120),  # two tiles and a part
+        (DType.F16, 21, 9, 3, 56, 16, [3, 0, 2, 1], 4, 37),  # three heads of 21 rows: a query is left over
+        (DType.F16, 19, 8, 2, 128, 32, range(9), 9, 70),
+        (DType.F16, 5, 4, 2, 256, 32, range(9), 9, 70),
+        (DType.F32, 70, 2, 1, 8, 1, range(100), 100, 0),
+        (DType.Q8_0, 33, 2, 2, 64, 16, [3, 0, 2, 1], 4, 20),
+    ],
+)
+def test_prompts(
+    device: Device,
+    dtype: DType,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    table: Any,
+    pages: int,
+    position: int,
+) -> None:
+    check_attention(
+        *(device, dtype, heads, kv_heads, fitting(dtype, kv_heads, head_dim), page_size, pages),
+        *([table], [position + rows], range(position, position + rows), [0] * rows, rows, 4),
+    )
+
+
+@pytest.mark.parametrize("sinks", [None, [-3.0, 0.5, 2.0, 9.0, 200.0, -np.inf]])
+@pytest.mark.parametrize(
+    ("rows", "valid", "position", "length", "window"),
+    [(40, 33, 100, 140, 70), (9, 9, 10, 12, 4), (33, 0, 0, 33, None)],
+)
+def test_windows_and_sinks(
+    device: Device,
+    rows: int,
+    valid: int,
+    position: int,
+    length: int,
+    window: int | None,
+    sinks: list[float] | None,
+) -> None:
+    check_attention(
+        *(device, DType.F16, 6, 2, 24, 12, 40, [[*range(17, 30), *range(12)]], [length]),
+        *(range(position, position + rows), [0] * rows, valid, 4, window, sinks),
+    )
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_mixed_sequences(device: Device, heads: int) -> None:
+    """Several in a group."""
+    sequences, positions = MIXED
+    tables = [[7, 2, 11], [0, 6, 6], [2, 3, 4], [10, 7, 9], [5, 1, 8]]  # pages 2 and 7 are shared
+    check_attention(device, DType.F16, heads, 2, 24, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
+
+
+@given(data=st.data())
+def test_any_batch(device: Device, data: st.DataObject) -> None:
+    """Tables, lengths, positions and sequence numbers of any value."""
+    count, entries = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    hostile = st.sampled_from(HOSTILE)
+    tables = [[data.draw(st.integers(0, 6) | hostile) for _ in range(entries)] for _ in range(count)]
+    lengths = [data.draw(st.integers(0, 100) | hostile) for _ in range(count)]
+    row = st.tuples(st.integers(0, 110) | hostile, st.integers(0, 4) | hostile, st.integers(1, 20))
+    runs = data.draw(st.lists(row, min_size=1, max_size=3))
+    positions, sequences = zip(*((at + i, number) for at, number, n in runs for i in range(n)), strict=True)
+    kv_heads, sharing = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
+    check_attention(
+        *(device, DType.F16, kv_heads * sharing, kv_heads, 8 * data.draw(st.integers(1, 8))),
+        *(data.draw(st.integers(1, 30)), 5, tables, lengths, positions, sequences, data.draw(st.integers(-2, 60)), 4),
+        window=data.draw(st.none() | st.integers(1, 110)),
+    )
