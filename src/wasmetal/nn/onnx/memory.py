@@ -61,7 +61,7 @@ class OnnxMemory:
     def limited(self) -> Iterator[None]:
         """While this thread loads or runs a model: no more is allocated than may be charged, and then it is charged.
 
-        Raises NnRefusal with TOO_LARGE, in place of ONNX Runtime's error, if something was refused; then nothing is kept.
+        If something was refused, raises NnRefusal with TOO_LARGE in place of ONNX Runtime's error, and nothing is kept.
         """
         limit = min(self._charged + self._services.room(), _MOST)
         self._library.wasmetal_budget_enter(self._budget, limit)
