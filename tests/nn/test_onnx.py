@@ -319,9 +319,9 @@ def test_an_output_that_is_an_input_or_a_weight(scene: Scene) -> None:
 # ---- Limits and security
 
 
-def weights(scene: Scene, model: bytes, nodes: int = 1) -> int:
-    """Bytes that a model is charged for."""
-    return 2 * len(model) + (0 if scene.by_name else 4096 * nodes)
+def weights(scene: Scene, model: bytes) -> int:
+    """Bytes that a model of a node with an input and an output is charged for."""
+    return 2 * len(model) + (0 if scene.by_name else 3 * 4096)
 
 
 def test_memory_is_charged(scene: Scene) -> None:
