@@ -36,9 +36,10 @@ lint: $(VENV)/.test ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-kernels: $(VENV)/.test ## recompile the kernels of GPUs and of the CPU device into their generated/
+kernels: $(VENV)/.test ## recompile what is in C and Slang (kernels, ONNX Runtime's allocator) into its generated/
 	$(BIN)/python -m wasmetal.kernels.compile
 	$(BIN)/python -m wasmetal.device.cpu.compile
+	$(BIN)/python -m wasmetal.nn.onnx.compile
 
 abi: $(VENV)/.test ## regenerate wasmetal.h and the witx files into src/wasmetal/sdk
 	$(BIN)/python -m wasmetal.host.abi

@@ -13,6 +13,7 @@ from tests.nn.probe import OK, TYPES, NnProbe
 from wasmetal import Limits
 from wasmetal.errors import LimitError
 from wasmetal.nn.errors import NnErrno
+from wasmetal.resident import resident_bytes
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 BAD, UNSUPPORTED, LARGE = NnErrno.INVALID_ARGUMENT, NnErrno.UNSUPPORTED_OPERATION, NnErrno.TOO_LARGE
@@ -21,8 +22,18 @@ NUMBERS = {np.dtype(F32): 0, np.dtype(np.int32): 2, np.dtype(np.int64): 4}
 """TensorFlow Lite's own, of its tensors' types."""
 
 
-def add(shape: tuple[int, ...] = (2, 3), dtype: Any = F32) -> bytes:
-    """c = a + b."""
+Tensor = tuple[str, tuple[int, ...], int, int]
+"""Name, shape, number of the type, number of the buffer with its value (0: none)."""
+
+
+def built(
+    operators: list[tuple[str, list[int], list[int], str]],
+    tensors: list[Tensor],
+    inputs: list[int],
+    outputs: list[int],
+    *buffers: Any,
+) -> bytes:
+    """A model. Operators: kind, inputs, outputs, options."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -32,21 +43,33 @@ def add(shape: tuple[int, ...] = (2, 3), dtype: Any = F32) -> bytes:
             setattr(table, name, value)
         return table
 
-    add = schema.BuiltinOperator.ADD
-    number = NUMBERS[np.dtype(dtype)]
-    tensors = [made("Tensor", name=name, shape=list(shape), type=number, buffer=0) for name in "abc"]
-    options = {"builtinOptionsType": schema.BuiltinOptions.AddOptions, "builtinOptions": schema.AddOptionsT()}
-    operator = made("Operator", opcodeIndex=0, inputs=[0, 1], outputs=[2], **options)
-    model = made(
-        "Model",
-        version=3,
-        buffers=[schema.BufferT()],
-        operatorCodes=[made("OperatorCode", builtinCode=add, deprecatedBuiltinCode=add, version=1)],
-        subgraphs=[made("SubGraph", tensors=tensors, inputs=[0, 1], outputs=[2], operators=[operator])],
-    )
+    codes, calls = [], []
+    for kind, of, to, options in operators:
+        code = getattr(schema.BuiltinOperator, kind)
+        codes.append(made("OperatorCode", builtinCode=code, deprecatedBuiltinCode=code, version=1))
+        given = {"builtinOptionsType": getattr(schema.BuiltinOptions, options), "builtinOptions": made(options)}
+        calls.append(made("Operator", opcodeIndex=len(calls), inputs=of, outputs=to, **given))
+    described = [made("Tensor", name=n, shape=list(s), type=k, buffer=buffer) for n, s, k, buffer in tensors]
+    values = [made("Buffer", data=value.view(np.uint8).reshape(-1)) for value in buffers]
+    graph = made("SubGraph", tensors=described, inputs=inputs, outputs=outputs, operators=calls)
+    model = made("Model", version=3, buffers=[schema.BufferT(), *values], operatorCodes=codes, subgraphs=[graph])
     builder = flatbuffers.Builder(0)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def add(shape: tuple[int, ...] = (2, 3), dtype: Any = F32) -> bytes:
+    """c = a + b."""
+    tensors = [(name, shape, NUMBERS[np.dtype(dtype)], 0) for name in "abc"]
+    return built([("ADD", [0, 1], [2], "AddOptions")], tensors, [0, 1], [2])
+
+
+def filled(count: int | None) -> bytes:
+    """So many elements, or as many as input 0 says, are made of input 1, and added to themselves."""
+    tensors = [("n", (1,), 2, 0 if count is None else 1), ("v", (), 0, 0), ("f", (4,), 0, 0), ("y", (4,), 0, 0)]
+    operators = [("FILL", [0, 1], [2], "FillOptions"), ("ADD", [2, 2], [3], "AddOptions")]
+    inputs = [0, 1] if count is None else [1]
+    return built(operators, tensors, inputs, [3], *([] if count is None else [np.array([count], np.int32)]))
 
 
 def plainly(model: bytes, *inputs: Any) -> Any:
@@ -115,10 +138,36 @@ def test_wrong_calls(tmp_path: Path) -> None:
 )
 def test_models_of_the_guests_own(model: bytes, errno: NnErrno) -> None:
     with NnProbe(limits=Limits(nn_model_bytes=1 << 20)) as probe:
-        probe.put(probe.TEXT, struct.pack("<II", probe.DATA, probe.put(probe.DATA, model)))
-        assert probe.load(probe.TEXT, 1, 4, 0, probe.OUT) == errno
+        assert load(probe, model) == errno
         if errno == OK:
             probe.context(probe.u32())
+
+
+def load(probe: NnProbe, model: bytes) -> NnErrno:
+    probe.put(probe.TEXT, struct.pack("<II", probe.DATA, probe.put(probe.DATA, model)))
+    errno: NnErrno = probe.load(probe.TEXT, 1, 4, 0, probe.OUT)
+    return errno
+
+
+def test_sizes_that_a_guests_own_model_does_not_tell() -> None:
+    with NnProbe(limits=Limits(nn_model_bytes=1 << 20, device_bytes=1 << 20)) as probe:
+        account = probe.guest._account
+        assert load(probe, filled(None)) == UNSUPPORTED
+        before = resident_bytes()
+        for count in (10**8, 2 * 10**9):  # it says that there are four
+            assert load(probe, filled(count)) in (LARGE, NnErrno.INVALID_ENCODING)
+        assert resident_bytes() < before + (64 << 20)
+        assert account.device_bytes == 0
+        assert load(probe, filled(2 * 10**5)) == OK
+        assert probe.init_execution_context(probe.u32(), probe.OUT) == LARGE
+        assert load(probe, filled(10**4)) == OK
+        before = account.device_bytes
+        context = probe.context(probe.u32())
+        assert account.device_bytes == before + 8 + 8 * 10**4
+        assert probe.set(context, 0, np.array(3, F32)) == OK
+        assert probe.compute(context) == OK
+        assert probe.get_output(context, 0, probe.ROOM, 1 << 17, probe.OUT) == OK
+        assert (probe.floats(probe.ROOM, 10**4) == 6).all()
 
 
 def test_memory_is_charged_before_it_is_taken(tmp_path: Path) -> None:

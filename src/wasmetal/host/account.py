@@ -37,6 +37,10 @@ class Account:
             raise Refusal(Errno.NOMEM, f"limit reached: {self.limits.device_bytes} bytes of device memory")
         self.device_bytes += nbytes
 
+    def room(self) -> int:
+        """Bytes of device memory that can still be charged."""
+        return max(self.limits.device_bytes - self.device_bytes, 0)
+
     @contextmanager
     def charged(self, nbytes: int) -> Iterator[None]:
         """Charge device memory that is being allocated; if the allocation fails, the charge is taken back.

@@ -32,6 +32,8 @@ class Services:
     charge: Callable[[int], None]
     """Called with bytes of memory before they are taken, and, negative, once they are released. Raises if that is too
     much."""
+    room: Callable[[], int]
+    """Bytes that may still be charged."""
     stoppable: Callable[[Callable[[], None]], AbstractContextManager[object]]
     """A ``with`` block around work that takes long. The function is called, on another thread, if the work is to end
     early; the block then raises the reason."""

@@ -25,9 +25,13 @@ class WorkerPool:
     A forked process starts workers of its own.
     """
 
-    def __init__(self, service: str, error: type[WasmetalError], threads: int = 1) -> None:
-        """``service``: the module's name. ``error``: what requests raise. ``threads``: for libraries in Rust."""
+    def __init__(self, service: str, error: type[WasmetalError], threads: int = 1, advice: str = _ADVICE) -> None:
+        """``service``: the module's name. ``error``: what requests raise, and ``advice``, what it says to do.
+
+        ``threads``: for libraries in Rust.
+        """
         self._service = service
+        self._advice = advice
         # OpenBLAS starts its threads when NumPy is imported, which is before the process is confined.
         self._threads = {"OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(threads)}
         self._error = error
@@ -51,7 +55,7 @@ class WorkerPool:
                 self._keep(worker)
                 raise self._error(str(refusal)) from None
             except WorkerFailure as failure:
-                raise self._error(f"{what} {failure}; {_ADVICE}") from None
+                raise self._error(f"{what} {failure}; {self._advice}") from None
             if len(payload) + len(answer[1]) < _LARGE:
                 self._keep(worker)
             else:
@@ -67,7 +71,7 @@ class WorkerPool:
         try:
             return WorkerProcess(self._service, minimal_environment() | self._threads)
         except WasmetalError as error:
-            raise self._error(f"{error}; {_ADVICE}") from error
+            raise self._error(f"{error}; {self._advice}") from error
 
     def _keep(self, worker: WorkerProcess) -> None:
         with self._lock:

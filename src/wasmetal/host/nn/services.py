@@ -48,7 +48,7 @@ def services(
             raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "the guest has no device")
         device.drive(steps)
 
-    return Services(account.counters, account.charge, stoppable, drive, write)
+    return Services(account.counters, account.charge, account.room, stoppable, drive, write)
 
 
 def backends(services: Services, device: Device | None, loading: Mapping[str, Any]) -> Backends:

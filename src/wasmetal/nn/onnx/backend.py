@@ -1,8 +1,8 @@
 """Loading ONNX models.
 
 A model from a guest's own bytes is hostile. It gets no files: external initializers are looked for in an empty folder.
-It gets one thread, and no arena, so that memory is given back after each run. Nothing of it is run while it is loaded,
-because loading is stopped between two passes over the model at best.
+It gets one thread. Nothing of it is run while it is loaded, because loading is stopped between two passes over it at
+best.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 import onnxruntime
 
 from wasmetal.device.cpu.library import thread_count
+from wasmetal.memory.trim import trim
 from wasmetal.nn.backend import Config, Context, Services, Source
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
+from wasmetal.nn.onnx import foreign
 from wasmetal.nn.onnx.context import OnnxContext
+from wasmetal.nn.onnx.memory import OnnxMemory
 
 log = logging.getLogger("wasmetal.nn")
 
@@ -42,39 +45,53 @@ class OnnxBackend:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._memory = OnnxMemory(services)
 
     def load(self, source: Source, config: Config) -> OnnxGraph:
-        """Load a model. Charges for its weights. Options of guests are ignored; grants can give ``threads``."""
+        """Load a model. Charges for its weights, and what is allocated for it.
+
+        Options of guests are ignored; grants can give ``threads``.
+        """
         own = source.model if isinstance(source.model, bytes) else None
-        foreign = own is not None
         if own is not None and (_IN_MEMORY in own or own[4:8] == _ORT_FORMAT):
             raise NnRefusal(NnErrno.INVALID_ENCODING, "an ONNX model is expected that names no memory of the process")
-        nbytes = _COPIES * (Path(str(source.model)).stat().st_size if own is None else len(own))
-        options = session_options(1 if foreign else _threads(source))
-        options.enable_cpu_mem_arena = not foreign
-        folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if foreign else nullcontext("")
-        self._services.charge(nbytes)
+        size = Path(str(source.model)).stat().st_size if own is None else len(own)
+        nbytes = _COPIES * size + (0 if own is None else foreign.check(own))
+        options = session_options(_threads(source) if own is None else 1)
+        folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if own is not None else nullcontext("")
+        self._memory.charge(nbytes)
+        before = self._memory.in_use
         try:
-            with folder as empty, self._services.stoppable(lambda: options.set_load_cancellation_flag(True)):
-                if foreign:
+            with (
+                folder as empty,
+                self._services.stoppable(lambda: options.set_load_cancellation_flag(True)),
+                self._memory.limited(),
+            ):
+                self._memory.adopt(options)
+                if own is not None:
                     options.add_session_config_entry(FOLDER, empty)
                 given = str(source.model) if own is None else own
                 session = onnxruntime.InferenceSession(
-                    given, options, providers=PROVIDERS, disabled_optimizers=_LONG if foreign else None
+                    given, options, providers=PROVIDERS, disabled_optimizers=None if own is None else _LONG
                 )
         except BaseException as error:
             self._services.charge(-nbytes)
+            self._memory.trim()
             if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | MemoryError):
-                raise self._damaged(source, error, foreign) from None
+                raise self._damaged(source, error) from None
             raise
-        return OnnxGraph(session, nbytes, self._services)
+        # What was allocated is charged by now, of which some are weights.
+        surplus = min(self._memory.in_use - before, size)
+        self._services.charge(-surplus)
+        return OnnxGraph(session, nbytes - surplus, self._services, self._memory)
 
     def close(self) -> None:
-        """Nothing: the graphs have released everything."""
+        """Release what is kept for later runs."""
+        self._memory.close()
 
-    def _damaged(self, source: Source, error: BaseException, foreign: bool) -> NnRefusal:
+    def _damaged(self, source: Source, error: BaseException) -> NnRefusal:
         reason = " ".join(str(error).split())[:300]
-        if not foreign:
+        if not isinstance(source.model, bytes):
             log.warning("%s: %s", source.name, reason)  # the host's own file
         return NnRefusal(NnErrno.INVALID_ENCODING, f"{source.name}: {reason}")
 
@@ -84,10 +101,11 @@ class OnnxGraph:
 
     holds_tensors = True
 
-    def __init__(self, session: Any, nbytes: int, services: Services) -> None:
+    def __init__(self, session: Any, nbytes: int, services: Services, memory: OnnxMemory) -> None:
         self._session = session
         self._nbytes = nbytes
         self._services = services
+        self._memory = memory
 
     def configure(self, config: Config) -> None:
         """Nothing: there are no options."""
@@ -96,13 +114,15 @@ class OnnxGraph:
         """A new context."""
         if self._session is None:
             raise invalid("the graph was unloaded")
-        return OnnxContext(self._session, self._services)
+        return OnnxContext(self._session, self._services, self._memory)
 
     def close(self) -> None:
         """Release the session."""
         if self._session is not None:
             self._session = None
             self._services.charge(-self._nbytes)
+            self._memory.trim()
+            trim()
 
 
 def session_options(threads: int | None = None) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
+from wasmetal.nn.onnx.memory import OnnxMemory
 from wasmetal.nn.tensor import NnTensor, TensorType
 
 _TYPES = {
@@ -25,6 +26,15 @@ _TYPES = {
 }
 """ONNX's element types that wasi-nn has, too."""
 _FATAL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What the model says of an input or output. ONNX Runtime's own object would keep the session alive."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +55,14 @@ def _held(data: NDArray[np.uint8], copied: bool) -> _Held:
 
 
 class OnnxContext:
-    """Inputs and outputs of a session. Charges for the copies of inputs, and for outputs that are not bound."""
+    """Inputs and outputs of a session. Charges for what a run allocates, and for copies of inputs and outputs."""
 
-    def __init__(self, session: Any, services: Services) -> None:
+    def __init__(self, session: Any, services: Services, memory: OnnxMemory) -> None:
         self._session = session
         self._services = services
-        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+        self._memory = memory
+        self._inputs = [_Declared(each.name, each.type, each.shape) for each in session.get_inputs()]
+        self._outputs = [_Declared(each.name, each.type, each.shape) for each in session.get_outputs()]
         self.inputs = [each.name for each in self._inputs]
         self.outputs = [each.name for each in self._outputs]
         self._types = [output.type for output in self._outputs]
@@ -64,7 +76,7 @@ class OnnxContext:
         self._kept: Sequence[Any] = ()
         """What those bytes belong to."""
         self._charged = 0
-        """Bytes of the outputs that are charged."""
+        """Bytes of the outputs that are charged, beyond what their run has allocated."""
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _FATAL
         # Means no GPU graph, as without it. But ONNX Runtime's Python part asks for it at each run, and where it is not
@@ -77,7 +89,7 @@ class OnnxContext:
         dtype = self._check(self._inputs, index, tensor, "input")
         before = self._given.get(index)
         freed = before.data.size if before and before.copied else 0
-        self._services.charge(tensor.data.size - freed)
+        self._memory.charge(tensor.data.size - freed)
         if freed == tensor.data.size > 0 and before:  # to copy to new pages takes several times as long
             before.data[:] = tensor.data
             self._give(index, before, dtype, tensor.shape)
@@ -109,20 +121,33 @@ class OnnxContext:
         if not self._complete:
             self._check_complete()
         self._forget()
+        before, kept = self._memory.in_use, self._memory.kept
         try:
-            with self._services.stoppable(self._stop):
+            values = self._run()
+        except NnRefusal as refusal:
+            if refusal.errno != NnErrno.TOO_LARGE or not kept:
+                raise
+            values = (
+                self._run()
+            )  # without blocks of former runs, which may have been larger than what they were used for
+        made = [index for index in range(len(values)) if index not in self._bound and self._types[index] in _TYPES]
+        results = {index: self._result(values[index]) for index in made}
+        # Outputs that are inputs or weights were not allocated by the run, but are the guest's to keep.
+        nbytes = max(sum(data.size for data in results.values()) - (self._memory.in_use - before), 0)
+        self._memory.charge(nbytes)
+        results |= {index: held.data for index, held in self._bound.items()}
+        self._results, self._charged, self._kept = results, nbytes, values
+
+    def _run(self) -> Sequence[Any]:
+        """Run the session; the outputs, unless all are bound."""
+        try:
+            with self._services.stoppable(self._stop), self._memory.limited():
                 self._session.run_with_iobinding(self._binding, self._options)
-            values = self._binding.get_outputs() if len(self._bound) < len(self._outputs) else ()
+            return self._binding.get_outputs() if len(self._bound) < len(self._outputs) else ()
         except RuntimeError as error:
             raise NnRefusal(NnErrno.RUNTIME_ERROR, " ".join(str(error).split())[:300]) from None
         finally:
             self._expect_outputs()  # the binding would hold those of this run
-        made = [index for index in range(len(values)) if index not in self._bound and self._types[index] in _TYPES]
-        results = {index: self._result(values[index]) for index in made}
-        nbytes = sum(data.size for data in results.values())
-        self._services.charge(nbytes)
-        results |= {index: held.data for index, held in self._bound.items()}
-        self._results, self._charged, self._kept = results, nbytes, values
 
     def output(self, index: int) -> NDArray[np.uint8]:
         """An output's bytes, where ONNX Runtime has written them."""
@@ -154,6 +179,9 @@ class OnnxContext:
         """Release inputs and session. Outputs are copied, since they may be the session's weights."""
         self._results = {index: data.copy() for index, data in self._results.items()}
         self._drop()
+        nbytes = sum(data.size for data in self._results.values())
+        self._memory.charge(nbytes - self._charged)
+        self._charged = nbytes
 
     def close(self) -> None:
         """Release the outputs, too."""
@@ -164,6 +192,7 @@ class OnnxContext:
         self._services.charge(-sum(held.data.size for held in self._given.values() if held.copied))
         self._given, self._bound, self._kept = {}, {}, ()
         self._binding = self._session = None
+        self._memory.settle()
 
     def _result(self, value: Any) -> NDArray[np.uint8]:
         """The bytes of an output: where ONNX Runtime has written them, or a copy if an output is an input itself."""
@@ -190,10 +219,13 @@ class OnnxContext:
 
     def _forget(self) -> None:
         """Drop the outputs."""
-        self._services.charge(-self._charged)
-        self._results, self._kept, self._charged = {}, (), 0
+        if self._kept or self._charged:
+            self._services.charge(-self._charged)
+            self._results, self._kept, self._charged = {}, (), 0
+            self._memory.settle()
+        self._results = {}
 
-    def _check(self, declared: list[Any], index: int, tensor: NnTensor, what: str) -> np.dtype[Any]:
+    def _check(self, declared: list[_Declared], index: int, tensor: NnTensor, what: str) -> np.dtype[Any]:
         """The element type. Raises NnRefusal unless type, shape and bytes are what the model declares.
 
         ONNX Runtime itself takes any address, and checks no size.
@@ -225,7 +257,7 @@ class OnnxContext:
         self._complete = True
 
 
-def _dtype_of(declared: Any) -> np.dtype[Any]:
+def _dtype_of(declared: _Declared) -> np.dtype[Any]:
     """The element type that a model declares. Raises NnRefusal if wasi-nn has it not."""
     if declared.type not in _TYPES:
         raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, f"{declared.name} is a {declared.type}, which wasi-nn has not")

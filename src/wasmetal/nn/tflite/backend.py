@@ -15,6 +15,7 @@ from wasmetal.device.cpu.library import thread_count
 from wasmetal.nn.backend import Config, Context, Services, Source
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.tensor import NnTensor, TensorType
+from wasmetal.nn.tflite.trial import tensor_bytes
 
 log = logging.getLogger("wasmetal.nn")
 _TYPES = {kind.dtype: kind for kind in TensorType}
@@ -31,7 +32,10 @@ class TfliteBackend:
         own = isinstance(source.model, bytes)
         model = source.model if isinstance(source.model, bytes) else Path(str(source.model)).read_bytes()
         self._services.charge(len(model))
+        nbytes = None
         try:
+            if own:
+                nbytes = tensor_bytes(model, self._services.room())
             with self._services.stoppable(lambda: None):
                 Interpreter(model_content=model, num_threads=1)
         except BaseException as error:
@@ -42,7 +46,7 @@ class TfliteBackend:
             if not own:
                 log.warning("%s: %s", source.name, reason)  # the host's own file
             raise NnRefusal(NnErrno.INVALID_ENCODING, f"{source.name}: {reason}") from None
-        return TfliteGraph(model, 1 if own else thread_count(), self._services)
+        return TfliteGraph(model, nbytes, 1 if own else thread_count(), self._services)
 
     def close(self) -> None:
         """Nothing: the graphs have released everything."""
@@ -53,8 +57,10 @@ class TfliteGraph:
 
     holds_tensors = True
 
-    def __init__(self, model: bytes, threads: int, services: Services) -> None:
+    def __init__(self, model: bytes, tensors: int | None, threads: int, services: Services) -> None:
+        """``tensors``: their bytes, if what the model itself says is not to be believed."""
         self._model: bytes | None = model
+        self._tensors = tensors
         self._threads = threads
         self._services = services
 
@@ -65,7 +71,8 @@ class TfliteGraph:
         """A new context."""
         if self._model is None:
             raise invalid("the graph was unloaded")
-        return TfliteContext(Interpreter(model_content=self._model, num_threads=self._threads), self._services)
+        interpreter = Interpreter(model_content=self._model, num_threads=self._threads)
+        return TfliteContext(interpreter, self._tensors, self._services)
 
     def close(self) -> None:
         """Release the model."""
@@ -77,7 +84,7 @@ class TfliteGraph:
 class TfliteContext:
     """An interpreter. Charges for all of its tensors, as if none of them shared memory."""
 
-    def __init__(self, interpreter: Any, services: Services) -> None:
+    def __init__(self, interpreter: Any, tensors: int | None, services: Services) -> None:
         self._interpreter = interpreter
         self._services = services
         self._inputs, self._outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -88,8 +95,10 @@ class TfliteContext:
         self._computed = False
         self._left: dict[int, NDArray[np.uint8]] = {}
         """Outputs, once the interpreter was released."""
-        tensors = interpreter.get_tensor_details()
-        self._charged = sum(math.prod(map(int, each["shape"])) * _itemsize(each["dtype"]) for each in tensors)
+        if tensors is None:
+            details = interpreter.get_tensor_details()
+            tensors = sum(math.prod(map(int, each["shape"])) * _itemsize(each["dtype"]) for each in details)
+        self._charged = tensors
         services.charge(self._charged)
         try:
             interpreter.allocate_tensors()
@@ -107,7 +116,9 @@ class TfliteContext:
         if tensor.dtype != expected or tensor.shape != shape:
             found = f"{tensor.dtype} {list(tensor.shape)[:8]}"
             raise invalid(f"input {index} is {found}; the model has {expected} {list(shape)}")
-        if tensor.data.size:
+        if shape == ():  # of which LiteRT shows a copy
+            self._interpreter.set_tensor(declared["index"], tensor.data.copy().view(expected).reshape(()))
+        elif tensor.data.size:
             self._bytes(declared)[:] = tensor.data
         self._given.add(index)
         self._computed = False
