@@ -90,10 +90,16 @@ class Metrics:
         self._drawn.labels(model, key).inc(tokens)
         self.drawn += tokens
 
-    def piece(self, model: str, seconds: float, *, first: bool) -> None:
-        """A token, or a piece of a guest's text, came so long after the one before it, or after the request if it is
-        the first."""
-        (self._first if first else self._between).labels(model).observe(seconds)
+    def pieces(self, model: str, seconds: float, count: int, *, first: bool) -> None:
+        """So many tokens, or pieces of a guest's text, came together so long after those before them, or after the
+        request if they are the first."""
+        if first:
+            self._first.labels(model).observe(seconds)
+            count -= 1
+            seconds = 0.0
+        between = self._between.labels(model)
+        for _ in range(count):
+            between.observe(seconds / count)
 
     def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""

@@ -16,7 +16,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.guest_model import GuestModel
-from wasmetal.serve.protocol import End, Request, Token
+from wasmetal.serve.protocol import End, Request
 from wasmetal.serve.response import ResponseShape
 from wasmetal.serve.turn import Turn
 from wasmetal.serve.watched import watched
@@ -82,6 +82,6 @@ class ResponseAnswer:
                 begun = True
             if text := self._choice.add(event):
                 yield self._shape.delta(text)
-            if not isinstance(event, Token):
+            if isinstance(event, End):
                 for each in self._shape.finish(self._choice.text, event):
                     yield each
