@@ -344,12 +344,18 @@ class TestFailures:
             while (submission := next(steps)) is None and given_up == "in flight":
                 pass
             assert (submission is None) == (given_up == "waiting")
+            if given_up == "waiting":
+                both_wait.wait(PATIENCE)
             steps.close()
             gave_up.set()
 
-        gave_up = threading.Event()
-        if given_up == "waiting":  # which it notices when it next looks
-            monkeypatch.setattr(gate, "hold", lambda: gave_up.wait(PATIENCE))
+        def hold() -> None:
+            both_wait.set()
+            gave_up.wait(PATIENCE)
+
+        both_wait, gave_up = threading.Event(), threading.Event()
+        if given_up == "waiting":
+            monkeypatch.setattr(gate, "hold", hold)
         _, logits = gate.together(give_up, lambda: step(other, 5))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         assert (session.length, other.length) == (0, 1)
