@@ -19,9 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
-_WORDS = 200
-"""Prompts have the tokens below this number, which are those of single bytes in the models of ``random_model``."""
-
+_WORDS = 94
+"""Prompts have the tokens below this number: in the models of ``random_model`` those of letters, as which what they say
+begins. A byte that is no whole character would be told of with the next token."""
 _LAST = b"\r\n0\r\n\r\n"
 """The last chunk of a body, after the end of another."""
 
@@ -42,7 +42,7 @@ class Load:
         return json.dumps(
             {
                 "model": self.model,
-                "prompt": [rng.randrange(1, _WORDS) for _ in range(self.prompt_tokens)],
+                "prompt": [rng.randrange(_WORDS) for _ in range(self.prompt_tokens)],
                 "max_tokens": self.tokens,
                 "temperature": 0,
                 "stream": True,
