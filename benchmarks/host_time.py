@@ -32,7 +32,7 @@ from wasmetal.models import Model
 from wasmetal.models.lm.jobs import Job
 from wasmetal.models.lm.passes import Pass
 
-_H200_US = "1000,1900,27"
+H200_US = "1000,1900,27"
 _CALLS = 10
 """Of a driver, for a submission. Each lets go of Python's lock for a moment."""
 _abs = ctypes.CDLL(None).abs
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the one with the most tokens a second is shown")
     parser.add_argument(
         "--device-us",
-        default=_H200_US,
-        help=f"µs of a submission with one row, and of one with more, and more for each of those; default: {_H200_US}",
+        default=H200_US,
+        help=f"µs of a submission with one row, and of one with more, and more for each of those; default: {H200_US}",
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -137,7 +137,7 @@ def measure(path: Path, guests: int, tokens: int, seconds: tuple[float, float, f
     device = OpenDevice(backend)
     with device, load_model(path, device, context=context, contexts=guests + 1) as model:
         ours.decode(model, guests, ours.WARM_UP)
-        rows = _time_batches(model, backend, seconds)
+        rows = time_batches(model, backend, seconds)
         marks: list[tuple[float, float]] = []
         ours.decode(model, guests, tokens, lambda: marks.append((time.perf_counter(), time.process_time())))
         (begin, before), (end, after) = marks
@@ -149,7 +149,7 @@ def measure(path: Path, guests: int, tokens: int, seconds: tuple[float, float, f
         )  # fmt: skip
 
 
-def _time_batches(model: Model, backend: NoBackend, seconds: tuple[float, float, float]) -> list[tuple[float, int]]:
+def time_batches(model: Model, backend: NoBackend, seconds: tuple[float, float, float]) -> list[tuple[float, int]]:
     """Have batches take their time from now on; return when each is started, and its rows."""
     started: list[tuple[float, int]] = []
     start = model._scheduler._start

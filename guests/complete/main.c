@@ -14,6 +14,8 @@
 #include "wasmetal/sampler.h"
 #include "wasmetal.h"
 
+#define BURST 16 /* tokens of a call of wm_session_generate, at most: they are written together */
+
 typedef struct Completion {
   Request request;
   wm_model model;
@@ -176,7 +178,48 @@ static void draw(Completion *c, Held *out) {
   for (uint32_t i = 0; i < tops; i++) out->tops[i].logprob = (float)(out->tops[i].logprob - total);
 }
 
+/* How many tokens the device may choose, one after another: 0 if it takes more than the likeliest to choose one, or they
+ * are to be told of. */
+static uint32_t burst(const Completion *c) {
+  const RequestHeader *h = &c->request.header;
+  if (h->logprobs || !candidates(c)) return 0;
+  uint32_t room = c->info.context_length - c->length, left = h->max_tokens - c->drawn;
+  uint32_t most = room < left ? room : left;
+  return most < BURST ? most : BURST;
+}
+
+/* Runs a token, and those that the device chooses after it but for the last. Returns how many those are. */
+static size_t generate(Completion *c, wm_token token, wm_token *out, uint32_t n) {
+  Sampler *sampler = &c->request.sampler;
+  wm_sampling how = {.seed = sampler->seed, .temperature = sampler->temperature, .top_k = candidates(c),
+                     .top_p = sampler->top_p, .min_p = sampler->min_p};
+  size_t count = 0;
+  check(wm_session_generate(c->session, &token, 1, &how, c->ends, c->info.end_tokens, out, n, &count),
+        "session_generate");
+  sampler->seed = how.seed;
+  c->length += (uint32_t)count;
+  return count;
+}
+
 /* ---- The text ----------------------------------------------------------------------------------------------------- */
+
+/* Adds a token to the text. False if it was the last: `reason` is then why. */
+static bool add(Completion *c, Reply *reply, const Held *next, Reason *reason) {
+  wm_token token = next->record.token;
+  *reason = REASON_STOP;
+  remember(c, token);
+  if (is_end(c, token)) return false;
+  if (reply_add(reply, next, c->pieces + c->offsets[token], c->offsets[token + 1] - c->offsets[token])) return false;
+  *reason = REASON_LENGTH;
+  return c->drawn < c->request.header.max_tokens;
+}
+
+/* Draws the next token, and adds it. */
+static bool draw_and_add(Completion *c, Reply *reply, Held *next, Reason *reason) {
+  draw(c, next);
+  if (c->request.header.masks) reply_drawn(next->record.token);
+  return add(c, reply, next, reason);
+}
 
 static Completion completion;
 
@@ -187,20 +230,23 @@ int main(void) {
   const RequestHeader *h = &c->request.header;
   Reply reply = {.stops = c->request.stops, .stop_count = h->stops};
   forward(c, c->request.prompt, h->prompt_tokens);
-  for (;;) {
-    static Held next;
-    draw(c, &next);
-    wm_token token = next.record.token;
-    if (h->masks) reply_drawn(token);
-    remember(c, token);
-    if (is_end(c, token)) break;
-    if (reply_add(&reply, &next, c->pieces + c->offsets[token], c->offsets[token + 1] - c->offsets[token])) break;
-    if (c->drawn >= h->max_tokens || c->length == c->info.context_length) {
-      reply_end(&reply, REASON_LENGTH, c->drawn);
-      return 0;
+  static Held next;
+  Reason reason;
+  bool more = draw_and_add(c, &reply, &next, &reason);
+  for (reply_flush(&reply); more && c->length < c->info.context_length; reply_flush(&reply)) {
+    wm_token tokens[BURST], token = next.record.token;
+    uint32_t n = burst(c);
+    if (n) {
+      size_t count = generate(c, token, tokens, n);
+      for (size_t i = 0; more && i < count; i++) {
+        next.record = (TokenRecord){.kind = KIND_TOKEN, .token = tokens[i]};
+        more = add(c, &reply, &next, &reason);
+      }
+    } else {
+      forward(c, &token, 1);
+      more = draw_and_add(c, &reply, &next, &reason);
     }
-    forward(c, &token, 1);
   }
-  reply_end(&reply, REASON_STOP, c->drawn);
+  reply_end(&reply, reason, c->drawn);
   return 0;
 }

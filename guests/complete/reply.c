@@ -85,9 +85,10 @@ bool reply_add(Reply *reply, const Held *token, const char *text, size_t len) {
   size_t stop = find_stop(reply);
   bool stopped = stop < reply->text.len;
   if (stopped) cut(reply, stop);
-  else release(reply, reply->text.len - begun(reply));
   return stopped;
 }
+
+void reply_flush(Reply *reply) { release(reply, reply->text.len - begun(reply)); }
 
 void reply_drawn(wm_token token) {
   DrawnRecord drawn = {KIND_DRAWN, token};

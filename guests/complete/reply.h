@@ -55,6 +55,9 @@ typedef struct Reply {
 /* Adds a token; `len` is its text's. True if the text now holds a stop string: then this was the last. */
 bool reply_add(Reply *reply, const Held *token, const char *text, size_t len);
 
+/* Writes the tokens that were added, in one piece, but for those that are held back. */
+void reply_flush(Reply *reply);
+
 /* Tells which token was drawn. */
 void reply_drawn(wm_token token);
 

@@ -154,6 +154,30 @@ def test_as_many_as_fit(model: Model, gate: Gate) -> None:
     assert [session.length for session in sessions] == counts
 
 
+@pytest.mark.parametrize(
+    ("row_seconds", "batches"), [(1e-5, [[128, 128, 128], [128]]), (1e-3, [[128]] * 4), (None, [[128]] * 4)]
+)
+def test_long_prompts_are_run_together_if_that_is_quick(
+    on_cpu: Model, monkeypatch: pytest.MonkeyPatch, row_seconds: float | None, batches: list[list[int]]
+) -> None:
+    gate, prompts = Gate(on_cpu, monkeypatch), [[i + 1] * 128 for i in range(4)]
+    with on_cpu.session() as one:
+        expected = []
+        for prompt in prompts:
+            expected.append(step(one, *prompt))
+            one.truncate(0)
+    monkeypatch.setattr(on_cpu._pacing, "took", lambda rows, seconds: None)
+    monkeypatch.setattr(on_cpu._pacing, "_row_seconds", row_seconds)
+    monkeypatch.setattr(on_cpu._pacing, "_most", 450)
+    gate.batches.clear()
+    sessions = [on_cpu.session() for _ in prompts]
+    # Half of a batch's rows, so that each prompt is one job, whatever is known of its time.
+    monkeypatch.setattr(on_cpu._pacing, "rows", lambda user: 128)
+    got = gate.together(*(lambda s=s, p=p: step(s, *p) for s, p in zip(sessions, prompts, strict=True)))
+    assert gate.batches[1:] == batches
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_more_sequences_than_a_batch_has(on_cpu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(on_cpu, monkeypatch)
     sessions = [on_cpu.session() for _ in range(SEQUENCES + 5)]
@@ -344,12 +368,18 @@ class TestFailures:
             while (submission := next(steps)) is None and given_up == "in flight":
                 pass
             assert (submission is None) == (given_up == "waiting")
+            if given_up == "waiting":
+                both_wait.wait(PATIENCE)
             steps.close()
             gave_up.set()
 
-        gave_up = threading.Event()
-        if given_up == "waiting":  # which it notices when it next looks
-            monkeypatch.setattr(gate, "hold", lambda: gave_up.wait(PATIENCE))
+        def hold() -> None:
+            both_wait.set()
+            gave_up.wait(PATIENCE)
+
+        both_wait, gave_up = threading.Event(), threading.Event()
+        if given_up == "waiting":
+            monkeypatch.setattr(gate, "hold", hold)
         _, logits = gate.together(give_up, lambda: step(other, 5))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         assert (session.length, other.length) == (0, 1)

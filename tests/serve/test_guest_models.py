@@ -187,6 +187,7 @@ def test_a_guest_that_traps_after_some_text(server: Serving) -> None:
 
 
 def test_a_guest_stops_when_its_client_goes_away(server: Serving) -> None:
+    drawn = server.metric("wasmetal_completion_tokens_total")
     for model, begun in (("loops", False), ("plain", True)):
         connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
         body = json.dumps({"model": model, "messages": HELLO, "stream": True, "temperature": 0})
@@ -199,6 +200,7 @@ def test_a_guest_stops_when_its_client_goes_away(server: Serving) -> None:
             wait_for(lambda: bool(server.engine.admission.running))
             connection.close()
         wait_for(lambda: not server.engine.tasks)
+    assert server.metric("wasmetal_completion_tokens_total") > drawn  # though it had no end
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.command import wasmetal
 from tests.serve.serving import Serving
 from wasmetal import open_device
 from wasmetal.errors import DeviceError
@@ -70,6 +71,37 @@ def command(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
             process.wait()
 
 
+def test_what_ray_is_told_of_scaling() -> None:
+    on_ray = pytest.importorskip("wasmetal.serve.on_ray", reason="wasmetal[ray] is not installed", exc_type=ImportError)
+    assert [on_ray.Scale(count).options(gpus, 8) for count, gpus in ((None, 0), (None, 3), (2, 3))] == [
+        {"num_replicas": 1}, {"num_replicas": 3}, {"num_replicas": 2}
+    ]  # fmt: skip
+    for scale, expected in (
+        (on_ray.Scale(most=4), (1, 4, 8)),
+        (on_ray.Scale(least=0, most=4, ongoing=2.5), (0, 4, 2.5)),
+        (on_ray.Scale(least=2, most=2), (2, 2, 8)),
+    ):
+        told = scale.options(3, 8)["autoscaling_config"]
+        assert (told.min_replicas, told.max_replicas, told.target_ongoing_requests) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--replicas", 2],
+        ["--ray-max-replicas", 2],
+        ["--ray", "--ray-min-replicas", 2],
+        ["--ray", "--ray-target-requests", 2],
+        ["--ray", "--ray-max-replicas", 2, "--replicas", 2],
+        ["--ray", "--ray-max-replicas", 2, "--ray-min-replicas", 3],
+    ],
+)
+def test_options_that_do_not_go_together(options: list[object]) -> None:
+    done = wasmetal("serve", *map(str, options))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "replicas" in done.stderr
+
+
 @pytest.mark.slow
 def test_replicas_and_a_new_version(tiny_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="wasmetal[ray] is not installed", exc_type=ImportError)
@@ -101,8 +133,22 @@ def test_replicas_and_a_new_version(tiny_path: Path) -> None:
                     found.add((status, tokens))
                 return found
 
+            def replicas_of(session: str) -> set[int]:
+                headers = {"X-Session-Id": session}
+                return {server.ask("/v1/models", headers=headers)[1]["data"][0]["created"] for _ in range(8)}
+
+            sessions = [replicas_of(f"talk {number}") for number in range(12)]
+            assert {len(each) for each in sessions} == {1}
+            assert set().union(*sessions) == started
+            prompt = {"prompt": "a long beginning " * 20}  # of several pages of the KV cache
+            kept = {"X-Session-Id": "ann"}
+            used = [server.ask("/v1/completions", ASK | prompt, headers=kept)[1]["usage"] for _ in range(4)]
+            cached = [each["prompt_tokens_details"]["cached_tokens"] for each in used]
+            assert cached[0] == 0 < min(cached[1:])
+
             clients = [pool.submit(go_on) for _ in range(3)]
-            with command(*options, "--replicas", 2, "--max-tokens", 2, RAY_ADDRESS="auto") as (second, _):
+            scale = ("--ray-min-replicas", 2, "--ray-max-replicas", 3)
+            with command(*options, *scale, "--max-tokens", 2, RAY_ADDRESS="auto") as (second, _):
                 assert second.wait(60) == 0
             ended.set()
             assert {status for client in clients for status, _ in client.result()} == {200}

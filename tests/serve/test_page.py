@@ -118,7 +118,7 @@ def test_an_answer(served: Serving, open_page: Opener, size: str) -> None:
 
 def test_stop_and_a_long_answer(served: Serving, open_page: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Completion._made
-    monkeypatch.setattr(Completion, "_made", lambda each: made(each) or time.sleep(0.001))
+    monkeypatch.setattr(Completion, "_made", lambda each, tokens: made(each, tokens) or time.sleep(0.001 * tokens))
     page = open_page(served)
 
     def never_end(route: Route) -> None:

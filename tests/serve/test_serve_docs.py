@@ -47,10 +47,11 @@ def blocks(language: str, server: Serving) -> list[str]:
     [
         ("stream = client.chat", r"\w+ \w+"),
         ("response_format", "Paris"),
-        ("get_weather", r'get_weather {"city": "Paris"}\n.*\S'),
+        ("tool_calls[0]", r'get_weather {"city": "Paris"}\n.*\S'),
         ('model="library"', r"From: [\w-]+\.md"),
         ("X-Wasmetal-Actor", r"(?m)^[1-9]\d+$"),
-        ("client.responses", r"(?m)[1-9]\d+\n.*\S"),
+        ("previous_response_id", r"(?m)[1-9]\d+\n.*\S"),
+        ("function_call_output", r'get_weather {"city": "Paris"}\n.*\S'),
     ],
 )
 def test_the_client(server: Serving, about: str, said: str) -> None:
@@ -61,7 +62,7 @@ def test_the_client(server: Serving, about: str, said: str) -> None:
 
 
 def test_all_examples_are_tested() -> None:
-    assert len(re.findall("```python", PAGE)) == 6
+    assert len(re.findall("```python", PAGE)) == 7
 
 
 def test_curl(server: Serving) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +81,16 @@ def serve(
     replicas: Annotated[
         int | None, typer.Option(help="Replicas on Ray.  [default: one for each GPU, or one]", min=1)
     ] = None,
+    ray_min_replicas: Annotated[
+        int | None, typer.Option(help="Fewest replicas on Ray, if their number follows the requests.", min=0)
+    ] = None,
+    ray_max_replicas: Annotated[
+        int | None, typer.Option(help="Have the number of replicas follow the requests, up to this.", min=1)
+    ] = None,
+    ray_target_requests: Annotated[
+        float | None,
+        typer.Option(help="Requests of a replica that Ray then aims at.  [default: --parallel]", min=0.1),
+    ] = None,
     context: Context = None,
     kv_type: KvType = None,
     quantize: Quantize = None,
@@ -111,8 +122,8 @@ def serve(
         raise OptionError(f"others can reach {host}: give --api-key or --api-keys, or say --insecure")
     if log_prompts and not log_json:
         raise OptionError("--log-prompts has prompts in the lines of --log-json: give both")
-    if replicas is not None and not ray:
-        raise OptionError("--replicas is for --ray: give both")
+    scale = {"replicas": replicas, "least": ray_min_replicas, "most": ray_max_replicas, "ongoing": ray_target_requests}
+    _check_scale(scale, ray=ray)
     if ray and (guest or actors):
         raise OptionError("--guest and --actors are not for --ray: replicas share no folders, and no conversations")
     recipe = Recipe(
@@ -142,7 +153,7 @@ def serve(
         log_prompts=log_prompts,
     )
     if ray:
-        _serve_on_ray(recipe, host, port, replicas)
+        _serve_on_ray(recipe, host, port, scale)
         return
 
     def started(address: str) -> None:
@@ -159,13 +170,26 @@ def serve(
         Server(app, listener, started).run()
 
 
-def _serve_on_ray(recipe: Recipe, host: str, port: int, replicas: int | None) -> None:
+def _check_scale(scale: Mapping[str, float | None], *, ray: bool) -> None:
+    """Raise OptionError if the options that say how many replicas there are do not go together."""
+    if not ray and any(value is not None for value in scale.values()):
+        raise OptionError("--replicas, and the options that begin with --ray-, are for --ray: give both")
+    least, most = scale["least"], scale["most"]
+    if most is None and (least is not None or scale["ongoing"] is not None):
+        raise OptionError("--ray-min-replicas and --ray-target-requests need --ray-max-replicas")
+    if most is not None and scale["replicas"] is not None:
+        raise OptionError("the number of replicas is --replicas, or up to --ray-max-replicas: give one of them")
+    if most is not None and least is not None and least > most:
+        raise OptionError(f"--ray-min-replicas {least} is more than --ray-max-replicas {most}")
+
+
+def _serve_on_ray(recipe: Recipe, host: str, port: int, scale: Mapping[str, Any]) -> None:
     try:
-        from wasmetal.serve.on_ray import on_ray
+        from wasmetal.serve.on_ray import Scale, on_ray
     except ModuleNotFoundError as error:
         raise OptionError(f"--ray needs {error.name}; install it with: pip install 'wasmetal[ray]'") from None
     stop = threading.Event()
-    with on_ray(recipe, host, port, replicas) as begun:
+    with on_ray(recipe, host, port, Scale(**scale)) as begun:
         for each in (signal.SIGTERM, signal.SIGINT):  # which Ray has taken
             signal.signal(each, lambda *_: stop.set())
         _tell(f"wasmetal serves {', '.join(recipe.models)} on Ray at http://{host}:{port}/v1")

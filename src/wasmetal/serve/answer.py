@@ -17,7 +17,7 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.guest_model import GuestModel
-from wasmetal.serve.protocol import Request, Token
+from wasmetal.serve.protocol import End, Request, Token
 from wasmetal.serve.turn import Turn
 from wasmetal.serve.watched import watched
 
@@ -118,7 +118,7 @@ class Answer:
                 opened = True
             choice = self._choices[number]
             text = choice.add(event)
-            if part := shape.part(choice, text, [event] if isinstance(event, Token) else []):
+            if part := shape.part(choice, text, [] if isinstance(event, End) else event):
                 yield self._piece([part])
         if self._with_usage and not generation.cancelled:
             yield self._piece([]) | {"usage": self._usage()}

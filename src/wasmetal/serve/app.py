@@ -59,7 +59,7 @@ def application(
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Wasmetal-Actor"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Session-Id", "X-Wasmetal-Actor"],
         expose_headers=["X-Request-Id"],
     )
 

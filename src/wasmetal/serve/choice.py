@@ -6,7 +6,7 @@ import codecs
 from dataclasses import dataclass, field
 
 from wasmetal.models import Tokenizer
-from wasmetal.serve.protocol import End, Token
+from wasmetal.serve.protocol import End, News, Token
 
 LEAST_LOGPROB = -9999.0
 """What stands for minus infinity, as in OpenAI's API: JSON has no such number."""
@@ -30,11 +30,11 @@ class Choice:
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
 
-    def add(self, event: Token | End) -> str:
+    def add(self, event: News) -> str:
         """The text that is complete with this: a character may be split over several tokens."""
-        if isinstance(event, Token):
-            self.tokens.append(event)
-            piece = self._decoder.decode(event.text)
+        if not isinstance(event, End):
+            self.tokens += event
+            piece = self._decoder.decode(b"".join([token.text for token in event]))
         else:
             self.reason, self.drawn = event.reason, event.drawn
             self.cached, self.prompt = event.cached, event.prompt

@@ -15,7 +15,7 @@ from wasmetal.host.memory_map import MemoryMap
 from wasmetal.host.program import Program
 from wasmetal.serve.constraint import Constraint
 from wasmetal.serve.limits import ServerLimits
-from wasmetal.serve.protocol import End, ReplyReader, Request, Token
+from wasmetal.serve.protocol import End, News, ReplyReader, Request, Token
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -61,21 +61,26 @@ class Completion:
         self._stopped = False
         self._errors = b""
 
-    def run(self, emit: Callable[[Token | End], object]) -> None:
-        """Run the guest to its end; ``emit`` gets what it writes. Raises WasmetalError if it fails, or is stopped;
-        ApiError if the request's grammar cannot be gone on with."""
+    def run(self, emit: Callable[[News], object]) -> None:
+        """Run the guest to its end; ``emit`` gets what it writes at a time.
+
+        Raises WasmetalError if it fails, or is stopped; ApiError if the request's grammar cannot be gone on with.
+        """
         reader, end = ReplyReader(), None
 
         def stdout(data: bytes) -> None:
             nonlocal end
+            tokens: list[Token] = []
             for record in reader.feed(data):
                 if self._constraint:
                     self._constraint.check(record)
                 if isinstance(record, End):
                     end = record
                 elif isinstance(record, Token):
-                    self._made()
-                    emit(record)
+                    tokens.append(record)
+            if tokens:
+                self._made(len(tokens))
+                emit(tokens)
 
         self.begun, self._phase = time.monotonic(), "prompt"
         with Guest(
@@ -141,10 +146,10 @@ class Completion:
             },
         }  # fmt: skip
 
-    def _made(self) -> None:
-        self.tokens += 1
-        if self.tokens == 1:
+    def _made(self, tokens: int) -> None:
+        if not self.tokens:
             self._first, self._phase = time.monotonic(), "decoding"
+        self.tokens += tokens
 
     def _add_error(self, data: bytes) -> None:
         self._errors = (self._errors + data)[-_MOST_ERRORS:]

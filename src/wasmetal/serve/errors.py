@@ -76,7 +76,7 @@ def failed(message: str) -> ApiError:
 def invalid(error: ValidationError) -> ApiError:
     """What pydantic says of a body: its first complaint, with the field's path."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(map(str, first["loc"]))
+    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("("))
     if first["type"] == "extra_forbidden":
         return bad_request(f"unknown or unsupported parameter: {printable(path)}", printable(path), "unknown_parameter")
     if first["type"] == "missing":

@@ -86,11 +86,14 @@ def _sampling(model: Model, body: Generating, seed: int) -> Sampling:
 
 
 async def chat_tokens(
-    engine: Engine, model: Model, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    engine: Engine, model: Model, messages: Sequence[Message], tools: Sequence[Tool] = (), *, param: str = "messages"
 ) -> list[int]:
-    """A conversation's tokens. ``tools``: those that the model is told of. Raises ApiError."""
+    """A conversation's tokens. ``tools``: those that the model is told of; ``param``: the field with the messages.
+
+    Raises ApiError.
+    """
     if len(messages) > engine.limits.messages:
-        raise bad_request(f"{len(messages)} messages; at most {engine.limits.messages} are taken", "messages")
+        raise bad_request(f"{len(messages)} messages; at most {engine.limits.messages} are taken", param)
 
     def tokens() -> list[int]:
         template = model.chat_template
@@ -104,7 +107,7 @@ async def chat_tokens(
     try:
         return await asyncio.to_thread(tokens)
     except ModelError as error:
-        raise bad_request(str(error), "messages") from None
+        raise bad_request(str(error), param) from None
 
 
 async def text_tokens(model: Model, text: str, *, add_bos: bool | None = None) -> list[int]:

@@ -14,7 +14,7 @@ from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
 from wasmetal.serve.guest_model import GuestModel
-from wasmetal.serve.protocol import End, Request, Token
+from wasmetal.serve.protocol import End, News, Request
 from wasmetal.serve.record import Record
 from wasmetal.serve.turn import Turn
 
@@ -45,7 +45,7 @@ class Generation:
         self._owner = owner
         self._model = model
         self._begin = time.monotonic()
-        self._news: asyncio.Queue[tuple[int, Token | End | ApiError | None]] = asyncio.Queue()
+        self._news: asyncio.Queue[tuple[int, News | ApiError | None]] = asyncio.Queue()
         self._completions = [self._work(each) for each in requests]
         engine.admission.reserve(len(requests))
         self._started: set[Completion | Turn] = set()
@@ -59,7 +59,7 @@ class Generation:
             task.add_done_callback(engine.tasks.discard)
             task.add_done_callback(lambda _: engine.admission.give_back())
 
-    async def events(self) -> AsyncIterator[tuple[int, Token | End]]:
+    async def events(self) -> AsyncIterator[tuple[int, News]]:
         """Tokens and ends as they come, each with its completion's number. Ends early if it is cancelled.
 
         Raises ApiError if a guest fails, or it is given up.
@@ -78,31 +78,44 @@ class Generation:
             completion = self._completions[number]
             if record.started is None:
                 record.started = completion.begun - record.came
-            if isinstance(event, Token):
+            if isinstance(event, End):
+                left -= 1
+                self._ended(completion, event)
+            else:
                 now = time.monotonic()
                 if record.first is None:
                     record.first = now - record.came
                 if number not in last:
                     metrics.began(name, completion.begun - self._begin)
-                metrics.piece(name, now - last.get(number, self._begin), first=number not in last)
+                metrics.pieces(name, now - last.get(number, self._begin), len(event), first=number not in last)
                 if not isinstance(completion, Turn):  # whose pieces are not tokens
-                    metrics.drew(name, key, 1)
-                    record.completion_tokens += 1
+                    metrics.drew(name, key, len(event))
+                    record.completion_tokens += len(event)
                 last[number] = now
-            else:
-                left -= 1
-                metrics.prompt(name, key, event.prompt)
-                metrics.cached(name, key, event.cached)
-                record.finish = event.reason
-                record.prompt_tokens += event.prompt
-                if isinstance(completion, Turn):
-                    metrics.drew(name, key, event.drawn)
-                    record.completion_tokens += event.drawn
-                else:
-                    record.completion_tokens += event.drawn - completion.tokens  # those without text of their own, too
-                record.cached_tokens += event.cached
-                record.device_seconds += completion.counters.device_seconds
             yield number, event
+
+    def _ended(self, completion: Completion | Turn, end: End) -> None:
+        """Count what is known at the end."""
+        metrics, name, key, record = self._engine.metrics, self._model.name, self._owner, self._record
+        if isinstance(completion, Turn):
+            self._count(completion)
+            drawn = end.drawn
+        else:
+            metrics.cached(name, key, end.cached)
+            drawn = max(end.drawn - completion.tokens, 0)  # those without text of their own
+            metrics.drew(name, key, drawn)
+        record.finish = end.reason
+        record.prompt_tokens += end.prompt
+        record.completion_tokens += drawn
+        record.cached_tokens += end.cached
+        record.device_seconds += completion.counters.device_seconds
+
+    def _count(self, turn: Turn) -> None:
+        """Count a turn's tokens, which are known once it has ended, failed or been stopped."""
+        metrics, name, key, counts = self._engine.metrics, self._model.name, self._owner, turn.token_counts
+        metrics.prompt(name, key, counts.prompt)
+        metrics.cached(name, key, counts.cached)
+        metrics.drew(name, key, counts.chosen)
 
     def cancel(self) -> None:
         """Stop all that have not ended: those that run within a token, those that wait at once."""
@@ -143,7 +156,11 @@ class Generation:
     async def _run(self, number: int, completion: Completion | Turn) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
 
-        def tell(event: Token | End) -> None:
+        ended = False
+
+        def tell(event: News) -> None:
+            nonlocal ended
+            ended = isinstance(event, End)
             loop.call_soon_threadsafe(self._tell, number, event)
 
         async with engine.admission.place(self._owner):
@@ -162,6 +179,8 @@ class Generation:
                 self._tell(number, failed("internal error"))
             finally:
                 engine.metrics.ended(self._model.name, self._owner, completion.counters)
+                if isinstance(completion, Turn) and not ended:
+                    self._count(completion)
 
-    def _tell(self, number: int, event: Token | End | ApiError) -> None:
+    def _tell(self, number: int, event: News | ApiError) -> None:
         self._news.put_nowait((number, event))

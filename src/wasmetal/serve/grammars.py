@@ -33,6 +33,11 @@ async def chat_grammar(model: Model, body: ChatBody, calling: Calling | None) ->
     return await text_grammar(model, body)
 
 
+async def grammar_of_calls(model: Model, calling: Calling) -> Grammar:
+    """Of texts with calls of tools. Raises ApiError."""
+    return await _made(model, lambda: calling.grammar(model.tokenizer, None), "tools")
+
+
 async def text_grammar(model: Model, body: Generating) -> Grammar | None:
     """That of the field ``grammar``. Raises ApiError."""
     if (text := body.grammar) is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from wasmetal.counters import Counters
 from wasmetal.models import Embedder, Model
+from wasmetal.serve.energy import Meter, meters
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -65,6 +67,7 @@ class Metrics:
         ):
             Gauge(name, text, registry=self.registry).set_function(ask)
         self.registry.register(_Batches(models))
+        self.registry.register(_Energy(meters()))
         for name in models:
             self._copied.labels(name)
             self._failed.labels(name)
@@ -90,10 +93,16 @@ class Metrics:
         self._drawn.labels(model, key).inc(tokens)
         self.drawn += tokens
 
-    def piece(self, model: str, seconds: float, *, first: bool) -> None:
-        """A token, or a piece of a guest's text, came so long after the one before it, or after the request if it is
-        the first."""
-        (self._first if first else self._between).labels(model).observe(seconds)
+    def pieces(self, model: str, seconds: float, count: int, *, first: bool) -> None:
+        """So many tokens, or pieces of a guest's text, came together so long after those before them, or after the
+        request if they are the first."""
+        if first:
+            self._first.labels(model).observe(seconds)
+            count -= 1
+            seconds = 0.0
+        between = self._between.labels(model)
+        for _ in range(count):
+            between.observe(seconds / count)
 
     def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""
@@ -107,6 +116,23 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Energy(Collector):
+    """What processors and GPUs have consumed."""
+
+    def __init__(self, known: Sequence[Meter]) -> None:
+        self._meters = known
+
+    def collect(self) -> Iterator[Metric]:
+        """What they tell; nothing where none does."""
+        text = "Joules of a processor or GPU, whoever uses it, since the server began."
+        joules = CounterMetricFamily("wasmetal_energy_joules", text, labels=["source"])
+        for meter in self._meters:
+            with suppress(OSError):
+                joules.add_metric([meter.name], meter.joules())
+        if joules.samples:
+            yield joules
 
 
 class _Batches(Collector):

@@ -124,6 +124,10 @@ class End:
     """Tokens of the prompts that a guest has made itself, where the request has no tokens."""
 
 
+News = Sequence[Token] | End
+"""What comes of a completion at a time: tokens, at least one, or its end."""
+
+
 class ReplyReader:
     """Reads what a guest writes, in pieces of any size. A guest is not believed: see :meth:`feed`."""
 

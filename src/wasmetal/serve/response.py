@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wasmetal.serve.ids import new_id
 from wasmetal.serve.protocol import End
+from wasmetal.serve.response_items import Event, Output, message_item
 from wasmetal.serve.response_schema import ResponseBody
+from wasmetal.serve.tools.calling import Calling
 
 _REASONS = {"length": "max_output_tokens"}
-
-
-def new_id(kind: str) -> str:
-    """A new id."""
-    return f"{kind}_{secrets.token_hex(20)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +25,15 @@ class ResponseShape:
     message_id: str
     prompt: int
     """Tokens of the prompt, if the host has made it."""
+    calling: Calling | None = None
+    """What the answer may call."""
 
     @classmethod
-    def of(cls, body: ResponseBody, *, stored: bool, truncation: str, prompt: int = 0) -> ResponseShape:
+    def of(
+        cls, body: ResponseBody, *, stored: bool, truncation: str, prompt: int = 0, calling: Calling | None = None
+    ) -> ResponseShape:
         """For what a body asks for."""
+        asked = body.model_dump(mode="json", include={"tools", "tool_choice"})
         opening = {
             "id": new_id("resp"),
             "object": "response",
@@ -44,36 +46,44 @@ class ResponseShape:
             "max_output_tokens": body.max_output_tokens,
             "model": body.model,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "conversation": body.conversation and {"id": body.conversation.id},
             "reasoning": {"effort": None, "summary": None},
             "store": stored,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": asked.get("tool_choice") or "auto",
+            "tools": asked.get("tools") or [],
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": truncation,
             "usage": None,
             "user": body.user,
             "metadata": body.metadata or {},
         }
-        return cls(opening, new_id("msg"), prompt)
+        return cls(opening, new_id("msg"), prompt, calling)
 
     @property
     def id(self) -> str:
         """The response's."""
         return str(self.opening["id"])
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
-        """The response that has ended."""
+    def output(self) -> Output:
+        """For the items of its answer."""
+        return Output(self.message_id, self.calling)
+
+    def said(self, text: str, end: End) -> dict[str, Any]:
+        """The response that has ended, with a text that calls nothing."""
+        return self.whole([message_item(self.message_id, self.status(end), text)], end)
+
+    def whole(self, items: Sequence[dict[str, Any]], end: End) -> dict[str, Any]:
+        """The response that has ended, with these items."""
         given = self.prompt + end.prompt
         reason = _REASONS.get(end.reason)
         return self.opening | {
-            "status": "incomplete" if reason else "completed",
+            "status": self.status(end),
             "incomplete_details": reason and {"reason": reason},
-            "output": [self._message("incomplete" if reason else "completed", [_part(text)])],
+            "output": list(items),
             "usage": {
                 "input_tokens": given,
                 "input_tokens_details": {"cached_tokens": end.cached},
@@ -83,43 +93,20 @@ class ResponseShape:
             },
         }
 
-    def begin(self) -> Iterator[dict[str, Any]]:
-        """The events before the text."""
+    def status(self, end: End) -> str:
+        """Of a response that has ended so, and of its last item."""
+        return "incomplete" if end.reason in _REASONS else "completed"
+
+    def begin(self) -> Iterator[Event]:
+        """The events before its items."""
         yield {"type": "response.created", "response": self.opening}
         yield {"type": "response.in_progress", "response": self.opening}
-        yield {"type": "response.output_item.added", "output_index": 0, "item": self._message("in_progress", [])}
-        yield {"type": "response.content_part.added", **self._place, "part": _part("")}
 
-    def delta(self, text: str) -> dict[str, Any]:
-        """The event of a piece of text."""
-        return {"type": "response.output_text.delta", **self._place, "delta": text, "logprobs": []}
+    def finish(self, items: Sequence[dict[str, Any]], end: End) -> Event:
+        """The event after them."""
+        return {"type": f"response.{self.status(end)}", "response": self.whole(items, end)}
 
-    def finish(self, text: str, end: End) -> Iterator[dict[str, Any]]:
-        """The events after the text."""
-        whole = self.whole(text, end)
-        yield {"type": "response.output_text.done", **self._place, "text": text, "logprobs": []}
-        yield {"type": "response.content_part.done", **self._place, "part": _part(text)}
-        yield {"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}
-        yield {"type": f"response.{whole['status']}", "response": whole}
-
-    def failed(self, message: str) -> dict[str, Any]:
+    def failed(self, message: str) -> Event:
         """The last event of a response that has failed."""
         error = {"code": "server_error", "message": message}
         return {"type": "response.failed", "response": self.opening | {"status": "failed", "error": error}}
-
-    @property
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self.message_id, "output_index": 0, "content_index": 0}
-
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.message_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator
+from itertools import chain, count
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
@@ -16,8 +16,9 @@ from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.guest_model import GuestModel
-from wasmetal.serve.protocol import End, Request, Token
+from wasmetal.serve.protocol import End, News, Request
 from wasmetal.serve.response import ResponseShape
+from wasmetal.serve.response_items import Event
 from wasmetal.serve.turn import Turn
 from wasmetal.serve.watched import watched
 
@@ -35,7 +36,7 @@ class ResponseAnswer:
     ) -> None:
         self._engine, self._model, self._request = engine, model, request
         self._shape, self._streams = shape, stream
-        self._choice = Choice(0)
+        self._choice, self._output = Choice(0), shape.output()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make it, and send it. Raises ApiError if there is no place for it, or a guest fails or refuses."""
@@ -49,13 +50,15 @@ class ResponseAnswer:
         async for _, event in generation.events():
             self._choice.add(event)
             if isinstance(event, End):
-                await JSONResponse(self._shape.whole(self._choice.text, event))(scope, receive, send)
+                for _ in self._told(self._choice.text, event):  # the events are not wanted
+                    pass
+                await JSONResponse(self._shape.whole(self._output.items, event))(scope, receive, send)
 
     async def _stream(self, generation: Generation, send: Send) -> None:
         """Send events. An error before the first of them raises ApiError; a later one is an event, the last."""
         events, numbers = self._events(generation), count()
 
-        async def send_event(event: dict[str, Any]) -> None:
+        async def send_event(event: Event) -> None:
             data = json.dumps(event | {"sequence_number": next(numbers)}, ensure_ascii=False, separators=(",", ":"))
             body = f"event: {event['type']}\ndata: {data}\n\n".encode()
             await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -73,15 +76,20 @@ class ResponseAnswer:
         if not generation.cancelled:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _events(self, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, generation: Generation) -> AsyncIterator[Event]:
         begun = False
         async for _, event in generation.events():
             if not begun:
-                for each in self._shape.begin():
+                for each in chain(self._shape.begin(), self._output.begin()):
                     yield each
                 begun = True
-            if text := self._choice.add(event):
-                yield self._shape.delta(text)
-            if not isinstance(event, Token):
-                for each in self._shape.finish(self._choice.text, event):
-                    yield each
+            for each in self._told(self._choice.add(event), event):
+                yield each
+            if isinstance(event, End):
+                yield self._shape.finish(self._output.items, event)
+
+    def _told(self, text: str, event: News) -> Iterator[Event]:
+        """What a piece of the text adds to the output."""
+        yield from self._output.feed(text, final=isinstance(event, End))
+        if isinstance(event, End):
+            yield from self._output.finish(self._shape.status(event))

@@ -20,7 +20,7 @@ from wasmetal.serve.errors import bad_request
 from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.guest_reply import GuestReply
 from wasmetal.serve.limits import ServerLimits
-from wasmetal.serve.protocol import End, Token
+from wasmetal.serve.protocol import End, News, Token
 
 if TYPE_CHECKING:
     from wasmetal.actor.hosting.reply import PendingReply
@@ -53,14 +53,14 @@ class Turn(ABC):
         self._reader = GuestReply(param)
         self._stopped = False
 
-    def run(self, emit: Callable[[Token | End], object]) -> None:
+    def run(self, emit: Callable[[News], object]) -> None:
         """Run it to its end; ``emit`` gets pieces of the text. Raises ApiError if the guest refuses, WasmetalError if
         it fails, or is stopped."""
         self.begun, self._phase = time.monotonic(), "prompt"
 
-        def piece(event: Token) -> None:
+        def piece(text: bytes) -> None:
             self._phase = "decoding"
-            emit(event)
+            emit([Token(0, text, 0.0)])
 
         try:
             end = self._run(piece)
@@ -101,7 +101,7 @@ class Turn(ABC):
         """Stop it, from any thread."""
 
     @abstractmethod
-    def _run(self, emit: Callable[[Token], object]) -> End:
+    def _run(self, emit: Callable[[bytes], object]) -> End:
         """Run it; ``emit`` gets pieces of the text."""
 
     def _text(self, piece: bytes) -> bytes:
@@ -131,7 +131,7 @@ class FreshTurn(Turn):
         if actor := self._actor:
             actor.stop()
 
-    def _run(self, emit: Callable[[Token], object]) -> End:
+    def _run(self, emit: Callable[[bytes], object]) -> End:
         model = self.model
         device = next((each.device for each in model.models.values()), None)
         try:
@@ -149,7 +149,7 @@ class FreshTurn(Turn):
                 try:
                     for piece in actor.send(self._message, self.owner):
                         if text := self._text(piece):
-                            emit(Token(0, text, 0.0))
+                            emit(text)
                 finally:
                     self._actor = None
                     self.counters, self.token_counts = actor.counters, actor.token_counts
@@ -198,7 +198,7 @@ class ConversationTurn(Turn):
         if reply := self._reply:
             reply.cancel()
 
-    def _run(self, emit: Callable[[Token], object]) -> End:
+    def _run(self, emit: Callable[[bytes], object]) -> End:
         host, own, kept = self._conversations.host, self._own, False
         with self._conversations.alone(self._actor_id):
             try:
@@ -223,7 +223,7 @@ class ConversationTurn(Turn):
                         host.delete(self._actor_id)
         return end
 
-    def _send(self, emit: Callable[[Token], object]) -> str:
+    def _send(self, emit: Callable[[bytes], object]) -> str:
         """Send the message; return the whole text."""
         said = bytearray()
         host = self._conversations.host
@@ -234,7 +234,7 @@ class ConversationTurn(Turn):
             for piece in reply:
                 if text := self._text(piece):
                     said += text
-                    emit(Token(0, text, 0.0))
+                    emit(text)
         finally:
             reply.cancel()  # unless it has ended
             reply.wait()

@@ -11,6 +11,9 @@ SHARED = 0.05
 """Device seconds that a batch may take while others use the model too: a slice, as for any other work of a guest."""
 ALONE = 0.5
 """Device seconds that a batch may take otherwise. Limits on a guest's time are looked at between batches."""
+TOGETHER = 0.02
+"""Device seconds that prompts of several callers may take in one batch. A GPU takes hardly longer for it than for the
+rows of one; but each waits for all."""
 RECENT = 1.0
 """Seconds for which somebody who has used the model counts as still using it, so that batches are short."""
 _TURN, _TURN_OF_MANY = 0.1, 0.2
@@ -47,6 +50,10 @@ class Pacing:
         longest = SHARED if now - self._shared < RECENT else ALONE
         steps = int(longest / (self._row_seconds * _STEP))
         return min(_STEP * max(steps, 1), self._most)
+
+    def together(self) -> int:
+        """Most rows of a batch with prompts of several callers; 0 if it is not known how long they take."""
+        return 0 if self._row_seconds is None else min(int(TOGETHER / self._row_seconds), self._most)
 
     def seen(self, user: object) -> None:
         """Somebody has used the model, or is about to."""

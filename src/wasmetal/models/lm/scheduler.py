@@ -241,10 +241,15 @@ class Scheduler:
             waiter.wake.give()  # to wait for the device; the others sleep on
 
     def _next(self) -> list[Job]:
-        """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time."""
+        """The jobs of the next batch, taken from the queue: the first, and those that hardly add to its time.
+
+        To that of a long prompt others may add, as long as it is short.
+        """
         first, *others = self._queue
         jobs, left = [first], []
         rows = -(-first.rows // _ROWS) * _ROWS - first.rows
+        if first.rows >= _ROWS:
+            rows = max(rows, self._pacing.together() - first.rows)
         sequences, heads = SEQUENCES - len(first.segments), SEQUENCES - len(first.heads)
         for job in others:
             fits = job.rows <= rows and len(job.segments) <= sequences and len(job.heads) <= heads

@@ -13,17 +13,20 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from wasmetal.errors import ModelError
-from wasmetal.models.lm.prompt import prompt_tokens
 from wasmetal.serve.body import engine_of, read
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, bad_request
-from wasmetal.serve.generating import requests_for
+from wasmetal.serve.generating import chat_tokens, requests_for
+from wasmetal.serve.grammars import grammar_of_calls
 from wasmetal.serve.guest_model import message
-from wasmetal.serve.response import ResponseShape, new_id
+from wasmetal.serve.ids import new_id
+from wasmetal.serve.response import ResponseShape
 from wasmetal.serve.response_answer import ResponseAnswer
-from wasmetal.serve.response_schema import ConversationBody, ResponseBody
+from wasmetal.serve.response_items import messages
+from wasmetal.serve.response_schema import ConversationBody, InputMessage, ResponseBody
 from wasmetal.serve.schema import Generating
+from wasmetal.serve.tools.calling import calling
+from wasmetal.serve.tools.formats import format_of
 from wasmetal.serve.turn import Own
 from wasmetal.serve.turns import conversation_turn, fresh_turn, kept, named_conversation
 
@@ -39,12 +42,14 @@ async def create(request: Request) -> ResponseAnswer:
     named = named_conversation(request)
     if sum(each is not None for each in (named, body.conversation, body.previous_response_id)) > 1:
         raise bad_request("a response goes on with one conversation, or with another response", "previous_response_id")
-    stored = engine.conversations is not None if body.store is None else body.store
+    # A guest, which is not told of tools, speaks for what is kept.
+    stored = engine.conversations is not None and not body.has_tools if body.store is None else body.store
     if stored or named or body.conversation or body.previous_response_id:
         return await _kept_answer(engine, body, owner, stored, named)
     if body.truncation == "auto":
         raise bad_request("only what the server keeps is truncated; this is not", "truncation")
     if body.model in engine.guests:
+        _check_no_tools(body)
         turn = fresh_turn(engine, body.model, _message(engine, body, continues=False), owner, "input")
         shape = ResponseShape.of(body, stored=False, truncation="disabled")
         return ResponseAnswer(engine, turn.model, turn, shape, stream=bool(body.stream))
@@ -88,16 +93,15 @@ async def delete_conversation(request: Request) -> Response:
 async def _plain_answer(engine: Engine, body: ResponseBody) -> ResponseAnswer:
     """By a model itself, of which nothing is kept."""
     model = engine.model(body.model)
-    said = [each.plain() for each in body.input]
-    if body.instructions is not None:
-        said = [{"role": "system", "content": body.instructions}, *said]
-    try:
-        prompt = await asyncio.to_thread(prompt_tokens, model.tokenizer, model.chat_template, said)
-    except ModelError as error:
-        raise bad_request(str(error), "input") from None
+    form = format_of(model.chat_template) if model.chat_template else None
+    tools = [each.for_chat() for each in body.tools or ()]
+    calls = calling(form, tools, body.choice_for_chat, body.parallel_tool_calls)
+    said = messages(body.instructions, body.input)
+    prompt = await chat_tokens(engine, model, said, tools if calls else (), param="input")
+    grammar = await grammar_of_calls(model, calls) if calls else None
     settings = Generating(model=body.model, temperature=body.temperature, top_p=body.top_p)
-    (wanted,) = requests_for(engine, model, settings, [prompt], "input", body.max_output_tokens, None)
-    shape = ResponseShape.of(body, stored=False, truncation="disabled", prompt=len(prompt))
+    (wanted,) = requests_for(engine, model, settings, [prompt], "input", body.max_output_tokens, None, grammar)
+    shape = ResponseShape.of(body, stored=False, truncation="disabled", prompt=len(prompt), calling=calls)
     return ResponseAnswer(engine, model, wanted, shape, stream=bool(body.stream))
 
 
@@ -106,6 +110,7 @@ async def _kept_answer(
 ) -> ResponseAnswer:
     """By an actor: the conversation's, which its name or the body's id says, or one that is the response's own."""
     conversations = kept(engine)
+    _check_no_tools(body)
     if body.truncation == "disabled":
         raise bad_request("what no longer fits is forgotten where the server keeps a conversation", "truncation")
     shape = ResponseShape.of(body, stored=stored, truncation="auto")
@@ -127,11 +132,22 @@ async def _kept_answer(
         own = Own(None if before is None else conversations.actor_id(owner, before), keep=stored)
 
     def remember(text: str, end: Any) -> None:
-        conversations.remember(owner, shape.id, shape.whole(text, end))
+        conversations.remember(owner, shape.id, shape.said(text, end))
 
     told = _message(engine, body, continues=True)
     turn = conversation_turn(engine, body.model, told, owner, name, "input", own, remember if stored else None)
     return ResponseAnswer(engine, turn.model, turn, shape, stream=bool(body.stream))
+
+
+def _check_no_tools(body: ResponseBody) -> None:
+    """Raise ApiError for what guests are not told of."""
+    if body.has_tools:
+        raise bad_request(
+            "tools, and calls of them, are not supported with guests, nor where the server keeps the conversation: "
+            'give all of it as input, to a model, without "store": true',
+            "tools" if body.tools else "input",
+            "unsupported_value",
+        )
 
 
 def _message(engine: Engine, body: ResponseBody, *, continues: bool) -> bytes:
@@ -139,7 +155,8 @@ def _message(engine: Engine, body: ResponseBody, *, continues: bool) -> bytes:
     system = [{"role": "system", "content": body.instructions or ""}]
     most = [each for each in (body.max_output_tokens, engine.limits.max_tokens) if each is not None]
     return message(
-        (system if continues or body.instructions else []) + [each.plain() for each in body.input],
+        (system if continues or body.instructions else [])
+        + [each.plain() for each in body.input if isinstance(each, InputMessage)],
         continues=continues,
         max_tokens=min(most, default=None),
         temperature=body.temperature,

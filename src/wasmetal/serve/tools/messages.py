@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-import string
 from typing import Any
 
+from wasmetal.serve.ids import call_id
 from wasmetal.serve.tools.calling import Calling
 from wasmetal.serve.tools.parsing import Argued, Called, Said
-
-_LETTERS = string.ascii_letters + string.digits
 
 
 class MessageReader:
@@ -17,12 +14,12 @@ class MessageReader:
 
     def __init__(self, calling: Calling | None) -> None:
         """``calling``: of the request's tools; without any, an answer is text."""
+        self._calling = calling
         self._parser = calling.parser() if calling else None
-        self._id_length = calling.form.id_length if calling else 0
 
     def delta(self, text: str, final: bool) -> dict[str, Any]:
         """What a piece of the text adds to a streamed message."""
-        if not self._parser:
+        if not (self._calling and self._parser):
             return {"content": text} if text else {}
         said, calls = "", dict[int, dict[str, Any]]()
         for piece in self._parser.feed(text, final):
@@ -31,7 +28,7 @@ class MessageReader:
             elif isinstance(piece, Called):
                 calls[piece.index] = {
                     "index": piece.index,
-                    "id": self._new_id(),
+                    "id": call_id(self._calling.form),
                     "type": "function",
                     "function": {"name": piece.name, "arguments": ""},
                 }
@@ -51,7 +48,3 @@ class MessageReader:
     def reason(self, reason: str) -> str:
         """Why the message has ended, for this reason that its text has."""
         return "tool_calls" if reason == "stop" and self._parser and self._parser.calls else reason
-
-    def _new_id(self) -> str:
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(self._id_length))
-        return letters if self._id_length == 9 else f"call_{letters}"

@@ -9,6 +9,7 @@ from pydantic import Field
 from wasmetal.serve.strict import Body
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -62,7 +63,7 @@ class FunctionCall(Body):
 class ToolCall(Body):
     """A call in a conversation, by the assistant."""
 
-    id: Annotated[str, Field(min_length=1, max_length=256)]
+    id: CallId
     type: Literal["function"] = "function"
     function: FunctionCall
     index: int | None = None
