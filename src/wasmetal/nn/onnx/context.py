@@ -127,9 +127,8 @@ class OnnxContext:
         except NnRefusal as refusal:
             if refusal.errno != NnErrno.TOO_LARGE or not kept:
                 raise
-            values = (
-                self._run()
-            )  # without blocks of former runs, which may have been larger than what they were used for
+            # Blocks of former runs, which may have been larger than what they were used for, are freed by now.
+            values = self._run()
         made = [index for index in range(len(values)) if index not in self._bound and self._types[index] in _TYPES]
         results = {index: self._result(values[index]) for index in made}
         # Outputs that are inputs or weights were not allocated by the run, but are the guest's to keep.
