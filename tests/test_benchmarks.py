@@ -64,6 +64,35 @@ def test_the_hosts_time() -> None:
         assert figures["processor_us"] > 0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processor times are read as Linux has them")
+def test_the_server_under_load(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="wasmetal[serve] is not installed")
+    path = tmp_path / "tiny.gguf"
+    random_model.write(path, "Q8_0", "tiny")
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serve_compare",
+        str(path),
+        "--clients",
+        "1,3",
+        "--rounds",
+        "1",
+        "--json",
+    ]
+    options = ["--requests", "2", "--prompt-tokens", "9", "--tokens", "20"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    for clients in (1, 3):
+        ours = results[str(clients)]["wasmetal"]
+        assert (ours["clients"], ours["tokens"]) == (clients, clients * 2 * 20)
+        assert 0 < ours["first_p50"] <= ours["first_p99"]
+        assert ours["tokens_s"] > 0
+        assert 1 <= ours["pieces"] <= 20
+        assert ours["batched"] >= ours["batches"] > 0
+
+
 def test_shares_are_of_the_memory_that_an_engine_reads() -> None:
     gpu = {"vulkan from guest": (2.0, 60.0), "cuda from guest": (3.0, 100.0)}
     results = {"F16": {name: {"decode": speed, "bandwidth": most} for name, (speed, most) in gpu.items()}}

@@ -6,9 +6,11 @@ import socket
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.serving import Serving, wait_for
 from tests.serve.test_going_away import begin, close
+from wasmetal.serve.metrics import Metrics
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
@@ -90,3 +92,20 @@ def test_figures_count_tokens_that_come_together(served: Serving) -> None:
     answer, _ = ask(served, temperature=0)
     assert served.metric("wasmetal_completion_tokens_total") - drawn == answer["completion_tokens"]
     assert counted() - before == answer["completion_tokens"] - (answer["finish_reason"] == "stop")
+
+
+def test_times_between_tokens() -> None:
+    metrics = Metrics()
+    for seconds, count, first in ((0.5, 1, True), (0.08, 8, False), (0.009, 1, False), (9.0, 2, False), (7.0, 4, True)):
+        metrics.pieces("m", seconds, count, first=first)
+    (found,) = [
+        family for family in text_string_to_metric_families(metrics.text().decode())
+        if family.name == "wasmetal_time_between_tokens_seconds"
+    ]  # fmt: skip
+    values = {(each.name[37:], each.labels.get("le")): each.value for each in found.samples}
+    # Each of the eight took 0.01 s; the three that came with the first no time.
+    bounds = [float(bound) for _, bound in values if bound]
+    expected = [sum(each <= bound for each in [*[0.01] * 8, 0.009, 4.5, 4.5, *[0.0] * 3]) for bound in bounds]
+    assert [value for (_, bound), value in values.items() if bound] == expected
+    assert bounds[-1] == float("inf")
+    assert (values["count", None], values["sum", None]) == (14, pytest.approx(9.089))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from wasmetal.counters import Counters
 from wasmetal.models import Embedder, Model
@@ -39,10 +43,8 @@ class Metrics:
             "wasmetal_time_to_first_token_seconds", "From a request's arrival to its first token.", ["model"],
             buckets=_FIRST, registry=registry,
         )  # fmt: skip
-        self._between = Histogram(
-            "wasmetal_time_between_tokens_seconds", "Between two tokens of a completion.", ["model"],
-            buckets=_BETWEEN, registry=registry,
-        )  # fmt: skip
+        self._between = _Between()
+        registry.register(self._between)
         self._queued = Histogram(
             "wasmetal_queue_seconds", "From a request's arrival until its completion begins.", ["model"],
             buckets=_FIRST, registry=registry,
@@ -100,9 +102,8 @@ class Metrics:
             self._first.labels(model).observe(seconds)
             count -= 1
             seconds = 0.0
-        between = self._between.labels(model)
-        for _ in range(count):
-            between.observe(seconds / count)
+        if count:
+            self._between.observe(model, seconds, count)
 
     def ended(self, model: str, key: str, counters: Counters) -> None:
         """A completion's guest has ended, and this is what it has cost."""
@@ -116,6 +117,33 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Between(Collector):
+    """The histogram of times between tokens. The library's takes as long for each token as all else that is counted."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def observe(self, model: str, seconds: float, count: int) -> None:
+        """So many tokens have taken so long together."""
+        with self._lock:
+            counts = self._counts.setdefault(model, [0] * (len(_BETWEEN) + 1))
+            counts[bisect_left(_BETWEEN, seconds / count)] += count
+            self._sums[model] = self._sums.get(model, 0.0) + seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """It, for each model."""
+        text = "Between two tokens of a completion. Those that come together are taken to be evenly spaced."
+        histogram = HistogramMetricFamily("wasmetal_time_between_tokens_seconds", text, labels=["model"])
+        bounds = [*map(floatToGoString, _BETWEEN), "+Inf"]
+        with self._lock:
+            for model, counts in self._counts.items():
+                buckets = list(zip(bounds, accumulate(counts), strict=True))
+                histogram.add_metric([model], buckets, self._sums[model])
+        yield histogram
 
 
 class _Energy(Collector):

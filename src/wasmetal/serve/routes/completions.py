@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
 
@@ -50,18 +50,11 @@ async def _prompts(model: Model, body: CompletionBody, most: int) -> list[list[i
     prompt = body.prompt
     if isinstance(prompt, str):
         return [await text_tokens(model, prompt)]
-    if len(prompt) > most and not isinstance(prompt[0], int):
+    if not prompt or isinstance(prompt[0], int):
+        return [cast("list[int]", prompt)]
+    if len(prompt) > most:
         raise bad_request(f"{len(prompt)} prompts; at most {most} are taken", "prompt")
-    prompts: list[list[int]] = []
-    plain: list[int] = []
-    for each in prompt:
-        if isinstance(each, str):
-            prompts.append(await text_tokens(model, each))
-        elif isinstance(each, int):
-            plain.append(each)
-        else:
-            prompts.append(each)
-    return prompts or [plain]
+    return [await text_tokens(model, each) if isinstance(each, str) else each for each in prompt]
 
 
 class TextShape:
