@@ -85,18 +85,28 @@ def test_stop_strings_cut_the_text_where_the_first_begins(
     assert (text, end) == (expected, End(reason, drawn))
 
 
-def test_what_a_stop_string_may_begin_in_is_held_back(program: Program) -> None:
-    model, seen = ScriptedModel(b"one st two stop three"), []
+@pytest.mark.parametrize(
+    ("logprobs", "pieces"),
+    [
+        pytest.param(0, [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b" ", b"st ", b"t", b"w"], id="one by one"),
+        pytest.param(None, [b"0", b"123456 st two ", b"stay now ", b""], id="together"),
+    ],
+)
+def test_what_a_stop_string_may_begin_in_is_held_back(
+    program: Program, logprobs: int | None, pieces: list[bytes]
+) -> None:
+    """Whether tokens come one by one or, after the first, up to 16 together."""
+    model, seen = ScriptedModel(b"0123456 st two stay now stop three"), []
     reader = ReplyReader()
 
     def stdout(data: bytes) -> None:
         seen.append(b"".join(record.text for record in reader.feed(data) if isinstance(record, Token)))
 
-    request = Request(b"x", 100, GREEDY, stops=[b"stop"])
+    request = Request(b"x", 100, GREEDY, stops=[b"stop"], logprobs=logprobs)
     with Guest(program, models={"default": model}, stdin=request.encode(), stdout=stdout) as guest:
         guest.run()
-    assert seen[:7] == [b"o", b"n", b"e", b" ", b"st ", b"t", b"w"]
-    assert b"".join(seen) == b"one st two "
+    assert seen[: len(pieces)] == pieces
+    assert b"".join(seen) == b"0123456 st two stay now "
 
 
 @pytest.fixture(scope="module")

@@ -210,14 +210,14 @@ def test_a_context_does_not_keep_the_model(tmp_path: Path) -> None:
     model = onnx_model(nodes, {"x": (F32, (1,))}, {"y": (F32, ())}, weight)
     with guest(model, tmp_path, 1 << 30) as probe:
         before, contexts = resident_bytes(), []
-        for _ in range(10):
+        for _ in range(20):
             graph = probe.graph()
             contexts.append(probe.context(graph))
             assert probe.set(contexts[-1], 0, np.zeros(1, F32)) == OK
             assert probe.compute(contexts[-1]) == OK
             assert probe.unload(graph) == OK
-        assert probe.guest._account.device_bytes == 40
-        assert resident_bytes() < before + 64 * MB
+        assert probe.guest._account.device_bytes == 80
+        assert resident_bytes() < before + 200 * MB  # of 320, some of which the system's allocator may keep
         for context in contexts:
             assert np.frombuffer(probe.output(context), F32) == 4 * MB
 
