@@ -12,14 +12,13 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cuda.shim.library import compiled
-from tests.device.test_matrix_attention import check_attention
-from tests.ops.test_attention import HOSTILE, MIXED, fitting
+from tests.device.test_matrix_attention import check
+from tests.ops.prefill_cases import SINKS, check_any_batch, check_mixed_sequences, check_prompt, check_windows
 from wasmetal.device import Device
 from wasmetal.device.base import Bytes
 from wasmetal.kernels.catalog import CATALOG, MATRIX_HEADS
@@ -68,13 +67,10 @@ def test_prompts(
     pages: int,
     position: int,
 ) -> None:
-    check_attention(
-        *(device, dtype, heads, kv_heads, fitting(dtype, kv_heads, head_dim), page_size, pages),
-        *([table], [position + rows], range(position, position + rows), [0] * rows, rows, 4),
-    )
+    check_prompt(check, device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position)
 
 
-@pytest.mark.parametrize("sinks", [None, [-3.0, 0.5, 2.0, 9.0, 200.0, -np.inf]])
+@SINKS
 @pytest.mark.parametrize(
     ("rows", "valid", "position", "length", "window"),
     [(40, 33, 100, 140, 70), (9, 9, 10, 12, 4), (33, 0, 0, 33, None)],
@@ -88,33 +84,14 @@ def test_windows_and_sinks(
     window: int | None,
     sinks: list[float] | None,
 ) -> None:
-    check_attention(
-        *(device, DType.F16, 6, 2, 24, 12, 40, [[*range(17, 30), *range(12)]], [length]),
-        *(range(position, position + rows), [0] * rows, valid, 4, window, sinks),
-    )
+    check_windows(check, device, DType.F16, 24, rows, valid, position, length, window, sinks)
 
 
 @pytest.mark.parametrize("heads", [2, 6])
 def test_mixed_sequences(device: Device, heads: int) -> None:
-    """Several in a group."""
-    sequences, positions = MIXED
-    tables = [[7, 2, 11], [0, 6, 6], [2, 3, 4], [10, 7, 9], [5, 1, 8]]  # pages 2 and 7 are shared
-    check_attention(device, DType.F16, heads, 2, 24, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
+    check_mixed_sequences(check, device, DType.F16, 24, heads)
 
 
 @given(data=st.data())
 def test_any_batch(device: Device, data: st.DataObject) -> None:
-    """Tables, lengths, positions and sequence numbers of any value."""
-    count, entries = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
-    hostile = st.sampled_from(HOSTILE)
-    tables = [[data.draw(st.integers(0, 6) | hostile) for _ in range(entries)] for _ in range(count)]
-    lengths = [data.draw(st.integers(0, 100) | hostile) for _ in range(count)]
-    row = st.tuples(st.integers(0, 110) | hostile, st.integers(0, 4) | hostile, st.integers(1, 20))
-    runs = data.draw(st.lists(row, min_size=1, max_size=3))
-    positions, sequences = zip(*((at + i, number) for at, number, n in runs for i in range(n)), strict=True)
-    kv_heads, sharing = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
-    check_attention(
-        *(device, DType.F16, kv_heads * sharing, kv_heads, 8 * data.draw(st.integers(1, 8))),
-        *(data.draw(st.integers(1, 30)), 5, tables, lengths, positions, sequences, data.draw(st.integers(-2, 60)), 4),
-        window=data.draw(st.none() | st.integers(1, 110)),
-    )
+    check_any_batch(check, device, data, [DType.F16], range(8, 72, 8), longest=12)

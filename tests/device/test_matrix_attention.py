@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import HAS_CUDA
 from tests.device.test_matrix_units import backend as backend  # noqa: PLC0414 (a fixture)
 from tests.ops import test_attention
-from tests.ops.test_attention import HOSTILE, MIXED, fitting
+from tests.ops.prefill_cases import SINKS, WINDOWS, check_any_batch, check_mixed_sequences, check_prompt, check_windows
 from wasmetal import ops
 from wasmetal.device import Device, open_device
 from wasmetal.device.attention_trials import attention_of_many_rows
@@ -31,7 +30,7 @@ from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG
 from wasmetal.kernels.dtypes import KV, DType
 
-check_attention = partial(test_attention.check_attention, attend=ops.prefill_attention, tolerance=ROUNDED)
+check = partial(test_attention.check_attention, attend=ops.prefill_attention, tolerance=ROUNDED)
 
 VARIANTS = pytest.mark.parametrize("variant", MATRIX_ATTENTION, ids=lambda kernel: kernel.name)
 
@@ -114,24 +113,13 @@ def test_prompts(
     pages: int,
     position: int,
 ) -> None:
-    check_attention(
-        *(device, dtype, heads, kv_heads, fitting(dtype, kv_heads, head_dim), page_size, pages),
-        *([table], [position + rows], range(position, position + rows), [0] * rows, rows, 4),
-    )
+    check_prompt(check, device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position)
     assert uses_matrix_units(device)
 
 
 @pytest.mark.parametrize("dtype", KV)
-@pytest.mark.parametrize("sinks", [None, [-3.0, 0.5, 2.0, 9.0, 200.0, -np.inf]])
-@pytest.mark.parametrize(
-    ("rows", "valid", "position", "length", "window"),
-    [
-        (40, 40, 0, 40, 3),
-        (40, 33, 200, 240, 129),
-        (9, 9, 10, 12, 4),  # the windows of the last rows begin after the sequence's end
-        (33, 0, 0, 33, None),
-    ],
-)
+@SINKS
+@WINDOWS
 def test_windows_and_sinks(
     device: Device,
     dtype: DType,
@@ -142,41 +130,18 @@ def test_windows_and_sinks(
     window: int | None,
     sinks: list[float] | None,
 ) -> None:
-    check_attention(
-        *(device, dtype, 6, 2, fitting(dtype, 2, 24), 12, 40, [[*range(17, 30), *range(12)]], [length]),
-        *(range(position, position + rows), [0] * rows, valid, 4, window, sinks),
-    )
+    check_windows(check, device, dtype, 24, rows, valid, position, length, window, sinks)
 
 
 @pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize("heads", [2, 6])
 def test_mixed_sequences(device: Device, dtype: DType, heads: int) -> None:
-    """Several in a group."""
-    sequences, positions = MIXED
-    tables = [[7, 2, 11], [0, 6, 6], [2, 3, 4], [10, 7, 9], [5, 1, 8]]  # pages 2 and 7 are shared
-    head_dim = fitting(dtype, 2, 24)
-    check_attention(device, dtype, heads, 2, head_dim, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
+    check_mixed_sequences(check, device, dtype, 24, heads)
 
 
 @given(data=st.data())
 def test_any_batch(device: Device, data: st.DataObject) -> None:
-    """Tables, lengths, positions and sequence numbers of any value."""
-    count, entries = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
-    hostile = st.sampled_from(HOSTILE)
-    tables = [[data.draw(st.integers(0, 6) | hostile) for _ in range(entries)] for _ in range(count)]
-    lengths = [data.draw(st.integers(0, 100) | hostile) for _ in range(count)]
-    row = st.tuples(st.integers(0, 110) | hostile, st.integers(0, 4) | hostile, st.integers(1, 40))
-    runs = data.draw(st.lists(row, min_size=1, max_size=5))
-    positions, sequences = zip(*((at + i, number) for at, number, n in runs for i in range(n)), strict=True)
-    kv_heads, sharing = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
-    dtype = data.draw(st.sampled_from(KV))
-    finite = st.floats(-(2.0**99), 2.0**99, width=32)
-    check_attention(
-        *(device, dtype, kv_heads * sharing, kv_heads, fitting(dtype, kv_heads, 8 * data.draw(st.integers(1, 32)))),
-        *(data.draw(st.integers(1, 30)), 5, tables, lengths, positions, sequences, data.draw(st.integers(-2, 200)), 4),
-        window=data.draw(st.none() | st.integers(1, 110) | st.just(2**31 - 1)),
-        sinks=data.draw(st.none() | st.lists(finite, min_size=kv_heads * sharing, max_size=kv_heads * sharing)),
-    )
+    check_any_batch(check, device, data, KV, range(8, 264, 8), longest=40)
 
 
 def uses_matrix_units(device: Device) -> bool:
