@@ -62,6 +62,9 @@ class ChunkSink(Protocol):
 class ChunkSource(Protocol):
     """Gives the chunks of a snapshot that is being thawed."""
 
+    at_once: int
+    """Bytes of a session's chunks that are best asked for together: the next are read while these are copied."""
+
     def get(self, digest: str, size: int) -> memoryview:
         """The ``size`` bytes with this digest, read-only. Raises SnapshotError if missing, or not of that digest."""
 
@@ -71,6 +74,9 @@ class ChunkSource(Protocol):
 
 class MemoryChunks:
     """Chunks in this process's memory, for a snapshot that is thawed here; a sink and a source."""
+
+    at_once = 4 * AT_ONCE
+    """There is nothing to read meanwhile."""
 
     def __init__(self, earlier: MemoryChunks | None = None) -> None:
         """``earlier``: whose chunks are shared, those that :meth:`has` is asked for while they exist."""

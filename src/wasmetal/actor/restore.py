@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from wasmetal.actor.chunks import AT_ONCE, ChunkSource
+from wasmetal.actor.chunks import ChunkSource
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest
@@ -33,6 +34,7 @@ from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
+from wasmetal.device.rows import scatter
 from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession
@@ -184,13 +186,19 @@ class FromChunks:
     def memory(self, index: int, memory: Region) -> None:
         """See :class:`Contents`."""
         view = memory.view()
+        chunks: list[tuple[int, Chunk]] = []
         for page, chunk in self._manifest.memories[index].content.named:
-            if chunk is None:
+            if chunk:
+                chunks.append((page, chunk))
+            else:
                 view[page * PAGE : (page + 1) * PAGE] = 0
-                continue
-            data = self._get(chunk.digest, chunk.size)
-            view[page * PAGE : (page + 1) * PAGE] = data
-            self.frozen.keep(("memory", index, page), data, chunk)
+        following = iter(chunks)
+        with closing(self._read([chunk for _, chunk in chunks])) as groups:
+            for group in groups:
+                some = list(islice(following, len(group)))
+                scatter(group, [memory.address + page * PAGE for page, _ in some])
+                for data, (page, chunk) in zip(group, some, strict=True):
+                    self.frozen.keep(("memory", index, page), data, chunk)
 
     def table(self, index: int) -> list[int | None]:
         """See :class:`Contents`."""
@@ -241,7 +249,7 @@ class FromChunks:
     def _read(self, chunks: Sequence[Chunk]) -> Generator[list[Bytes]]:
         """Chunks in groups, of which the next is read while the caller has one."""
         ahead: Ahead[list[Bytes]] | None = None
-        groups = list(_groups(chunks))
+        groups = list(_groups(chunks, self._source.at_once))
         try:
             for number, group in enumerate(groups):
                 blocks = ahead.result() if ahead else self._get_several(group)
@@ -260,12 +268,12 @@ class FromChunks:
         return [_array(data, chunk.digest, chunk.size) for data, chunk in zip(found, chunks, strict=True)]
 
 
-def _groups(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-    """Chunks that follow one another, of AT_ONCE bytes together, or one."""
+def _groups(chunks: Iterable[Chunk], at_once: int) -> Iterator[list[Chunk]]:
+    """Chunks that follow one another, of at most ``at_once`` bytes together, or one."""
     group: list[Chunk] = []
     nbytes = 0
     for chunk in chunks:
-        if group and nbytes + chunk.size > AT_ONCE:
+        if group and nbytes + chunk.size > at_once:
             yield group
             group, nbytes = [], 0
         group.append(chunk)

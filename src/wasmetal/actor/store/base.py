@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wasmetal.actor.chunks import THREADS, ChunkSource, digests_of
+from wasmetal.actor.chunks import AT_ONCE, THREADS, ChunkSource, digests_of
 from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
@@ -94,6 +94,8 @@ class StoredSnapshot(Closing, ABC):
     manifest: dict[str, Any]
     algorithm: str
     """What authenticated it: ``none``, ``HMAC-SHA256`` or ``Ed25519``. Checked only by a store with a key."""
+    at_once = AT_ONCE
+    """See :class:`ChunkSource`."""
 
     @property
     @abstractmethod
