@@ -46,10 +46,10 @@ def run_python(code: str, **environment: str) -> str:
 
 @pytest.fixture
 def no_loader(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the vulkan package finds no libvulkan, as on a machine without one."""
+    """An environment in which the vulkan package finds no libvulkan, as on a machine without one, and without CUDA."""
     (tmp_path / "vulkan.py").write_text("raise OSError('Cannot find Vulkan SDK version.')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path}
+    return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_no_loader(no_loader: dict[str, str]) -> None:
@@ -68,6 +68,7 @@ def test_no_driver(vulkan: Device) -> None:
     said = run_python(OPEN.format(error="DeviceNotFoundError"), **nowhere)
     assert said.startswith("no Vulkan driver (Debian: install mesa-vulkan-drivers)")
     code = "import wasmetal.device as d; print([i.spec for i in d.list_devices()], d.open_device().info.spec)"
+    nowhere["CUDA_VISIBLE_DEVICES"] = ""
     assert run_python(code, **nowhere) == "['cpu:0'] cpu:0"
 
 
