@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.nn import hostile
 from tests.nn.models import add, onnx_model
 from tests.nn.probe import OK, NnProbe
 from tests.nn.test_onnx import BytesProbe
+from tests.security.peak import growth_below
 from wasmetal import Limits, NnModel
 from wasmetal.nn.errors import NnErrno
 from wasmetal.nn.onnx import backend
@@ -35,22 +35,6 @@ LIMIT = 48 * MB
 SLACK = 48 * MB
 """By which the measurements may be more than is charged: other parts of the process allocate, too."""
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux measures a process's peak")
-
-
-class Peak:
-    """How much more resident memory this process has had at most than at the beginning."""
-
-    nbytes = 0
-
-
-@contextmanager
-def peak() -> Iterator[Peak]:
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
-    before, found = resident_bytes(), Peak()
-    yield found
-    status = Path("/proc/self/status").read_text().splitlines()
-    found.nbytes = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")) - before
 
 
 def guest(model: bytes, folder: Path | None, limit: int = LIMIT) -> NnProbe:
@@ -70,10 +54,9 @@ def test_hostile_models(name: str, by_bytes: bool, tmp_path: Path) -> None:
     with guest(hostile.MODELS[name], None if by_bytes else tmp_path) as probe:
         graph = probe.graph()
         context = probe.context(graph)
-        with peak() as found:
+        with growth_below(LIMIT + SLACK):
             for _ in range(2):
                 assert probe.compute(context) == NnErrno.TOO_LARGE
-        assert found.nbytes < LIMIT + SLACK
         assert probe.guest._account.device_bytes > 0
         assert probe.unload(graph) == OK
         assert probe.guest._account.device_bytes == 0
@@ -89,7 +72,7 @@ def test_why_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 @linux
 @pytest.mark.parametrize("name", hostile.REFUSED)
 def test_what_a_guests_own_model_may_not_have(name: str) -> None:
-    with peak() as found, guest(hostile.REFUSED[name], None) as probe:
+    with growth_below(SLACK), guest(hostile.REFUSED[name], None) as probe:
         assert isinstance(probe, BytesProbe)
         assert probe.try_load() == NnErrno.UNSUPPORTED_OPERATION
         assert probe.guest._account.device_bytes == 0
@@ -99,7 +82,6 @@ def test_what_a_guests_own_model_may_not_have(name: str) -> None:
         assert probe.set(context, 1, np.ones(3, F32)) == OK
         assert probe.compute(context) == OK
         assert probe.output(context) == np.full((2, 3), 2, F32).tobytes()
-    assert found.nbytes < SLACK
 
 
 def chain(count: int, length: int = 4) -> bytes:
@@ -182,13 +164,12 @@ def test_several_guests_at_once() -> None:
 
     threads = [threading.Thread(target=noted, args=(attack, name)) for name in names]
     threads += [threading.Thread(target=noted, args=(work, "")) for _ in range(4)]
-    with peak() as found:
+    with growth_below(len(threads) * 24 * MB + SLACK):
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert not wrong
-    assert found.nbytes < len(threads) * 24 * MB + SLACK
+        assert not wrong
 
 
 def test_a_sessions_own_threads_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

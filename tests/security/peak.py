@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ def growth_below(nbytes: int) -> Iterator[None]:
     """Assert that the resident memory of this process does not grow by that many bytes meanwhile, even for a moment."""
     before = _reset()
     yield
-    assert _peak() - before < nbytes
+    grown = _peak() - before
+    assert grown < nbytes, f"grew by {grown} bytes"
 
 
 def _reset() -> int:
     """Start to measure the peak anew, where the system can (macOS cannot); return what is resident now, in bytes."""
+    gc.collect()
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
