@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 
 from benchmarks import ours
 from benchmarks.workload import PROMPT_S
-from tests.fuzz.resources import Held
 from wasmetal import load_model, open_device
 from wasmetal.device import Device
+from wasmetal.resident import resident_bytes
 
 _MOST = 4 << 20
 """Bytes of growth that allocators may keep."""
@@ -51,7 +51,7 @@ def main() -> int:
         for tokens in range(options.each, options.tokens + 1, options.each):
             ours.decode(model, 1, options.each)
             gc.collect()
-            results.append(Memory(tokens, Held.now().resident, used()))
+            results.append(Memory(tokens, resident_bytes(), used()))
             if not options.json:
                 there = "" if results[-1].device is None else f", device {results[-1].device >> 10} KiB"
                 print(f"{tokens:6} tokens: host {results[-1].host >> 10} KiB{there}", flush=True)
