@@ -27,6 +27,7 @@ import typer
 from benchmarks import random_model
 from benchmarks.host_time import H200_US, NoBackend, time_batches
 from wasmetal import load_model
+from wasmetal.cli.app import SWITCH_SECONDS
 from wasmetal.device.opened import OpenDevice
 from wasmetal.models import Model
 from wasmetal.serve.app import application
@@ -111,5 +112,5 @@ def _serving(model: Model, clients: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.setswitchinterval(0.0005)  # as the command has it
+    sys.setswitchinterval(SWITCH_SECONDS)
     typer.run(main)
