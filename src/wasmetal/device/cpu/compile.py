@@ -2,18 +2,17 @@
 
     python -m wasmetal.device.cpu.compile
 
-Needs the ``ziglang`` package, pinned in pyproject.toml: the same compiler gives the same bytes on every machine.
+Needs the ``ziglang`` package, as :mod:`wasmetal.shared_libraries` says.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from wasmetal import shared_libraries
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
 HERE = Path(__file__).parent
@@ -26,41 +25,14 @@ TARGETS = {
 }
 """Libraries: (the compiler's target, the processor whose instructions may be used)."""
 FLAGS = (
-    *("-std=gnu17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *(
-        "-Wall",
-        "-Wextra",
-        "-Wno-missing-field-initializers",
-        "-Werror",
-        "-fvisibility=hidden",
-        "-shared",
-        "-fPIC",
-        "-s",
-        "-fno-ident",
-        "-lpthread",
-    ),
+    *("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-Wno-missing-field-initializers",
 )
 
 
 def main() -> int:
     """Compile all libraries."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed libraries; change nothing")
-    options = parser.parse_args()
-    stale = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in TARGETS:
-            built, committed = Path(folder, name), HERE / "generated" / name
-            compile_library(name, built)
-            if not options.check:
-                committed.parent.mkdir(exist_ok=True)
-                committed.write_bytes(built.read_bytes())
-                print(f"{name}: {committed.stat().st_size} bytes")
-            elif not committed.exists() or committed.read_bytes() != built.read_bytes():
-                stale.append(name)
-    if stale:
-        print(f"not what the sources give: {', '.join(stale)}; run python -m {__spec__.name}", file=sys.stderr)
-    return bool(stale)
+    return shared_libraries.main(__spec__.name, __doc__ or "", TARGETS, compile_library, HERE / "generated")
 
 
 def compile_library(name: str, out: Path, *flags: str) -> None:
@@ -68,13 +40,9 @@ def compile_library(name: str, out: Path, *flags: str) -> None:
     target, processor = TARGETS[name]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "params.h").write_text(params_header())
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", target, f"-mcpu={processor}", *FLAGS, *flags]
-        # Relative paths only, so that no path of this machine can reach the output.
-        if name.endswith(".dylib"):
-            command += [f"-Wl,-install_name,@rpath/{name}"]
-        command += [f"-I{folder}", f"-ffile-prefix-map={folder}=.", *SOURCES, "-o", str(out)]
-        if subprocess.run(command, cwd=HERE / "native", check=False).returncode:
-            sys.exit(f"{name}: the compiler failed")
+        paths = (f"-I{folder}", f"-ffile-prefix-map={folder}=.")
+        arguments = (f"-mcpu={processor}", *FLAGS, *flags, *paths, *SOURCES)
+        shared_libraries.compile_library(name, out, target, HERE / "native", *arguments)
 
 
 def params_header() -> str:
