@@ -27,6 +27,11 @@ def digest_of(data: Buffer) -> str:
     return blake3(data).hexdigest()
 
 
+def digest_of_program(binary: Buffer) -> str:
+    """The digest by which a program is named: SHA-256 of the module in binary, in lower-case hexadecimal."""
+    return hashlib.sha256(binary).hexdigest()
+
+
 def digests_of(several: Sequence[Buffer]) -> list[str]:
     """The digests of several chunks, computed on several threads."""
     return each(digest_of, several, THREADS)

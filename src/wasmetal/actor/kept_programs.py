@@ -5,7 +5,6 @@ A snapshot does not need its program here: whoever thaws it may have the module 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
+from wasmetal.actor.chunks import digest_of_program
 from wasmetal.actor.store.base import Collected, Store, StoredSnapshot
 from wasmetal.actor.store.directory import DirectoryStore
 from wasmetal.actor.store.names import is_digest
@@ -46,7 +46,7 @@ class Programs:
 
         Raises SnapshotError if it cannot be written.
         """
-        digest = hashlib.sha256(binary).hexdigest()
+        digest = digest_of_program(binary)
         with setting_up(f"keep the program {digest}", SnapshotError):
             if self._place.read(digest) == binary:
                 self._place.touch(digest, binary)
@@ -57,7 +57,7 @@ class Programs:
         """The module with this SHA-256, in binary; None if it is not kept. Raises SnapshotError if it is damaged."""
         with setting_up(f"read the program {digest}", SnapshotError):
             binary = self._place.read(digest)
-        if binary is not None and hashlib.sha256(binary).hexdigest() != digest:
+        if binary is not None and digest_of_program(binary) != digest:
             raise SnapshotError(f"the store's program {digest} is damaged: its SHA-256 differs")
         return binary
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import wasmtime
 
+from wasmetal.actor.chunks import digest_of_program
 from wasmetal.actor.memory_image import MemoryImage
 from wasmetal.actor.wasm_exports import export_state
 from wasmetal.errors import GuestError
@@ -40,7 +40,7 @@ class ActorProgram(Program):
         """
         name, code = read_module(module)
         binary = to_binary(name, code) if trusted else binary_of(name, code)
-        self.digest = hashlib.sha256(binary).hexdigest()
+        self.digest = digest_of_program(binary)
         """SHA-256 of the module as it was given, in binary."""
         rewritten, self.state = export_state(binary)
         self._load(name, rewritten, trusted)

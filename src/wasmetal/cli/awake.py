@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import threading
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wasmetal import packaged
 from wasmetal.actor.actor import Actor, Snapshot
+from wasmetal.actor.chunks import digest_of_program
 from wasmetal.actor.kept_programs import Programs
 from wasmetal.actor.manifest import HOST, GrantedModel, Manifest
 from wasmetal.actor.program import ActorProgram
@@ -46,7 +46,7 @@ class Module:
         if str(path) == PACKAGED and not path.exists():
             path = packaged.guest(PACKAGED)
         program, binary = ActorProgram(path), binary_of(*read_module(path))
-        if hashlib.sha256(binary).hexdigest() != program.digest:
+        if digest_of_program(binary) != program.digest:
             raise GuestError(f"{path} was changed while it was read: try again")
         return cls(program, binary)
 
@@ -210,7 +210,7 @@ def kept_binary(store: Store, digest: str) -> bytes | None:
     if binary is None:
         with suppress(OSError):
             own = packaged.guest(PACKAGED).read_bytes()
-            binary = own if hashlib.sha256(own).hexdigest() == digest else None
+            binary = own if digest_of_program(own) == digest else None
     return binary
 
 

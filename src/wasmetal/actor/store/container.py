@@ -7,12 +7,12 @@ beforehand.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from wasmetal.actor.chunks import digest_of_program
 from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.base import Store, StoredSnapshot
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
@@ -49,7 +49,7 @@ def write(out: BinaryIO, snapshot: StoredSnapshot, key: Key | None = None, progr
     Raises SnapshotError if a chunk is missing or damaged, or the file cannot be written.
     """
     chunks, manifest = snapshot.chunks, snapshot.manifest
-    added = {} if program is None else {hashlib.sha256(program).hexdigest(): program}
+    added = {} if program is None else {digest_of_program(program): program}
     if added:
         chunks = dict(sorted((chunks | {digest: len(data) for digest, data in added.items()}).items()))
         manifest = {**manifest, "chunks": [list(each) for each in chunks.items()]}
