@@ -76,13 +76,13 @@ def _kind(item: Any) -> str:
     return f"({kind})" if kind in ("function_call", "function_call_output") else "(message)"
 
 
-InputItem = InputMessage | CallItem | CallOutput
-_Item = Annotated[
+InputItem = Annotated[
     Annotated[InputMessage, Tag("(message)")]
     | Annotated[CallItem, Tag("(function_call)")]
     | Annotated[CallOutput, Tag("(function_call_output)")],
     Discriminator(_kind),
 ]
+_Input = Annotated[list[InputItem], Field(min_length=1)]
 
 
 class FunctionTool(Function):
@@ -133,7 +133,7 @@ class ResponseBody(Body):
     """Of /v1/responses."""
 
     model: str
-    input: Annotated[list[_Item], Field(min_length=1)]
+    input: _Input
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -158,7 +158,7 @@ class ResponseBody(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    @field_validator("input", mode="before", json_schema_input_type=str | Annotated[list[_Item], Field(min_length=1)])
+    @field_validator("input", mode="before", json_schema_input_type=str | _Input)
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         return [{"role": "user", "content": given}] if isinstance(given, str) else given
