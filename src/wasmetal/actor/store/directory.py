@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from wasmetal.actor.store import chunk_bytes, compression, leases, manifest_json
 from wasmetal.actor.store.base import (
@@ -34,9 +34,6 @@ from wasmetal.actor.store.pins import Pins
 from wasmetal.actor.store.system import Files
 from wasmetal.actor.store.verified import Verified
 from wasmetal.errors import SnapshotError, setting_up
-
-if TYPE_CHECKING:
-    pass
 
 _AT_ONCE: Final = 32
 """Chunks of a save that are open before they are synced together: that takes the disk less time than one by one."""

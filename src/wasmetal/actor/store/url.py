@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from wasmetal.actor.store import chunk_bytes, compression, manifest_json, url_leases
 from wasmetal.actor.store.base import (
@@ -31,9 +31,6 @@ from wasmetal.actor.store.names import checked_id, is_digest, is_id
 from wasmetal.actor.store.objects import Objects
 from wasmetal.actor.store.url_leases import UrlLease
 from wasmetal.errors import SnapshotError, setting_up
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT: Final = b"wasmetal-actors-url 1\n"
 """Not that of a directory, whose users keep to other rules."""
