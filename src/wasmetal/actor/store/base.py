@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from wasmetal.actor.chunks import AT_ONCE, THREADS, ChunkSource, digests_of
 from wasmetal.actor.store import chunk_bytes
+from wasmetal.actor.store.envelope import Envelope
 from wasmetal.actor.store.leasing import Holder, Lease
 from wasmetal.actor.store.manifest_json import Chunks, chunks_of
 from wasmetal.actor.store.names import checked_id
@@ -90,16 +91,15 @@ class Save(Closing, ABC):
 class StoredSnapshot(Closing, ABC):
     """A stored snapshot that is open; a :class:`ChunkSource`. Its chunks stay as long as it is open."""
 
-    actor_id: str
-    manifest: dict[str, Any]
-    algorithm: str
-    """What authenticated it: ``none``, ``HMAC-SHA256`` or ``Ed25519``. Checked only by a store with a key."""
     at_once = AT_ONCE
     """See :class:`ChunkSource`."""
 
-    @property
-    @abstractmethod
-    def chunks(self) -> Chunks:
+    def __init__(self, envelope: Envelope) -> None:
+        """Raises SnapshotError if the manifest's list of chunks is damaged."""
+        self.actor_id, self.manifest = envelope.actor_id, envelope.manifest
+        self.algorithm = envelope.algorithm
+        """What authenticated it: ``none``, ``HMAC-SHA256`` or ``Ed25519``. Checked only by a store with a key."""
+        self.chunks: Final = envelope.chunks
         """Sizes in bytes by digest: what the manifest names."""
 
     @abstractmethod

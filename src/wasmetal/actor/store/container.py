@@ -14,11 +14,10 @@ from typing import Any, BinaryIO, Final
 
 from wasmetal.actor.chunks import digest_of_program
 from wasmetal.actor.store import chunk_bytes
-from wasmetal.actor.store.base import Store, StoredSnapshot
+from wasmetal.actor.store.base import Store, StoredSnapshot, check_named
 from wasmetal.actor.store.envelope import Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
 from wasmetal.actor.store.leasing import Lease
-from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.actor.store.names import checked_id
 from wasmetal.errors import SnapshotError, setting_up
 from wasmetal.memory.mapped import map_file
@@ -118,19 +117,12 @@ class SnapshotFile(StoredSnapshot):
                     f"the snapshot has {size} bytes; with its chunks it would have {end}: it was cut off, or is damaged"
                 )
             self._bytes = map_file(file.fileno(), size).data
-        self.actor_id, self.manifest, self.algorithm = envelope.actor_id, envelope.manifest, envelope.algorithm
-        self._chunks = envelope.chunks
+        super().__init__(envelope)
         self._check_filling(envelope.nbytes)
-
-    @property
-    def chunks(self) -> Chunks:
-        """See :class:`StoredSnapshot`."""
-        return self._chunks
 
     def get(self, digest: str, size: int) -> memoryview:
         """See :class:`StoredSnapshot`."""
-        if self._chunks.get(digest) != size:
-            raise SnapshotError(f"the manifest's list of chunks has no {digest} of {size} bytes")
+        check_named(self.chunks, digest, size)
         start = self._starts[digest]
         return chunk_bytes.check(self._bytes[start : start + size], digest)
 
@@ -142,7 +134,7 @@ class SnapshotFile(StoredSnapshot):
         for digest, start in self._starts.items():
             if bytes(self._bytes[at:start]).strip(b"\0"):
                 raise _filled()
-            at = start + self._chunks[digest]
+            at = start + self.chunks[digest]
 
 
 def _placed(envelope: Envelope) -> tuple[Mapping[str, int], int]:

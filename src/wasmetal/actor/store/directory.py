@@ -28,7 +28,6 @@ from wasmetal.actor.store.envelope import Envelope, seal, unseal
 from wasmetal.actor.store.keys import Key
 from wasmetal.actor.store.layout import Layout
 from wasmetal.actor.store.leasing import Holder, Lease
-from wasmetal.actor.store.manifest_json import Chunks
 from wasmetal.actor.store.names import checked_id
 from wasmetal.actor.store.pins import Pins
 from wasmetal.actor.store.system import Files
@@ -89,13 +88,12 @@ class DirectoryStore(Store):
         with ExitStack() as stack, setting_up(f"load actor {checked_id(actor_id)}", SnapshotError):
             pins = stack.enter_context(Pins(self.layout, self.files))
             with pins.shared():
-                envelope = self._read(actor_id, self.key)
-                chunks = envelope.chunks
-                pins.add(chunks)
+                snapshot = DirectorySnapshot(self, self._read(actor_id, self.key), pins)
+                pins.add(snapshot.chunks)
             if lease:
-                lease.named = chunks
+                lease.named = snapshot.chunks
             stack.pop_all()
-            return DirectorySnapshot(self, envelope, chunks, pins)
+            return snapshot
 
     def actors(self) -> list[str]:
         """See :class:`Store`."""
@@ -253,18 +251,13 @@ class DirectorySave(Save):
 class DirectorySnapshot(StoredSnapshot):
     """A snapshot of a store on a directory, open."""
 
-    def __init__(self, store: DirectoryStore, envelope: Envelope, chunks: Chunks, pins: Pins) -> None:
-        self.actor_id, self.manifest, self.algorithm = envelope.actor_id, envelope.manifest, envelope.algorithm
-        self._layout, self._verified, self._chunks, self._pins = store.layout, store.verified, chunks, pins
-
-    @property
-    def chunks(self) -> Chunks:
-        """See :class:`StoredSnapshot`."""
-        return self._chunks
+    def __init__(self, store: DirectoryStore, envelope: Envelope, pins: Pins) -> None:
+        super().__init__(envelope)
+        self._layout, self._verified, self._pins = store.layout, store.verified, pins
 
     def get(self, digest: str, size: int) -> memoryview:
         """See :class:`StoredSnapshot`. From 64 KiB on, uncompressed, it is the mapped file, read when it is touched."""
-        check_named(self._chunks, digest, size)
+        check_named(self.chunks, digest, size)
         with setting_up(f"read the snapshot of actor {self.actor_id}", SnapshotError):
             try:
                 return chunk_bytes.read_file(self._layout.chunk(digest), digest, size, self._verified)

@@ -218,17 +218,12 @@ class UrlSnapshot(StoredSnapshot):
     """A snapshot of a store at a URL, open."""
 
     def __init__(self, store: UrlStore, envelope: Envelope) -> None:
-        self.actor_id, self.manifest, self.algorithm = envelope.actor_id, envelope.manifest, envelope.algorithm
-        self._objects, self._chunks = store.objects, envelope.chunks
-
-    @property
-    def chunks(self) -> Chunks:
-        """See :class:`StoredSnapshot`."""
-        return self._chunks
+        super().__init__(envelope)
+        self._objects = store.objects
 
     def get(self, digest: str, size: int) -> memoryview:
         """See :class:`StoredSnapshot`. It is read whole."""
-        check_named(self._chunks, digest, size)
+        check_named(self.chunks, digest, size)
         with setting_up(f"read the snapshot of actor {self.actor_id}", SnapshotError):
             return read_chunk(self._objects, digest, size)
 
