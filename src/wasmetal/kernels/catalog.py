@@ -215,6 +215,11 @@ def _update(name: str, element: int = 4) -> Argument:
     return Argument(name, Access.READ_WRITE, element)
 
 
+def _attended(pools: int, queries: int = 4) -> tuple[Argument, ...]:
+    """What attention reads: queries, and a cache's pools, of elements of so many bytes."""
+    return _read("q", queries), _read("k_pages", pools), _read("v_pages", pools), *_PAGED
+
+
 _ELEMENTS = {DType.F32: "Float32", DType.F16: "Float16", DType.Q8_0: "Blocks8"}
 """Slang's names for the element types of float operands, and of the pools of a KV cache."""
 _POOLS = tuple(zip(KV, (16, 8, 4), strict=True))
@@ -257,6 +262,8 @@ operands, and the macros."""
 
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
+_CONTEXT = (*_u32("pages page_size sequence_count table_length"), ("scale", "f32"), ("window", "u32"))
+"""What the kernels of attention are told of the context. A ``window`` of 0 is unlimited."""
 
 
 def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple[str, ...] = (), **of: Any) -> Kernel:
@@ -437,22 +444,11 @@ _KERNELS = (
         Kernel(
             name=f"attention_{dtype.suffix}",
             source="attention",
-            buffers=(
-                *(
-                    _read("q"),
-                    _read("k_pages", vector),
-                    _read("v_pages", vector),
-                    *_PAGED,
-                    _read("sinks"),
-                    _write("out"),
-                ),
-            ),
-            # Of ``heads`` heads, first_head .. first_head + head_count are computed. A ``window`` of 0 is unlimited.
+            buffers=(*_attended(vector), _read("sinks"), _write("out")),
+            # Of ``heads`` heads, first_head .. first_head + head_count are computed.
             fields=(
                 *_u32("batch_row rows first_head head_count heads kv_heads head_dim q_stride out_stride"),
-                *_u32("pages page_size sequence_count table_length"),
-                ("scale", "f32"),
-                ("window", "u32"),
+                *_CONTEXT,
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
@@ -462,16 +458,8 @@ _KERNELS = (
         Kernel(
             name=f"prefill_attention_{dtype.suffix}",
             source="prefill_attention",
-            buffers=(
-                *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
-                *(_read("sinks"), _write("out")),
-            ),
-            fields=(
-                *_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"),
-                *_u32("pages page_size sequence_count table_length"),
-                ("scale", "f32"),
-                ("window", "u32"),
-            ),
+            buffers=(*_attended(vector), _read("sinks"), _write("out")),
+            fields=(*_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"), *_CONTEXT),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
         for dtype, vector in _POOLS
@@ -482,16 +470,8 @@ _KERNELS = (
             name=f"matrix{head}_prefill_attention_{dtype.suffix}",
             source="matrix_attention",
             # Offsets are as in the kernel that it takes the place of: of q in words, of the pools in vectors of four.
-            buffers=(
-                *(_read("q", 16), _read("k_pages", unit), _read("v_pages", unit), *_PAGED),
-                *(_read("sinks"), _write("out")),
-            ),
-            fields=(
-                *_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"),
-                *_u32("pages page_size sequence_count table_length"),
-                ("scale", "f32"),
-                ("window", "u32"),
-            ),
+            buffers=(*_attended(unit, 16), _read("sinks"), _write("out")),
+            fields=(*_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"), *_CONTEXT),
             defines=(("HALVES", f"{_ELEMENTS[dtype]}Halves"), ("HEAD", str(head))),
             features=("cooperative_matrix", "shuffles"),
         )
@@ -504,12 +484,11 @@ _KERNELS = (
         Kernel(
             name=f"{variant}attention_{whole}_{dtype.suffix}",
             source="attention_part",
-            buffers=(*(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED), *joined),
+            buffers=(*_attended(vector), *joined),
             fields=(
-                *_u32("batch_row rows heads kv_heads head_dim q_stride pages page_size sequence_count table_length"),
-                ("scale", "f32"),
-                *_u32("window parts groups"),
-                *_u32("out_stride" if joins else ""),
+                *_u32("batch_row rows heads kv_heads head_dim q_stride"),
+                *_CONTEXT,
+                *_u32("parts groups out_stride" if joins else "parts groups"),
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]), *more, *joins, ("READS", str(_READS_OF_ROWS))),
             features=(*(name.lower() for name, _ in joins), *features),
@@ -528,12 +507,7 @@ _KERNELS = (
                 *(_read("k_pages", vector), _read("v_pages", vector), _write("new_k", vector), _write("new_v", vector)),
                 *(*_PAGED, _write("scratch", 16)),
             ),
-            fields=(
-                *_u32("heads kv_heads head_dim pairs positions interleaved"),
-                *_u32("pages page_size sequence_count table_length"),
-                ("scale", "f32"),
-                *_u32("window parts"),
-            ),
+            fields=(*_u32("heads kv_heads head_dim pairs positions interleaved"), *_CONTEXT, ("parts", "u32")),
             defines=(("ELEMENT", _ELEMENTS[dtype]), *more, ("READS", str(_READS))),
             features=features,
             ahead=("k_pages", "v_pages", "batch", "sequences"),
