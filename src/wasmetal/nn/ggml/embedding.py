@@ -13,6 +13,7 @@ from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.ggml.options import GgmlOptions
 from wasmetal.nn.ggml.prompt import INPUTS, OUTPUTS, PROMPT, checked, known, text_of, vector_of
 from wasmetal.nn.options import parse
+from wasmetal.nn.partial import AtOnce, Unbound
 from wasmetal.nn.tensor import NnTensor, TensorType
 
 
@@ -41,9 +42,11 @@ class EmbeddingGraph:
             self._own.close()
 
 
-class EmbeddingContext:
+class EmbeddingContext(AtOnce, Unbound):
     """A text and its vector."""
 
+    NO_PIECES = "a vector is no text that comes token by token"
+    NOT_BOUND = "texts cannot be bound"
     inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Embedder, services: Services) -> None:
@@ -80,22 +83,6 @@ class EmbeddingContext:
     def output_type(self, index: int) -> tuple[TensorType, tuple[int, ...]]:
         """Bytes."""
         return TensorType.U8, (self.output(index).size,)
-
-    def compute_single(self) -> None:
-        """Refused: a vector comes at once."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a vector is no text that comes token by token")
-
-    def output_single(self, index: int) -> NDArray[np.uint8]:
-        """Refused."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a vector is no text that comes token by token")
-
-    fini_single = compute_single
-
-    def bind_input(self, index: int, tensor: NnTensor) -> None:
-        """Refused: texts are not tensors."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "texts cannot be bound")
-
-    bind_output = bind_input
 
     def release(self) -> None:
         """Nothing: the model is the backend's."""

@@ -20,15 +20,17 @@ from wasmetal.nn.ggml.grammar import constraint
 from wasmetal.nn.ggml.options import GgmlOptions
 from wasmetal.nn.ggml.prompt import INPUTS, METADATA, OUTPUTS, PROMPT, checked, known, text_of, vector_of
 from wasmetal.nn.options import parse
+from wasmetal.nn.partial import Unbound
 from wasmetal.nn.tensor import NnTensor, TensorType
 
 SPARE = 4
 """Tokens of the context that a prompt must leave free, as in WasmEdge."""
 
 
-class TextContext:
+class TextContext(Unbound):
     """A conversation with a language model, as its caller keeps it: each prompt is a whole one."""
 
+    NOT_BOUND = "the texts of a language model cannot be bound"
     inputs, outputs = INPUTS, OUTPUTS
 
     def __init__(self, model: Model, holder: Holder, services: Services, options: GgmlOptions) -> None:
@@ -94,14 +96,6 @@ class TextContext:
     def output_single(self, index: int) -> NDArray[np.uint8]:
         """The token's text, or what is known of the answer as JSON."""
         return np.frombuffer(self._piece if checked(index) == PROMPT else self._known(), np.uint8)
-
-    def bind_input(self, index: int, tensor: NnTensor) -> None:
-        """Refused: texts are not tensors."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "the texts of a language model cannot be bound")
-
-    def bind_output(self, index: int, tensor: NnTensor) -> None:
-        """Refused."""
-        self.bind_input(index, tensor)
 
     def release(self) -> None:
         """Release the session."""

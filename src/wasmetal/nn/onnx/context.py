@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wasmetal.nn.backend import Services
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
 from wasmetal.nn.onnx.memory import OnnxMemory
+from wasmetal.nn.partial import AtOnce
 from wasmetal.nn.tensor import NnTensor, TensorType
 
 _TYPES = {
@@ -54,8 +55,10 @@ def _held(data: NDArray[np.uint8], copied: bool) -> _Held:
     return _Held(data, copied, data.ctypes.data)
 
 
-class OnnxContext:
+class OnnxContext(AtOnce):
     """Inputs and outputs of a session. Charges for what a run allocates, and for copies of inputs and outputs."""
+
+    NO_PIECES = "an ONNX model has no output piece by piece"
 
     def __init__(self, session: Any, services: Services, memory: OnnxMemory) -> None:
         self._session = session
@@ -161,18 +164,6 @@ class OnnxContext:
         """Element type and shape of an output that is not bound."""
         kind = _TYPES.get(self._types[index])
         return None if kind is None else (kind, tuple(self._kept[index].shape()))
-
-    def compute_single(self) -> None:
-        """Refused: outputs come at once."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "an ONNX model has no output piece by piece")
-
-    def output_single(self, index: int) -> NDArray[np.uint8]:
-        """Refused."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "an ONNX model has no output piece by piece")
-
-    def fini_single(self) -> None:
-        """Refused."""
-        self.compute_single()
 
     def release(self) -> None:
         """Release inputs and session. Outputs are copied, since they may be the session's weights."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wasmetal.device.cpu.library import thread_count
 from wasmetal.nn.backend import Config, Context, Services, Source
 from wasmetal.nn.errors import NnErrno, NnRefusal, invalid
+from wasmetal.nn.partial import AtOnce, Unbound
 from wasmetal.nn.tensor import NnTensor, TensorType
 from wasmetal.nn.tflite.trial import tensor_bytes
 
@@ -81,8 +82,11 @@ class TfliteGraph:
             self._model = None
 
 
-class TfliteContext:
+class TfliteContext(AtOnce, Unbound):
     """An interpreter. Charges for all of its tensors, as if none of them shared memory."""
+
+    NO_PIECES = "a TensorFlow Lite model has no output piece by piece"
+    NOT_BOUND = "the tensors of a TensorFlow Lite model cannot be bound"
 
     def __init__(self, interpreter: Any, tensors: int | None, services: Services) -> None:
         self._interpreter = interpreter
@@ -146,22 +150,6 @@ class TfliteContext:
         """Element type and shape of an output."""
         kind = _TYPES.get(np.dtype(self._outputs[index]["dtype"]))
         return None if kind is None else (kind, tuple(self._interpreter.tensor(self._outputs[index]["index"])().shape))
-
-    def compute_single(self) -> None:
-        """Refused: outputs come at once."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a TensorFlow Lite model has no output piece by piece")
-
-    def output_single(self, index: int) -> NDArray[np.uint8]:
-        """Refused."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "a TensorFlow Lite model has no output piece by piece")
-
-    fini_single = compute_single
-
-    def bind_input(self, index: int, tensor: NnTensor) -> None:
-        """Refused: the interpreter has its own memory."""
-        raise NnRefusal(NnErrno.UNSUPPORTED_OPERATION, "the tensors of a TensorFlow Lite model cannot be bound")
-
-    bind_output = bind_input
 
     def release(self) -> None:
         """Release the interpreter; outputs are copied."""
