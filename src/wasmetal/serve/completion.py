@@ -15,7 +15,7 @@ from wasmetal.host.memory_map import MemoryMap
 from wasmetal.host.program import Program
 from wasmetal.serve.constraint import Constraint
 from wasmetal.serve.limits import ServerLimits
-from wasmetal.serve.protocol import End, News, ReplyReader, Request, Token
+from wasmetal.serve.protocol import End, ReplyReader, Request, Token
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -61,8 +61,8 @@ class Completion:
         self._stopped = False
         self._errors = b""
 
-    def run(self, emit: Callable[[News], object]) -> None:
-        """Run the guest to its end; ``emit`` gets what it writes at a time.
+    def run(self, emit: Callable[[list[Token]], object]) -> End:
+        """Run the guest to its end; ``emit`` gets the tokens that it writes at a time.
 
         Raises WasmetalError if it fails, or is stopped; ApiError if the request's grammar cannot be gone on with.
         """
@@ -104,7 +104,7 @@ class Completion:
         if code or not end:
             lines = self._errors.decode(errors="replace").splitlines()
             raise GuestError(lines[-1] if lines else f"the guest ended with exit code {code}, and no end of its text")
-        emit(replace(end, cached=cached))
+        return replace(end, cached=cached)
 
     def stop(self) -> None:
         """Stop the guest, from any thread: at its next token, or sooner."""

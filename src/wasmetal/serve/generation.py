@@ -14,7 +14,7 @@ from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.errors import ApiError, failed
 from wasmetal.serve.guest_model import GuestModel
-from wasmetal.serve.protocol import End, News, Request
+from wasmetal.serve.protocol import End, News, Request, Token
 from wasmetal.serve.record import Record
 from wasmetal.serve.turn import Turn
 
@@ -98,7 +98,6 @@ class Generation:
         """Count what is known at the end."""
         metrics, name, key, record = self._engine.metrics, self._model.name, self._owner, self._record
         if isinstance(completion, Turn):
-            self._count(completion)
             drawn = end.drawn
         else:
             metrics.cached(name, key, end.cached)
@@ -156,17 +155,13 @@ class Generation:
     async def _run(self, number: int, completion: Completion | Turn) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
 
-        ended = False
-
-        def tell(event: News) -> None:
-            nonlocal ended
-            ended = isinstance(event, End)
-            loop.call_soon_threadsafe(self._tell, number, event)
+        def emit(tokens: list[Token]) -> None:
+            loop.call_soon_threadsafe(self._tell, number, tokens)
 
         async with engine.admission.place(self._owner):
             self._started.add(completion)
             try:
-                await loop.run_in_executor(engine.pool, completion.run, tell)
+                self._tell(number, await loop.run_in_executor(engine.pool, completion.run, emit))
             except ApiError as error:
                 self._tell(number, error)
             except WasmetalError as error:
@@ -178,8 +173,9 @@ class Generation:
                 log.exception("a completion of %s failed", self._model.name)
                 self._tell(number, failed("internal error"))
             finally:
+                # Before anybody hears of the end: nothing is awaited in between.
                 engine.metrics.ended(self._model.name, self._owner, completion.counters)
-                if isinstance(completion, Turn) and not ended:
+                if isinstance(completion, Turn):
                     self._count(completion)
 
     def _tell(self, number: int, event: News | ApiError) -> None:

@@ -20,7 +20,7 @@ from wasmetal.serve.errors import bad_request
 from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.guest_reply import GuestReply
 from wasmetal.serve.limits import ServerLimits
-from wasmetal.serve.protocol import End, News, Token
+from wasmetal.serve.protocol import End, Token
 
 if TYPE_CHECKING:
     from wasmetal.actor.hosting.reply import PendingReply
@@ -53,7 +53,7 @@ class Turn(ABC):
         self._reader = GuestReply(param)
         self._stopped = False
 
-    def run(self, emit: Callable[[News], object]) -> None:
+    def run(self, emit: Callable[[list[Token]], object]) -> End:
         """Run it to its end; ``emit`` gets pieces of the text. Raises ApiError if the guest refuses, WasmetalError if
         it fails, or is stopped."""
         self.begun, self._phase = time.monotonic(), "prompt"
@@ -63,13 +63,12 @@ class Turn(ABC):
             emit([Token(0, text, 0.0)])
 
         try:
-            end = self._run(piece)
+            return self._run(piece)
         except WasmetalError:
             self._reader.refuse()
             raise
         finally:
             self._ended, self._phase = time.monotonic(), "stopped" if self._stopped else "ended"
-        emit(end)
 
     @property
     def text(self) -> str:
