@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 
 import pytest
 
 from wasmetal.actor.threads import Ahead, each
-from wasmetal.errors import GuestError
-from wasmetal.host.threads import HostThread
 
 
-@pytest.fixture(params=["threads", "no threads"])
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.fixture(params=["threads", "refused", "never begin"])
 def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "no threads":
-
-        def refuse(thread: HostThread) -> None:
-            raise GuestError("no thread")
-
-        monkeypatch.setattr(HostThread, "start", refuse)
+    if request.param != "threads":
+        monkeypatch.setattr(_thread, "start_new_thread", refuse if request.param == "refused" else lambda *_: 1)
 
 
 @pytest.mark.usefixtures("_threads")

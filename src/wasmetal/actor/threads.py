@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from wasmetal.errors import GuestError
 from wasmetal.host.threads import HostThread
 
 A = TypeVar("A")
@@ -14,27 +13,25 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """A call on another thread, which begins now."""
+    """A call on another thread, which begins soon; or on the thread of who waits for it, if it has not begun then."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
         self._results: list[T] = []
         self._error: BaseException | None = None
-        self._thread: HostThread | None = HostThread(self._call)
-        try:
-            self._thread.start()
-        except GuestError:
-            self._thread = None
+        self._thread = HostThread(self._call)
+        self._thread.launch()
 
     def wait(self) -> None:
-        """Return once the call has ended."""
-        while self._thread and not self._thread.wait(1.0):
-            pass
+        """Return once the call has ended; if it has not begun, it never will."""
+        if not self._thread.withdraw():
+            while not self._thread.wait(1.0):
+                pass
 
     def result(self) -> T:
         """What the function returns, once it has. Raises what it does."""
         self.wait()
-        if not self._thread and not self._results and not self._error:
+        if not self._results and not self._error:
             self._call()
         if self._error:
             raise self._error

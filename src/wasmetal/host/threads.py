@@ -6,6 +6,7 @@ import _thread
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from wasmetal.errors import GuestError
 
@@ -47,16 +48,29 @@ class HostThread:
         except (RuntimeError, MemoryError) as error:
             reason = str(error) or "no memory"
         finally:  # after Ctrl-C too
-            never = self._turn.acquire(blocking=False)
-            if never:
-                self._function = None
-                self.ended = True
-                self._end.release()
+            never = self.withdraw()
         if never:
             raise GuestError(
                 f"cannot start a thread: {reason}; close other guests, or raise the process's limits on threads and "
                 "memory (`ulimit -u`, `ulimit -v`, vm.max_map_count)"
             )
+
+    def launch(self) -> None:
+        """Like :meth:`start`, but return at once: the thread begins soon, or never. Raises nothing.
+
+        Whoever waits for it calls :meth:`withdraw` first.
+        """
+        with suppress(RuntimeError, MemoryError):
+            _thread.start_new_thread(self._run, ())
+
+    def withdraw(self) -> bool:
+        """If the function is not being called yet, it never will be. Returns whether that is so."""
+        never = self._turn.acquire(blocking=False)
+        if never:
+            self._function = None
+            self.ended = True
+            self._end.release()
+        return never
 
     def wait(self, seconds: float) -> bool:
         """Wait for at most ``seconds``; return whether the thread has ended."""
