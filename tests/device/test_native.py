@@ -26,7 +26,7 @@ from wasmetal.device import rows as rows_module
 from wasmetal.device.cpu import library as libraries
 from wasmetal.device.cpu.compile import TARGETS, compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
-from wasmetal.device.rows import Rows, scatter
+from wasmetal.device.rows import Rows
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, NO_SINKS, Access
 from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
@@ -442,26 +442,6 @@ def test_rows_are_copied(native: Library, much: int, data: st.DataObject) -> Non
         Rows(sources).copy(1, [target.ctypes.data + at for target in targets[1:]])
     for row, target in enumerate(targets):
         assert target.tobytes() == b"".join([bytes(at), *(each[row].tobytes() for each in sources), bytes(9)])
-
-
-@pytest.mark.parametrize("much", [0, 1 << 40])
-@given(data=st.data())
-def test_arrays_are_scattered(native: Library, much: int, data: st.DataObject) -> None:
-    """Each to its own place, in pieces, and no byte beside it."""
-    sizes = data.draw(st.lists(st.integers(0, 700), max_size=9))
-    order = data.draw(st.permutations(range(len(sizes))))
-    rng = np.random.default_rng(len(sizes))
-    sources = [rng.integers(0, 256, size + 3, np.uint8)[2 : 2 + size] for size in sizes]
-    gap = data.draw(st.integers(0, 70))
-    begins = {number: gap + sum(sizes[each] + gap for each in order[:at]) for at, number in enumerate(order)}
-    target = np.zeros(sum(sizes) + gap * (len(sizes) + 1), np.uint8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(libraries, "_MUCH", much)
-        patch.setattr(rows_module, "_PIECE", data.draw(st.integers(1, 100)))
-        patch.setattr(rows_module, "library", lambda: native)
-        scatter(sources, [target.ctypes.data + begins[number] for number in range(len(sizes))])
-    expected = [bytes(gap) + sources[number].tobytes() for number in order]
-    assert target.tobytes() == b"".join(expected) + bytes(gap)
 
 
 def additions(native: Library, count: int, stop: ctypes.c_uint8) -> tuple[Calls, NDArray[np.float32]]:

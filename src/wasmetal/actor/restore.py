@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -34,7 +33,6 @@ from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
 from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
-from wasmetal.device.rows import scatter
 from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
 from wasmetal.host.functions.llm import OpenModel, OpenSession
@@ -186,19 +184,13 @@ class FromChunks:
     def memory(self, index: int, memory: Region) -> None:
         """See :class:`Contents`."""
         view = memory.view()
-        chunks: list[tuple[int, Chunk]] = []
         for page, chunk in self._manifest.memories[index].content.named:
-            if chunk:
-                chunks.append((page, chunk))
-            else:
+            if chunk is None:
                 view[page * PAGE : (page + 1) * PAGE] = 0
-        following = iter(chunks)
-        with closing(self._read([chunk for _, chunk in chunks])) as groups:
-            for group in groups:
-                some = list(islice(following, len(group)))
-                scatter(group, [memory.address + page * PAGE for page, _ in some])
-                for data, (page, chunk) in zip(group, some, strict=True):
-                    self.frozen.keep(("memory", index, page), data, chunk)
+                continue
+            data = self._get(chunk.digest, chunk.size)
+            view[page * PAGE : (page + 1) * PAGE] = data
+            self.frozen.keep(("memory", index, page), data, chunk)
 
     def table(self, index: int) -> list[int | None]:
         """See :class:`Contents`."""

@@ -6,11 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+
+import numpy as np
 
 from wasmetal.device.backend import Allocation, AnyBackend, Range
 from wasmetal.device.base import Bytes, MemoryKind
-from wasmetal.device.rows import Rows, scatter
+from wasmetal.device.rows import Rows
 
 CHUNK = 32 << 20
 """Size of the staging buffer in bytes."""
@@ -170,5 +171,7 @@ def _pieces(data: Sequence[Bytes]) -> Iterator[list[Bytes]]:
 
 def _join(data: Sequence[Bytes], out: Bytes) -> None:
     """Copy arrays into one, one after the other."""
-    *targets, _ = accumulate((each.size for each in data), initial=out.ctypes.data)
-    scatter(data, targets)
+    if len(data) == 1:
+        out[:] = data[0]
+    elif data:
+        np.concatenate(data, out=out)

@@ -11,11 +11,6 @@ import numpy as np
 from wasmetal.device.base import Bytes
 from wasmetal.device.cpu.library import library
 
-_PIECE = 1 << 14
-"""Bytes of the pieces that arrays are cut into for several threads, at least."""
-_PIECES = 1 << 10
-"""So many suffice for any number of threads."""
-
 
 class Rows:
     """Row i of uint8 arrays of shape [rows, n], one after the other."""
@@ -62,24 +57,3 @@ class Rows:
             for each in self._data:
                 each[row] = joined[begin : begin + each.shape[1]]
                 begin += each.shape[1]
-
-
-def scatter(data: Sequence[Bytes], targets: Sequence[int]) -> None:
-    """Copy uint8 arrays of shape [n], each to an address of its own, as :meth:`Rows.copy` does."""
-    if not data:
-        return
-    compiled = library()
-    if not compiled or any(each.strides[0] != 1 for each in data):
-        for each, target in zip(data, targets, strict=True):
-            ctypes.memmove(target, np.ascontiguousarray(each).ctypes.data, each.size)
-        return
-    sizes = np.array([each.size for each in data])
-    piece = max(_PIECE, int(sizes.sum()) // _PIECES)
-    counts = -(-sizes // piece)
-    which = np.repeat(np.arange(len(data)), counts)
-    begins = piece * (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts))
-    sources = np.array([each.__array_interface__["data"][0] for each in data])[which] + begins
-    first = min(targets)
-    offsets = (np.array(targets) - first)[which] + begins
-    described = sources, np.zeros_like(begins), np.minimum(sizes[which] - begins, piece), offsets
-    compiled.copy_rows([first], *(each.astype(np.uint64) for each in described))
