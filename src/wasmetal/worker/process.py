@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from weakref import WeakSet
 
-import wasmetal
 from wasmetal.errors import WasmetalError, printable
 from wasmetal.once import once
 from wasmetal.resident import resident_bytes
@@ -163,7 +162,7 @@ class WorkerProcess:
 def _start(end: socket.socket, environment: Mapping[str, str], stdin: bool) -> subprocess.Popen[bytes]:
     """Start Python anew: a forked process would have locks that nobody releases, and this process's memory."""
     # Found wherever this process found them. No folder that stands for the current one, and no code in .pth files.
-    path = [str(Path(wasmetal.__file__).resolve().parents[1]), *filter(None, sys.path)]
+    path = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _CODE, str(end.fileno()), *path],
         stdin=None if stdin else subprocess.DEVNULL,
