@@ -42,6 +42,7 @@ def main(
     clients: Annotated[str, typer.Option(help="How many at once, separated by commas.")] = "1,8,32",
     requests: Annotated[int, typer.Option(min=1, help="Of each client, one after another.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="The one with the most tokens a second is shown.")] = 2,
+    piece_tokens: Annotated[int, typer.Option(min=1, max=128, help="As of the server.")] = ServerLimits().piece_tokens,
     device_us: Annotated[str, typer.Option(help="As of host_time.")] = H200_US,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -56,7 +57,7 @@ def main(
         random_model.write(path, "Q8_0", "wide")
         with (
             load_model(path, device, context=CONTEXT, contexts=max(numbers) + 1, prefixes=1) as model,
-            _serving(model, max(numbers)) as address,
+            _serving(model, ServerLimits(running=max(numbers), piece_tokens=piece_tokens)) as address,
         ):
             _load(address, model.name, 1, 1)
             time_batches(model, backend, (one, more, each))
@@ -91,7 +92,7 @@ def _load(address: str, name: str, clients: int, requests: int) -> dict[str, flo
 
 
 @contextmanager
-def _serving(model: Model, clients: int) -> Iterator[str]:
+def _serving(model: Model, limits: ServerLimits) -> Iterator[str]:
     """Serve it on a thread, at an address."""
     addresses: list[str] = []
     ready = threading.Event()
@@ -100,7 +101,7 @@ def _serving(model: Model, clients: int) -> Iterator[str]:
         addresses.append(urlsplit(address).netloc)
         ready.set()
 
-    server = Server(application(Engine([model], ServerLimits(running=clients))), listen("127.0.0.1", 0), started)
+    server = Server(application(Engine([model], limits)), listen("127.0.0.1", 0), started)
     thread = threading.Thread(target=server.run)
     thread.start()
     ready.wait(60)

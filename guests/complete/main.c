@@ -14,7 +14,7 @@
 #include "wasmetal/sampler.h"
 #include "wasmetal.h"
 
-#define BURST 16 /* tokens of a call of wm_session_generate, at most: they are written together */
+#define BURST 128 /* tokens of a call of wm_session_generate, at most */
 
 typedef struct Completion {
   Request request;
@@ -184,8 +184,8 @@ static uint32_t burst(const Completion *c) {
   const RequestHeader *h = &c->request.header;
   if (h->logprobs || !candidates(c)) return 0;
   uint32_t room = c->info.context_length - c->length, left = h->max_tokens - c->drawn;
-  uint32_t most = room < left ? room : left;
-  return most < BURST ? most : BURST;
+  uint32_t most = room < left ? room : left, piece = h->piece < BURST ? h->piece : BURST;
+  return most < piece ? most : piece;
 }
 
 /* Runs a token, and those that the device chooses after it but for the last. Returns how many those are. */

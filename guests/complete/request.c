@@ -36,6 +36,7 @@ bool request_read(Request *request, const wm_model_info *info) {
   if (h->logprobs > WM_MAX_TOP + 1) return refuse("too many logprobs");
   if (h->biases > info->vocab_size) return refuse("too many biases");
   if (h->masks > 1) return refuse("masks are there or not");
+  if (!h->piece) return refuse("a piece of no tokens");
   if (h->stops > MAX_STOPS) return refuse("too many stop strings");
   request->sampler = (Sampler){.temperature = h->temperature, .top_k = h->top_k, .top_p = h->top_p, .min_p = h->min_p,
                                .repeat_penalty = 1, .seed = (uint64_t)h->seed_high << 32 | h->seed_low};

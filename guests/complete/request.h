@@ -8,7 +8,7 @@
 #include "wasmetal/sampler.h"
 #include "wasmetal.h"
 
-#define REQUEST_MAGIC 0x32636d77 /* "wmc2" */
+#define REQUEST_MAGIC 0x33636d77 /* "wmc3" */
 #define MAX_STOPS 16
 #define MAX_STOP 1024 /* bytes of a stop string */
 
@@ -25,6 +25,7 @@ typedef struct RequestHeader {
   uint32_t biases, stops;
   uint32_t seed_low, seed_high;
   uint32_t masks; /* 1: before each token, the host says which may be drawn, and after it is told (reply.h) which was */
+  uint32_t piece; /* 1 or more: most tokens that are drawn before they are written together */
 } RequestHeader;
 
 typedef struct Bias {

@@ -19,6 +19,7 @@ from wasmetal.serve.protocol import Drawn, End, ReplyReader, Request, Sampling, 
 
 COMPLETE = Path(__file__).parents[2] / "guests" / "complete.wasm"
 GREEDY = Sampling(temperature=0)
+ONE_BY_ONE = [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b" ", b"st ", b"t", b"w"]
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +87,26 @@ def test_stop_strings_cut_the_text_where_the_first_begins(
 
 
 @pytest.mark.parametrize(
-    ("logprobs", "pieces"),
+    ("fields", "pieces"),
     [
-        pytest.param(0, [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b" ", b"st ", b"t", b"w"], id="one by one"),
-        pytest.param(None, [b"0", b"123456 st two ", b"stay now ", b""], id="together"),
+        pytest.param({"logprobs": 0}, ONE_BY_ONE, id="the guest chooses"),
+        pytest.param({"piece": 1}, ONE_BY_ONE, id="one by one"),
+        pytest.param({"piece": 5}, [b"0", b"12345", b"6 st ", b"two ", b"stay n", b"ow ", b""], id="five"),
+        pytest.param({}, [b"0", b"123456 st two ", b"stay now ", b""], id="sixteen"),
+        pytest.param({"piece": 2**32 - 1}, [b"0", b"123456 st two stay now "], id="all"),
     ],
 )
 def test_what_a_stop_string_may_begin_in_is_held_back(
-    program: Program, logprobs: int | None, pieces: list[bytes]
+    program: Program, fields: dict[str, Any], pieces: list[bytes]
 ) -> None:
-    """Whether tokens come one by one or, after the first, up to 16 together."""
+    """Whether tokens come one by one or, after the first, several together."""
     model, seen = ScriptedModel(b"0123456 st two stay now stop three"), []
     reader = ReplyReader()
 
     def stdout(data: bytes) -> None:
         seen.append(b"".join(record.text for record in reader.feed(data) if isinstance(record, Token)))
 
-    request = Request(b"x", 100, GREEDY, stops=[b"stop"], logprobs=logprobs)
+    request = Request(b"x", 100, GREEDY, stops=[b"stop"], **fields)
     with Guest(program, models={"default": model}, stdin=request.encode(), stdout=stdout) as guest:
         guest.run()
     assert seen[: len(pieces)] == pieces
@@ -229,7 +233,8 @@ def test_only_what_the_mask_allows_is_drawn(program: Program, path: Path, cpu: D
 
 def test_a_request_that_is_none_is_refused(program: Program) -> None:
     good = Request(b"ab", 5, GREEDY, stops=[b"x"]).encode()
-    for bad in (b"", good[:-1], b"wmc1" + good[4:], good[:4] + bytes(4) + good[8:], good[:4] + b"\xff" * 4 + good[8:]):
+    fields = bytes(4) + good[8:], b"\xff" * 4 + good[8:], good[4:64] + bytes(4) + good[68:]
+    for bad in (b"", good[:-1], b"wmc1" + good[4:], *(good[:4] + rest for rest in fields)):
         tokens, end, errors = complete(program, ScriptedModel(b"a"), bad)
         assert (tokens, end) == ([], None)
         assert errors.startswith(b"complete: ")

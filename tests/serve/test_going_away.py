@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import pytest
 
 from tests.cli.command import SCRIPT
 from tests.serve.serving import PATIENCE, Serving, serving, wait_for
+from wasmetal.device.base import Submission
 from wasmetal.models import Model
+from wasmetal.models.lm.jobs import Job
+from wasmetal.models.lm.passes import Pass
 from wasmetal.serve.engine import Engine
 from wasmetal.serve.generation import Generation
 from wasmetal.serve.limits import ServerLimits
@@ -77,21 +80,36 @@ def test_so_does_one_that_waits_for_the_whole_answer(one_at_a_time: Serving) -> 
     assert 'status="499"' in one_at_a_time.ask("/metrics")[1]
 
 
-def test_decoding_stops_within_two_tokens(tiny: Model) -> None:
-    request = Request([30, 40], 4000, Sampling(biases={0: -100.0, 2: -100.0}))
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(Request([30, 40], 4000, Sampling(biases={0: -100.0, 2: -100.0})), id="the guest chooses"),
+        pytest.param(Request([5], 4000, Sampling(top_k=64, seed=3), piece=1), id="the device chooses"),
+    ],
+)
+def test_decoding_stops_within_two_tokens(tiny: Model, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, begun = tiny._scheduler, 0
+    start = scheduler._start
+
+    def counted(taken: Pass, jobs: Sequence[Job]) -> Submission:
+        nonlocal begun
+        begun += max(job.draws.steps if job.draws else 1 for job in jobs)
+        return start(taken, jobs)
 
     async def generate() -> int:
         engine = Engine([tiny])
-        async with Generation(engine, tiny, [request]) as generation:
+        async with Generation(engine, tiny, [request_]) as generation:
             events = generation.events()
             for _ in range(5):
                 await anext(events)
-            before = tiny.batches.submitted
+            current = scheduler._current
+            ended = begun - (max(current.steps, 1) if current else 0)
             generation.cancel()
             assert [event async for event in events] == []
         await engine.close()
-        return tiny.batches.submitted - before
+        return begun - ended
 
+    monkeypatch.setattr(scheduler, "_start", counted)
     # One may have been in flight, and one begun before this thread got Python's lock.
     assert asyncio.run(generate()) <= 3
 

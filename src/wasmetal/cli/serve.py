@@ -56,6 +56,10 @@ def serve(
     guest: Guests = None,
     actors: Actors = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
+    piece_tokens: Annotated[
+        int,
+        typer.Option(help="Most tokens that are streamed together: fewer come sooner, more a second.", min=1, max=128),
+    ] = 16,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Let answers not depend, bit for bit, on what else is running.")
     ] = False,
@@ -128,7 +132,9 @@ def serve(
         raise OptionError("--guest and --actors are not for --ray: replicas share no folders, and no conversations")
     recipe = Recipe(
         models=models or [DEFAULT_MODEL],
-        limits=ServerLimits(running=parallel, waiting=queue, max_tokens=max_tokens, resident=parallel),
+        limits=ServerLimits(
+            running=parallel, waiting=queue, max_tokens=max_tokens, piece_tokens=piece_tokens, resident=parallel
+        ),
         keys=keys,
         loading={
             "context": context,

@@ -63,6 +63,7 @@ def requests_for(
             body.stops,
             logprobs,
             grammar and grammar.copy(),
+            limits.piece_tokens,
         )
         for prompt in prompts
         for index in range(n)

@@ -25,6 +25,9 @@ class ServerLimits:
     """Completions of one request."""
     max_tokens: int | None = None
     """Tokens of a completion; those who ask for more get so many."""
+    piece_tokens: int = 16
+    """Tokens of a completion that come together, at most, where the device chooses one after another. With 1, a client
+    that goes away stops its completion within a token; with more, there are more tokens a second."""
     memory_bytes: int = 256 << 20
     """Linear memory of a completion's guest."""
     resident: int = 8

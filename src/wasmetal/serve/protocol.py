@@ -15,8 +15,8 @@ from wasmetal.models.lm.heads import MOST_TOP
 MAX_STOPS = 16
 MAX_STOP = 1024
 """Most stop strings, and most bytes of one."""
-_MAGIC = 0x32636D77
-_REQUEST = struct.Struct("<6I5f5I")
+_MAGIC = 0x33636D77
+_REQUEST = struct.Struct("<6I5f6I")
 _TOKEN = struct.Struct("<IIfII")
 _TOP = struct.Struct("<If")
 _END = struct.Struct("<III")
@@ -63,6 +63,8 @@ class Request:
     """How many of the likeliest tokens are wanted with each token, 0 to MOST_TOP; None: no log-probabilities at all."""
     grammar: Grammar | None = None
     """What the text obeys, unless it ends early."""
+    piece: int = 16
+    """Most tokens that are drawn before the guest writes them together, 1 or more."""
 
     def encode(self) -> bytes:
         """The bytes that the guest reads."""
@@ -84,6 +86,7 @@ class Request:
             s.seed & 0xFFFFFFFF,
             s.seed >> 32,
             self.grammar is not None,
+            self.piece,
         )
         biases = b"".join(_TOP.pack(token, bias) for token, bias in s.biases.items())
         stops = b"".join(_KIND.pack(len(stop)) + stop for stop in self.stops)
