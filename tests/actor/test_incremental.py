@@ -23,11 +23,11 @@ from tests.actor.guests import probe, probe_program
 from tests.actor.snapshots import chunk_files
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Actor, Snapshot, load_model
-from wasmetal.actor import capture, chunks, frozen
+from wasmetal.actor import capture, chunks, frozen, restore
 from wasmetal.actor.chunks import MemoryChunks
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.manifest import Chunk, Manifest, Session
-from wasmetal.actor.store import DirectoryStore, Lease, StoredSnapshot, UrlStore, container, envelope
+from wasmetal.actor.store import DirectoryStore, Lease, UrlStore, container, envelope
 from wasmetal.device import Device
 from wasmetal.errors import SnapshotError
 from wasmetal.host.errno import Errno
@@ -411,7 +411,7 @@ def test_sessions_are_frozen_and_thawed_in_groups_of_chunks(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
     monkeypatch.setattr(capture, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
-    monkeypatch.setattr(StoredSnapshot, "at_once", blocks * 32 * model.cache.position_bytes)
+    monkeypatch.setattr(restore, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
     scene = Scene(model, tmp_path)
     try:
         scene.forward(2, 31, 4)
@@ -450,7 +450,7 @@ def test_converted_sessions_have_other_digests(model: Model, tmp_path: Path, cpu
 def test_a_damaged_block_is_refused_and_nothing_is_held(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, damage: str
 ) -> None:
-    monkeypatch.setattr(StoredSnapshot, "at_once", blocks * 32 * model.cache.position_bytes)
+    monkeypatch.setattr(restore, "AT_ONCE", blocks * 32 * model.cache.position_bytes)
     scene = Scene(model, tmp_path)
     try:
         scene.forward(0, 150, 2)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 AT_ONCE: Final = 64 << 20
-"""Bytes of a session's chunks that are copied together: few copies are made, and the rest is read meanwhile."""
+"""Bytes of a session's chunks that are copied together, or more if none has to be read: few copies are made, and the
+rest is read meanwhile."""
 THREADS: Final = min(8, os.cpu_count() or 1)
 """That read chunks and compute digests, which takes most of the time and releases the interpreter's lock."""
 
@@ -67,8 +68,8 @@ class ChunkSink(Protocol):
 class ChunkSource(Protocol):
     """Gives the chunks of a snapshot that is being thawed."""
 
-    at_once: int
-    """Bytes of a session's chunks that are best asked for together: the next are read while these are copied."""
+    in_memory: bool
+    """Whether the chunks are in this process's memory, and known to be right."""
 
     def get(self, digest: str, size: int) -> memoryview:
         """The ``size`` bytes with this digest, read-only. Raises SnapshotError if missing, or not of that digest."""
@@ -80,8 +81,7 @@ class ChunkSource(Protocol):
 class MemoryChunks:
     """Chunks in this process's memory, for a snapshot that is thawed here; a sink and a source."""
 
-    at_once = 4 * AT_ONCE
-    """There is nothing to read meanwhile."""
+    in_memory = True
 
     def __init__(self, earlier: MemoryChunks | None = None) -> None:
         """``earlier``: whose chunks are shared, those that :meth:`has` is asked for while they exist."""

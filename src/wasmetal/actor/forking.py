@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wasmetal.actor.capture import pieces_of
@@ -57,8 +58,9 @@ class FromActor:
             device.write(buffer, index * BLOCK_BYTES, piece)
         self.copied += held.nbytes
 
-    def session(self, slot: int, held: Session, opened: OpenModel) -> ModelSession:
+    def session(self, slot: int, held: Session, opened: OpenModel) -> Callable[[], ModelSession]:
         """A fork of the session."""
         original = self._held[slot]
         assert isinstance(original, OpenSession)
-        return original.session.fork()
+        fork = original.session.fork()
+        return lambda: fork

@@ -5,14 +5,14 @@ What is wrong with a manifest, or does not fit what is granted, is found before 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from wasmetal.actor.chunks import ChunkSource
+from wasmetal.actor.chunks import AT_ONCE, ChunkSource
 from wasmetal.actor.frozen import Frozen
 from wasmetal.actor.grants import Grants
 from wasmetal.actor.guest import ActorGuest
@@ -60,8 +60,8 @@ class Contents(Protocol):
     def buffer(self, slot: int, held: DeviceBuffer, buffer: Buffer) -> None:
         """Fill a buffer that is zero."""
 
-    def session(self, slot: int, held: Session, opened: OpenModel) -> ModelSession:
-        """A session with these tokens."""
+    def session(self, slot: int, held: Session, opened: OpenModel) -> Callable[[], ModelSession]:
+        """What gives a session with these tokens, and may wait until it has them."""
 
 
 def check(manifest: Manifest, program: ActorProgram, grants: Grants, limits: Limits) -> None:
@@ -178,7 +178,7 @@ class FromChunks:
         self._source = source
         self._device = device
         self.frozen = Frozen()
-        self._prefixes: dict[tuple[int, str], tuple[int, ModelSession]] = {}
+        self._prefixes: dict[tuple[int, str], tuple[int, Callable[[], ModelSession]]] = {}
         """Sessions by their first blocks: from the number of a beginning and the next block to a longer beginning."""
 
     def memory(self, index: int, memory: Region) -> None:
@@ -209,8 +209,11 @@ class FromChunks:
                 self._device.write(buffer, index * BLOCK_BYTES, data)
                 self.frozen.keep(("buffer", slot, index), data, chunk)
 
-    def session(self, slot: int, held: Session, opened: OpenModel) -> ModelSession:
-        """See :class:`Contents`. Sessions that begin with the same blocks share their pages again."""
+    def session(self, slot: int, held: Session, opened: OpenModel) -> Callable[[], ModelSession]:
+        """See :class:`Contents`. Sessions that begin with the same blocks share their pages again.
+
+        Chunks that are in memory are copied by another thread, while the guest's first message comes.
+        """
         digests = [block.digest for block in held.blocks[: held.tokens // BLOCK_TOKENS]]
         root = ~list(self._manifest.models).index(held.model)  # no session has another model's pages
         node, common, other = root, 0, None
@@ -219,21 +222,24 @@ class FromChunks:
                 break
             node, other = self._prefixes[node, digest]
             common += 1
-        session = other.fork() if other else opened.model.session(opened.holder)
+        session = other().fork() if other else opened.model.session(opened.holder)
         try:
             session.truncate(common * BLOCK_TOKENS)
-            with closing(self._read(held.blocks[common:])) as groups:
-                session.append_rows(groups, held.tokens - session.length, dtype := self._kv_type(held))
+            with closing(self._read(held.blocks[common:])) as reading:
+                groups = list(reading) if self._source.in_memory else reading  # a chunk that is missing is found now
+                append = session.reserve_rows(held.tokens - session.length, dtype := self._kv_type(held))
+                fill = partial(_filled, session, append, groups, digests if dtype is session.model.cache.dtype else ())
+                get = Ahead(fill).result
+                if not self._source.in_memory:
+                    get()
         except BaseException:
             session.close()
             raise
-        if dtype is session.model.cache.dtype:  # else the rows were converted
-            session.digests = {(number + 1) * BLOCK_TOKENS: digest for number, digest in enumerate(digests)}
         for digest in digests[common:]:
             number = len(self._prefixes)
-            self._prefixes[node, digest] = number, session
+            self._prefixes[node, digest] = number, get
             node = number
-        return session
+        return get
 
     def _kv_type(self, held: Session) -> DType:
         return DType[self._manifest.models[held.model].kv_type or ""]
@@ -241,7 +247,7 @@ class FromChunks:
     def _read(self, chunks: Sequence[Chunk]) -> Generator[list[Bytes]]:
         """Chunks in groups, of which the next is read while the caller has one."""
         ahead: Ahead[list[Bytes]] | None = None
-        groups = list(_groups(chunks, self._source.at_once))
+        groups = list(_groups(chunks, 4 * AT_ONCE if self._source.in_memory else AT_ONCE))
         try:
             for number, group in enumerate(groups):
                 blocks = ahead.result() if ahead else self._get_several(group)
@@ -258,6 +264,22 @@ class FromChunks:
     def _get_several(self, chunks: Sequence[Chunk]) -> list[Bytes]:
         found = self._source.get_several([(chunk.digest, chunk.size) for chunk in chunks])
         return [_array(data, chunk.digest, chunk.size) for data, chunk in zip(found, chunks, strict=True)]
+
+
+def _filled(
+    session: ModelSession,
+    append: Callable[[Iterable[Sequence[Bytes]]], None],
+    groups: Iterable[Sequence[Bytes]],
+    digests: Sequence[str],
+) -> ModelSession:
+    """The session, once it has its tokens. ``digests``: of its whole blocks, unless their rows are converted."""
+    try:
+        append(groups)
+    except BaseException:
+        session.close()
+        raise
+    session.digests = {(number + 1) * BLOCK_TOKENS: digest for number, digest in enumerate(digests)}
+    return session
 
 
 def _groups(chunks: Iterable[Chunk], at_once: int) -> Iterator[list[Chunk]]:

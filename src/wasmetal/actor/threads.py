@@ -16,7 +16,7 @@ class Ahead(Generic[T]):
     """A call on another thread, which begins soon; or on the thread of who waits for it, if it has not begun then."""
 
     def __init__(self, function: Callable[[], T]) -> None:
-        self._function = function
+        self._function: Callable[[], T] | None = function
         self._results: list[T] = []
         self._error: BaseException | None = None
         self._thread = HostThread(self._call)
@@ -38,8 +38,10 @@ class Ahead(Generic[T]):
         return self._results[0]
 
     def _call(self) -> None:
+        function, self._function = self._function, None  # nothing that it refers to is to be kept
+        assert function
         try:
-            self._results.append(self._function())
+            self._results.append(function())
         except BaseException as error:
             self._error = error
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from wasmetal.actor.chunks import AT_ONCE, THREADS, ChunkSource, digests_of
+from wasmetal.actor.chunks import THREADS, ChunkSource, digests_of
 from wasmetal.actor.store import chunk_bytes
 from wasmetal.actor.store.envelope import Envelope
 from wasmetal.actor.store.leasing import Holder, Lease
@@ -91,8 +91,7 @@ class Save(Closing, ABC):
 class StoredSnapshot(Closing, ABC):
     """A stored snapshot that is open; a :class:`ChunkSource`. Its chunks stay as long as it is open."""
 
-    at_once = AT_ONCE
-    """See :class:`ChunkSource`."""
+    in_memory = False
 
     def __init__(self, envelope: Envelope) -> None:
         """Raises SnapshotError if the manifest's list of chunks is damaged."""

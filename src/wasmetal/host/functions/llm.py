@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,7 +54,8 @@ class OpenModel:
 class OpenSession:
     """A session that a guest holds."""
 
-    session: Session
+    get: Callable[[], Session]
+    """Gives the session. It may have to wait until it has its tokens, and raises what keeps it from getting them."""
     opened: OpenModel
     """The model that it was opened from."""
     logits_at: int = 0
@@ -64,13 +66,19 @@ class OpenSession:
     """The length at which it is expected to go on with an answer, by one token; None: at any."""
 
     @property
+    def session(self) -> Session:
+        """What ``get`` gives."""
+        return self.get()
+
+    @property
     def model(self) -> Model:
         """The session's model."""
-        return self.session.model
+        return self.opened.model
 
     def close(self) -> None:
         """Release the session and the guest's pages."""
-        self.session.close()
+        with suppress(Exception):  # it never got its tokens
+            self.session.close()
         self.drop_logits()
 
     def drop_logits(self) -> None:
@@ -204,7 +212,7 @@ class Llm:
         opened = self._handles.get(handle, OpenModel)
         self._handles.check_room()
         session = opened.model.session(opened.holder)
-        new_handle[0] = self._handles.add(OpenSession(session, opened))
+        new_handle[0] = self._handles.add(OpenSession(lambda: session, opened))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
@@ -277,7 +285,8 @@ class Llm:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        new_handle[0] = self._handles.add(OpenSession(held.session.fork(), held.opened, decoded=held.decoded))
+        fork = held.session.fork()
+        new_handle[0] = self._handles.add(OpenSession(lambda: fork, held.opened, decoded=held.decoded))
 
     def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)

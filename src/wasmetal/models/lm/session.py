@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import weakref
 import zlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from wasmetal.device.base import Bytes, Submission
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import KV
 from wasmetal.models.lm.heads import MOST_ROWS, Head, TopLogits
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, page_count
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, page_count
 from wasmetal.models.lm.multi_step import Draws
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.states import State
@@ -203,12 +204,24 @@ class Session(Closing):
         Counted in ``bytes_copied``. Raises ModelError if the bytes are not as many, or the context has no room,
         OutOfDeviceMemoryError if the cache has none, and what the iterator does. The session is then unchanged.
         """
+        self.reserve_rows(count, dtype)(groups)
+
+    def reserve_rows(self, count: int, dtype: DType) -> Callable[[Iterable[Sequence[Bytes]]], None]:
+        """Reserve pages for ``count`` more tokens. Return what :meth:`append_rows` then does with the groups.
+
+        It must be called, once, from any thread, and before the session is used for anything else. Raises what
+        :meth:`append_rows` does for a lack of room.
+        """
         model = self._open()
-        cache, length = model.cache, self.length + count
-        if length > model.context_length:
-            raise ModelError(f"{length} tokens are more than the context of {model.context_length}")
+        if self.length + count > model.context_length:
+            raise ModelError(f"{self.length + count} tokens are more than the context of {model.context_length}")
         with model.lock:
-            growth = cache.grow(self.pages, self.length, count, self.holder)
+            growth = model.cache.grow(self.pages, self.length, count, self.holder)
+        return partial(self._append_rows, growth, count, dtype)
+
+    def _append_rows(self, growth: Growth, count: int, dtype: DType, groups: Iterable[Sequence[Bytes]]) -> None:
+        model, length = self.model, self.length + count
+        cache = model.cache
         try:
             with model.lock:
                 if copies := cache.copying(growth):
