@@ -92,7 +92,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(_line("bytes, new one message later, MB", [f"{row['later_nbytes'] / 1e6:.1f}" for row in rows]))
         lines += [_line(name, [f"{1e3 * row[field]:.2f}" for row in rows]) for name, field in LINES]
         lines.append(_line("prefill, times a thaw", [f"{row['prefill'] / row['thaw']:.1f}" for row in rows]))
-        lines.append(_line("thaw, GB/s", [f"{row['nbytes'] / row['thaw'] / 1e9:.1f}" for row in rows]))
+        lines.append(_line("thaw from a store, GB/s", [f"{row['nbytes'] / row['load'] / 1e9:.1f}" for row in rows]))
         if limit := found["copies_bytes_per_second"]:
             lines.append(_line("copies to the device, GB/s", [f"{limit / 1e9:.1f}"]))
     lines.append("")

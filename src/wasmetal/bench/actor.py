@@ -50,7 +50,7 @@ class Row:
     """As ``freeze``, to a store on a folder, on the disk."""
     save_later: float
     thaw: float
-    """From memory, until the actor takes messages."""
+    """From memory, until the actor takes messages. Its sessions may not have all of their tokens yet."""
     thaw_first_token: float
     """That, and the next message to the end of a reply of one token."""
     awake_first_token: float

@@ -223,7 +223,6 @@ def actor(
                 "thaw_first_token_beyond_awake": row.thaw_first_token - row.awake_first_token,
                 "load_first_token_beyond_awake": row.load_first_token - row.awake_first_token,
                 "freeze_bytes_per_second": row.nbytes / row.freeze,
-                "thaw_bytes_per_second": row.nbytes / row.thaw,
             }
             for row in rows
         ]
@@ -242,7 +241,7 @@ def actor(
         ("freeze, one message later", lambda row: f"{1e3 * row.freeze_later:.2f}"),
         ("freeze to the disk", lambda row: moved(row, row.save)),
         ("freeze to the disk, one message later", lambda row: f"{1e3 * row.save_later:.2f}"),
-        ("thaw", lambda row: moved(row, row.thaw)),
+        ("thaw", lambda row: f"{1e3 * row.thaw:.2f}"),
         ("thaw to the first token", lambda row: f"{1e3 * row.thaw_first_token:.2f}"),
         ("  beyond that of an actor awake", lambda row: f"{1e3 * (row.thaw_first_token - row.awake_first_token):.2f}"),
         ("  of the time of prefill", lambda row: f"{row.thaw_first_token / row.prefill:.4f}"),
