@@ -29,12 +29,13 @@ class Ahead(Generic[T]):
                 pass
 
     def result(self) -> T:
-        """What the function returns, once it has. Raises what it does."""
-        self.wait()
-        if not self._results and not self._error:
-            self._call()
-        if self._error:
-            raise self._error
+        """What the function returns, once it has. Raises what it does. Asked again, it takes no lock."""
+        if not self._results:
+            self.wait()
+            if not self._results and not self._error:
+                self._call()
+            if self._error:
+                raise self._error
         return self._results[0]
 
     def _call(self) -> None:
