@@ -45,8 +45,8 @@ def launch(name: str, p: SimpleNamespace, *arrays: Bytes) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rows", "heads", "kv_heads", "head_dim", "page_size", "table", "pages", "position"),
-    [
+    "prompt",
+    [  # dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position
         (DType.F16, 40, 8, 2, 64, 16, [7, 2, 11, 0, 5, 9, 3, 1, 8, 4, 6, 10], 12, 120),  # two tiles and a part
         (DType.F16, 21, 9, 3, 56, 16, [3, 0, 2, 1], 4, 37),  # three heads of 21 rows: a query is left over
         (DType.F16, 19, 8, 2, 128, 32, range(9), 9, 70),
@@ -54,20 +54,10 @@ def launch(name: str, p: SimpleNamespace, *arrays: Bytes) -> Any:
         (DType.F32, 70, 2, 1, 8, 1, range(100), 100, 0),
         (DType.Q8_0, 33, 2, 2, 64, 16, [3, 0, 2, 1], 4, 20),
     ],
+    ids=str,
 )
-def test_prompts(
-    device: Device,
-    dtype: DType,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    page_size: int,
-    table: Any,
-    pages: int,
-    position: int,
-) -> None:
-    check_prompt(check, device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position)
+def test_prompts(device: Device, prompt: tuple[Any, ...]) -> None:
+    check_prompt(check, device, *prompt)
 
 
 @SINKS

@@ -88,8 +88,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 @pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
-    ("rows", "heads", "kv_heads", "head_dim", "page_size", "table", "pages", "position"),
-    [
+    "prompt",
+    [  # rows, heads, kv_heads, head_dim, page_size, table, pages, position
         (1, 1, 1, 8, 1, [0], 1, 0),
         (70, 32, 8, 64, 16, range(12), 12, 90),
         (33, 2, 2, 64, 16, [3, 0, 2, 1], 4, 20),  # one head of each row
@@ -100,20 +100,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
         (3, 140, 2, 16, 5, [4, 2, 0, 3], 5, 3),  # more heads than a group has queries
         (131, 2, 1, 8, 32, range(9), 9, 0),
     ],
+    ids=str,
 )
-def test_prompts(
-    device: Device,
-    dtype: DType,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    page_size: int,
-    table: Any,
-    pages: int,
-    position: int,
-) -> None:
-    check_prompt(check, device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position)
+def test_prompts(device: Device, dtype: DType, prompt: tuple[Any, ...]) -> None:
+    check_prompt(check, device, dtype, *prompt)
     assert uses_matrix_units(device)
 
 

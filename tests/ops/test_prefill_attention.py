@@ -17,8 +17,8 @@ check = partial(test_attention.check_attention, attend=ops.prefill_attention)
 
 @pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
-    ("rows", "heads", "kv_heads", "head_dim", "page_size", "table", "pages", "position"),
-    [
+    "prompt",
+    [  # rows, heads, kv_heads, head_dim, page_size, table, pages, position
         (1, 1, 1, 4, 1, [0], 1, 0),
         (33, 2, 2, 64, 16, [3, 0, 2, 1], 4, 20),  # 16 rows of a head in a group
         (21, 9, 3, 64, 16, [3, 0, 2, 1], 4, 37),  # three heads of five rows: a query is left over
@@ -29,9 +29,10 @@ check = partial(test_attention.check_attention, attend=ops.prefill_attention)
         (131, 2, 1, 8, 32, range(9), 9, 0),
         (3, 2, 2, 252, 3, [2, 1, 0], 3, 0),
     ],
+    ids=str,
 )
-def test_prompts(device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position):
-    check_prompt(check, device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position)
+def test_prompts(device, dtype, prompt):
+    check_prompt(check, device, dtype, *prompt)
 
 
 @pytest.mark.parametrize("dtype", KV)
