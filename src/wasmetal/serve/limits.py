@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PIECE_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
@@ -25,7 +27,7 @@ class ServerLimits:
     """Completions of one request."""
     max_tokens: int | None = None
     """Tokens of a completion; those who ask for more get so many."""
-    piece_tokens: int = 16
+    piece_tokens: int = PIECE_TOKENS
     """Tokens of a completion that come together, at most, where the device chooses one after another. With 1, a client
     that goes away stops its completion within a token; with more, there are more tokens a second."""
     memory_bytes: int = 256 << 20

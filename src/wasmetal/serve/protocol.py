@@ -11,6 +11,7 @@ import numpy as np
 from wasmetal.errors import GuestError
 from wasmetal.models.lm.grammar import Grammar
 from wasmetal.models.lm.heads import MOST_TOP
+from wasmetal.serve.limits import PIECE_TOKENS
 
 MAX_STOPS = 16
 MAX_STOP = 1024
@@ -63,7 +64,7 @@ class Request:
     """How many of the likeliest tokens are wanted with each token, 0 to MOST_TOP; None: no log-probabilities at all."""
     grammar: Grammar | None = None
     """What the text obeys, unless it ends early."""
-    piece: int = 16
+    piece: int = PIECE_TOKENS
     """Most tokens that are drawn before the guest writes them together, 1 or more."""
 
     def encode(self) -> bytes:
