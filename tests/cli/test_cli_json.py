@@ -148,5 +148,4 @@ def test_actor_measures_each_length(tmp_path: Path) -> None:
         assert row["thaw_of_prefill"] == pytest.approx(row["thaw"] / row["prefill"])
         assert row["thaw_first_token_of_prefill"] == pytest.approx(row["thaw_first_token"] / row["prefill"])
         assert row["freeze_bytes_per_second"] == pytest.approx(row["nbytes"] / row["freeze"])
-        assert row["freeze_bytes_per_second"] == pytest.approx(row["nbytes"] / row["freeze"])
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
