@@ -12,7 +12,7 @@ from wasmetal.actor.manifest import BLOCK_BYTES, DeviceBuffer, Session
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.device.base import Buffer
 from wasmetal.host.commands import GuestBuffer
-from wasmetal.host.functions.llm import OpenModel, OpenSession
+from wasmetal.host.functions.llm import OpenModel, OpenSession, ready
 from wasmetal.memory import Region
 
 if TYPE_CHECKING:
@@ -62,5 +62,4 @@ class FromActor:
         """A fork of the session."""
         original = self._held[slot]
         assert isinstance(original, OpenSession)
-        fork = original.session.fork()
-        return lambda: fork
+        return ready(original.session.fork())

@@ -35,7 +35,7 @@ from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
 from wasmetal.errors import SnapshotError, printable
 from wasmetal.host.descriptors import Descriptor, File, Input
-from wasmetal.host.functions.llm import OpenModel, OpenSession
+from wasmetal.host.functions.llm import OpenModel, OpenSession, ready
 from wasmetal.host.limits import Limits
 from wasmetal.host.view import GuestMemory
 from wasmetal.kernels.dtypes import KV, DType
@@ -210,10 +210,7 @@ class FromChunks:
                 self.frozen.keep(("buffer", slot, index), data, chunk)
 
     def session(self, slot: int, held: Session, opened: OpenModel) -> Callable[[], ModelSession]:
-        """See :class:`Contents`. Sessions that begin with the same blocks share their pages again.
-
-        Chunks that are in memory are copied by another thread, while the guest's first message comes.
-        """
+        """See :class:`Contents`. Sessions that begin with the same blocks share their pages again."""
         digests = [block.digest for block in held.blocks[: held.tokens // BLOCK_TOKENS]]
         root = ~list(self._manifest.models).index(held.model)  # no session has another model's pages
         node, common, other = root, 0, None
@@ -225,13 +222,7 @@ class FromChunks:
         session = other().fork() if other else opened.model.session(opened.holder)
         try:
             session.truncate(common * BLOCK_TOKENS)
-            with closing(self._read(held.blocks[common:])) as reading:
-                groups = list(reading) if self._source.in_memory else reading  # a chunk that is missing is found now
-                append = session.reserve_rows(held.tokens - session.length, dtype := self._kv_type(held))
-                fill = partial(_filled, session, append, groups, digests if dtype is session.model.cache.dtype else ())
-                get = Ahead(fill).result
-                if not self._source.in_memory:
-                    get()
+            get = self._fill(session, held, held.blocks[common:], digests)
         except BaseException:
             session.close()
             raise
@@ -241,13 +232,28 @@ class FromChunks:
             node = number
         return get
 
+    def _fill(
+        self, session: ModelSession, held: Session, blocks: Sequence[Chunk], digests: Sequence[str]
+    ) -> Callable[[], ModelSession]:
+        """Give a session its last tokens. Returns what gives the session, once it has them.
+
+        Chunks that are in memory are copied by another thread, while the guest's first message comes.
+        """
+        count, dtype = held.tokens - session.length, self._kv_type(held)
+        known = digests if dtype is session.model.cache.dtype else ()
+        if self._source.in_memory:
+            found = [self._get_several(group) for group in _groups(blocks, 4 * AT_ONCE)]  # one may be missing
+            return Ahead(partial(_filled, session, session.reserve_rows(count, dtype), found, known)).result
+        with closing(self._read(blocks)) as groups:
+            return ready(_filled(session, session.reserve_rows(count, dtype), groups, known))
+
     def _kv_type(self, held: Session) -> DType:
         return DType[self._manifest.models[held.model].kv_type or ""]
 
     def _read(self, chunks: Sequence[Chunk]) -> Generator[list[Bytes]]:
         """Chunks in groups, of which the next is read while the caller has one."""
         ahead: Ahead[list[Bytes]] | None = None
-        groups = list(_groups(chunks, 4 * AT_ONCE if self._source.in_memory else AT_ONCE))
+        groups = list(_groups(chunks, AT_ONCE))
         try:
             for number, group in enumerate(groups):
                 blocks = ahead.result() if ahead else self._get_several(group)

@@ -88,6 +88,11 @@ class OpenSession:
             self.logits = None
 
 
+def ready(session: Session) -> Callable[[], Session]:
+    """What gives a session that need not be waited for."""
+    return lambda: session
+
+
 class Llm:
     """One guest's models and sessions. Each method that ``wasmetal.h`` names is a host function.
 
@@ -212,7 +217,7 @@ class Llm:
         opened = self._handles.get(handle, OpenModel)
         self._handles.check_room()
         session = opened.model.session(opened.holder)
-        new_handle[0] = self._handles.add(OpenSession(lambda: session, opened))
+        new_handle[0] = self._handles.add(OpenSession(ready(session), opened))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
@@ -285,8 +290,8 @@ class Llm:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        fork = held.session.fork()
-        new_handle[0] = self._handles.add(OpenSession(lambda: fork, held.opened, decoded=held.decoded))
+        fork = ready(held.session.fork())
+        new_handle[0] = self._handles.add(OpenSession(fork, held.opened, decoded=held.decoded))
 
     def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)
