@@ -95,3 +95,20 @@ def _memory(call) -> tuple[int, int]:
 
     _, free, total = cu.cuMemGetInfo()
     return int(free), int(total)
+
+
+def test_garbage_leaves_the_current_context() -> None:
+    """Of another GPU, if there are two: a finalizer may run between any two calls of the driver's."""
+    from wasmetal.device.cuda.api import call
+    from wasmetal.device.cuda.context import Context, Owned
+    from wasmetal.device.cuda.physical import physical_devices
+
+    gpus = physical_devices()
+    contexts = Context(gpus[0]), Context(gpus[-1])
+    for one, other in (contexts, contexts[::-1]):
+        event = Owned(one, "Event", 0)
+        other.use()
+        current = int(call("cuCtxGetCurrent"))
+        del event
+        gc.collect()
+        assert int(call("cuCtxGetCurrent")) == current

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from wasmetal.device.cuda.api import QuickCall, call, make
@@ -17,8 +18,8 @@ class Context:
     def __init__(self, physical: PhysicalDevice) -> None:
         """Raises DeviceError, such as OutOfDeviceMemoryError: a context takes some hundred MB of the GPU's memory."""
         self.physical = physical
-        handle = call("cuDevicePrimaryCtxRetain", physical.handle)
-        self.making_current = QuickCall("cuCtxSetCurrent", int(handle))
+        self._handle = call("cuDevicePrimaryCtxRetain", physical.handle)
+        self.making_current = QuickCall("cuCtxSetCurrent", int(self._handle))
         """In the calling thread, as the driver's functions expect."""
         on_release(self, call, "cuDevicePrimaryCtxRelease", physical.handle)
 
@@ -26,14 +27,25 @@ class Context:
         """Make the context current in the calling thread, as the driver's functions expect. Raises DeviceLostError."""
         make(self.making_current)
 
+    @contextlib.contextmanager
+    def for_a_moment(self) -> Iterator[None]:
+        """Make the context current in the calling thread, and then the one that was. Raises DeviceError.
+
+        For finalizers: Python calls them at any time, such as between :meth:`use` and a call in another GPU's context.
+        """
+        call("cuCtxPushCurrent", self._handle)
+        try:
+            yield
+        finally:
+            call("cuCtxPopCurrent")
+
     def release_with(self, owner: object, function: str, *args: Any, keeps: object = None) -> None:
         """Call a function of the driver's in this context once nothing refers to ``owner``; then let ``keeps`` go."""
         on_release(owner, _release, self, function, args, keeps)
 
 
 def _release(context: Context, function: str, args: tuple[Any, ...], _keeps: object) -> None:
-    with contextlib.suppress(DeviceError):  # a lost GPU has released everything
-        context.use()
+    with contextlib.suppress(DeviceError), context.for_a_moment():  # a lost GPU has released everything
         call(function, *args)
 
 

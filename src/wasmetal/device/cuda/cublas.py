@@ -5,6 +5,7 @@ Its operands are float16: the activations are converted first, and weights of an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -227,5 +228,5 @@ def _call(function: str, *args: Any) -> None:
 
 
 def _destroy(context: Context, handle: ctypes.c_void_p) -> None:
-    context.use()
-    load_cublas().cublasDestroy_v2(handle)
+    with contextlib.suppress(DeviceError), context.for_a_moment():
+        load_cublas().cublasDestroy_v2(handle)
