@@ -3,8 +3,10 @@
 import gc
 import itertools
 import os
+import platform
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -245,3 +247,13 @@ def test_pages_that_take_room() -> None:
     region.view()[2 * PAGE] = 1
     assert region.pages.resident(4 * PAGE).tolist() == [False, False, True, False]
     assert region.pages.resident(0).tolist() == []
+
+
+def test_populated_pages_are_zero_and_take_room() -> None:
+    region = Region(capacity=8 * PAGE, size=4 * PAGE)
+    region.view()[2 * PAGE] = 7
+    region.populate(PAGE, 3 * PAGE)
+    if sys.platform == "linux" and tuple(map(int, platform.release().split(".")[:2])) >= (5, 14):
+        assert region.pages.resident(4 * PAGE).tolist() == [False, True, True, False]
+    assert region.view()[2 * PAGE] == 7
+    assert not region.view()[PAGE : 2 * PAGE].any()

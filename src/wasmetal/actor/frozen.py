@@ -44,6 +44,11 @@ class Frozen:
             with suppress(MemoryRefusedError):  # then it is hashed
                 self._add(place, copies.copy(data) if copies else data.copy(), chunk)
 
+    def share(self, place: Place, data: Bytes, chunk: Chunk) -> None:
+        """Keep a piece that nobody changes, uint8 of shape [n], itself, if there is room for it."""
+        if self._has_room(data):
+            self._add(place, data, chunk)
+
     def put(self, sink: ChunkSink, place: Place, data: Bytes, before: Frozen) -> Chunk:
         """Put a piece into a sink, unless it has it and the piece is as it was ``before``; keep it here."""
         kept, chunk = before.pieces.get(place, (None, None))

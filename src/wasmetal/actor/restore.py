@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from wasmetal.models import Session as ModelSession
 
 
+RUN = 16
+"""Pages that get their memory at once, before it is known whether the snapshot has their bytes."""
+
+
 class Contents(Protocol):
     """The bytes of an actor's state."""
 
@@ -178,19 +182,23 @@ class FromChunks:
         self._source = source
         self._device = device
         self.frozen = Frozen()
+        self._know = self.frozen.share if source.in_memory else self.frozen.keep
         self._prefixes: dict[tuple[int, str], tuple[int, Callable[[], ModelSession]]] = {}
         """Sessions by their first blocks: from the number of a beginning and the next block to a longer beginning."""
 
     def memory(self, index: int, memory: Region) -> None:
         """See :class:`Contents`."""
         view = memory.view()
-        for page, chunk in self._manifest.memories[index].content.named:
-            if chunk is None:
-                view[page * PAGE : (page + 1) * PAGE] = 0
-                continue
-            data = self._get(chunk.digest, chunk.size)
-            view[page * PAGE : (page + 1) * PAGE] = data
-            self.frozen.keep(("memory", index, page), data, chunk)
+        for run in _runs(self._manifest.memories[index].content.named):
+            (first, _), (last, _) = run[0], run[-1]
+            memory.populate(first * PAGE, (last + 1) * PAGE)
+            for page, chunk in run:
+                if chunk is None:
+                    view[page * PAGE : (page + 1) * PAGE] = 0
+                    continue
+                data = self._get(chunk.digest, chunk.size)
+                view[page * PAGE : (page + 1) * PAGE] = data
+                self._know(("memory", index, page), data, chunk)
 
     def table(self, index: int) -> list[int | None]:
         """See :class:`Contents`."""
@@ -207,7 +215,7 @@ class FromChunks:
             if chunk:
                 data = self._get(chunk.digest, chunk.size)
                 self._device.write(buffer, index * BLOCK_BYTES, data)
-                self.frozen.keep(("buffer", slot, index), data, chunk)
+                self._know(("buffer", slot, index), data, chunk)
 
     def session(self, slot: int, held: Session, opened: OpenModel) -> Callable[[], ModelSession]:
         """See :class:`Contents`. Sessions that begin with the same blocks share their pages again."""
@@ -300,6 +308,18 @@ def _groups(chunks: Iterable[Chunk], at_once: int) -> Iterator[list[Chunk]]:
         nbytes += chunk.size
     if group:
         yield group
+
+
+def _runs(named: Iterable[tuple[int, Chunk | None]]) -> Iterator[list[tuple[int, Chunk | None]]]:
+    """Pages that follow one another, and their chunks: at most RUN in a list."""
+    run: list[tuple[int, Chunk | None]] = []
+    for page, chunk in named:
+        if run and (page != run[-1][0] + 1 or len(run) == RUN):
+            yield run
+            run = []
+        run.append((page, chunk))
+    if run:
+        yield run
 
 
 def _array(data: memoryview, digest: str, size: int) -> Bytes:

@@ -27,6 +27,8 @@ _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _mincore = _libc.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
@@ -35,6 +37,8 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 # Reserved pages must not count as used memory. The constant is missing from ``mmap`` before Python 3.13.
 _MAP_NORESERVE = 0x40 if sys.platform == "darwin" else 0x4000
 _MAP_FIXED = 0x10
+_POPULATE_WRITE = 23
+"""Linux's MADV_POPULATE_WRITE, since 5.14 (include/uapi/asm-generic/mman-common.h)."""
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
@@ -80,6 +84,14 @@ class Pages:
             raise MemoryRefusedError(
                 f"cannot open {end - start} bytes of memory: {reason}; close other programs, or lower the guest's limit"
             )
+
+    def populate(self, start: int, end: int) -> None:
+        """Have the system give memory to the opened pages [start, end) at once, where it can: they are to be written.
+
+        It takes a fraction of the time of as many page faults.
+        """
+        if sys.platform == "linux":
+            _madvise(self.address + start, end - start, _POPULATE_WRITE)
 
     def map(self, descriptor: int, start: int, end: int) -> None:
         """Replace the opened pages [start, end) by those of a file, copy on write. Raises MemoryRefusedError."""

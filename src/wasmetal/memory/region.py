@@ -79,6 +79,10 @@ class Region:
         self._check_inside(begin, end - begin)
         self.pages.map(descriptor, begin, end)
 
+    def populate(self, begin: int, end: int) -> None:
+        """Whole pages inside ``size`` are to be written: have the system give them memory at once, where it can."""
+        self.pages.populate(begin, end)
+
     def view(self) -> NDArray[np.uint8]:
         """The accessible bytes as they are now, uint8 of shape [size], not copied. It keeps the pages mapped."""
         return self.part(0, self._size)
