@@ -90,10 +90,8 @@ class Registry:
                 segment.users -= 1
                 if not segment.users:
                     self._segments.remove(segment)
-                    with (
-                        contextlib.suppress(DeviceError),
-                        segment.context.for_a_moment(),
-                    ):  # a lost GPU has released all
+                    # A lost GPU has released everything.
+                    with contextlib.suppress(DeviceError), segment.context.for_a_moment():
                         call("cuMemHostUnregister", segment.start)
 
 
