@@ -78,6 +78,24 @@ def test_products(device: Device, kind: str) -> None:
     assert cublas.NAME in device.info.features
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "n", "k", "pays"),
+    [
+        ("f16", 1, 8192, 2048, False),
+        ("f16", 2, 8192, 2048, True),
+        ("f16", 2, 512, 512, False),
+        ("f16", 65, 96, 32, True),
+        ("q4_0", 1, 8192, 8192, False),
+        ("q4_0", 16, 2048, 2048, False),
+        ("q4_0", 16, 8192, 2048, True),
+        ("q4_0", 64, 2048, 2048, True),
+        ("q6_k", 16, 2048, 2048, True),
+    ],
+)
+def test_when_it_pays(kind: str, rows: int, n: int, k: int, pays: bool) -> None:
+    assert cublas.pays(kind, rows, n * k) == pays
+
+
 @needs_gpu
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_model_on_each(pair: Pair, tmp_path: Path) -> None:
     """Loaded on both and run by turns, it gives the same logits."""
     path, tokens = write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q8_0"), [7, 3, 200, 41, 5, 90]
     found: list[list[np.ndarray]] = [[], []]
-    with load_model(path, pair[0]) as one, load_model(path, pair[1]) as other:
+    with load_model(path, pair[0], kv_type="f32") as one, load_model(path, pair[1], kv_type="f32") as other:
         models = one, other
         sessions = [model.session() for model in models]
         for begin in range(0, len(tokens), 2):

@@ -35,7 +35,7 @@ extern "C" void run(uint groups, void** given, const size_t* bytes, const void* 
     memcpy(buffers, given, sizeof buffers);
     memcpy(sizes, bytes, sizeof sizes);
     memcpy(&params, with, sizeof params);
-    launch(groups, thread, clear);
+    launch(groups, {spread}, thread, clear);
 }}
 """
 
@@ -48,7 +48,8 @@ class CudaShim:
         with tempfile.TemporaryDirectory() as folder:
             source, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
             source.write_text(_translated(kernel))
-            command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, "-I", SHIM, source, "-lm", "-o", built]
+            threads = f"-DTHREADS={kernel.threads[0]}"
+            command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, threads, "-I", SHIM, source, "-lm", "-o", built]
             done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             self._library = ctypes.CDLL(str(built))
@@ -84,6 +85,7 @@ def _translated(kernel: Kernel) -> str:
         "count": len(types),
         "params": params,
         "kernel": kernel.name,
+        "spread": str(kernel.spread),
         "arguments": ", ".join(arguments),
         "clear": "\n".join(f"    memset((void*)&{name}, 0xff, sizeof {name});" for name in shared),
     }

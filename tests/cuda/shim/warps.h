@@ -50,7 +50,8 @@ VECTOR(int, 4, x, y, z, w)
 #define SHIFT(T) \
     static T operator>>(T a, T b) { return each(a, b, [](auto x, auto y) { return x >> y; }); } \
     static T operator<<(T a, T b) { return each(a, b, [](auto x, auto y) { return decltype(x)(uint(x) << y); }); } \
-    static T operator&(T a, T b) { return each(a, b, [](auto x, auto y) { return x & y; }); }
+    static T operator&(T a, T b) { return each(a, b, [](auto x, auto y) { return x & y; }); } \
+    static T operator^(T a, T b) { return each(a, b, [](auto x, auto y) { return x ^ y; }); }
 SHIFT(uint2) SHIFT(uint4) SHIFT(int2) SHIFT(int4)
 
 // ---- Memory.
@@ -100,7 +101,8 @@ static uint16_t __half_as_ushort(_Float16 a) { return bits<uint16_t>(a); }
 static _Float16 __ushort_as_half(uint16_t a) { return bits<_Float16>(a); }
 
 // ---- Threads.
-constexpr int THREADS = 128, WARP = 32;
+// THREADS, of a group: given to the compiler.
+constexpr int WARP = 32;
 constexpr size_t STACK = 256 << 10;
 static uint3 threadIdx, blockIdx, blockDim{THREADS, 1, 1};
 static ucontext_t scheduler, fibres[THREADS];
@@ -184,15 +186,25 @@ static float4 wasmetal_multiply_half(uint4 a, uint2 b, float4 c) {
     });
 }
 static float wasmetal_power(float exponent) { return exponent < -126 ? 0 : exp2f(exponent); }
+static uint2 wasmetal_scaled_bytes(uint bytes, uint zero, uint scale) {
+    uint halves[4];
+    for (int i = 0; i < 4; ++i) {
+        _Float16 byte = (_Float16)(1024 + (bytes >> 8 * i & 255));
+        halves[i] = __half_as_ushort((_Float16)((byte - (_Float16)half_of(zero, i % 2)) * (_Float16)half_of(scale, i % 2)));
+    }
+    return {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
+}
+static uint __funnelshift_r(uint low, uint high, uint shift) { return uint(((uint64_t)high << 32 | low) >> (shift & 31)); }
 static uint wasmetal_as_halves(float low, float high) {
     return __half_as_ushort((_Float16)low) | uint(__half_as_ushort((_Float16)high)) << 16;
 }
 
-// Run groups, each with its threads forwards or backwards. `clear` poisons group memory.
-static void launch(uint groups, void (*kernel)(), void (*clear)()) {
+// Run groups, each with its threads forwards or backwards; `spread` of them have the same x, and others z. `clear` poisons
+// group memory.
+static void launch(uint groups, uint spread, void (*kernel)(), void (*clear)()) {
     static char stacks[THREADS * STACK];
     for (uint group = 0; group < groups; ++group) {
-        blockIdx = {group, 0, 0};
+        blockIdx = {group / spread, 0, group % spread};
         clear();
         for (int i = 0; i < THREADS; ++i) {
             done[i] = false;

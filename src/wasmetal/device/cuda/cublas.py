@@ -32,8 +32,10 @@ _WORKSPACE = 32 << 20
 """Bytes that cuBLAS may use besides: what NVIDIA recommends for GPUs of compute capability 9.0."""
 _LARGEST = 256 << 20
 """Bytes of an operand that is converted, at most: a larger one, such as a vocabulary's, is left to the kernels."""
-_FEWEST = 2 << 20
-"""Bytes of a weight from which on a GEMM of few rows pays for the conversion of its activations."""
+_FEWEST, _FEWEST_QUICK = 1 << 20, 12 << 20
+"""Elements of a weight from which on the library is faster with few rows too, although operands must be converted: the
+second for types that the kernels for few rows read quickly, and up to so many rows. On an H200."""
+_QUICK, _QUICK_ROWS = ("q8_0", "q4_0"), 32
 _PARTS, _CLEARED = 4, 2048
 """Groups for each row of activations, at least, and columns of the result that a group clears (``halve.slang``)."""
 _UNSCALED = 16.0
@@ -92,17 +94,16 @@ class Cublas:
     ) -> CublasGemm | None:
         """The GEMM of a dispatch whose operands are aligned, if cuBLAS computes it; None if a kernel runs instead.
 
-        The kernel runs for few rows, unless the weight can be used as it is; if the library is not installed or wrong;
-        and without memory for the operands.
+        The kernel runs for one row, and for few rows and a small weight; for a weight too large to be converted; if the
+        library is not installed or wrong; and without memory for the operands.
         Updates ``backend.info.features`` if this tries the library. Raises DeviceError if the library fails.
         """
         operation, _, kind = kernel.name.partition("_")
         if operation != "gemm":
             return None
         p = kernel.unpack(params)
-        few = p.rows <= FEW_ROWS and (p.rows == 1 or kind != "f16" or 2 * p.n * p.k < _FEWEST)
         converted = p.rows if kind == "f16" else max(p.n, p.rows)
-        if (self._results and few) or 2 * converted * p.k > _LARGEST:
+        if (self._results and not pays(kind, p.rows, p.n * p.k)) or 2 * converted * p.k > _LARGEST:
             return None
         if not self._works(backend, kind):
             return None
@@ -212,6 +213,14 @@ class CublasGemm:
         for launch in self._launches:
             launch.start(stream)
         self._cublas.multiply(stream, *self._arguments)
+
+
+def pays(kind: str, rows: int, elements: int) -> bool:
+    """Whether the library is faster than the kernels, for a weight of so many elements."""
+    if rows > FEW_ROWS or rows == 1:
+        return rows > FEW_ROWS
+    quick = kind in _QUICK and rows <= _QUICK_ROWS
+    return elements >= (_FEWEST_QUICK if quick else _FEWEST)
 
 
 def _version() -> str:

@@ -10,9 +10,11 @@ from wasmetal.device.sliced_trials import sliced_rows
 from wasmetal.device.trial import Trial
 from wasmetal.kernels.catalog import FEW_ROWS, Kernel
 
-_WIDE = 8192
-"""Columns of the output from which on there are enough groups if each computes 128 columns: here, of 132
-multiprocessors. Groups of 32 columns read the activations four times as often."""
+_TILE = 32
+"""Rows, and columns of the output, that a subgroup computes (``few_rows.slang``)."""
+_GROUPS = 264
+"""Up to so many groups, each computes 32 columns: two for each of 132 multiprocessors. Beyond, groups of 128 columns
+read the activations a quarter as often."""
 
 
 class MatrixInstructions(MatrixUnits):
@@ -26,7 +28,10 @@ class MatrixInstructions(MatrixUnits):
         if found in MATRIX_ATTENTION:
             return found
         p = kernel.unpack(params)
-        return found if p.rows > FEW_ROWS else variant(kernel, "few4" if p.n >= _WIDE else "few1")
+        if p.rows > FEW_ROWS:
+            return found
+        narrow = -(-p.rows // _TILE) * -(-p.n // _TILE) <= _GROUPS
+        return variant(kernel, "few1" if narrow else "few4")
 
     def trials(self, kernel: Kernel) -> list[Trial]:
         """What a variant must compute before it is used."""
