@@ -104,6 +104,29 @@ def test_it_is_frozen_when_it_is_idle_and_thawed_by_its_next_request(tiny: Model
         assert host.stats().thawed == 1
 
 
+def test_no_more_than_so_many(tiny: Model, tmp_path: Path) -> None:
+    """New ones are refused, also after a restart; those that are there go on; room that is made is used."""
+    for _ in range(2):
+        with keeping(tiny, tmp_path / "actors", limits={"conversations": 2}) as server:
+            client = server.client(max_retries=0)
+            assert server.engine.conversations
+            for name in ANN, BOB:
+                ask(client, user("hello"), name)
+            with pytest.raises(openai.InternalServerError, match="keeps no more than 2 conversations") as caught:
+                ask(client, user("hello"), {"X-Wasmetal-Actor": "eve"})
+            assert caught.value.status_code == 507
+            ask(client, user("and again"), ANN)
+            ask(client, user("hello"), None)
+            host = server.engine.conversations.host
+            assert len(host.actors()) == 2
+    with keeping(tiny, tmp_path / "actors", limits={"conversations": 2}) as server:
+        assert server.engine.conversations
+        host = server.engine.conversations.host
+        host.delete(host.actors()[0])
+        ask(server.client(), user("hello"), {"X-Wasmetal-Actor": "eve"})
+        assert len(host.actors()) == 2
+
+
 def test_time_freezes_it(tiny: Model, tmp_path: Path) -> None:
     with keeping(tiny, tmp_path / "actors", limits={"idle_seconds": 0.1}) as server:
         client = server.client()

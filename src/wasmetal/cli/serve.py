@@ -55,6 +55,7 @@ def serve(
     ] = 1,
     guest: Guests = None,
     actors: Actors = None,
+    conversations: Annotated[int, typer.Option(help="Most conversations that --actors keeps.", min=1)] = 10_000,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a completion.", min=1)] = None,
     piece_tokens: Annotated[
         int,
@@ -133,7 +134,12 @@ def serve(
     recipe = Recipe(
         models=models or [DEFAULT_MODEL],
         limits=ServerLimits(
-            running=parallel, waiting=queue, max_tokens=max_tokens, piece_tokens=piece_tokens, resident=parallel
+            running=parallel,
+            waiting=queue,
+            max_tokens=max_tokens,
+            piece_tokens=piece_tokens,
+            resident=parallel,
+            conversations=conversations,
         ),
         keys=keys,
         loading={

@@ -28,6 +28,9 @@ class Conversations:
         store = DirectoryStore(folder)
         self.models = models
         self._documents = Documents(folder / "documents", limits.stored)
+        self._most = limits.conversations
+        self._there: frozenset[str] = frozenset()
+        """Actors that were there when the store was last asked."""
         self._busy: set[str] = set()
         self._lock = threading.Lock()
         types = {
@@ -62,6 +65,19 @@ class Conversations:
         finally:
             with self._lock:
                 self._busy.discard(actor_id)
+
+    def admit(self, actor_id: str) -> None:
+        """Raise ApiError if it is a new conversation, and there are as many as may be."""
+        if actor_id not in self._there:
+            self._there = frozenset(self.host.actors())
+            if actor_id not in self._there and len(self._there) >= self._most:
+                raise ApiError(
+                    507,
+                    f"the server keeps no more than {self._most} conversations: go on with one of them, or have some "
+                    "removed (wasmetal actor rm)",
+                    code="conversations_full",
+                    kind="server_error",
+                )
 
     def remember(self, owner: str, name: str, document: dict[str, Any]) -> None:
         """Keep what clients may ask for again. The oldest goes, with its actor, if there are too many."""

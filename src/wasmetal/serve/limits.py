@@ -37,7 +37,9 @@ class ServerLimits:
     idle_seconds: float = 300.0
     """Time after which a conversation is frozen that has no request."""
     stored: int = 1000
-    """Responses and conversations that are stored; the oldest go."""
+    """Responses, and conversations of their own, that are stored; the oldest go."""
+    conversations: int = 10_000
+    """Conversations in the store, those included: from then on one that a header names anew gets status 507."""
     reply_bytes: int = 16 << 20
     """Bytes of a guest's reply, where a guest is the model."""
     disk_bytes: int = 64 << 20

@@ -201,7 +201,9 @@ class ConversationTurn(Turn):
         host, own, kept = self._conversations.host, self._own, False
         with self._conversations.alone(self._actor_id):
             try:
-                if own and own.origin is not None:
+                if own is None:
+                    self._conversations.admit(self._actor_id)
+                elif own.origin is not None:
                     host.fork(own.origin, self._actor_id)
                 text = self._send(emit)
                 end = self._end()
