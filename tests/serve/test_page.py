@@ -15,9 +15,12 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.serve.serving import Serving, serving, wait_for
+from wasmetal.actor.program import ActorProgram
 from wasmetal.models import Model
+from wasmetal.packaged import guest
 from wasmetal.serve.completion import Completion
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.keys import read_keys
 from wasmetal.serve.limits import ServerLimits
 
@@ -114,6 +117,20 @@ def test_an_answer(served: Serving, open_page: Opener, size: str) -> None:
     page.get_by_role("button", name="New chat").click()
     expect(page.locator(".messages > li")).to_have_count(0)
     expect(page.get_by_role("heading", name="Ask a model")).to_be_visible()
+
+
+def test_a_guest_that_is_a_model(tiny: Model, open_page: Opener) -> None:
+    guests = [GuestModel("voting", ActorProgram(guest("vote")), {"default": tiny})]
+    with serving(Engine([tiny], ServerLimits(), guests=guests)) as server:
+        page = open_page(server)
+        expect(page.get_by_label("Model", exact=True)).to_have_value("tiny")
+        page.get_by_label("Model", exact=True).select_option("voting")
+        say(page, "hello", Most_tokens="12")
+        expect(page.get_by_role("status")).to_have_text("The answer is complete.")
+        assert server.ask("/stats")[1]["ended"][0]["model"] == "voting"
+        about = page.locator("#models li").filter(has_text="voting")
+        expect(about).to_contain_text("A guest, program")
+        expect(about).to_contain_text("tiny")
 
 
 def test_stop_and_a_long_answer(served: Serving, open_page: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

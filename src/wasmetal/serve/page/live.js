@@ -116,8 +116,10 @@ function showGuests({ guests, ended }) {
 function showModels({ models }) {
   byId("models").replaceChildren(
     ...models.map((model) => {
-      const about = [["Context", plural(model.context, "token")]];
-      if (!model.loaded) {
+      const about = model.kind === "guest" ? [] : [["Context", plural(model.context, "token")]];
+      if (model.kind === "guest") {
+        about.push(["A guest, program", model.program.slice(0, 12)], ["With", model.models.join(", ") || "no model"]);
+      } else if (!model.loaded) {
         about.push(["Not loaded; takes up to", bytes(model.planned_bytes)]);
       } else {
         about.unshift(["Weights", bytes(model.weights_bytes)]);

@@ -21,7 +21,7 @@ function showServer(stats, error) {
   byId("device").hidden = !stats.device;
   byId("device").textContent = stats.device?.name ?? "";
   byId("device").title = stats.device ? `${stats.device.name} (${stats.device.backend})` : "";
-  const models = stats.models.filter((model) => model.kind === "text").map((model) => model.id);
+  const models = stats.models.filter((model) => model.kind !== "embeddings").map((model) => model.id);
   if (models.join("\n") === names) return;
   names = models.join("\n");
   const chosen = models.includes(chosenModel.get()) ? chosenModel.get() : models[0];

@@ -13,6 +13,7 @@ from wasmetal.models import Embedder, Model
 from wasmetal.serve.body import engine_of
 from wasmetal.serve.conversations import Conversations
 from wasmetal.serve.engine import Engine
+from wasmetal.serve.guest_model import GuestModel
 from wasmetal.serve.limits import ServerLimits
 
 
@@ -29,7 +30,11 @@ async def stats(request: Request) -> Response:
         "totals": _totals(engine),
         "device": _device(engine),
         "conversations": engine.conversations and _conversations(engine.conversations, engine.limits),
-        "models": [_model(name, model) for name, model in engine.models.items()] + _unloaded(engine),
+        "models": [
+            *(_model(name, model) for name, model in engine.models.items()),
+            *_unloaded(engine),
+            *map(_guest, engine.guests.values()),
+        ],
         "guests": engine.roster.here(owner),
         "ended": engine.roster.ended(owner),
     }
@@ -86,6 +91,17 @@ def _model(name: str, model: Model | Embedder) -> dict[str, Any]:
         about["cache"] = _cache(model)
         about["batches"], about["batched"] = model.batches.submitted, model.batches.jobs
     return about
+
+
+def _guest(guest: GuestModel) -> dict[str, Any]:
+    """A guest that is a model itself."""
+    return {
+        "id": guest.name,
+        "kind": "guest",
+        "loaded": True,
+        "program": guest.program.digest,
+        "models": sorted({model.name for model in guest.models.values()}),
+    }
 
 
 def _unloaded(engine: Engine) -> list[dict[str, Any]]:
