@@ -58,7 +58,7 @@ class Context:
     def use(self) -> None:
         pass
 
-    def for_a_moment(self) -> AbstractContextManager[None]:
+    def current(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 

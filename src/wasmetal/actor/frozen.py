@@ -1,8 +1,8 @@
 """What an actor's memories and buffers held when it was frozen or thawed last: what is the same still has its digest.
 
-Pieces are compared with copies, byte by byte. So nothing that a guest writes can pass for what was there before, as it
-could with a checksum; the system's own records of written pages miss what GPUs write, or cannot be had everywhere.
-Comparing takes less time than hashing.
+Pieces are compared with copies, or with the bytes of a snapshot in memory, byte by byte. So nothing that a guest writes
+can pass for what was there before, as it could with a checksum; the system's own records of written pages miss what
+GPUs write, or cannot be had everywhere. Comparing takes less time than hashing.
 """
 
 from __future__ import annotations

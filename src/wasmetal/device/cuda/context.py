@@ -28,7 +28,7 @@ class Context:
         make(self.making_current)
 
     @contextlib.contextmanager
-    def for_a_moment(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """Make the context current in the calling thread, and then the one that was. Raises DeviceError.
 
         For finalizers: Python calls them at any time, such as between :meth:`use` and a call in another GPU's context.
@@ -45,7 +45,7 @@ class Context:
 
 
 def _release(context: Context, function: str, args: tuple[Any, ...], _keeps: object) -> None:
-    with contextlib.suppress(DeviceError), context.for_a_moment():  # a lost GPU has released everything
+    with contextlib.suppress(DeviceError), context.current():  # a lost GPU has released everything
         call(function, *args)
 
 

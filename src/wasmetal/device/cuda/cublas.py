@@ -217,8 +217,10 @@ class CublasGemm:
 
 def pays(kind: str, rows: int, elements: int) -> bool:
     """Whether the library is faster than the kernels, for a weight of so many elements."""
-    if rows > FEW_ROWS or rows == 1:
-        return rows > FEW_ROWS
+    if rows == 1:
+        return False
+    if rows > FEW_ROWS:
+        return True
     quick = kind in _QUICK and rows <= _QUICK_ROWS
     return elements >= (_FEWEST_QUICK if quick else _FEWEST)
 
@@ -237,5 +239,5 @@ def _call(function: str, *args: Any) -> None:
 
 
 def _destroy(context: Context, handle: ctypes.c_void_p) -> None:
-    with contextlib.suppress(DeviceError), context.for_a_moment():
+    with contextlib.suppress(DeviceError), context.current():
         load_cublas().cublasDestroy_v2(handle)

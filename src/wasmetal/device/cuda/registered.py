@@ -91,7 +91,7 @@ class Registry:
                 if not segment.users:
                     self._segments.remove(segment)
                     # A lost GPU has released everything.
-                    with contextlib.suppress(DeviceError), segment.context.for_a_moment():
+                    with contextlib.suppress(DeviceError), segment.context.current():
                         call("cuMemHostUnregister", segment.start)
 
 
