@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from wasmetal.actor.guest import ActorGuest
 from wasmetal.actor.manifest import BLOCK_BYTES, BLOCK_TOKENS, NULL, Chunk, Manifest, Pieces
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model
+from wasmetal.actor.stretches import stretches
 from wasmetal.device.base import Bytes
 from wasmetal.errors import SnapshotError
 from wasmetal.host.commands import GuestBuffer
@@ -172,24 +173,10 @@ def _session_blocks(session: ModelSession, sink: ChunkSink) -> list[Chunk]:
         if digest is not None and sink.has(digest, count * token_bytes):
             blocks[number] = Chunk(digest, count * token_bytes)
     missing = [number for number in range(len(counts)) if number not in blocks]
-    for begin, end in _stretches(missing, max(1, AT_ONCE // (BLOCK_TOKENS * token_bytes))):
+    for begin, end in stretches(missing, max(1, AT_ONCE // (BLOCK_TOKENS * token_bytes))):
         rows = session.rows(begin * BLOCK_TOKENS, counts[begin:end])
         for number, digest in enumerate(sink.put_several([each.data for each in rows]), begin):
             blocks[number] = Chunk(digest, counts[number] * token_bytes)
             if counts[number] == BLOCK_TOKENS:
                 session.digests[(number + 1) * BLOCK_TOKENS] = digest
     return [blocks[number] for number in range(len(counts))]
-
-
-def _stretches(numbers: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as stretches of consecutive ones, at most so many: the first, and the one after the last."""
-    begin = end = 0
-    for number in numbers:
-        if begin < end and (number != end or end - begin == most):
-            yield begin, end
-            begin = number
-        elif begin == end:
-            begin = number
-        end = number + 1
-    if begin < end:
-        yield begin, end

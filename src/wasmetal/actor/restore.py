@@ -31,6 +31,7 @@ from wasmetal.actor.manifest import (
 from wasmetal.actor.memory_image import PAGE
 from wasmetal.actor.models import granted_model, language_model
 from wasmetal.actor.program import ActorProgram
+from wasmetal.actor.stretches import stretches
 from wasmetal.actor.threads import Ahead
 from wasmetal.device.base import Buffer, Bytes, Device
 from wasmetal.errors import SnapshotError, printable
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from wasmetal.models import Session as ModelSession
 
 
-RUN = 16
+_PAGES_AT_ONCE = 16
 """Pages that get their memory at once, before it is known whether the snapshot has their bytes."""
 
 
@@ -189,10 +190,11 @@ class FromChunks:
     def memory(self, index: int, memory: Region) -> None:
         """See :class:`Contents`."""
         view = memory.view()
-        for run in _runs(self._manifest.memories[index].content.named):
-            (first, _), (last, _) = run[0], run[-1]
-            memory.populate(first * PAGE, (last + 1) * PAGE)
-            for page, chunk in run:
+        chunks = dict(self._manifest.memories[index].content.named)
+        for begin, end in stretches(chunks, _PAGES_AT_ONCE):
+            memory.populate(begin * PAGE, end * PAGE)
+            for page in range(begin, end):
+                chunk = chunks[page]
                 if chunk is None:
                     view[page * PAGE : (page + 1) * PAGE] = 0
                     continue
@@ -308,18 +310,6 @@ def _groups(chunks: Iterable[Chunk], at_once: int) -> Iterator[list[Chunk]]:
         nbytes += chunk.size
     if group:
         yield group
-
-
-def _runs(named: Iterable[tuple[int, Chunk | None]]) -> Iterator[list[tuple[int, Chunk | None]]]:
-    """Pages that follow one another, and their chunks: at most RUN in a list."""
-    run: list[tuple[int, Chunk | None]] = []
-    for page, chunk in named:
-        if run and (page != run[-1][0] + 1 or len(run) == RUN):
-            yield run
-            run = []
-        run.append((page, chunk))
-    if run:
-        yield run
 
 
 def _array(data: memoryview, digest: str, size: int) -> Bytes:

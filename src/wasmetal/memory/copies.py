@@ -6,7 +6,6 @@ heap gets holes: with copies of pages in them they grew to twice and three times
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import sys
 import weakref
@@ -15,12 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.memory.pages import Pages, array_over
+from wasmetal.memory.pages import Pages, array_over, madvise
 
 _SLAB: Final = 4 << 20
 """Bytes that are mapped at a time, and stay mapped: a process may have 65,530 mappings."""
-_madvise = ctypes.CDLL(None).madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _GIVE_BACK: Final = mmap.MADV_FREE if sys.platform == "darwin" else mmap.MADV_DONTNEED
 
 
@@ -60,7 +57,7 @@ class Copies:
         if len(self._warm) < self._most:
             self._warm.append(address)
         else:
-            _madvise(address, self._nbytes, _GIVE_BACK)
+            madvise(address, self._nbytes, _GIVE_BACK)
             self._cold.append(address)
 
 

@@ -27,8 +27,9 @@ _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
-_madvise = _libc.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+madvise = _libc.madvise
+"""The C library's."""
+madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _mincore = _libc.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
@@ -91,7 +92,7 @@ class Pages:
         It takes a fraction of the time of as many page faults.
         """
         if sys.platform == "linux":
-            _madvise(self.address + start, end - start, _POPULATE_WRITE)
+            madvise(self.address + start, end - start, _POPULATE_WRITE)
 
     def map(self, descriptor: int, start: int, end: int) -> None:
         """Replace the opened pages [start, end) by those of a file, copy on write. Raises MemoryRefusedError."""
