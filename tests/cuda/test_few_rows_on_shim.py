@@ -3,15 +3,13 @@ test_matrix_attention_on_shim.py."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.cuda.shim.library import compiled
+from tests.cuda.shim.library import compiled, needs_ziglang
 from tests.ops.test_linear import check_linear
 from wasmetal.device import Device
 from wasmetal.device.base import Bytes
@@ -19,9 +17,7 @@ from wasmetal.kernels.catalog import CATALOG
 from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference import KERNELS
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or importlib.util.find_spec("ziglang") is None, reason="needs ziglang, on Linux"
-)
+pytestmark = needs_ziglang
 
 ROUNDED = 1e-3
 """Of the sum of the products' magnitudes: both factors are rounded to float16."""

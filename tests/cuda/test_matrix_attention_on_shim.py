@@ -6,8 +6,6 @@ each other, in two orders. What it does not: that a GPU runs them; see tests/dev
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cuda.shim.library import compiled
+from tests.cuda.shim.library import compiled, needs_ziglang
 from tests.device.test_matrix_attention import check
 from tests.ops.prefill_cases import SINKS, check_any_batch, check_mixed_sequences, check_prompt, check_windows
 from wasmetal.device import Device
@@ -25,9 +23,7 @@ from wasmetal.kernels.catalog import CATALOG, MATRIX_HEADS
 from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.kernels.reference import KERNELS
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or importlib.util.find_spec("ziglang") is None, reason="needs ziglang, on Linux"
-)
+pytestmark = needs_ziglang
 
 
 @pytest.fixture

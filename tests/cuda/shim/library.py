@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,10 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from wasmetal.device.base import Bytes
 from wasmetal.kernels.catalog import Kernel
 
 SHIM = Path(__file__).parent
+needs_ziglang = pytest.mark.skipif(
+    sys.platform != "linux" or importlib.util.find_spec("ziglang") is None, reason="needs ziglang, on Linux"
+)
 _FLAGS = (
     *("-x", "c++", "-std=c++20", "-nostdinc++", "-fno-exceptions", "-fno-rtti"),
     *("-O1", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-w"),

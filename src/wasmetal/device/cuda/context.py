@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from wasmetal.device.cuda.api import QuickCall, call, make
@@ -27,17 +27,17 @@ class Context:
         """Make the context current in the calling thread, as the driver's functions expect. Raises DeviceLostError."""
         make(self.making_current)
 
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        """Make the context current in the calling thread, and then the one that was. Raises DeviceError.
+    def release(self, function: Callable[..., object], *args: Any) -> None:
+        """Call what releases something in this context, then make that one current again that was. Raises nothing.
 
-        For finalizers: Python calls them at any time, such as between :meth:`use` and a call in another GPU's context.
+        Finalizers call it at any time, such as between :meth:`use` and a call in another GPU's context.
         """
-        call("cuCtxPushCurrent", self._handle)
-        try:
-            yield
-        finally:
-            call("cuCtxPopCurrent")
+        with contextlib.suppress(DeviceError):  # a lost GPU has released everything
+            call("cuCtxPushCurrent", self._handle)
+            try:
+                function(*args)
+            finally:
+                call("cuCtxPopCurrent")
 
     def release_with(self, owner: object, function: str, *args: Any, keeps: object = None) -> None:
         """Call a function of the driver's in this context once nothing refers to ``owner``; then let ``keeps`` go."""
@@ -45,8 +45,7 @@ class Context:
 
 
 def _release(context: Context, function: str, args: tuple[Any, ...], _keeps: object) -> None:
-    with contextlib.suppress(DeviceError), context.current():  # a lost GPU has released everything
-        call(function, *args)
+    context.release(call, function, *args)
 
 
 class Owned:

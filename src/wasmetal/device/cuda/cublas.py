@@ -5,7 +5,6 @@ Its operands are float16: the activations are converted first, and weights of an
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -177,7 +176,7 @@ class Cublas:
             self._context.use()
             handle = ctypes.c_void_p()
             _call("cublasCreate_v2", ctypes.byref(handle))
-            on_release(self, _destroy, self._context, handle)
+            on_release(self, self._context.release, load_cublas().cublasDestroy_v2, handle)
             self._workspace = allocate_device(self._context, stream, _WORKSPACE)
             self._handle = handle
 
@@ -236,8 +235,3 @@ def _version() -> str:
 def _call(function: str, *args: Any) -> None:
     if status := getattr(load_cublas(), function)(*args):
         raise DeviceError(f"cuBLAS failed ({function}: status {status}); set WASMETAL_NO_CUBLAS=1")
-
-
-def _destroy(context: Context, handle: ctypes.c_void_p) -> None:
-    with contextlib.suppress(DeviceError), context.current():
-        load_cublas().cublasDestroy_v2(handle)

@@ -7,7 +7,6 @@ process, at the addresses that the pages have on the host.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -17,7 +16,6 @@ from wasmetal.device.base import Bytes
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.release import on_release
-from wasmetal.errors import DeviceError
 
 _FLAGS = cu.CU_MEMHOSTREGISTER_PORTABLE | cu.CU_MEMHOSTREGISTER_DEVICEMAP
 
@@ -90,9 +88,7 @@ class Registry:
                 segment.users -= 1
                 if not segment.users:
                     self._segments.remove(segment)
-                    # A lost GPU has released everything.
-                    with contextlib.suppress(DeviceError), segment.context.current():
-                        call("cuMemHostUnregister", segment.start)
+                    segment.context.release(call, "cuMemHostUnregister", segment.start)
 
 
 registry = Registry()
